@@ -1,0 +1,194 @@
+"""RegionMap: the disjoint superpixels of one picture, as a label map and what is known of each region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+UNKNOWN_LEVEL = -1
+"""Level of a region that no SAM decoder made (SAM's own: 0 subpart, 1 part, 2 whole)."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegionMap:
+    """The superpixels of one picture; every pixel belongs to one region or to none.
+
+    ``labels`` spans the whole picture (no padding) at any resolution, so a share of its height or
+    width is the same share of the picture's. Build one with :meth:`from_labels`.
+
+    Args:
+        labels: (H', W') int32; -1 = no region; the ids 0..S-1 all occur, S >= 1.
+        areas: (S,) int64, pixels of ``labels``.
+        boxes: (S, 4) float32, x0, y0, x1, y1 in pixels of ``labels``, x1 and y1 exclusive.
+        levels: (S,) int8, SAM's level: 0 subpart, 1 part, 2 whole; -1 unknown.
+        scores: (S,) float32, quality of each region; 1.0 if unknown.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+
+    labels: np.ndarray
+    areas: np.ndarray
+    boxes: np.ndarray
+    levels: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 2 or self.labels.dtype != np.int32:
+            raise ValueError(
+                f"labels must be (H, W) int32, got {self.labels.shape} {self.labels.dtype}; "
+                "RegionMap.from_labels converts any integer map."
+            )
+        count = len(self.areas)
+        if count == 0:
+            raise ValueError("A RegionMap needs at least one region; where nothing was found, use whole_picture.")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < -1 or high != count - 1 or (self.areas <= 0).any():
+            raise ValueError(
+                f"labels must hold the ids 0..{count - 1}, each at least once, and -1; they run from {low} to {high} "
+                f"and {int((self.areas <= 0).sum())} region(s) have no pixel."
+            )
+        shapes = {"boxes": (count, 4), "levels": (count,), "scores": (count,)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must be {shape} for {count} regions, got {getattr(self, name).shape}.")
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels: np.ndarray,
+        levels: Sequence[int] | np.ndarray | None = None,
+        scores: Sequence[float] | np.ndarray | None = None,
+    ) -> RegionMap:
+        """Build a region map from any integer label map.
+
+        Ids are renumbered to 0..S-1 by the raster order of each region's first pixel (top row first, then from the
+        left), so the result does not depend on the numbers that came in.
+
+        Args:
+            labels: (H', W') integers; a negative label = no region; gaps between labels are fine.
+            levels: level of label i at index i, for every label up to the largest; None = unknown.
+            scores: score of label i at index i, likewise; None = 1.0 each.
+
+        Raises:
+            ValueError: not a 2-D integer map, an empty one, no region in it, or too few levels or scores.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim != 2 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"A label map is a non-empty (H, W) array of integers, got {labels.dtype} of shape {labels.shape}."
+            )
+        found, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+        inside = found >= 0
+        if not inside.any():
+            raise ValueError(
+                "No region in the label map: every label is negative. Where nothing was found, use whole_picture."
+            )
+        order = np.argsort(first[inside])  # raster order of first pixels
+        source = found[inside][order]  # new id -> old label
+        new_ids = np.full(len(found), -1, np.int32)
+        new_ids[np.flatnonzero(inside)[order]] = np.arange(len(source), dtype=np.int32)
+        renumbered = new_ids[inverse].reshape(labels.shape)  # (H', W')
+        return cls(
+            renumbered,
+            *_areas_and_boxes(renumbered, len(source)),
+            levels=_pick("levels", levels, source, np.int8, UNKNOWN_LEVEL),
+            scores=_pick("scores", scores, source, np.float32, 1.0),
+        )
+
+    @classmethod
+    def whole_picture(cls, size: tuple[int, int]) -> RegionMap:
+        """One region that covers a label map of ``size`` = (H', W').
+
+        Raises:
+            ValueError: a side is smaller than 1.
+        """
+        return cls.from_labels(np.zeros(_checked_size(size), np.int32))
+
+    @property
+    def count(self) -> int:
+        """S, the number of regions."""
+        return len(self.areas)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H', W') of the label map."""
+        height, width = self.labels.shape
+        return height, width
+
+    def coverage(self) -> float:
+        """Share of the picture that some region covers, 0 to 1."""
+        return float(self.areas.sum() / self.labels.size)
+
+    def masks(self) -> np.ndarray:
+        """The regions as (S, H', W') bool masks, disjoint."""
+        return self.labels[None] == np.arange(self.count, dtype=np.int32)[:, None, None]  # (S, H', W')
+
+    def resized(self, size: tuple[int, int]) -> RegionMap:
+        """The same regions at another resolution, by nearest neighbour (pixel centres).
+
+        Ids, levels and scores stay as they are. A region that would vanish when shrinking keeps one pixel,
+        the one that its own middle pixel falls into.
+
+        Args:
+            size: (H, W) of the new label map.
+
+        Raises:
+            ValueError: a side is smaller than 1, or ``size`` has no room for all regions.
+        """
+        size = _checked_size(size)
+        if size == self.size:
+            return self
+        rows, cols = (_nearest(old, new) for old, new in zip(self.size, size, strict=True))
+        labels = self.labels[np.ix_(rows, cols)]  # (H, W)
+        for region in np.setdiff1d(np.arange(self.count), labels):
+            ys, xs = np.nonzero(self.labels == region)
+            middle = len(ys) // 2
+            labels[ys[middle] * size[0] // self.size[0], xs[middle] * size[1] // self.size[1]] = region
+        areas, boxes = _areas_and_boxes(labels, self.count)
+        if (areas == 0).any():
+            raise ValueError(
+                f"A label map of {size[0]}x{size[1]} has no room for all {self.count} regions of this one "
+                f"({self.size[0]}x{self.size[1]}). Choose a larger size."
+            )
+        return RegionMap(labels, areas, boxes, self.levels, self.scores)
+
+
+def _areas_and_boxes(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Areas (S,) int64 and boxes (S, 4) float32 of a label map's ids 0..count-1; zeros where an id is absent."""
+    areas = np.bincount(labels.ravel() + 1, minlength=count + 1)[1:].astype(np.int64)  # (S,)
+    boxes = np.zeros((count, 4), np.float32)
+    for region, found in enumerate(ndimage.find_objects(labels + 1, max_label=count)):
+        if found is not None:
+            rows, cols = found
+            boxes[region] = cols.start, rows.start, cols.stop, rows.stop
+    return areas, boxes
+
+
+def _pick(
+    name: str, values: Sequence[float] | np.ndarray | None, source: np.ndarray, dtype: type, default: float
+) -> np.ndarray:
+    """Values of the labels ``source``, or the default for each."""
+    if values is None:
+        return np.full(len(source), default, dtype)
+    given = np.asarray(values)
+    if given.ndim != 1 or len(given) <= source.max():
+        raise ValueError(
+            f"{name} must be a list with a value for every label up to {source.max()}, got shape {given.shape}."
+        )
+    return given[source].astype(dtype)
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"A label map's size is (height, width), both at least 1, got {tuple(size)}.")
+    return int(height), int(width)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Index of the old pixel under the centre of each new pixel, (new,)."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -1,0 +1,88 @@
+"""RegionMap: numbering, invariants, resizing."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from lavis_svp.superpixels.region_map import RegionMap
+
+label_maps = arrays(
+    np.int64, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([-7, -1, 0, 2, 3, 40, 10**12])
+)
+
+
+def slow_renumber(labels: np.ndarray) -> np.ndarray:
+    """Walk the pixels in raster order and hand out ids."""
+    ids: dict[int, int] = {}
+    out = np.full(labels.shape, -1, np.int32)
+    for y, x in np.ndindex(labels.shape):
+        if labels[y, x] >= 0:
+            out[y, x] = ids.setdefault(int(labels[y, x]), len(ids))
+    return out
+
+
+@given(label_maps)
+def test_from_labels_numbers_in_raster_order(labels: np.ndarray) -> None:
+    if (labels < 0).all():
+        with pytest.raises(ValueError, match="No region"):
+            RegionMap.from_labels(labels)
+        return
+    before = labels.copy()
+    regions = RegionMap.from_labels(labels)
+    assert np.array_equal(regions.labels, slow_renumber(labels)) and regions.labels.dtype == np.int32
+    assert np.array_equal(labels, before)
+    assert regions.coverage() == pytest.approx((labels >= 0).mean())
+    masks = regions.masks()
+    assert (masks.sum(0) <= 1).all() and np.array_equal(masks.sum((1, 2)), regions.areas)
+    for mask, (x0, y0, x1, y1) in zip(masks, regions.boxes.astype(int), strict=True):
+        ys, xs = np.nonzero(mask)
+        assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x0, y0, x1, y1)
+
+
+def test_levels_and_scores_follow_their_label() -> None:
+    regions = RegionMap.from_labels(np.array([[3, 3, 0], [-1, 0, 0]]), levels=[2, 9, 9, 0], scores=[0.5, 0, 0, 0.9])
+    assert regions.labels.tolist() == [[0, 0, 1], [-1, 1, 1]]
+    assert regions.levels.tolist() == [0, 2] and regions.scores.tolist() == pytest.approx([0.9, 0.5])
+    assert RegionMap.whole_picture((2, 3)).levels.tolist() == [-1]
+    with pytest.raises(ValueError, match="every label up to 3"):
+        RegionMap.from_labels(np.array([[3]]), levels=[1])
+
+
+@pytest.mark.parametrize("labels", [np.zeros((2, 2)), np.zeros(4, int), np.zeros((0, 3), int)])
+def test_from_labels_refuses_what_is_no_label_map(labels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="label map"):
+        RegionMap.from_labels(labels)
+
+
+def test_construction_is_checked() -> None:
+    whole = RegionMap.whole_picture((2, 2))
+    with pytest.raises(ValueError, match="int32"):
+        RegionMap(whole.labels.astype(float), whole.areas, whole.boxes, whole.levels, whole.scores)
+    with pytest.raises(ValueError, match="ids 0..0"):
+        RegionMap(whole.labels + 1, whole.areas, whole.boxes, whole.levels, whole.scores)
+    with pytest.raises(ValueError, match="boxes must be"):
+        RegionMap(whole.labels, whole.areas, whole.boxes[0], whole.levels, whole.scores)
+
+
+@given(label_maps.filter(lambda labels: (labels >= 0).any()), st.integers(1, 4), st.integers(1, 4))
+def test_resizing_up_by_whole_factors_repeats_pixels(labels: np.ndarray, down: int, right: int) -> None:
+    regions = RegionMap.from_labels(labels)
+    larger = regions.resized((labels.shape[0] * down, labels.shape[1] * right))
+    assert np.array_equal(larger.labels, regions.labels.repeat(down, 0).repeat(right, 1))
+    assert np.array_equal(larger.areas, regions.areas * down * right)
+
+
+def test_shrinking_keeps_ids_and_small_regions() -> None:
+    labels = np.zeros((9, 9), int)
+    labels[0, 0], labels[5, 7] = 5, 6
+    small = RegionMap.from_labels(labels, scores=np.arange(7)).resized((3, 3))
+    assert small.labels.tolist() == [[0, 1, 1], [1, 1, 2], [1, 1, 1]]
+    assert small.scores.tolist() == [5, 0, 6]
+    with pytest.raises(ValueError, match="no room for all 3 regions"):
+        RegionMap.from_labels(labels).resized((1, 2))
+    with pytest.raises(ValueError, match="at least 1"):
+        small.resized((0, 3))
