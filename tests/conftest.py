@@ -1,0 +1,79 @@
+"""What all tests share: one thread, no network, the embedded weights, a cache folder of one's own."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports torch or transformers. One thread: the workers share the cores, and sums keep their order.
+for _name, _value in {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ[_name] = _value
+
+
+def is_loopback(address: Any) -> bool:
+    """Does a socket address stay on this machine? Names other than localhost count as outside."""
+    if not isinstance(address, tuple):
+        return True  # a UNIX socket's path
+    host = str(address[0])
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def closed_network() -> Iterator[None]:
+    """Refuse every connection that leaves this machine, so that a test cannot need one unnoticed."""
+    originals = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex")}
+
+    def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(self: socket.socket, address: Any) -> Any:
+            if not is_loopback(address):
+                raise ConnectionRefusedError(f"Tests run offline, but this one connects to {address!r}.")
+            return original(self, address)
+
+        return connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, original in originals.items():
+            patch.setattr(socket.socket, name, guarded(original))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Keep torch to one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[str], Path]:
+    """``weights(name)``: the folder of embedded weights, fetched by set-up; fails with the command when absent."""
+    from lavis_svp import zoo
+
+    return lambda name: zoo.fetch(name, progress=False)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for this test alone; returns what ``cache_root()`` then is."""
+    from lavis_svp.common.paths import cache_root
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_root()
