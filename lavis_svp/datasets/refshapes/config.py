@@ -1,0 +1,90 @@
+"""The settings of RefShapes and the words that its pictures and expressions are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# Raised by hand whenever the same seed would give other pictures or expressions; old files are then made anew.
+GENERATOR_VERSION = 1
+
+SPLITS = ("train", "val", "test")
+KINDS = ("attribute", "relation", "superlative", "no_target")
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLORS = {
+    "red": (210, 35, 35),
+    "green": (40, 160, 55),
+    "blue": (40, 70, 210),
+    "yellow": (235, 215, 40),
+    "purple": (140, 50, 170),
+    "orange": (240, 130, 25),
+    "white": (240, 240, 240),
+}
+TEXTURES = ("plain", "striped", "dotted")
+SIZES = ("small", "large")
+
+# The order in which English puts them before the noun.
+ATTRIBUTES = {"size": SIZES, "texture": TEXTURES, "color": tuple(COLORS), "shape": SHAPES}
+
+
+def _train_quota() -> dict[str, int]:
+    return {"attribute": 4, "relation": 4, "superlative": 4, "no_target": 2}
+
+
+def _held_out_quota() -> dict[str, int]:
+    return {kind: 2 for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class RefShapesConfig:
+    """What a RefShapes picture looks like and what is asked about it. Lengths are in pixels.
+
+    The pictures depend on this, on the seed and on ``GENERATOR_VERSION``, not on how many are made.
+    """
+
+    side: int = 336
+    """Width and height of every picture."""
+    min_objects: int = 3
+    max_objects: int = 8
+    """A picture aims at a number drawn between the two; where there is no room it has fewer."""
+    small_radius: tuple[float, float] = (28.0, 35.0)
+    large_radius: tuple[float, float] = (53.0, 70.0)
+    """Two ranges with a gap, so that "small" and "large" are never in doubt."""
+    large_share: float = 0.5
+    """Share of objects that are large, before those that find no room are dropped."""
+    rival_share: float = 0.7
+    """Share of objects that copy the shape or the colour of an earlier one, so that attributes alone do not answer."""
+    overlap_share: float = 0.25
+    """Share of pictures in which objects may overlap."""
+    max_hidden: float = 0.15
+    """How much of an object another one may hide."""
+    min_gap: int = 5
+    """Gap between objects in the other pictures."""
+    min_area: float = 0.01
+    max_area: float = 0.20
+    """Share of the picture that every object's visible part covers."""
+    max_rotation: float = 0.35
+    """Rotation in radians, both ways."""
+    relation_margin: float = 30.0
+    """How far the target is on the named side of its anchor, and how much closer than every rival."""
+    rival_margin: float = 15.0
+    """How far a rival is on the other side of the anchor."""
+    superlative_margin: float = 22.0
+    """How far the leftmost (second, ...) object is from its neighbour in that order."""
+    size_margin: float = 1.35
+    """By what factor the largest object's area is above the next one's."""
+    train_quota: dict[str, int] = field(default_factory=_train_quota)
+    """Most expressions of each kind in a training picture."""
+    held_out_quota: dict[str, int] = field(default_factory=_held_out_quota)
+    """Expressions of each kind in a val or test picture: exactly so many."""
+    min_train_quota: int = 2
+    """Fewest expressions of each kind in a training picture; scenes that cannot give them are drawn again."""
+
+    def quota(self, split: str) -> dict[str, int]:
+        """Most expressions of each kind in a picture of ``split``."""
+        return self.train_quota if split == "train" else self.held_out_quota
+
+    def min_quota(self, split: str) -> dict[str, int]:
+        """Fewest expressions of each kind in a picture of ``split``."""
+        quota = self.quota(split)
+        return {kind: min(n, self.min_train_quota) for kind, n in quota.items()} if split == "train" else quota

@@ -1,0 +1,197 @@
+"""Expressions of every kind for a scene, each true of exactly one object, or of none (``no_target``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from lavis_svp.datasets.refshapes import positions, wording
+from lavis_svp.datasets.refshapes.config import ATTRIBUTES, KINDS, RefShapesConfig
+from lavis_svp.datasets.refshapes.descriptions import Catalogue, catalogue, choose
+from lavis_svp.datasets.refshapes.scene import Scene
+
+_TRIES_PER_SUBKIND = 12
+_ROUNDS = 3
+_PRESENT_WORD_SHARE = 0.75
+"""How often the wrong word of a no-target expression is one that fits some other object of the picture."""
+
+RELATION_SUBKINDS = (*positions.DIRECTIONS, "closest")
+SUPERLATIVE_SUBKINDS = (*positions.EXTREMES, "largest", "smallest", "ordinal")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One expression.
+
+    Attributes:
+        text: the English words.
+        kind: "attribute", "relation", "superlative" or "no_target".
+        subkind: what exactly is asked: "color+shape", "left", "ordinal", "absent_word", ...
+        target: index of the object it means; None if there is no such object.
+        candidates: indices of the objects that fit its attributes, the target among them; () for no target.
+            A relation's anchor is never one of them.
+    """
+
+    text: str
+    kind: str
+    subkind: str
+    target: int | None
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """An expression and its meaning; two with the same meaning are not both kept."""
+
+    expression: Expression
+    meaning: tuple[object, ...]
+
+
+_Propose = Callable[[str], _Proposal | None]
+
+
+def sample_expressions(
+    scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig
+) -> list[Expression] | None:
+    """Draw the expressions of a picture.
+
+    Args:
+        scene: the picture's objects.
+        rng: used up in a fixed way.
+        split: decides how many of each kind there are.
+        config: numbers and margins.
+
+    Returns:
+        at most ``config.quota(split)`` of each kind, in the order of the kinds; None if some kind has
+        fewer than ``config.min_quota(split)``.
+    """
+    samplers = _samplers(scene, rng, config)
+    quota, least = config.quota(split), config.min_quota(split)
+    found: dict[str, list[Expression]] = {}
+    for kind, (propose, subkinds) in samplers.items():
+        order = [subkinds[int(i)] for i in rng.permutation(len(subkinds))]
+        found[kind] = _distinct(propose, order, quota[kind])
+        if len(found[kind]) < least[kind]:
+            return None
+    return [expression for kind in KINDS for expression in found[kind]]
+
+
+def _samplers(
+    scene: Scene, rng: np.random.Generator, config: RefShapesConfig
+) -> dict[str, tuple[_Propose, tuple[str, ...]]]:
+    """For each kind, what proposes an expression and the sub-kinds to ask it for.
+
+    The kinds that a scene may fail to give come first, so that such a scene is left early.
+    """
+    fits = catalogue(scene)
+    objects = tuple(str(i) for i in range(len(scene.objects)))
+    return {
+        "relation": (partial(_relation, scene, fits, rng, config), RELATION_SUBKINDS),
+        "superlative": (partial(_superlative, scene, fits, rng, config), SUPERLATIVE_SUBKINDS),
+        "attribute": (partial(_attribute, fits, rng), objects),
+        "no_target": (partial(_no_target, fits, rng), objects),
+    }
+
+
+def _distinct(propose: _Propose, subkinds: list[str], count: int) -> list[Expression]:
+    """Ask for each sub-kind in turn until ``count`` expressions of different meaning and wording are there."""
+    found: list[Expression] = []
+    meanings: set[tuple[object, ...]] = set()
+    for subkind in subkinds * _ROUNDS:
+        if len(found) == count:
+            break
+        for _ in range(_TRIES_PER_SUBKIND):
+            proposal = propose(subkind)
+            if proposal is None or proposal.meaning in meanings:
+                continue
+            if any(earlier.text == proposal.expression.text for earlier in found):
+                continue
+            found.append(proposal.expression)
+            meanings.add(proposal.meaning)
+            break
+    return found
+
+
+def _attribute(fits: Catalogue, rng: np.random.Generator, index: str) -> _Proposal | None:
+    """A description that fits object ``index`` and no other."""
+    target = int(index)
+    unique = [description for description, indices in fits.items() if indices == (target,) and description]
+    if not unique:
+        return None
+    description = choose(rng, unique)
+    subkind = "+".join(name for name, _ in description)
+    text = wording.attribute_text(rng, description)
+    return _Proposal(Expression(text, "attribute", subkind, target, (target,)), (description,))
+
+
+def _no_target(fits: Catalogue, rng: np.random.Generator, index: str) -> _Proposal | None:
+    """A description of object ``index`` with one word changed, so that it fits nothing."""
+    own = [description for description, indices in fits.items() if indices == (int(index),) and description]
+    if not own:
+        return None
+    description = choose(rng, own)
+    place = int(rng.integers(len(description)))
+    name, _ = description[place]
+    changed = [(*description[:place], (name, value), *description[place + 1 :]) for value in ATTRIBUTES[name]]
+    absent = [wrong for wrong in changed if wrong not in fits]
+    present_words = [wrong for wrong in absent if (wrong[place],) in fits]
+    if present_words and rng.random() < _PRESENT_WORD_SHARE:
+        absent = present_words
+    if not absent:
+        return None
+    wrong = absent[int(rng.integers(len(absent)))]
+    subkind = "absent_combination" if wrong in present_words else "absent_word"
+    text = wording.attribute_text(rng, wrong)
+    return _Proposal(Expression(text, "no_target", subkind, None, ()), (wrong,))
+
+
+def _relation(
+    scene: Scene, fits: Catalogue, rng: np.random.Generator, config: RefShapesConfig, relation: str
+) -> _Proposal | None:
+    """Objects that look the same to the description, told apart by where they are from an anchor."""
+    anchors = [description for description, indices in fits.items() if len(indices) == 1]
+    groups = [description for description, indices in fits.items() if len(indices) >= 2]
+    if not anchors or not groups:
+        return None
+    anchor_description, description = choose(rng, anchors), choose(rng, groups)
+    (anchor,) = fits[anchor_description]
+    group = tuple(i for i in fits[description] if i != anchor)
+    if len(group) < 2:
+        return None
+    if relation == "closest":
+        target = positions.closest(scene, group, anchor, config)
+    else:
+        target = positions.in_direction(scene, relation, group, anchor, config)
+    if target is None:
+        return None
+    text = wording.relation_text(rng, relation, description, anchor_description)
+    return _Proposal(Expression(text, "relation", relation, target, group), (relation, group, anchor))
+
+
+def _superlative(
+    scene: Scene, fits: Catalogue, rng: np.random.Generator, config: RefShapesConfig, superlative: str
+) -> _Proposal | None:
+    """Objects that look the same to the description, told apart by place, order or size."""
+    groups = [description for description, indices in fits.items() if len(indices) >= 2]
+    if superlative in ("largest", "smallest"):
+        groups = [description for description in groups if "size" not in dict(description)]
+    if not groups:
+        return None
+    description = choose(rng, groups)
+    group = fits[description]
+    if superlative == "ordinal":
+        edge, rank = str(rng.choice(list(positions.EDGES))), int(rng.integers(1, len(wording.RANKS)))
+        target = positions.ordinal(scene, edge, rank, group, config)
+        text, detail = wording.ordinal_text(rng, rank, edge, description), f"{rank} from {edge}"
+    else:
+        text, detail = wording.superlative_text(rng, superlative, description), ""
+        if superlative in positions.EXTREMES:
+            target = positions.extreme(scene, superlative, group, config)
+        else:
+            target = positions.by_size(scene, superlative, group, config)
+    if target is None:
+        return None
+    return _Proposal(Expression(text, "superlative", superlative, target, group), (superlative, detail, group))
