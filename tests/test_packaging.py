@@ -1,0 +1,71 @@
+"""What is packaged, and that pins, bounds and the environment agree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package name -> exact version, of one requirements file."""
+    found = {}
+    for line in (ROOT / name).read_text().splitlines():
+        if line and not line.startswith(("#", "-c ")):
+            package, separator, number = line.partition("==")
+            assert separator, f"{name}: '{line}' is not an exact pin"
+            found[canonicalize_name(package)] = number
+    return found
+
+
+DIRECT = {**pins("requirements.txt"), **pins("requirements-dev.txt"), **pins("requirements-lavis.txt")}
+BOUNDS = [Requirement(line) for line in requires("lavis-svp") or []]
+
+
+def test_environment_holds_the_pins() -> None:
+    assert {name: version(name) for name in DIRECT} == DIRECT
+
+
+def test_constraints_hold_only_what_is_pulled_in() -> None:
+    constraints = pins("constraints.txt")
+    assert not set(constraints) & set(DIRECT), "pinned twice"
+    assert {name: version(name) for name in constraints} == constraints
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=str)
+def test_bounds_admit_the_pins(bound: Requirement) -> None:
+    pinned = DIRECT[canonicalize_name(bound.name)]
+    assert bound.specifier.contains(pinned), f"setup.py asks for {bound}, requirements.txt pins {pinned}"
+
+
+def test_lavis_is_not_a_dependency_of_the_package() -> None:
+    assert BOUNDS
+    assert "salesforce-lavis" not in {canonicalize_name(bound.name) for bound in BOUNDS}
+
+
+def test_only_lavis_disagrees_with_its_surroundings() -> None:
+    result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    complaints = [line for line in result.stdout.splitlines() if not line.startswith("salesforce-lavis ")]
+    assert complaints in ([], ["No broken requirements found."])
+
+
+def test_package_holds_all_of_lavis_svp_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={tmp_path}", "build", f"-b{tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    packaged = tmp_path / "lib"
+    assert [path.name for path in packaged.iterdir()] == ["lavis_svp"]
+    wanted = {".py", ".yaml", ".json"}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "lavis_svp").rglob("*") if path.suffix in wanted}
+    assert {path.relative_to(packaged) for path in packaged.rglob("*") if path.is_file()} == sources
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {path.parent for path in (ROOT / "lavis_svp").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []

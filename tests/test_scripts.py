@@ -1,0 +1,277 @@
+"""The scripts, run in a copy of their own with stand-ins for Python, npm and the disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name != "common.sh")
+LAUNCHED = {"train.sh": "lavis_svp.train", "eval.sh": "lavis_svp.evaluate"}
+TOOLS = ["awk", "basename", "bash", "cat", "cp", "cut", "df", "dirname", "du"]
+TOOLS += ["flock", "mkdir", "mv", "npm", "rm", "sed", "sha256sum", "sleep"]
+
+# Says yes to every question and writes down what it is asked to run. `exit_MODULE` holds a code to leave with.
+FAKE_PYTHON = """
+here="{log_folder}"
+if [ "$1" = -c ]; then exit 0; fi
+if [ "$1" = --version ]; then echo "Python 3.11.99"; exit; fi
+if [ "$2" = pip ] && [ "$3" = --version ]; then exit 0; fi
+echo "begin $*" >> "$here/log"
+if [ "$2" = venv ]; then mkdir -p "$4/bin" && cp "$0" "$4/bin/python"; fi
+if [ -e "$here/slow" ]; then sleep 0.05; fi
+echo "end" >> "$here/log"
+if [ -e "$here/exit_$2" ]; then exit "$(cat "$here/exit_$2")"; fi
+"""
+
+
+class Workshop:
+    """A copy of the scripts in a folder with a space in its name, and a PATH of stand-ins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "a clone"
+        self.bin = folder / "bin"
+        shutil.copytree(ROOT / "run_scripts", self.root / "run_scripts")
+        shutil.copytree(ROOT / ".ci", self.root / ".ci")
+        for path in [*ROOT.glob("requirements*.txt"), ROOT / "constraints.txt", ROOT / "setup.py"]:
+            shutil.copy(path, self.root)
+        self.bin.mkdir()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            assert found, f"{tool} is not on this machine"
+            (self.bin / tool).symlink_to(found)
+        self.stand_in("python3.11", FAKE_PYTHON.format(log_folder=folder))
+        self.stand_in("df", 'echo head; echo "disk 0 0 999999 0% /"')
+
+    def stand_in(self, name: str, body: str) -> None:
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        path.chmod(0o755)
+
+    def start(self, script: str, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        environment = {"PATH": str(self.bin), "HOME": str(self.folder / "home"), "LC_ALL": "C"}
+        (self.folder / "home").mkdir(exist_ok=True)
+        command = [str(shutil.which("bash")), str(self.root / script), *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
+        process = self.start(script, *arguments, cwd=cwd)
+        output = process.communicate(timeout=60)[0]
+        return process.returncode, output
+
+    def log(self) -> list[str]:
+        """What Python was asked to run since the last call."""
+        path = self.folder / "log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line.removeprefix("begin ") for line in lines if line.startswith("begin ")]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+@pytest.mark.parametrize("script", [*(f"run_scripts/{name}" for name in SCRIPTS), "run_scripts/common.sh", ".ci/run"])
+def test_scripts_are_valid_bash(script: str) -> None:
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_sets_nothing_up(workshop: Workshop, script: str) -> None:
+    code, output = workshop.run(f"run_scripts/{script}", "--help")
+    assert code == 0
+    assert f"bash run_scripts/{script}" in output
+    assert not workshop.log()
+
+
+def test_setup_installs_everything_then_reuses_it(workshop: Workshop) -> None:
+    code, output = workshop.run("run_scripts/setup.sh")
+    assert code == 0, output
+    log = workshop.log()
+    assert log[0].startswith("-m venv --clear")
+    pips = [line for line in log if line.startswith("-m pip install")]
+    assert [("--no-deps" in line) for line in pips] == [False, True, True]
+    assert "requirements-lavis.txt" in pips[1]
+    assert pips[2].endswith(f"-e {workshop.root}")
+    assert log[4] == "-m lavis_svp.zoo fetch --all"
+    assert [line.split()[1] for line in log[5:]] == ["lavis_svp.datasets.refshapes", "lavis_svp.datasets.photos"]
+
+    code, output = workshop.run("run_scripts/setup.sh", "--packages-only")
+    assert code == 0
+    assert workshop.log() == []
+
+    (workshop.root / "requirements.txt").write_text("numpy==2.4.7\n")
+    assert workshop.run("run_scripts/setup.sh", "--packages-only")[0] == 0
+    assert len(workshop.log()) == 3, "changed requirements are installed into the environment that is there"
+
+
+def test_interrupted_setup_is_continued(workshop: Workshop) -> None:
+    (workshop.folder / "exit_pip").write_text("1")
+    code, output = workshop.run("run_scripts/train.sh")
+    assert code == 1
+    assert not any("lavis_svp" in line for line in workshop.log()), "nothing runs in a half-made environment"
+    (workshop.folder / "exit_pip").unlink()
+
+    packages = workshop.root / ".venv/lib/python3.11/site-packages"
+    half, whole = packages / "half-1.0.dist-info", packages / "whole-1.0.dist-info"
+    for folder in (half, whole):
+        folder.mkdir(parents=True)
+    (whole / "INSTALLER").write_text("pip")
+    code, output = workshop.run("run_scripts/setup.sh")
+    assert code == 0, output
+    assert "half-1.0 was installed half way" in output
+    assert not half.exists()
+    assert whole.exists()
+    assert not any("venv" in line.split()[:2] for line in workshop.log()), "the environment itself is kept"
+
+
+def test_two_setups_wait_for_each_other(workshop: Workshop) -> None:
+    (workshop.folder / "slow").touch()
+    both = [workshop.start("run_scripts/setup.sh") for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert any("waiting for it to end" in output for output in outputs)
+    lines = (workshop.folder / "log").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["begin", "end"] * (len(lines) // 2)
+    assert sum("pip install" in line for line in lines) == 3, "the second one finds the packages complete"
+
+
+def test_missing_npm_is_explained_before_anything_is_done(workshop: Workshop) -> None:
+    (workshop.bin / "npm").unlink()
+    code, output = workshop.run("run_scripts/test.sh")
+    assert code == 1
+    assert "npm was not found" in output
+    assert "apt-get install npm" in output
+    assert workshop.log() == []
+
+
+def test_wrong_python_is_explained(workshop: Workshop) -> None:
+    (workshop.bin / "python3.11").unlink()
+    workshop.stand_in("python3", '[ "$1" = --version ] && echo "Python 3.9.18" && exit; exit 1')
+    code, output = workshop.run("run_scripts/train.sh")
+    assert code == 1
+    assert "Python 3.11 was not found" in output
+    assert "Python 3.9.18" in output
+    assert not (workshop.root / ".venv").exists()
+
+
+def test_environment_of_another_python_is_not_touched(workshop: Workshop) -> None:
+    python = workshop.root / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/usr/bin/env bash\n[ \"$1\" = --version ] && echo 'Python 3.12.1' && exit; exit 1\n")
+    python.chmod(0o755)
+    code, output = workshop.run("run_scripts/setup.sh")
+    assert code == 1
+    assert "holds Python 3.12.1, not Python 3.11" in output
+    assert "rm -rf" in output
+    assert python.exists()
+
+
+def test_full_disk_is_explained_with_numbers(workshop: Workshop) -> None:
+    workshop.stand_in("df", 'echo head; echo "disk 0 0 2500 98% /"')
+    code, output = workshop.run("run_scripts/setup.sh")
+    assert code == 1
+    assert re.search(r"[78]\d\d\d MB more are needed in .*a clone, 2500 MB are free", output), output
+    assert workshop.log() == []
+
+
+@pytest.mark.parametrize(("script", "module"), LAUNCHED.items())
+def test_launch_passes_arguments_through(workshop: Workshop, script: str, module: str) -> None:
+    cfg = ["--cfg-path", "a file.yaml", "--options", "run.seed=1", "run.note=two words"]
+    assert workshop.run(f"run_scripts/{script}", *cfg, cwd=workshop.root / "run_scripts")[0] == 0
+    assert workshop.log()[-1] == f"-m {module} " + " ".join(cfg)
+
+    assert workshop.run(f"run_scripts/{script}", "--nproc", "2", *cfg)[0] == 0
+    launcher = "torch.distributed.run --standalone --nproc_per_node=2"
+    assert workshop.log()[-1] == f"-m {launcher} -m {module} " + " ".join(cfg)
+
+    assert workshop.run(f"run_scripts/{script}")[0] == 0
+    default = Path(workshop.log()[-1].removeprefix(f"-m {module} --cfg-path "))
+    assert (ROOT / default.relative_to(workshop.root)).is_file()
+
+    code, output = workshop.run(f"run_scripts/{script}", "--nproc=none")
+    assert code == 1
+    assert "'none'" in output
+
+    (workshop.folder / f"exit_{module}").write_text("7")
+    assert workshop.run(f"run_scripts/{script}")[0] == 7
+
+
+def test_demo_needs_an_expression(workshop: Workshop) -> None:
+    code, output = workshop.run("run_scripts/demo.sh")
+    assert code == 1
+    assert "expression is missing" in output
+    assert workshop.run("run_scripts/demo.sh", "the red circle")[0] == 0
+    assert workshop.log()[-1] == "-m lavis_svp.demo the red circle"
+
+
+@pytest.mark.parametrize("script", ["run_scripts/test.sh", ".ci/run"])
+def test_test_script_checks_then_tests(workshop: Workshop, script: str) -> None:
+    assert workshop.run(script, "-k", "a b")[0] == 0
+    log = [line.removeprefix("-m ") for line in workshop.log()]
+    assert [line.split()[0] for line in log[-4:]] == ["ruff", "ruff", "mypy", "pytest"]
+    assert "-k a b" in log[-1]
+    assert "not slow" in log[-1]
+
+    assert workshop.run(script, "--all")[0] == 0
+    assert "slow" not in workshop.log()[-1]
+
+    (workshop.folder / "exit_pytest").write_text("3")
+    assert workshop.run(script)[0] == 3
+    (workshop.folder / "exit_ruff").write_text("1")
+    workshop.log()
+    code, output = workshop.run(script)
+    assert code == 1
+    assert "ruff check found faults" in output
+
+
+def all_yamls() -> list[Path]:
+    return sorted(path for room in ("lavis_svp", "projects") for path in (ROOT / room).rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", all_yamls(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_yaml_is_readable(path: Path) -> None:
+    assert OmegaConf.load(path), f"{path} is empty"
+
+
+def readme_commands() -> list[str]:
+    """The lines of README.md's bash blocks, without comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").is_file() else ""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_exist(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("run_scripts/") or word == "--cfg-path":
+            path = following if word == "--cfg-path" else word
+            assert (ROOT / path).is_file(), f"{path}, in the README's '{command}', does not exist"
+        if word == "-m" and following.startswith("lavis_svp"):
+            assert find_spec(following), f"{following}, in the README's '{command}', does not exist"
+
+
+def test_scripts_can_be_executed() -> None:
+    for path in [*(ROOT / "run_scripts" / name for name in SCRIPTS), ROOT / ".ci/run"]:
+        assert os.access(path, os.X_OK), f"{path} is not executable"
