@@ -1,0 +1,98 @@
+"""Bootstrap confidence intervals that resample pictures, since expressions of a picture are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How confidence intervals are drawn.
+
+    Args:
+        resamples: how often the pictures are drawn anew.
+        seed: of the draws; the same seed gives the same interval.
+        level: 0.95 = from the 2.5th to the 97.5th percentile.
+
+    Raises:
+        ValueError: ``resamples`` < 1 or ``level`` outside (0, 1).
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1 or not 0 < self.level < 1:
+            raise ValueError(
+                f"A bootstrap needs resamples >= 1 and 0 < level < 1, got {self.resamples} and {self.level}."
+            )
+
+
+DEFAULT_BOOTSTRAP = Bootstrap()
+
+
+def cluster_sums(values: np.ndarray, clusters: Sequence[Hashable], groups: Sequence[Hashable]) -> np.ndarray:
+    """Sum values by cluster and group.
+
+    Args:
+        values: (N,) numbers.
+        clusters: N cluster names (the picture of each expression).
+        groups: N group names (its kind).
+
+    Returns:
+        (P, K) float64: P clusters and K groups, both in order of first appearance.
+    """
+    row = _codes(clusters)
+    column = _codes(groups)
+    sums = np.zeros((max(row, default=-1) + 1, max(column, default=-1) + 1), np.float64)
+    np.add.at(sums, (row, column), np.asarray(values, np.float64))
+    return sums
+
+
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
+) -> tuple[float, float] | None:
+    """Percentile interval of mean_k (sum_p numerators[p, k] / sum_p denominators[p, k]).
+
+    gIoU has the IoU sums above and the expression counts below, cIoU the intersections above and the unions below;
+    several groups k give the mean over groups. Each resample draws P clusters with replacement. A group that a
+    resample misses (denominator 0) is left out of that resample's mean.
+
+    Args:
+        numerators: (P, K) sums of each cluster and group.
+        denominators: (P, K) likewise.
+        bootstrap: number of draws, their seed, and the level.
+
+    Returns:
+        (low, high), or None with fewer than two clusters or no usable resample: there is no spread to see.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if numerators.shape != denominators.shape or numerators.ndim != 2:
+        raise ValueError(f"Need two (P, K) tables, got {numerators.shape} and {denominators.shape}.")
+    clusters = len(numerators)
+    if clusters < 2:
+        return None
+    rng = np.random.default_rng(bootstrap.seed)
+    values = []
+    for _ in range(bootstrap.resamples):
+        times = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)  # (P,)
+        below = times @ denominators  # (K,)
+        seen = below > 0
+        if seen.any():
+            values.append(float(((times @ numerators)[seen] / below[seen]).mean()))
+    if not values:
+        return None
+    low, high = np.quantile(values, [(1 - bootstrap.level) / 2, (1 + bootstrap.level) / 2])
+    return float(low), float(high)
+
+
+def _codes(names: Sequence[Hashable]) -> list[int]:
+    """Number the names by first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]

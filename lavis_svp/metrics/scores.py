@@ -1,0 +1,161 @@
+"""The scores of a group of expressions: gIoU, cIoU, Pr@X, N-acc, T-acc and what explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lavis_svp.metrics.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, cluster_sums, ratio_interval
+from lavis_svp.metrics.masks import iou
+from lavis_svp.metrics.records import Record
+
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+REACHABLE_IOU = 0.5
+"""An expression is within the superpixels' reach if its best single region has at least this IoU."""
+
+
+def picture_of(record: Record) -> tuple[Any, Any]:
+    """What identifies a record's picture; the file name too, since data sets may reuse image ids."""
+    return record["image_id"], record["file_name"]
+
+
+def ious(records: Iterable[Record]) -> np.ndarray:
+    """IoU of each record, (N,) float64, by gRefCOCO's convention (ReLA).
+
+    No target and an empty prediction: 1. No target and pixels predicted: 0. A target and an empty prediction: 0.
+    Otherwise intersection over union.
+    """
+    return np.array([iou(record["intersection"], record["union"]) for record in records], np.float64)
+
+
+def giou(records: Sequence[Record]) -> float | None:
+    """gIoU: mean IoU over expressions, those without a target included. None without records."""
+    return mean(ious(records))
+
+
+def ciou(records: Iterable[Record]) -> float | None:
+    """cIoU: all intersections over all unions, in exact integers.
+
+    An empty target adds the predicted area to the union. None if all unions are empty: nothing can be divided.
+    """
+    rows = list(records)
+    total = sum(record["union"] for record in rows)
+    return sum(record["intersection"] for record in rows) / total if total else None
+
+
+def precision_at(records: Iterable[Record], threshold: float) -> float | None:
+    """Pr@X: share of the expressions with a target whose IoU is at least ``threshold``."""
+    return mean(ious(record for record in records if record["has_target"]) >= threshold)
+
+
+def no_target_accuracy(records: Iterable[Record]) -> float | None:
+    """N-acc: share of the expressions without a target that get an empty mask."""
+    return mean([record["pred_area"] == 0 for record in records if not record["has_target"]])
+
+
+def target_accuracy(records: Iterable[Record]) -> float | None:
+    """T-acc: share of the expressions with a target that get a mask that is not empty, right or wrong."""
+    return mean([record["pred_area"] > 0 for record in records if record["has_target"]])
+
+
+def seg_miss_rate(records: Iterable[Record]) -> float | None:
+    """Share of the expressions with a target whose answer holds no [SEG]. Always 0 when teacher-forced."""
+    return mean([not record["answered"] for record in records if record["has_target"]])
+
+
+def pick_accuracy(records: Iterable[Record]) -> float | None:
+    """Share of right picks among the expressions with a target for which a region was picked."""
+    return mean([record["pick_correct"] for record in _having(records, "pick_correct")])
+
+
+def reachable(records: Iterable[Record]) -> list[Record]:
+    """Records whose target some single superpixel covers with an IoU of at least ``REACHABLE_IOU``."""
+    return [
+        record
+        for record in _having(records, "ceiling_single")
+        if record["has_target"] and record["ceiling_single"] >= REACHABLE_IOU
+    ]
+
+
+def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
+    """All scores of one group of expressions; a score that the group does not define is None.
+
+    Args:
+        records: of one mode (see ``records.view``).
+        bootstrap: of the intervals, which resample pictures.
+    """
+    within = reachable(records)
+    with_ceiling = [record for record in _having(records, "ceiling_single") if record["has_target"]]
+    times = [record["ms"] for record in _having(records, "ms")]
+    tokens = {picture_of(record): record["tokens"] for record in _having(records, "tokens")}
+    return {
+        "n": len(records),
+        "n_pictures": len({picture_of(record) for record in records}),
+        "n_target": sum(bool(record["has_target"]) for record in records),
+        "giou": giou(records),
+        "giou_ci": giou_interval(records, bootstrap=bootstrap),
+        "ciou": ciou(records),
+        "ciou_ci": ciou_interval(records, bootstrap=bootstrap),
+        **{f"pr@{threshold}": precision_at(records, threshold) for threshold in PRECISION_THRESHOLDS},
+        "n_acc": no_target_accuracy(records),
+        "t_acc": target_accuracy(records),
+        "seg_miss_rate": seg_miss_rate(records),
+        "pick_accuracy": pick_accuracy(records),
+        "n_picks": len(_having(records, "pick_correct")),
+        "ceiling_single": _mean_of(records, "ceiling_single"),
+        "ceiling_union": _mean_of(records, "ceiling_union"),
+        "reachable_share": len(within) / len(with_ceiling) if with_ceiling else None,
+        "reachable_n": len(within),
+        "reachable_giou": giou(within),
+        "reachable_pr@0.5": precision_at(within, REACHABLE_IOU),
+        "baseline_random": _mean_of(records, "baseline_random"),
+        "baseline_attribute": _mean_of(records, "baseline_attribute"),
+        "tokens_per_picture": mean(list(tokens.values())),
+        "ms_per_expression": mean(times),
+        "ms_per_expression_median": float(np.median(times)) if times else None,
+    }
+
+
+def giou_interval(
+    records: Sequence[Record], groups: Sequence[str] | None = None, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
+) -> tuple[float, float] | None:
+    """Bootstrap interval of gIoU; with ``groups`` (a name for each record), of the mean of the groups' gIoUs."""
+    return _interval(records, ious(records), np.ones(len(records)), groups, bootstrap)
+
+
+def ciou_interval(
+    records: Sequence[Record], groups: Sequence[str] | None = None, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
+) -> tuple[float, float] | None:
+    """Bootstrap interval of cIoU, likewise."""
+    above = np.array([record["intersection"] for record in records], np.float64)
+    below = np.array([record["union"] for record in records], np.float64)
+    return _interval(records, above, below, groups, bootstrap)
+
+
+def mean(values: Sequence[float] | np.ndarray) -> float | None:
+    """Arithmetic mean in float64; None of nothing."""
+    return float(np.mean(np.asarray(values, np.float64))) if len(values) else None
+
+
+def _interval(
+    records: Sequence[Record],
+    above: np.ndarray,
+    below: np.ndarray,
+    groups: Sequence[str] | None,
+    bootstrap: Bootstrap,
+) -> tuple[float, float] | None:
+    pictures = [picture_of(record) for record in records]
+    columns = [""] * len(records) if groups is None else groups
+    return ratio_interval(cluster_sums(above, pictures, columns), cluster_sums(below, pictures, columns), bootstrap)
+
+
+def _having(records: Iterable[Record], key: str) -> list[Record]:
+    return [record for record in records if record.get(key) is not None]
+
+
+def _mean_of(records: Iterable[Record], key: str) -> float | None:
+    """Mean of an optional field over the expressions with a target that have it."""
+    return mean([record[key] for record in _having(records, key) if record["has_target"]])

@@ -1,0 +1,58 @@
+"""Every expression exactly once, whatever the sampler repeats."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavis_svp.metrics.records import check_records, merge_records, view
+
+
+def test_repeated_pictures_of_a_padded_sampler_count_once(make_record):
+    parts = [[make_record("a"), make_record("c")], [make_record("b"), make_record("a", ms=9.0)]]
+    merged = merge_records(parts, ["a", "b", "c"])
+    assert [record["expression_id"] for record in merged] == ["a", "b", "c"]
+    assert merged[0]["ms"] == 5.0  # the first one stays
+
+
+def test_missing_and_unexpected_expressions_are_counted_and_named(make_record):
+    ids = [f"e{i}" for i in range(10)]
+    parts = [[make_record(name) for name in ids[:2]], [make_record("stranger")]]
+    with pytest.raises(ValueError, match=r"Of 10 expressions, 8 were not scored \(e2, e3, e4, e5, e6, \.\.\.\) and 1"):
+        merge_records(parts, ids)
+
+
+def test_two_expressions_of_one_id_are_refused(make_record):
+    parts = [[make_record("a", expression="the cup")], [make_record("a", expression="the plate")]]
+    with pytest.raises(ValueError, match="expression 'the cup' and 'the plate'"):
+        merge_records(parts)
+
+
+def test_a_split_with_repeated_ids_is_refused(make_record):
+    with pytest.raises(ValueError, match="1 of the split's 3 expression ids are repeated"):
+        merge_records([[make_record("a"), make_record("b")]], ["a", "b", "a"])
+
+
+@given(st.integers(1, 20), st.integers(1, 5))
+def test_any_number_of_processes_gives_the_same_records(pictures, ranks):
+    rows = [
+        {"expression_id": f"e{i}", "image_id": i, "file_name": "", "expression": "", "gt_area": i}
+        for i in range(pictures)
+    ]
+    padded = rows + [rows[i % pictures] for i in range(-pictures % ranks)]  # as DistributedSampler pads
+    parts = [padded[rank::ranks] for rank in range(ranks)]
+    assert merge_records(parts, [row["expression_id"] for row in rows]) == rows
+    assert sorted(row["image_id"] for row in merge_records(parts)) == list(range(pictures))
+
+
+def test_view_of_records_with_both_modes(make_record):
+    forced = {"answered": True, "intersection": 3}
+    both = [make_record("a", teacher_forced=forced)]
+    assert view(both, "generative")[0]["intersection"] == 0
+    assert view(both, "teacher_forced")[0]["intersection"] == 3
+    assert view(both, "teacher_forced")[0]["expression_id"] == "a"
+    assert view([make_record("a")], "teacher_forced") == []
+
+
+def test_records_of_something_else_are_refused():
+    with pytest.raises(ValueError, match="Record 0 .* lacks .*intersection.* referring_segmentation"):
+        check_records([{"expression_id": "x"}])
