@@ -1,0 +1,228 @@
+"""Pictures of a result with Pillow alone: the image, its superpixels, the predicted and the true mask, a caption."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PREDICTED_COLOUR = (230, 60, 40)
+TRUE_COLOUR = (30, 150, 70)
+BORDER_COLOUR = (255, 255, 255)
+PAPER = (255, 255, 255)
+INK = (30, 30, 30)
+
+FILL = 0.45
+"""Share of the colour in a filled region."""
+
+SIDE = 256
+"""Default longest side of a picture in a panel, in pixels."""
+
+GAP = 8
+FONT_SIZE = 14
+MAX_LINES = 4
+"""Caption lines before it is cut; an expression may be 2,000 words long."""
+
+GOLDEN_RATIO = 0.618034
+
+
+def region_colours(count: int) -> np.ndarray:
+    """Colours of ``count`` regions, (count, 3) uint8: hues far apart for neighbouring ids, the same in every run."""
+    hues = [(index * GOLDEN_RATIO) % 1 for index in range(count)]
+    colours = [colorsys.hsv_to_rgb(hue, 0.65, 0.55 + 0.4 * (index % 3) / 2) for index, hue in enumerate(hues)]
+    return np.round(np.array(colours).reshape(count, 3) * 255).astype(np.uint8)  # (S, 3)
+
+
+def borders(labels: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour has another label, (H, W) bool."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge
+
+
+def draw_regions(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Lay the superpixels over a picture: colours that tell them apart, and their borders.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        labels: (H', W') integers at any resolution over the whole picture; negative = no region, left as it is.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    labels = _nearest(labels, picture.shape[:2])
+    colours = region_colours(int(labels.max(initial=-1)) + 1)
+    drawn = picture.copy()
+    inside = labels >= 0
+    drawn[inside] = _blend(picture[inside], colours[labels[inside]])
+    drawn[borders(labels)] = BORDER_COLOUR
+    return drawn
+
+
+def draw_mask(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTED_COLOUR) -> np.ndarray:
+    """Lay a mask over a picture, filled and with its border.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        mask: (H', W') 0/1 at any resolution over the whole picture.
+        colour: of the mask, RGB.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    inside = _nearest(mask, picture.shape[:2]) > 0
+    drawn = picture.copy()
+    drawn[inside] = _blend(picture[inside], np.array(colour, np.uint8))
+    drawn[borders(inside)] = colour
+    return drawn
+
+
+def panel(
+    picture: np.ndarray,
+    labels: np.ndarray | None,
+    predicted: np.ndarray,
+    truth: np.ndarray | None = None,
+    caption: str = "",
+    side: int = SIDE,
+) -> Image.Image:
+    """Draw one result as a row of pictures with titles above and a caption below.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        labels: (H', W') superpixel ids at any resolution, -1 = none; None leaves that picture out.
+        predicted: (H', W') 0/1 mask, all zero = nothing was found.
+        truth: (H', W') 0/1 mask, all zero = there is no target; None (a demo) leaves that picture out.
+        caption: text below, wrapped, and cut after a few lines.
+        side: longest side of each picture in pixels; small pictures are enlarged to it.
+
+    Raises:
+        ValueError: ``picture`` is not (H, W, 3) uint8.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f"A picture to draw on is (H, W, 3) uint8, got {picture.shape} {picture.dtype}.")
+    small = _fitted(picture, side)
+    cells = [("image", small)]
+    if labels is not None:
+        cells.append((f"{_count(labels)} superpixels", draw_regions(small, labels)))
+    cells.append(("predicted" if np.any(predicted) else "predicted: nothing", draw_mask(small, predicted)))
+    if truth is not None:
+        cells.append(("true" if np.any(truth) else "true: nothing", draw_mask(small, truth, TRUE_COLOUR)))
+    return _laid_out(cells, caption, side)
+
+
+def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Image:
+    """Put panels on one sheet, row by row.
+
+    Args:
+        panels: at least one; sizes may differ.
+        columns: panels in a row.
+
+    Raises:
+        ValueError: no panels, or fewer than one column.
+    """
+    if not panels or columns < 1:
+        raise ValueError(f"A contact sheet needs panels and columns, got {len(panels)} panels and {columns} columns.")
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    width = max(sum(one.width for one in row) + GAP * (len(row) - 1) for row in rows)
+    heights = [max(one.height for one in row) for row in rows]
+    sheet = Image.new("RGB", (width, sum(heights) + GAP * (len(rows) - 1)), PAPER)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for one in row:
+            sheet.paste(one, (left, top))
+            left += one.width + GAP
+        top += height + GAP
+    return sheet
+
+
+def save_png(path: str | Path, image: Image.Image | np.ndarray) -> Path:
+    """Write a PNG so that ``path`` never holds half a file; its folder is made if it is missing.
+
+    Args:
+        path: where to; any name, the format is PNG.
+        image: a Pillow image or an (H, W, 3) uint8 array.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(unfinished, format="PNG")
+    os.replace(unfinished, target)
+    return target
+
+
+def _laid_out(cells: Sequence[tuple[str, np.ndarray]], caption: str, side: int) -> Image.Image:
+    """Titles, pictures and caption on one sheet; each cell is ``side`` wide, whatever the picture's shape."""
+    font = ImageFont.load_default(FONT_SIZE)
+    line = FONT_SIZE + 4
+    width = len(cells) * side + (len(cells) + 1) * GAP
+    lines = _wrapped(caption, font, width - 2 * GAP)
+    height = line + cells[0][1].shape[0] + len(lines) * line + 3 * GAP
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for index, (title, cell) in enumerate(cells):
+        left = GAP + index * (side + GAP)
+        pen.text((left, GAP // 2), _shortened(title, font, side), INK, font)
+        sheet.paste(Image.fromarray(cell), (left, GAP + line))
+    for index, text in enumerate(lines):
+        pen.text((GAP, 2 * GAP + line + cells[0][1].shape[0] + index * line), text, INK, font)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break text into at most ``MAX_LINES`` lines that fit; a cut is marked by an ellipsis."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        current = ""
+        for word in paragraph.split():
+            word = _shortened(word, font, width)
+            longer = f"{current} {word}".strip()
+            if current and font.getlength(longer) > width:
+                lines.append(current)
+                current = word
+            else:
+                current = longer
+            if len(lines) > MAX_LINES:
+                break
+        lines.append(current)
+        if len(lines) > MAX_LINES:
+            return [*lines[: MAX_LINES - 1], _shortened(lines[MAX_LINES - 1] + " ...", font, width)]
+    return lines
+
+
+def _shortened(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(word) <= width:
+        return word
+    while word and font.getlength(word + "...") > width:
+        word = word[: len(word) * 9 // 10]
+    return word + "..."
+
+
+def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
+    """The picture with its longest side ``side`` and at least one pixel in the other."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
+def _nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A (H', W') array at another resolution, nearest neighbour by pixel centres, (H, W)."""
+    if array.ndim != 2:
+        raise ValueError(f"A mask or label map to draw is (H, W), got shape {array.shape}.")
+    rows, cols = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(array.shape, size, strict=True))
+    return array[np.ix_(rows, cols)]  # (H, W)
+
+
+def _blend(below: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    return np.round((1 - FILL) * below + FILL * colour).astype(np.uint8)
+
+
+def _count(labels: np.ndarray) -> int:
+    return len(np.unique(labels[labels >= 0]))
