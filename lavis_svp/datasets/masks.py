@@ -1,0 +1,104 @@
+"""COCO segmentations (polygons, run lengths, crowds) as {0, 1} masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+MIN_POLYGON = 6
+"""Numbers of the smallest polygon with an area: three points."""
+
+_RUN_BITS = 5
+_SIGN_BIT = 0x10
+_MORE_BIT = 0x20
+_FIRST_CHARACTER = 48
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Decode the ``segmentation`` field of a COCO annotation.
+
+    Several polygons (or run-length codes) of one object are united: pixels in two of them count once. The REFER code
+    adds them instead, which gives 2 where polygons overlap.
+
+    Args:
+        segmentation: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels, a run-length code
+            ``{"size": [H, W], "counts": list | str | bytes}``, a list of such codes, or nothing at all.
+            Polygons of fewer than three points have no area and are left out.
+        size: (H, W) of the picture.
+
+    Returns:
+        (H, W) uint8, 1 = object; all zero for an empty segmentation.
+
+    Raises:
+        ValueError: a run-length code of another size, a damaged code, or something that is no segmentation.
+    """
+    mask = np.zeros(size, np.uint8)
+    if segmentation is None or len(segmentation) == 0:
+        return mask
+    if isinstance(segmentation, Mapping):
+        return _decode_runs(segmentation, size)
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
+        raise ValueError(f"A segmentation is a list or a mapping, got {type(segmentation).__name__}: {segmentation!r}.")
+    if isinstance(segmentation[0], int | float):  # one polygon without the list around it
+        segmentation = [segmentation]
+    for part in segmentation:
+        mask |= _decode_runs(part, size) if isinstance(part, Mapping) else _fill_polygon(part, size)
+    return mask
+
+
+def _fill_polygon(polygon: Any, size: tuple[int, int]) -> np.ndarray:
+    points = np.asarray(polygon, np.float64)
+    if points.ndim != 1 or points.size % 2 or not np.isfinite(points).all():
+        raise ValueError(
+            f"A polygon is a flat list of finite x, y pairs, got shape {points.shape}: {str(polygon)[:80]}."
+        )
+    if points.size < MIN_POLYGON:
+        return np.zeros(size, np.uint8)
+    height, width = size
+    (code,) = coco_mask.frPyObjects([points.tolist()], height, width)
+    return _decode_runs(code, size)
+
+
+def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Decode run lengths here rather than in pycocotools, whose C code trusts the counts it is given."""
+    if "size" not in code or "counts" not in code:
+        raise ValueError(f"A run-length code needs 'size' and 'counts', got the keys {sorted(map(str, code))}.")
+    height, width = (int(side) for side in code["size"])
+    if (height, width) != tuple(size):
+        raise ValueError(
+            f"The mask is {height}x{width} (height x width), the picture {size[0]}x{size[1]}. "
+            "Masks must have their picture's size; is this the right picture, in its original resolution?"
+        )
+    counts = code["counts"]
+    runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else [int(count) for count in counts]
+    if any(run < 0 for run in runs) or sum(runs) != height * width:
+        raise ValueError(
+            f"A run-length code must cover its {height}x{width} = {height * width} pixels; this one covers {sum(runs)}."
+        )
+    values = np.arange(len(runs), dtype=np.uint8) & 1  # runs alternate, zeros first
+    return np.repeat(values, runs).reshape(width, height).T.copy()  # (H, W): runs go down the columns
+
+
+def _unpack_counts(packed: str | bytes) -> list[int]:
+    """COCO's text form: 5 bits a character, least significant first; from the fourth run on the change to two back."""
+    characters = packed.encode("latin1") if isinstance(packed, str) else packed
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in characters:
+        bits = character - _FIRST_CHARACTER
+        if not 0 <= bits < 2 * _MORE_BIT:
+            raise ValueError(f"A run-length string holds the character {chr(character)!r}, which is not of its code.")
+        value |= (bits & (_MORE_BIT - 1)) << shift
+        shift += _RUN_BITS
+        if bits & _MORE_BIT:
+            continue
+        if bits & _SIGN_BIT:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("A run-length string ends in the middle of a number.")
+    return runs

@@ -1,0 +1,150 @@
+"""Any picture file as upright (H, W, 3) uint8 RGB, or an error that names the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_UPRIGHT = 1
+_ORIENTATION_TAG = 0x0112
+_BITS_16 = 65535.0
+_WHITE = 255
+
+
+class BadPictureError(ValueError):
+    """A picture file that cannot be decoded."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedPicture:
+    """A decoded picture file.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB, upright.
+        stored_size: (H, W) of the picture as the file stores it, before its EXIF orientation is applied.
+        orientation: the EXIF orientation, 1 to 8; 1 = stored upright.
+        key: sha256 of the file's bytes, hexadecimal.
+    """
+
+    pixels: np.ndarray
+    stored_size: tuple[int, int]
+    orientation: int
+    key: str
+
+
+def read_picture(path: str | Path) -> LoadedPicture:
+    """Read a picture file.
+
+    EXIF orientation is applied. Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGB (16 bits are scaled,
+    not clipped); what is transparent shows white; of an animation the first frame counts.
+
+    Args:
+        path: the file, in any format that Pillow reads.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadPictureError: the file is truncated, damaged, or no picture; names the file.
+    """
+    content = Path(path).read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+            stored = to_rgb(image)
+    # Pillow's decoders raise whatever a damaged file drives them into (OSError, SyntaxError, struct.error ...).
+    except Exception as error:
+        raise BadPictureError(
+            f"{path} is not a readable picture ({type(error).__name__}: {error}). It has {len(content)} bytes; "
+            "fetch it again, or remove it from the data set."
+        ) from error
+    if orientation not in range(1, 9):
+        orientation = _UPRIGHT  # cameras write 0 for "unknown"
+    pixels = np.ascontiguousarray(make_upright(stored, orientation))
+    return LoadedPicture(pixels, (stored.shape[0], stored.shape[1]), orientation, hashlib.sha256(content).hexdigest())
+
+
+def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """Take a picture in any usual form and return it as (H, W, 3) uint8 RGB.
+
+    Args:
+        source: a file's path; a PIL image (its EXIF orientation is applied); or an array (H, W), (H, W, 1), (H, W, 3)
+            or (H, W, 4) of uint8, uint16, bool, or float in [0, 1].
+
+    Raises:
+        ValueError: an array of another shape, type or range, or an unreadable file.
+        TypeError: anything else.
+    """
+    if isinstance(source, str | Path):
+        return read_picture(source).pixels
+    if isinstance(source, Image.Image):
+        orientation = source.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+        return np.ascontiguousarray(make_upright(to_rgb(source), orientation))
+    if isinstance(source, np.ndarray):
+        return _array_to_rgb(source)
+    raise TypeError(f"A picture is a path, a PIL image or a numpy array, got {type(source).__name__}.")
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image as (H, W, 3) uint8 RGB, as stored: EXIF orientation is not applied."""
+    if image.mode.startswith("I"):  # 16-bit greyscale, whatever the byte order
+        levels = np.asarray(image, np.float64) / _BITS_16
+        return _array_to_rgb(np.clip(levels, 0.0, 1.0))
+    if image.mode == "F":
+        levels = np.nan_to_num(np.asarray(image, np.float64))
+        return _array_to_rgb(np.clip(levels if levels.max() <= 1.0 else levels / _WHITE, 0.0, 1.0))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        backdrop = Image.new("RGBA", layer.size, (_WHITE,) * 4)
+        image = Image.alpha_composite(backdrop, layer)
+    return np.array(image.convert("RGB"))
+
+
+def make_upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror a stored (H, W, ...) array so that its picture stands upright.
+
+    Args:
+        array: pixels or a mask in the stored frame.
+        orientation: EXIF orientation, 1 to 8; anything else counts as 1.
+
+    Returns:
+        A view of the array; (W, H, ...) for the orientations 5 to 8.
+    """
+    turned = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: a[::-1].swapaxes(0, 1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: a.swapaxes(0, 1)[::-1],
+    }
+    return turned[orientation](array) if orientation in turned else array
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2:
+        array = array[..., None]  # (H, W, 1)
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ValueError(
+            f"A picture array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and not empty, got {array.shape}. "
+            "Is it channels-first? Then transpose it."
+        )
+    if array.dtype == np.uint16:
+        array = array / _BITS_16
+    if array.dtype == bool:
+        array = array.astype(np.float64)
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(f"A picture of floats must lie in [0, 1], this one spans {low:.3g} to {high:.3g}.")
+        array = np.rint(array * _WHITE).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"A picture array is uint8, uint16, bool or float in [0, 1], got {array.dtype}.")
+    if array.shape[2] == 4:
+        return to_rgb(Image.fromarray(array, "RGBA"))
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array  # (H, W, 3)
