@@ -1,0 +1,109 @@
+"""`svp`: the semantic visual projector of arXiv 2509.13676, one token for each superpixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lavis_svp.projectors.mlp import token_mlp
+from lavis_svp.projectors.registry import register_projector
+from lavis_svp.projectors.ssa import SSA, shared_position
+from lavis_svp.projectors.sspe import SSPE
+from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels
+from lavis_svp.projectors.superpixel_projector import SuperpixelOptions, SuperpixelProjector
+
+SSA_CHOICES = ("full", "no_shared_sspe", "off")
+SSPE_CHOICES = ("full", "off")
+ADD_CHOICES = ("after_mlp", "before_mlp", "none")
+
+
+@dataclass(frozen=True)
+class SvpOptions(SuperpixelOptions):
+    """Choices of `svp`. YAML reads a bare ``off`` as false, so true and false stand for "full" and "off"."""
+
+    sspe: str | bool = "full"  # "full" or "off": the positional embedding of the masks
+    ssa: str | bool = "full"  # "full", "no_shared_sspe" (keys without it), "off": the second look at the patches
+    add_to_tokens: str = "after_mlp"  # where SSPE joins the token: "after_mlp" at width D, "before_mlp" at C, "none"
+    mask_size: int = 16  # cells a side at which SSPE sees the masks; soft shares, so small regions do not vanish
+    sspe_width: int = 192  # inner width of SSPE and of the vector it hands to its two output heads
+    sspe_queries: int = 4  # the paper's
+    sspe_blocks: int = 3  # the paper's
+    sspe_heads: int = 4
+    sspe_ffn_ratio: int = 2
+    sspe_self_attention: bool = False  # among the queries of one superpixel
+    sspe_attend: str = "inside"  # "inside" the mask, or "all" positions
+    sspe_merge: str = "concat"  # of the queries: "concat" or "mean"
+    ssa_heads: int | None = None  # None: one for each 64 channels, 6 at C = 384
+    ssa_blocks: int = 1
+    ssa_ffn_ratio: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, choices in (("sspe", SSPE_CHOICES), ("ssa", SSA_CHOICES), ("add_to_tokens", ADD_CHOICES)):
+            value = getattr(self, field)
+            if isinstance(value, bool) and field != "add_to_tokens":
+                value = "full" if value else "off"
+                object.__setattr__(self, field, value)  # the way to settle a field of a frozen dataclass
+            if value not in choices:
+                raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}.")
+        if self.mask_size < 1:
+            raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
+        if self.sspe == "full" and self.ssa == "off" and self.add_to_tokens == "none":
+            raise ValueError("SSPE is on, but neither SSA nor the tokens receive it: set sspe: off.")
+
+
+@register_projector("svp")
+class SvpProjector(SuperpixelProjector):
+    """Superpixels as visual words.
+
+    ``coarse`` = area-weighted mean of the superpixel's patches; ``refined`` = SSA(coarse, patches), guided by SSPE;
+    ``token`` = MLP(refined) + SSPE. SSPE makes one vector a superpixel, which two linear heads bring to the widths of
+    its receivers: C for SSA (and ``before_mlp``), D for the tokens. Since SSA starts as the identity, training starts
+    at `mask_pool` plus SSPE. Equivariant to the order of the superpixels.
+    """
+
+    options_class = SvpOptions
+    options: SvpOptions
+
+    def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: SvpOptions | None = None) -> None:
+        super().__init__(vision_dim, llm_dim, grid, options)
+        opt = self.options
+        self.head = token_mlp(vision_dim, llm_dim)
+        self.sspe = self.sspe_to_vision = self.sspe_to_llm = self.ssa = None
+        if opt.sspe == "full":
+            self.requires = frozenset({"superpixels", "masks"})
+            self.mask_size = (opt.mask_size, opt.mask_size)
+            self.sspe = SSPE(
+                opt.sspe_width,
+                width=opt.sspe_width,
+                num_queries=opt.sspe_queries,
+                blocks=opt.sspe_blocks,
+                heads=opt.sspe_heads,
+                ffn_ratio=opt.sspe_ffn_ratio,
+                self_attention=opt.sspe_self_attention,
+                attend=opt.sspe_attend,
+                merge=opt.sspe_merge,
+            )
+            if opt.ssa != "off" or opt.add_to_tokens == "before_mlp":
+                self.sspe_to_vision = nn.Linear(opt.sspe_width, vision_dim)
+            if opt.add_to_tokens == "after_mlp":
+                self.sspe_to_llm = nn.Linear(opt.sspe_width, llm_dim)
+        if opt.ssa != "off":
+            self.ssa = SSA(vision_dim, heads=opt.ssa_heads, blocks=opt.ssa_blocks, ffn_ratio=opt.ssa_ffn_ratio)
+
+    def embed(self, coarse: Tensor, features: PatchFeatures, superpixels: Superpixels) -> Tensor:
+        """See :meth:`SuperpixelProjector.embed`."""
+        shape = None if self.sspe is None else self.sspe(superpixels.masks)  # (B, S, sspe_width)
+        sspe = None if shape is None or self.sspe_to_vision is None else self.sspe_to_vision(shape)  # (B, S, C)
+        refined = coarse
+        if self.ssa is not None:
+            share = sspe is not None and self.options.ssa == "full"
+            position = shared_position(superpixels.weights, sspe) if share else None  # (B, N, C)
+            refined = self.ssa(coarse, features.patches, features.valid, sspe, position)  # (B, S, C)
+        if sspe is not None and self.options.add_to_tokens == "before_mlp":
+            refined = refined + sspe
+        tokens = self.head(refined)  # (B, S, D)
+        if shape is not None and self.sspe_to_llm is not None:
+            tokens = tokens + self.sspe_to_llm(shape)
+        return tokens
