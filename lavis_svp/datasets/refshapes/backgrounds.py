@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,14 +21,14 @@ PHOTOS = {
         "hubble_deep_field.jpg",
     ),
     "val": ("rocket.jpg", "gravel.png"),
-    "test": ("chelsea.png", "camera.png"),
+    "test": ("chelsea.png", "camera.png", "ihc.png"),
 }
 
 _MIN_CROP = 120
 _BLURS = (0.0, 1.5, 4.0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_photo(name: str) -> np.ndarray:
     """Read a photo of scikit-image's wheel, without importing scikit-image and without the network.
 
@@ -73,7 +73,7 @@ def sample_background(rng: np.random.Generator, split: str, side: int) -> tuple[
     crop = int(rng.integers(_MIN_CROP, min(height, width) + 1))
     top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
     patch = photo[top : top + crop, left : left + crop]
-    picture = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
+    picture: np.ndarray = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
     if rng.random() < 0.5:
         picture = np.ascontiguousarray(picture[:, ::-1])
     blur = float(rng.choice(_BLURS))

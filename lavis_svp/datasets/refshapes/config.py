@@ -32,7 +32,7 @@ def _train_quota() -> dict[str, int]:
 
 
 def _held_out_quota() -> dict[str, int]:
-    return {kind: 2 for kind in KINDS}
+    return dict.fromkeys(KINDS, 2)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class RefShapesConfig:
     min_objects: int = 3
     max_objects: int = 8
     """A picture aims at a number drawn between the two; where there is no room it has fewer."""
-    small_radius: tuple[float, float] = (28.0, 35.0)
-    large_radius: tuple[float, float] = (53.0, 70.0)
+    small_radius: tuple[float, float] = (29.0, 37.0)
+    large_radius: tuple[float, float] = (54.0, 72.0)
     """Two ranges with a gap, so that "small" and "large" are never in doubt."""
     large_share: float = 0.5
     """Share of objects that are large, before those that find no room are dropped."""
@@ -67,7 +67,7 @@ class RefShapesConfig:
     """Rotation in radians, both ways."""
     relation_margin: float = 30.0
     """How far the target is on the named side of its anchor, and how much closer than every rival."""
-    rival_margin: float = 15.0
+    rival_margin: float = 20.0
     """How far a rival is on the other side of the anchor."""
     superlative_margin: float = 22.0
     """How far the leftmost (second, ...) object is from its neighbour in that order."""

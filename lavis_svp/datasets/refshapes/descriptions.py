@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -26,11 +27,28 @@ def catalogue(scene: Scene) -> Catalogue:
     return {description: tuple(indices) for description, indices in found.items()}
 
 
-def choose(rng: np.random.Generator, descriptions: list[Description]) -> Description:
-    """Draw one description; a long one, and one that says "plain", is drawn more seldom."""
-    weights = np.array([_weight(description) for description in descriptions])
-    return descriptions[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
+class Choice:
+    """Draws from descriptions; a long one, and one that says "plain", is drawn more seldom.
+
+    Args:
+        descriptions: what to draw from; may be empty.
+        favour: a factor for each description, by which it is drawn more often; None is 1 for all.
+    """
+
+    def __init__(self, descriptions: Iterable[Description], favour: Mapping[Description, float] | None = None) -> None:
+        self._descriptions = list(descriptions)
+        weights = [
+            _weight(description) * (favour[description] if favour else 1.0) for description in self._descriptions
+        ]
+        self._cumulative = np.cumsum(weights)
+
+    def draw(self, rng: np.random.Generator) -> Description | None:
+        """One description, or None if there is none."""
+        if not self._descriptions:
+            return None
+        point = rng.random() * self._cumulative[-1]
+        return self._descriptions[int(np.searchsorted(self._cumulative, point, side="right"))]
 
 
 def _weight(description: Description) -> float:
-    return (0.5 if ("texture", "plain") in description else 1.0) / max(1, len(description))
+    return (0.5 if ("texture", "plain") in description else 1.0) / max(1, len(description)) ** 2

@@ -10,7 +10,7 @@ import numpy as np
 
 from lavis_svp.datasets.refshapes import positions, wording
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES, KINDS, RefShapesConfig
-from lavis_svp.datasets.refshapes.descriptions import Catalogue, catalogue, choose
+from lavis_svp.datasets.refshapes.descriptions import Catalogue, Choice, catalogue
 from lavis_svp.datasets.refshapes.scene import Scene
 
 _TRIES_PER_SUBKIND = 12
@@ -18,8 +18,9 @@ _ROUNDS = 3
 _PRESENT_WORD_SHARE = 0.75
 """How often the wrong word of a no-target expression is one that fits some other object of the picture."""
 
-RELATION_SUBKINDS = (*positions.DIRECTIONS, "closest")
-SUPERLATIVE_SUBKINDS = (*positions.EXTREMES, "largest", "smallest", "ordinal")
+# What to ask for, in turn; "closest" is nearly always to be had, a direction is not.
+_RELATIONS = ("direction", "direction", "direction", "closest")
+_SUPERLATIVES = (*positions.EXTREMES, "largest", "smallest", "ordinal")
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,20 @@ def _samplers(
     The kinds that a scene may fail to give come first, so that such a scene is left early.
     """
     fits = catalogue(scene)
-    objects = tuple(str(i) for i in range(len(scene.objects)))
+    shared = [description for description, indices in fits.items() if len(indices) >= 2]
+    unique = {
+        str(i): Choice(description for description, indices in fits.items() if indices == (i,))
+        for i in range(len(scene.objects))
+    }
+    many = {description: len(fits[description]) - 1.0 for description in shared}
+    groups = Choice(shared, many)
+    unsized = Choice([description for description in shared if "size" not in dict(description)], many)
+    anchors = Choice(description for description, indices in fits.items() if len(indices) == 1)
     return {
-        "relation": (partial(_relation, scene, fits, rng, config), RELATION_SUBKINDS),
-        "superlative": (partial(_superlative, scene, fits, rng, config), SUPERLATIVE_SUBKINDS),
-        "attribute": (partial(_attribute, fits, rng), objects),
-        "no_target": (partial(_no_target, fits, rng), objects),
+        "relation": (partial(_relation, scene, fits, groups, anchors, rng, config), _RELATIONS),
+        "superlative": (partial(_superlative, scene, fits, groups, unsized, rng, config), _SUPERLATIVES),
+        "attribute": (partial(_attribute, unique, rng), tuple(unique)),
+        "no_target": (partial(_no_target, fits, unique, rng), tuple(unique)),
     }
 
 
@@ -115,24 +124,22 @@ def _distinct(propose: _Propose, subkinds: list[str], count: int) -> list[Expres
     return found
 
 
-def _attribute(fits: Catalogue, rng: np.random.Generator, index: str) -> _Proposal | None:
+def _attribute(unique: dict[str, Choice], rng: np.random.Generator, index: str) -> _Proposal | None:
     """A description that fits object ``index`` and no other."""
-    target = int(index)
-    unique = [description for description, indices in fits.items() if indices == (target,) and description]
-    if not unique:
+    description = unique[index].draw(rng)
+    if description is None:
         return None
-    description = choose(rng, unique)
+    target = int(index)
     subkind = "+".join(name for name, _ in description)
     text = wording.attribute_text(rng, description)
     return _Proposal(Expression(text, "attribute", subkind, target, (target,)), (description,))
 
 
-def _no_target(fits: Catalogue, rng: np.random.Generator, index: str) -> _Proposal | None:
+def _no_target(fits: Catalogue, unique: dict[str, Choice], rng: np.random.Generator, index: str) -> _Proposal | None:
     """A description of object ``index`` with one word changed, so that it fits nothing."""
-    own = [description for description, indices in fits.items() if indices == (int(index),) and description]
-    if not own:
+    description = unique[index].draw(rng)
+    if description is None:
         return None
-    description = choose(rng, own)
     place = int(rng.integers(len(description)))
     name, _ = description[place]
     changed = [(*description[:place], (name, value), *description[place + 1 :]) for value in ATTRIBUTES[name]]
@@ -149,38 +156,47 @@ def _no_target(fits: Catalogue, rng: np.random.Generator, index: str) -> _Propos
 
 
 def _relation(
-    scene: Scene, fits: Catalogue, rng: np.random.Generator, config: RefShapesConfig, relation: str
+    scene: Scene,
+    fits: Catalogue,
+    groups: Choice,
+    anchors: Choice,
+    rng: np.random.Generator,
+    config: RefShapesConfig,
+    asked: str,
 ) -> _Proposal | None:
     """Objects that look the same to the description, told apart by where they are from an anchor."""
-    anchors = [description for description, indices in fits.items() if len(indices) == 1]
-    groups = [description for description, indices in fits.items() if len(indices) >= 2]
-    if not anchors or not groups:
+    anchor_description, description = anchors.draw(rng), groups.draw(rng)
+    if anchor_description is None or description is None:
         return None
-    anchor_description, description = choose(rng, anchors), choose(rng, groups)
     (anchor,) = fits[anchor_description]
     group = tuple(i for i in fits[description] if i != anchor)
     if len(group) < 2:
         return None
-    if relation == "closest":
-        target = positions.closest(scene, group, anchor, config)
+    if asked == "closest":
+        targets = {asked: positions.closest(scene, group, anchor, config)}
     else:
-        target = positions.in_direction(scene, relation, group, anchor, config)
-    if target is None:
+        targets = {way: positions.in_direction(scene, way, group, anchor, config) for way in positions.DIRECTIONS}
+    true = [relation for relation, target in targets.items() if target is not None]
+    if not true:
         return None
+    relation = true[int(rng.integers(len(true)))]
     text = wording.relation_text(rng, relation, description, anchor_description)
-    return _Proposal(Expression(text, "relation", relation, target, group), (relation, group, anchor))
+    return _Proposal(Expression(text, "relation", relation, targets[relation], group), (relation, group, anchor))
 
 
 def _superlative(
-    scene: Scene, fits: Catalogue, rng: np.random.Generator, config: RefShapesConfig, superlative: str
+    scene: Scene,
+    fits: Catalogue,
+    groups: Choice,
+    unsized: Choice,
+    rng: np.random.Generator,
+    config: RefShapesConfig,
+    superlative: str,
 ) -> _Proposal | None:
     """Objects that look the same to the description, told apart by place, order or size."""
-    groups = [description for description, indices in fits.items() if len(indices) >= 2]
-    if superlative in ("largest", "smallest"):
-        groups = [description for description in groups if "size" not in dict(description)]
-    if not groups:
+    description = (unsized if superlative in ("largest", "smallest") else groups).draw(rng)
+    if description is None:
         return None
-    description = choose(rng, groups)
     group = fits[description]
     if superlative == "ordinal":
         edge, rank = str(rng.choice(list(positions.EDGES))), int(rng.integers(1, len(wording.RANKS)))

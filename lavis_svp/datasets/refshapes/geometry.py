@@ -52,7 +52,8 @@ def shape_mask(shape: str, x: float, y: float, radius: float, rotation: float, s
 
     Args:
         shape: one of ``config.SHAPES``.
-        x, y: its reference point in pixels.
+        x: its reference point in pixels, to the right.
+        y: its reference point in pixels, down.
         radius: its radius in pixels.
         rotation: clockwise, in radians.
         side: height and width of the mask.

@@ -28,9 +28,7 @@ def centres(scene: Scene) -> np.ndarray:
     return (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2
 
 
-def in_direction(
-    scene: Scene, relation: str, group: Sequence[int], anchor: int, config: RefShapesConfig
-) -> int | None:
+def in_direction(scene: Scene, relation: str, group: Sequence[int], anchor: int, config: RefShapesConfig) -> int | None:
     """The only one of ``group`` that lies on the named side of ``anchor``; the others lie on the other side."""
     axis, sign = DIRECTIONS[relation]
     place = centres(scene)
@@ -49,7 +47,7 @@ def closest(scene: Scene, group: Sequence[int], anchor: int, config: RefShapesCo
     first, second = sorted(group, key=far.__getitem__)[:2]
     if far[second] - far[first] < config.relation_margin:
         return None
-    from_anchor = cv2.distanceTransform(1 - scene.masks[anchor], cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    from_anchor = cv2.distanceTransform(1 - scene.masks[anchor], cv2.DIST_L2, cv2.DIST_MASK_5)
     gap = {i: float(from_anchor[scene.masks[i] > 0].min()) for i in group}
     if any(gap[i] - gap[first] < config.rival_margin for i in group if i != first):
         return None

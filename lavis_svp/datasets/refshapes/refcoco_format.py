@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,14 +45,12 @@ def images_folder(root: Path, name: str) -> Path:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all; make its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -73,7 +70,9 @@ def annotation(ann_id: int, image_id: int, category_id: int, mask: np.ndarray, a
     """A COCO annotation with an exact mask.
 
     Args:
-        ann_id, image_id, category_id: as in COCO.
+        ann_id: unique in the data set.
+        image_id: of its picture.
+        category_id: from 1.
         mask: (H, W), non-zero inside, not empty.
         attributes: words that hold of the object.
 
@@ -139,7 +138,8 @@ def write_dataset(
     Args:
         root: the data folder.
         name: of the data set.
-        images, annotations: COCO entries.
+        images: COCO entries (``id``, ``file_name``, ``width``, ``height``).
+        annotations: made by ``annotation``.
         categories: names; the n-th has id n, from 1.
         refs: made by ``ref``.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lavis_svp.datasets.refshapes.config import COLORS, SHAPES, SIZES, TEXTURES, RefShapesConfig
+from lavis_svp.datasets.refshapes.config import COLORS, SHAPES, TEXTURES, RefShapesConfig
 from lavis_svp.datasets.refshapes.geometry import shape_mask
 
-_TRIES_PER_OBJECT = 40
+_TRIES_PER_OBJECT = 25
 _PLAIN_SHARE = 0.5
 _ADDED_BORDER = 2
 """Pixels between an object and the picture's border."""
@@ -63,17 +63,24 @@ def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | N
     """
     wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
     may_overlap = rng.random() < config.overlap_share
+    large = int(rng.binomial(wanted, config.large_share))
     objects: list[SceneObject] = []
     full: list[np.ndarray] = []
-    for _ in range(wanted * _TRIES_PER_OBJECT):
-        candidate = _sample_object(rng, objects, config)
-        mask = shape_mask(
-            candidate.shape, candidate.x, candidate.y, candidate.radius, candidate.rotation, config.side
-        )
-        if _touches_border(mask) or not _fits(mask, full, may_overlap, config):
+    # What a new object must keep off: the others, grown by the gap if there is to be one.
+    taken = np.zeros((config.side, config.side), np.uint8)
+    grow = np.ones((2 * config.min_gap + 1, 2 * config.min_gap + 1), np.uint8)
+    for attempt in range(wanted * _TRIES_PER_OBJECT):
+        # Large ones first, while there is room for them.
+        size = "large" if attempt < large * _TRIES_PER_OBJECT and len(objects) < large else "small"
+        candidate = _sample_object(rng, size, objects, config)
+        mask = shape_mask(candidate.shape, candidate.x, candidate.y, candidate.radius, candidate.rotation, config.side)
+        if _touches_border(mask):
+            continue
+        if (mask & taken).any() and not (may_overlap and _hides_little(mask, full, config.max_hidden)):
             continue
         objects.append(candidate)
         full.append(mask)
+        taken = np.maximum(taken, mask if may_overlap else cv2.dilate(mask, grow))
         if len(objects) == wanted:
             break
     if len(objects) < config.min_objects:
@@ -81,7 +88,9 @@ def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | N
     return _seen(objects, full, config)
 
 
-def _sample_object(rng: np.random.Generator, earlier: list[SceneObject], config: RefShapesConfig) -> SceneObject:
+def _sample_object(
+    rng: np.random.Generator, size: str, earlier: list[SceneObject], config: RefShapesConfig
+) -> SceneObject:
     shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
     if earlier and rng.random() < config.rival_share:
         copied = earlier[int(rng.integers(len(earlier)))]
@@ -91,7 +100,6 @@ def _sample_object(rng: np.random.Generator, earlier: list[SceneObject], config:
             color = copied.color
     other = (1 - _PLAIN_SHARE) / 2
     texture = str(rng.choice(TEXTURES, p=[_PLAIN_SHARE, other, other]))
-    size = SIZES[int(rng.random() < config.large_share)]
     radius = float(rng.uniform(*(config.small_radius if size == "small" else config.large_radius)))
     x, y = (float(v) for v in rng.uniform(radius + _ADDED_BORDER, config.side - radius - _ADDED_BORDER, 2))
     rotation = float(rng.uniform(-config.max_rotation, config.max_rotation))
@@ -102,18 +110,9 @@ def _touches_border(mask: np.ndarray) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
-def _fits(mask: np.ndarray, others: list[np.ndarray], may_overlap: bool, config: RefShapesConfig) -> bool:
-    if not others:
-        return True
-    if not may_overlap:
-        size = 2 * config.min_gap + 1
-        grown = cv2.dilate(mask, np.ones((size, size), np.uint8))
-        return not any((grown & other).any() for other in others)
-    for other in others:
-        shared = int((mask & other).sum())
-        if shared > config.max_hidden * min(int(mask.sum()), int(other.sum())):
-            return False
-    return True
+def _hides_little(mask: np.ndarray, others: list[np.ndarray], max_hidden: float) -> bool:
+    """Whether what ``mask`` shares with any other is at most a share ``max_hidden`` of either."""
+    return all(int((mask & other).sum()) <= max_hidden * min(int(mask.sum()), int(other.sum())) for other in others)
 
 
 def _seen(objects: list[SceneObject], full: list[np.ndarray], config: RefShapesConfig) -> Scene | None:
