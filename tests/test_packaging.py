@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
-from importlib.metadata import requires, version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,32 @@ def test_package_holds_all_of_lavis_svp_and_nothing_else(tmp_path: Path) -> None
 def test_every_folder_of_code_is_a_package() -> None:
     folders = {path.parent for path in (ROOT / "lavis_svp").rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def imported_packages() -> dict[str, Path]:
+    """Top-level name of each import in lavis_svp, lazy ones included -> a file that has it."""
+    found = {}
+    for path in (ROOT / "lavis_svp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found.update({alias.name.split(".")[0]: path for alias in node.names})
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found[node.module.split(".")[0]] = path
+    return found
+
+
+def test_every_import_is_declared() -> None:
+    distributions = packages_distributions()
+    declared = {canonicalize_name(bound.name) for bound in BOUNDS} | {"salesforce-lavis", "lavis-svp"}
+    for name, path in imported_packages().items():
+        if name not in sys.stdlib_module_names and name != "lavis_svp":
+            owners = {canonicalize_name(owner) for owner in distributions.get(name, [])}
+            where = path.relative_to(ROOT)
+            assert owners & set(DIRECT), f"{where} imports {name} ({owners}), which requirements.txt does not pin"
+            assert owners & declared, f"{where} imports {name} ({owners}), which setup.py does not declare"
+
+
+def test_versions_agree() -> None:
+    import lavis_svp
+
+    assert lavis_svp.__version__ == version("lavis-svp")
