@@ -1,0 +1,16 @@
+"""Zoo of weights: names with source, hashes, licence and conversion. Its command: ``python -m lavis_svp.zoo``."""
+
+from lavis_svp.zoo.download import DownloadError, HashMismatchError
+from lavis_svp.zoo.entries import WeightEntry, list_weights
+from lavis_svp.zoo.fetch import fetch, is_cached, resolve, verify
+
+__all__ = [
+    "DownloadError",
+    "HashMismatchError",
+    "WeightEntry",
+    "fetch",
+    "is_cached",
+    "list_weights",
+    "resolve",
+    "verify",
+]

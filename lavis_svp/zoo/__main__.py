@@ -1,0 +1,79 @@
+"""``python -m lavis_svp.zoo list | fetch NAME... | fetch --all | verify [NAME...]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lavis_svp.zoo.entries import get_entry, list_weights
+from lavis_svp.zoo.fetch import fetch, is_cached, verify, weights_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 1 with the fault on stderr.
+
+    Args:
+        arguments: the words after the command; by default those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lavis_svp.zoo", description="The zoo of weights.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what there is, what is cached, sizes and licences")
+    fetching = commands.add_parser("fetch", help="download and convert weights")
+    fetching.add_argument("names", nargs="*", metavar="NAME")
+    fetching.add_argument("--all", action="store_true", help="every one")
+    verifying = commands.add_parser("verify", help="compare cached files with their hashes")
+    verifying.add_argument("names", nargs="*", metavar="NAME", help="by default every cached one")
+    options = parser.parse_args(arguments)
+    if options.command == "fetch" and bool(options.names) == options.all:
+        parser.error("fetch takes either names or --all")
+    try:
+        return _COMMANDS[options.command](options)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _list(_: argparse.Namespace) -> int:
+    print(f"{'name':24} {'converted':>10} {'download':>9}  {'licence':10}  {'cached':6}  what")
+    for entry in list_weights():
+        size, archive = f"{entry.converted_size / 1e6:.0f} MB", f"{entry.archive_size / 1e6:.0f} MB"
+        cached = "yes" if is_cached(entry.name) else "no"
+        print(f"{entry.name:24} {size:>10} {archive:>9}  {entry.licence:10}  {cached:6}  {entry.what}")
+        print(f"{'':24} from {entry.source}. {entry.notice}")
+    print(f"\nCached in {weights_folder('')}. A local folder, checkpoint or hub id may stand wherever a name does.")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    names = [entry.name for entry in list_weights()] if options.all else options.names
+    for name in names:
+        get_entry(name)  # a wrong name is told before anything is downloaded
+    for name in names:
+        print(fetch(name))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    names = options.names or [entry.name for entry in list_weights() if weights_folder(entry.name).exists()]
+    faulty = False
+    for name in names:
+        get_entry(name)
+        faults = verify(name)
+        faulty = faulty or bool(faults)
+        for fault in faults or ["ok"]:
+            print(f"{name}: {fault}")
+        if faults:
+            print(f"{name}: delete {weights_folder(name)} and fetch it again")
+    if not names:
+        print("Nothing is cached yet.")
+    return int(faulty)
+
+
+_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify}
+
+if __name__ == "__main__":
+    sys.exit(main())

