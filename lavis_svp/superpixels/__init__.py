@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lavis_svp.superpixels import classical as _classical  # noqa: F401  (registers its generators)
 from lavis_svp.superpixels.generator import (
     SamEmbedding,
     SuperpixelGenerator,
