@@ -1,0 +1,122 @@
+"""LAVIS's runners, loaders, meters and process group on machines without CUDA; where output goes."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def place_output() -> None:
+    """Resolve ``run.output_dir`` against the current directory, and let a second runner follow a first one."""
+    from lavis.common.registry import registry
+    from lavis.runners.runner_base import RunnerBase
+
+    def setup_output_dir(self: Any) -> None:
+        """Make the output folder; an empty job_id means no sub-folder of its own."""
+        self.output_dir = Path.cwd() / self.config.run_cfg.output_dir / self.job_id
+        self.result_dir = self.output_dir / "result"
+        self.result_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("result_dir", "output_dir"):
+            registry.mapping["paths"][name] = str(getattr(self, name))
+
+    RunnerBase.setup_output_dir = setup_output_dir
+
+
+def run_without_cuda() -> None:
+    """Let LAVIS's runners, loaders and meters work where there is no CUDA and no process group."""
+    import torch
+    from lavis.common import logger
+    from lavis.datasets import data_utils
+    from lavis.datasets.datasets.dataloader_utils import PrefetchLoader
+    from lavis.runners import runner_base, runner_iter
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    class GuardedDistributed:
+        """torch.distributed, whose barrier does nothing where no process group was made."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(distributed, name)
+
+        def barrier(self, *args: Any, **kwargs: Any) -> None:
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.barrier(*args, **kwargs)
+
+    runner_base.dist = runner_iter.dist = GuardedDistributed()
+
+    def synchronize(self: Any) -> None:
+        """Add a meter up over the processes, on the device that their backend talks through."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        totals = torch.tensor([self.count, self.total], dtype=torch.float64, device=device)
+        distributed.all_reduce(totals)
+        self.count, self.total = int(totals[0].item()), totals[1].item()
+
+    logger.SmoothedValue.synchronize_between_processes = synchronize
+
+    def model(self: Any) -> torch.nn.Module:
+        """The model on its device, in DDP where there are several processes."""
+        if self._wrapped_model is None:
+            self._model = self._model.to(self.device)
+            devices = [self.config.run_cfg.gpu] if self.cuda_enabled else None
+            self._wrapped_model = (
+                DistributedDataParallel(self._model, device_ids=devices) if self.use_distributed else self._model
+            )
+        return self._wrapped_model
+
+    runner_base.RunnerBase.model = property(model)
+
+    if not torch.cuda.is_available():
+        data_utils.move_to_cuda = lambda sample: sample
+        PrefetchLoader.__init__ = lambda self, loader: setattr(self, "loader", loader)
+        PrefetchLoader.__iter__ = lambda self: iter(self.loader)
+
+
+def start_processes_anywhere() -> None:
+    """Make ``init_distributed_mode`` use gloo on a CPU; LAVIS knows nccl only."""
+    from lavis.common import dist_utils
+
+    dist_utils.init_distributed_mode = functools.partial(
+        init_distributed_mode, silence=dist_utils.setup_for_distributed
+    )
+
+
+def init_distributed_mode(args: Any, silence: Callable[[bool], None]) -> None:
+    """Join the process group that ``torch.distributed.run`` or SLURM announces; set the run section's process keys.
+
+    Args:
+        args: the ``run:`` section; ``device`` is read, ``distributed``, ``rank``, ``world_size``, ``gpu`` and
+            ``dist_backend`` are set.
+        silence: called with "is rank 0"; LAVIS's function that mutes ``print`` elsewhere.
+    """
+    import torch
+    from torch import distributed
+
+    environment = os.environ
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment and "MASTER_ADDR" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        args.distributed, args.rank, args.world_size, args.gpu = False, 0, 1, 0
+        return
+    args.rank, args.world_size, args.gpu = (int(environment[name]) for name in names)
+    args.distributed = True
+    uses_cuda = torch.device(args.device).type == "cuda"
+    args.dist_backend = "nccl" if uses_cuda else "gloo"
+    if uses_cuda:
+        torch.cuda.set_device(args.gpu)
+    distributed.init_process_group(
+        args.dist_backend,
+        init_method=args.get("dist_url", "env://"),
+        world_size=args.world_size,
+        rank=args.rank,
+        timeout=datetime.timedelta(days=365),  # as LAVIS: rank 0 may download and prepare data for hours
+    )
+    distributed.barrier()
+    silence(args.rank == 0)

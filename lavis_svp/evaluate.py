@@ -1,0 +1,71 @@
+"""Evaluate a model: ``python -m lavis_svp.evaluate --cfg-path project.yaml [--checkpoint file] [--options ...]``.
+
+Weights: the checkpoint's for what was trained, the zoo's for what was frozen. Without ``--checkpoint``, the newest one
+in ``run.output_dir``; if there is none, the model as its configuration loads it (``model.finetuned``), as in LAVIS.
+With ``--checkpoint`` and no ``--cfg-path``, the configuration is the one stored in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_svp import launch
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate ``run.test_splits`` (or ``run.valid_splits``), whatever was evaluated before."""
+    parser = launch.build_parser("Evaluate a model as a LAVIS project YAML says.", need_config=False)
+    parser.add_argument("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
+    args = parser.parse_args(arguments)
+    if not args.cfg_path and not args.checkpoint:
+        parser.error("give --cfg-path, --checkpoint, or both")
+    checkpoint, config = launch.configure(lambda: _read(args))
+    launch.run_command(lambda: _evaluate(config, checkpoint))
+
+
+def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
+    """Choose the checkpoint and make the configuration."""
+    from omegaconf import OmegaConf
+
+    import lavis_svp.runners  # noqa: F401  (LAVIS first, so that a missing one is said at once)
+    from lavis_svp.runners.checkpoints import newest_checkpoint, read_checkpoint
+
+    checkpoint = Path(args.checkpoint) if args.checkpoint else None
+    if checkpoint is not None and checkpoint.is_dir():
+        folder, checkpoint = checkpoint, newest_checkpoint(checkpoint)
+        if checkpoint is None:
+            raise FileNotFoundError(f"There is no checkpoint in {folder}.")
+    if args.cfg_path:
+        project = launch.read_project(args.cfg_path, args.options)
+    else:
+        stored = OmegaConf.create(read_checkpoint(checkpoint)["config"])
+        project = OmegaConf.merge(stored, OmegaConf.from_dotlist(launch.dot_list(args.options)))
+    project.run.evaluate = True
+    if checkpoint is None and project.run.get("output_dir"):
+        checkpoint = newest_checkpoint(Path(project.run.output_dir))
+    if checkpoint is not None and not checkpoint.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at {checkpoint}.")
+    return checkpoint, launch.build_config(project)
+
+
+def _evaluate(config: Any, checkpoint: Path | None) -> None:
+    from lavis_svp.runners.checkpoints import load_trained_state, read_checkpoint
+
+    runner = launch.build_runner(config)
+    if checkpoint is None:
+        logging.info("No checkpoint: the model is evaluated as its configuration loads it.")
+    else:
+        logging.info("Evaluates %s", checkpoint)
+        if hasattr(runner, "load_checkpoint"):
+            runner.load_checkpoint(checkpoint)
+        else:
+            load_trained_state(runner._model, read_checkpoint(checkpoint)["model"], checkpoint)
+    runner.evaluate(skip_reload=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""LAVIS runners: ``runner_svp``, and what it is made of."""

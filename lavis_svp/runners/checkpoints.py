@@ -1,0 +1,179 @@
+"""Checkpoints in LAVIS's format, of trained weights only: written atomically, read without unpickling code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KEYS = ("model", "optimizer", "scaler", "config", "iters")
+NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
+BEST = "checkpoint_best.pth"
+TEMPORARY = ".saving-"
+SHOWN = 5  # names listed in an error, of each kind
+
+
+class CorruptCheckpointError(ValueError):
+    """A file that is no complete checkpoint."""
+
+
+class WrongCheckpointError(ValueError):
+    """A sound checkpoint, but of another model."""
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: ``model.checkpoint_state()`` if it offers one, else as below.
+
+    Trainable parameters, and the buffers of modules that have a trainable parameter of their own or below them and
+    that the model saves (a batch norm's running mean, not a frozen encoder's tables).
+    """
+    offer = getattr(model, "checkpoint_state", None)
+    if offer is not None:
+        return dict(offer())
+    state = model.state_dict()
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            wanted |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)}
+    return {name: tensor for name, tensor in state.items() if name in wanted}
+
+
+def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Put a checkpoint's weights into the model.
+
+    Args:
+        model: built as it was when the checkpoint was made.
+        state: the checkpoint's ``model``.
+        source: the file, for the message.
+
+    Raises:
+        WrongCheckpointError: names or shapes differ from what the model trains; the message lists them.
+    """
+    expected = trained_state(model)
+    shapes = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing in the file": [name for name in expected if name not in state],
+        "unknown to the model": [name for name in state if name not in expected],
+        "of another shape": shapes,
+    }
+    found = [f"{what}: {_shorten(which)}" for what, which in problems.items() if which]
+    if found:
+        raise WrongCheckpointError(
+            f"{source} is a checkpoint of another model (or of other trainable parts: check `model:` in the YAML). "
+            f"The model trains {len(expected)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that ``path`` is at any moment absent, the old file, or the complete new one."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with open(temporary, "wb") as file:
+        torch.save(dict(contents), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, after checking every byte against the sums inside the file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptCheckpointError: truncated, damaged, holding other things than tensors and plain values, or lacking keys.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise CorruptCheckpointError(f"{path} is damaged: {broken} inside it does not match its checksum.")
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CorruptCheckpointError(f"{path} is not a complete checkpoint: {error}") from error
+    if not isinstance(contents, dict) or "model" not in contents:
+        raise CorruptCheckpointError(f"{path} is not a LAVIS checkpoint: it has no entry 'model'.")
+    return contents
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints ``checkpoint_<steps>.pth`` of a folder, newest (most steps) first."""
+    found = [
+        (int(match[1]), path) for path in folder.glob("checkpoint_*.pth") if (match := NUMBERED.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest sound checkpoint of a folder; a damaged one is passed over with a warning."""
+    for path in numbered_checkpoints(folder):
+        try:
+            read_checkpoint(path)
+        except CorruptCheckpointError as error:
+            logging.warning("%s Going back to the checkpoint before it.", error)
+        else:
+            return path
+    return None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the ``keep`` newest numbered checkpoints."""
+    for path in numbered_checkpoints(folder)[keep:]:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a save that was killed left behind."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move an earlier run's checkpoints and results into ``earlier-<n>/``, so that a new run starts clean.
+
+    Returns:
+        The folder they are in now; None where there was nothing.
+    """
+    leftovers = [
+        *numbered_checkpoints(folder),
+        *(folder / name for name in (BEST, "result") if (folder / name).exists()),
+    ]
+    if not any(path.is_file() or any(path.iterdir()) for path in leftovers):
+        return None
+    number = 1 + sum(1 for _ in folder.glob("earlier-*"))
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for path in leftovers:
+        path.rename(target / path.name)
+    (folder / "result").mkdir(exist_ok=True)
+    return target
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system lets one open folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,144 @@
+"""Data loaders whose content follows from the position in training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lavis_svp.runners.randomness import epoch_permutation, seed_all
+
+
+class SampleKey(NamedTuple):
+    """One visit of one sample: what a sampler hands to :class:`SeededDataset`."""
+
+    index: int
+    epoch: int
+
+
+class SeededDataset(Dataset):
+    """A data set whose samples are drawn with random generators seeded by (seed, epoch, index).
+
+    So an augmented sample does not depend on the number of workers, of processes, or on what was drawn before.
+    ``set_epoch(epoch)`` of the data set, or of the parts of a ConcatDataset, is called when the epoch changes.
+
+    Args:
+        dataset: a map-style data set.
+        seed: the run's seed.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self._epoch = -1
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        if key.epoch != self._epoch:
+            self._epoch = key.epoch
+            _set_epoch(self.dataset, key.epoch)
+        seed_all(self.seed, "sample", key.epoch, key.index)
+        return self.dataset[key.index]
+
+
+class TrainSampler(Sampler[list[SampleKey]]):
+    """Micro-batches of one process, from any micro-step on.
+
+    The stream of samples is one permutation of the data after the other; micro-step m of process r takes the
+    ``batch_size`` samples from position (m * world_size + r) * batch_size on. Every sample comes once per epoch; a
+    batch may hold the end of one epoch and the start of the next.
+
+    Args:
+        length: samples of the data set.
+        batch_size: samples per micro-batch.
+        seed: the run's seed.
+        first: first micro-step.
+        last: micro-step to stop before.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, first: int, last: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if length < 1:
+            raise ValueError("The training data is empty: there is no sample to draw.")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first = first
+        self.last = last
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order: dict[int, Any] = {}
+        for micro_step in range(self.first, self.last):
+            start = (micro_step * self.world_size + self.rank) * self.batch_size
+            batch = []
+            for position in range(start, start + self.batch_size):
+                epoch, place = divmod(position, self.length)
+                if epoch not in order:
+                    order = {old: order[old] for old in order if old == epoch - 1}
+                    order[epoch] = epoch_permutation(self.length, self.seed, epoch)
+                batch.append(SampleKey(int(order[epoch][place]), epoch))
+            yield batch
+
+
+class EvalSampler(Sampler[list[SampleKey]]):
+    """Batches of one process such that all processes together visit every sample exactly once, in order."""
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        indices = range(rank, length, world_size)
+        self.batches = [
+            [SampleKey(index, 0) for index in indices[start : start + batch_size]]
+            for start in range(0, len(indices), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self.batches)
+
+
+def build_loader(
+    dataset: Any, sampler: Sampler[list[SampleKey]], seed: int, num_workers: int, pin_memory: bool
+) -> DataLoader:
+    """Build a torch DataLoader with the data set's own ``collater``.
+
+    Args:
+        dataset: a map-style data set.
+        sampler: yields batches of keys.
+        seed: the run's seed.
+        num_workers: loader processes; 0 loads in this one.
+        pin_memory: for copies to CUDA.
+    """
+    collater: Callable[[list[Any]], Any] | None = getattr(dataset, "collater", None)
+    return DataLoader(
+        SeededDataset(dataset, seed),
+        batch_sampler=sampler,
+        collate_fn=collater,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread if num_workers else None,
+        persistent_workers=False,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _set_epoch(dataset: Any, epoch: int) -> None:
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
+    for part in getattr(dataset, "datasets", ()):
+        _set_epoch(part, epoch)

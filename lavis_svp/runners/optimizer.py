@@ -1,0 +1,108 @@
+"""AdamW over the model's own parameter groups, or over LAVIS's decay / no-decay pair."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavis_svp.common.options import check_keys
+from lavis_svp.runners.run_options import RunOptions
+
+GROUP_KEYS = ("params", "lr", "weight_decay", "name", "lr_scale")
+
+
+def build_optimizer(model: nn.Module, options: RunOptions, run_cfg: Any) -> torch.optim.AdamW:
+    """Build AdamW over all trainable parameters.
+
+    A model may offer ``get_optimizer_params(run_cfg)`` and return groups with ``params`` (a list of parameters) and,
+    optionally, ``lr``, ``weight_decay`` and ``name``; or, as in LAVIS main, ``get_optimizer_params(weight_decay,
+    lr_scale)`` with ``lr_scale`` in the groups. Else LAVIS's grouping: no decay for vectors and biases.
+
+    Args:
+        model: the model, not wrapped.
+        options: the run section.
+        run_cfg: the run section as LAVIS holds it, passed on to the model.
+
+    Returns:
+        The optimizer; each group has ``peak_lr``, its learning rate at the end of warm-up.
+
+    Raises:
+        ValueError: nothing is trainable, or the model's groups do not hold each trainable parameter exactly once.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ValueError("The model has no trainable parameter: nothing to train. Is everything frozen in the YAML?")
+    groups = _model_groups(model, options, run_cfg) or _lavis_groups(trainable, options)
+    _check_groups(groups, names, trainable)
+    built = []
+    for index, group in enumerate(groups):
+        peak = float(group.get("lr", options.init_lr)) * float(group.get("lr_scale", 1.0))
+        entry = {
+            "params": [(names[id(parameter)], parameter) for parameter in group["params"]],
+            "name": group.get("name", f"group{index}"),
+            "weight_decay": float(group.get("weight_decay", options.weight_decay)),
+            "lr": peak,
+            "peak_lr": peak,
+        }
+        if entry["params"]:
+            built.append(entry)
+            count = sum(parameter.numel() for parameter in group["params"])
+            logging.info("trains %s: %d parameters, lr %g, decay %g", entry["name"], count, peak, entry["weight_decay"])
+    fused = all(parameter.is_floating_point() for parameter in trainable.values())
+    return torch.optim.AdamW(built, lr=options.init_lr, betas=(options.beta1, options.beta2), fused=fused)
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to this fraction of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def parameter_names(optimizer_state: Mapping[str, Any]) -> list[list[str]]:
+    """The parameters' names by group, as an optimizer's state dict holds them."""
+    return [list(group.get("param_names", ())) for group in optimizer_state["param_groups"]]
+
+
+def _model_groups(model: nn.Module, options: RunOptions, run_cfg: Any) -> list[dict[str, Any]] | None:
+    offer = getattr(model, "get_optimizer_params", None)
+    if offer is None:
+        return None
+    if "weight_decay" in inspect.signature(offer).parameters:
+        return list(offer(weight_decay=options.weight_decay))
+    return list(offer(run_cfg))
+
+
+def _lavis_groups(trainable: Mapping[str, nn.Parameter], options: RunOptions) -> list[dict[str, Any]]:
+    """LAVIS's two groups, without its slip of taking any name that contains "ln" or "bn" for a norm."""
+    kept = [parameter for name, parameter in trainable.items() if parameter.ndim < 2 or name.endswith("bias")]
+    kept_ids = {id(parameter) for parameter in kept}
+    decayed = [parameter for parameter in trainable.values() if id(parameter) not in kept_ids]
+    return [{"params": decayed, "name": "decay"}, {"params": kept, "name": "no_decay", "weight_decay": 0.0}]
+
+
+def _check_groups(
+    groups: list[dict[str, Any]], names: Mapping[int, str], trainable: Mapping[str, nn.Parameter]
+) -> None:
+    seen: list[str] = []
+    for group in groups:
+        check_keys(group, GROUP_KEYS, "a group of get_optimizer_params")
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                raise ValueError(
+                    f"get_optimizer_params returned a parameter that is not the model's: {parameter.shape}."
+                )
+            seen.append(names[id(parameter)])
+    problems = {
+        "in two groups": sorted({name for name in seen if seen.count(name) > 1}),
+        "frozen": sorted(set(seen) - set(trainable)),
+        "trainable but in no group": sorted(set(trainable) - set(seen)),
+    }
+    found = [f"{what}: {', '.join(which[:5])} ({len(which)})" for what, which in problems.items() if which]
+    if found:
+        raise ValueError("get_optimizer_params must return each trainable parameter once. " + "; ".join(found) + ".")

@@ -1,0 +1,41 @@
+"""Randomness as a pure function of what is being computed, so that a resumed run draws what the first one drew."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any number of parts; different parts give unrelated seeds.
+
+    Args:
+        parts: what the randomness is for, e.g. (seed, "step", rank, step, micro_step).
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_all(*parts: int | str) -> None:
+    """Seed Python's, NumPy's and torch's generators (CUDA's too) from :func:`derive_seed`."""
+    seed = derive_seed(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def epoch_permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits the data.
+
+    Args:
+        length: samples of the data set.
+        seed: the run's seed.
+        epoch: from 0.
+
+    Returns:
+        (length,) int64, a permutation.
+    """
+    return np.random.Generator(np.random.PCG64(derive_seed(seed, "epoch", epoch))).permutation(length)

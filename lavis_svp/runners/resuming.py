@@ -1,0 +1,105 @@
+"""Where a run starts: anew, or at a checkpoint, whose settings it compares with its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavis_svp.runners import checkpoints
+from lavis_svp.runners.optimizer import parameter_names
+from lavis_svp.runners.processes import from_main, is_main, wait_for_all
+
+if TYPE_CHECKING:
+    from lavis_svp.runners.runner_svp import RunnerSVP
+
+# Keys of `run:` that do not change what is computed.
+HARMLESS = (
+    "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "keep_checkpoints", "eval_every",
+    "evaluate", "valid_splits", "test_splits", "test_checkpoint", "resume", "resume_ckpt_path", "dist_url", "rank",
+    "gpu",
+)  # fmt: skip
+
+
+class Resumer:
+    """Finds the checkpoint to continue from and loads it.
+
+    Args:
+        runner: gives the options, the folder, the model, the optimizer and the scaler.
+    """
+
+    def __init__(self, runner: RunnerSVP) -> None:
+        self.runner = runner
+        self.folder = Path(runner.output_dir)
+
+    def resume(self) -> int:
+        """Load the checkpoint that ``run.resume`` asks for, if there is one.
+
+        Returns:
+            The number of optimizer steps that are done: 0 for a new run.
+
+        Raises:
+            FileNotFoundError: ``run.resume`` names a file that is not there.
+            WrongCheckpointError: the checkpoint is of another model.
+        """
+        path = from_main(str(self._find() or "") if is_main() else None)
+        wait_for_all()
+        if not path:
+            return 0
+        return self._load(Path(path))
+
+    def _find(self) -> Path | None:
+        """In the main process: clean up, then choose the file."""
+        options = self.runner.options
+        checkpoints.remove_unfinished(self.folder)
+        choice = options.resume_ckpt_path or options.resume
+        newest = None if choice == "never" else checkpoints.newest_checkpoint(self.folder)
+        if choice not in ("auto", "never") and newest is None:
+            newest = Path(choice)  # a run started from elsewhere continues with its own checkpoints
+        if newest is None or newest.parent != self.folder:
+            aside = checkpoints.set_aside(self.folder)
+            if aside is not None:
+                logging.warning("%s holds an earlier run; it is now in %s.", self.folder, aside)
+        return newest
+
+    def _load(self, path: Path) -> int:
+        runner = self.runner
+        contents = checkpoints.read_checkpoint(path)
+        lacking = [key for key in checkpoints.KEYS if key not in contents]
+        if lacking:
+            raise checkpoints.WrongCheckpointError(
+                f"{path} cannot be continued: it lacks {', '.join(lacking)}. To start from its weights only, "
+                "set model.load_finetuned: True and model.finetuned to it."
+            )
+        checkpoints.load_trained_state(runner.bare_model, contents["model"], path)
+        mine, theirs = parameter_names(runner.optimizer.state_dict()), parameter_names(contents["optimizer"])
+        if mine != theirs:
+            raise checkpoints.WrongCheckpointError(
+                f"{path} was trained with other parameter groups: {[len(names) for names in theirs]} parameters "
+                f"per group there, {[len(names) for names in mine]} here, or in another order."
+            )
+        runner.optimizer.load_state_dict(contents["optimizer"])
+        if runner.scaler and contents["scaler"]:
+            runner.scaler.load_state_dict(contents["scaler"])
+        self._compare(contents["config"])
+        logging.info("Resume at step %d from %s", contents["iters"], path)
+        return int(contents["iters"])
+
+    def _compare(self, config: Mapping[str, Any]) -> None:
+        """Warn about settings that differ from the checkpoint's: the run goes on, but is not the run it was."""
+        before, now = _flat(config), _flat(self.runner.config.to_dict())
+        ignored = {f"run.{key}" for key in HARMLESS}
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in ignored]
+        for key in changed:
+            logging.warning(
+                "%s was %r when the checkpoint was made, and is %r now.", key, before.get(key), now.get(key)
+            )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {
+        path: leaf for key, value in node.items() for path, leaf in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+    }

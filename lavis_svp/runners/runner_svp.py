@@ -1,0 +1,292 @@
+"""``runner_svp``: LAVIS's iteration runner with exact resume, on a CPU or on CUDA, in one process or several."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lavis.common.registry import registry
+from lavis.runners.runner_iter import RunnerIter
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lavis_svp.runners import checkpoints
+from lavis_svp.runners.data import eval_loader, join_by_split, train_loader
+from lavis_svp.runners.optimizer import build_optimizer
+from lavis_svp.runners.processes import from_main, is_main, wait_for_all
+from lavis_svp.runners.randomness import seed_all
+from lavis_svp.runners.results import ResultStore
+from lavis_svp.runners.resuming import Resumer
+from lavis_svp.runners.run_options import read_options, resolve_device
+from lavis_svp.runners.stepper import Stepper, autocast, build_scaler
+from lavis_svp.runners.training_log import LossMeter, TrainingLog, write_line
+
+CHOOSING_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
+
+
+@registry.register_runner("runner_svp")
+class RunnerSVP(RunnerIter):
+    """Trains for ``max_iters`` optimizer steps, evaluates, and can be killed and started again at any moment.
+
+    A run that was killed and started again by the same command ends with the same weights, bit for bit (same machine,
+    same number of processes): data order, augmentation and dropout are functions of (seed, process, step), and nothing
+    else is carried over but weights, optimizer state and loss scale. The keys of the ``run:`` section are documented in
+    :class:`lavis_svp.runners.run_options.RunOptions`.
+
+    The folder ``output_dir`` gets ``checkpoint_<steps>.pth`` (the newest few), ``checkpoint_best.pth``, ``log.txt``
+    (JSON lines), ``evaluate.txt`` (by LAVIS's tasks) and ``result/metrics_<split>_<steps>.json``.
+
+    DDP runs with ``find_unused_parameters``: batches without a mask leave the mask head without a gradient. That also
+    keeps DDP from regrouping its buckets after the first step, which would change the order of sums after a resume.
+
+    Args:
+        cfg: LAVIS's Config.
+        task: a LAVIS task; its ``train_step`` may return a loss or (loss, losses by name).
+        model: a LAVIS model; may offer ``get_optimizer_params(run_cfg)`` and ``checkpoint_state()``.
+        datasets: {name: {split: map-style data set}}, as ``task.build_datasets`` returns.
+        job_id: sub-folder of ``output_dir``; empty for none.
+
+    Raises:
+        ValueError: impossible options, or a split that no data set has.
+    """
+
+    def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
+        super(RunnerIter, self).__init__(cfg, task, model, datasets, job_id)
+        self.options = read_options(cfg.run_cfg)
+        self.max_iters = self.options.max_iters
+        self.iters_per_inner_epoch = self.options.iters_per_inner_epoch or self.max_iters
+        if not self.options.evaluate and self.max_iters < 1:
+            raise ValueError("run.max_iters must be set to the number of optimizer steps to train.")
+        self.start_iters = 0
+        self.iters = 0  # optimizer steps that the model's weights have seen
+        self.datasets = join_by_split(datasets, self.options)
+        self.results = ResultStore(self.result_dir)
+        self._scaler = build_scaler(self.device, self.options)
+
+    # ------------------------------------------------------------------------------------------ lazy parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return resolve_device(self.options.device, self.options.gpu)
+
+    @property
+    def use_distributed(self) -> bool:
+        """Whether there is a process group."""
+        return distributed.is_available() and distributed.is_initialized()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model on its device; wrapped in DDP to train in several processes."""
+        if self._wrapped_model is None:
+            self._wrapped_model = self._model = self._model.to(self.device)
+            if self.use_distributed and not self.options.evaluate:
+                self._wrapped_model = DistributedDataParallel(
+                    self._model,
+                    device_ids=[self.device] if self.cuda_enabled else None,
+                    find_unused_parameters=self.options.find_unused_parameters,
+                )
+        return self._wrapped_model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over the model's groups."""
+        if self._optimizer is None:
+            self._optimizer = build_optimizer(self.bare_model, self.options, self.config.run_cfg)
+        return self._optimizer
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Loss scaling, for fp16 only."""
+        return self._scaler
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model on its device, without DDP."""
+        model = self.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    @property
+    def cur_epoch(self) -> int:
+        """How often the training data has been seen whole."""
+        options = self.options
+        per_step = options.batch_size_train * options.accum_grad_iters * options.world_size
+        return self.iters * per_step // len(self.datasets["train"]) if "train" in self.datasets else 0
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def train(self) -> dict[str, Any]:
+        """Train, evaluate, test; or only evaluate, with ``run.evaluate``.
+
+        Returns:
+            {split: metrics} of ``valid_splits`` and ``test_splits`` at the end.
+        """
+        start = time.time()
+        self.log_config()
+        if self.options.evaluate:
+            return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
+        self.start_iters = self.iters = Resumer(self).resume()
+        if self.start_iters < self.max_iters:
+            self._call_before_training()
+            self._train_from(self.start_iters)
+        else:
+            logging.info("All %d steps are done already; nothing is left to train.", self.max_iters)
+        logs = self._validate()
+        logs.update(self._test())
+        logging.info("Training time %s", datetime.timedelta(seconds=int(time.time() - start)))
+        return logs
+
+    def _train_from(self, first: int) -> None:
+        options = self.options
+        if options.eval_every and first and first % options.eval_every == 0:
+            self._validate()  # where the run was killed while evaluating
+        batches = iter(train_loader(self.datasets, options, first, pin_memory=self.cuda_enabled))
+        meter = LossMeter()
+        stepper = Stepper(self.task, self.model, self.optimizer, self.scaler, self.device, options, meter)
+        log = TrainingLog(self.output_dir, first, self.max_iters)
+        self.model.train()
+        for step in range(first, self.max_iters):
+            norm = stepper.step(step, batches)
+            done = self.iters = step + 1
+            log.step()
+            if done % options.log_freq == 0 or done == self.max_iters:
+                log.line(done, {**meter.means(), **self._learning_rates(), "grad_norm": norm})
+            evaluates = options.eval_every and done % options.eval_every == 0 and done < self.max_iters
+            if evaluates or self._saves_at(done):
+                self._save_checkpoint(done)
+            if evaluates:
+                self._validate()
+                self.model.train()
+        log.close()
+
+    def _saves_at(self, done: int) -> bool:
+        every = self.options.save_every
+        return done == self.max_iters or done % self.iters_per_inner_epoch == 0 or bool(every and done % every == 0)
+
+    def _learning_rates(self) -> dict[str, float]:
+        groups = self.optimizer.param_groups
+        rates = {group["lr"] for group in groups}
+        return {"lr": groups[0]["lr"]} if len(rates) == 1 else {f"lr_{group['name']}": group["lr"] for group in groups}
+
+    def _call_before_training(self) -> None:
+        """Let the task, or else the model, prepare (LAVIS main has this hook, the wheel has not)."""
+        if hasattr(self.task, "before_training"):
+            self.task.before_training(self.bare_model, self.datasets)
+        elif hasattr(self.bare_model, "before_training"):
+            self.bare_model.before_training(dataset=self.datasets, task_type=type(self.task))
+
+    # ------------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, cur_epoch: Any = "best", skip_reload: bool = False) -> dict[str, Any]:
+        """Evaluate ``test_splits``, or ``valid_splits`` where there is none, as LAVIS's ``evaluate.py`` asks.
+
+        Args:
+            cur_epoch: kept for LAVIS; the tasks are told the step of the weights instead.
+            skip_reload: True: the weights as they are; False: those of checkpoint_best.
+
+        Returns:
+            {split: metrics}.
+        """
+        if not skip_reload:
+            self._load_best()
+        return self._evaluate_splits(self.options.test_splits or self.options.valid_splits)
+
+    @torch.no_grad()
+    def eval_epoch(self, split_name: str, cur_epoch: Any, skip_reload: bool = True) -> dict[str, Any] | None:
+        """Evaluate one split with the weights as they are; every sample once over all processes.
+
+        Args:
+            split_name: the split.
+            cur_epoch: passed on to the task, which writes it beside its metrics.
+            skip_reload: kept for LAVIS; nothing is reloaded here.
+
+        Returns:
+            What ``task.after_evaluation`` returns.
+        """
+        loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled)
+        model = self.bare_model
+        model.eval()
+        seed_all(self.options.seed, "evaluation", self.options.rank, split_name)
+        with autocast(self.device, self.options):
+            self.task.before_evaluation(model=model, dataset=self.datasets[split_name])
+            results = self.task.evaluation(model, loader, cuda_enabled=self.cuda_enabled)
+        if results is None:
+            return None
+        return self.task.after_evaluation(val_result=results, split_name=split_name, epoch=cur_epoch)
+
+    def _evaluate_splits(self, splits: Any) -> dict[str, Any]:
+        if not splits:
+            raise ValueError("Nothing to evaluate: set run.valid_splits or run.test_splits.")
+        logs = {}
+        for split in splits:
+            logging.info("Evaluating on %s.", split)
+            logs[split] = self.eval_epoch(split, self._progress(self.iters))
+            shown = {"iters": self.iters, **(logs[split] or {})}
+            write_line(self.output_dir, {f"{split}_{key}": value for key, value in shown.items()})
+        return logs
+
+    def _validate(self) -> dict[str, Any]:
+        """Evaluate ``valid_splits`` unless that is done, and keep the weights if they are the best so far."""
+        return {split: self._evaluate_once(split) for split in self.options.valid_splits}
+
+    def _test(self) -> dict[str, Any]:
+        if self.options.test_splits and self.options.test_checkpoint == "best":
+            self._load_best()
+        return {split: self._evaluate_once(split) for split in self.options.test_splits}
+
+    def _evaluate_once(self, split: str) -> dict[str, Any] | None:
+        known = from_main(self.results.read(split, self.iters))
+        if known is not None:
+            logging.info(
+                "%s is evaluated already after %d steps: %s", split, self.iters, self.results.path(split, self.iters)
+            )
+            return known
+        metrics = self._evaluate_splits([split])[split]
+        if metrics is not None and is_main():
+            if split == CHOOSING_SPLIT:
+                metrics = self._keep_if_best(metrics)
+            self.results.write(split, self.iters, metrics)
+        wait_for_all()
+        return metrics
+
+    def _keep_if_best(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        if "agg_metrics" not in metrics:
+            raise ValueError(f"The task's after_evaluation gave no 'agg_metrics', only: {', '.join(metrics)}.")
+        best = self.results.best(CHOOSING_SPLIT, self.iters - 1)
+        if best is None or metrics["agg_metrics"] > best[0]:
+            self._save_checkpoint(self.iters, is_best=True)
+            best = (float(metrics["agg_metrics"]), self.iters)
+        return {**metrics, "best_iters": best[1]}
+
+    # ------------------------------------------------------------------------------------------ checkpoints, log
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Put a checkpoint's trained weights into the model, to evaluate them."""
+        contents = checkpoints.read_checkpoint(path)
+        checkpoints.load_trained_state(self.bare_model, contents["model"], path)
+        self.iters = int(contents.get("iters") or 0)
+
+    def _load_best(self) -> None:
+        self.load_checkpoint(self.output_dir / checkpoints.BEST)
+
+    def _save_checkpoint(self, cur_iters: int, is_best: bool = False) -> None:
+        if not is_main():
+            return
+        path = self.output_dir / (checkpoints.BEST if is_best else f"checkpoint_{cur_iters}.pth")
+        contents = {
+            "model": checkpoints.trained_state(self.bare_model),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "config": self.config.to_dict(),
+            "iters": cur_iters,
+        }
+        checkpoints.save_checkpoint(path, contents)
+        checkpoints.prune_checkpoints(self.output_dir, self.options.keep_checkpoints)
+
+    def log_config(self) -> None:
+        """Write the configuration to log.txt, on one line."""
+        write_line(self.output_dir, {"config": self.config.to_dict()})

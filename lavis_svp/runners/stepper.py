@@ -1,0 +1,156 @@
+"""One optimizer step: micro-batches, mixed precision, accumulation, clipping, update."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lavis.datasets.data_utils import apply_to_sample
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lavis_svp.runners.optimizer import scale_learning_rates
+from lavis_svp.runners.randomness import seed_all
+from lavis_svp.runners.run_options import SCHEDULES, RunOptions
+from lavis_svp.runners.schedule import lr_factor
+from lavis_svp.runners.training_log import LossMeter
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SKIPPED = 10  # updates in a row that may be skipped for a gradient that is not finite
+
+
+def autocast(device: torch.device, options: RunOptions) -> torch.autocast:
+    """Mixed precision as ``run.amp`` and ``run.amp_dtype`` say."""
+    return torch.autocast(device.type, dtype=DTYPES[options.amp_dtype], enabled=options.amp)
+
+
+def build_scaler(device: torch.device, options: RunOptions) -> torch.amp.GradScaler | None:
+    """Loss scaling, which only fp16 needs; None otherwise."""
+    return torch.amp.GradScaler(device.type) if options.amp and options.amp_dtype == "fp16" else None
+
+
+def split_losses(output: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Read what ``task.train_step`` returns: a loss (LAVIS 1.0.2) or (loss, all losses by name) (LAVIS main).
+
+    Returns:
+        The loss to minimise, and the losses to report.
+    """
+    loss, parts = output if isinstance(output, tuple) else (output, {})
+    return loss, {"loss": loss, **{name: value for name, value in parts.items() if "loss" in name}}
+
+
+class Stepper:
+    """Does optimizer steps.
+
+    The gradient of a step is the mean over its ``accum_grad_iters`` micro-batches and over the processes. A process
+    exchanges gradients once per step, in the last micro-batch. Before each micro-batch all generators are seeded from
+    (seed, process, step, micro-step).
+
+    Args:
+        task: has ``train_step(model, samples)``.
+        model: in training mode, wrapped in DDP where there are several processes.
+        optimizer: with ``peak_lr`` in its groups.
+        scaler: for fp16, else None.
+        device: where the model is.
+        options: the run section.
+        meter: takes the losses.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        device: torch.device,
+        options: RunOptions,
+        meter: LossMeter,
+    ) -> None:
+        self.task = task
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.device = device
+        self.options = options
+        self.meter = meter
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._skipped = 0
+
+    def step(self, step: int, batches: Iterator[Any]) -> float:
+        """Do one optimizer step.
+
+        Args:
+            step: its number, from 0.
+            batches: yields the micro-batches.
+
+        Returns:
+            The gradient's total norm before clipping.
+
+        Raises:
+            FloatingPointError: the gradient was not finite in too many steps in a row.
+        """
+        options = self.options
+        scale_learning_rates(self.optimizer, self.learning_rate_factor(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro_step in range(options.accum_grad_iters):
+            samples = self._prepare(next(batches), step)
+            seed_all(options.seed, "step", options.rank, step, micro_step)
+            with self._exchange(micro_step == options.accum_grad_iters - 1):
+                with autocast(self.device, options):
+                    loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
+                share = loss / options.accum_grad_iters
+                (self.scaler.scale(share) if self.scaler else share).backward()
+            self.meter.add(losses)
+        return self._update(step)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The fraction of the peak learning rates at a step."""
+        options = self.options
+        peak = options.init_lr or 1.0
+        return lr_factor(
+            step,
+            options.max_iters,
+            options.warmup_steps,
+            SCHEDULES[options.lr_sched],
+            start=max(0.0, options.warmup_lr) / peak,
+            floor=options.min_lr / peak,
+        )
+
+    def _prepare(self, samples: Any, step: int) -> Any:
+        """Move tensors to the device and add the counters that LAVIS's models may read."""
+        samples = apply_to_sample(lambda tensor: tensor.to(self.device, non_blocking=True), samples)
+        inner = self.options.iters_per_inner_epoch or self.options.max_iters
+        samples.update(epoch=step // inner, num_iters_per_epoch=inner, iters=step % inner)
+        return samples
+
+    def _exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
+        if now or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _update(self, step: int) -> float:
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        most = self.options.grad_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, most).item()
+        if self.scaler:
+            self.scaler.step(self.optimizer)  # skips by itself what is not finite
+            self.scaler.update()
+        elif norm - norm == 0:  # neither inf nor nan
+            self.optimizer.step()
+            self._skipped = 0
+        else:
+            self._skip(step, norm)
+        return norm
+
+    def _skip(self, step: int, norm: float) -> None:
+        self._skipped += 1
+        logging.warning("step %d: the gradient's norm is %s; this update is skipped.", step, norm)
+        if self._skipped >= MOST_SKIPPED:
+            raise FloatingPointError(
+                f"The gradient was not finite in {self._skipped} steps in a row, up to step {step}. "
+                "Lower run.init_lr, set run.grad_clip, or train without amp."
+            )

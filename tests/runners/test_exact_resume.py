@@ -1,0 +1,80 @@
+"""Killed at any moment and started again by the same command, training ends with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    return tmp_path_factory.mktemp("undisturbed")
+
+
+@pytest.fixture
+def reference(undisturbed, run_toy, final_state):
+    if not (undisturbed / "out").exists():
+        run_toy(undisturbed)
+    return final_state(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        "micro:1",  # before anything was done
+        "micro:17",  # in the middle of an accumulation
+        "micro:36",  # in the last micro-batch
+        "save:1",  # while the first checkpoint is being written
+        "save:3",
+        "save:9",
+        "evaluation:1",  # in an evaluation between steps
+        "evaluation:8",
+        "evaluation:14",  # in the evaluation at the end
+        "evaluation:20",  # in the test
+    ],
+)
+def test_killed_at_an_event_ends_the_same(tmp_path, run_toy, final_state, same_training, reference, kill):
+    assert run_toy(tmp_path, kill=kill) == [-9]
+    run_toy(tmp_path)
+    same_training(final_state(tmp_path), reference)
+    assert (tmp_path / "out/result/metrics_test_12.json").exists()
+    assert (tmp_path / "out/result/metrics_val_8.json").exists()
+    assert not list((tmp_path / "out").glob(".saving-*"))
+
+
+def test_killed_again_and_again_ends_the_same(tmp_path, run_toy, final_state, same_training, reference):
+    chance = random.Random(0)
+    for _ in range(5):
+        run_toy(tmp_path, after=chance.uniform(0.05, 0.6))
+    run_toy(tmp_path)
+    same_training(final_state(tmp_path), reference)
+
+
+def test_loader_processes_change_nothing(tmp_path, run_toy, final_state, same_training, reference):
+    run_toy(tmp_path, "run.num_workers=2")
+    same_training(final_state(tmp_path), reference)
+
+
+def test_the_best_checkpoint_survives_a_kill(tmp_path, run_toy, reference, undisturbed, same_training):
+    import torch
+
+    run_toy(tmp_path, kill="evaluation:14")
+    run_toy(tmp_path)
+    best = [torch.load(f / "out/checkpoint_best.pth", weights_only=True) for f in (tmp_path, undisturbed)]
+    same_training(*best)
+
+
+def test_two_processes_killed_end_the_same(tmp_path, run_toy, final_state, same_training):
+    run_toy(tmp_path / "whole", processes=2)
+    assert run_toy(tmp_path / "killed", kill="micro:17", processes=2) != [0, 0]
+    run_toy(tmp_path / "killed", processes=2)
+    same_training(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
+
+
+def test_fp16_loss_scale_is_continued(tmp_path, run_toy, final_state, same_training):
+    options = ("run.amp=True", "run.amp_dtype=fp16", "run.eval_every=0")
+    run_toy(tmp_path / "whole", *options)
+    run_toy(tmp_path / "killed", *options, kill="micro:20")
+    run_toy(tmp_path / "killed", *options)
+    same_training(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
