@@ -1,0 +1,75 @@
+"""Pictures of an evaluation: a few expressions of every kind, from different images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lavis_svp.common.drawing import contact_sheet, panel, save_png
+from lavis_svp.metrics.masks import iou
+from lavis_svp.metrics.records import Record
+from lavis_svp.metrics.scores import picture_of
+from lavis_svp.tasks.scoring import Prediction
+
+
+class Gallery:
+    """Collects drawn expressions, at most one of a kind from each image, and saves a choice of all kinds.
+
+    Args:
+        wanted: how many to save.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self._panels: dict[str, list[Image.Image]] = {}
+        self._seen: set[tuple[str, object]] = set()
+
+    def offer(
+        self, record: Record, picture: Callable[[], np.ndarray], prediction: Prediction, truth: np.ndarray
+    ) -> None:
+        """Draw an expression if its kind still needs one from this image.
+
+        Args:
+            record: of the expression.
+            picture: gives the image, (H, W, 3) uint8; called only if it is drawn.
+            prediction: the model's answer.
+            truth: (H, W) 0/1 mask.
+        """
+        kind, key = record["kind"], (record["kind"], picture_of(record))
+        panels = self._panels.setdefault(kind, [])
+        if len(panels) >= self.wanted or key in self._seen:
+            return
+        self._seen.add(key)
+        labels = None if prediction.region_map is None else prediction.region_map.labels
+        panels.append(panel(picture(), labels, prediction.mask, truth, caption(record)))
+
+    def chosen(self) -> list[Image.Image]:
+        """The panels to save: one of each kind, then a second of each, and so on."""
+        kinds = [self._panels[kind] for kind in sorted(self._panels)]
+        in_turn = chain.from_iterable(zip_longest(*kinds))
+        return [one for one in in_turn if one is not None][: self.wanted]
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write ``folder/000.png``, ``001.png``, ... and all of them on one sheet, ``folder.png``.
+
+        Older pictures in the folder are removed first, so that those of two evaluations do not mix.
+        """
+        panels, target = self.chosen(), Path(folder)
+        if not panels:
+            return []
+        for old in target.glob("[0-9]*.png"):
+            old.unlink()
+        paths = [save_png(target / f"{number:03d}.png", one) for number, one in enumerate(panels)]
+        save_png(target.with_name(target.name + ".png"), contact_sheet(panels))
+        return paths
+
+
+def caption(record: Record) -> str:
+    """What stands under a panel: the expression, its kind, how good the answer is, and the answer's words."""
+    score = f"IoU {iou(record['intersection'], record['union']):.2f}"
+    said = f'answer "{record["text"]}"' if record["text"] else ("" if record["answered"] else "no [SEG]")
+    return f'"{record["expression"]}"\n' + ", ".join(part for part in (record["kind"], score, said) if part)

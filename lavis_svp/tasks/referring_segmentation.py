@@ -1,0 +1,231 @@
+"""LAVIS task: segment what an expression refers to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lavis.common.dist_utils import get_rank, is_main_process
+from lavis.common.registry import registry
+from lavis.datasets.data_utils import prepare_sample
+from lavis.tasks.base_task import BaseTask
+from tqdm import tqdm
+
+from lavis_svp.common.options import build_options, plain
+from lavis_svp.datasets.pictures import read_picture
+from lavis_svp.metrics import format_summary, merge_records, summary
+from lavis_svp.metrics.files import record_line, write_json, write_records
+from lavis_svp.metrics.records import Record
+from lavis_svp.tasks.facts import digest, run_facts
+from lavis_svp.tasks.gallery import Gallery
+from lavis_svp.tasks.gather import gather_records
+from lavis_svp.tasks.options import EvalOptions
+from lavis_svp.tasks.scoring import beside, score_picture, timed_predictions
+
+DEFAULT_OPTIONS = EvalOptions()
+
+LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
+"""Scores of the headline that go to LAVIS's log beside ``agg_metrics``."""
+
+
+@registry.register_task("referring_segmentation")
+class ReferringSegmentationTask(BaseTask):
+    """Trains and scores models that have ``predict_masks``.
+
+    In the YAML: ``run.task: referring_segmentation`` and, optionally, ``run.eval`` (see :class:`EvalOptions`).
+    Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per expression),
+    ``S_E.summary.json`` and ``pictures/S/``; while it runs, lines go to ``unfinished_rank<R>.jsonl``.
+
+    Args:
+        options: of the evaluation.
+        settings: of the run, to stand in the summary.
+    """
+
+    RUN_KEYS = ("eval",)
+    """Keys of the run section that only this task reads."""
+
+    def __init__(self, options: EvalOptions = DEFAULT_OPTIONS, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.options = options
+        self.settings = dict(settings or {})
+        self._dataset: Any = None
+        self._gallery = Gallery(options.num_visualise)
+        self._inputs_cached = False
+
+    @classmethod
+    def setup_task(cls, cfg: Any) -> ReferringSegmentationTask:
+        """Build the task from a LAVIS configuration (its ``run_cfg``, ``model_cfg`` and ``datasets_cfg``).
+
+        Raises:
+            ValueError: an unknown key or an impossible value in ``run.eval``.
+        """
+        run, model, datasets = plain(cfg.run_cfg), plain(cfg.model_cfg), plain(cfg.datasets_cfg)
+        settings = {
+            "seed": run.get("seed"),
+            "model": {key: model.get(key) for key in ("arch", "model_type", "finetuned")},
+            "model_digest": digest(model),
+            "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
+        }
+        return cls(build_options(EvalOptions, run.get("eval"), "run.eval"), settings)
+
+    def train_step(self, model: torch.nn.Module, samples: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """One forward pass.
+
+        Returns:
+            the loss to go backward from, and every output whose name holds "loss", detached, for the log (as LAVIS's
+            main branch does; the 1.0.2 wheel returned the loss alone).
+        """
+        output = model(samples)
+        return output["loss"], {
+            name: value.detach() if torch.is_tensor(value) else value
+            for name, value in output.items()
+            if "loss" in name
+        }
+
+    def _train_inner_loop(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        """Refuse LAVIS's own loop, which neither accumulates correctly nor clips."""
+        raise ValueError("referring_segmentation trains with its own runner: set run.runner: runner_svp.")
+
+    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """Remember the split, to know which expressions must be scored and where its pictures are."""
+        super().before_evaluation(model=model, dataset=dataset, **kwargs)
+        self._dataset = dataset
+
+    def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Record]:
+        """Predict and score a batch.
+
+        Args:
+            model: has ``predict_masks``; not wrapped in DDP.
+            samples: a batch as the data sets collate it, with ``masks``.
+
+        Returns:
+            one record per expression; with mode "both", teacher-forced results stand in ``teacher_forced``.
+        """
+        return [record for record, _, _, _ in self._scored(model, samples)]
+
+    @torch.no_grad()
+    def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Record]:
+        """Score this process's share of a split, writing each record as it comes and drawing some.
+
+        Args:
+            model: as for :meth:`valid_step`.
+            data_loader: gives batches.
+            cuda_enabled: move batches to CUDA.
+        """
+        main = is_main_process()
+        self._gallery = Gallery(self.options.num_visualise if main else 0)
+        records: list[Record] = []
+        with ExitStack() as stack:
+            path = self._unfinished()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = stack.enter_context(open(path, "w", encoding="utf-8"))
+            for batch in tqdm(data_loader, desc="Evaluating", unit="batch", mininterval=1, disable=not main):
+                samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
+                self._inputs_cached = "frozen" in samples
+                for record, index, number, prediction in self._scored(model, samples):
+                    truth = samples["masks"][index][number]
+                    self._gallery.offer(record, partial(self._picture, samples, index), prediction, truth)
+                    records.append(record)
+                    lines.write(record_line(record))
+                lines.flush()
+        return records
+
+    def after_evaluation(
+        self, val_result: list[Record], split_name: str, epoch: int | str, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Join all processes' records, write the result files and print the table.
+
+        Args:
+            val_result: this process's records.
+            split_name: of the split in LAVIS.
+            epoch: epoch, iteration or "best"; goes into the file names.
+            kwargs: what other runners may pass; not used.
+
+        Returns:
+            ``agg_metrics`` (the headline gIoU: mean over the kinds with a target; where no expression has one, gIoU
+            over all) and more scores for the log, on every process.
+
+        Raises:
+            ValueError: an expression of the split was not scored, or one that does not belong to it was.
+        """
+        named = [{**record, "split": record["split"] or split_name} for record in val_result]
+        records = merge_records(gather_records(named), self._expected_ids(split_name))
+        result = summary(records, self.options.bootstrap)
+        scores = _for_log(result)
+        if is_main_process():
+            self._write(records, result, split_name, epoch)
+            with open(_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
+                log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
+            print(format_summary(result, split_name), flush=True)
+        self._unfinished().unlink(missing_ok=True)
+        return scores
+
+    def _scored(self, model: Any, samples: Mapping[str, Any]) -> Iterable[tuple[Record, int, int, Any]]:
+        """(record, picture in the batch, expression of the picture, prediction that the headline counts)."""
+        answers = [(mode, *timed_predictions(model, samples, mode)) for mode in self.options.modes]
+        for index, predictions in enumerate(answers[0][1]):
+            by_mode = [score_picture(samples, index, given[index], mode, ms) for mode, given, ms in answers]
+            for number, prediction in enumerate(predictions):
+                first, *others = (rows[number] for rows in by_mode)
+                yield beside(first, others[0]) if others else first, index, number, prediction
+
+    def _write(self, records: list[Record], result: dict[str, Any], split_name: str, epoch: int | str) -> None:
+        folder, stem = _folder("result_dir"), f"{split_name}_{epoch}"
+        write_records(folder / f"{stem}.jsonl", records)
+        facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
+        facts |= {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
+        write_json(folder / f"{stem}.summary.json", {"run": facts, **result})
+        self._gallery.save(folder / "pictures" / split_name)
+
+    def _expected_ids(self, split_name: str) -> list[str] | None:
+        ids = getattr(self._dataset, "expression_ids", None)
+        if ids is None:
+            logging.warning("The data set of split '%s' has no expression_ids(): missing ones go unseen.", split_name)
+            return None
+        return list(ids())
+
+    def _picture(self, samples: Mapping[str, Any], index: int) -> np.ndarray:
+        """The picture to draw on, (H, W, 3) uint8: the model's input without its padding, or else the file."""
+        if "image" not in samples:
+            return read_picture(Path(self._dataset.vis_root) / samples["file_name"][index]).pixels
+        image = samples["image"][index].float().cpu()  # (4, S, S)
+        inside = image[3] > 0
+        rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())
+        pixels = image[:3, :rows, :columns].permute(1, 2, 0)  # (H', W', 3)
+        return (255 * pixels.clamp(0, 1)).round().to(torch.uint8).numpy()
+
+    def _unfinished(self) -> Path:
+        return _folder("result_dir") / f"unfinished_rank{get_rank()}.jsonl"
+
+
+def _folder(name: str) -> Path:
+    """A folder that the runner registered with LAVIS.
+
+    Raises:
+        ValueError: no runner did.
+    """
+    path = registry.get_path(name)
+    if path is None:
+        raise ValueError(
+            f"LAVIS's registry holds no '{name}': runners set it when they start. Evaluate through a runner, "
+            f'or call registry.register_path("{name}", folder) first.'
+        )
+    return Path(path)
+
+
+def _for_log(result: Mapping[str, Any]) -> dict[str, float]:
+    """Flat numbers for LAVIS's log, without those that the split does not define."""
+    head, overall = result["headline"], result["overall"]
+    best = head["giou_macro"] if head["giou_macro"] is not None else overall["giou"]
+    scores = {"agg_metrics": best, **{name: head[name] for name in LOGGED}}
+    scores |= {name: overall[name] for name in ("n", "n_acc", "seg_miss_rate", "ms_per_expression")}
+    if "teacher_forced" in result:
+        scores["teacher_forced_giou_macro"] = result["teacher_forced"]["headline"]["giou_macro"]
+    return {name: value for name, value in scores.items() if value is not None}
