@@ -27,7 +27,7 @@ _BLOCKERS = re.compile(
             # Directions on a dial or a map, a ship or a car: mirrored, they mean something else or nothing.
             r"\b(counter|anti)?-?clock\w*",
             r"\bo'?\s?clock\b",
-            r"\b(north|south)?-?\s?(east|west)\w*",
+            r"\b(north|south)?-?(east|west)(ern|erly|ernmost|most|wards?|side|bound)?\b",
             r"\b(starboard|driver|driver's|passenger side)\b",
             # Readable things: mirrored letters and digits are others, or none.
             r"\b(letters?|says?|reads?|reading|written|writing|spell\w*|words?|text)\b",

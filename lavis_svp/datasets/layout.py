@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,3 +136,8 @@ def find_pictures(root: str | Path, name: str, file_name: str, pictures: str | P
             return folder
     looked = "\n  ".join(str(folder) for folder in folders)
     raise MissingDataError(f"No folder with the pictures of {name}: {file_name} is in none of\n  {looked}")
+
+
+def doctor_command(root: str | Path, name: str) -> str:
+    """The command that tells what is missing of a data set."""
+    return f"python -m lavis_svp.datasets.doctor --root {shlex.quote(str(root))} --dataset {name}"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,6 +81,14 @@ class Picture:
     expressions: tuple[Expression, ...]
 
 
+class SplitCounts(NamedTuple):
+    """How much a split holds; None = not known."""
+
+    references: int | None
+    pictures: int | None
+    sentences: int | None
+
+
 class RefCOCO:
     """The references and annotations of one data set, in memory.
 
@@ -111,9 +119,14 @@ class RefCOCO:
         """Names of all splits in the references, sorted."""
         return sorted({str(reference["split"]) for reference in self._references})
 
-    def count_references(self, split: str) -> int:
-        """Number of references (not sentences) in ``split``."""
-        return sum(reference["split"] == split for reference in self._references)
+    def counts(self, split: str) -> SplitCounts:
+        """How much ``split`` holds; zeros if the references do not have it."""
+        chosen = [reference for reference in self._references if reference["split"] == split]
+        return SplitCounts(
+            references=len(chosen),
+            pictures=len({reference["image_id"] for reference in chosen}),
+            sentences=sum(len(reference["sentences"]) for reference in chosen),
+        )
 
     def pictures(self, split: str) -> list[Picture]:
         """The pictures of one split by ascending id, each with all its expressions.

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from lavis_svp.datasets.augment import can_mirror, mirror_text
 from lavis_svp.datasets.drawing import PROTOCOLS, choose_for_evaluation, draw_for_training, in_chunks
+from lavis_svp.datasets.pictures import LoadedPicture, make_upright, read_picture
 from lavis_svp.datasets.refcoco import Picture, RefCOCO
-from lavis_svp.processors.pictures import LoadedPicture, make_upright, read_picture
 from lavis_svp.superpixels.region_map import RegionMap
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
@@ -49,8 +49,6 @@ class DrawingOptions:
         seed: of every draw.
         instances: give all annotated objects too (for the word-alignment aid and the baselines).
         load_image: False leaves out "image"; then ``frozen_cache`` must have every picture.
-        hflip_prob: training: how often a picture is mirrored, with left and right swapped in its sentences. Pictures
-            with a sentence that cannot be mirrored stay as they are.
     """
 
     expressions_per_picture: int = 3
@@ -59,7 +57,6 @@ class DrawingOptions:
     seed: int = 0
     instances: bool = False
     load_image: bool = True
-    hflip_prob: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("expressions_per_picture", "max_expressions"):
@@ -67,11 +64,8 @@ class DrawingOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{self.protocol}'.")
-        if self.seed < 0 or not 0.0 <= self.hflip_prob <= 1.0:
-            raise ValueError(
-                f"seed must not be negative, hflip_prob lies in [0, 1]; got seed {self.seed}, "
-                f"hflip_prob {self.hflip_prob}."
-            )
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
 
 class ReferringDataset(Dataset[dict[str, Any]]):
@@ -87,6 +81,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
     Args:
         vis_processor: (H, W, 3) uint8 -> (4, S, S) tensor; called with ``rng=`` if it has ``takes_rng = True``.
+            Its ``hflip_prob``, if it has one, says how often a training picture is mirrored, with its masks and with
+            left and right swapped in its sentences; pictures with a sentence that cannot be mirrored stay as they are.
             None needs ``options.load_image = False``.
         text_processor: cleans an expression; None leaves it as it is.
         vis_root: the folder that holds the pictures.
@@ -173,7 +169,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             chosen = draw_for_training(len(picture.expressions), self.options.expressions_per_picture, rng)
         expressions = [picture.expressions[i] for i in chosen]
         texts = [self._clean(picture, expression.text) for expression in expressions]
-        mirrored = self.train and rng.random() < self.options.hflip_prob and all(map(can_mirror, texts))
+        mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts))
         path = Path(self.vis_root) / picture.file_name
         loaded = read_picture(path)
         place = _Placement(picture, loaded, mirrored, path)
@@ -231,6 +227,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             return self.text_processor(text)
         except ValueError as error:
             raise ValueError(f"An expression of {picture.file_name}: {error}") from error
+
+    def _draw_mirroring(self, rng: np.random.Generator) -> bool:
+        return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))
 
     def _inputs(self, key: str, pixels: np.ndarray, path: Path, rng: np.random.Generator) -> dict[str, Any]:
         """The optional keys: the picture for the encoders, its superpixels, what is stored of it."""

@@ -7,19 +7,29 @@ import pytest
 import torch
 from PIL import Image
 
+from lavis_svp.datasets.frame import fit_frame
 from lavis_svp.datasets.layout import annotation_files, find_pictures
+from lavis_svp.datasets.pictures import BadPictureError
 from lavis_svp.datasets.referring import DrawingOptions, ReferringDataset
-from lavis_svp.processors.frame import fit_frame
-from lavis_svp.processors.pictures import BadPictureError
-from lavis_svp.processors.text import clean_expression
+from lavis_svp.datasets.text import clean_expression
 from lavis_svp.superpixels.region_map import RegionMap
 
 
-def make(root, splits=("train",), train=False, name="refcoco", **options):
+class Frame:
+    """A vis_processor that mirrors with a probability."""
+
+    def __init__(self, hflip_prob):
+        self.hflip_prob = hflip_prob
+
+    def __call__(self, picture):
+        return fit_frame(picture, 32)
+
+
+def make(root, splits=("train",), train=False, name="refcoco", hflip_prob=0.0, **options):
     files = annotation_files(root, name)
     pictures = find_pictures(root, name, "COCO_train2014_000000000007.jpg")
     return ReferringDataset(
-        lambda picture: fit_frame(picture, 32),
+        Frame(hflip_prob),
         clean_expression,
         pictures,
         [files.instances, files.refs],
@@ -277,7 +287,7 @@ def test_candidates_become_indices(tmp_path, handmade):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("expressions_per_picture", 0), ("max_expressions", 0), ("protocol", "some"), ("seed", -1), ("hflip_prob", 1.5)],
+    [("expressions_per_picture", 0), ("max_expressions", 0), ("protocol", "some"), ("seed", -1)],
 )
 def test_bad_options(option, value):
     with pytest.raises(ValueError, match=option):

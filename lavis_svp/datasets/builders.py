@@ -1,0 +1,215 @@
+"""LAVIS's builders of the referring-segmentation data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lavis.common.registry import registry
+from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+from omegaconf import OmegaConf
+
+from lavis_svp.common.options import build_options, check_keys
+from lavis_svp.datasets.layout import MissingDataError, annotation_files, doctor_command, find_pictures
+from lavis_svp.datasets.refcoco import RefCOCO
+from lavis_svp.datasets.referring import ReferringDataset, SuperpixelCache
+from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
+DATA_FOLDER = "data"
+"""Below LAVIS's cache root: the usual root of all data sets."""
+
+
+def config_files(folder: str) -> dict[str, str]:
+    """Type -> absolute path, for every YAML file of one data set; absolute paths keep LAVIS from joining its own."""
+    return {path.stem: str(path) for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+
+
+class ReferringBuilder(BaseDatasetBuilder):
+    """Builds the splits of one data set from its YAML section.
+
+    Args:
+        cfg: a section, the path of a YAML file, or None for the default type.
+
+    Raises:
+        ValueError: the section has an unknown key, or a value out of range.
+    """
+
+    train_dataset_cls = ReferringDataset
+    eval_dataset_cls = ReferringDataset
+    options_cls: ClassVar[type[DatasetOptions]] = DatasetOptions
+    name: ClassVar[str]
+    """The builder's registered name."""
+    dataset: ClassVar[str]
+    """The data set's name in ``layout.SPECS``."""
+
+    def __init__(self, cfg: Any = None) -> None:
+        super().__init__(cfg)
+        self.settings()
+
+    def settings(self) -> DatasetOptions:
+        """The section as it is now, checked; ``load_dataset`` changes it after construction."""
+        return build_options(self.options_cls, self.config, f"datasets.{self.name}")
+
+    def root(self) -> Path:
+        """The folder that holds the data set's folder, see :class:`~lavis_svp.datasets.settings.BuildInfo`."""
+        info = self.settings().build_info
+        if info.root is not None:
+            return _below_cache_root(info.root)
+        pictures = info.images.storage
+        if pictures is not None:
+            folder = _below_cache_root(pictures)
+            if not annotation_files(folder, self.dataset, info.split_by).missing():
+                return folder
+        return _below_cache_root(DATA_FOLDER)
+
+    def build_processors(self) -> None:
+        """Build the vision and text processors; a section without ``name`` means this plugin's own."""
+        settings = self.settings()
+        self.vis_processors = _processors(
+            settings.vis_processor, {"train": "svp_image_train", "eval": "svp_image_eval"}, f"{self.name}.vis_processor"
+        )
+        self.text_processors = _processors(
+            settings.text_processor, dict.fromkeys(("train", "eval"), "svp_referring"), f"{self.name}.text_processor"
+        )
+
+    def build(self) -> dict[str, ReferringDataset]:
+        """Build every split of the section; the annotations are read once for all of them.
+
+        Raises:
+            MissingDataError: annotations or pictures are not there; the message names the doctor's command.
+            UnknownNameError: the annotations have no such split.
+        """
+        self.build_processors()
+        settings = self.settings()
+        info = settings.build_info
+        source = self._read(info.split_by)
+        superpixels = self._superpixels(settings)
+        pictures = None
+        datasets = {}
+        for lavis_split, section in info.lavis_splits(f"datasets.{self.name}.build_info").items():
+            pictures = pictures or self._pictures(source, section.splits[0], info.images.storage)
+            train = lavis_split == "train"
+            mode = "train" if train else "eval"
+            datasets[lavis_split] = (self.train_dataset_cls if train else self.eval_dataset_cls)(
+                self.vis_processors[mode],
+                self.text_processors[mode],
+                pictures,
+                splits=section.splits,
+                train=train,
+                options=settings.drawing,
+                superpixel_cache=superpixels,
+                source=source,
+            )
+        return datasets
+
+    def _download_data(self) -> None:
+        """RefCOCO's files are fetched by hand: :meth:`build` says what is missing."""
+
+    def _read(self, split_by: str | None) -> RefCOCO:
+        files = annotation_files(self.root(), self.dataset, split_by)
+        if files.missing():
+            raise MissingDataError(
+                f"{self.name} needs {' and '.join(map(str, files.missing()))}. What goes where and where to get it: "
+                f"{doctor_command(self.root(), self.dataset)}"
+            )
+        return RefCOCO(files.instances, files.refs)
+
+    def _pictures(self, source: RefCOCO, split: str, storage: str | None) -> Path:
+        first = source.pictures(split)[0]
+        given = None if storage is None else _below_cache_root(storage)
+        try:
+            return find_pictures(self.root(), self.dataset, first.file_name, given)
+        except MissingDataError as error:
+            command = doctor_command(self.root(), self.dataset)
+            raise MissingDataError(
+                f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the pictures there: {command}"
+            ) from error
+
+    def _superpixels(self, settings: DatasetOptions) -> SuperpixelCache | None:
+        if settings.superpixels is None:
+            return None
+        return _processor(settings.superpixels, "svp_superpixel")
+
+
+@registry.register_builder("refcoco_seg")
+class RefCOCOBuilder(ReferringBuilder):
+    """RefCOCO. Types: default, train, val, testA, testB, test (both), google."""
+
+    name = "refcoco_seg"
+    dataset = "refcoco"
+    DATASET_CONFIG_DICT = config_files("refcoco")
+
+
+@registry.register_builder("refcoco_plus_seg")
+class RefCOCOPlusBuilder(ReferringBuilder):
+    """RefCOCO+, whose expressions avoid words of place. Types: default, train, val, testA, testB, test (both)."""
+
+    name = "refcoco_plus_seg"
+    dataset = "refcoco+"
+    DATASET_CONFIG_DICT = config_files("refcoco_plus")
+
+
+@registry.register_builder("refcocog_seg")
+class RefCOCOgBuilder(ReferringBuilder):
+    """RefCOCOg. Types: default, train, val, test (all partition umd); google, google_train, google_val."""
+
+    name = "refcocog_seg"
+    dataset = "refcocog"
+    DATASET_CONFIG_DICT = config_files("refcocog")
+
+
+@registry.register_builder("grefcoco_seg")
+class GRefCOCOBuilder(ReferringBuilder):
+    """gRefCOCO: no target, one, or several. Types: default, train, val, testA, testB, test (both)."""
+
+    name = "grefcoco_seg"
+    dataset = "grefcoco"
+    DATASET_CONFIG_DICT = config_files("grefcoco")
+
+
+@registry.register_builder("refshapes_seg")
+class RefShapesBuilder(ReferringBuilder):
+    """RefShapes, the built-in data set, made on first use. Types: default, train, val, test."""
+
+    name = "refshapes_seg"
+    dataset = "refshapes"
+    options_cls = RefShapesOptions
+    DATASET_CONFIG_DICT = config_files("refshapes")
+
+    def _download_data(self) -> None:
+        from lavis_svp.datasets.refshapes import build_refshapes
+
+        info = self.settings().build_info
+        sizes = {} if info.sizes is None else {"sizes": info.sizes}
+        build_refshapes(self.root(), seed=info.seed, **sizes)
+
+
+@registry.register_builder("photos_seg")
+class PhotosBuilder(ReferringBuilder):
+    """A handful of real photos with expressions written by hand, for testing only; made on first use. Type: default."""
+
+    name = "photos_seg"
+    dataset = "photos"
+    DATASET_CONFIG_DICT = config_files("photos")
+
+    def _download_data(self) -> None:
+        from lavis_svp.datasets.photos import build_photos
+
+        build_photos(self.root())
+
+
+def _below_cache_root(path: str) -> Path:
+    return Path(registry.get_path("cache_root")) / Path(path).expanduser()  # an absolute path stays as it is
+
+
+def _processors(sections: Mapping[str, Any] | None, defaults: Mapping[str, str], where: str) -> dict[str, Any]:
+    given = sections or {}
+    check_keys(given, defaults, where)
+    return {mode: _processor(given.get(mode), default) for mode, default in defaults.items()}
+
+
+def _processor(section: Mapping[str, Any] | None, default: str) -> Any:
+    given = {"name": default, **(section or {})}
+    return registry.get_processor_class(given["name"]).from_config(OmegaConf.create(given))

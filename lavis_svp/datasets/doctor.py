@@ -1,0 +1,185 @@
+"""Says what is missing of the RefCOCO data sets, and counts what is there.
+
+``python -m lavis_svp.datasets.doctor --root DIR [--dataset refcoco] [--split-by unc] [--images DIR]``; the exit code
+is 0 only if everything asked for is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lavis_svp.datasets.layout import (
+    PUBLIC,
+    SPECS,
+    MissingDataError,
+    annotation_files,
+    dataset_spec,
+    find_pictures,
+    picture_folders,
+)
+from lavis_svp.datasets.pictures import BadPictureError, read_picture
+from lavis_svp.datasets.published import COUNTS, PICTURE_SOURCE, SOURCES
+from lavis_svp.datasets.refcoco import Picture, RefCOCO
+
+_SHOWN = 5
+"""How many missing files are named."""
+
+
+@dataclass
+class Diagnosis:
+    """What was found of one data set in one partition.
+
+    Args:
+        dataset: its name.
+        split_by: its partition.
+        lines: the report.
+        problems: what has to be mended, one line each.
+        images: image ids of each split, where the annotations could be read.
+    """
+
+    dataset: str
+    split_by: str
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    images: dict[str, set[int]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The report, the problems and what to do."""
+        head = f"{self.dataset} ({self.split_by}): {'NOT OK' if self.problems else 'ok'}"
+        return "\n  ".join([head, *self.lines, *(f"! {problem}" for problem in self.problems)])
+
+
+def diagnose(root: str | Path, dataset: str, split_by: str, pictures: str | Path | None = None) -> Diagnosis:
+    """Check one data set.
+
+    Args:
+        root: the folder that holds ``refcoco/`` ...
+        dataset: a key of ``layout.SPECS``.
+        split_by: one of its partitions.
+        pictures: where the pictures are; None = found below ``root``.
+    """
+    found = Diagnosis(dataset, split_by)
+    files = annotation_files(root, dataset, split_by)
+    missing = files.missing()
+    for path in (files.instances, files.refs):
+        found.lines.append(f"{'MISSING ' if path in missing else 'found   '} {path}")
+    if missing:
+        found.problems.append(SOURCES[dataset])
+        found.problems += _where_pictures_go(root, dataset, pictures)
+        return found
+    try:
+        source = RefCOCO(files.instances, files.refs)
+        splits = {split: source.pictures(split) for split in source.splits()}
+    except ValueError as error:
+        found.problems.append(str(error))
+        return found
+    found.images = {split: {picture.image_id for picture in chosen} for split, chosen in splits.items()}
+    _compare_counts(found, source)
+    _check_pictures(found, root, splits, pictures)
+    return found
+
+
+def _compare_counts(found: Diagnosis, source: RefCOCO) -> None:
+    published = COUNTS.get((found.dataset, found.split_by), {})
+    known = list(published) + [split for split in source.splits() if split not in published]
+    for split in known:
+        counted = source.counts(split)
+        cells = []
+        for name, number in counted._asdict().items():
+            expected = getattr(published[split], name) if split in published else None
+            note = "" if expected is None else " as published" if number == expected else f" (published: {expected:,})"
+            cells.append(f"{number:,} {name}{note}")
+            if expected not in (None, number):
+                found.problems.append(f"{split} has {number:,} {name}, published are {expected:,}: another release?")
+        found.lines.append(f"{split + ':':<7} {', '.join(cells)}")
+
+
+def _check_pictures(
+    found: Diagnosis, root: str | Path, splits: dict[str, list[Picture]], pictures: str | Path | None
+) -> None:
+    wanted = {picture.file_name for chosen in splits.values() for picture in chosen}
+    try:
+        folder = next(_folders_with(root, found.dataset, sorted(wanted), pictures))
+    except StopIteration:
+        found.problems.append(f"None of the {len(wanted):,} pictures was found.")
+        found.problems += _where_pictures_go(root, found.dataset, pictures)
+        return
+    lacking = sorted(name for name in wanted if not (folder / name).is_file())
+    found.lines.append(f"{len(wanted) - len(lacking):,} of {len(wanted):,} pictures found in {folder}")
+    if lacking:
+        named = ", ".join(lacking[:_SHOWN]) + (" ..." if len(lacking) > _SHOWN else "")
+        found.problems.append(f"{len(lacking):,} pictures are missing: {named}. {_picture_source(found.dataset)}")
+    for chosen in splits.values():
+        first = next((picture for picture in chosen if picture.file_name not in lacking), None)
+        if first is not None:
+            found.problems += _check_one_picture(folder / first.file_name, first.size)
+
+
+def _folders_with(root: str | Path, dataset: str, names: Sequence[str], pictures: str | Path | None) -> Iterator[Path]:
+    """Folders that hold at least one of the pictures; the first names alone decide in nearly every case."""
+    for name in names:
+        try:
+            yield find_pictures(root, dataset, name, pictures)
+        except MissingDataError:
+            continue
+
+
+def _check_one_picture(path: Path, annotated: tuple[int, int]) -> list[str]:
+    try:
+        loaded = read_picture(path)
+    except BadPictureError as error:
+        return [str(error)]
+    sizes = (loaded.stored_size, loaded.pixels.shape[:2])
+    return [] if annotated in sizes else [f"{path} is {sizes[0]} (height, width), annotated as {annotated}."]
+
+
+def _where_pictures_go(root: str | Path, dataset: str, pictures: str | Path | None) -> list[str]:
+    looked = [f"  {folder}" for folder in picture_folders(root, dataset, pictures)]
+    return [_picture_source(dataset), "Pictures are looked for in, first to last:", *looked]
+
+
+def _picture_source(dataset: str) -> str:
+    return PICTURE_SOURCE if dataset_spec(dataset).pictures is None else SOURCES[dataset]
+
+
+def shared_pictures(found: Sequence[Diagnosis]) -> list[str]:
+    """Held-out pictures of one data set that stand in the training split of one: joint training has seen them."""
+    lines = []
+    for trained in found:
+        for held in found:
+            for split, images in held.images.items():
+                count = len(images & trained.images.get("train", set())) if split != "train" else 0
+                if count:
+                    lines.append(
+                        f"{count:,} of {len(images):,} pictures of {held.dataset} ({held.split_by}) {split} are in the "
+                        f"training split of {trained.dataset} ({trained.split_by})."
+                    )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lavis_svp.datasets.doctor", description=__doc__)
+    parser.add_argument("--root", required=True, type=Path, help="the folder that holds refcoco/, refcoco+/ ...")
+    parser.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
+    parser.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
+    parser.add_argument("--images", type=Path, help="the pictures' folder or one above it; default: below the root")
+    given = parser.parse_args(arguments)
+    names = given.dataset or list(PUBLIC)
+    for name in names:
+        if given.split_by and given.split_by not in SPECS[name].split_by:
+            parser.error(f"--split-by {given.split_by}: {name} has {', '.join(SPECS[name].split_by)}")
+    found = [diagnose(given.root, name, given.split_by or SPECS[name].split_by[0], given.images) for name in names]
+    print("\n\n".join(diagnosis.text() for diagnosis in found))
+    shared = shared_pictures(found)
+    if shared:
+        print("\nFor training on several of them, or against leaks:\n  " + "\n  ".join(shared))
+    return int(any(diagnosis.problems for diagnosis in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The doctor names what is missing, compares with the published counts, and exits accordingly."""
+
+import pytest
+
+from lavis_svp.datasets import doctor
+from lavis_svp.datasets.layout import PUBLIC, SPECS
+from lavis_svp.datasets.published import COUNTS, SOURCES
+from lavis_svp.datasets.refcoco import SplitCounts
+
+
+@pytest.fixture
+def tiny_counts(monkeypatch):
+    """Counts that the hand-made RefCOCO meets."""
+    counts = {"train": SplitCounts(3, 2, 6), "val": SplitCounts(1, 1, 1), "testA": SplitCounts(1, 1, None)}
+    monkeypatch.setitem(COUNTS, ("refcoco", "unc"), counts)
+    return counts
+
+
+def run(capsys, *arguments):
+    code = doctor.main([str(argument) for argument in arguments])
+    return code, capsys.readouterr().out
+
+
+def test_nothing_there(tmp_path, capsys):
+    code, out = run(capsys, "--root", tmp_path)
+    assert code == 1
+    for name in PUBLIC:
+        assert f"MISSING  {tmp_path / SPECS[name].folder / 'instances.json'}" in out and SOURCES[name] in out
+    assert "20220413011718" in out and "images/mscoco/images/train2014" in out
+
+
+def test_complete(refcoco_root, capsys, tiny_counts):
+    code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
+    assert code == 0, out
+    assert "refcoco (unc): ok" in out and "6 sentences as published" in out and "2 of 2 pictures found" in out
+
+
+def test_other_counts(refcoco_root, capsys):
+    code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
+    assert code == 1
+    assert "3 references (published: 42,404)" in out and "train has 6 sentences, published are 120,624" in out
+
+
+def test_missing_and_other_pictures(refcoco_root, capsys, tiny_counts, handmade):
+    folder = refcoco_root / "images/mscoco/images/train2014"
+    (folder / "COCO_train2014_000000000003.jpg").unlink()
+    handmade.write_picture(folder / "COCO_train2014_000000000007.jpg", (5, 5))
+    code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
+    assert code == 1 and "1 pictures are missing: COCO_train2014_000000000003.jpg" in out
+    assert "is (5, 5) (height, width), annotated as (40, 60)" in out
+
+
+def test_pictures_elsewhere(tmp_path, capsys, tiny_counts, handmade):
+    handmade.write_annotations(tmp_path / "root", "refcoco", handmade.refcoco_refs(), "refs(unc).p")
+    code, out = run(capsys, "--root", tmp_path / "root", "--dataset", "refcoco")
+    assert code == 1 and "None of the 2 pictures was found" in out and "train2014.zip" in out
+    handmade.write_train2014(tmp_path, "coco/train2014")
+    code, _ = run(capsys, "--root", tmp_path / "root", "--dataset", "refcoco", "--images", tmp_path / "coco")
+    assert code == 0
+
+
+def test_damaged_annotations(refcoco_root, capsys):
+    (refcoco_root / "refcoco/refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
+    assert code == 1 and "os.system" in out
+
+
+def test_corrupt_picture(refcoco_root, capsys, tiny_counts):
+    (refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000003.jpg").write_bytes(b"no")
+    code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
+    assert code == 1 and "000003.jpg is not a readable picture" in out
+
+
+def test_leaks_between_data_sets(refcoco_root, capsys, tiny_counts, handmade):
+    refs = [handmade.ref(1, handmade.CAT, 7, "train", "cat")]
+    handmade.write_annotations(refcoco_root, "refcocog", refs, "refs(umd).p")
+    _, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco", "--dataset", "refcocog")
+    assert "1 of 1 pictures of refcoco (unc) testA are in the training split of refcocog (umd)" in out
+
+
+def test_wrong_partition(tmp_path):
+    with pytest.raises(SystemExit):
+        doctor.main(["--root", str(tmp_path), "--dataset", "refcoco", "--split-by", "umd"])
+
+
+def test_published_totals():
+    total = {key: sum(split.sentences or 0 for split in splits.values()) for key, splits in COUNTS.items()}
+    assert total["refcoco", "unc"] == 142210
+    assert total["refcoco+", "unc"] == 141564
+    assert total["refcocog", "umd"] == 95010

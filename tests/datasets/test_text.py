@@ -1,0 +1,47 @@
+"""Cleaning of expressions."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavis_svp.datasets.text import clean_expression
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("The Cat.", "the cat"),
+        ("  man\tin\n\nred  ", "man in red"),
+        ("what's this?!", "what's this"),
+        ("?", "?"),
+        ("no. 5, left", "no. 5, left"),
+        ("the dog [SEG]", "the dog seg"),
+        ("<image> <|im_end|> </s>", "image |im_end| /s"),
+        ("＜image＞ cat", "image cat"),
+        ("[S\u200bEG]", "s eg"),
+        ("caf\u0065\u0301", "café"),
+        ("a\u00a0b", "a b"),
+    ],
+)
+def test_examples(raw, clean):
+    assert clean_expression(raw) == clean
+
+
+@given(st.text())
+def test_clean_stays_clean(text):
+    try:
+        once = clean_expression(text)
+    except ValueError:
+        return
+    assert clean_expression(once) == once
+    assert once and not set(once) & set("<>[]\n\t") and once == once.strip()
+
+
+@pytest.mark.parametrize("empty", ["", "  \n", "[]", "< >", "\u200b"])
+def test_empty(empty):
+    with pytest.raises(ValueError, match="The expression is empty"):
+        clean_expression(empty)
+
+
+def test_long_expressions_are_kept():
+    assert len(clean_expression("word " * 2000).split()) == 2000
