@@ -68,7 +68,12 @@ def seg_miss_rate(records: Iterable[Record]) -> float | None:
 
 def pick_accuracy(records: Iterable[Record]) -> float | None:
     """Share of right picks among the expressions with a target for which a region was picked."""
-    return mean([record["pick_correct"] for record in _having(records, "pick_correct")])
+    return mean([record["pick_correct"] for record in picked(records)])
+
+
+def picked(records: Iterable[Record]) -> list[Record]:
+    """Records with a target for which a region was picked."""
+    return [record for record in _having(records, "pick_correct") if record["has_target"]]
 
 
 def reachable(records: Iterable[Record]) -> list[Record]:
@@ -104,7 +109,7 @@ def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTS
         "t_acc": target_accuracy(records),
         "seg_miss_rate": seg_miss_rate(records),
         "pick_accuracy": pick_accuracy(records),
-        "n_picks": len(_having(records, "pick_correct")),
+        "n_picks": len(picked(records)),
         "ceiling_single": _mean_of(records, "ceiling_single"),
         "ceiling_union": _mean_of(records, "ceiling_union"),
         "reachable_share": len(within) / len(with_ceiling) if with_ceiling else None,

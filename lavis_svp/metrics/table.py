@@ -7,7 +7,7 @@ from typing import Any
 
 from lavis_svp.metrics.report import NO_TARGET
 
-COLUMNS = ("", "n", "gIoU", "95 % CI", "cIoU", "Pr@0.5", "pick", "random", "attribute", "ceiling")
+COLUMNS = ("", "n", "gIoU", "95 % CI", "cIoU", "Pr@0.5", "pick", "random object", "attribute reader", "ceiling")
 
 MACRO_ROW = "mean of kinds"
 

@@ -27,7 +27,7 @@ def slow_interval(above, below, clusters, groups, bootstrap):
     return tuple(np.quantile(values, [tail, 1 - tail]))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 9), st.integers(0, 5), st.sampled_from("pqrs"), st.sampled_from("xy")),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -21,6 +21,7 @@ def slow_counts(predicted, target):
     return intersection, union, pred_area, gt_area
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_counts_equal_pixel_loops_for_every_type(data):
     size = data.draw(SIZES)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -33,6 +33,7 @@ def slow_iou(region, true):
     return len(region & true) / len(region | true) if region and true else 0.0
 
 
+@settings(deadline=None)
 @given(labelled_targets())
 def test_overlaps_and_ious_equal_set_arithmetic(case):
     labels, target = case
@@ -45,6 +46,7 @@ def test_overlaps_and_ious_equal_set_arithmetic(case):
         assert ious[region] == slow_iou(own, true)
 
 
+@settings(deadline=None)
 @given(labelled_targets())
 def test_pick_is_right_iff_mostly_inside_or_best(case):
     labels, target = case
@@ -100,6 +102,7 @@ def test_labels_out_of_range_and_other_sizes_are_refused():
         region_overlaps(np.zeros((2, 2), np.int32), np.ones((4, 4), np.uint8), 1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
 def test_resizing_up_and_back_is_the_identity(height, width, factor):
     labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
