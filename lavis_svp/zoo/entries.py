@@ -148,7 +148,7 @@ _ENTRIES = (
                 size=98_362_432,
             ),
         ),
-        converted_size=541_700_000,
+        converted_size=541_600_000,
         licence="Apache-2.0",
         notice="Licence file in the package; HuggingFaceTB's SmolLM2 upstream is Apache-2.0 too. Quantised to Q4_1.",
         converter="lavis_svp.zoo.smollm2",

