@@ -148,8 +148,8 @@ class ClassicalGenerator(SuperpixelGenerator):
         self.options: Any = build_options(self.options_class, options, f"the options of superpixels '{self.name}'")
 
     def settings(self) -> dict[str, Any]:
-        """The generator's name and all its options."""
-        return {"generator": self.name, **dataclasses.asdict(self.options)}
+        """The generator's name, its version and all its options."""
+        return {"generator": self.name, "version": self.version, **dataclasses.asdict(self.options)}
 
     def segment_picture(self, picture: np.ndarray) -> RegionMap:
         """The superpixels of one (H, W, 3) uint8 picture."""

@@ -37,6 +37,9 @@ class SuperpixelGenerator(ABC):
     name: ClassVar[str]
     """Name in the registry."""
 
+    version: ClassVar[int] = 1
+    """Part of the settings; raised when the code changes so that the same options give other regions."""
+
     needs_embedding: ClassVar[bool] = False
     """True: works on SAM embeddings; False: works on pictures."""
 
