@@ -9,17 +9,6 @@ import numpy as np
 from lavis_svp.metrics.masks import binary_mask
 
 
-def resized_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A label map at another resolution, nearest neighbour by pixel centres; small regions may vanish.
-
-    Args:
-        labels: (H', W') integers.
-        size: (H, W) wanted.
-    """
-    rows, cols = (_nearest(old, new) for old, new in zip(labels.shape, size, strict=True))
-    return labels if labels.shape == tuple(size) else labels[np.ix_(rows, cols)]  # (H, W)
-
-
 def region_overlaps(labels: np.ndarray, target: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of each region, and pixels of each region inside the target.
 
@@ -117,8 +106,3 @@ def attribute_reader_iou(instances: np.ndarray, target: np.ndarray, candidates: 
         raise ValueError(f"Candidates are object ids from 0 up, got {wanted}.")
     count = max(int(instances.max(initial=-1)), *wanted) + 1  # a hidden object has an id but no pixel
     return float(region_ious(instances, target, count)[wanted].mean())
-
-
-def _nearest(old: int, new: int) -> np.ndarray:
-    """Index of the old pixel under the centre of each new pixel, (new,)."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -13,7 +13,8 @@ import torch
 
 from lavis_svp.metrics.masks import mask_counts
 from lavis_svp.metrics.records import Record
-from lavis_svp.metrics.regions import attribute_reader_iou, pick_correct, random_object_iou, resized_labels
+from lavis_svp.metrics.regions import attribute_reader_iou, pick_correct, random_object_iou
+from lavis_svp.superpixels.ceiling import single_ceiling, union_ceiling
 from lavis_svp.superpixels.region_map import RegionMap
 
 ANSWER_FIELDS = (
@@ -147,15 +148,18 @@ def _region_map(samples: Mapping[str, Any], index: int, prediction: Prediction) 
 
 
 def _facts_of_regions(regions: RegionMap | None, pick: int | None, target: np.ndarray) -> dict[str, Any]:
-    if regions is None:
-        return {"pick_correct": None, "ceiling_single": None, "ceiling_union": None}
-    from lavis_svp.superpixels.ceiling import best_region_union, best_single_region
-
-    labels = resized_labels(regions.labels, target.shape)
+    """Whether the picked region is right, and what the superpixels allow; None without superpixels or target."""
+    unknown = {"pick_correct": None, "ceiling_single": None, "ceiling_union": None}
+    if regions is None or not np.any(target):
+        return unknown
+    try:
+        fitted = regions.resized((target.shape[0], target.shape[1]))
+    except ValueError:  # fewer pixels than superpixels: a picture of a few pixels
+        return unknown
     return {
-        "pick_correct": None if pick is None else pick_correct(labels, regions.count, pick, target),
-        "ceiling_single": best_single_region(labels, target),
-        "ceiling_union": best_region_union(labels, target),
+        "pick_correct": None if pick is None else pick_correct(fitted.labels, fitted.count, pick, target),
+        "ceiling_single": single_ceiling(fitted, target)[0],
+        "ceiling_union": union_ceiling(fitted, target)[0],
     }
 
 

@@ -69,6 +69,12 @@ def test_without_superpixels_or_objects_the_fields_are_none(batch, answers):
     assert record["split"] == ""
 
 
+def test_a_picture_with_fewer_pixels_than_superpixels_has_no_ceiling(batch, answers):
+    pixel = {**batch, "masks": [[np.ones((1, 1), np.uint8)]], "instances": [None], "text_input": [["dot"]]}
+    (record,) = score_picture(pixel, 0, [replace(answers[0][0], mask=np.ones((1, 1), np.uint8))], "generative", 1)
+    assert (record["intersection"], record["pick_correct"], record["ceiling_single"]) == (1, None, None)
+
+
 def test_the_caches_superpixels_give_the_ceiling_of_a_model_without(batch, answers):
     maps = [one[0].region_map for one in answers]
     given = [replace(one, pick=None, region_map=None) for one in answers[0]]
