@@ -2,7 +2,7 @@
 
 from lavis_svp.zoo.download import DownloadError, HashMismatchError
 from lavis_svp.zoo.entries import WeightEntry, list_weights
-from lavis_svp.zoo.fetch import fetch, is_cached, resolve, verify
+from lavis_svp.zoo.store import fetch, is_cached, resolve, verify
 
 __all__ = [
     "DownloadError",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lavis_svp.zoo.entries import get_entry, list_weights
-from lavis_svp.zoo.fetch import fetch, is_cached, verify, weights_folder
+from lavis_svp.zoo.store import fetch, is_cached, verify, weights_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

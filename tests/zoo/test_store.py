@@ -1,0 +1,160 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.zoo import store
+from lavis_svp.zoo.store import fetch, is_cached, resolve, verify
+
+NAME = "toy_pypi"
+
+
+def left_overs(root):
+    return [path for path in (root / "weights").glob(".*") if path.suffix != ".lock"]
+
+
+def in_a_process(function):
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    return process
+
+
+def test_fetch_makes_the_folder_and_reuses_it(toy, capfd):
+    toy.put_archive()
+    assert not is_cached(NAME)
+    folder = fetch(NAME)
+    assert (folder / "model.bin").is_file() and is_cached(NAME) and verify(NAME) == []
+    assert "converting" in capfd.readouterr().err
+    assert fetch(NAME) == folder
+    assert toy.conversions.read_text() == "x"
+    assert capfd.readouterr().err == ""
+    assert left_overs(toy.root) == []
+
+
+def test_the_record_names_source_hashes_and_licence(toy):
+    toy.put_archive()
+    record = json.loads((fetch(NAME, progress=False) / "source.json").read_text())
+    entry = toy.entry("pypi")
+    assert record["source"] == "PyPI toy==1.0"
+    assert record["archive_sha256"] == entry.archive_sha256
+    assert record["licence"] == "MIT" and record["converter_version"] == 1
+    assert set(record["files"]) == {"model.bin"}
+
+
+def test_another_root(toy, tmp_path):
+    (tmp_path / "else" / "downloads").mkdir(parents=True)
+    os.replace(toy.put_archive(), tmp_path / "else" / "downloads" / "toy-1.0.whl")
+    assert fetch(NAME, root=tmp_path / "else", progress=False) == tmp_path / "else" / "weights" / NAME
+
+
+@pytest.mark.parametrize("fault", ["missing file", "short file", "older converter", "broken record"])
+def test_what_is_incomplete_is_made_anew(toy, fault):
+    toy.put_archive()
+    folder = fetch(NAME, progress=False)
+    record = folder / "source.json"
+    if fault == "missing file":
+        (folder / "model.bin").unlink()
+    elif fault == "short file":
+        (folder / "model.bin").write_bytes(b"short")
+    elif fault == "older converter":
+        record.write_text(record.read_text().replace('"converter_version": 1', '"converter_version": 0'))
+    else:
+        record.write_text("{")
+    assert not is_cached(NAME)
+    fetch(NAME, progress=False)
+    assert is_cached(NAME) and verify(NAME) == []
+    assert left_overs(toy.root) == []
+
+
+def test_verify_finds_a_changed_file(toy):
+    toy.put_archive()
+    path = fetch(NAME, progress=False) / "model.bin"
+    content = path.read_bytes()
+    path.write_bytes(b"W" + content[1:])
+    (fault,) = verify(NAME)
+    assert "model.bin has changed" in fault
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_conversion_leaves_nothing(toy, monkeypatch, error):
+    toy.put_archive()
+
+    def interrupted(source, target):
+        (target / "model.bin").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(toy.converter, "convert", interrupted)
+    with pytest.raises(error):
+        fetch(NAME, progress=False)
+    assert not is_cached(NAME) and left_overs(toy.root) == []
+    monkeypatch.setattr(toy.converter, "convert", toy.convert)
+    assert (fetch(NAME, progress=False) / "model.bin").stat().st_size > 4
+
+
+def test_a_killed_conversion_is_made_anew(toy, monkeypatch):
+    toy.put_archive()
+
+    def killed(source, target):
+        (target / "model.bin").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(toy.converter, "convert", killed)
+    process = in_a_process(lambda: fetch(NAME, progress=False))
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    assert left_overs(toy.root) and not is_cached(NAME)
+    monkeypatch.setattr(toy.converter, "convert", toy.convert)
+    fetch(NAME, progress=False)
+    assert is_cached(NAME) and left_overs(toy.root) == []
+
+
+def test_two_processes_do_the_work_once(toy, monkeypatch):
+    toy.put_archive()
+
+    def slow(source, target):
+        time.sleep(0.3)
+        toy.convert(source, target)
+
+    monkeypatch.setattr(toy.converter, "convert", slow)
+    processes = [in_a_process(lambda: fetch(NAME, progress=False)) for _ in range(2)]
+    for process in processes:
+        process.join(20)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert toy.conversions.read_text() == "x"
+    assert is_cached(NAME)
+
+
+def test_too_little_disk_is_told_with_numbers(toy, monkeypatch):
+    toy.put_archive()
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="only 1 MB are free"):
+        fetch(NAME, progress=False)
+
+
+def test_resolve_a_name(toy):
+    toy.put_archive()
+    assert resolve(NAME) == toy.root / "weights" / NAME
+
+
+def test_resolve_a_path_and_a_hub_id(toy, tmp_path):
+    assert resolve(str(tmp_path)) == tmp_path
+    assert resolve(tmp_path) == tmp_path
+    assert resolve("facebook/dinov2-large") == "facebook/dinov2-large"
+
+
+@pytest.mark.parametrize("path", ["sam_vit_h_4b8939.pth", "/nowhere/at/all", "./nowhere", Path("folder/weights")])
+def test_resolve_a_missing_path(toy, path):
+    with pytest.raises(FileNotFoundError, match="toy_pypi, toy_npm"):
+        resolve(path)
+
+
+@pytest.mark.parametrize("name", ["toy", "a/b/c", "", "-x/y"])
+def test_resolve_an_unknown_name(toy, name):
+    with pytest.raises((UnknownNameError, FileNotFoundError), match="toy_pypi"):
+        resolve(name)
