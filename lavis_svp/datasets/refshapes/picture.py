@@ -11,7 +11,7 @@ from lavis_svp.datasets.refshapes.expressions import Expression, sample_expressi
 from lavis_svp.datasets.refshapes.render import render
 from lavis_svp.datasets.refshapes.scene import Scene, sample_scene
 
-_MAX_ATTEMPTS = 2000
+_MAX_ATTEMPTS = 300
 _CONTENT_STREAM = 0
 _PAINT_STREAM = 1
 

@@ -29,7 +29,11 @@ def centres(scene: Scene) -> np.ndarray:
 
 
 def in_direction(scene: Scene, relation: str, group: Sequence[int], anchor: int, config: RefShapesConfig) -> int | None:
-    """The only one of ``group`` that lies on the named side of ``anchor``; the others lie on the other side."""
+    """The only one of ``group`` that lies on the named side of ``anchor``; the others lie on the other side.
+
+    It follows that it is the outermost of the group on that side: a reader that does not look for the anchor
+    can still find it. Only ``closest`` cannot be answered without the anchor.
+    """
     axis, sign = DIRECTIONS[relation]
     place = centres(scene)
     offset = {i: sign * (place[i, axis] - place[anchor, axis]) for i in group}

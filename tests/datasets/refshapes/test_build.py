@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+
+import cv2
+import numpy as np
+import pytest
+
+from lavis_svp.datasets.refcoco import RefCOCO
+from lavis_svp.datasets.refshapes import RefShapesConfig, build, build_refshapes, refcoco_format
+from lavis_svp.datasets.refshapes import picture as picture_module
+from lavis_svp.datasets.refshapes.__main__ import main
+from lavis_svp.datasets.refshapes.picture import make_picture
+
+SIZES = {"train": 3, "val": 1, "test": 2}
+
+
+def everything(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_same_seed_gives_the_same_bytes_another_seed_does_not(tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        build_refshapes(tmp_path / name, SIZES, seed, progress=False)
+    first, again, other = (everything(tmp_path / name) for name in "abc")
+    assert first == again
+    pictures = [name for name in first if name.endswith(".png")]
+    assert len(pictures) == 6
+    assert all(first[name] != other[name] for name in pictures)
+
+
+def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path):
+    build_refshapes(tmp_path / "few", {"test": 2}, progress=False)
+    build_refshapes(tmp_path / "many", {"train": 1, "test": 4}, progress=False)
+    few, many = everything(tmp_path / "few"), everything(tmp_path / "many")
+    for name in few:
+        if name.endswith(".png"):
+            assert few[name] == many[name]
+    refs = "refshapes/refs(svp).p"
+    shown = [ref["image_id"] for ref in pickle.loads(few[refs])]
+    assert pickle.loads(few[refs]) == [ref for ref in pickle.loads(many[refs]) if ref["image_id"] in shown]
+
+
+def test_complete_work_is_not_done_again(tmp_path, monkeypatch):
+    build_refshapes(tmp_path, SIZES, progress=False)
+    monkeypatch.setattr(build, "make_picture", lambda *_: pytest.fail("made again"))
+    build_refshapes(tmp_path, SIZES, progress=False)
+
+
+def test_interrupted_work_goes_on(tmp_path, monkeypatch):
+    build_refshapes(tmp_path / "whole", SIZES, progress=False)
+    write, written = refcoco_format.write_png, []
+
+    def write_three_then_die(path, picture):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write(path, picture)
+        written.append(path)
+
+    monkeypatch.setattr(refcoco_format, "write_png", write_three_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        build_refshapes(tmp_path / "cut", SIZES, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setattr(refcoco_format, "write_png", write)
+    build_refshapes(tmp_path / "cut", SIZES, progress=False)
+    assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in written} == before
+
+
+@pytest.mark.parametrize("damage", ["refshapes/instances.json", "images/refshapes/test_000001.png"])
+def test_what_was_deleted_comes_back(tmp_path, damage):
+    build_refshapes(tmp_path, SIZES, progress=False)
+    before = everything(tmp_path)
+    (tmp_path / damage).unlink()
+    build_refshapes(tmp_path, SIZES, progress=False)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"config": RefShapesConfig(overlap_share=1.0)}, {"sizes": {"train": 1, "test": 2}}]
+)
+def test_other_settings_replace_what_is_there(tmp_path, change):
+    build_refshapes(tmp_path / "a", SIZES, progress=False)
+    build_refshapes(tmp_path / "a", **{"sizes": SIZES, **change}, progress=False)
+    build_refshapes(tmp_path / "b", **{"sizes": SIZES, **change}, progress=False)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
+def test_another_generator_version_replaces_what_is_there(tmp_path, monkeypatch):
+    build_refshapes(tmp_path, {"test": 1}, progress=False)
+    picture = tmp_path / "images/refshapes/test_000000.png"
+    picture.write_bytes(b"of the old version")
+    build_refshapes(tmp_path, {"test": 1}, progress=False)
+    assert picture.read_bytes() == b"of the old version"
+    monkeypatch.setattr(build, "GENERATOR_VERSION", -1)
+    build_refshapes(tmp_path, {"test": 1}, progress=False)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_and_annotations_fit_together(built):
+    for image in built.images.values():
+        picture = cv2.imread(str(built.root / "images/refshapes" / image["file_name"]))
+        assert picture.shape == (image["height"], image["width"], 3) == (336, 336, 3)
+    for entry in built.annotations.values():
+        mask = built.mask(entry["id"])
+        assert mask.sum() == entry["area"]
+        assert 0.01 <= mask.mean() <= 0.20
+        y, x = np.nonzero(mask)
+        assert entry["bbox"] == [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
+    targets = [ref["ann_id"] for ref, _ in built.sentences("train", "test") if isinstance(ref["ann_id"], int)]
+    assert 0.04 < np.mean([built.annotations[i]["area"] / 336**2 for i in targets]) < 0.08
+
+
+def test_masks_are_those_of_the_scene(built):
+    config = RefShapesConfig()
+    picture = make_picture(3, "test", 0, config)
+    (image,) = [entry for entry in built.images.values() if entry["file_name"] == picture.file_name]
+    for entry, mask, item in zip(built.of_image(image["id"]), picture.scene.masks, picture.scene.objects, strict=True):
+        assert np.array_equal(built.mask(entry["id"]), mask)
+        assert entry["attributes"] == [item.color, item.texture, item.size]
+        assert built.shapes[entry["category_id"]] == item.shape
+
+
+def test_refs_are_plain_and_of_protocol_two(built):
+    content = (built.root / "refshapes/refs(svp).p").read_bytes()
+    opcodes = {opcode.name for opcode, _, _ in pickletools.genops(content)}
+    assert not opcodes & {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ"}
+    assert content[:2] == b"\x80\x02"
+    ref_ids = [ref["ref_id"] for ref in built.refs]
+    sent_ids = [sentence["sent_id"] for _, sentence in built.sentences("train", "val", "test")]
+    assert len(set(ref_ids)) == len(ref_ids) and len(set(sent_ids)) == len(sent_ids)
+
+
+def test_the_reader_reads_it(built):
+    data = RefCOCO(built.root / "refshapes/instances.json", built.root / "refshapes/refs(svp).p")
+    assert data.splits() == ["test", "train", "val"]
+    pictures = data.pictures("test")
+    assert len(pictures) == 16
+    for picture in pictures:
+        kinds = [expression.kind for expression in picture.expressions]
+        assert len(kinds) == 8
+        for expression in picture.expressions:
+            mask = data.target_mask(picture, expression)
+            assert (expression.kind == "no_target") == (mask.sum() == 0)
+            if expression.targets:
+                assert np.array_equal(mask, built.mask(expression.targets[0]))
+                assert set(expression.targets) <= set(expression.candidates)
+
+
+def test_bad_sizes_and_seeds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no split.*testA"):
+        build_refshapes(tmp_path, {"testA": 1})
+    with pytest.raises(ValueError, match="sizes"):
+        build_refshapes(tmp_path, {"test": -1})
+    with pytest.raises(ValueError, match="seed"):
+        build_refshapes(tmp_path, {"test": 1}, seed=-1)
+
+
+def test_settings_that_no_scene_meets_are_refused(monkeypatch):
+    monkeypatch.setattr(picture_module, "_MAX_ATTEMPTS", 3)
+    too_many = RefShapesConfig(held_out_quota={"attribute": 2, "relation": 99, "superlative": 2, "no_target": 2})
+    with pytest.raises(ValueError, match="Ask for fewer"):
+        make_picture(0, "test", 0, too_many)
+    with pytest.raises(ValueError, match="no split"):
+        make_picture(0, "testA", 0, RefShapesConfig())
+
+
+def test_command_line(tmp_path, capsys):
+    main(["--root", str(tmp_path), "--train", "1", "--val", "0", "--test", "1", "--seed", "4"])
+    assert "refshapes" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "refshapes/manifest.json").read_text())
+    assert manifest["seed"] == 4 and manifest["sizes"] == {"train": 1, "val": 0, "test": 1} and manifest["complete"]
