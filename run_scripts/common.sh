@@ -27,9 +27,9 @@ help_wanted() {
 }
 
 # launch MODULE DEFAULT_YAML ARGS...: set up, then become `python -m MODULE ARGS`, in N processes with --nproc N.
+# Paths among ARGS are the caller's; the default run works in the clone, so that its output/ is found there again.
 launch() {
-  local module="$1" processes=1 arguments=()
-  local default=(--cfg-path "$2")
+  local module="$1" yaml="$2" processes=1 arguments=()
   shift 2
   if help_wanted "$@"; then exit; fi
   while [ $# -gt 0 ]; do
@@ -45,7 +45,10 @@ launch() {
     shift
   done
   [[ "$processes" =~ ^[1-9][0-9]*$ ]] || fail "--nproc must be a whole number from 1 on, got '$processes'."
-  if [ ${#arguments[@]} -eq 0 ]; then arguments=("${default[@]}"); fi
+  if [ ${#arguments[@]} -eq 0 ]; then
+    cd "$root" || exit
+    arguments=(--cfg-path "$yaml")
+  fi
 
   bash "$root/run_scripts/setup.sh"
   if [ "$processes" -eq 1 ]; then

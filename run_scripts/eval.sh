@@ -2,12 +2,12 @@
 # Evaluate a trained model: the table, one JSON line per expression, and pictures.
 #
 #   bash run_scripts/eval.sh
-#   bash run_scripts/eval.sh [--nproc N] --cfg-path FILE.yaml [--options KEY=VALUE ...]
+#   bash run_scripts/eval.sh [--nproc N] [--cfg-path FILE.yaml] [--checkpoint FILE] [--options KEY=VALUE ...]
 #
-# Without arguments: the newest checkpoint that train.sh made, on RefShapes' test split. With arguments it is the
-# LAVIS launch: they go to `python -m lavis_svp.evaluate` as they are.
+# Without arguments: the newest checkpoint that train.sh made, on RefShapes' test split. Arguments go to
+# `python -m lavis_svp.evaluate` as they are.
 #   --nproc N   start N processes (one per GPU, or on the CPU); default 1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-launch lavis_svp.evaluate "$root/projects/svp/eval/refshapes_tiny.yaml" "$@"
+launch lavis_svp.evaluate projects/svp/train/refshapes_tiny.yaml "$@"

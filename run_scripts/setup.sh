@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Set up all that is missing: .venv/ with pinned packages, the embedded weights, the built-in data.
+# Set up all that is missing: .venv/ with pinned packages, the embedded weights, the test photos.
 #
 #   bash run_scripts/setup.sh [--packages-only]
 #
 # The other scripts call it themselves. It reuses what is there, and continues where an interrupted run stopped.
-#   --packages-only   stop after the Python packages; fetch no weights and no data
+#   --packages-only   stop after the Python packages; fetch no weights and no photos
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 PYTHON_VERSION=3.11
 VENV_MB=8000  # 6.6 GB when done, and what pip unpacks on the way
-CACHE_MB=1500 # downloads, converted weights, built-in data
+CACHE_MB=1500 # downloads, converted weights, data
 
 venv="$root/.venv"
 marker="$venv/lavis_svp_setup.sha256" # written last: says for which requirements the packages are complete
@@ -98,11 +98,11 @@ install_packages() {
   mv "$marker.new" "$marker"
 }
 
-fetch_weights_and_data() {
+fetch_weights_and_photos() {
   say "Weights (kept in $cache/weights)."
   "$python" -m lavis_svp.zoo fetch --all
-  say "Built-in data (kept in $cache/data)."
-  "$python" -m lavis_svp.datasets.refshapes --root "$cache/data"
+  # RefShapes needs no network: it is drawn when first used, in the size that the training's YAML asks for.
+  say "Test photos (kept in $cache/data)."
   "$python" -m lavis_svp.datasets.photos --root "$cache/data"
 }
 
@@ -139,7 +139,7 @@ main() {
   else
     install_packages
   fi
-  $packages_only || fetch_weights_and_data
+  $packages_only || fetch_weights_and_photos
   say "Set up."
 }
 

@@ -11,4 +11,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-launch lavis_svp.train "$root/projects/svp/train/refshapes_tiny.yaml" "$@"
+launch lavis_svp.train projects/svp/train/refshapes_tiny.yaml "$@"
