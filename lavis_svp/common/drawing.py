@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PREDICTED_COLOUR = (230, 60, 40)
-TRUE_COLOUR = (30, 150, 70)
+PREDICTED_COLOUR = (255, 80, 50)
+TRUE_COLOUR = (60, 220, 110)
 BORDER_COLOUR = (255, 255, 255)
 PAPER = (255, 255, 255)
 INK = (30, 30, 30)
 
-FILL = 0.45
-"""Share of the colour in a filled region."""
+SHADE = (0, 0, 0)
+
+REGION_FILL = 0.45
+"""Share of the colour in a superpixel."""
+
+SHADE_FILL = 0.65
+"""Share of the shade outside a mask."""
 
 SIDE = 256
 """Default longest side of a picture in a panel, in pixels."""
@@ -59,26 +64,26 @@ def draw_regions(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     colours = region_colours(int(labels.max(initial=-1)) + 1)
     drawn = picture.copy()
     inside = labels >= 0
-    drawn[inside] = _blend(picture[inside], colours[labels[inside]])
+    drawn[inside] = _blend(picture[inside], colours[labels[inside]], REGION_FILL)
     drawn[borders(labels)] = BORDER_COLOUR
     return drawn
 
 
 def draw_mask(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTED_COLOUR) -> np.ndarray:
-    """Lay a mask over a picture, filled and with its border.
+    """Show a mask on a picture: inside as it is, with a border; outside dark, so that no colour can hide it.
 
     Args:
         picture: (H, W, 3) uint8.
         mask: (H', W') 0/1 at any resolution over the whole picture.
-        colour: of the mask, RGB.
+        colour: of the border, RGB.
 
     Returns:
         (H, W, 3) uint8, a new array.
     """
     inside = _nearest(mask, picture.shape[:2]) > 0
     drawn = picture.copy()
-    drawn[inside] = _blend(picture[inside], np.array(colour, np.uint8))
-    drawn[borders(inside)] = colour
+    drawn[~inside] = _blend(picture[~inside], np.array(SHADE, np.uint8), SHADE_FILL)
+    drawn[_thickened(borders(inside))] = colour
     return drawn
 
 
@@ -220,8 +225,16 @@ def _nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return array[np.ix_(rows, cols)]  # (H, W)
 
 
-def _blend(below: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    return np.round((1 - FILL) * below + FILL * colour).astype(np.uint8)
+def _blend(below: np.ndarray, colour: np.ndarray, share: float) -> np.ndarray:
+    return np.round((1 - share) * below + share * colour).astype(np.uint8)
+
+
+def _thickened(edge: np.ndarray) -> np.ndarray:
+    """The pixels of ``edge`` and those right of and below them."""
+    thick = edge.copy()
+    thick[:, 1:] |= edge[:, :-1]
+    thick[1:] |= edge[:-1]
+    return thick
 
 
 def _count(labels: np.ndarray) -> int:

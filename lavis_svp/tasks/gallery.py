@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import chain, zip_longest
+from collections import Counter
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from lavis_svp.tasks.scoring import Prediction
 
 
 class Gallery:
-    """Collects drawn expressions, at most one of a kind from each image, and saves a choice of all kinds.
+    """Collects drawn expressions, at most one of a kind from each image, and saves a choice of kinds and images.
 
     Args:
         wanted: how many to save.
@@ -25,8 +25,7 @@ class Gallery:
 
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
-        self._panels: dict[str, list[Image.Image]] = {}
-        self._seen: set[tuple[str, object]] = set()
+        self._panels: dict[str, dict[Hashable, Image.Image]] = {}
 
     def offer(
         self, record: Record, picture: Callable[[], np.ndarray], prediction: Prediction, truth: np.ndarray
@@ -39,19 +38,23 @@ class Gallery:
             prediction: the model's answer.
             truth: (H, W) 0/1 mask.
         """
-        kind, key = record["kind"], (record["kind"], picture_of(record))
-        panels = self._panels.setdefault(kind, [])
-        if len(panels) >= self.wanted or key in self._seen:
+        panels, image = self._panels.setdefault(record["kind"], {}), picture_of(record)
+        if len(panels) >= self.wanted or image in panels:
             return
-        self._seen.add(key)
         labels = None if prediction.region_map is None else prediction.region_map.labels
-        panels.append(panel(picture(), labels, prediction.mask, truth, caption(record)))
+        panels[image] = panel(picture(), labels, prediction.mask, truth, caption(record))
 
     def chosen(self) -> list[Image.Image]:
-        """The panels to save: one of each kind, then a second of each, and so on."""
-        kinds = [self._panels[kind] for kind in sorted(self._panels)]
-        in_turn = chain.from_iterable(zip_longest(*kinds))
-        return [one for one in in_turn if one is not None][: self.wanted]
+        """The panels to save: kinds take turns, and each takes an image that is shown least so far."""
+        left = {kind: dict(panels) for kind, panels in sorted(self._panels.items())}
+        shown: Counter[Hashable] = Counter()
+        chosen: list[Image.Image] = []
+        while len(chosen) < self.wanted and any(left.values()):
+            for panels in filter(None, left.values()):
+                image = min(panels, key=lambda image: shown[image])
+                shown[image] += 1
+                chosen.append(panels.pop(image))
+        return chosen[: self.wanted]
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``folder/000.png``, ``001.png``, ... and all of them on one sheet, ``folder.png``.

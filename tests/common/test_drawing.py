@@ -52,13 +52,17 @@ def test_labels_of_another_resolution_cover_the_same_place(picture):
     assert np.array_equal(draw_regions(picture, labels), draw_regions(picture, np.kron(labels, np.ones((10, 10), int))))
 
 
-def test_mask_is_drawn_in_its_colour(picture):
+def test_mask_shows_the_inside_and_darkens_the_outside(picture):
+    before = picture.copy()
     mask = np.zeros((30, 40), np.uint8)
     mask[10:20, 10:20] = 1
-    drawn = draw_mask(np.zeros_like(picture), mask)
-    assert (drawn[mask == 0][:, 0] <= PREDICTED_COLOUR[0]).all()
-    assert drawn[15, 15, 0] == round(0.45 * PREDICTED_COLOUR[0])
-    assert np.array_equal(draw_mask(picture, 0 * mask), picture)
+    drawn = draw_mask(picture, mask)
+    assert np.array_equal(picture, before)
+    assert np.array_equal(drawn[12:18, 12:18], picture[12:18, 12:18])
+    assert (drawn[22:] <= np.ceil(0.35 * picture[22:])).all()
+    assert (drawn[15, 19] == PREDICTED_COLOUR).all()  # the border, the last column inside
+    assert (draw_mask(picture, 0 * mask) <= np.ceil(0.35 * picture)).all()
+    assert np.array_equal(draw_mask(picture, mask | 1), picture)
 
 
 @pytest.mark.parametrize("size", [(30, 40), (1, 1), (200, 8000), (8000, 200)], ids=str)

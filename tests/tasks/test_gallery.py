@@ -42,7 +42,16 @@ def test_kinds_take_turns_and_images_differ(offer):
         offer(rare, image, "common")
     offer(rare, 0, "rare")
     assert len(rare.chosen()) == 4
-    assert rare.chosen()[1] is rare._panels["rare"][0]
+    assert next(iter(rare._panels["rare"].values())) in rare.chosen()
+
+
+def test_images_repeat_only_when_there_are_no_others(offer):
+    gallery = Gallery(4)
+    for image in range(3):
+        for kind in "ab":
+            offer(gallery, image, kind)
+    image_of = {id(one): image[0] for panels in gallery._panels.values() for image, one in panels.items()}
+    assert [image_of[id(one)] for one in gallery.chosen()] == [0, 1, 2, 0]
 
 
 def test_saved_pictures_replace_older_ones(offer, tmp_path):
