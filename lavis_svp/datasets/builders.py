@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
@@ -180,10 +181,11 @@ class RefShapesBuilder(ReferringBuilder):
 
     def _download_data(self) -> None:
         from lavis_svp.datasets.refshapes import build_refshapes
+        from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, manifest_path
 
-        info = self.settings().build_info
-        sizes = {} if info.sizes is None else {"sizes": info.sizes}
-        build_refshapes(self.root(), seed=info.seed, **sizes)
+        info = cast(RefShapesOptions, self.settings()).build_info
+        sizes = info.sizes or _sizes_made(manifest_path(self.root())) or DEFAULT_SIZES
+        build_refshapes(self.root(), sizes, info.seed)
 
 
 @registry.register_builder("photos_seg")
@@ -198,6 +200,14 @@ class PhotosBuilder(ReferringBuilder):
         from lavis_svp.datasets.photos import build_photos
 
         build_photos(self.root())
+
+
+def _sizes_made(manifest: Path) -> dict[str, int] | None:
+    """The sizes with which RefShapes was made here before, so that asking for no size in particular keeps it."""
+    try:
+        return json.loads(manifest.read_text())["sizes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not made yet, or damaged: then it is made anew
 
 
 def _below_cache_root(path: str) -> Path:

@@ -43,7 +43,7 @@ class BuildInfo:
         root: the folder that holds ``refcoco/``, ``refcoco+/`` ...; absolute, or below LAVIS's ``cache_root``.
             None = ``images.storage`` if the annotations are there, else ``data`` below ``cache_root``.
         split_by: "unc", "umd", "google" ...; None = the data set's usual one.
-        annotations: which splits LAVIS's train, val and test are made of; those not named are not built.
+        annotations: which splits LAVIS's train, val and test are made of; those left out or null are not built.
         images: where the pictures are.
     """
 
@@ -61,6 +61,8 @@ class BuildInfo:
         check_keys(self.annotations, LAVIS_SPLITS, f"{where}.annotations")
         chosen = {}
         for name, section in self.annotations.items():
+            if section is None:
+                continue  # a key of LAVIS's default YAML cannot be deleted, but it can be set to null
             place = f"{where}.annotations.{name}"
             if not isinstance(section, Mapping) or not section.get("splits"):
                 raise ValueError(
@@ -75,7 +77,7 @@ class RefShapesBuildInfo(BuildInfo):
     """``build_info`` of RefShapes.
 
     Args:
-        sizes: pictures per split; None = the generator's own. Splits left out are empty.
+        sizes: pictures per split; None = what is there already, else the generator's own. Splits left out are empty.
         seed: of the pictures and expressions.
     """
 

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
+
 HEIGHT, WIDTH = 40, 60
 CAT, DOG, CROWD, EMPTY, OTHER = 101, 102, 103, 104, 201
 

@@ -1,0 +1,79 @@
+"""``svp_superpixel``: the superpixels of a picture, made from the picture alone and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lavis.common.registry import registry
+from lavis.processors.base_processor import BaseProcessor
+from PIL import Image
+
+from lavis_svp.common.options import build_options, plain
+from lavis_svp.datasets.pictures import as_picture
+from lavis_svp.superpixels import RegionMap, build_superpixels
+from lavis_svp.superpixels.cache import SuperpixelCache
+
+
+@dataclass(frozen=True)
+class SuperpixelOptions:
+    """Options of ``svp_superpixel``.
+
+    Args:
+        method: one of ``lavis_svp.superpixels.list_superpixels()`` that works on pictures. SAM's, which need its
+            embedding, are the model's own.
+        options: of that method.
+        cache: keep on disk what was made.
+        root: the folder of the superpixel caches; None = ``superpixels`` in the plugin's cache folder.
+    """
+
+    method: str = "felzenszwalb"
+    options: dict[str, Any] = field(default_factory=dict)
+    cache: bool = True
+    root: str | None = None
+
+
+@registry.register_processor("svp_superpixel")
+class SvpSuperpixelProcessor(BaseProcessor):
+    """Superpixels of pictures; serves a dataset as its ``superpixel_cache``.
+
+    Args:
+        options: see :class:`SuperpixelOptions`.
+
+    Raises:
+        UnknownNameError: no such method; the message lists them.
+        ValueError: an unknown option, or a method that needs SAM's embedding.
+    """
+
+    def __init__(self, options: SuperpixelOptions | None = None) -> None:
+        super().__init__()
+        self.options = options or SuperpixelOptions()
+        if self.options.method == "sam":
+            raise ValueError(
+                "svp_superpixel works on pictures; SAM's superpixels come from the embedding inside the model. Leave "
+                "the dataset's 'superpixels' null and choose them in the model's YAML."
+            )
+        self.generator = build_superpixels(self.options.method, **self.options.options)
+        self.cache = SuperpixelCache(self.generator, self.options.root) if self.options.cache else None
+
+    def __call__(self, item: str | Path | Image.Image | np.ndarray) -> RegionMap:
+        """The superpixels of one picture (see :func:`lavis_svp.datasets.pictures.as_picture`), not cached."""
+        return self.generator([as_picture(item)])[0]
+
+    def get(self, image_key: str, picture: np.ndarray) -> RegionMap:
+        """The superpixels of a picture, from the cache if they are there.
+
+        Args:
+            image_key: tells the picture apart from all others: its file's sha256.
+            picture: (H, W, 3) uint8 RGB.
+        """
+        return self(picture) if self.cache is None else self.cache.get(image_key, picture)
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpSuperpixelProcessor:
+        """Build it from a YAML section; an unknown key is an error that names it."""
+        given = {key: value for key, value in (plain(cfg) or {}).items() if key != "name"}
+        return cls(build_options(SuperpixelOptions, given, "svp_superpixel"))

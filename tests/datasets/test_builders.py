@@ -1,0 +1,236 @@
+"""LAVIS builds the data sets from their YAML files: types, places, unknown keys."""
+
+from pathlib import Path
+
+import pytest
+from lavis.common.registry import registry
+from lavis.datasets.builders import load_dataset
+from omegaconf import OmegaConf
+
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.datasets.builders import CONFIGS, ReferringBuilder
+from lavis_svp.datasets.layout import SPECS, MissingDataError
+from lavis_svp.datasets.referring import DrawingOptions
+from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
+
+BUILDERS = ("refcoco_seg", "refcoco_plus_seg", "refcocog_seg", "grefcoco_seg", "refshapes_seg", "photos_seg")
+TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
+NEEDED = {
+    "refcoco_seg": {"default", "train", "val", "testA", "testB", "test", "google"},
+    "refcoco_plus_seg": {"default", "train", "val", "testA", "testB", "test"},
+    "refcocog_seg": {"default", "train", "val", "test", "google", "google_train", "google_val"},
+    "grefcoco_seg": {"default", "train", "val", "testA", "testB", "test"},
+    "refshapes_seg": {"default", "train", "val", "test"},
+    "photos_seg": {"default"},
+}
+
+
+def section(name, kind="default", **changes):
+    """A builder's section with some dotted keys changed, as LAVIS merges a project's YAML into it."""
+    path = registry.get_builder_class(name).default_config_path(kind)
+    config = OmegaConf.load(path).datasets[name]
+    return OmegaConf.merge(config, OmegaConf.from_dotlist([f"{key}={value}" for key, value in changes.items()]))
+
+
+def built(name, kind="default", **changes):
+    return registry.get_builder_class(name)(section(name, kind, **changes)).build_datasets()
+
+
+def every_split(handmade, partition):
+    """References of each split of a partition."""
+    splits = ("train", "val", "testA", "testB") if partition == "unc" else ("train", "val", "test")
+    return [handmade.ref(i, handmade.CAT, 7, split, "the cat", first_sentence=i) for i, split in enumerate(splits)]
+
+
+@pytest.fixture
+def all_data(tmp_path, handmade):
+    """A root with all public data sets in all partitions."""
+    for spec in SPECS.values():
+        if spec.pictures is None:
+            for partition in spec.split_by:
+                refs = every_split(handmade, partition)
+                suffix = ".json" if spec.refs == "grefs" else ".p"
+                handmade.write_annotations(tmp_path, spec.folder, refs, f"{spec.refs}({partition}){suffix}")
+    handmade.write_train2014(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_types(name):
+    cls = registry.get_builder_class(name)
+    assert set(cls.DATASET_CONFIG_DICT) == NEEDED[name]
+    assert all(Path(path).is_absolute() and Path(path).is_file() for path in cls.DATASET_CONFIG_DICT.values())
+    with pytest.raises(UnknownNameError, match="Known: .*default"):
+        cls.default_config_path("testC")
+
+
+@pytest.mark.parametrize(("name", "kind"), TYPES)
+def test_yaml_files(name, kind):
+    """One section, named as the builder; every key is known; LAVIS's vis_path has its place."""
+    content = OmegaConf.load(registry.get_builder_class(name).default_config_path(kind))
+    assert list(content) == ["datasets"] and list(content.datasets) == [name]
+    builder = registry.get_builder_class(name)(content.datasets[name])
+    assert builder.settings().build_info.lavis_splits("x")
+    assert "storage" in content.datasets[name].build_info.images
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_default_yaml_shows_every_key_with_its_default(name):
+    shown = OmegaConf.to_container(section(name))
+    options = (RefShapesOptions if name == "refshapes_seg" else DatasetOptions)()
+    missing = set(vars(options)) - set(shown) - {"type", "dataset_card"}
+    assert not missing
+    assert set(shown["drawing"]) == set(vars(DrawingOptions()))
+    assert set(shown["build_info"]) == set(vars(options.build_info))
+    defaults = vars(DrawingOptions()) | {"instances": name in ("refshapes_seg", "photos_seg")}
+    assert shown["drawing"] == defaults
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in TYPES if pair[0] not in ("refshapes_seg", "photos_seg")])
+def test_every_type_builds(all_data, name, kind):
+    datasets = built(name, kind, **{"build_info.root": all_data})
+    shown = {split: [dataset[i]["split"] for i in range(len(dataset))] for split, dataset in datasets.items()}
+    if (name, kind) == ("refcoco_seg", "google"):
+        assert shown == {"train": ["train"], "val": ["val"], "test": ["test"]}
+    elif kind == "default":
+        test = ["test"] if name == "refcocog_seg" else ["testA", "testB"]
+        assert shown == {"train": ["train"], "val": ["val"], "test": test}
+    elif kind.endswith("train"):
+        assert shown == {"train": ["train"]}
+    elif (name, kind) == ("refcocog_seg", "google"):
+        assert shown == {"train": ["train"], "val": ["val"]}
+    else:
+        wanted = {"test": ["testA", "testB"]}.get(kind, [kind.removeprefix("google_")])
+        assert shown == {"test": ["test"] if name == "refcocog_seg" and kind == "test" else wanted}
+
+
+def test_load_dataset_with_vis_path(all_data, own_cache, monkeypatch):
+    """A root as vis_path is enough; pictures alone are enough where the annotations are in the cache folder."""
+    datasets = load_dataset("refcoco_seg", vis_path=str(all_data))
+    assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 1, "val": 1, "test": 2}
+    assert datasets["test"][0]["image"].shape == (4, 1024, 1024)
+    monkeypatch.setitem(registry.mapping["paths"], "cache_root", str(own_cache))
+    with pytest.raises(MissingDataError):
+        load_dataset("refcoco_seg", vis_path=str(all_data / "images"))
+    own_cache.mkdir(parents=True)
+    (own_cache / "data").symlink_to(all_data)
+    assert load_dataset("refcoco_seg", vis_path=str(all_data / "images/mscoco/images/train2014"))["val"][0]
+
+
+def test_three_ways_to_say_where(all_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.mapping["paths"], "cache_root", str(all_data.parent))
+    monkeypatch.setenv("REFERRING_DATA", str(all_data))
+    for root in (str(all_data), all_data.name, "${oc.env:REFERRING_DATA}"):
+        assert len(built("refcoco_seg", "val", **{"build_info.root": root})["test"]) == 1
+
+
+def test_missing_data_names_the_doctor(tmp_path):
+    with pytest.raises(MissingDataError, match=r"refs\(unc\).p.*lavis_svp.datasets.doctor --root .* --dataset refcoco"):
+        built("refcoco_seg", **{"build_info.root": tmp_path})
+
+
+def test_missing_pictures_name_key_and_doctor(tmp_path, handmade):
+    handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p")
+    with pytest.raises(MissingDataError, match=r"(?s)train2014.*build_info.images.storage.*lavis_svp.datasets.doctor"):
+        built("refcoco_seg", **{"build_info.root": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("vis_procesor.train.name", r"'vis_procesor' \(did you mean 'vis_processor'\?\) in datasets.refcoco_seg"),
+        ("build_info.rooot", r"'rooot' \(did you mean 'root'\?\) in datasets.refcoco_seg.build_info"),
+        ("build_info.annotations.train.split", r"'split' \(did you mean 'splits'\?\)"),
+        ("build_info.annotations.testA.splits", "'testA'"),
+        ("build_info.sizes", "'sizes'"),
+        ("drawing.protocl", r"'protocl' \(did you mean 'protocol'\?\)"),
+        ("vis_processor.test.name", "'test' in refcoco_seg.vis_processor"),
+        ("vis_processor.eval.size", "'size' .*in svp_image_eval"),
+        ("text_processor.eval.size", "'size' in svp_referring"),
+    ],
+)
+def test_unknown_keys_are_named(all_data, key, named):
+    with pytest.raises(ValueError, match=named):
+        built("refcoco_seg", **{"build_info.root": all_data, key: "x"})
+
+
+def test_a_split_set_to_null_is_left_out(all_data):
+    assert set(built("refcoco_seg", **{"build_info.root": all_data, "build_info.annotations.val": "null"})) == {
+        "train",
+        "test",
+    }
+
+
+def test_a_split_made_of_nothing(all_data):
+    with pytest.raises(ValueError, match=r"annotations.val must say which splits"):
+        built("refcoco_seg", **{"build_info.root": all_data, "build_info.annotations.val.splits": "[]"})
+
+
+def test_options_reach_the_dataset(all_data):
+    changes = {"drawing.max_expressions": 2, "vis_processor.train.image_size": 64, "vis_processor.train.hflip_prob": 1}
+    datasets = built("refcoco_seg", **{"build_info.root": all_data, **changes})
+    assert datasets["val"].options.max_expressions == 2
+    sample = datasets["train"][0]
+    assert sample["image"].shape == (4, 64, 64) and sample["image_key"].endswith("-mirrored")
+
+
+def test_stock_processors_of_lavis_fit_in(all_data):
+    changes = {"text_processor.eval.name": "blip_caption", "build_info.root": all_data}
+    assert built("refcoco_seg", "val", **changes)["test"][0]["text_input"] == ["the cat"]
+
+
+def test_superpixels_of_the_dataset(all_data, tmp_path):
+    changes = {"superpixels.method": "grid", "superpixels.root": tmp_path / "kept", "build_info.root": all_data}
+    dataset = built("refcoco_seg", "val", **changes)["test"]
+    assert dataset[0]["region_map"].size == (40, 60) and list((tmp_path / "kept").rglob("*.png"))
+
+
+def test_concatenation_with_lavis(all_data):
+    from lavis.datasets.datasets.base_dataset import ConcatDataset
+
+    parts = [
+        built(name, "train", **{"build_info.root": all_data, "vis_processor.train.image_size": 32})["train"]
+        for name in ("refcoco_seg", "grefcoco_seg")
+    ]
+    joined = ConcatDataset(parts)
+    batch = joined.collater([joined[0], joined[1]])
+    assert batch["image"].shape == (2, 4, 32, 32) and len(batch["masks"]) == 2
+
+
+def test_every_yaml_belongs_to_a_builder():
+    used = {path for name in BUILDERS for path in registry.get_builder_class(name).DATASET_CONFIG_DICT.values()}
+    assert used == {str(path) for path in CONFIGS.rglob("*.yaml")}
+    assert all(issubclass(registry.get_builder_class(name), ReferringBuilder) for name in BUILDERS)
+
+
+def test_refshapes_is_made_on_first_use(tmp_path):
+    changes = {"build_info.root": tmp_path, "build_info.sizes.train": 2, "build_info.sizes.test": 1}
+    changes |= {"vis_processor.train.image_size": 64, "vis_processor.eval.image_size": 64}
+    datasets = built("refshapes_seg", "test", **changes)
+    sample = datasets["test"][0]
+    assert sample["image"].shape == (4, 64, 64)
+    assert set(sample["kinds"]) <= {"attribute", "relation", "superlative", "no_target"}
+    assert len(sample["instances"]["words"]) == sample["instances"]["labels"].max() + 1
+    assert len(sample["candidates"]) == len(sample["kinds"]) and any(sample["candidates"])
+    assert all(mask.any() == has for mask, has in zip(sample["masks"], sample["has_target"], strict=True))
+    unsized = {key: value for key, value in changes.items() if "sizes" not in key}
+    train = built("refshapes_seg", "train", **unsized)["train"]  # no size asked for: what is there stays
+    assert len(train) == 2 and len(train[0]["text_input"]) == 3
+
+
+def test_photos_are_made_on_first_use(tmp_path, handmade, monkeypatch):
+    """The true ones come from wheels; here a stand-in writes the same format."""
+    made = []
+
+    def build_photos(root):
+        made.append(root)
+        content = handmade.instances()
+        content["images"][0]["file_name"] = "street.jpg"
+        refs = [handmade.ref(1, handmade.DOG, 7, "test", "the hot dog", kind="attribute", candidates=[handmade.DOG])]
+        handmade.write_annotations(root, "photos", refs, "refs(svp).p", content)
+        handmade.write_picture(root / "images/photos/street.jpg", (40, 60))
+
+    monkeypatch.setattr("lavis_svp.datasets.photos.build_photos", build_photos)
+    datasets = built("photos_seg", **{"build_info.root": tmp_path, "vis_processor.eval.image_size": 64})
+    assert list(datasets) == ["test"] and made == [tmp_path]
+    assert datasets["test"][0]["candidates"] == [[1]]

@@ -1,0 +1,50 @@
+"""The superpixel processor, by LAVIS's name."""
+
+import numpy as np
+import pytest
+from lavis.processors import load_processor
+from omegaconf import OmegaConf
+
+from lavis_svp.common.registry import UnknownNameError
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+
+
+def processor(**options):
+    return load_processor("svp_superpixel", OmegaConf.create({"name": "svp_superpixel", **options}))
+
+
+def test_regions_of_a_picture():
+    regions = processor(method="grid", options={"rows": 2, "cols": 3}, cache=False)(PICTURE)
+    assert regions.count == 6 and regions.coverage() == 1.0
+
+
+def test_kept_on_disk(tmp_path):
+    process = processor(method="grid", root=str(tmp_path))
+    first = process.get("ab" * 32, PICTURE)
+    assert len(list(tmp_path.rglob("*.png"))) == 1
+    again = process.get("ab" * 32, np.zeros_like(PICTURE))  # another picture under this key: the cache answers
+    np.testing.assert_array_equal(first.labels, again.labels)
+
+
+def test_default_folder_is_the_plugins(own_cache):
+    processor(method="grid").get("cd" * 32, PICTURE)
+    assert list((own_cache / "superpixels").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sam"}, "come from the embedding inside the model"),
+        ({"metod": "grid"}, "did you mean 'method'"),
+        ({"method": "grid", "options": {"colums": 3}, "cache": False}, "colums"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**options)
+
+
+def test_unknown_method():
+    with pytest.raises(UnknownNameError, match="Known: .*grid"):
+        processor(method="grids", cache=False)
