@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lavis_svp.projectors.precision import no_autocast
 from lavis_svp.projectors.structures import Superpixels
 
 TOKEN_ORDERS = ("raster", "area", "given")
@@ -70,7 +71,7 @@ def pool(mean_weights: Tensor, patches: Tensor) -> Tensor:
     Returns:
         (B, T, C) in the dtype of ``patches``.
     """
-    with torch.autocast(patches.device.type, enabled=False):
+    with no_autocast(patches.device):
         return (mean_weights @ patches.float()).to(patches.dtype)  # (B, T, C)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavis_svp.projectors.precision import no_autocast
+
 HEAD_WIDTH = 64  # of one attention head when their number is not given: 6 heads at C = 384, 16 at C = 1024
 
 
@@ -63,7 +65,8 @@ class SSABlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.query_norm, self.key_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)  # softmax would not see it
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn_in, self.ffn_out = nn.Linear(width, ffn_ratio * width), nn.Linear(ffn_ratio * width, width)
@@ -105,7 +108,7 @@ def shared_position(weights: Tensor, sspe: Tensor) -> Tensor:
     Returns:
         (B, N, C) in the dtype of ``sspe``.
     """
-    with torch.autocast(sspe.device.type, enabled=False):
+    with no_autocast(sspe.device):
         weights = weights.float()
         crowd = weights.sum(dim=1).clamp_min(1.0)  # (B, N)
         mixture = weights.transpose(1, 2) @ sspe.float()  # (B, N, C)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavis_svp.projectors.precision import no_autocast
+
 ATTEND_RULES = ("inside", "all")
 MERGE_RULES = ("concat", "mean")
 
@@ -64,8 +66,10 @@ class SSPE(nn.Module):
         if merge not in MERGE_RULES:
             raise ValueError(f"SSPE merge must be one of {', '.join(MERGE_RULES)}; got {merge!r}.")
         self.width, self.attend, self.merge = width, attend, merge
-        self.row_embed = nn.Linear(width // 2, width)
+        self.row_embed = nn.Linear(width // 2, width, bias=False)  # e_out is the bias
         self.column_embed = nn.Linear(width // 2, width, bias=False)
+        for embed in (self.row_embed, self.column_embed):
+            nn.init.normal_(embed.weight, std=(2 / width) ** 0.5)  # positions of unit variance
         self.inside = nn.Parameter(torch.randn(width) * 0.5)
         self.outside = nn.Parameter(torch.randn(width) * 0.5)
         self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.5)
@@ -82,7 +86,7 @@ class SSPE(nn.Module):
         Returns:
             (B, S, width_out). Exact zeros are not promised for padded superpixels, nor are they needed.
         """
-        with torch.autocast(masks.device.type, enabled=False):
+        with no_autocast(masks.device):
             batch, count, height, width = masks.shape
             share = masks.float().flatten(2).flatten(0, 1)  # (B * S, P)
             place = self.places(height, width)
@@ -166,8 +170,13 @@ class MaskAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)  # softmax would not see it
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        for linear in (self.query, self.key):
+            # logits of unit variance: queries then look at different parts of a mask from the start, which makes its
+            # extent readable; with PyTorch's default they all see its mean
+            nn.init.normal_(linear.weight, std=width**-0.5)
 
     def forward(self, queries: Tensor, place: Places, share: Tensor, bias: Tensor | None) -> Tensor:
         """Attend.
@@ -189,11 +198,11 @@ class MaskAttention(nn.Module):
         values, value_change = (part.float() for part in place.through(self.value, self.heads))
         logits = (q @ keys.transpose(1, 2)).unflatten(1, (groups, per_group))  # (heads, G, Q, P)
         slope = (q @ key_change[..., None]).unflatten(1, (groups, per_group))  # (heads, G, Q, 1)
-        logits = logits + slope * share[:, None]
+        logits = torch.addcmul(logits, slope, share[:, None])  # in one pass: these are the largest tensors here
         if bias is not None:
             logits = logits + bias[:, None]
         attention = logits.softmax(dim=3)  # (heads, G, Q, P)
-        inside = (attention @ share[:, :, None]).flatten(1, 2)  # (heads, G * Q, 1)
+        inside = (attention * share[:, None]).sum(dim=3).flatten(1)[..., None]  # (heads, G * Q, 1)
         result = attention.flatten(1, 2) @ values + inside * value_change[:, None]  # (heads, G * Q, e)
         merged = result.transpose(0, 1).flatten(1).unflatten(0, (groups, per_group))  # (G, Q, d)
         return self.out(merged.to(queries.dtype))
@@ -203,7 +212,7 @@ def sincos(cells: int, width: int, like: Tensor) -> Tensor:
     """Sin-cos code of the centres of the cells along one axis that runs from 0 to 1.
 
     Wavelengths fall geometrically from 4 axis lengths (one axis is a quarter turn: place is nearly linear in it) to
-    1/8 of an axis, four cells at 32 cells.
+    1/4 of an axis, which is four cells at 16 cells.
 
     Args:
         cells: number of cells.
@@ -214,6 +223,6 @@ def sincos(cells: int, width: int, like: Tensor) -> Tensor:
         (cells, width).
     """
     centres = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) / cells
-    turns = torch.logspace(math.log2(0.25), math.log2(8.0), width // 2, base=2.0, device=like.device)
+    turns = torch.logspace(math.log2(0.25), math.log2(4.0), width // 2, base=2.0, device=like.device)
     angles = centres[:, None] * turns * (2 * math.pi)  # (cells, width / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.dtype)  # (cells, width)

@@ -98,8 +98,9 @@ class SvpProjector(SuperpixelProjector):
         sspe = None if shape is None or self.sspe_to_vision is None else self.sspe_to_vision(shape)  # (B, S, C)
         refined = coarse
         if self.ssa is not None:
-            share = sspe is not None and self.options.ssa == "full"
-            position = shared_position(superpixels.weights, sspe) if share else None  # (B, N, C)
+            position = None
+            if sspe is not None and self.options.ssa == "full":
+                position = shared_position(superpixels.weights, sspe)  # (B, N, C)
             refined = self.ssa(coarse, features.patches, features.valid, sspe, position)  # (B, S, C)
         if sspe is not None and self.options.add_to_tokens == "before_mlp":
             refined = refined + sspe

@@ -1,0 +1,262 @@
+"""What every projector keeps: tests over the registry, so that a new projector brings its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lavis_svp.projectors import PatchFeatures, Superpixels, build_projector, list_projectors
+from lavis_svp.superpixels.region_map import RegionMap
+
+C, D, GRID = 16, 24, (6, 4)
+SMALL = {"avg_pool": {"tokens_h": 3, "tokens_w": 2}, "svp": {"sspe_width": 32, "mask_size": 8}}
+VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
+    ("svp", {**SMALL["svp"], **extra})
+    for extra in (
+        {"ssa": "no_shared_sspe", "add_to_tokens": "before_mlp"},
+        {"ssa": "off", "sspe_merge": "mean", "sspe_attend": "all"},
+        {"sspe": "off", "ssa_blocks": 2},
+        {"add_to_tokens": "none", "sspe_self_attention": True, "patch_norm": True, "token_std": 0.1},
+    )
+]
+SUPERPIXEL_VARIANTS = [(name, options) for name, options in VARIANTS if name in ("mask_pool", "svp")]
+every_projector = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+every_superpixel_projector = pytest.mark.parametrize(("name", "options"), SUPERPIXEL_VARIANTS, ids=str)
+
+
+def build(name, options, seed=0):
+    """A projector whose parameters are all random: also those that start at zero or one."""
+    torch.manual_seed(seed)
+    projector = build_projector(name, vision_dim=C, llm_dim=D, grid=GRID, **options)
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return projector
+
+
+def labels(seed, size=(13, 9), regions=5):
+    return RegionMap.from_labels(np.random.default_rng(seed).integers(-1, regions, size))
+
+
+def batch(grids=(GRID, (3, 5)), seed=0, mask_size=8):
+    """Pictures of different grids and superpixel counts; the last grid row of the first shows padding."""
+    generator = torch.Generator().manual_seed(seed)
+    most = max(h * w for h, w in grids)
+    valid = torch.zeros(len(grids), most, dtype=torch.bool)
+    for b, (h, w) in enumerate(grids):
+        valid[b, : h * w] = True
+    patches = torch.randn(len(grids), most, C, generator=generator)
+    extents = [(1.0, 1.0)] * len(grids)
+    h, w = grids[0]
+    valid[0, (h - 1) * w :] = False
+    extents[0] = ((h - 1) / h, 1.0)
+    maps = [labels(seed + b, regions=4 + 2 * b) for b in range(len(grids))]
+    return PatchFeatures(patches, list(grids), valid), Superpixels.from_region_maps(maps, grids, extents, mask_size)
+
+
+@every_projector
+def test_shapes_zero_padding_and_order_of_valid(name, options):
+    features, superpixels = batch()
+    result = build(name, options)(features, superpixels)
+    assert result.tokens.shape == (*result.valid.shape, D) and result.tokens.isfinite().all()
+    assert result.tokens[~result.valid].eq(0).all()
+    assert (result.valid.int().diff(dim=1) <= 0).all() and result.valid[:, 0].all()
+    assert result.tokens[result.valid].abs().sum(1).gt(0).all()
+    if result.assignment is not None:
+        assert result.assignment.shape == (*result.valid.shape, features.patches.shape[1])
+        assert torch.allclose(result.assignment.sum(2), result.valid.float(), atol=1e-5)
+        assert result.assignment[(~features.valid)[:, None].expand_as(result.assignment)].eq(0).all()
+    packed, lengths = result.packed()
+    assert packed.shape == (sum(lengths), D)
+
+
+@every_projector
+@pytest.mark.parametrize("grid", [GRID, (5, 5)])
+def test_token_count_is_as_promised(name, options, grid):
+    projector = build(name, options)
+    maps = [labels(3), labels(4, regions=9)]
+    features = PatchFeatures.whole(torch.randn(2, grid[0] * grid[1], C), grid)
+    result = projector(features, Superpixels.from_region_maps(maps, [grid] * 2, mask_size=8))
+    promised = projector.num_tokens(grid)
+    expected = [m.count for m in maps] if promised is None else [promised] * 2
+    assert result.valid.sum(1).tolist() == expected
+
+
+@every_projector
+def test_every_parameter_gets_a_gradient(name, options):
+    projector = build(name, options)
+    projector(*batch()).tokens.square().sum().backward()
+    without = [key for key, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in projector.parameters())
+
+
+@every_projector
+def test_picture_is_independent_of_batch_mates_and_padding(name, options):
+    projector = build(name, options)
+    features, superpixels = batch()
+    together = projector(features, superpixels)
+    for b, (h, w) in enumerate(features.grids):
+        real = superpixels.valid[b]
+        alone = projector(
+            PatchFeatures(features.patches[b : b + 1, : h * w], [(h, w)], features.valid[b : b + 1, : h * w]),
+            Superpixels(
+                superpixels.weights[b : b + 1, real, : h * w],
+                superpixels.masks[b : b + 1, real],
+                superpixels.valid[b : b + 1, real],
+            ),
+        )
+        assert torch.allclose(together.packed()[0].split(together.packed()[1])[b], alone.packed()[0], atol=1e-5)
+
+
+@every_projector
+def test_what_stands_in_padding_does_not_matter(name, options):
+    projector = build(name, options)
+    features, superpixels = batch()
+    padding = ~superpixels.valid
+    loud = PatchFeatures(features.patches.masked_fill(~features.valid[..., None], 50.0), features.grids, features.valid)
+    dirty = Superpixels(
+        superpixels.weights.masked_fill(padding[..., None], 0.7),
+        superpixels.masks.masked_fill(padding[..., None, None], 0.7),
+        superpixels.valid,
+    )
+    assert torch.allclose(projector(features, superpixels).tokens, projector(loud, dirty).tokens, atol=1e-5)
+
+
+@every_projector
+def test_inputs_are_left_alone(name, options):
+    features, superpixels = batch()
+    before = [t.clone() for t in (features.patches, features.valid, superpixels.weights, superpixels.masks)]
+    build(name, options)(features, superpixels)
+    after = (features.patches, features.valid, superpixels.weights, superpixels.masks)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@every_projector
+def test_bfloat16_and_autocast_stay_close(name, options):
+    projector = build(name, options)
+    features, superpixels = batch()
+    exact = projector(features, superpixels).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = projector(features, superpixels).tokens
+    mixed.float().sum().backward()
+    half = projector.to(torch.bfloat16)(features, superpixels).tokens  # float32 patches into a bfloat16 projector
+    for tokens in (mixed, half):
+        assert (tokens.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@every_projector
+def test_dry_run_on_the_meta_device(name, options):
+    features, superpixels = batch()
+    projector = build(name, options).to("meta")
+    on_meta = PatchFeatures(features.patches.to("meta"), features.grids, features.valid.to("meta"))
+    assert projector(on_meta, superpixels.to("meta")).tokens.shape == build(name, options)(*batch()).tokens.shape
+
+
+@every_projector
+def test_state_dict_round_trip(name, options):
+    first, second = build(name, options), build(name, options, seed=1)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(*batch()).tokens, second(*batch()).tokens)
+
+
+@every_superpixel_projector
+def test_picture_without_superpixels_gives_one_token(name, options):
+    projector = build(name, options)
+    features, superpixels = batch()
+    emptied = Superpixels(superpixels.weights, superpixels.masks, superpixels.valid & torch.tensor([[False], [True]]))
+    result = projector(features, emptied)
+    assert result.valid[0].sum() == 1 and result.order[0, 0] == -1 and result.tokens.isfinite().all()
+    even = features.valid[0] / features.valid[0].sum()
+    assert torch.allclose(result.assignment[0, 0], even)
+    none = Superpixels(emptied.weights[:1, :0], emptied.masks[:1, :0], emptied.valid[:1, :0])
+    alone = projector(PatchFeatures(features.patches[:1], features.grids[:1], features.valid[:1]), none)
+    assert torch.allclose(alone.tokens[0, 0], result.tokens[0, 0], atol=1e-5)
+
+
+@every_superpixel_projector
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_equivariant_to_the_order_of_superpixels(name, options, seed):
+    projector = build(name, {**options, "token_order": "given"})
+    features, superpixels = batch(grids=(GRID,), seed=seed)
+    count = superpixels.valid.shape[1]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[None]
+    plain, shuffled = projector(features, superpixels), projector(features, superpixels.permuted(order))
+    assert torch.allclose(plain.tokens[0, order[0]], shuffled.tokens[0], atol=1e-5)
+    assert shuffled.order.tolist() == [list(range(count))]
+    rows, columns = features.coordinates()
+    centroids = plain.assignment @ torch.stack([rows, columns], dim=2).float()  # (1, S, 2)
+    assume(torch.pdist(centroids[0]).min() > 0.01)  # where two meet, the index decides
+    sorted_one, sorted_two = (
+        build(name, {**options, "token_order": "raster"})(features, s)
+        for s in (superpixels, superpixels.permuted(order))
+    )
+    assert torch.equal(order[0][sorted_two.order[0]], sorted_one.order[0])
+    assert torch.allclose(sorted_one.tokens, sorted_two.tokens, atol=1e-5)
+
+
+@every_superpixel_projector
+def test_order_names_the_superpixel_of_each_token(name, options):
+    features, superpixels = batch()
+    result = build(name, options)(features, superpixels)
+    for b in range(2):
+        count = int(superpixels.valid[b].sum())
+        assert sorted(result.order[b, :count].tolist()) == list(range(count))
+        assert result.order[b, count:].eq(-1).all()
+        for t in range(count):
+            weights = superpixels.weights[b, result.order[b, t]] * features.valid[b]
+            assert torch.allclose(result.assignment[b, t], weights / weights.sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [(3, 2), (2, 4), (6, 4), (1, 1)])
+def test_grid_labels_through_mask_pool_equal_avg_pool(tokens):
+    rows, columns = np.arange(48) * tokens[0] // 48, np.arange(32) * tokens[1] // 32
+    region_map = RegionMap.from_labels(rows[:, None] * tokens[1] + columns[None])
+    features = PatchFeatures.whole(torch.randn(2, 24, C), GRID)
+    masked = build("mask_pool", {})
+    averaged = build("avg_pool", {"tokens_h": tokens[0], "tokens_w": tokens[1]})
+    averaged.load_state_dict(masked.state_dict())
+    superpixels = Superpixels.from_region_maps([region_map] * 2, [GRID] * 2, mask_size=None)
+    assert torch.allclose(masked(features, superpixels).tokens, averaged(features).tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [(3, 2), (4, 3), (5, 4)])
+def test_avg_pool_is_adaptive_average_pooling_of_the_valid_rectangle(tokens):
+    projector = build("avg_pool", {"tokens_h": tokens[0], "tokens_w": tokens[1]})
+    patches = torch.randn(1, 24, C)
+    valid = torch.zeros(6, 4, dtype=torch.bool)
+    valid[:5, :3] = True
+    picture = patches.view(1, 6, 4, C)[:, :5, :3].permute(0, 3, 1, 2)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(picture, tokens).flatten(2).transpose(1, 2)
+    result = projector(PatchFeatures(patches, [GRID], valid.view(1, 24)))
+    assert torch.allclose(result.tokens, projector.head(pooled), atol=1e-5)
+
+
+def test_untrained_svp_without_sspe_is_mask_pool():
+    svp = build_projector("svp", vision_dim=C, llm_dim=D, grid=GRID, sspe="off")
+    rival = build_projector("mask_pool", vision_dim=C, llm_dim=D, grid=GRID)
+    rival.head.load_state_dict(svp.head.state_dict())
+    assert torch.allclose(svp(*batch()).tokens, rival(*batch()).tokens, atol=1e-6)
+
+
+def test_token_std_sets_the_scale():
+    projector = build_projector("mlp", vision_dim=C, llm_dim=D, grid=GRID, token_std=0.07)
+    assert projector(*batch()).packed()[0].std().item() == pytest.approx(0.07, rel=0.05)
+
+
+def test_missing_and_misfitting_inputs_are_explained():
+    features, superpixels = batch()
+    svp = build("svp", SMALL["svp"])
+    assert svp.mask_size == (8, 8) and build("mask_pool", {}).mask_size is None
+    with pytest.raises(ValueError, match="'svp' needs superpixels and masks"):
+        svp(features)
+    with pytest.raises(ValueError, match="'svp' needs masks"):
+        svp(features, replace(superpixels, masks=None))
+    with pytest.raises(ValueError, match=r"\(2, 6, 20\).*N = 24"):
+        svp(features, replace(superpixels, weights=superpixels.weights[..., :20]))
+    with pytest.raises(ValueError, match="width 16, got 12"):
+        svp(replace(features, patches=features.patches[..., :12]), superpixels)

@@ -1,0 +1,46 @@
+"""Saving and loading a projector alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lavis_svp.projectors import build_projector, list_projectors, load_projector, save_projector
+from lavis_svp.projectors.io import FORMAT_KEY, describe
+
+SIZES = {"vision_dim": 16, "llm_dim": 8, "grid": (6, 6)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", list_projectors())
+def test_round_trip(name, dtype, tmp_path):
+    projector = build_projector(name, **SIZES, token_std=0.1).to(dtype)
+    loaded = load_projector(save_projector(tmp_path / "new" / "p.safetensors", projector))
+    assert describe(loaded) == describe(projector) and not loaded.training
+    assert loaded.options == projector.options
+    expected = projector.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["p.safetensors"]  # no draft left behind
+
+
+def test_mismatch_is_explained(tmp_path):
+    path = save_projector(tmp_path / "p.safetensors", build_projector("mlp", **SIZES))
+    tensors = load_file(path)
+    settings = describe(build_projector("mlp", **{**SIZES, "llm_dim": 9}))
+    save_file({**tensors, "extra": torch.zeros(1)}, path, metadata={FORMAT_KEY: json.dumps(settings)})
+    with pytest.raises(ValueError, match=r"unexpected: \['extra'\]; other shape: \['head.0.bias \(8,\) for \(9,\)'"):
+        load_projector(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_projector(tmp_path / "nowhere")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not safetensors at all")
+    with pytest.raises(ValueError, match="damaged"):
+        load_projector(broken)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="save_projector"):
+        load_projector(tmp_path / "other.safetensors")
