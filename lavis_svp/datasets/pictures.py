@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
@@ -52,7 +54,7 @@ def read_picture(path: str | Path) -> LoadedPicture:
     """
     content = Path(path).read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _strict_decoding(), Image.open(io.BytesIO(content)) as image:
             image.load()
             orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
             stored = to_rgb(image)
@@ -82,11 +84,21 @@ def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(source, str | Path):
         return read_picture(source).pixels
     if isinstance(source, Image.Image):
-        orientation = source.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
-        return np.ascontiguousarray(make_upright(to_rgb(source), orientation))
+        return _decode_image(source)
     if isinstance(source, np.ndarray):
         return _array_to_rgb(source)
     raise TypeError(f"A picture is a path, a PIL image or a numpy array, got {type(source).__name__}.")
+
+
+def _decode_image(image: Image.Image) -> np.ndarray:
+    try:
+        with _strict_decoding():
+            image.load()  # Pillow reads an opened file only now
+    except Exception as error:
+        name = getattr(image, "filename", "") or "The image"
+        raise BadPictureError(f"{name} is not a readable picture ({type(error).__name__}: {error}).") from error
+    orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    return np.ascontiguousarray(make_upright(to_rgb(image), orientation))
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -124,6 +136,17 @@ def make_upright(array: np.ndarray, orientation: int) -> np.ndarray:
         8: lambda a: a.swapaxes(0, 1)[::-1],
     }
     return turned[orientation](array) if orientation in turned else array
+
+
+@contextmanager
+def _strict_decoding() -> Iterator[None]:
+    """Let Pillow refuse damaged files; ``import lavis`` tells it, for the whole process, to fill them with grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:

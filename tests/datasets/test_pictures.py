@@ -5,11 +5,19 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from lavis_svp.datasets.pictures import BadPictureError, as_picture, make_upright, read_picture
 
 COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["pillow", "after lavis"])
+def pillows_setting(request, monkeypatch):
+    """LAVIS tells Pillow to fill truncated pictures with grey; it must not matter, and stay as it was."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", request.param)
+    yield
+    assert request.param == ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def saved(path, image, **options):
@@ -107,6 +115,13 @@ def test_truncated_files(tmp_path, suffix, share):
     path.write_bytes(content.getvalue()[: int(share * len(content.getvalue()))])
     with pytest.raises(BadPictureError, match=f"cut.{suffix} is not a readable picture"):
         read_picture(path)
+
+
+def test_truncated_image_object(tmp_path):
+    path = saved(tmp_path / "cut.jpg", Image.fromarray(np.tile(COLORS, (20, 20, 1))))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with Image.open(path) as image, pytest.raises(BadPictureError, match="cut.jpg is not a readable picture"):
+        as_picture(image)
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"\xff\xd8\xff\xe0" * 9])
