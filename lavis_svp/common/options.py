@@ -1,0 +1,72 @@
+"""Build a frozen dataclass from a YAML mapping; an unknown key is an error that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+T = TypeVar("T")
+
+
+def plain(config: Any) -> Any:
+    """Turn an OmegaConf node into plain, resolved Python; leave anything else as it is."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse keys that nothing reads.
+
+    Args:
+        given: the keys found.
+        known: the keys that may stand there.
+        where: the place in the YAML ("model.projector"), for the message.
+
+    Raises:
+        ValueError: names each unknown key, its nearest known one, and all known keys.
+    """
+    known_keys = list(known)
+    unknown = [key for key in given if key not in known_keys]
+    if not unknown:
+        return
+    hints = []
+    for key in unknown:
+        close = difflib.get_close_matches(str(key), known_keys, n=1)
+        hints.append(f"'{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+    raise ValueError(f"Unknown key {', '.join(hints)} in {where}. Known keys: {', '.join(known_keys)}.")
+
+
+def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, where: str) -> T:
+    """Build the dataclass ``cls`` from ``values``, nested dataclass fields included.
+
+    Args:
+        cls: a dataclass; a field whose type is itself a dataclass takes a nested mapping.
+        values: the YAML section; None means all defaults.
+        where: the section's place in the YAML, for messages.
+
+    Raises:
+        ValueError: an unknown key, or a section that is not a mapping.
+    """
+    given = plain(values)
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} must be a mapping, got {type(given).__name__}: {given!r}.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    check_keys(given, fields, where)
+    hints = _type_hints(cls)
+    built = {}
+    for key, value in given.items():
+        kind = hints[key]
+        nested = dataclasses.is_dataclass(kind) and not dataclasses.is_dataclass(value)
+        built[key] = build_options(kind, value, f"{where}.{key}") if nested else value
+    return cls(**built)
+
+
+def _type_hints(cls: type) -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(cls)

@@ -1,0 +1,1 @@
+"""The causal language model: special tokens, prompts, splicing visual tokens into text, generation."""

@@ -1,0 +1,120 @@
+"""Greedy answers to all expressions of a batch at once, over one cached visual prefix per picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.language.prompts import IGNORE, Turn
+from lavis_svp.language.splice import splice
+
+
+@dataclass
+class Answers:
+    """What the model said to P expressions, ordered by picture, then by expression.
+
+    Args:
+        ids: P lists of generated ids, up to and with the end-of-text token.
+        seg_states: (P, D) the state that predicted ``[SEG]``; the first answer state where none was emitted.
+        answered: (P,) True where ``[SEG]`` was emitted.
+        picture: (P,) picture of each.
+        expression: (P,) index of the expression within its picture.
+    """
+
+    ids: list[list[int]]
+    seg_states: Tensor
+    answered: Tensor
+    picture: Tensor
+    expression: Tensor
+
+
+@torch.no_grad()
+def generate_answers(
+    language: LanguageModel,
+    visual: Tensor,
+    visual_counts: list[int],
+    prefix_ids: list[int],
+    turns: list[list[Turn]],
+) -> Answers:
+    """Answer every expression greedily.
+
+    The prompts are laid out ``packed``: the picture is read once, every question sees the picture and itself only, so the
+    result equals asking one by one. Each step then adds one token per expression, with a KV cache.
+
+    Args:
+        language: the model.
+        visual: (B, T, D) visual tokens.
+        visual_counts: real tokens of each picture.
+        prefix_ids: ids before the picture.
+        turns: rendered with any answer; only their prompt part is used.
+    """
+    prompts = [
+        [
+            Turn(turn.ids[: turn.prompt_length], _answer_free_labels(turn), turn.expression)
+            for turn in picture_turns
+        ]
+        for picture_turns in turns
+    ]
+    device = visual.device
+    plan = splice(prefix_ids, visual_counts, prompts, "packed", language.max_length, device)
+    embeddings = plan.embeddings(language.embed(plan.ids), visual)
+    cache = DynamicCache(config=language.config)
+    states = language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions, cache)
+
+    last = _last_of_turns(plan.turn)  # (B, E) column of each question's last token; -1 where there is none
+    rows, slots = (last >= 0).nonzero(as_tuple=True)  # (P,)
+    state = states[rows, last[rows, slots]]  # (P, D)
+    position = plan.positions[rows, last[rows, slots]]  # (P,)
+    picture, expression = plan.picture[rows], plan.expression[rows, last[rows, slots]]
+
+    eos = language.tokenizer.eos_token_id
+    generated: list[list[int]] = [[] for _ in range(len(rows))]
+    seg_states, answered = state.clone(), torch.zeros(len(rows), dtype=torch.bool, device=device)
+    finished = torch.zeros_like(answered)
+    key_turn, key_valid = plan.turn, plan.valid  # grow by one column a slot and step
+    for step in range(language.options.max_new_tokens):
+        token = language.logits(state).argmax(-1)  # (P,)
+        emits = (token == language.seg_id) & ~answered & ~finished
+        seg_states = torch.where(emits[:, None], state, seg_states)
+        answered = answered | emits
+        for index, (value, done) in enumerate(zip(token.tolist(), finished.tolist(), strict=True)):
+            if not done:
+                generated[index].append(value)
+        finished = finished | (token == eos)
+        if bool(finished.all()) or step + 1 == language.options.max_new_tokens:
+            break
+        position = position + 1
+        batch, width = last.shape
+        ids = torch.zeros(batch, width, dtype=torch.long, device=device)
+        ids[rows, slots] = token
+        positions = torch.zeros_like(ids)
+        positions[rows, slots] = position
+        turn = torch.full_like(ids, -1)
+        turn[rows, slots] = slots + 1
+        key_turn = torch.cat([key_turn, turn], 1)
+        key_valid = torch.cat([key_valid, turn > 0], 1)
+        allowed = ((key_turn[:, None] == 0) | (key_turn[:, None] == turn[:, :, None])) & key_valid[:, None]  # (B,E,L)
+        own = torch.arange(width, device=device) + key_turn.shape[1] - width
+        allowed[:, torch.arange(width, device=device), own] = True  # an empty slot sees itself, to stay finite
+        mask = torch.zeros(allowed.shape, dtype=embeddings.dtype, device=device)
+        mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)[:, None]  # (B, 1, E, L)
+        states = language(language.embed(ids).to(embeddings.dtype), mask, positions, cache)
+        state = states[rows, slots]  # (P, D)
+    return Answers(generated, seg_states, answered, picture, expression)
+
+
+def _answer_free_labels(turn: Turn) -> list[int]:
+    # Turn requires one supervised token; the last prompt token stands for it and is never used as a label here.
+    return [IGNORE] * (turn.prompt_length - 1) + [turn.ids[turn.prompt_length - 1]]
+
+
+def _last_of_turns(turn: Tensor) -> Tensor:
+    """(B, L) turn numbers -> (B, E) last column of each turn, -1 where a picture has fewer turns."""
+    count = int(turn.max())
+    columns = torch.arange(turn.shape[1], device=turn.device)
+    per_turn = [torch.where(turn == number, columns, -1).amax(1) for number in range(1, count + 1)]
+    return torch.stack(per_turn, 1)  # (B, E)

@@ -1,0 +1,194 @@
+"""Splice ragged visual tokens into text: three layouts, one bookkeeping.
+
+Layouts of a picture's expressions:
+
+- ``separate``: one sequence an expression (LISA's form).
+- ``packed``: the same computation with the picture's prefix shared: all turns stand in one sequence, a turn sees the
+  prefix and itself only, and its positions go on from the prefix. Equal to ``separate`` up to rounding, and much cheaper.
+- ``conversation``: GLaMM's form; turn i sees turns 1 … i-1.
+
+Everything a later stage needs (labels, where ``[SEG]`` is, which expression a position belongs to) is a row-aligned tensor
+built together with the ids, so no position is ever computed from a constant such as 575.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lavis_svp.language.prompts import IGNORE, Turn
+
+VISUAL = -1  # id of a position that holds a visual token
+PAD = -2  # id of a padding position
+LAYOUTS = ("separate", "packed", "conversation")
+
+
+@dataclass
+class Spliced:
+    """A batch of R sequences of L positions. ``B`` pictures, R = B unless the layout is ``separate``.
+
+    Args:
+        ids: (R, L) token ids; ``VISUAL`` or ``PAD`` where there is none.
+        labels: (R, L) supervised ids, ``IGNORE`` elsewhere; not shifted.
+        positions: (R, L) position ids for the rotary embedding.
+        visual_index: (R, L) which visual token of the picture stands here; 0 where none does.
+        turn: (R, L) 0 for the shared prefix, 1 … for turns.
+        expression: (R, L) index of the expression within its picture; -1 in the prefix and in padding.
+        picture: (R,) the picture of a row.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    visual_index: Tensor
+    turn: Tensor
+    expression: Tensor
+    picture: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """(R, L) True where a position is real."""
+        return self.ids != PAD
+
+    def attention_mask(self, dtype: torch.dtype) -> Tensor:
+        """(R, 1, L, L) additive mask: causal, within the prefix and the position's own turn, never on padding.
+
+        A padded query attends to itself only, so that its softmax stays finite.
+        """
+        length = self.ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
+        same_turn = (self.turn[:, None, :] == 0) | (self.turn[:, None, :] == self.turn[:, :, None])  # (R, L, L)
+        allowed = causal & same_turn & self.valid[:, None, :]  # (R, L, L)
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=self.ids.device)
+        blocked = torch.zeros(allowed.shape, dtype=dtype, device=self.ids.device)
+        return blocked.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]  # (R, 1, L, L)
+
+    def embeddings(self, text: Tensor, visual: Tensor) -> Tensor:
+        """Put visual tokens at their places among text embeddings.
+
+        Args:
+            text: (R, L, D) embeddings of ``ids.clamp_min(0)``.
+            visual: (B, T, D) visual tokens, T at least the largest count used.
+
+        Returns:
+            (R, L, D); padding is zero.
+        """
+        placed = visual[self.picture[:, None], self.visual_index]  # (R, L, D)
+        is_visual = (self.ids == VISUAL)[..., None]
+        merged = torch.where(is_visual, placed.to(text.dtype), text)
+        return merged * self.valid[..., None].to(text.dtype)
+
+    def before_token(self, token_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Find the positions that *predict* a token: one before each occurrence.
+
+        Args:
+            token_id: the token, say ``[SEG]``.
+
+        Returns:
+            four (P,) tensors: row, column of the predicting position, picture, expression; sorted by picture and
+            expression.
+        """
+        rows, columns = (self.ids == token_id).nonzero(as_tuple=True)
+        picture, expression = self.picture[rows], self.expression[rows, columns]
+        most = int(self.expression.max()) + 2
+        order = torch.argsort(picture * most + expression, stable=True)
+        return rows[order], columns[order] - 1, picture[order], expression[order]
+
+
+@dataclass
+class _Row:
+    ids: list[int]
+    labels: list[int]
+    positions: list[int]
+    visual_index: list[int]
+    turn: list[int]
+    expression: list[int]
+
+    @classmethod
+    def prefix(cls, prefix_ids: list[int], visual_count: int) -> _Row:
+        """Start a row: text before the picture, then its visual tokens."""
+        length = len(prefix_ids) + visual_count
+        return cls(
+            ids=[*prefix_ids, *([VISUAL] * visual_count)],
+            labels=[IGNORE] * length,
+            positions=list(range(length)),
+            visual_index=[0] * len(prefix_ids) + list(range(visual_count)),
+            turn=[0] * length,
+            expression=[-1] * length,
+        )
+
+    def append(self, turn: Turn, number: int, start: int) -> None:
+        """Add a turn whose positions count from ``start``."""
+        count = len(turn.ids)
+        self.ids += turn.ids
+        self.labels += turn.labels
+        self.positions += list(range(start, start + count))
+        self.visual_index += [0] * count
+        self.turn += [number] * count
+        self.expression += [turn.expression] * count
+
+
+def splice(
+    prefix_ids: list[int],
+    visual_counts: list[int],
+    turns: list[list[Turn]],
+    layout: str = "packed",
+    max_length: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Spliced:
+    """Lay out a batch.
+
+    Args:
+        prefix_ids: ids before the visual tokens, the same for all pictures.
+        visual_counts: B numbers of visual tokens.
+        turns: B lists of turns.
+        layout: ``separate``, ``packed`` or ``conversation``.
+        max_length: longest position the language model knows; None = no limit.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: an unknown layout, unequal numbers of pictures, a picture without visual tokens or turns, or a
+            sequence beyond ``max_length``.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"Unknown layout '{layout}'. Known: {', '.join(LAYOUTS)}.")
+    if len(visual_counts) != len(turns):
+        raise ValueError(f"{len(visual_counts)} pictures have visual tokens but {len(turns)} have text.")
+    rows: list[_Row] = []
+    pictures: list[int] = []
+    for picture, (count, picture_turns) in enumerate(zip(visual_counts, turns, strict=True)):
+        if count < 1 or not picture_turns:
+            raise ValueError(f"Picture {picture} has {count} visual tokens and {len(picture_turns)} expressions.")
+        groups = [[turn] for turn in picture_turns] if layout == "separate" else [picture_turns]
+        for group in groups:
+            row = _Row.prefix(prefix_ids, count)
+            shared = len(row.ids)
+            for number, turn in enumerate(group, start=1):
+                if layout == "conversation":
+                    row.append(turn, 1, len(row.ids))
+                else:
+                    row.append(turn, number, shared)
+            rows.append(row)
+            pictures.append(picture)
+    longest = max(max(row.positions) + 1 for row in rows)
+    if max_length is not None and longest > max_length:
+        raise ValueError(
+            f"A sequence has {longest} positions, the language model knows {max_length}. "
+            "Use fewer expressions per picture or fewer visual tokens."
+        )
+    return Spliced(
+        ids=_pad([row.ids for row in rows], PAD, device),
+        labels=_pad([row.labels for row in rows], IGNORE, device),
+        positions=_pad([row.positions for row in rows], 0, device),
+        visual_index=_pad([row.visual_index for row in rows], 0, device),
+        turn=_pad([row.turn for row in rows], -1, device),
+        expression=_pad([row.expression for row in rows], -1, device),
+        picture=torch.tensor(pictures, device=device),
+    )
+
+
+def _pad(rows: list[list[int]], value: int, device: torch.device | str) -> Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)  # (R, L)

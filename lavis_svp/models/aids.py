@@ -1,0 +1,175 @@
+"""Training aids that the paper does not have; each is a named option, off in the full-scale types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lavis_svp.heads.grounding import (
+    grid_iou,
+    grounding_loss,
+    instance_of_region,
+    listwise_target,
+    region_iou,
+    word_alignment_loss,
+)
+from lavis_svp.heads.mask_head import Frame, MaskHead
+from lavis_svp.heads.readout import SegPrompts
+from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.models.options import AidOptions
+
+if TYPE_CHECKING:
+    from lavis_svp.models.svp_ris import Encoded
+
+NO_INSTANCE_WEIGHT = 0.15  # of a token that shows no named instance, in word alignment; measured in the prototype
+
+
+@dataclass
+class AidInputs:
+    """What the aids on the prompt look at: P expressions with a target."""
+
+    encoded: Encoded
+    prompts: SegPrompts
+    picture: Tensor
+    targets: list[np.ndarray]
+    head: MaskHead
+
+
+class TrainingAids(nn.Module):
+    """Word alignment, listwise grounding and point regression.
+
+    Args:
+        options: weights; 0 turns an aid off.
+    """
+
+    def __init__(self, options: AidOptions) -> None:
+        super().__init__()
+        self.options = options
+        if options.word_alignment:
+            self.scale = nn.Parameter(torch.tensor(8.0))
+            self.bias = nn.Parameter(torch.tensor(-2.0))
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each aid's loss by its name in the output."""
+        return {
+            "loss_ground": self.options.grounding,
+            "loss_word": self.options.word_alignment,
+            "loss_point": self.options.point_regression,
+        }
+
+    def in_alignment_stage(self, step: float) -> bool:
+        """Whether optimizer step ``step`` (from 0) trains the projector alone."""
+        return step < self.options.alignment_steps
+
+    def prompt_losses(self, inputs: AidInputs) -> dict[str, Tensor]:
+        """Losses on the pointer and on the prompt, of the aids that are on."""
+        losses: dict[str, Tensor] = {}
+        if self.options.grounding and inputs.prompts.scores is not None:
+            rows = [
+                listwise_target(token_iou(inputs.encoded, int(picture), target))
+                for picture, target in zip(inputs.picture, inputs.targets, strict=True)
+            ]
+            target = torch.stack(rows).to(inputs.prompts.scores.device)  # (P, T)
+            losses["loss_ground"] = grounding_loss(inputs.prompts.scores, target)
+        if self.options.point_regression:
+            frames = [inputs.encoded.frozen.frames[int(p)] for p in inputs.picture]
+            centres = torch.stack([_centre(t, f) for t, f in zip(inputs.targets, frames, strict=True)])  # (P, 2)
+            centres = centres.to(inputs.prompts.sparse.device)
+            wanted = inputs.head.position_of(centres[:, 0], centres[:, 1]) + inputs.head.point_token  # (P, 256)
+            losses["loss_point"] = (inputs.prompts.sparse[:, 0].float() - wanted.float()).square().mean()
+        return losses
+
+    def alignment_loss(
+        self, encoded: Encoded, samples: Mapping[str, Any], language: LanguageModel, device: torch.device
+    ) -> Tensor | None:
+        """Word alignment over the batch; None when it is off or nothing in the batch is named.
+
+        The words of the batch's instances are each other's negatives.
+        """
+        instances = samples.get("instances")
+        if not self.options.word_alignment or instances is None or not self.training:
+            return None
+        vocabulary = sorted({w for item in instances if item is not None for words in item["words"] for w in words})
+        if len(vocabulary) < 2:
+            return None
+        column = {word: index for index, word in enumerate(vocabulary)}
+        tokens, labels, weights = [], [], []
+        for picture, item in enumerate(instances):
+            if item is None:
+                continue
+            owner = token_instances(encoded, picture, item["labels"])  # (T_b,)
+            table = torch.zeros(len(owner), len(vocabulary))
+            for row, instance in enumerate(owner.tolist()):
+                if instance >= 0:
+                    table[row, [column[word] for word in item["words"][instance]]] = 1
+            tokens.append(encoded.visual.tokens[picture, : len(owner)])
+            labels.append(table)
+            weights.append(torch.where(torch.from_numpy(owner) >= 0, 1.0, NO_INSTANCE_WEIGHT))
+        words = word_embeddings(language, vocabulary, device)
+        return word_alignment_loss(
+            torch.cat(tokens), words, torch.cat(labels).to(device), torch.cat(weights).to(device), self.scale, self.bias
+        )
+
+
+def word_embeddings(language: LanguageModel, vocabulary: list[str], device: torch.device) -> Tensor:
+    """(V, D) mean input embedding of each word's tokens, as the word stands inside a sentence."""
+    rows = []
+    for word in vocabulary:
+        ids = language.tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        rows.append(language.embed(torch.tensor(ids, device=device)).mean(0))
+    return torch.stack(rows)
+
+
+def token_iou(encoded: Encoded, picture: int, target: np.ndarray) -> Tensor:
+    """(T,) IoU of each visual token's area with a mask; 0 for padding."""
+    visual, maps = encoded.visual, encoded.frozen.region_maps
+    result = torch.zeros(visual.valid.shape[1])
+    count = int(visual.valid[picture].sum())
+    if maps is not None and visual.order is not None:
+        by_region = torch.from_numpy(region_iou(maps[picture], target))
+        order = visual.order[picture, :count].cpu()
+        result[:count] = torch.where(order >= 0, by_region[order.clamp_min(0)], 0.0)
+        return result
+    share = torch.nn.functional.adaptive_avg_pool2d(
+        torch.as_tensor(target)[None].float(), encoded.frozen.features.grids[picture]
+    ).flatten()  # (N,)
+    result[:count] = grid_iou(_assignment(encoded, picture, count), share)
+    return result
+
+
+def token_instances(encoded: Encoded, picture: int, labels: np.ndarray) -> np.ndarray:
+    """(T_b,) instance that each visual token shows, -1 for none."""
+    visual, maps = encoded.visual, encoded.frozen.region_maps
+    count = int(visual.valid[picture].sum())
+    if maps is not None and visual.order is not None:
+        by_region = instance_of_region(maps[picture], labels)
+        order = visual.order[picture, :count].cpu().numpy()
+        return np.where(order >= 0, by_region[np.maximum(order, 0)], -1)
+    grid = encoded.frozen.features.grids[picture]
+    instances = int(labels.max(initial=-1)) + 1
+    if instances == 0:
+        return np.full(count, -1)
+    one_hot = torch.from_numpy(labels[None] == np.arange(instances)[:, None, None]).float()
+    shares = torch.nn.functional.adaptive_avg_pool2d(one_hot, grid).flatten(1)  # (instances, N)
+    weight = _assignment(encoded, picture, count) @ shares.T  # (T_b, instances)
+    best, owner = weight.max(1)
+    return torch.where(best > 0.5, owner, -1).numpy()
+
+
+def _assignment(encoded: Encoded, picture: int, count: int) -> Tensor:
+    if encoded.visual.assignment is None:
+        raise ValueError("This projector does not say which patches its tokens come from; turn the aids off.")
+    return encoded.visual.assignment[picture, :count].detach().float().cpu()
+
+
+def _centre(target: np.ndarray, frame: Frame) -> Tensor:
+    """(2,) x, y of a mask's centroid in SAM's frame, 0 … 1."""
+    rows, columns = np.nonzero(target)
+    y = (rows.mean() + 0.5) / target.shape[0] * frame.input_size[0] / frame.side
+    x = (columns.mean() + 0.5) / target.shape[1] * frame.input_size[1] / frame.side
+    return torch.tensor([x, y], dtype=torch.float32)

@@ -1,0 +1,173 @@
+"""The frozen half of the model: everything about a picture that training never changes, computed or taken from a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lavis_svp.encoders import build_sam, build_vision_encoder
+from lavis_svp.heads.mask_head import Frame
+from lavis_svp.models.options import EncoderOptions, SamOptions
+from lavis_svp.projectors.structures import PatchFeatures
+from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels
+
+VALID_CHANNEL = 3  # of an image tensor (4, S, S): RGB, then 1 where the picture is
+
+
+@dataclass
+class FrozenInputs:
+    """What the trained half needs to know of B pictures.
+
+    Args:
+        features: patch features.
+        sam: (B, 256, h, w) SAM embeddings.
+        region_maps: superpixels of each picture; None when the projector needs none.
+        frames: where each picture lies in SAM's frame.
+        extents: share (of height, of width) of the patch grid that each picture covers.
+    """
+
+    features: PatchFeatures
+    sam: Tensor
+    region_maps: list[RegionMap] | None
+    frames: list[Frame]
+    extents: list[tuple[float, float]]
+
+    def sam_embedding(self, index: int) -> SamEmbedding:
+        """SAM's embedding of one picture as the superpixel generator takes it."""
+        frame = self.frames[index]
+        return SamEmbedding(self.sam[index], frame.input_size, frame.original_size, frame.side)
+
+
+class FrozenInputsMaker(nn.Module):
+    """Vision encoder, SAM image encoder and superpixel generator behind one call; nothing in it trains.
+
+    SAM's image encoder runs once per picture: its embedding makes SAM superpixels and, later, the mask.
+
+    Args:
+        encoder: which vision encoder.
+        sam: which SAM.
+        superpixels: name and options of the generator; None when the projector needs no superpixels.
+    """
+
+    def __init__(self, encoder: EncoderOptions, sam: SamOptions, superpixels: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.options = {"vision_encoder": dataclasses.asdict(encoder), "sam": {"name": sam.name, "side": sam.side}}
+        self.fit = encoder.fit
+        self.side = sam.side
+        self.vision_encoder = build_vision_encoder(encoder.name, side=encoder.side, fit=encoder.fit)
+        parts = build_sam(sam.name, side=sam.side)
+        self.sam_encoder = parts.encoder
+        self.sam_prompt_encoder, self.sam_mask_decoder = parts.prompt_encoder, parts.mask_decoder
+        self.requires_grad_(False)
+        self.generator = None
+        if superpixels is not None:
+            options = dict(superpixels)
+            name = options.pop("name")
+            modules = {"prompt_encoder": parts.prompt_encoder, "mask_decoder": parts.mask_decoder}
+            self.generator = build_superpixels(name, **options, **(modules if name == "sam" else {}))
+
+    def train(self, mode: bool = True) -> FrozenInputsMaker:
+        """Stays in evaluation mode, whatever the model around it does."""
+        return super().train(False)
+
+    def settings(self) -> dict[str, Any]:
+        """What the cached features depend on, JSON-able."""
+        return self.options
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, original_sizes: Sequence[Any] | None) -> FrozenInputs:
+        """Run both encoders; no superpixels.
+
+        Args:
+            image: (B, 4, S, S) on this module's device.
+            original_sizes: B sizes (H, W) of the pictures; None = their size in SAM's frame.
+
+        Raises:
+            ValueError: a tensor that ``svp_image_train``/``svp_image_eval`` did not make.
+        """
+        frames, extents = self._places(image, original_sizes)
+        features = self.vision_encoder(image[:, :VALID_CHANNEL], [frame.input_size for frame in frames])
+        sam = self.sam_encoder(image[:, :VALID_CHANNEL], image[:, VALID_CHANNEL:]).float()
+        return FrozenInputs(features, sam, None, frames, extents)
+
+    @torch.no_grad()
+    def forward(self, samples: Mapping[str, Any]) -> FrozenInputs:
+        """Compute or collect the frozen inputs.
+
+        Args:
+            samples: ``image`` (B, 4, S, S) on this module's device; optional lists ``frozen`` (cached features),
+                ``region_map`` (cached superpixels) and ``original_size``.
+
+        Raises:
+            ValueError: a tensor that ``svp_image_train``/``svp_image_eval`` did not make.
+        """
+        image, cached = samples["image"], samples.get("frozen")
+        if cached is not None and all(entry is not None for entry in cached):
+            frames, extents = self._places(image, samples.get("original_size"))
+            sam = torch.stack([torch.as_tensor(entry["sam"]) for entry in cached]).to(image.device).float()
+            inputs = FrozenInputs(self._cached_features(cached, image.device), sam, None, frames, extents)
+        else:
+            inputs = self.encode(image, samples.get("original_size"))
+        inputs.region_maps = self._region_maps(samples, image, inputs)
+        return inputs
+
+    def _places(
+        self, image: Tensor, original_sizes: Sequence[Any] | None
+    ) -> tuple[list[Frame], list[tuple[float, float]]]:
+        if image.ndim != 4 or image.shape[1:] != (4, self.side, self.side):
+            raise ValueError(
+                f"image must be (B, 4, {self.side}, {self.side}) from the svp_image processors with "
+                f"image_size {self.side} (= model.sam.side), got {tuple(image.shape)}."
+            )
+        frames = picture_frames(image[:, VALID_CHANNEL], original_sizes)
+        covered = [(f.input_size[0] / self.side, f.input_size[1] / self.side) for f in frames]
+        return frames, covered if self.fit == "pad" else [(1.0, 1.0)] * len(frames)
+
+    def _cached_features(self, cached: Sequence[Mapping[str, Any]], device: torch.device) -> PatchFeatures:
+        patches = torch.stack([torch.as_tensor(entry["patches"]) for entry in cached]).to(device).float()
+        valid = torch.stack([torch.as_tensor(entry["valid"]) for entry in cached]).to(device)
+        return PatchFeatures(patches=patches, grids=[self.vision_encoder.grid] * len(cached), valid=valid.bool())
+
+    def _region_maps(
+        self, samples: Mapping[str, Any], image: Tensor, inputs: FrozenInputs
+    ) -> list[RegionMap] | None:
+        given = samples.get("region_map")
+        if given is not None and all(region_map is not None for region_map in given):
+            return list(given)
+        if self.generator is None:
+            return None
+        if self.generator.needs_embedding:
+            return self.generator(None, [inputs.sam_embedding(index) for index in range(len(inputs.frames))])
+        return self.generator([picture_pixels(pixels, f) for pixels, f in zip(image, inputs.frames, strict=True)])
+
+
+def picture_frames(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[Frame]:
+    """Read each picture's place from the validity channel.
+
+    Args:
+        valid: (B, S, S) 1 where the picture is, top-left.
+        original_sizes: B sizes (H, W); None = the size within SAM's frame.
+
+    Raises:
+        ValueError: a picture without a valid pixel.
+    """
+    frames = []
+    for index, channel in enumerate(valid):
+        input_size = (int(channel[:, 0].sum()), int(channel[0].sum()))
+        if min(input_size) < 1:
+            raise ValueError(f"Picture {index} has no valid pixel in its fourth channel.")
+        original = input_size if original_sizes is None else tuple(int(v) for v in original_sizes[index])
+        frames.append(Frame(channel.shape[-1], input_size, original))
+    return frames
+
+
+def picture_pixels(image: Tensor, frame: Frame) -> np.ndarray:
+    """(4, S, S) image tensor -> (h_in, w_in, 3) uint8 picture without its padding."""
+    inside = image[:VALID_CHANNEL, : frame.input_size[0], : frame.input_size[1]]
+    return (inside.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

