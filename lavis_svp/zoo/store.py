@@ -111,7 +111,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path | str:
     if text in known:
         return fetch(text)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return path
     if isinstance(name_or_path, Path) or text.endswith(FILE_ENDINGS) or path.is_absolute() or text.startswith("."):
         raise FileNotFoundError(f"No weights at {path}. Give a path that exists, or one of: {', '.join(known)}.")

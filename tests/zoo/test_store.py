@@ -156,5 +156,5 @@ def test_resolve_a_missing_path(toy, path):
 
 @pytest.mark.parametrize("name", ["toy", "a/b/c", "", "-x/y"])
 def test_resolve_an_unknown_name(toy, name):
-    with pytest.raises((UnknownNameError, FileNotFoundError), match="toy_pypi"):
+    with pytest.raises(UnknownNameError, match="toy_pypi"):
         resolve(name)
