@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lavis_svp.superpixels import classical as _classical  # noqa: F401  (registers its generators)
 from lavis_svp.superpixels.generator import (
     SamEmbedding,
     SuperpixelGenerator,
     build_superpixels,
+    generator_registry,
     list_superpixels,
 )
 from lavis_svp.superpixels.region_map import RegionMap
 
 __all__ = ["RegionMap", "SamEmbedding", "SuperpixelGenerator", "build_superpixels", "list_superpixels"]
+
+
+@generator_registry.register("sam")
+def _build_sam(**options: Any) -> SuperpixelGenerator:
+    from lavis_svp.superpixels.sam import SamSuperpixels  # imports torch, which the classical ones do without
+
+    missing = [name for name in ("prompt_encoder", "mask_decoder") if name not in options]
+    if missing:
+        raise ValueError(f"The superpixel generator 'sam' needs {' and '.join(missing)} (see encoders.build_sam).")
+    return SamSuperpixels(**options)

@@ -45,7 +45,7 @@ def from_png(data: bytes) -> RegionMap:
             values = np.asarray(image)
     except (OSError, SyntaxError) as error:  # PIL reports a damaged chunk as a SyntaxError
         raise ValueError(f"Not a readable PNG of regions ({len(data)} bytes): {error}") from error
-    if values.dtype not in (np.uint8, np.uint16, np.int32):
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16, np.int32):
         raise ValueError(f"A PNG of regions is grey with 8 or 16 bits, this one is {values.shape} {values.dtype}.")
     known = json.loads(text) if text else {}
     return RegionMap.from_labels(values.astype(np.int32) - 1, known.get("levels"), known.get("scores"))

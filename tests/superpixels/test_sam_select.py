@@ -1,0 +1,100 @@
+"""Quality tests and choice of SAM's masks on hand-made cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_svp.superpixels.sam_options import SamOptions
+from lavis_svp.superpixels.sam_select import Candidates, screen, select
+
+
+def candidates_of(*entries: tuple[tuple[slice, slice], float, int]) -> Candidates:
+    """From (rows and columns of a rectangle, predicted IoU, level), on 20 x 20."""
+    masks = np.zeros((len(entries), 20, 20), bool)
+    for mask, (where, _, _) in zip(masks, entries, strict=True):
+        mask[where] = True
+    logits = torch.full((len(entries), 3, 20, 20), -9.0)
+    ious = torch.zeros(len(entries), 3)
+    for i, (_, iou, level) in enumerate(entries):
+        logits[i, level] = torch.from_numpy(np.where(masks[i], 9.0, -9.0)).float()
+        ious[i, level] = iou
+    return screen(logits, ious, torch.arange(len(entries)), SamOptions(pred_iou=0.5, min_area=0))
+
+
+def box(y0: int, y1: int, x0: int, x1: int) -> tuple[slice, slice]:
+    return slice(y0, y1), slice(x0, x1)
+
+
+def test_rock_sand_water_by_hand() -> None:
+    candidates = candidates_of(
+        (box(0, 10, 0, 10), 0.9, 2),  # 0 a rock
+        (box(0, 5, 0, 5), 0.9, 1),  # 1 sand inside the rock: goes
+        (box(8, 18, 0, 10), 0.9, 1),  # 2 sand with 0.2 of itself in the rock: stays
+        (box(7, 17, 12, 18), 0.9, 1),  # 3 sand beside it: stays
+        (box(12, 14, 2, 4), 0.9, 0),  # 4 water inside sand 2: goes
+        (box(1, 3, 6, 8), 0.9, 0),  # 5 water inside the rock: goes, though sand 1 went too
+        (box(1, 4, 12, 15), 0.9, 0),  # 6 water beside all: stays
+    )
+    options = SamOptions(max_container_area=None)
+    assert sorted(candidates.points[select(candidates, options)]) == [0, 2, 3, 6]
+    all_of_them = select(candidates, SamOptions(containment=None))
+    assert sorted(candidates.points[all_of_them]) == list(range(7))
+
+
+def test_a_giant_container_does_not_swallow() -> None:
+    candidates = candidates_of((box(0, 20, 0, 15), 0.9, 2), (box(0, 5, 0, 5), 0.9, 0))
+    assert len(select(candidates, SamOptions(max_container_area=None))) == 1
+    assert len(select(candidates, SamOptions(max_container_area=0.4))) == 2
+    assert len(select(candidates, SamOptions(max_container_area=0.75))) == 1
+
+
+def test_a_whole_beats_a_surer_part_in_nms() -> None:
+    candidates = candidates_of((box(0, 10, 0, 10), 0.6, 2), (box(0, 10, 0, 9), 1.0, 1))
+    assert candidates.levels[select(candidates, SamOptions(containment=None))].tolist() == [2]
+    flat = SamOptions(containment=None, level_priority=(0, 0, 0))
+    assert candidates.levels[select(candidates, flat)].tolist() == [1]
+
+
+def test_equal_scores_go_to_the_smaller_area_then_the_first_point() -> None:
+    candidates = candidates_of((box(0, 10, 0, 10), 0.9, 2), (box(0, 10, 0, 9), 0.9, 2), (box(0, 10, 0, 9), 0.9, 2))
+    assert candidates.points[select(candidates, SamOptions())].tolist() == [1]
+
+
+def test_screen_applies_each_threshold() -> None:
+    logits = torch.full((6, 3, 10, 10), -9.0)
+    logits[:, :, :5, :4] = 9.0  # 20 pixels
+    ious = torch.full((6, 3), 0.87)
+    ious[0] = 0.8  # only the whole passes, by its bonus
+    logits[1, :, 5, :2] = 0.5  # 20 of 22 pixels above the offset: stability 0.909
+    logits[2] = -9.0  # empty
+    logits[3, :, 9, 9] = float("nan")
+    logits[4, :, 9, 9] = float("inf")
+    logits[5, 0, 1:, :] = -9.0  # 4 pixels
+    kept = screen(logits, ious, torch.arange(6), SamOptions(min_area=0.05))
+    assert list(zip(kept.points.tolist(), kept.levels.tolist(), strict=True)) == [(0, 2), (5, 1), (5, 2)]
+    assert kept.areas.tolist() == [20] * 3 and kept.boxes.tolist() == [[0, 0, 4, 5]] * 3
+    assert kept.ious == pytest.approx([0.8, 0.87, 0.87])
+
+
+@pytest.mark.parametrize("prompts", [0, 3])
+def test_nothing_passes(prompts: int) -> None:
+    nothing = screen(torch.full((prompts, 3, 4, 5), -9.0), torch.ones(prompts, 3), torch.arange(prompts), SamOptions())
+    assert len(nothing) == 0 and len(select(nothing, SamOptions())) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points_per_side": 0}, "points_per_side must be at least 1"),
+        ({"box_nms": 1.5}, "box_nms must lie in 0..1, got 1.5"),
+        ({"paint": "big"}, "paint must be one of fine_over_coarse"),
+        ({"uncovered": "all"}, "uncovered must be one of components"),
+        ({"level_bonus": [0, 1]}, "level_bonus needs 3 numbers"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamOptions(**options)
+    assert SamOptions(level_bonus=[0, 0, 0.1]) == SamOptions()
