@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from lavis_svp.encoders.families import VisionFamily, family_of
 from lavis_svp.encoders.frozen import FrozenModule
@@ -136,7 +137,7 @@ class VisionEncoder(FrozenModule):
         edge = max(pixels.shape[2:])
         return [(height / edge, width / edge) for height, width in extents]
 
-    def _patches(self, outputs: object, index: int) -> Tensor:
+    def _patches(self, outputs: BaseModelOutput, index: int) -> Tensor:
         """Patch tokens (B, N, C) of layer ``index``, without the tokens that stand before them."""
         hidden = outputs.last_hidden_state if index == -1 else outputs.hidden_states[index]
         return hidden[:, self.family.prefix_tokens(self.network.config) :]  # (B, N, C)

@@ -60,7 +60,7 @@ class OnnxGraph:
 
     def softmax_biases(self) -> list[np.ndarray]:
         """The constants added just before each softmax (relative position biases), in the order they run."""
-        found = []
+        found: list[np.ndarray] = []
         for node in self.nodes:
             if node.op_type == "Softmax":
                 add = self._producer[node.input[0]]

@@ -18,7 +18,8 @@ def build_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
 
     transformers' own GGUF loader (4.57) makes a Llama tokenizer of it, which puts ``<|im_start|>`` before every text,
     ends at that same token, and does not cut numbers into digits. The file says: no such prefix, end and padding
-    ``<|im_end|>``, digits cut apart.
+    ``<|im_end|>``, digits cut apart. Six control characters and some code points above U+FFFF are not in the
+    vocabulary and vanish.
 
     Args:
         fields: the GGUF file's metadata.

@@ -34,7 +34,7 @@ class Harmful:
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, format):
     path, trace = tmp_path / "model.pth", tmp_path / "it_ran"
     if format == "pickle":
-        path.write_bytes(pickle.dumps({"image_encoder": Harmful(trace)}))
+        path.write_bytes(pickle.dumps({"image_encoder": Harmful(trace)}, protocol=2))
     else:
         torch.save({"x": Harmful(trace)}, path, _use_new_zipfile_serialization=format == "zip")
     with pytest.raises(ValueError, match="model.pth"):

