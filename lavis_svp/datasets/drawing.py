@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +11,36 @@ PROTOCOLS = ("all", "glamm3")
 """Evaluation on every sentence, or on at most three a picture, as GLaMM's evaluator draws them (but with a seed)."""
 
 GLAMM_SENTENCES = 3
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How expressions and pictures are drawn. YAML: the ``drawing`` section of a dataset.
+
+    Args:
+        expressions_per_picture: training: at most this many sentences of a picture at a time.
+        max_expressions: evaluation: at most this many sentences in one item; a picture with more gives several items.
+        protocol: evaluation: "all" sentences, or "glamm3": three a picture, drawn with ``seed``.
+        seed: of every draw.
+        instances: give all annotated objects too (for the word-alignment aid and the baselines).
+        load_image: False leaves out "image"; then ``frozen_cache`` must have every picture.
+    """
+
+    expressions_per_picture: int = 3
+    max_expressions: int = 8
+    protocol: str = "all"
+    seed: int = 0
+    instances: bool = False
+    load_image: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("expressions_per_picture", "max_expressions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{self.protocol}'.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
 
 def draw_for_training(count: int, wanted: int, rng: np.random.Generator) -> list[int]:

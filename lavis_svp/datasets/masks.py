@@ -15,6 +15,7 @@ _RUN_BITS = 5
 _SIGN_BIT = 0x10
 _MORE_BIT = 0x20
 _FIRST_CHARACTER = 48
+_LONGEST = 9  # characters: 45 bits, far beyond the pixels of any picture
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -73,32 +74,38 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
             "Masks must have their picture's size; is this the right picture, in its original resolution?"
         )
     counts = code["counts"]
-    runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else [int(count) for count in counts]
-    if any(run < 0 for run in runs) or sum(runs) != height * width:
+    runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
+    if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(
-            f"A run-length code must cover its {height}x{width} = {height * width} pixels; this one covers {sum(runs)}."
+            f"A run-length code must cover its {height}x{width} = {height * width} pixels, in runs that are not "
+            f"negative; this one covers {runs.sum()}."
         )
     values = np.arange(len(runs), dtype=np.uint8) & 1  # runs alternate, zeros first
     return np.repeat(values, runs).reshape(width, height).T.copy()  # (H, W): runs go down the columns
 
 
-def _unpack_counts(packed: str | bytes) -> list[int]:
-    """COCO's text form: 5 bits a character, least significant first; from the fourth run on the change to two back."""
-    characters = packed.encode("latin1") if isinstance(packed, str) else packed
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in characters:
-        bits = character - _FIRST_CHARACTER
-        if not 0 <= bits < 2 * _MORE_BIT:
-            raise ValueError(f"A run-length string holds the character {chr(character)!r}, which is not of its code.")
-        value |= (bits & (_MORE_BIT - 1)) << shift
-        shift += _RUN_BITS
-        if bits & _MORE_BIT:
-            continue
-        if bits & _SIGN_BIT:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    if shift:
+def _unpack_counts(packed: str | bytes) -> np.ndarray:
+    """The run lengths in COCO's text form.
+
+    Each number is written in characters of 5 bits, least significant first; from the fourth run on it is the change
+    to the run before the last.
+    """
+    text = packed.encode("latin1", "replace") if isinstance(packed, str) else packed
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    if codes.size == 0:
+        return codes
+    if ((codes < 0) | (codes >= 2 * _MORE_BIT)).any():
+        raise ValueError(f"A run-length string holds characters that are not of its code: {text[:40]!r}.")
+    last = np.flatnonzero(codes & _MORE_BIT == 0)  # where each number ends
+    if not last.size or last[-1] != codes.size - 1:
         raise ValueError("A run-length string ends in the middle of a number.")
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > _LONGEST:
+        raise ValueError(f"A run-length string holds a number of {lengths.max()} characters, too large for a run.")
+    place = np.arange(codes.size) - np.repeat(first, lengths)
+    runs = np.add.reduceat((codes & (_MORE_BIT - 1)) << (_RUN_BITS * place), first)
+    runs -= np.where(codes[last] & _SIGN_BIT, 1 << (_RUN_BITS * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
     return runs

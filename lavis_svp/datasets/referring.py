@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from lavis_svp.datasets.augment import can_mirror, mirror_text
-from lavis_svp.datasets.drawing import PROTOCOLS, choose_for_evaluation, draw_for_training, in_chunks
+from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, draw_for_training, in_chunks
 from lavis_svp.datasets.pictures import LoadedPicture, make_upright, read_picture
-from lavis_svp.datasets.refcoco import Picture, RefCOCO
+from lavis_svp.datasets.refcoco import Expression, Picture, RefCOCO
 from lavis_svp.superpixels.region_map import RegionMap
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
@@ -38,36 +37,6 @@ class FrozenCache(Protocol):
         """``{"patches": (N, C), "sam": (256, h, w)}`` or None where nothing is stored."""
 
 
-@dataclass(frozen=True)
-class DrawingOptions:
-    """How expressions and pictures are drawn. YAML: the ``drawing`` section of a dataset.
-
-    Args:
-        expressions_per_picture: training: at most this many sentences of a picture at a time.
-        max_expressions: evaluation: at most this many sentences in one item; a picture with more gives several items.
-        protocol: evaluation: "all" sentences, or "glamm3": three a picture, drawn with ``seed``.
-        seed: of every draw.
-        instances: give all annotated objects too (for the word-alignment aid and the baselines).
-        load_image: False leaves out "image"; then ``frozen_cache`` must have every picture.
-    """
-
-    expressions_per_picture: int = 3
-    max_expressions: int = 8
-    protocol: str = "all"
-    seed: int = 0
-    instances: bool = False
-    load_image: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("expressions_per_picture", "max_expressions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{self.protocol}'.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
-
-
 class ReferringDataset(Dataset[dict[str, Any]]):
     """Pictures with referring expressions and their masks, with the interface of LAVIS's ``BaseDataset``.
 
@@ -89,7 +58,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         ann_paths: ``[instances.json, refs(...).p]``.
         splits: exact split names; several are put one after another.
         train: draw sentences (True) or go through all of them (False).
-        options: see :class:`DrawingOptions`.
+        options: see :class:`~lavis_svp.datasets.drawing.DrawingOptions`.
         superpixel_cache: gives ``region_map``; may be set later.
         frozen_cache: gives ``frozen``; may be set later.
         source: the annotations, if they are in memory already; then ``ann_paths`` is not read.
@@ -184,7 +153,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
-            "masks": [place(self.source.target_mask(place.annotated, expression)) for expression in expressions],
+            "masks": self._masks(place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
             "instances": self._instances(place) if self.options.instances else None,
             "candidates": self._candidates(picture, chosen),
@@ -250,6 +219,14 @@ class ReferringDataset(Dataset[dict[str, Any]]):
                 "Compute the features of this split first, or set load_image: true."
             )
         return inputs
+
+    def _masks(self, place: _Placement, expressions: Sequence[Expression]) -> list[np.ndarray]:
+        """The target of each expression; those with the same target share an array."""
+        masks: dict[tuple[int, ...], np.ndarray] = {}
+        for expression in expressions:
+            if expression.targets not in masks:
+                masks[expression.targets] = place(self.source.target_mask(place.annotated, expression))
+        return [masks[expression.targets] for expression in expressions]
 
     def _instances(self, place: _Placement) -> dict[str, Any]:
         """All objects in one label map; where two overlap, the smaller one is on top."""

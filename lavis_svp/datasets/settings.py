@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lavis_svp.common.options import build_options, check_keys
-from lavis_svp.datasets.referring import DrawingOptions
+from lavis_svp.datasets.drawing import DrawingOptions
 
 LAVIS_SPLITS = ("train", "val", "test")
 
@@ -97,7 +97,7 @@ class DatasetOptions:
         text_processor: likewise, by default svp_referring.
         superpixels: a superpixel processor's section (``name`` is by default svp_superpixel); None = the model makes
             the superpixels.
-        drawing: which expressions are used, see :class:`~lavis_svp.datasets.referring.DrawingOptions`.
+        drawing: which expressions are used, see :class:`~lavis_svp.datasets.drawing.DrawingOptions`.
         build_info: where the data are.
     """
 

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.builders import CONFIGS, ReferringBuilder
+from lavis_svp.datasets.drawing import DrawingOptions
 from lavis_svp.datasets.layout import SPECS, MissingDataError
-from lavis_svp.datasets.referring import DrawingOptions
 from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
 
 BUILDERS = ("refcoco_seg", "refcoco_plus_seg", "refcocog_seg", "grefcoco_seg", "refshapes_seg", "photos_seg")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lavis_svp.datasets.drawing import DrawingOptions
 from lavis_svp.datasets.frame import fit_frame
 from lavis_svp.datasets.layout import annotation_files, find_pictures
 from lavis_svp.datasets.pictures import BadPictureError
-from lavis_svp.datasets.referring import DrawingOptions, ReferringDataset
+from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.text import clean_expression
 from lavis_svp.superpixels.region_map import RegionMap
 
@@ -283,15 +284,6 @@ def test_candidates_become_indices(tmp_path, handmade):
     handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
     with pytest.raises(ValueError, match=r"no annotations \[201\]"):
         make(tmp_path)[0]
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("expressions_per_picture", 0), ("max_expressions", 0), ("protocol", "some"), ("seed", -1)],
-)
-def test_bad_options(option, value):
-    with pytest.raises(ValueError, match=option):
-        DrawingOptions(**{option: value})
 
 
 def test_wrong_ann_paths():
