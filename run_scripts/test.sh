@@ -4,13 +4,14 @@
 #   bash run_scripts/test.sh [--all] [PYTEST ARGUMENTS ...]
 #
 #   --all   the slow tests too
+# The tests run in up to 4 processes, a file in one of them; `-n 0` runs them in a single one (for --pdb and -s).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if help_wanted "$@"; then exit; fi
 
 marks="not slow"
-command=("$python" -m pytest)
+command=("$python" -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile)
 for argument in "$@"; do
   if [ "$argument" = --all ]; then marks=""; else command+=("$argument"); fi
 done
