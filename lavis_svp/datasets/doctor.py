@@ -138,8 +138,8 @@ def _check_one_picture(path: Path, annotated: tuple[int, int]) -> list[str]:
 
 
 def _where_pictures_go(root: str | Path, dataset: str, pictures: str | Path | None) -> list[str]:
-    looked = [f"  {folder}" for folder in picture_folders(root, dataset, pictures)]
-    return [_picture_source(dataset), "Pictures are looked for in, first to last:", *looked]
+    looked = "\n      ".join(str(folder) for folder in picture_folders(root, dataset, pictures))
+    return [_picture_source(dataset), f"Pictures are looked for in, first to last:\n      {looked}"]
 
 
 def _picture_source(dataset: str) -> str:
