@@ -64,7 +64,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def weights() -> Callable[[str], Path]:
-    """``weights(name)``: the folder of embedded weights, fetched by set-up; fails with the command when absent."""
+    """``weights(name)``: the folder of embedded weights, as set-up fetched them (fetched now if it did not run)."""
     from lavis_svp import zoo
 
     return lambda name: zoo.fetch(name, progress=False)
