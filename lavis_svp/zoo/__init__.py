@@ -1,5 +1,6 @@
 """Zoo of weights: names with source, hashes, licence and conversion. Its command: ``python -m lavis_svp.zoo``."""
 
+from lavis_svp.zoo.archive import PublishedArchive
 from lavis_svp.zoo.download import DownloadError, HashMismatchError
 from lavis_svp.zoo.entries import WeightEntry, list_weights
 from lavis_svp.zoo.store import fetch, is_cached, resolve, verify
@@ -7,6 +8,7 @@ from lavis_svp.zoo.store import fetch, is_cached, resolve, verify
 __all__ = [
     "DownloadError",
     "HashMismatchError",
+    "PublishedArchive",
     "WeightEntry",
     "fetch",
     "is_cached",

