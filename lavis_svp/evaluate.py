@@ -39,7 +39,7 @@ def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
         folder, checkpoint = checkpoint, newest_checkpoint(checkpoint)
         if checkpoint is None:
             raise FileNotFoundError(f"There is no checkpoint in {folder}.")
-    if args.cfg_path:
+    if args.cfg_path or checkpoint is None:
         project = launch.read_project(args.cfg_path, args.options)
     else:
         stored = OmegaConf.create(read_checkpoint(checkpoint)["config"])

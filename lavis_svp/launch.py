@@ -57,7 +57,7 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     path = Path(cfg_path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration at {path} (current directory: {Path.cwd()}).")
-    project = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(dot_list(options)))
+    project: Any = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(dot_list(options)))
     check_keys(project, ROOTS, f"the roots of {path}")
     missing = [root for root in ROOTS if project.get(root) is None]
     if missing:

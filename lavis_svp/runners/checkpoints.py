@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -74,7 +73,10 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: st
             f"{source} is a checkpoint of another model (or of other trainable parts: check `model:` in the YAML). "
             f"The model trains {len(expected)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
         )
-    model.load_state_dict(dict(state), strict=False)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -103,7 +105,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if broken is not None:
             raise CorruptCheckpointError(f"{path} is damaged: {broken} inside it does not match its checksum.")
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (CorruptCheckpointError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive may raise nearly anything, from BadZipFile to UnicodeDecodeError
         raise CorruptCheckpointError(f"{path} is not a complete checkpoint: {error}") from error
     if not isinstance(contents, dict) or "model" not in contents:
         raise CorruptCheckpointError(f"{path} is not a LAVIS checkpoint: it has no entry 'model'.")

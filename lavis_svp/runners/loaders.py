@@ -14,7 +14,7 @@ from lavis_svp.runners.randomness import epoch_permutation, seed_all
 class SampleKey(NamedTuple):
     """One visit of one sample: what a sampler hands to :class:`SeededDataset`."""
 
-    index: int
+    sample: int
     epoch: int
 
 
@@ -41,8 +41,8 @@ class SeededDataset(Dataset):
         if key.epoch != self._epoch:
             self._epoch = key.epoch
             _set_epoch(self.dataset, key.epoch)
-        seed_all(self.seed, "sample", key.epoch, key.index)
-        return self.dataset[key.index]
+        seed_all(self.seed, "sample", key.epoch, key.sample)
+        return self.dataset[key.sample]
 
 
 class TrainSampler(Sampler[list[SampleKey]]):

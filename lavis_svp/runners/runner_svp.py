@@ -54,6 +54,10 @@ class RunnerSVP(RunnerIter):
         ValueError: impossible options, or a split that no data set has.
     """
 
+    _model: nn.Module
+    _wrapped_model: nn.Module | None
+    _optimizer: torch.optim.Optimizer | None
+
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
         super(RunnerIter, self).__init__(cfg, task, model, datasets, job_id)
         self.options = read_options(cfg.run_cfg)
@@ -82,15 +86,17 @@ class RunnerSVP(RunnerIter):
     @property
     def model(self) -> nn.Module:
         """The model on its device; wrapped in DDP to train in several processes."""
-        if self._wrapped_model is None:
-            self._wrapped_model = self._model = self._model.to(self.device)
+        wrapped = self._wrapped_model
+        if wrapped is None:
+            wrapped = self._model = self._model.to(self.device)
             if self.use_distributed and not self.options.evaluate:
-                self._wrapped_model = DistributedDataParallel(
+                wrapped = DistributedDataParallel(
                     self._model,
                     device_ids=[self.device] if self.cuda_enabled else None,
                     find_unused_parameters=self.options.find_unused_parameters,
                 )
-        return self._wrapped_model
+            self._wrapped_model = wrapped
+        return wrapped
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -174,10 +180,11 @@ class RunnerSVP(RunnerIter):
 
     def _call_before_training(self) -> None:
         """Let the task, or else the model, prepare (LAVIS main has this hook, the wheel has not)."""
+        model: Any = self.bare_model
         if hasattr(self.task, "before_training"):
-            self.task.before_training(self.bare_model, self.datasets)
-        elif hasattr(self.bare_model, "before_training"):
-            self.bare_model.before_training(dataset=self.datasets, task_type=type(self.task))
+            self.task.before_training(model, self.datasets)
+        elif hasattr(model, "before_training"):
+            model.before_training(dataset=self.datasets, task_type=type(self.task))
 
     # ------------------------------------------------------------------------------------------ evaluation
 

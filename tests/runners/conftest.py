@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import multiprocessing
 import os
 import socket
@@ -35,6 +36,7 @@ def _child(main, arguments, environment, log):
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     sys.stdout = sys.stderr = file
+    logging.root.handlers.clear()  # pytest's; LAVIS's setup_logger then makes its own
     torch.set_num_threads(1)
     code = 0
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +23,12 @@ def reference(undisturbed, run_toy, final_state):
 @pytest.mark.parametrize(
     "kill",
     [
-        "micro:1",  # before anything was done
         "micro:17",  # in the middle of an accumulation
-        "micro:36",  # in the last micro-batch
-        "save:1",  # while the first checkpoint is being written
-        "save:3",
-        "save:9",
-        "evaluation:1",  # in an evaluation between steps
-        "evaluation:8",
-        "evaluation:14",  # in the evaluation at the end
-        "evaluation:20",  # in the test
+        "save:3",  # while a checkpoint is being written
+        "evaluation:8",  # in an evaluation between steps
+        "evaluation:20",  # in the test at the end
+        *(pytest.param(kill, marks=pytest.mark.slow) for kill in ("micro:1", "micro:36", "save:1", "save:9")),
+        *(pytest.param(kill, marks=pytest.mark.slow) for kill in ("evaluation:1", "evaluation:14")),
     ],
 )
 def test_killed_at_an_event_ends_the_same(tmp_path, run_toy, final_state, same_training, reference, kill):
@@ -43,6 +40,7 @@ def test_killed_at_an_event_ends_the_same(tmp_path, run_toy, final_state, same_t
     assert not list((tmp_path / "out").glob(".saving-*"))
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_ends_the_same(tmp_path, run_toy, final_state, same_training, reference):
     chance = random.Random(0)
     for _ in range(5):
@@ -51,14 +49,14 @@ def test_killed_again_and_again_ends_the_same(tmp_path, run_toy, final_state, sa
     same_training(final_state(tmp_path), reference)
 
 
+@pytest.mark.slow
 def test_loader_processes_change_nothing(tmp_path, run_toy, final_state, same_training, reference):
     run_toy(tmp_path, "run.num_workers=2")
     same_training(final_state(tmp_path), reference)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_survives_a_kill(tmp_path, run_toy, reference, undisturbed, same_training):
-    import torch
-
     run_toy(tmp_path, kill="evaluation:14")
     run_toy(tmp_path)
     best = [torch.load(f / "out/checkpoint_best.pth", weights_only=True) for f in (tmp_path, undisturbed)]
@@ -72,6 +70,7 @@ def test_two_processes_killed_end_the_same(tmp_path, run_toy, final_state, same_
     same_training(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_fp16_loss_scale_is_continued(tmp_path, run_toy, final_state, same_training):
     options = ("run.amp=True", "run.amp_dtype=fp16", "run.eval_every=0")
     run_toy(tmp_path / "whole", *options)

@@ -1,0 +1,155 @@
+"""Checkpoints: what is in them, and what happens to damaged, foreign and dangerous ones."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lavis_svp.runners.checkpoints import (
+    CorruptCheckpointError,
+    WrongCheckpointError,
+    load_trained_state,
+    newest_checkpoint,
+    numbered_checkpoints,
+    prune_checkpoints,
+    read_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+    set_aside,
+    trained_state,
+)
+
+
+class Net(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.frozen = nn.BatchNorm1d(width).requires_grad_(False)
+        self.trained = nn.Linear(width, width)
+        self.norm = nn.BatchNorm1d(width)
+
+
+def save(folder, iters, width=3):
+    path = folder / f"checkpoint_{iters}.pth"
+    save_checkpoint(path, {"model": trained_state(Net(width)), "iters": iters})
+    return path
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A checkpoint's path, and its content twice: as bytes and as tensors."""
+    path = save(tmp_path_factory.mktemp("sound"), 1, width=32)
+    return path, {"bytes": path.read_bytes(), "model": read_checkpoint(path)["model"]}
+
+
+def test_only_what_training_changes_is_kept():
+    assert set(trained_state(Net())) == {
+        "trained.weight", "trained.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
+        "norm.num_batches_tracked",
+    }  # fmt: skip
+
+
+def test_a_model_may_say_what_is_kept():
+    net = Net()
+    net.checkpoint_state = lambda: {"trained.bias": net.trained.bias}
+    assert set(trained_state(net)) == {"trained.bias"}
+
+
+def test_weights_return_bit_for_bit(tmp_path):
+    first, second = Net(), Net()
+    save_checkpoint(tmp_path / "a.pth", {"model": trained_state(first)})
+    load_trained_state(second, read_checkpoint(tmp_path / "a.pth")["model"], "a.pth")
+    for name, tensor in trained_state(first).items():
+        assert torch.equal(tensor, trained_state(second)[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop("trained.bias"), "missing in the file: trained.bias"),
+        (lambda state: state.update(other=torch.zeros(1)), "unknown to the model: other"),
+        (lambda state: state.update({"norm.bias": torch.zeros(9)}), r"norm.bias: \(9,\) in the file, \(3,\)"),
+    ],
+)
+def test_another_models_checkpoint_is_named(change, named):
+    state = trained_state(Net())
+    change(state)
+    with pytest.raises(WrongCheckpointError, match=named):
+        load_trained_state(Net(), state, "x.pth")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_flipped_byte_is_found_or_harmless(sound, where):
+    path, state = sound
+    content = bytearray(state["bytes"])
+    content[int(where * len(content))] ^= 0xFF
+    path.write_bytes(content)
+    try:
+        read = read_checkpoint(path)["model"]
+    except CorruptCheckpointError as error:
+        assert "checkpoint_1" in str(error)
+    else:
+        assert all(torch.equal(read[name], tensor) for name, tensor in state["model"].items())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_newest_one_falls_back_with_a_warning(tmp_path, share, caplog):
+    before, newest = save(tmp_path, 9), save(tmp_path, 10)
+    newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(tmp_path) == before
+    assert "checkpoint_10" in caplog.text
+
+
+def test_nothing_sound_means_none(tmp_path):
+    (tmp_path / "checkpoint_3.pth").write_bytes(b"nothing")
+    assert newest_checkpoint(tmp_path) is None
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "zip.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Evil()}))
+    for name in ("zip.pth", "plain.pth"):
+        with pytest.raises(CorruptCheckpointError):
+            read_checkpoint(tmp_path / name)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_missing_one_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
+        read_checkpoint(tmp_path / "gone.pth")
+
+
+def test_newest_means_most_steps_and_old_ones_go(tmp_path):
+    for iters in (2, 10, 9):
+        save(tmp_path, iters)
+    (tmp_path / "checkpoint_best.pth").touch()
+    (tmp_path / ".saving-checkpoint_11.pth").touch()
+    remove_unfinished(tmp_path)
+    prune_checkpoints(tmp_path, 2)
+    assert [path.name for path in numbered_checkpoints(tmp_path)] == ["checkpoint_10.pth", "checkpoint_9.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint_10.pth", "checkpoint_9.pth", "checkpoint_best.pth",
+    ]  # fmt: skip
+
+
+def test_an_earlier_run_is_set_aside_not_deleted(tmp_path):
+    (tmp_path / "result").mkdir()
+    assert set_aside(tmp_path) is None
+    for number in (1, 2):
+        save(tmp_path, 5)
+        (tmp_path / "result" / "metrics_val_5.json").touch()
+        assert set_aside(tmp_path) == tmp_path / f"earlier-{number}"
+        assert (tmp_path / f"earlier-{number}" / "result" / "metrics_val_5.json").exists()
+        assert numbered_checkpoints(tmp_path) == [] and not any((tmp_path / "result").iterdir())
