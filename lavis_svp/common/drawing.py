@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lavis_svp.common.resample import nearest
+
 PREDICTED_COLOUR = (255, 80, 50)
 TRUE_COLOUR = (60, 220, 110)
 BORDER_COLOUR = (255, 255, 255)
@@ -60,7 +62,7 @@ def draw_regions(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8, a new array.
     """
-    labels = _nearest(labels, picture.shape[:2])
+    labels = nearest(labels, picture.shape[:2])
     colours = region_colours(int(labels.max(initial=-1)) + 1)
     drawn = picture.copy()
     inside = labels >= 0
@@ -80,7 +82,7 @@ def draw_mask(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int
     Returns:
         (H, W, 3) uint8, a new array.
     """
-    inside = _nearest(mask, picture.shape[:2]) > 0
+    inside = nearest(mask, picture.shape[:2]) > 0
     drawn = picture.copy()
     drawn[~inside] = _blend(picture[~inside], np.array(SHADE, np.uint8), SHADE_FILL)
     drawn[_thickened(borders(inside))] = colour
@@ -215,14 +217,6 @@ def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-
-
-def _nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A (H', W') array at another resolution, nearest neighbour by pixel centres, (H, W)."""
-    if array.ndim != 2:
-        raise ValueError(f"A mask or label map to draw is (H, W), got shape {array.shape}.")
-    rows, cols = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(array.shape, size, strict=True))
-    return array[np.ix_(rows, cols)]  # (H, W)
 
 
 def _blend(below: np.ndarray, colour: np.ndarray, share: float) -> np.ndarray:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis_svp.common.resample import nearest
 from lavis_svp.superpixels.region_map import RegionMap
-
-
-def nearest(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Sample a (H, W) array at the centres of a (H', W') grid over the same picture."""
-    rows = ((np.arange(size[0]) + 0.5) * picture.shape[0] / size[0]).astype(int)
-    columns = ((np.arange(size[1]) + 0.5) * picture.shape[1] / size[1]).astype(int)
-    return picture[rows[:, None], columns[None]]  # (H', W')
 
 
 def region_iou(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
@@ -115,4 +108,3 @@ def instance_of_region(region_map: RegionMap, instance_labels: np.ndarray, least
     table = np.bincount(labels[both] * count + small[both], minlength=region_map.count * count)
     share = table.reshape(region_map.count, count) / np.maximum(region_map.areas, 1)[:, None]  # (S, instances)
     return np.where(share.max(1) > least_share, share.argmax(1), -1)
-

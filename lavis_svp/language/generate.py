@@ -42,8 +42,8 @@ def generate_answers(
 ) -> Answers:
     """Answer every expression greedily.
 
-    The prompts are laid out ``packed``: the picture is read once, every question sees the picture and itself only, so the
-    result equals asking one by one. Each step then adds one token per expression, with a KV cache.
+    The prompts are laid out ``packed``: the picture is read once, every question sees the picture and itself only, so
+    the result equals asking one by one. Each step then adds one token per expression, with a KV cache.
 
     Args:
         language: the model.
@@ -53,10 +53,7 @@ def generate_answers(
         turns: rendered with any answer; only their prompt part is used.
     """
     prompts = [
-        [
-            Turn(turn.ids[: turn.prompt_length], _answer_free_labels(turn), turn.expression)
-            for turn in picture_turns
-        ]
+        [Turn(turn.ids[: turn.prompt_length], _answer_free_labels(turn), turn.expression) for turn in picture_turns]
         for picture_turns in turns
     ]
     device = visual.device

@@ -4,11 +4,11 @@ Layouts of a picture's expressions:
 
 - ``separate``: one sequence an expression (LISA's form).
 - ``packed``: the same computation with the picture's prefix shared: all turns stand in one sequence, a turn sees the
-  prefix and itself only, and its positions go on from the prefix. Equal to ``separate`` up to rounding, and much cheaper.
+  prefix and itself only, and its positions go on from the prefix. Equal to ``separate`` up to rounding, and cheaper.
 - ``conversation``: GLaMM's form; turn i sees turns 1 … i-1.
 
-Everything a later stage needs (labels, where ``[SEG]`` is, which expression a position belongs to) is a row-aligned tensor
-built together with the ids, so no position is ever computed from a constant such as 575.
+Everything a later stage needs (labels, where ``[SEG]`` is, which expression a position belongs to) is a row-aligned
+tensor built together with the ids, so no position is ever computed from a constant such as 575.
 """
 
 from __future__ import annotations

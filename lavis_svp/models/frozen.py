@@ -1,4 +1,4 @@
-"""The frozen half of the model: everything about a picture that training never changes, computed or taken from a cache."""
+"""The frozen half of the model: what training never changes about a picture, computed or taken from a cache."""
 
 from __future__ import annotations
 
@@ -134,9 +134,7 @@ class FrozenInputsMaker(nn.Module):
         valid = torch.stack([torch.as_tensor(entry["valid"]) for entry in cached]).to(device)
         return PatchFeatures(patches=patches, grids=[self.vision_encoder.grid] * len(cached), valid=valid.bool())
 
-    def _region_maps(
-        self, samples: Mapping[str, Any], image: Tensor, inputs: FrozenInputs
-    ) -> list[RegionMap] | None:
+    def _region_maps(self, samples: Mapping[str, Any], image: Tensor, inputs: FrozenInputs) -> list[RegionMap] | None:
         given = samples.get("region_map")
         if given is not None and all(region_map is not None for region_map in given):
             return list(given)

@@ -82,7 +82,7 @@ class ModelOptions:
         projector: ``name`` of a projector and its options; the one line that swaps it.
         language: see ``LanguageOptions``.
         prompt: see ``PromptOptions``.
-        layout: how the expressions of a picture share a sequence in training: ``separate``, ``packed``, ``conversation``.
+        layout: how a picture's expressions share a sequence in training: ``separate``, ``packed``, ``conversation``.
         readout: see ``ReadoutOptions``.
         losses: see ``LossOptions``.
         aids: see :class:`AidOptions`.

@@ -100,7 +100,11 @@ def load_trained(model: nn.Module, path: str | Path) -> None:
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     strange = sorted(set(state) - set(own))
     missing = sorted(set(checkpoint_state(model)) - set(state))
-    shapes = [f"{k}: {tuple(state[k].shape)} ≠ {tuple(own[k].shape)}" for k in state if k in own and state[k].shape != own[k].shape]
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} ≠ {tuple(own[k].shape)}"
+        for k in state
+        if k in own and state[k].shape != own[k].shape
+    ]
     if strange or missing or shapes:
         raise ValueError(
             f"{path} is a checkpoint of another model or of other settings: "

@@ -13,6 +13,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
+from lavis_svp.datasets.frame import fit_frame
 from lavis_svp.datasets.pictures import read_picture
 from lavis_svp.models.frozen import FrozenInputsMaker
 from lavis_svp.models.frozen_cache import FrozenCache
@@ -74,7 +75,7 @@ def _fill_features(
     device = next(frozen.parameters()).device
     for path, key in tqdm(missing, desc="frozen features", unit="picture", mininterval=2, disable=rank != 0):
         pixels = read_pixels(path)
-        image = split.vis_processor(pixels)[None].to(device)  # (1, 4, S, S)
+        image = fit_frame(pixels, frozen.side)[None].to(device)  # (1, 4, S, S)
         inputs = frozen.encode(image, [pixels.shape[:2]])
         features.put(key, inputs.features.patches[0], inputs.features.valid[0], inputs.sam[0])
         if from_embedding:

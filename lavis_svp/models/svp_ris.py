@@ -16,7 +16,7 @@ from lavis.models.base_model import BaseModel
 from torch import Tensor
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.heads.grounding import nearest
+from lavis_svp.common.resample import nearest
 from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
 from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
 from lavis_svp.heads.readout import SegPrompts, SegReadout
@@ -162,7 +162,9 @@ class SvpRis(BaseModel):
                 frozen.region_maps,
                 frozen.features.grids,
                 frozen.extents,
-                mask_size=self.projector.mask_size or MASK_SIZE if self.options.readout.pointer_mask else self.projector.mask_size,
+                mask_size=self.projector.mask_size or MASK_SIZE
+                if self.options.readout.pointer_mask
+                else self.projector.mask_size,
                 device=self.device,
             )
         visual = self.projector(frozen.features, superpixels)
@@ -285,9 +287,7 @@ class SvpRis(BaseModel):
             areas = token_areas(visual, encoded.superpixels, encoded.frozen.features.grids)
         return self.readout(states, picture, visual.tokens, visual.valid, positions, areas, point)
 
-    def _decode(
-        self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _decode(self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         area = None
         if prompts.area is not None:
             size = tuple(4 * n for n in encoded.frozen.sam.shape[-2:])
@@ -296,7 +296,9 @@ class SvpRis(BaseModel):
             area = torch.cat(
                 [
                     # a grid that the picture fills has the picture's field of view, a padded one has SAM's own
-                    to_frame(a[None], f if extent == (1.0, 1.0) else Frame(f.side, (f.side, f.side), f.original_size), size)
+                    to_frame(
+                        a[None], f if extent == (1.0, 1.0) else Frame(f.side, (f.side, f.side), f.original_size), size
+                    )
                     for a, f, extent in zip(prompts.area[kept], frames, extents, strict=True)
                 ]
             )  # (P, 4h, 4w)
@@ -357,9 +359,7 @@ class SvpRis(BaseModel):
         given = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         return Answers(said, states[rows, columns], given, picture, expression)
 
-    def _pick(
-        self, encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray
-    ) -> int | None:
+    def _pick(self, encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:
         maps, order = encoded.frozen.region_maps, encoded.visual.order
         if maps is None or order is None:
             return None
@@ -426,6 +426,11 @@ def _expressions(samples: Mapping[str, Any]) -> tuple[list[list[str]], list[list
     return expressions, masks, has_target
 
 
+def _field_of_view(frame: Frame, extent: tuple[float, float]) -> Frame:
+    """What the patch grid shows: the picture where it fills the grid, else SAM's whole padded square."""
+    return frame if extent == (1.0, 1.0) else Frame(frame.side, (frame.side, frame.side), frame.original_size)
+
+
 def _step(samples: Mapping[str, Any]) -> float:
     """The optimizer step, from LAVIS's counters; infinite where a caller gives none (no alignment stage then)."""
     if "iters" not in samples:
@@ -444,5 +449,3 @@ def _first_per_picture(picture: Tensor, most: int | None) -> Tensor:
         if seen[value] <= most:
             kept.append(index)
     return torch.tensor(kept, device=picture.device)
-
-

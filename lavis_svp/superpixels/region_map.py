@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from lavis_svp.common.resample import nearest
+
 UNKNOWN_LEVEL = -1
 """Level of a region that no SAM decoder made (SAM's own: 0 subpart, 1 part, 2 whole)."""
 
@@ -142,8 +144,7 @@ class RegionMap:
         size = _checked_size(size)
         if size == self.size:
             return self
-        rows, cols = (_nearest(old, new) for old, new in zip(self.size, size, strict=True))
-        labels = self.labels[np.ix_(rows, cols)]  # (H, W)
+        labels = nearest(self.labels, size)  # (H, W)
         for region in np.setdiff1d(np.arange(self.count), labels):
             ys, xs = np.nonzero(self.labels == region)
             middle = len(ys) // 2
@@ -187,8 +188,3 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"A label map's size is (height, width), both at least 1, got {tuple(size)}.")
     return int(height), int(width)
-
-
-def _nearest(old: int, new: int) -> np.ndarray:
-    """Index of the old pixel under the centre of each new pixel, (new,)."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)

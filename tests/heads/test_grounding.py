@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lavis_svp.common.resample import nearest
 from lavis_svp.heads.grounding import (
     grid_iou,
     grounding_loss,
     instance_of_region,
     listwise_target,
-    nearest,
     region_iou,
     word_alignment_loss,
 )

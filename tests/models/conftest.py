@@ -47,7 +47,7 @@ def make_model(tiny_parts: dict[str, Path]) -> Callable[..., Any]:
         from lavis_svp.models.svp_ris import SvpRis
 
         base = {
-            "vision_encoder": {"name": str(tiny_parts["dinov2"]), "side": 56},
+            "vision_encoder": {"name": str(tiny_parts["dinov2"]), "side": 84},
             "sam": {"side": 128},
             "superpixels": {"name": "grid", "rows": 3, "cols": 3},
             "projector": {"name": "svp", "sspe_width": 16, "mask_size": 8},
@@ -55,6 +55,9 @@ def make_model(tiny_parts: dict[str, Path]) -> Callable[..., Any]:
             "prompt": {"style": "plain"},
             "layout": "packed",
         }
+        for whole in ("projector", "superpixels"):  # other names have other options
+            if whole in sections:
+                base.pop(whole)
         torch.manual_seed(0)
         return SvpRis.from_config(OmegaConf.merge(base, sections)).train()
 

@@ -45,7 +45,9 @@ def test_total_is_the_weighted_sum_in_every_layout(make_model, batch, layout):
 
 
 def test_packed_and_separate_have_the_same_losses(make_model, batch):
-    values = [float(loss_of(make_model(layout=layout).eval(), batch)["loss"].detach()) for layout in ("packed", "separate")]
+    values = [
+        float(loss_of(make_model(layout=layout).eval(), batch)["loss"].detach()) for layout in ("packed", "separate")
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 

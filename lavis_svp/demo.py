@@ -1,0 +1,95 @@
+"""Segment what an expression names: ``python -m lavis_svp.demo [IMAGE] "EXPRESSION"``.
+
+Takes the newest checkpoint that ``run_scripts/train.sh`` made, prints the model's answer, and writes a picture: the
+image, its superpixels, the predicted mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lavis_svp import launch
+
+TRAINED = Path("output/svp/refshapes_tiny")
+DEMO_SEED = 1  # of the built-in picture: a RefShapes scene that no split holds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, predict, draw."""
+    parser = argparse.ArgumentParser(description="Segment what an expression names.")
+    parser.add_argument("image", nargs="?", help="a picture; default: a RefShapes scene made for the demo")
+    parser.add_argument("expression", help='what to segment, such as "the red circle"')
+    parser.add_argument("--checkpoint", default=str(TRAINED), help=f"a checkpoint or its folder (default: {TRAINED})")
+    parser.add_argument("--out", default="output/demo.png", help="the picture to write (default: output/demo.png)")
+    args = parser.parse_args(arguments)
+    launch.configure(lambda: segment(args.image, args.expression, Path(args.checkpoint), Path(args.out)))
+
+
+def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> None:
+    """Predict one mask and draw it.
+
+    Args:
+        image: path of a picture, or None for the built-in one.
+        expression: what to segment.
+        checkpoint: a file, or a folder of which the newest is taken.
+        out: the picture to write.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no picture.
+    """
+    from omegaconf import OmegaConf
+
+    import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
+    from lavis_svp.common.drawing import panel, save_png
+    from lavis_svp.datasets.pictures import read_picture
+    from lavis_svp.models.svp_ris import SvpRis
+    from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
+    from lavis_svp.processors.referring import SvpReferringProcessor
+    from lavis_svp.runners.checkpoints import newest_checkpoint, read_checkpoint
+
+    found = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
+    if found is None or not found.is_file():
+        raise FileNotFoundError(
+            f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), or name "
+            "another with --checkpoint."
+        )
+    print(f"Checkpoint: {found}")
+    config = OmegaConf.create(read_checkpoint(found)["config"])
+    model = SvpRis.from_config(config.model).eval()
+    model.load_checkpoint(str(found))
+    pixels = read_picture(Path(image)).pixels if image else _built_in_picture()
+    processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
+    samples = {
+        "image": processor(pixels)[None],
+        "original_size": [pixels.shape[:2]],
+        "text_input": [SvpReferringProcessor()(expression)],
+    }
+    prediction = model.predict_masks(samples)[0][0]
+    labels = None if prediction.region_map is None else prediction.region_map.labels
+    caption = f'"{expression}" → {prediction.text}'
+    save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
+    share = prediction.mask.mean()
+    print(f"Answer: {prediction.text}")
+    print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the picture, score {prediction.score:.2f}.")
+    print(f"Picture: {out}")
+
+
+def _built_in_picture() -> np.ndarray:
+    from lavis_svp.datasets.refshapes.config import RefShapesConfig
+    from lavis_svp.datasets.refshapes.picture import make_picture
+
+    config = RefShapesConfig()
+    scene = make_picture(DEMO_SEED, "test", 0, config)
+    print("No image given: a RefShapes scene. True expressions of it are, for example:", file=sys.stderr)
+    for expression in scene.expressions[:4]:
+        print(f"  {expression.text}", file=sys.stderr)
+    return scene.paint(DEMO_SEED, config)[0]
+
+
+if __name__ == "__main__":
+    main()

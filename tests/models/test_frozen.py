@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_svp.models.frozen import picture_frames, picture_pixels
+from lavis_svp.models.frozen_cache import FrozenCache
+from lavis_svp.models.prepare import prepare_datasets
+
+
+def test_frames_are_read_from_the_validity_channel():
+    valid = torch.zeros(2, 8, 8)
+    valid[0, :6, :8] = 1
+    valid[1, :8, :3] = 1
+    frames = picture_frames(valid, [(60, 80), (16, 6)])
+    assert [(f.input_size, f.original_size) for f in frames] == [((6, 8), (60, 80)), ((8, 3), (16, 6))]
+    assert picture_frames(valid, None)[0].original_size == (6, 8)
+    with pytest.raises(ValueError, match="Picture 0 has no valid pixel"):
+        picture_frames(valid * 0, None)
+
+
+def test_pixels_come_back_from_the_tensor():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = torch.zeros(4, 8, 8)
+    image[:3, :5, :7] = torch.from_numpy(picture).permute(2, 0, 1) / 255
+    image[3, :5, :7] = 1
+    assert (picture_pixels(image, picture_frames(image[3:], None)[0]) == picture).all()
+
+
+def test_the_cache_keeps_features_and_survives_damage(tmp_path):
+    cache = FrozenCache(tmp_path, {"side": 8})
+    assert cache.get("ab12") is None
+    patches, valid, sam = torch.randn(4, 3), torch.ones(4, dtype=torch.bool), torch.randn(256, 2, 2)
+    cache.put("ab12", patches, valid, sam)
+    stored = FrozenCache(tmp_path, {"side": 8}).get("ab12")
+    torch.testing.assert_close(stored["patches"].float(), patches, atol=2e-3, rtol=1e-3)
+    assert stored["valid"].all() and stored["sam"].shape == (256, 2, 2)
+    assert FrozenCache(tmp_path, {"side": 16}).get("ab12") is None  # other settings, another folder
+    cache.path("ab12").write_bytes(b"half a file")
+    assert cache.get("ab12") is None and not cache.path("ab12").exists()
+    (cache.folder / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="other settings"):
+        FrozenCache(tmp_path, {"side": 8})
+
+
+def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cache, monkeypatch):
+    from PIL import Image
+
+    from lavis_svp.datasets.frame import fit_frame
+    from lavis_svp.datasets.pictures import read_picture
+
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+
+    class Split:
+        vis_root = str(tmp_path)
+        annotation = [type("Picture", (), {"file_name": "a.png"})()] * 2
+        superpixel_cache = frozen_cache = None
+
+    model = make_model()
+    prepare_datasets(model.frozen, {"any": {"train": Split}})
+    key = read_picture(tmp_path / "a.png").key
+    stored = Split.frozen_cache.get(key)
+    fresh = model.frozen({"image": fit_frame(picture, 128)[None], "original_size": [(96, 128)]})
+    torch.testing.assert_close(stored["patches"].float(), fresh.features.patches[0], atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(stored["sam"].float(), fresh.sam[0], atol=5e-3, rtol=5e-3)
+    assert (Split.superpixel_cache.get(key).labels == fresh.region_maps[0].labels).all()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(model.frozen, "encode", fail)
+    prepare_datasets(model.frozen, {"any": {"train": Split}})

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lavis_svp import launch
+from lavis_svp.heads.readout import ReadoutOptions
+from lavis_svp.models.options import AidOptions, ModelOptions, parse_model_options
+from lavis_svp.projectors import list_projectors
+from lavis_svp.superpixels import list_superpixels
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = sorted((ROOT / "lavis_svp/configs/models").glob("*.yaml"))
+PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_every_model_yaml_is_read_whole(path):
+    config = OmegaConf.load(path)
+    assert set(config) == {"model", "preprocess"}
+    options = parse_model_options(config.model)
+    assert options.projector["name"] in list_projectors()
+    assert options.superpixels["name"] in list_superpixels()
+    sides = {config.preprocess.vis_processor[split].image_size for split in ("train", "eval")}
+    assert sides == {options.sam.side}
+
+
+@pytest.mark.parametrize("path", [p for p in MODELS if "vicuna" in p.name], ids=lambda path: path.stem)
+def test_full_scale_types_have_no_aids(path):
+    options = parse_model_options(OmegaConf.load(path).model)
+    assert options.aids == AidOptions() and options.readout == ReadoutOptions()
+    assert options.losses.resolution == "original" and options.language.num_layers is None
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=lambda path: path.stem)
+def test_every_project_yaml_is_read_whole(path):
+    from lavis.common.registry import registry
+
+    config = launch.build_config(launch.read_project(path))
+    parse_model_options(config.model_cfg)
+    for name, section in config.datasets_cfg.items():
+        settings = registry.get_builder_class(name)(section).settings()
+        sides = {settings.vis_processor[split]["image_size"] for split in ("train", "eval")}
+        assert sides == {config.model_cfg.sam.side}
+
+
+def test_defaults_are_the_papers_form():
+    options = ModelOptions()
+    assert (options.losses.ce, options.losses.bce, options.losses.dice) == (1.0, 2.0, 0.5)
+    assert options.vision_encoder.side == 336 and options.sam.side == 1024
+    assert options.superpixels["name"] == "sam" and options.projector["name"] == "svp"
+    assert (options.language.lora.r, options.language.lora.alpha) == (8, 16)
