@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
 from lavis_svp.projectors.overlap import cell_overlap
@@ -41,10 +42,10 @@ class MaskHead(nn.Module):
         train_decoder: whether the decoder trains.
     """
 
-    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module, train_decoder: bool = True) -> None:
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, train_decoder: bool = True) -> None:
         super().__init__()
-        self.prompt_encoder = copy.deepcopy(prompt_encoder).requires_grad_(False)
-        self.mask_decoder = copy.deepcopy(mask_decoder).requires_grad_(train_decoder)
+        self.prompt_encoder: PromptEncoder = copy.deepcopy(prompt_encoder).requires_grad_(False)
+        self.mask_decoder: MaskDecoder = copy.deepcopy(mask_decoder).requires_grad_(train_decoder)
         self.mask_decoder.iou_prediction_head.requires_grad_(False)
         self.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
 

@@ -89,15 +89,14 @@ class SegReadout(nn.Module):
         self.options = options
         self.token_scale = token_scale
         self.norm: nn.Module = StateNorm(dim) if options.state_norm == "batch" else nn.Identity()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim * (2 if options.pointer else 1), dim), nn.ReLU(), nn.Linear(dim, PROMPT_DIM)
-        )
+        last = nn.Linear(dim, PROMPT_DIM)
+        self.mlp = nn.Sequential(nn.Linear(dim * (2 if options.pointer else 1), dim), nn.ReLU(), last)
         if options.pointer:
             self.query = nn.Linear(dim, options.pointer_dim)
             self.key = nn.Linear(dim, options.pointer_dim)
         if options.pointer_position:  # start from SAM's own point prompt
-            nn.init.zeros_(self.mlp[-1].weight)
-            nn.init.zeros_(self.mlp[-1].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lavis_svp.language.prompts import IGNORE, SEG_TOKEN
 from lavis_svp.zoo import resolve
@@ -122,7 +122,7 @@ class LanguageModel(nn.Module):
         mean_row = self.embed_tokens.weight.data[: self.seg_id].mean(0, keepdim=True)
         self.added_embedding = nn.Parameter(mean_row.clone())  # (1, D)
         self.added_output = None if self.output is None else nn.Parameter(self.output.weight.data.mean(0, keepdim=True))
-        self.transformer: nn.Module = model.model
+        self.transformer: PreTrainedModel = model.model
         self.transformer.set_input_embeddings(nn.Identity())  # the table is kept once, here
         self._set_trainable(options)
 
@@ -199,7 +199,7 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(self.logits(states[:, :-1][keep]), target[keep])
 
 
-def _cut_layers(model: nn.Module, count: int) -> None:
+def _cut_layers(model: PreTrainedModel, count: int) -> None:
     layers = model.model.layers
     if not 1 <= count <= len(layers):
         raise ValueError(f"model.language.num_layers is {count}; the model has {len(layers)} layers.")

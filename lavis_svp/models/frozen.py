@@ -160,8 +160,8 @@ def picture_frames(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[
         input_size = (int(channel[:, 0].sum()), int(channel[0].sum()))
         if min(input_size) < 1:
             raise ValueError(f"Picture {index} has no valid pixel in its fourth channel.")
-        original = input_size if original_sizes is None else tuple(int(v) for v in original_sizes[index])
-        frames.append(Frame(channel.shape[-1], input_size, original))
+        height, width = input_size if original_sizes is None else original_sizes[index]
+        frames.append(Frame(channel.shape[-1], input_size, (int(height), int(width))))
     return frames
 
 

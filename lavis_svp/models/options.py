@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.heads.losses import LossOptions
@@ -26,7 +26,7 @@ class EncoderOptions:
 
     name: str = "dinov2_small_imgfocus"
     side: int = 336
-    fit: str = "stretch"
+    fit: Literal["stretch", "pad"] = "stretch"
 
 
 @dataclass(frozen=True)

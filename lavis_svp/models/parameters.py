@@ -95,8 +95,8 @@ def load_trained(model: nn.Module, path: str | Path) -> None:
     if path.suffix == ".safetensors":
         state = load_file(path)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = state.get("model", state)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = contents.get("model", contents)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     strange = sorted(set(state) - set(own))
     missing = sorted(set(checkpoint_state(model)) - set(state))

@@ -62,11 +62,11 @@ def _fill_features(
     world: int,
 ) -> None:
     """Features, and superpixels made from SAM's embedding, of one split's pictures that are not stored yet."""
-    from_embedding = superpixels is not None and frozen.generator is not None and frozen.generator.needs_embedding
+    by_embedding = superpixels if frozen.generator is not None and frozen.generator.needs_embedding else None
     missing = []
     for path in _share(_files([split]), rank, world):
         loaded = read_picture(path)
-        stored = features.path(loaded.key).is_file() and (not from_embedding or loaded.key in superpixels)
+        stored = features.path(loaded.key).is_file() and (by_embedding is None or loaded.key in by_embedding)
         if not stored:
             missing.append((path, loaded.key))
     if not missing:
@@ -78,8 +78,8 @@ def _fill_features(
         image = fit_frame(pixels, frozen.side)[None].to(device)  # (1, 4, S, S)
         inputs = frozen.encode(image, [pixels.shape[:2]])
         features.put(key, inputs.features.patches[0], inputs.features.valid[0], inputs.sam[0])
-        if from_embedding:
-            superpixels.get(key, embedding=inputs.sam_embedding(0))
+        if by_embedding is not None:
+            by_embedding.get(key, embedding=inputs.sam_embedding(0))
 
 
 def _files(splits: list[Any]) -> Iterator[Path]:

@@ -263,7 +263,7 @@ class SvpRis(BaseModel):
         rows, columns = int(inside[:, 0].sum()), int(inside[0].sum())
         return logits[:rows, :columns], to_frame(truth[None], frame, size)[0, :rows, :columns]
 
-    def _total(self, losses: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    def _total(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         weights = {
             "loss_ce": self.options.losses.ce,
             "loss_bce": self.options.losses.bce,
@@ -290,7 +290,8 @@ class SvpRis(BaseModel):
     def _decode(self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         area = None
         if prompts.area is not None:
-            size = tuple(4 * n for n in encoded.frozen.sam.shape[-2:])
+            rows, columns = encoded.frozen.sam.shape[-2:]
+            size = (4 * rows, 4 * columns)
             frames = [encoded.frozen.frames[int(p)] for p in picture[kept]]
             extents = [encoded.frozen.extents[int(p)] for p in picture[kept]]
             area = torch.cat(

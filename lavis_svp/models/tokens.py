@@ -15,17 +15,15 @@ def shuffled(visual: VisualTokens) -> VisualTokens:
     keys = torch.rand(visual.valid.shape, device=visual.valid.device) + (~visual.valid).float()
     order = keys.argsort(1)  # (B, T)
 
-    def pick(rows: Tensor | None) -> Tensor | None:
-        if rows is None:
-            return None
+    def pick(rows: Tensor) -> Tensor:
         index = order.reshape(order.shape + (1,) * (rows.ndim - 2)).expand(-1, -1, *rows.shape[2:])
         return rows.gather(1, index)
 
     return VisualTokens(
         tokens=pick(visual.tokens),
         valid=visual.valid,
-        assignment=pick(visual.assignment),
-        order=pick(visual.order),
+        assignment=None if visual.assignment is None else pick(visual.assignment),
+        order=None if visual.order is None else pick(visual.order),
     )
 
 
