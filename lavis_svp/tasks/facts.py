@@ -9,7 +9,6 @@ import os
 import platform
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +20,19 @@ def digest(settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def command_line() -> str:
+    """The command that started this process, without paths of this machine's Python or packages."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = [sys.argv[0]] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join(["python", *started, *sys.argv[1:]])
+
+
 def run_facts() -> dict[str, Any]:
     """When, how and on what this process runs."""
     cuda = torch.cuda.is_available()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": command_line(),
         "machine": {
             "platform": platform.platform(),
             "python": platform.python_version(),

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks/results.py")
+results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(results)
+
+
+def test_the_readmes_table_is_made_from_the_files():
+    assert (ROOT / "README.md").read_text() == results.readme_with(results.table())
+
+
+def test_stored_results_name_no_path_of_a_machine():
+    for path in results.RESULTS.glob("*.json"):
+        command = json.loads(path.read_text())["run"]["command"]
+        assert " /" not in command and "=/" not in command, f"{path.name}: {command}"
+
+
+def test_names_tell_label_and_seed(tmp_path):
+    with pytest.raises(ValueError, match="_seed"):
+        results.add("svp", tmp_path / "none.json")
