@@ -162,7 +162,7 @@ def test_under_torch_distributed_run(tmp_path, final_state, run_toy, same_traini
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command += [str(tmp_path / "a"), *QUICK]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     run_toy(tmp_path / "b", *QUICK, processes=2)
     same_training(final_state(tmp_path / "a", 4), final_state(tmp_path / "b", 4))
