@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,6 +30,7 @@ _FORMAT = 1
 _KEY = re.compile(r"[0-9A-Za-z_-]{2,128}")
 _DIGEST_LENGTH = 12
 _PENDING_PER_WORKER = 4
+_PARENT_CHECK_SECONDS = 1.0
 
 
 class SuperpixelCache:
@@ -142,7 +145,7 @@ class SuperpixelCache:
         bar: tqdm,
     ) -> None:
         # spawn: forking a process in which torch or BLAS threads run can deadlock
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
             pending: set[Future[None]] = set()
             try:
                 for key, item in wanted.items():
@@ -186,6 +189,21 @@ def _compute(generator: SuperpixelGenerator, path: Path, load: Callable[[T], Any
     except Exception as error:
         error.add_note(f"(while making the superpixels of picture {path.stem})")
         raise
+
+
+def end_with_parent(parent: int) -> None:
+    """Let a worker end when its parent was killed: a pool's workers would otherwise wait for work for ever.
+
+    Args:
+        parent: process id of the parent.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _collect(pending: set[Future[None]], bar: tqdm) -> set[Future[None]]:

@@ -16,7 +16,8 @@ UNCOVERED_POLICIES = ("components", "ignore", "nearest", "rest")
 class SamOptions:
     """How SAM's masks are found, chosen and painted into one label map.
 
-    "Share" means share of the picture's pixels (padding does not count).
+    "Share" means share of the picture's pixels (padding does not count). The defaults are meant for an input side of
+    1024: at smaller sides edges are wider in proportion, so fewer masks pass ``stability``; lower it there.
 
     Args:
         points_per_side: the prompts are the cell centres of a grid of this many points a side over the picture.
