@@ -31,6 +31,9 @@ from lavis_svp.tasks.scoring import beside, score_picture, timed_predictions
 
 DEFAULT_OPTIONS = EvalOptions()
 
+MODEL_PARTS = ("vision_encoder", "sam", "superpixels", "projector", "language", "readout", "aids")
+"""Sections of the model that every result names: what it is made of, what was tuned, and which aids were on."""
+
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
 """Scores of the headline that go to LAVIS's log beside ``agg_metrics``."""
 
@@ -69,7 +72,7 @@ class ReferringSegmentationTask(BaseTask):
         run, model, datasets = plain(cfg.run_cfg), plain(cfg.model_cfg), plain(cfg.datasets_cfg)
         settings = {
             "seed": run.get("seed"),
-            "model": {key: model.get(key) for key in ("arch", "model_type", "finetuned")},
+            "model": {key: model.get(key) for key in ("arch", "model_type", "finetuned", *MODEL_PARTS)},
             "model_digest": digest(model),
             "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
         }

@@ -176,3 +176,15 @@ def test_wrong_inputs_are_named(make_model, batch):
         model(dict(batch, masks=[[np.ones((50, 50), np.uint8)] * 3, batch["masks"][1]]))
     with pytest.raises(UnknownNameError, match="teacher_forced"):
         model.predict_masks(batch, "oracle")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500)])
+def test_tiny_and_extreme_pictures_are_segmented(make_model, size):
+    from lavis_svp.datasets.frame import fit_frame
+
+    model = make_model(**AIDS).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    samples = {"image": fit_frame(picture, 128)[None], "original_size": [size], "text_input": ["the red cup"]}
+    prediction = model.predict_masks(samples, "teacher_forced")[0][0]
+    assert prediction.mask.shape == size and np.isfinite(prediction.logits).all()
+    assert prediction.tokens >= 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +97,34 @@ def test_workers_give_the_same_as_one_process(tmp_path: Path) -> None:
     assert caches[1].fill(items, picture_of, workers=2, progress=False) == 6
     for key, _ in items:
         assert caches[0].path(key).read_bytes() == caches[1].path(key).read_bytes()
+
+
+KILLED_PARENT = """
+import sys, time
+from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+import os
+from lavis_svp.superpixels.cache import end_with_parent
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent, (os.getpid(),))
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(KILLED_PARENT)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    os.kill(worker, 0)
+    parent.kill()
+    parent.wait()
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"worker {worker} outlived its parent")

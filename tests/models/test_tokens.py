@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+
+from lavis_svp.heads.mask_head import Frame, MaskHead
+from lavis_svp.models.frozen import FrozenInputs
+from lavis_svp.models.tokens import shuffled, token_areas, token_positions
+from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTokens
+
+
+def make_head():
+    transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=2)
+    decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
+    return MaskHead(PromptEncoder(256, (4, 4), (64, 64), 16), decoder)
+
+
+def test_positions_are_patch_centres_in_sams_frame():
+    features = PatchFeatures(torch.zeros(1, 6, 3), [(2, 3)], torch.ones(1, 6, dtype=torch.bool))
+    frame = Frame(64, (32, 64), (100, 200))  # twice as wide as high: it fills the upper half of SAM's square
+    head = make_head()
+    visual = VisualTokens(torch.zeros(1, 6, 4), torch.ones(1, 6, dtype=torch.bool), torch.eye(6)[None])
+    stretched = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(1.0, 1.0)])
+    got = token_positions(visual, stretched, head)
+    for n in range(6):
+        x, y = (n % 3 + 0.5) / 3, (n // 3 + 0.5) / 2 * 0.5
+        torch.testing.assert_close(got[0, n], head.position_of(torch.tensor(x), torch.tensor(y)))
+    padded = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
+    got = token_positions(visual, padded, head)
+    torch.testing.assert_close(got[0, 0], head.position_of(torch.tensor(0.5 / 3), torch.tensor(0.25)))
+
+
+def test_areas_follow_the_tokens_order():
+    masks = torch.rand(1, 3, 4, 4)
+    superpixels = Superpixels(torch.rand(1, 3, 4), masks, torch.ones(1, 3, dtype=torch.bool))
+    valid = torch.tensor([[True, True, False]])
+    visual = VisualTokens(torch.zeros(1, 3, 2), valid, torch.zeros(1, 3, 4), torch.tensor([[2, 0, -1]]))
+    areas = token_areas(visual, superpixels, [(2, 2)])
+    torch.testing.assert_close(areas[0, :2], masks[0, [2, 0]])
+    assert areas[0, 2].sum() == 0
+    patches = VisualTokens(torch.zeros(1, 4, 2), torch.ones(1, 4, dtype=torch.bool), torch.eye(4)[None])
+    torch.testing.assert_close(token_areas(patches, None, [(2, 2)])[0].flatten(1), torch.eye(4))
+
+
+def test_shuffling_moves_everything_together_and_keeps_padding_last():
+    torch.manual_seed(0)
+    tokens = torch.arange(12.0).reshape(2, 6, 1)
+    valid = torch.tensor([[True] * 6, [True, True, True, False, False, False]])
+    order = torch.arange(6).expand(2, 6)
+    mixed = shuffled(VisualTokens(tokens, valid, tokens.expand(2, 6, 3), order))
+    for picture in range(2):
+        torch.testing.assert_close(mixed.tokens[picture, :, 0], mixed.order[picture] + 6.0 * picture)
+        torch.testing.assert_close(mixed.assignment[picture, :, 1], mixed.tokens[picture, :, 0])
+    assert sorted(mixed.order[1, :3].tolist()) == [0, 1, 2]
+    assert mixed.order[0].tolist() != list(range(6))
