@@ -147,6 +147,15 @@ def test_killed_and_run_again_ends_with_the_same_weights(trained, tmp_path, seco
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_two_processes_train_and_score_every_expression_once(trained, tmp_path):
+    folder, _ = trained
+    arguments = options(folder, **{"run.output_dir": tmp_path / "out", "run.batch_size_train": 1})
+    launcher = ["--standalone", "--nproc_per_node=2", "-m", "lavis_svp.train", "--cfg-path", str(PROJECT)]
+    run("torch.distributed.run", *launcher, *arguments, folder=folder)
+    summary = json.loads(next((tmp_path / "out/result").glob("test_*.summary.json")).read_text())
+    assert summary["overall"]["n"] == 16
+
+
 def test_a_failed_option_is_one_line(tmp_path):
     process = start("lavis_svp.train", "--cfg-path", str(PROJECT), "--options", "run.max_itres=3", folder=tmp_path)
     said, _ = process.communicate(timeout=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -205,9 +204,3 @@ def _cut_layers(model: PreTrainedModel, count: int) -> None:
         raise ValueError(f"model.language.num_layers is {count}; the model has {len(layers)} layers.")
     model.model.layers = layers[:count]
     model.config.num_hidden_layers = count
-
-
-def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """(all, trainable) numbers of parameters."""
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-    return sum(n for n, _ in sizes), int(math.fsum(n for n, trains in sizes if trains))

@@ -69,7 +69,11 @@ class FrozenInputsMaker(nn.Module):
         if superpixels is not None:
             options = dict(superpixels)
             name = options.pop("name")
-            modules = {"prompt_encoder": parts.prompt_encoder, "mask_decoder": parts.mask_decoder}
+            modules = {
+                "prompt_encoder": parts.prompt_encoder,
+                "mask_decoder": parts.mask_decoder,
+                "encoder_name": f"{sam.name}@{sam.side}",
+            }
             self.generator = build_superpixels(name, **options, **(modules if name == "sam" else {}))
 
     def train(self, mode: bool = True) -> FrozenInputsMaker:

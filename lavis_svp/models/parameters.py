@@ -58,19 +58,6 @@ def optimizer_groups(model: nn.Module, run_cfg: Any, rates: Mapping[str, float])
     ]
 
 
-def parameter_table(model: nn.Module, rates: Mapping[str, float], default_rate: float) -> list[dict[str, Any]]:
-    """Per part: number of parameters, of trainable ones, and learning rate."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        row = rows.setdefault(part, {"part": part, "parameters": 0, "trainable": 0, "lr": None})
-        row["parameters"] += parameter.numel()
-        if parameter.requires_grad:
-            row["trainable"] += parameter.numel()
-            row["lr"] = float(rates.get(part, default_rate))
-    return list(rows.values())
-
-
 def checkpoint_state(model: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters and the buffers of trained modules."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from lavis.models.base_model import BaseModel
 from torch import Tensor
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.common.resample import nearest
 from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
 from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
 from lavis_svp.heads.readout import SegPrompts, SegReadout
@@ -28,41 +27,16 @@ from lavis_svp.models.aids import AidInputs, TrainingAids
 from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.models.parameters import checkpoint_state, load_trained, optimizer_groups
+from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
+from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
 from lavis_svp.models.tokens import shuffled, token_areas, token_positions
 from lavis_svp.projectors import VisualTokens, build_projector
 from lavis_svp.projectors.structures import Superpixels
-from lavis_svp.superpixels import RegionMap
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
 MODES = ("generative", "teacher_forced")
 MASK_SIZE = (32, 32)  # of the superpixels' masks where the projector itself needs none but the pointer does
-
-
-@dataclass
-class MaskPrediction:
-    """The answer to one expression.
-
-    Args:
-        mask: (H, W) uint8 0/1 at the picture's own size; empty when the model said there is no such thing.
-        logits: (H, W) float32 before thresholding at 0, also where the model gave no ``[SEG]``.
-        score: mean probability inside the mask; 0 for an empty one.
-        answered: whether the model emitted ``[SEG]`` (always True when teacher-forced).
-        text: what it said.
-        pick: index in ``region_map`` of the region it chose: the pointer's, or without a pointer the region with the
-            best IoU with the mask; None without superpixels or without an answer.
-        region_map: the picture's superpixels, None when the projector needs none.
-        tokens: number of visual tokens the language model saw.
-    """
-
-    mask: np.ndarray
-    logits: np.ndarray
-    score: float
-    answered: bool
-    text: str
-    pick: int | None
-    region_map: RegionMap | None
-    tokens: int
 
 
 @dataclass
@@ -196,9 +170,9 @@ class SvpRis(BaseModel):
         """
         encoded = self.encode(samples)
         aligned = self.aids.alignment_loss(encoded, samples, self.language, self.device)
-        if self.training and self.aids.in_alignment_stage(_step(samples)):
+        if self.training and self.aids.in_alignment_stage(step(samples)):
             return self._total({"loss_word": aligned})
-        expressions, masks, has_target = _expressions(samples)
+        expressions, masks, has_target = expressions_and_masks(samples)
         turns = [
             [self._training_turn(text, real, i) for i, (text, real) in enumerate(zip(texts, reals, strict=True))]
             for texts, reals in zip(expressions, has_target, strict=True)
@@ -241,7 +215,7 @@ class SvpRis(BaseModel):
         targets = [masks[p][e] for p, e in zip(picture.tolist(), expression.tolist(), strict=True)]
         inputs = AidInputs(encoded, prompts, picture, targets, self.mask_head)
         losses = self.aids.prompt_losses(inputs)
-        kept = _first_per_picture(picture, self.options.sam.max_masks_per_picture)
+        kept = first_per_picture(picture, self.options.sam.max_masks_per_picture)
         logits, _ = self._decode(encoded, prompts, picture, kept)
         bce, dice = [], []
         for row, index in enumerate(kept.tolist()):
@@ -320,7 +294,7 @@ class SvpRis(BaseModel):
         if mode not in MODES:
             raise unknown_name("prediction mode", mode, MODES)
         encoded = self.encode(samples)
-        answers = self._answers(encoded, _as_lists(samples["text_input"]), mode)
+        answers = self._answers(encoded, as_lists(samples["text_input"]), mode)
         prompts = self.read_prompts(encoded, answers.seg_states, answers.picture)
         everything = torch.arange(len(answers.picture), device=self.device)
         logits, _ = self._decode(encoded, prompts, answers.picture, everything)
@@ -339,7 +313,7 @@ class SvpRis(BaseModel):
                     score=score,
                     answered=answered,
                     text=self.prompts.decode(answers.ids[row]),
-                    pick=self._pick(encoded, prompts, row, picture, mask.cpu().numpy()) if answered else None,
+                    pick=_pick(encoded, prompts, row, picture, mask.cpu().numpy()) if answered else None,
                     region_map=region_map,
                     tokens=encoded.counts[picture],
                 )
@@ -360,20 +334,6 @@ class SvpRis(BaseModel):
         given = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         return Answers(said, states[rows, columns], given, picture, expression)
 
-    def _pick(self, encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:
-        maps, order = encoded.frozen.region_maps, encoded.visual.order
-        if maps is None or order is None:
-            return None
-        if prompts.scores is not None:
-            return int(order[picture, int(prompts.scores[row].argmax())])
-        labels = maps[picture].labels
-        hit = labels[nearest(mask, labels.shape).astype(bool)]
-        hit = hit[hit >= 0]
-        if len(hit) == 0:
-            return None
-        shared = np.bincount(hit, minlength=maps[picture].count)
-        return int((shared / (maps[picture].areas + len(hit) - shared)).argmax())
-
     @torch.no_grad()
     def generate(self, samples: Mapping[str, Any]) -> list[Any]:
         """Answer in text.
@@ -385,7 +345,7 @@ class SvpRis(BaseModel):
             a list of texts when ``text_input`` is a list of strings, else a list of lists.
         """
         encoded = self.encode(samples)
-        answers = self._answers(encoded, _as_lists(samples["text_input"]), "generative")
+        answers = self._answers(encoded, as_lists(samples["text_input"]), "generative")
         texts: list[list[str]] = [[] for _ in encoded.counts]
         for ids, picture in zip(answers.ids, answers.picture.tolist(), strict=True):
             texts[picture].append(self.prompts.decode(ids))
@@ -411,42 +371,17 @@ class SvpRis(BaseModel):
         logging.info("Loaded trained weights from %s", url_or_filename)
 
 
-def _as_lists(text_input: Sequence[Any]) -> list[list[str]]:
-    """One expression a picture, or a list of them -> lists."""
-    return [[item] if isinstance(item, str) else list(item) for item in text_input]
-
-
-def _expressions(samples: Mapping[str, Any]) -> tuple[list[list[str]], list[list[np.ndarray]], list[list[bool]]]:
-    expressions = _as_lists(samples["text_input"])
-    masks = [list(item) for item in samples["masks"]]
-    given = samples.get("has_target")
-    has_target = [[bool(np.any(m)) for m in item] for item in masks] if given is None else [list(g) for g in given]
-    counts = [(len(e), len(m), len(h)) for e, m, h in zip(expressions, masks, has_target, strict=True)]
-    if any(len(set(c)) != 1 for c in counts):
-        raise ValueError(f"Expressions, masks and has_target must pair up; per picture they number {counts}.")
-    return expressions, masks, has_target
+def _pick(encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:
+    """The region that the pointer chose, or without a pointer the one that fits the mask best."""
+    maps, order = encoded.frozen.region_maps, encoded.visual.order
+    if maps is None or order is None:
+        return None
+    if prompts.scores is None:
+        return best_region(maps[picture], mask)
+    chosen = int(order[picture, int(prompts.scores[row].argmax())])
+    return chosen if chosen >= 0 else None
 
 
 def _field_of_view(frame: Frame, extent: tuple[float, float]) -> Frame:
     """What the patch grid shows: the picture where it fills the grid, else SAM's whole padded square."""
     return frame if extent == (1.0, 1.0) else Frame(frame.side, (frame.side, frame.side), frame.original_size)
-
-
-def _step(samples: Mapping[str, Any]) -> float:
-    """The optimizer step, from LAVIS's counters; infinite where a caller gives none (no alignment stage then)."""
-    if "iters" not in samples:
-        return float("inf")
-    return int(samples["epoch"]) * int(samples["num_iters_per_epoch"]) + int(samples["iters"])
-
-
-def _first_per_picture(picture: Tensor, most: int | None) -> Tensor:
-    """Indices of the first ``most`` entries of each picture (all for None)."""
-    if most is None:
-        return torch.arange(len(picture), device=picture.device)
-    seen: dict[int, int] = {}
-    kept = []
-    for index, value in enumerate(picture.tolist()):
-        seen[value] = seen.get(value, 0) + 1
-        if seen[value] <= most:
-            kept.append(index)
-    return torch.tensor(kept, device=picture.device)

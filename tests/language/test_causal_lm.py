@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions, LoraOptions, count_parameters
+from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions, LoraOptions
 from lavis_svp.language.generate import generate_answers
 from lavis_svp.language.prompts import IGNORE, PromptOptions, PromptWriter
 from lavis_svp.language.splice import splice
@@ -155,8 +155,6 @@ def test_what_trains(tiny_llama, tuning, embeddings, trains):
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     found = {"lora" if "lora_" in name else name.split(".")[0] for name in names}
     assert found == trains
-    everything, trainable = count_parameters(model)
-    assert 0 < trainable < everything
 
 
 def test_bad_options_are_refused(tiny_llama):

@@ -1,0 +1,47 @@
+"""The answer to one expression, and which superpixel it chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lavis_svp.heads.grounding import region_iou
+from lavis_svp.superpixels import RegionMap
+
+
+@dataclass
+class MaskPrediction:
+    """The answer to one expression.
+
+    Args:
+        mask: (H, W) uint8 0/1 at the picture's own size; empty when the model said there is no such thing.
+        logits: (H, W) float32 before thresholding at 0, also where the model gave no ``[SEG]``.
+        score: mean probability inside the mask; 0 for an empty one.
+        answered: whether the model emitted ``[SEG]`` (always True when teacher-forced).
+        text: what it said.
+        pick: index in ``region_map`` of the region it chose: the pointer's, or without a pointer the region with the
+            best IoU with the mask; None without superpixels or without an answer.
+        region_map: the picture's superpixels, None when the projector needs none.
+        tokens: number of visual tokens the language model saw.
+    """
+
+    mask: np.ndarray
+    logits: np.ndarray
+    score: float
+    answered: bool
+    text: str
+    pick: int | None
+    region_map: RegionMap | None
+    tokens: int
+
+
+def best_region(region_map: RegionMap, mask: np.ndarray) -> int | None:
+    """Index of the region with the best IoU with a mask; None for a mask that touches no region.
+
+    Args:
+        region_map: the picture's superpixels.
+        mask: (H, W) 0/1 over the same picture.
+    """
+    iou = region_iou(region_map, mask)
+    return int(iou.argmax()) if iou.max() > 0 else None
