@@ -264,7 +264,7 @@ def test_yaml_is_readable(path: Path) -> None:
 
 def readme_commands() -> list[str]:
     """The lines of README.md's bash blocks, without comments."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").is_file() else ""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
