@@ -45,12 +45,12 @@ def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> 
     from omegaconf import OmegaConf
 
     import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
+    from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
     from lavis_svp.common.drawing import panel, save_png
     from lavis_svp.datasets.pictures import read_picture
     from lavis_svp.models.svp_ris import SvpRis
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
     from lavis_svp.processors.referring import SvpReferringProcessor
-    from lavis_svp.runners.checkpoints import newest_checkpoint, read_checkpoint
 
     found = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
     if found is None or not found.is_file():
@@ -71,7 +71,7 @@ def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> 
     }
     prediction = model.predict_masks(samples)[0][0]
     labels = None if prediction.region_map is None else prediction.region_map.labels
-    caption = f'"{expression}" → {prediction.text}'
+    caption = f'"{expression}": {prediction.text}'
     save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
     share = prediction.mask.mean()
     print(f"Answer: {prediction.text}")

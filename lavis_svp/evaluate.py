@@ -32,7 +32,7 @@ def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
     from omegaconf import OmegaConf
 
     import lavis_svp.runners  # noqa: F401  (LAVIS first, so that a missing one is said at once)
-    from lavis_svp.runners.checkpoints import newest_checkpoint, read_checkpoint
+    from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
 
     checkpoint = Path(args.checkpoint) if args.checkpoint else None
     if checkpoint is not None and checkpoint.is_dir():
@@ -53,7 +53,7 @@ def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
 
 
 def _evaluate(config: Any, checkpoint: Path | None) -> None:
-    from lavis_svp.runners.checkpoints import load_trained_state, read_checkpoint
+    from lavis_svp.common.checkpoints import load_trained_state, read_checkpoint
 
     runner = launch.build_runner(config)
     if checkpoint is None:

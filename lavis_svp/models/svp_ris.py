@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lavis_svp.common.checkpoints import load_trained_state, read_checkpoint
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
 from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
@@ -26,7 +28,7 @@ from lavis_svp.language.splice import splice
 from lavis_svp.models.aids import AidInputs, TrainingAids
 from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
-from lavis_svp.models.parameters import checkpoint_state, load_trained, optimizer_groups
+from lavis_svp.models.parameters import checkpoint_state, optimizer_groups
 from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
 from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
@@ -362,13 +364,16 @@ class SvpRis(BaseModel):
         return checkpoint_state(self)
 
     def load_checkpoint(self, url_or_filename: str) -> None:
-        """Load trained weights (``{"model": state}`` or a bare state, ``.pth`` or ``.safetensors``).
+        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), or a bare state as ``.safetensors``.
 
         Raises:
-            ValueError: a checkpoint of another model; the message lists what does not fit.
+            FileNotFoundError: no such file.
+            ValueError: a damaged file, or a checkpoint of another model; the message lists what does not fit.
         """
-        load_trained(self, url_or_filename)
-        logging.info("Loaded trained weights from %s", url_or_filename)
+        path = Path(url_or_filename)
+        state = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
+        load_trained_state(self, state, path)
+        logging.info("Loaded trained weights from %s", path)
 
 
 def _pick(encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_svp.runners import checkpoints
+from lavis_svp.common import checkpoints
 from lavis_svp.runners.optimizer import parameter_names
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
 

@@ -14,7 +14,7 @@ from lavis.runners.runner_iter import RunnerIter
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lavis_svp.runners import checkpoints
+from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader
 from lavis_svp.runners.optimizer import build_optimizer
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all

@@ -167,6 +167,7 @@ class ReferringSegmentationTask(BaseTask):
             with open(_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
                 log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
             print(format_summary(result, split_name), flush=True)
+            print(f"Records, summary and pictures: {_folder('result_dir')}", flush=True)
         self._unfinished().unlink(missing_ok=True)
         return scores
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lavis_svp.runners.checkpoints import (
+from lavis_svp.common.checkpoints import (
     CorruptCheckpointError,
     WrongCheckpointError,
     load_trained_state,
