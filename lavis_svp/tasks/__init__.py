@@ -1,1 +1,1 @@
-"""LAVIS tasks: how a model is trained, scored and shown. Importing this package imports no LAVIS."""
+"""LAVIS tasks: how a model is trained, scored and shown. Importing it imports LAVIS first."""
