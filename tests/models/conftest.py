@@ -11,30 +11,16 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def tiny_parts(tmp_path_factory: pytest.TempPathFactory, weights: Callable[[str], Path]) -> dict[str, Path]:
+def tiny_parts(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> dict[str, Path]:
     import torch
-    from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+    from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("tiny_parts")
-    tokenizer = AutoTokenizer.from_pretrained(weights("smollm2_135m_instruct"))
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    ).save_pretrained(root / "llama")
-    tokenizer.save_pretrained(root / "llama")
+    folder = tmp_path_factory.mktemp("tiny_dinov2")
     Dinov2Model(
         Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14)
-    ).save_pretrained(root / "dinov2")
-    return {"llama": root / "llama", "dinov2": root / "dinov2"}
+    ).save_pretrained(folder)
+    return {"llama": tiny_llama, "dinov2": folder}
 
 
 @pytest.fixture(scope="session")
