@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
+
+from lavis_svp.common.pillow import strict_decoding
 
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
@@ -54,7 +54,7 @@ def read_picture(path: str | Path) -> LoadedPicture:
     """
     content = Path(path).read_bytes()
     try:
-        with _strict_decoding(), Image.open(io.BytesIO(content)) as image:
+        with strict_decoding(), Image.open(io.BytesIO(content)) as image:
             image.load()
             orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
             stored = to_rgb(image)
@@ -92,7 +92,7 @@ def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 def _decode_image(image: Image.Image) -> np.ndarray:
     try:
-        with _strict_decoding():
+        with strict_decoding():
             image.load()  # Pillow reads an opened file only now
     except Exception as error:
         name = getattr(image, "filename", "") or "The image"
@@ -136,17 +136,6 @@ def make_upright(array: np.ndarray, orientation: int) -> np.ndarray:
         8: lambda a: a.swapaxes(0, 1)[::-1],
     }
     return turned[orientation](array) if orientation in turned else array
-
-
-@contextmanager
-def _strict_decoding() -> Iterator[None]:
-    """Let Pillow refuse damaged files; ``import lavis`` tells it, for the whole process, to fill them with grey."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import json
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from lavis_svp.common.pillow import strict_decoding
 from lavis_svp.superpixels.region_map import UNKNOWN_LEVEL, RegionMap
 
 _TEXT_KEY = "lavis_svp"
@@ -39,7 +40,7 @@ def from_png(data: bytes) -> RegionMap:
         ValueError: not a grey PNG, damaged, or without any region.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with strict_decoding(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
             text = getattr(image, "text", {}).get(_TEXT_KEY)
             values = np.asarray(image)

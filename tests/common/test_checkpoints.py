@@ -14,6 +14,7 @@ from torch import nn
 from lavis_svp.common.checkpoints import (
     CorruptCheckpointError,
     WrongCheckpointError,
+    content_digest,
     load_trained_state,
     newest_checkpoint,
     numbered_checkpoints,
@@ -153,3 +154,16 @@ def test_an_earlier_run_is_set_aside_not_deleted(tmp_path):
         assert set_aside(tmp_path) == tmp_path / f"earlier-{number}"
         assert (tmp_path / f"earlier-{number}" / "result" / "metrics_val_5.json").exists()
         assert numbered_checkpoints(tmp_path) == [] and not any((tmp_path / "result").iterdir())
+
+
+def test_a_digest_tells_any_change_of_content():
+    contents = {"model": {"a": torch.arange(4.0), "b": torch.tensor(1)}, "config": {"lr": 0.1, "betas": [0.9, 0.95]}}
+    digest = content_digest(contents)
+    assert digest == content_digest({"model": dict(contents["model"]), "config": {"lr": 0.1, "betas": [0.9, 0.95]}})
+    for other in (
+        {**contents, "config": {"lr": 0.2, "betas": [0.9, 0.95]}},
+        {**contents, "model": {"a": torch.arange(4.0).half(), "b": torch.tensor(1)}},
+        {**contents, "model": {"a": torch.arange(4.0).reshape(2, 2), "b": torch.tensor(1)}},
+        {**contents, "model": {"a": torch.arange(4.0) + 1e-7, "b": torch.tensor(1)}},
+    ):
+        assert content_digest(other) != digest

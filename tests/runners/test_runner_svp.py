@@ -37,7 +37,7 @@ def test_what_a_run_leaves_behind(finished):
         "checkpoint_3.pth", "checkpoint_4.pth", "checkpoint_best.pth", "log.txt", "evaluate.txt", "result",
     }  # fmt: skip
     contents = torch.load(out / "checkpoint_4.pth", weights_only=True)
-    assert set(contents) == {"model", "optimizer", "scaler", "config", "iters"} and contents["iters"] == 4
+    assert set(contents) == {"model", "optimizer", "scaler", "config", "iters", "digest"} and contents["iters"] == 4
     assert not any(name.startswith("frozen") for name in contents["model"])
     assert "norm.running_mean" in contents["model"]
     log = lines(finished)

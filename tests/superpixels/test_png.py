@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lavis_svp.superpixels.png import from_png, to_png
 from lavis_svp.superpixels.region_map import RegionMap
@@ -30,7 +30,9 @@ def test_is_compact() -> None:
     assert len(to_png(regions)) < 1000
 
 
-def test_bad_bytes_are_refused() -> None:
+@pytest.mark.parametrize("lenient", [False, True])  # import lavis makes Pillow lenient, for the whole process
+def test_bad_bytes_are_refused(lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     data = to_png(RegionMap.from_labels(np.arange(5000).reshape(50, 100)))
     colour = io.BytesIO()
     Image.new("RGB", (3, 3)).save(colour, "PNG")
