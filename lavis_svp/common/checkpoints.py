@@ -129,7 +129,7 @@ def content_digest(contents: Any) -> str:
         item = pending.pop()
         if isinstance(item, Tensor):
             total.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            total.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            total.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(item, Mapping):
             total.update(f"{{{len(item)}".encode())
             pending += [part for pair in item.items() for part in pair]
