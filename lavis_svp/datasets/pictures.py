@@ -39,6 +39,11 @@ class LoadedPicture:
     key: str
 
 
+def picture_key(content: bytes) -> str:
+    """The key of a picture in every cache: the sha256 of its file's bytes, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def read_picture(path: str | Path) -> LoadedPicture:
     """Read a picture file.
 
@@ -67,7 +72,7 @@ def read_picture(path: str | Path) -> LoadedPicture:
     if orientation not in range(1, 9):
         orientation = _UPRIGHT  # cameras write 0 for "unknown"
     pixels = np.ascontiguousarray(make_upright(stored, orientation))
-    return LoadedPicture(pixels, (stored.shape[0], stored.shape[1]), orientation, hashlib.sha256(content).hexdigest())
+    return LoadedPicture(pixels, (stored.shape[0], stored.shape[1]), orientation, picture_key(content))
 
 
 def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.frame import fit_frame
-from lavis_svp.datasets.pictures import read_picture
+from lavis_svp.datasets.pictures import picture_key, read_picture
 from lavis_svp.models.frozen import FrozenInputsMaker
 from lavis_svp.models.frozen_cache import FrozenCache
 from lavis_svp.superpixels.cache import SuperpixelCache
@@ -39,7 +39,7 @@ def prepare_datasets(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[s
     if frozen.generator is not None:
         superpixels = SuperpixelCache(frozen.generator)
         if not frozen.generator.needs_embedding:
-            items = [(read_picture(path).key, path) for path in _share(_files(splits), rank, world)]
+            items = [(picture_key(path.read_bytes()), path) for path in _share(_files(splits), rank, world)]
             superpixels.fill(items, read_pixels, workers=2 if world == 1 else 1, progress=rank == 0)
     for split in splits:
         split.superpixel_cache = split.frozen_cache = None
@@ -65,10 +65,10 @@ def _fill_features(
     by_embedding = superpixels if frozen.generator is not None and frozen.generator.needs_embedding else None
     missing = []
     for path in _share(_files([split]), rank, world):
-        loaded = read_picture(path)
-        stored = features.path(loaded.key).is_file() and (by_embedding is None or loaded.key in by_embedding)
+        key = picture_key(path.read_bytes())
+        stored = features.path(key).is_file() and (by_embedding is None or key in by_embedding)
         if not stored:
-            missing.append((path, loaded.key))
+            missing.append((path, key))
     if not missing:
         return
     logging.info("Computing frozen features of %d pictures into %s", len(missing), features.folder)
