@@ -4,7 +4,8 @@
     python benchmarks/results.py table                   rewrite the table in README.md
     python benchmarks/results.py check                   exit code 1 if the README's table is not that of the files
 
-NAME is ``<label>_seed<N>``, such as ``svp_felzenszwalb_seed42``; rows of one label are averaged, with their spread.
+NAME is ``<data>__<label>_seed<N>``, such as ``refshapes__felzenszwalb_seed42``: one table a data set; rows of one label
+are averaged, with their spread.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ RESULTS = ROOT / "docs" / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KINDS = ("attribute", "relation", "superlative")
-NAME = re.compile(r"(?P<label>[a-z0-9_]+)_seed(?P<seed>\d+)")
+NAME = re.compile(r"(?P<data>[a-z0-9]+)__(?P<label>[a-z0-9_]+)_seed(?P<seed>\d+)")
 
 
 def add(name: str, summary: Path) -> Path:
     """Copy a summary into the repository, with paths of this machine cut out of its command.
 
     Raises:
-        ValueError: a name that is not ``<label>_seed<N>``, or a summary without a run section.
+        ValueError: a name that is not ``<data>__<label>_seed<N>``, or a summary without a run section.
     """
     if not NAME.fullmatch(name):
-        raise ValueError(f"A result is named <label>_seed<N>, got '{name}'.")
+        raise ValueError(f"A result is named <data>__<label>_seed<N>, got '{name}'.")
     content = json.loads(summary.read_text())
     if "run" not in content:
         raise ValueError(f"{summary} has no 'run' section; give the .summary.json that a run wrote.")
@@ -43,21 +44,36 @@ def add(name: str, summary: Path) -> Path:
     return target
 
 
-def rows() -> dict[str, list[dict[str, Any]]]:
-    """Label -> summaries of its seeds, sorted."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
+def rows() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Data set -> label -> summaries of its seeds; RefShapes first."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for path in sorted(RESULTS.glob("*.json"), key=lambda path: (not path.stem.startswith("refshapes"), path.stem)):
         match = NAME.fullmatch(path.stem)
         if match:
-            found.setdefault(match["label"], []).append(json.loads(path.read_text()))
+            labels = found.setdefault(match["data"], {})
+            labels.setdefault(match["label"], []).append(json.loads(path.read_text()))
     return found
 
 
 def table() -> str:
-    """The Markdown table of all results, with the baselines that need no sense of position beside them."""
-    heads = ["model", "seeds", "gIoU", *KINDS, "pick", "cIoU", "N-acc", "[SEG] missed", "teacher-forced gIoU", "tokens"]
+    """A Markdown table for each data set, with the baselines that need no sense of position beside the results."""
+    return "\n\n".join(f"**{data}**\n\n{_table(runs)}" for data, runs in rows().items())
+
+
+def _table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    heads = [
+        "superpixels",
+        "seeds",
+        "gIoU",
+        *KINDS,
+        "pick",
+        "cIoU",
+        "N-acc",
+        "[SEG] missed",
+        "teacher-forced",
+        "tokens",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    runs = rows()
     for label, summaries in runs.items():
         head = [s["headline"] for s in summaries]
         cells = [
@@ -73,35 +89,31 @@ def table() -> str:
             _spread([s["overall"]["tokens_per_picture"] for s in summaries], digits=1),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    if runs:
-        first = next(iter(runs.values()))[0]
-        for label, key in (
-            ("a random object", "baseline_random"),
-            ("attribute reader that guesses", "baseline_attribute"),
-        ):
-            by_kind = [_number(first["by_kind"][kind][key]) for kind in KINDS]
-            lines.append(
-                f"| *{label}* | – | {_number(first['headline'][key + '_macro'])} | "
-                + " | ".join(by_kind)
-                + " | " * 7
-                + "|"
-            )
-        ceiling = [_number(first["by_kind"][kind]["ceiling_single"]) for kind in KINDS]
-        lines.append(
-            f"| *best single superpixel* | – | {_number(first['headline']['ceiling_single_macro'])} | "
-            + " | ".join(ceiling)
-            + " | " * 7
-            + "|"
-        )
-    notes = [
-        f"- `{label}`: `{summary['run']['command']}` (seed {summary['run']['seed']}, {summary['run']['date'][:10]}, "
-        f"{summary['run']['machine']['cpus']} CPUs, {summary['overall']['n']} expressions on "
-        f"{summary['overall']['n_pictures']} pictures; 95 % interval of the headline over pictures "
-        f"{'–'.join(_number(v) for v in summary['headline']['giou_macro_ci'])})"
-        for label, summaries in runs.items()
-        for summary in summaries
-    ]
-    return "\n".join([*lines, "", "Mean over seeds, ± half the range. Commands:", "", *notes])
+        ceiling = [_number(summaries[0]["by_kind"][kind]["ceiling_single"]) for kind in KINDS]
+        best = _number(summaries[0]["headline"]["ceiling_single_macro"])
+        lines.append(_short_row(f"best single superpixel of `{label}`", [best, *ceiling], len(heads)))
+    first = next(iter(runs.values()))[0]
+    for label, key in (("a random object", "baseline_random"), ("attribute reader that guesses", "baseline_attribute")):
+        by_kind = [_number(first["by_kind"][kind][key]) for kind in KINDS]
+        lines.append(_short_row(label, [_number(first["headline"][key + "_macro"]), *by_kind], len(heads)))
+    notes = [_note(label, summary) for label, summaries in runs.items() for summary in summaries]
+    return "\n".join([*lines, "", "Mean over seeds ± half their range. Commands:", "", *notes])
+
+
+def _short_row(label: str, values: list[str], width: int) -> str:
+    cells = [f"*{label}*", "–", *values]
+    return "| " + " | ".join(cells + [""] * (width - len(cells))) + " |"
+
+
+def _note(label: str, summary: dict[str, Any]) -> str:
+    run, interval = summary["run"], summary["headline"]["giou_macro_ci"]
+    language = run["model"]["language"]
+    return (
+        f"- `{label}`, seed {run['seed']}: `{run['command']}` ({run['date'][:10]}, {run['machine']['cpus']} CPUs; "
+        f"language model: {language['num_layers'] or 'all'} layers, tuned {language['tuning']}; "
+        f"{summary['overall']['n']} expressions on {summary['overall']['n_pictures']} pictures; "
+        f"95 % interval of the headline over pictures {'–'.join(_number(value) for value in interval)})"
+    )
 
 
 def _number(value: float | None, digits: int = 3) -> str:
