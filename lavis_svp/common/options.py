@@ -55,7 +55,7 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
         given = {}
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a mapping, got {type(given).__name__}: {given!r}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is not bound to dataclasses: no such type
     check_keys(given, fields, where)
     hints = _type_hints(cls)
     built = {}
