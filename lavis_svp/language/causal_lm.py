@@ -42,7 +42,7 @@ class LanguageOptions:
         num_layers: keep only the first layers (None = all); a cut model is a departure, for CPUs.
         tuning: ``full``, ``lora`` or ``frozen``: what of the transformer trains.
         train_embeddings: ``all`` (GLaMM: input embeddings and output layer whole) or ``added`` (only the row of
-            ``[SEG]`` and the output bias-free row that predicts it).
+            ``[SEG]`` in the input embeddings, and in the output layer where that is not tied to them).
         lora: read when ``tuning`` is ``lora``.
         max_length: longest sequence in positions; None = what the model's configuration says.
         max_turn_tokens: longest question with its answer, in tokens.

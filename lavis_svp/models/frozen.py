@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.encoders import build_sam, build_vision_encoder
 from lavis_svp.heads.mask_head import Frame
 from lavis_svp.models.options import EncoderOptions, SamOptions
@@ -81,8 +82,12 @@ class FrozenInputsMaker(nn.Module):
         return super().train(False)
 
     def settings(self) -> dict[str, Any]:
-        """What the cached features depend on, JSON-able."""
-        return self.options
+        """What the cached features depend on, JSON-able: the options, and digests of the weights behind their names."""
+        weights = {
+            "vision_encoder": content_digest(self.vision_encoder.state_dict()),
+            "sam_encoder": content_digest(self.sam_encoder.state_dict()),
+        }
+        return {**self.options, "weights": weights}
 
     @torch.no_grad()
     def encode(self, image: Tensor, original_sizes: Sequence[Any] | None) -> FrozenInputs:

@@ -44,6 +44,15 @@ def test_the_cache_keeps_features_and_survives_damage(tmp_path):
         FrozenCache(tmp_path, {"side": 8})
 
 
+def test_other_weights_under_the_same_name_are_another_cache(make_model, tmp_path):
+    frozen = make_model().frozen
+    before = FrozenCache(tmp_path, frozen.settings()).folder
+    assert FrozenCache(tmp_path, frozen.settings()).folder == before
+    with torch.no_grad():
+        next(frozen.vision_encoder.parameters()).add_(1)
+    assert FrozenCache(tmp_path, frozen.settings()).folder != before
+
+
 def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cache, monkeypatch):
     from PIL import Image
 
