@@ -140,17 +140,24 @@ class ToyTask(BaseTask):
         return {"agg_metrics": -sum(row["loss"] for row in rows) / len(rows), "count": len(rows)}
 
 
+def _save(config: dict, path: Path) -> None:
+    """Write whole files only: the other process of a test may be reading the same one."""
+    unfinished = path.with_name(f".{os.getpid()}_{path.name}")
+    OmegaConf.save(config, unfinished)
+    os.replace(unfinished, path)
+
+
 def write_project(folder: Path, **run) -> Path:
     """Write the toy's default YAMLs and a project YAML; return the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("tiny", "wet"):
         path = folder / f"model_{kind}.yaml"
         model = {"arch": "toy", "model_type": kind, "dropout": 0.2 if kind == "tiny" else 0.5}
-        OmegaConf.save({"model": model, "preprocess": {}}, path)
+        _save({"model": model, "preprocess": {}}, path)
         ToyModel.PRETRAINED_MODEL_CONFIG_DICT[kind] = str(path)
     for kind in ("default", "plain"):
         path = folder / f"data_{kind}.yaml"
-        OmegaConf.save({"datasets": {"toy_data": {"data_type": "images", "noisy": kind == "default"}}}, path)
+        _save({"datasets": {"toy_data": {"data_type": "images", "noisy": kind == "default"}}}, path)
         ToyBuilder.DATASET_CONFIG_DICT[kind] = str(path)
     project = {
         "model": {"arch": "toy", "model_type": "tiny"},
@@ -178,7 +185,7 @@ def write_project(folder: Path, **run) -> Path:
         },
     }
     path = folder / "project.yaml"
-    OmegaConf.save(project, path)
+    _save(project, path)
     return path
 
 
