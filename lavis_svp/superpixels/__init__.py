@@ -19,7 +19,7 @@ __all__ = ["RegionMap", "SamEmbedding", "SuperpixelGenerator", "build_superpixel
 
 @generator_registry.register("sam")
 def _build_sam(**options: Any) -> SuperpixelGenerator:
-    from lavis_svp.superpixels.sam import SamSuperpixels  # imports torch, which the classical ones do without
+    from lavis_svp.superpixels.sam.generator import SamSuperpixels  # imports torch, which the classical ones do without
 
     missing = [name for name in ("prompt_encoder", "mask_decoder") if name not in options]
     if missing:

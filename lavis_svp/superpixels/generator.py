@@ -67,7 +67,7 @@ class SuperpixelGenerator(ABC):
         if self.needs_embedding:
             if embeddings is None:
                 raise ValueError(f"The superpixel generator '{self.name}' works on SAM embeddings: pass embeddings=.")
-            return [self.segment_embedding(embedding) for embedding in embeddings]
+            return self.segment_embeddings(embeddings)
         if pictures is None:
             raise ValueError(f"The superpixel generator '{self.name}' works on pictures: pass pictures=.")
         return [self.segment_picture(_checked_picture(picture)) for picture in pictures]
@@ -75,6 +75,10 @@ class SuperpixelGenerator(ABC):
     def segment_picture(self, picture: np.ndarray) -> RegionMap:
         """The superpixels of one (H, W, 3) uint8 picture."""
         raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on pictures.")
+
+    def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
+        """The superpixels of several pictures, given their SAM embeddings."""
+        return [self.segment_embedding(embedding) for embedding in embeddings]
 
     def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
         """The superpixels of one picture, given its SAM embedding."""

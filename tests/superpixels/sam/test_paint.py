@@ -5,27 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lavis_svp.superpixels.sam_options import SamOptions
-from lavis_svp.superpixels.sam_paint import paint
-from lavis_svp.superpixels.sam_select import Candidates
+from lavis_svp.superpixels.sam.candidates import ChosenMasks
+from lavis_svp.superpixels.sam.options import SamOptions
+from lavis_svp.superpixels.sam.paint import paint
 
 
-def chosen(masks: list[list[str]], levels: list[int], ious: list[float]) -> Candidates:
+def chosen(masks: list[list[str]], levels: list[int], ious: list[float]) -> ChosenMasks:
     """Masks drawn with '#'."""
     drawn = np.array([[[pixel == "#" for pixel in row] for row in mask] for mask in masks])
-    return Candidates(
+    return ChosenMasks(
         masks=drawn,
         areas=drawn.sum((1, 2)),
-        boxes=np.zeros((len(masks), 4), np.int64),
         ious=np.array(ious),
         levels=np.array(levels),
         points=np.arange(len(masks)),
+        contained=np.zeros(len(masks), bool),
     )
 
 
 LEFT = ["###..", "###..", "###.."]
 MIDDLE = [".....", ".##..", "....."]
-NONE = Candidates(np.zeros((0, 3, 5), bool), *(np.zeros(0, np.int64),) * 5)
+NONE = ChosenMasks(np.zeros((0, 3, 5), bool), *(np.zeros(0, np.int64),) * 4, np.zeros(0, bool))
 
 
 def test_fine_over_coarse_and_back() -> None:
@@ -42,13 +42,6 @@ def test_a_region_that_painting_left_too_small_gives_its_pixels_back() -> None:
     one = paint(rim, SamOptions(uncovered="ignore", min_area=0.1))
     assert one.areas.tolist() == [8]
     assert paint(rim, SamOptions(uncovered="ignore", min_area=0.05)).areas.tolist() == [8, 1]
-
-
-def test_the_lowest_level_then_score_goes_beyond_the_limit() -> None:
-    columns = [["#....", "#....", "#...."], [".#...", ".#...", ".#..."], ["..#..", "..#..", "..#.."]]
-    three = chosen(columns, levels=[0, 1, 0], ious=[0.9, 0.8, 0.95])
-    assert paint(three, SamOptions(uncovered="ignore", max_regions=2)).levels.tolist() == [1, 0]
-    assert paint(three, SamOptions(uncovered="ignore", max_regions=2)).scores.tolist() == pytest.approx([0.8, 0.95])
 
 
 @pytest.mark.parametrize(
@@ -68,12 +61,13 @@ def test_uncovered_policies(policy: str, component_area: float, expected: list[l
     assert sorted(set(regions.levels.tolist()) - {2}) in ([], [-1])
 
 
-def test_rest_makes_room_and_components_take_what_is_left() -> None:
-    two = chosen([["#....", "#....", "#...."], [".#...", ".#...", ".#..."]], levels=[1, 0], ious=[0.9, 0.9])
-    rest = paint(two, SamOptions(uncovered="rest", max_regions=2))
-    assert rest.labels.tolist() == [[0, 1, 1, 1, 1]] * 3 and rest.levels.tolist() == [1, -1]
-    assert paint(two, SamOptions(uncovered="rest", max_regions=1)).labels.tolist() == [[0] * 5] * 3
-    assert paint(two, SamOptions(uncovered="components", max_regions=2)).labels.tolist() == [[0, 1, -1, -1, -1]] * 3
+@pytest.mark.parametrize("policy", ["components", "rest"])
+def test_the_budget_counts_what_the_uncovered_pixels_became(policy: str) -> None:
+    two = chosen([["#....", "#....", "#...."], [".#...", ".#...", ".#..."]], levels=[1, 0], ious=[0.9, 0.8])
+    labels = [paint(two, SamOptions(uncovered=policy, max_superpixels=n)).labels[0].tolist() for n in (1, 2, 3)]
+    assert labels == [[0] * 5, [0, 0, 1, 1, 1], [0, 1, 2, 2, 2]]
+    merged = paint(two, SamOptions(uncovered=policy, max_superpixels=2))
+    assert merged.levels.tolist() == [0, -1] and merged.scores.tolist() == pytest.approx([0.8, 1.0])
 
 
 @pytest.mark.parametrize("policy", ["components", "ignore", "nearest", "rest"])

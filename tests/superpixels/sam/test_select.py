@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.superpixels.sam_options import SamOptions
-from lavis_svp.superpixels.sam_select import Candidates, screen, select
+from lavis_svp.superpixels.sam.candidates import Candidates
+from lavis_svp.superpixels.sam.options import SamOptions
+from lavis_svp.superpixels.sam.screen import collect, judge, undecided
+from lavis_svp.superpixels.sam.select import select
+
+
+def screen(logits: torch.Tensor, ious: torch.Tensor, options: SamOptions) -> Candidates:
+    return collect([judge(undecided(logits, ious, torch.arange(len(ious)), options), options)])
 
 
 def candidates_of(*entries: tuple[tuple[slice, slice], float, int]) -> Candidates:
@@ -20,7 +26,7 @@ def candidates_of(*entries: tuple[tuple[slice, slice], float, int]) -> Candidate
     for i, (_, iou, level) in enumerate(entries):
         logits[i, level] = torch.from_numpy(np.where(masks[i], 9.0, -9.0)).float()
         ious[i, level] = iou
-    return screen(logits, ious, torch.arange(len(entries)), SamOptions(pred_iou=0.5, min_area=0))
+    return screen(logits, ious, SamOptions(pred_iou=0.5, min_area=0))
 
 
 def box(y0: int, y1: int, x0: int, x1: int) -> tuple[slice, slice]:
@@ -38,9 +44,9 @@ def test_rock_sand_water_by_hand() -> None:
         (box(1, 4, 12, 15), 0.9, 0),  # 6 water beside all: stays
     )
     options = SamOptions(max_container_area=None)
-    assert sorted(candidates.points[select(candidates, options)]) == [0, 2, 3, 6]
+    assert sorted(select(candidates, options).points) == [0, 2, 3, 6]
     all_of_them = select(candidates, SamOptions(containment=None))
-    assert sorted(candidates.points[all_of_them]) == list(range(7))
+    assert sorted(all_of_them.points) == list(range(7))
 
 
 def test_a_giant_container_does_not_swallow() -> None:
@@ -52,14 +58,14 @@ def test_a_giant_container_does_not_swallow() -> None:
 
 def test_a_whole_beats_a_surer_part_in_nms() -> None:
     candidates = candidates_of((box(0, 10, 0, 10), 0.6, 2), (box(0, 10, 0, 9), 1.0, 1))
-    assert candidates.levels[select(candidates, SamOptions(containment=None))].tolist() == [2]
+    assert select(candidates, SamOptions(containment=None)).levels.tolist() == [2]
     flat = SamOptions(containment=None, level_priority=(0, 0, 0))
-    assert candidates.levels[select(candidates, flat)].tolist() == [1]
+    assert select(candidates, flat).levels.tolist() == [1]
 
 
 def test_equal_scores_go_to_the_smaller_area_then_the_first_point() -> None:
     candidates = candidates_of((box(0, 10, 0, 10), 0.9, 2), (box(0, 10, 0, 9), 0.9, 2), (box(0, 10, 0, 9), 0.9, 2))
-    assert candidates.points[select(candidates, SamOptions())].tolist() == [1]
+    assert select(candidates, SamOptions()).points.tolist() == [1]
 
 
 def test_screen_applies_each_threshold() -> None:
@@ -72,15 +78,15 @@ def test_screen_applies_each_threshold() -> None:
     logits[3, :, 9, 9] = float("nan")
     logits[4, :, 9, 9] = float("inf")
     logits[5, 0, 1:, :] = -9.0  # 4 pixels
-    kept = screen(logits, ious, torch.arange(6), SamOptions(min_area=0.05))
+    kept = screen(logits, ious, SamOptions(min_area=0.05))
     assert list(zip(kept.points.tolist(), kept.levels.tolist(), strict=True)) == [(0, 2), (5, 1), (5, 2)]
-    assert kept.areas.tolist() == [20] * 3 and kept.boxes.tolist() == [[0, 0, 4, 5]] * 3
+    assert kept.areas.tolist() == [20] * 3 and kept.boxes.tolist() == [[0, 0, 3, 4]] * 3
     assert kept.ious == pytest.approx([0.8, 0.87, 0.87])
 
 
 @pytest.mark.parametrize("prompts", [0, 3])
 def test_nothing_passes(prompts: int) -> None:
-    nothing = screen(torch.full((prompts, 3, 4, 5), -9.0), torch.ones(prompts, 3), torch.arange(prompts), SamOptions())
+    nothing = screen(torch.full((prompts, 3, 4, 5), -9.0), torch.ones(prompts, 3), SamOptions())
     assert len(nothing) == 0 and len(select(nothing, SamOptions())) == 0
 
 
@@ -90,6 +96,12 @@ def test_nothing_passes(prompts: int) -> None:
         ({"points_per_side": 0}, "points_per_side must be at least 1"),
         ({"box_nms": 1.5}, "box_nms must lie in 0..1, got 1.5"),
         ({"paint": "big"}, "paint must be one of fine_over_coarse"),
+        ({"decoder": "quick"}, "decoder must be one of factored, plain, got 'quick'"),
+        ({"decisions": "half"}, "decisions must be one of low, full"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16"),
+        ({"first_stride": 0}, "first_stride must be at least 1"),
+        ({"granularity": 2}, "granularity must lie in 0..1"),
+        ({"clean_area": -1}, "clean_area must not be negative"),
         ({"uncovered": "all"}, "uncovered must be one of components"),
         ({"level_bonus": [0, 1]}, "level_bonus needs 3 numbers"),
     ],
@@ -98,3 +110,30 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamOptions(**options)
     assert SamOptions(level_bonus=[0, 0, 0.1]) == SamOptions()
+
+
+def test_a_box_one_pixel_wide_has_no_area_as_in_segment_anything() -> None:
+    line = box(0, 10, 3, 4)
+    assert len(select(candidates_of((line, 0.9, 2), (line, 0.8, 2)), SamOptions(containment=None))) == 2
+
+
+def test_granularity_keeps_what_the_containment_filter_would_drop_and_says_so() -> None:
+    candidates = candidates_of((box(0, 10, 0, 7), 0.9, 2), (box(0, 5, 0, 5), 0.9, 1), (box(12, 15, 0, 5), 0.9, 0))
+    dial = select(candidates, SamOptions(granularity=1.0, max_container_area=None))
+    assert dial.points.tolist() == [0, 1, 2] and dial.contained.tolist() == [False, True, False]
+    assert select(candidates, SamOptions(max_container_area=None)).points.tolist() == [0, 2]
+
+
+def test_cleaned_masks_are_compared_once_more_and_untouched_ones_come_first() -> None:
+    ring = np.zeros((20, 20), bool)
+    ring[:12, :12] = True
+    ring[5, 5] = False
+    logits = torch.full((2, 3, 20, 20), -9.0)
+    logits[0, 2] = torch.from_numpy(np.where(ring, 9.0, -9.0)).float()
+    ring[19, 19] = True  # its box is another: both pass the first NMS
+    logits[1, 2] = torch.from_numpy(np.where(ring, 9.0, -9.0)).float()
+    candidates = screen(logits, torch.tensor([[0, 0, 0.95], [0, 0, 0.9]]), SamOptions(pred_iou=0.5))
+    assert len(select(candidates, SamOptions())) == 2
+    cleaned = select(candidates, SamOptions(clean_area=4))
+    assert cleaned.areas.tolist() == [144] and cleaned.points.tolist() == [0]
+    assert len(select(candidates, SamOptions(clean_area=4), picture_scale=4.0)) == 2  # a quarter of the pixels

@@ -1,0 +1,1 @@
+"""SAM's automatic masks as superpixels: options and presets, decoder, prompts, tests, choice, painting, granularity."""

@@ -1,0 +1,36 @@
+"""The prompt grid and its second pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, unexplained
+
+
+def test_grid_points_lie_in_cell_centres_of_the_valid_area() -> None:
+    points = grid_points((60, 128), 2)
+    assert points.tolist() == [[32, 15], [96, 15], [32, 45], [96, 45]]
+    slim = grid_points((7, 1024), 32)
+    assert slim.shape == (1024, 2) and (slim > 0).all() and (slim < torch.tensor([1024, 7])).all()
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "count"), [(32, 2, 16), (32, 4, 8), (32, 1, 32), (5, 2, 2), (1, 2, 1), (2, 8, 1)]
+)
+def test_the_first_pass_is_an_even_part_of_the_grid(side: int, stride: int, count: int) -> None:
+    numbers = first_pass(side, stride)
+    assert len(set(numbers.tolist())) == count**2 and numbers.max() < side**2
+    rows, columns = np.divmod(numbers, side)
+    assert len(np.unique(rows)) == len(np.unique(columns)) == count
+    assert len(np.unique(np.diff(np.unique(rows)))) <= 1
+
+
+def test_only_points_on_uncovered_pixels_wait_for_the_second_pass() -> None:
+    covered = np.zeros((8, 12), bool)
+    covered[:, :6] = True
+    assert unexplained(covered, 4, np.array([2])).tolist() == [3, 6, 7, 10, 11, 14, 15]
+    assert unexplained(np.ones((8, 12), bool), 4, np.array([], int)).tolist() == []
+    slim = unexplained(np.zeros((1, 12), bool), 4, np.arange(15))  # fewer pixels than points
+    assert slim.tolist() == [15]
