@@ -122,6 +122,19 @@ def panel(
     return _laid_out(cells, caption, side)
 
 
+def regions_panel(picture: np.ndarray, labels: np.ndarray, caption: str = "", side: int = SIDE) -> Image.Image:
+    """Draw a picture beside its superpixels.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        labels: (H', W') superpixel ids at any resolution, -1 = none.
+        caption: text below.
+        side: longest side of each picture in pixels.
+    """
+    small = _fitted(picture, side)
+    return _laid_out([("image", small), (f"{_count(labels)} superpixels", draw_regions(small, labels))], caption, side)
+
+
 def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Put panels on one sheet, row by row.
 

@@ -11,6 +11,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
+from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.encoders.checkpoint import read_state_dict
 from lavis_svp.encoders.frozen import FrozenModule
 from lavis_svp.encoders.sam_vit import PUBLISHED, build_sam_vit, resized_positions, shape_of
@@ -125,6 +126,11 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024) -> SamPart
         raise ValueError(f"{path} is not a SAM checkpoint that can be used: {error}.") from error
     prompt_encoder.requires_grad_(False)
     return SamParts(SamEncoder(network, side), prompt_encoder.eval(), mask_decoder.eval(), side, name)
+
+
+def sam_identity(parts: SamParts) -> str:
+    """Which image encoder makes the embeddings: its kind, its side and a digest of its weights."""
+    return f"{parts.name}@{parts.side}:{content_digest(parts.encoder.state_dict())}"
 
 
 def build_prompt_encoder(side: int) -> PromptEncoder:

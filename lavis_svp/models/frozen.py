@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.encoders import build_sam, build_vision_encoder
+from lavis_svp.encoders.sam import sam_identity
 from lavis_svp.heads.mask_head import Frame
 from lavis_svp.models.options import EncoderOptions, SamOptions
 from lavis_svp.projectors.structures import PatchFeatures
@@ -73,7 +74,7 @@ class FrozenInputsMaker(nn.Module):
             modules = {
                 "prompt_encoder": parts.prompt_encoder,
                 "mask_decoder": parts.mask_decoder,
-                "encoder_name": f"{sam.name}@{sam.side}",
+                "encoder_name": sam_identity(parts),
             }
             self.generator = build_superpixels(name, **options, **(modules if name == "sam" else {}))
 

@@ -13,11 +13,12 @@ from torch import distributed
 from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
-from lavis_svp.datasets.frame import fit_frame
 from lavis_svp.datasets.pictures import picture_key, read_picture
+from lavis_svp.encoders.frame import fit_frame
 from lavis_svp.models.frozen import FrozenInputsMaker
 from lavis_svp.models.frozen_cache import FrozenCache
 from lavis_svp.superpixels.cache import SuperpixelCache
+from lavis_svp.superpixels.filling import fill_cache
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -40,7 +41,7 @@ def prepare_datasets(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[s
         superpixels = SuperpixelCache(frozen.generator)
         if not frozen.generator.needs_embedding:
             items = [(picture_key(path.read_bytes()), path) for path in _share(_files(splits), rank, world)]
-            superpixels.fill(items, read_pixels, workers=2 if world == 1 else 1, progress=rank == 0)
+            fill_cache(superpixels, items, read_pixels, workers=2 if world == 1 else 1, progress=rank == 0)
     for split in splits:
         split.superpixel_cache = split.frozen_cache = None
         _fill_features(frozen, split, features, superpixels, rank, world)

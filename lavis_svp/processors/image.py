@@ -15,8 +15,8 @@ from PIL import Image
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.datasets.color import ColorJitter
-from lavis_svp.datasets.frame import fit_frame
 from lavis_svp.datasets.pictures import as_picture
+from lavis_svp.encoders.frame import fit_frame
 
 PictureSource = str | Path | Image.Image | np.ndarray
 

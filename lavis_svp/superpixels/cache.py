@@ -6,31 +6,22 @@ import hashlib
 import json
 import os
 import re
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.png import from_png, to_png
 from lavis_svp.superpixels.region_map import RegionMap
 
-T = TypeVar("T")
-
 _HEADER = "settings.json"
 _FORMAT = 1
 _KEY = re.compile(r"[0-9A-Za-z_-]{2,128}")
 _DIGEST_LENGTH = 12
-_PENDING_PER_WORKER = 4
-_PARENT_CHECK_SECONDS = 1.0
 
 
 class SuperpixelCache:
@@ -99,64 +90,16 @@ class SuperpixelCache:
             if self.generator is None or source is None:
                 raise ValueError(f"{path} is damaged ({error}). Delete it and fill the cache again.") from error
         regions = _segment(self.generator, source)
-        _write(path, to_png(regions))
+        self.keep(image_key, regions)
         return regions
 
-    def fill(
-        self,
-        items: Iterable[tuple[str, T]],
-        load: Callable[[T], np.ndarray | SamEmbedding],
-        workers: int = 2,
-        progress: bool = True,
-    ) -> int:
-        """Compute and keep the regions of all pictures that are not here yet.
+    def keys(self) -> list[str]:
+        """Of the pictures whose regions are here, sorted."""
+        return sorted(path.stem for path in self.folder.glob("??/*.png"))
 
-        Args:
-            items: (image_key, whatever ``load`` takes, e.g. a path); pictures already here are not loaded.
-            load: gives the picture (H, W, 3) uint8, or the SAM embedding. With several workers it runs in theirs,
-                so it must be a function at the top level of a module.
-            workers: processes; generators that work on SAM embeddings always run in this one.
-            progress: show a progress bar.
-
-        Returns:
-            How many were computed.
-
-        Raises:
-            ValueError: this cache has settings only, no generator.
-        """
-        if self.generator is None:
-            raise ValueError("A cache made from settings alone cannot be filled: build it with the generator itself.")
-        wanted = {key: item for key, item in items if key not in self}
-        with tqdm(total=len(wanted), desc=f"superpixels ({self.folder.name})", disable=not progress) as bar:
-            if workers <= 1 or self.generator.needs_embedding or len(wanted) <= 1:
-                for key, item in wanted.items():
-                    _compute(self.generator, self.path(key), load, item)
-                    bar.update()
-            else:
-                self._fill_in_parallel(self.generator, wanted, load, workers, bar)
-        return len(wanted)
-
-    def _fill_in_parallel(
-        self,
-        generator: SuperpixelGenerator,
-        wanted: Mapping[str, T],
-        load: Callable[[T], np.ndarray | SamEmbedding],
-        workers: int,
-        bar: tqdm,
-    ) -> None:
-        # spawn: forking a process in which torch or BLAS threads run can deadlock
-        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
-            pending: set[Future[None]] = set()
-            try:
-                for key, item in wanted.items():
-                    pending.add(pool.submit(_compute, generator, self.path(key), load, item))
-                    if len(pending) >= workers * _PENDING_PER_WORKER:
-                        pending = _collect(pending, bar)
-                while pending:
-                    pending = _collect(pending, bar)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    def keep(self, image_key: str, regions: RegionMap) -> None:
+        """Write the regions of a picture."""
+        _write(self.path(image_key), to_png(regions))
 
     def _check_header(self) -> None:
         path = self.folder / _HEADER
@@ -165,11 +108,9 @@ class SuperpixelCache:
                 found = json.loads(path.read_text())
             except ValueError as error:
                 raise ValueError(f"{path} is damaged ({error}). Delete the folder {self.folder}.") from error
-            if found != json.loads(json.dumps(self.header)):
-                raise ValueError(
-                    f"{self.folder} holds superpixels made with {found}, wanted are {self.header}. "
-                    "Use another root, or delete the folder."
-                )
+            if found.get("format") != _FORMAT:
+                raise ValueError(f"{path} has format {found.get('format')}, this version reads {_FORMAT}.")
+            check_settings(found.get("settings"), self.header["settings"], self.folder)
         elif any(self.folder.glob("??/*.png")):
             raise ValueError(
                 f"{self.folder} holds superpixels, but no {_HEADER} that says how they were made. Delete the folder."
@@ -178,41 +119,53 @@ class SuperpixelCache:
             _write(path, json.dumps(self.header, indent=2, sort_keys=True).encode())
 
 
-def _segment(generator: SuperpixelGenerator, source: Any) -> RegionMap:
-    return generator(embeddings=[source])[0] if generator.needs_embedding else generator([source])[0]
+def open_store(folder: str | Path) -> SuperpixelCache:
+    """Open a store by its own folder (``<generator>-<digest>``), to read it.
 
-
-def _compute(generator: SuperpixelGenerator, path: Path, load: Callable[[T], Any], item: T) -> None:
-    """Make and keep the regions of one picture; runs in a worker."""
+    Raises:
+        FileNotFoundError: not such a folder.
+        ValueError: its header is damaged, or does not belong to its name.
+    """
+    folder = Path(folder)
+    path = folder / _HEADER
+    if not path.is_file():
+        stores = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{_HEADER}"))) or "none"
+        raise FileNotFoundError(f"{folder} is no store of superpixels ({_HEADER} is missing). Stores in it: {stores}.")
     try:
-        _write(path, to_png(_segment(generator, load(item))))
-    except Exception as error:
-        error.add_note(f"(while making the superpixels of picture {path.stem})")
-        raise
+        settings = json.loads(path.read_text())["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete the folder {folder}.") from error
+    cache = SuperpixelCache(settings, folder.resolve().parent)
+    if cache.folder.name != folder.resolve().name:
+        raise ValueError(f"{path} has the settings of {cache.folder.name}, not of this folder. Was it renamed?")
+    return cache
 
 
-def end_with_parent(parent: int) -> None:
-    """Let a worker end when its parent was killed: a pool's workers would otherwise wait for work for ever.
+def check_settings(found: Any, wanted: Mapping[str, Any], where: Path) -> None:
+    """Refuse superpixels that were made otherwise.
 
     Args:
-        parent: process id of the parent.
+        found: settings in a store's header.
+        wanted: those of the generator at hand.
+        where: the store, for the message.
+
+    Raises:
+        ValueError: they differ; the message names the settings that do.
     """
+    target = json.loads(json.dumps(dict(wanted)))  # as JSON gives them back: tuples are lists
+    if found != target:
+        known = found if isinstance(found, dict) else {}
+        missing = "(not set)"
+        names = sorted({*known, *target})
+        differ = [name for name in names if known.get(name, missing) != target.get(name, missing)]
+        pairs = [f"{name}: {known.get(name, missing)!r} there, {target.get(name, missing)!r} wanted" for name in differ]
+        raise ValueError(
+            f"{where} holds superpixels made with other settings ({'; '.join(pairs)}). Use another folder."
+        )
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_SECONDS)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _collect(pending: set[Future[None]], bar: tqdm) -> set[Future[None]]:
-    """Wait until something is done, raise what it raised, and return what is not done yet."""
-    done, rest = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-        bar.update()
-    return rest
+def _segment(generator: SuperpixelGenerator, source: Any) -> RegionMap:
+    return generator(embeddings=[source])[0] if generator.needs_embedding else generator([source])[0]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from lavis_svp.datasets.drawing import DrawingOptions
-from lavis_svp.datasets.frame import fit_frame
 from lavis_svp.datasets.layout import annotation_files, find_pictures
 from lavis_svp.datasets.pictures import BadPictureError
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.text import clean_expression
+from lavis_svp.encoders.frame import fit_frame
 from lavis_svp.superpixels.region_map import RegionMap
 
 

@@ -56,8 +56,8 @@ def test_other_weights_under_the_same_name_are_another_cache(make_model, tmp_pat
 def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cache, monkeypatch):
     from PIL import Image
 
-    from lavis_svp.datasets.frame import fit_frame
     from lavis_svp.datasets.pictures import read_picture
+    from lavis_svp.encoders.frame import fit_frame
 
     picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")

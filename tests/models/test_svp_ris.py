@@ -180,7 +180,7 @@ def test_wrong_inputs_are_named(make_model, batch):
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500)])
 def test_tiny_and_extreme_pictures_are_segmented(make_model, size):
-    from lavis_svp.datasets.frame import fit_frame
+    from lavis_svp.encoders.frame import fit_frame
 
     model = make_model(**AIDS).eval()
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)

@@ -13,6 +13,7 @@ import pytest
 
 from lavis_svp.superpixels import build_superpixels
 from lavis_svp.superpixels.cache import SuperpixelCache
+from lavis_svp.superpixels.filling import fill_cache
 
 KEY = "ab" * 32
 
@@ -53,7 +54,7 @@ def test_says_what_to_do_when_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="key"):
         cache.get("../../etc")
     with pytest.raises(ValueError, match="with the generator itself"):
-        SuperpixelCache(build_superpixels("grid").settings(), tmp_path).fill([], picture_of)
+        fill_cache(SuperpixelCache(build_superpixels("grid").settings(), tmp_path), [], picture_of)
 
 
 def test_refuses_a_folder_made_otherwise(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_refuses_a_folder_made_otherwise(tmp_path: Path) -> None:
     header = cache.folder / "settings.json"
     good = header.read_text()
     header.write_text(good.replace('"rows": 6', '"rows": 5'))
-    with pytest.raises(ValueError, match="holds superpixels made with"):
+    with pytest.raises(ValueError, match="made with other settings .rows: 5 there, 6 wanted"):
         SuperpixelCache(grid, tmp_path)
     header.write_text("{")
     with pytest.raises(ValueError, match="damaged"):
@@ -77,7 +78,7 @@ def test_fill_resumes_without_loading_what_is_there(tmp_path: Path) -> None:
     cache = SuperpixelCache(build_superpixels("voronoi", side=20), tmp_path)
     items = [(f"{i:064x}", i) for i in range(5)]
     with pytest.raises(OSError, match="cannot identify") as failure:
-        cache.fill([*items[:3], ("bad", -1)], picture_of, workers=1, progress=False)
+        fill_cache(cache, [*items[:3], ("bad", -1)], picture_of, workers=1, progress=False)
     assert "picture bad" in failure.value.__notes__[0]
     loaded = []
 
@@ -85,7 +86,7 @@ def test_fill_resumes_without_loading_what_is_there(tmp_path: Path) -> None:
         loaded.append(number)
         return picture_of(number)
 
-    assert cache.fill(items + items, load, workers=1, progress=False) == 2
+    assert fill_cache(cache, items + items, load, workers=1, progress=False).computed == 2
     assert loaded == [3, 4]
 
 
@@ -93,8 +94,8 @@ def test_workers_give_the_same_as_one_process(tmp_path: Path) -> None:
     generator = build_superpixels("voronoi", side=20)
     items = [(f"{i:064x}", i) for i in range(6)]
     caches = [SuperpixelCache(generator, tmp_path / str(n)) for n in (1, 2)]
-    assert caches[0].fill(items, picture_of, workers=1, progress=False) == 6
-    assert caches[1].fill(items, picture_of, workers=2, progress=False) == 6
+    assert fill_cache(caches[0], items, picture_of, workers=1, progress=False).computed == 6
+    assert fill_cache(caches[1], items, picture_of, workers=2, progress=False).computed == 6
     for key, _ in items:
         assert caches[0].path(key).read_bytes() == caches[1].path(key).read_bytes()
 
@@ -104,9 +105,9 @@ import sys, time
 from multiprocessing import get_context
 from concurrent.futures import ProcessPoolExecutor
 import os
-from lavis_svp.superpixels.cache import end_with_parent
+from lavis_svp.superpixels.filling import start_worker
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent, (os.getpid(),))
+    pool = ProcessPoolExecutor(1, get_context("spawn"), start_worker, (os.getpid(), 1))
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """

