@@ -34,8 +34,8 @@ def tables(content: dict[str, Any]) -> str:
         _photos(content["photos"]),
         _memory(content["memory"]),
         f"The mask decoder alone, 64 prompts in calls of 16: plain {decoder['plain'] * 1e3:.0f} ms a prompt, factored "
-        f"{decoder['factored'] * 1e3:.1f} ms, **{line['decoder_speedup']:.1f} times** faster; their outputs differ by at "
-        f"most {decoder['logit_difference']:.1e} in logits and {decoder['iou_difference']:.1e} in predicted IoUs.",
+        f"{decoder['factored'] * 1e3:.1f} ms, **{line['decoder_speedup']:.1f} times** faster; their outputs differ by "
+        f"at most {decoder['logit_difference']:.1e} in logits and {decoder['iou_difference']:.1e} in predicted IoUs.",
         f"`{run['command']}`, {run['date'][:10]}, {run['machine']['cpus']} CPUs ({run['machine']['cpu']}), torch "
         f"{run['machine']['torch']}; random seed: {run['seed']}. Result line: `{json.dumps(line)}`",
     ]
@@ -43,7 +43,8 @@ def tables(content: dict[str, Any]) -> str:
 
 
 def _switches(photos: dict[str, Any]) -> str:
-    heads = ["", "seconds", "times faster", "agreement →", "agreement ←", "regions (mean)", "5 / 50 / 95 %", "coverage", "photos"]
+    heads = ["", "seconds", "times faster", "agreement →", "agreement ←", "regions (mean)", "5 / 50 / 95 %"]
+    heads += ["coverage", "photos"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     names = list(dict.fromkeys(name for rows in photos.values() for name in rows if name != "encoder"))
     for name in names:
@@ -54,8 +55,9 @@ def _switches(photos: dict[str, Any]) -> str:
         ways = [[row["agreement"][way] for row, _ in rows if "agreement" in row] for way in (0, 1)]
         cells += [f"{statistics.fmean(way):.3f}" if way else "–" for way in ways]
         counts = sorted(row["regions"] for row, _ in rows if "regions" in row)
-        cells += [f"{statistics.fmean(counts):.1f}", " / ".join(f"{_percentile(counts, p):.0f}" for p in (5, 50,
-        95))] if counts else ["–", "–"] coverage = [row["coverage"] for row, _ in rows if "coverage" in row]
+        spread = " / ".join(f"{_percentile(counts, p):.0f}" for p in (5, 50, 95)) if counts else "–"
+        cells += [f"{statistics.fmean(counts):.1f}" if counts else "–", spread]
+        coverage = [row["coverage"] for row, _ in rows if "coverage" in row]
         cells += [f"{statistics.fmean(coverage):.2f}" if coverage else "–", str(len(rows))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -70,7 +72,8 @@ def _percentile(values: list[float], percent: float) -> float:
 
 
 def _photos(photos: dict[str, Any]) -> str:
-    heads = ["photo", "encoder s", "segment_anything s", "exact s", "fast s", "regions exact", "regions fast", "agreement → / ←"]
+    heads = ["photo", "encoder s", "segment_anything s", "exact s", "fast s", "regions exact", "regions fast"]
+    heads += ["agreement → / ←"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, rows in photos.items():
         seconds = [f"{rows[row]['seconds']:.1f}" for row in ("encoder", STOCK, "exact", "fast")]

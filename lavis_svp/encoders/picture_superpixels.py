@@ -1,4 +1,4 @@
-"""SAM superpixels straight from pictures: image encoder and generator in one, for stores and for use without a model."""
+"""SAM superpixels straight from pictures: image encoder and generator in one, for stores and use without a model."""
 
 from __future__ import annotations
 
