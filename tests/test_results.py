@@ -7,13 +7,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks/results.py")
-results = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(results)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+results, superpixel_tables = load("results"), load("superpixel_tables")
 
 
 def test_the_readmes_table_is_made_from_the_files():
     assert (ROOT / "README.md").read_text() == results.readme_with(results.table())
+
+
+def test_the_superpixel_tables_are_made_from_the_file():
+    assert superpixel_tables.DOCUMENT.read_text() == superpixel_tables.document()
 
 
 def test_stored_results_name_no_path_of_a_machine():

@@ -75,6 +75,11 @@ def read_picture(path: str | Path) -> LoadedPicture:
     return LoadedPicture(pixels, (stored.shape[0], stored.shape[1]), orientation, picture_key(content))
 
 
+def read_pixels(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture file, see :func:`read_picture`; for worker processes, which need a name to call."""
+    return read_picture(path).pixels
+
+
 def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     """Take a picture in any usual form and return it as (H, W, 3) uint8 RGB.
 

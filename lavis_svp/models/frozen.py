@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import content_digest
+from lavis_svp.common.options import plain
 from lavis_svp.encoders import build_sam, build_vision_encoder
 from lavis_svp.encoders.sam import sam_identity
 from lavis_svp.heads.mask_head import Frame
 from lavis_svp.models.options import EncoderOptions, SamOptions
 from lavis_svp.projectors.structures import PatchFeatures
-from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels
+from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, list_superpixels
 
 VALID_CHANNEL = 3  # of an image tensor (4, S, S): RGB, then 1 where the picture is
 
@@ -46,6 +48,26 @@ class FrozenInputs:
         return SamEmbedding(self.sam[index], frame.input_size, frame.original_size, frame.side)
 
 
+@dataclass(frozen=True)
+class FrozenRecipe:
+    """What a :class:`FrozenInputsMaker` is built from; hashable, and small to send to another process.
+
+    Args:
+        encoder: which vision encoder.
+        sam: which SAM.
+        superpixels: name and options of the generator as JSON; None = no superpixels.
+    """
+
+    encoder: EncoderOptions
+    sam: SamOptions
+    superpixels: str | None
+
+    def build(self) -> FrozenInputsMaker:
+        """Load the weights."""
+        superpixels = None if self.superpixels is None else json.loads(self.superpixels)
+        return FrozenInputsMaker(self.encoder, self.sam, superpixels)
+
+
 class FrozenInputsMaker(nn.Module):
     """Vision encoder, SAM image encoder and superpixel generator behind one call; nothing in it trains.
 
@@ -54,11 +76,12 @@ class FrozenInputsMaker(nn.Module):
     Args:
         encoder: which vision encoder.
         sam: which SAM.
-        superpixels: name and options of the generator; None when the projector needs no superpixels.
+        superpixels: see :func:`generator_options`; None when the projector needs no superpixels.
     """
 
     def __init__(self, encoder: EncoderOptions, sam: SamOptions, superpixels: Mapping[str, Any] | None) -> None:
         super().__init__()
+        self.recipe = FrozenRecipe(encoder, sam, None if superpixels is None else json.dumps(plain(superpixels)))
         self.options = {"vision_encoder": dataclasses.asdict(encoder), "sam": {"name": sam.name, "side": sam.side}}
         self.fit = encoder.fit
         self.side = sam.side
@@ -69,8 +92,7 @@ class FrozenInputsMaker(nn.Module):
         self.requires_grad_(False)
         self.generator = None
         if superpixels is not None:
-            options = dict(superpixels)
-            name = options.pop("name")
+            name, options = generator_options(superpixels)
             modules = {
                 "prompt_encoder": parts.prompt_encoder,
                 "mask_decoder": parts.mask_decoder,
@@ -153,6 +175,18 @@ class FrozenInputsMaker(nn.Module):
         if self.generator.needs_embedding:
             return self.generator(None, [inputs.sam_embedding(index) for index in range(len(inputs.frames))])
         return self.generator([picture_pixels(pixels, f) for pixels, f in zip(image, inputs.frames, strict=True)])
+
+
+def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The generator that a ``superpixels`` section names, and the options that are meant for it.
+
+    Args:
+        section: ``name``, options, and sections named like generators, which hold options for the case that this
+            generator is chosen; so changing ``name`` alone is enough to swap it.
+    """
+    own = {known: section[known] for known in list_superpixels() if known in section}
+    options = {key: value for key, value in section.items() if key != "name" and key not in own}
+    return section["name"], {**own.get(section["name"], {}), **options}
 
 
 def picture_frames(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[Frame]:

@@ -78,7 +78,8 @@ class ModelOptions:
     Args:
         vision_encoder: see :class:`EncoderOptions`.
         sam: see :class:`SamOptions`.
-        superpixels: ``name`` of a superpixel generator and its options.
+        superpixels: ``name`` of a superpixel generator and its options; or options in a section named like it, which
+            counts when that generator is chosen.
         projector: ``name`` of a projector and its options; the one line that swaps it.
         language: see ``LanguageOptions``.
         prompt: see ``PromptOptions``.

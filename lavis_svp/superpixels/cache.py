@@ -41,7 +41,7 @@ class SuperpixelCache:
     def __init__(self, generator: SuperpixelGenerator | Mapping[str, Any], root: str | Path | None = None) -> None:
         self.generator = generator if isinstance(generator, SuperpixelGenerator) else None
         settings = generator.settings() if isinstance(generator, SuperpixelGenerator) else dict(generator)
-        self.header = {"format": _FORMAT, "settings": settings}
+        self.header: dict[str, Any] = {"format": _FORMAT, "settings": settings}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
         base = Path(root) if root is not None else cache_root() / "superpixels"
         self.folder = base / f"{settings.get('generator', 'superpixels')}-{digest}"

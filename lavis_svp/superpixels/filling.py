@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ class FillReport:
         try:
             seconds = outcome()
         except Exception as error:
-            if not skip_broken:
+            if not skip_broken or isinstance(error, BrokenExecutor):  # no picture's fault: the worker died
                 raise
             self.broken[key] = f"{type(error).__name__}: {error}"
             return

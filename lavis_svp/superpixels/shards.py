@@ -65,9 +65,9 @@ def write_shards(
             with tarfile.open(path) as archive:
                 for member in archive:
                     places[member.name.partition(".")[0]] = [number, member.offset_data, member.size]
-    content = {"format": FORMAT, "settings": cache.header["settings"], "places": places}
+    index = {"format": FORMAT, "settings": cache.header["settings"], "places": places}
     beside = folder / f".{INDEX}.{uuid.uuid4().hex}.part"
-    beside.write_text(json.dumps(content, sort_keys=True))
+    beside.write_text(json.dumps(index, sort_keys=True))
     os.replace(beside, folder / INDEX)
     return len(keys)
 

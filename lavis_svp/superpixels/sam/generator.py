@@ -21,7 +21,7 @@ from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.candidates import Candidates, ChosenMasks
 from lavis_svp.superpixels.sam.decoders import FactoredDecoder, PlainDecoder, PointDecoder
-from lavis_svp.superpixels.sam.options import LEVELS
+from lavis_svp.superpixels.sam.options import LEVELS, SamOptions
 from lavis_svp.superpixels.sam.paint import paint
 from lavis_svp.superpixels.sam.presets import preset_options
 from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, unexplained
@@ -31,6 +31,9 @@ from lavis_svp.superpixels.sam.select import select
 
 LOW_RES_STRIDE = 4
 """Pixels of SAM's input frame per pixel of the decoder's logits."""
+
+FULL_GRID = 64 * 64
+"""Image tokens at side 1024, which ``chunk`` is meant for."""
 
 _DECODERS: dict[str, type[FactoredDecoder] | type[PlainDecoder]] = {"factored": FactoredDecoder, "plain": PlainDecoder}
 _RESULT_FREE = ("decoder", "chunk")
@@ -126,13 +129,29 @@ class SamSuperpixels(SuperpixelGenerator):
         """
         return [paint(chosen, self.options) for chosen in self.choose(embeddings)]
 
-    @torch.inference_mode()
+    def at_granularities(self, embedding: SamEmbedding, granularities: Sequence[float]) -> list[RegionMap]:
+        """One picture's superpixels at several settings of the dial; SAM runs once.
+
+        Args:
+            embedding: of the picture.
+            granularities: each from 0 to 1, see :class:`~.options.SamOptions`.
+
+        Raises:
+            ValueError: as :meth:`segment_embedding`, or a value out of range.
+        """
+        chosen = self._choose([embedding], dataclasses.replace(self.options, granularity=1.0))[0]
+        return [paint(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
+
     def choose(self, embeddings: Sequence[SamEmbedding]) -> list[ChosenMasks]:
         """The masks of several pictures before they are painted: they may overlap, and leave pixels uncovered.
 
         Raises:
             ValueError: as :meth:`segment_embedding`.
         """
+        return self._choose(embeddings, self.options)
+
+    @torch.inference_mode()
+    def _choose(self, embeddings: Sequence[SamEmbedding], options: SamOptions) -> list[ChosenMasks]:
         for embedding in embeddings:
             self._check(embedding)
         device = self.mask_decoder.mask_tokens.weight.device
@@ -146,7 +165,7 @@ class SamSuperpixels(SuperpixelGenerator):
                 candidates = self._second_pass(picture, collect(parts), first)
                 height, width = picture.embedding.original_size
                 scale = height * width / candidates.pixels  # pixels of the picture per pixel of the masks
-                chosen.append(select(candidates, self.options, scale))
+                chosen.append(select(candidates, options, scale))
         return chosen
 
     def _check(self, embedding: SamEmbedding) -> None:
@@ -193,7 +212,9 @@ class SamSuperpixels(SuperpixelGenerator):
     def _run(self, picture: _Picture, numbers: np.ndarray) -> list[Judged]:
         """Prompt the grid points of these numbers, at least one; a part a decoder call."""
         parts: list[Judged] = []
-        for chunk in torch.from_numpy(numbers).to(picture.tokens.device).split(self.options.chunk):
+        grid = picture.embedding.embedding.shape[1] * picture.embedding.embedding.shape[2]
+        size = max(1, self.options.chunk * FULL_GRID // grid)
+        for chunk in torch.from_numpy(numbers).to(picture.tokens.device).split(size):
             logits, ious = picture.decoder.decode(picture.shared, picture.tokens[chunk], picture.size)
             masks = undecided(logits, ious, chunk, self.options)
             if picture.to_picture is None:

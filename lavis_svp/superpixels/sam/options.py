@@ -52,7 +52,8 @@ class SamOptions:
             are prompted, and small things on large ones are found.
         dtype: of the decoder's large products; in "bfloat16" positions, norms, IoU head and all decisions stay float32.
             Faster on hardware that has bfloat16, far slower on a CPU that has not.
-        chunk: prompts per decoder call; memory grows with it. 8 to 16 suit a CPU's caches, 64 and more a GPU.
+        chunk: prompts per decoder call at side 1024, at smaller sides more in proportion; memory grows with it. 8 to 16
+            suit a CPU's caches, 64 and more a GPU.
 
     How masks become a label map, in this order:
 

@@ -121,7 +121,12 @@ def collect(parts: Sequence[Judged]) -> Candidates:
 def pack(masks: Tensor) -> Tensor:
     """(m, h, w) bool -> (m, h, ceil(w / 8)) uint8, as numpy.packbits packs rows."""
     if masks.device.type == "cpu":
-        return torch.from_numpy(np.packbits(masks.numpy(), axis=2))
+        return torch.from_numpy(np.packbits(masks.numpy(), axis=2))  # the same, sooner
+    return pack_on_device(masks)
+
+
+def pack_on_device(masks: Tensor) -> Tensor:
+    """:func:`pack` in torch's own operations, for any device."""
     values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=masks.device)
     padded = F.pad(masks.byte(), (0, -masks.shape[2] % _BITS))  # (m, h, w8 * 8)
     return (padded.unflatten(2, (-1, _BITS)) * values).sum(3, dtype=torch.uint8)  # (m, h, w8)

@@ -138,6 +138,22 @@ def test_the_second_pass_prompts_only_what_is_unexplained(parts: dict[str, torch
     assert prompted(pred_iou=50.0) == 64  # no mask at all
 
 
+def test_the_dial_runs_sam_once(parts: dict[str, torch.nn.Module]) -> None:
+    generator = lenient(parts, points_per_side=8, min_area=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        picture = FactoredDecoder.picture
+        patch.setattr(FactoredDecoder, "picture", lambda self, values: calls.append(1) or picture(self, values))
+        maps = generator.at_granularities(embedding(), [0.0, 0.5, 1.0])
+    assert len(calls) == 1
+    counts = [regions.count for regions in maps]
+    assert counts == sorted(counts) and counts[0] == 10 < counts[-1]
+    alone = lenient(parts, points_per_side=8, min_area=0.0, granularity=0.5)(embeddings=[embedding()])[0]
+    assert np.array_equal(maps[1].labels, alone.labels)
+    with pytest.raises(ValueError, match=r"granularity must lie in 0..1, got 1.5"):
+        generator.at_granularities(embedding(), [1.5])
+
+
 def test_autocast_and_low_precision_weights_around_it_do_not_reach_the_decisions(
     parts: dict[str, torch.nn.Module],
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from lavis_svp.superpixels.sam.candidates import Candidates
 from lavis_svp.superpixels.sam.options import SamOptions
-from lavis_svp.superpixels.sam.screen import collect, judge, undecided
+from lavis_svp.superpixels.sam.screen import collect, judge, pack, pack_on_device, undecided
 from lavis_svp.superpixels.sam.select import select
 
 
@@ -137,3 +137,11 @@ def test_cleaned_masks_are_compared_once_more_and_untouched_ones_come_first() ->
     cleaned = select(candidates, SamOptions(clean_area=4))
     assert cleaned.areas.tolist() == [144] and cleaned.points.tolist() == [0]
     assert len(select(candidates, SamOptions(clean_area=4), picture_scale=4.0)) == 2  # a quarter of the pixels
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 13])
+def test_packing_on_a_device_equals_numpys(width: int) -> None:
+    masks = torch.from_numpy(np.random.default_rng(width).random((3, 5, width)) < 0.5)
+    packed = pack_on_device(masks)
+    assert torch.equal(packed, pack(masks))
+    assert np.array_equal(np.unpackbits(packed.numpy(), axis=2, count=width), masks.numpy())
