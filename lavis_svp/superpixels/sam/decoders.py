@@ -7,10 +7,9 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_svp.superpixels.sam.image_side import ImageSide, project_image, upscaling_weight
+from lavis_svp.superpixels.sam.image_side import ImageSide, project_image
 from lavis_svp.superpixels.sam.low_rank import (
     LowRankTokens,
     Precision,
@@ -21,16 +20,11 @@ from lavis_svp.superpixels.sam.low_rank import (
     split_heads,
 )
 from lavis_svp.superpixels.sam.options import LEVELS
+from lavis_svp.superpixels.sam.upscale import upscale
 
 IOU_TOKEN = 0
 FIRST_LEVEL_TOKEN = 2  # after the IoU token and the token of the single mask, which "segment everything" does not use
 """Order of the decoder's own tokens: IoU, single mask, subpart, part, whole; then the prompt's."""
-
-UPSCALE = 4
-"""Pixels of logits a side per image token."""
-
-CPU_BLOCK = 1024
-"""Image tokens, of one or more prompts, whose logits are computed at once on a CPU: so much stays in its caches."""
 
 
 class PointDecoder(ABC):
@@ -125,8 +119,8 @@ class FactoredDecoder(PointDecoder):
 
     def picture(self, embedding: Tensor) -> ImageSide:
         """All products of the picture alone; see :func:`~.image_side.project_image`."""
-        tokens = embedding.flatten(1) + self.prompt_encoder.no_mask_embed.weight.T  # (C, N)
-        return project_image(self.mask_decoder, tokens, self.prompt_encoder.get_dense_pe()[0].flatten(1))
+        tokens = embedding + self.prompt_encoder.no_mask_embed.weight.T[..., None]  # (C, h, w)
+        return project_image(self.mask_decoder, tokens, self.prompt_encoder.get_dense_pe()[0])
 
     def decode(self, picture: ImageSide, prompts: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Run the decoder; see :class:`PointDecoder`."""
@@ -134,7 +128,7 @@ class FactoredDecoder(PointDecoder):
         ious = self.mask_decoder.iou_prediction_head(outputs[:, 0])[:, -LEVELS:]
         networks = self.mask_decoder.output_hypernetworks_mlps[-LEVELS:]
         hyper = torch.stack([network(outputs[:, 1 + i]) for i, network in enumerate(networks)], 1)  # (n, 3, 32)
-        return self._upscale(picture, image, hyper, size), ious
+        return upscale(self.mask_decoder, picture, image, hyper, size, self.precision), ious
 
     def _with_output_tokens(self, prompts: Tensor) -> Tensor:
         own = torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])  # (5, C)
@@ -181,39 +175,3 @@ class FactoredDecoder(PointDecoder):
         queries = self._projected(attention.q_proj, placed)
         logits = attention_logits(queries, attention.k_proj, shared, image, self.precision)
         return attend(torch.softmax(logits, -1), attention, shared, image, constant, self.precision)
-
-    def _upscale(self, picture: ImageSide, image: LowRankTokens, hyper: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (n, 3, h, w): two transposed convolutions as matrix products, then the hyper-networks' outputs."""
-        grid_width = math.isqrt(picture.upscaled.shape[0])
-        rows, cols = (-(-length // UPSCALE) for length in size)  # image tokens wanted
-        n, rank, _ = image.weights.shape
-        first, norm, _, second, _ = self.mask_decoder.output_upscaling
-        dtype = self.precision.dtype
-        matrix = upscaling_weight(self.mask_decoder)  # (4 * 64, C)
-        row_terms = image.rows @ matrix.T  # (n, J, 4 * 64)
-        constant = matrix @ self.mask_decoder.transformer.layers[-1].norm4.bias + first.bias.repeat(4)  # (4 * 64,)
-        second_matrix = second.weight.permute(2, 3, 1, 0).flatten(0, 2).to(dtype)  # (4 * 32, 64)
-        second_bias = second.bias.repeat(4).to(dtype)
-
-        def inside(values: Tensor) -> Tensor:
-            return values.unflatten(-1, (-1, grid_width))[..., :rows, :cols].flatten(-2)
-
-        content = inside(picture.upscaled.T).T.contiguous() if (rows, cols) != (grid_width,) * 2 else picture.upscaled
-        weights, scale = inside(image.weights), inside(image.scale)  # (n, J, r * c), (n, 1, r * c)
-        on_cpu = hyper.device.type == "cpu"
-        block = min(CPU_BLOCK, rows * cols) if on_cpu else rows * cols
-        logits = hyper.new_empty(n, LEVELS, rows * cols, 2, 2, 2, 2)
-        step = max(1, CPU_BLOCK // (rows * cols)) if on_cpu else n
-        for first_prompt in range(0, n, step):
-            part = slice(first_prompt, first_prompt + step)
-            for start in range(0, rows * cols, block):
-                where = slice(start, start + block)
-                low = torch.addcmul(constant, content[where], scale[part, 0, where, None])  # (m, k, 4 * 64)
-                low = low + self.precision.product(weights[part, :, where].transpose(1, 2), row_terms[part])
-                low = F.layer_norm(low.unflatten(2, (4, -1)), norm.weight.shape, norm.weight, norm.bias, norm.eps)
-                high = F.linear(F.gelu(low).to(dtype), second_matrix, second_bias)  # (m, k, 4, 4 * 32)
-                high = F.gelu(high).unflatten(3, (4, -1)).flatten(1, 3)  # (m, k * 16, 32)
-                values = hyper[part].to(dtype) @ high.transpose(1, 2)  # (m, 3, k * 16)
-                logits[part, :, where] = values.float().unflatten(2, (-1, 2, 2, 2, 2))
-        logits = logits.view(n, LEVELS, rows, cols, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
-        return logits.reshape(n, LEVELS, rows * UPSCALE, cols * UPSCALE)[:, :, : size[0], : size[1]]  # (n, 3, h, w)

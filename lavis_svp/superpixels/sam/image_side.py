@@ -58,12 +58,14 @@ class ImageSide:
         to_image: in the two attentions of the picture to tokens.
         norms: in the two layer norms on the image tokens.
         upscaled: (N, 4 * 64) X through the first transposed convolution, a row a token.
+        grid: (h, w), h * w = N.
     """
 
     to_tokens: tuple[SharedAttention, SharedAttention, SharedAttention]
     to_image: tuple[SharedAttention, SharedAttention]
     norms: tuple[SharedNorm, SharedNorm]
     upscaled: Tensor
+    grid: tuple[int, int]
 
 
 def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageSide:
@@ -71,9 +73,11 @@ def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageS
 
     Args:
         mask_decoder: segment_anything's MaskDecoder with a transformer of two layers.
-        tokens: (C, N) image embedding plus the dense "no mask" prompt.
-        position: (C, N) positional encoding of the grid.
+        tokens: (C, h, w) image embedding plus the dense "no mask" prompt.
+        position: (C, h, w) positional encoding of the grid.
     """
+    grid = (tokens.shape[1], tokens.shape[2])
+    tokens, position = tokens.flatten(1), position.flatten(1)  # (C, N)
     transformer = mask_decoder.transformer
     first, second = transformer.layers
     heads = first.self_attn.num_heads
@@ -121,7 +125,7 @@ def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageS
     after_1 = second.norm4.weight[:, None] * before_1
     keys_2 = keys(transformer.final_attn_token_to_image, after_1, position + second.norm4.bias[:, None])
     upscaled = (upscaling_weight(mask_decoder) @ after_1).T.contiguous()  # (N, 4 * 64)
-    return ImageSide((keys_0, keys_1, keys_2), (queries_0, queries_1), (norm_0, norm_1), upscaled)
+    return ImageSide((keys_0, keys_1, keys_2), (queries_0, queries_1), (norm_0, norm_1), upscaled, grid)
 
 
 def upscaling_weight(mask_decoder: Any) -> Tensor:
