@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+VALID_CHANNEL = 3
+"""Of a framed picture (4, S, S): RGB, then 1 where the picture is."""
+
 
 def frame_size(height: int, width: int, side: int) -> tuple[int, int]:
     """(h, w) of a picture in the frame: the longer side becomes ``side``, the other keeps the proportion, at least 1.

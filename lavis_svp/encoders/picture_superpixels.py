@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.encoders.frame import VALID_CHANNEL, fit_frame, frame_size
 from lavis_svp.encoders.sam import build_sam, sam_identity
 from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator, build_superpixels
-
-VALID_CHANNEL = 3  # of a framed picture (4, S, S): RGB, then 1 where the picture is
 
 
 class PictureSuperpixels(SuperpixelGenerator):
@@ -57,11 +55,10 @@ class PictureSuperpixels(SuperpixelGenerator):
 
     def embed(self, picture: np.ndarray) -> SamEmbedding:
         """SAM's embedding of one (H, W, 3) uint8 picture."""
-        frame = fit_frame(picture, self.encoder.side)[None].to(self.encoder.mean.device)  # (1, 4, S, S)
-        pixels, valid = frame[:, :VALID_CHANNEL], frame[:, VALID_CHANNEL:]
-        input_size = (int(valid[0, 0, :, 0].sum()), int(valid[0, 0, 0].sum()))
-        embedding = self.encoder(pixels, valid)[0].float()  # (256, S / 16, S / 16)
-        return SamEmbedding(embedding, input_size, (picture.shape[0], picture.shape[1]), self.encoder.side)
+        size, side = (picture.shape[0], picture.shape[1]), self.encoder.side
+        frame = fit_frame(picture, side)[None].to(self.encoder.mean.device)  # (1, 4, S, S)
+        embedding = self.encoder(frame[:, :VALID_CHANNEL], frame[:, VALID_CHANNEL:])[0]  # (256, S / 16, S / 16)
+        return SamEmbedding(embedding.float(), frame_size(*size, side), size, side)
 
     def segment_picture(self, picture: np.ndarray) -> RegionMap:
         """The superpixels of one (H, W, 3) uint8 picture."""

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.common.options import plain
 from lavis_svp.encoders import build_sam, build_vision_encoder
+from lavis_svp.encoders.frame import VALID_CHANNEL
 from lavis_svp.encoders.sam import sam_identity
 from lavis_svp.heads.mask_head import Frame
 from lavis_svp.models.options import EncoderOptions, SamOptions
 from lavis_svp.projectors.structures import PatchFeatures
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, list_superpixels
-
-VALID_CHANNEL = 3  # of an image tensor (4, S, S): RGB, then 1 where the picture is
 
 
 @dataclass
