@@ -41,9 +41,12 @@ class EngineStepper(Stepper):
                 self.model.backward(loss)
                 self.meter.add(losses)
         self.model.set_gradient_accumulation_boundary(True)
-        plain_norm = self._plain_norm() if self._plain else None
-        self.model.step()
-        norm = self._engine_norm() if plain_norm is None else plain_norm
+        norm = self._plain_norm() if self._plain else None
+        if norm is not None and norm - norm != 0:
+            self.model.zero_grad()
+        else:
+            self.model.step()
+            norm = self._engine_norm() if norm is None else norm
         if norm - norm == 0:  # neither inf nor nan
             self._skipped = 0
         else:
@@ -73,13 +76,8 @@ class EngineStepper(Stepper):
         return isinstance(self.model.optimizer, torch.optim.Optimizer)
 
     def _plain_norm(self) -> float:
-        """The gradient's norm; gradients that are not finite are taken away, so that the engine changes nothing."""
-        gradients = [p.grad for p in self._trainable if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if norm - norm != 0:
-            for parameter in self._trainable:
-                parameter.grad = None
-        return norm
+        """The gradient's norm."""
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None]))
 
     def _engine_norm(self) -> float:
         norm = self.model.get_global_grad_norm()

@@ -95,15 +95,19 @@ def test_one_process_killed_and_all_started_again_ends_the_same(
     assert (tmp_path / "out/result/metrics_test_12.json").exists()
 
 
-def test_a_checkpoint_goes_on_under_another_stage_world_size_and_runner(
-    tmp_path, run_toy, final_state, reference
-):
+def test_a_checkpoint_goes_on_under_another_stage_world_size_and_runner(tmp_path, run_toy, final_state, reference):
     """Six steps under ZeRO-2 on two processes, three under ZeRO-3 on one, three with runner_svp on one.
 
     Without decay: ZeRO decays parameters that never had a gradient, plain AdamW passes over them.
     """
     whole = reference("quiet", *QUIET, "run.weight_decay=0", processes=2)
-    ends = ("run.weight_decay=0", "run.iters_per_inner_epoch=3", "run.eval_every=0", "run.save_every=0", "run.keep_checkpoints=9")
+    ends = (
+        "run.weight_decay=0",
+        "run.iters_per_inner_epoch=3",
+        "run.eval_every=0",
+        "run.save_every=0",
+        "run.keep_checkpoints=9",
+    )
     run_toy(tmp_path, *options(2), *QUIET, *ends, kill="micro:22", processes=2)
     assert (tmp_path / "out/checkpoint_6.pth").exists()
     one = ("run.accum_grad_iters=6",)  # the same samples in each step
