@@ -61,8 +61,11 @@ class StateNorm(nn.BatchNorm1d):
         dim: D.
     """
 
+    MOMENTUM = 0.05
+    num_batches_tracked: Tensor
+
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, momentum=0.05)
+        super().__init__(dim, momentum=self.MOMENTUM)
 
     def forward(self, states: Tensor) -> Tensor:
         """(P, D) -> (P, D) float32, whatever the parameters are kept in."""
@@ -76,7 +79,7 @@ class StateNorm(nn.BatchNorm1d):
             self.weight.float(),
             self.bias.float(),
             training=learns,
-            momentum=self.momentum,
+            momentum=self.MOMENTUM,
             eps=self.eps,
         )
 

@@ -14,7 +14,7 @@ import torch
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis_svp.common.checkpoints import load_trained_state, read_checkpoint
 from lavis_svp.common.registry import unknown_name
@@ -372,9 +372,10 @@ class SvpRis(BaseModel):
         """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
         return optimizer_groups(self, run_cfg, self.options.learning_rates)
 
-    def parameters_read_outside(self) -> list[nn.Parameter]:
+    def parameters_read_outside(self) -> list[Tensor]:
         """Large parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
-        return [self.language.embed_tokens.weight, *([self.language.output.weight] if self.language.output else [])]
+        output = self.language.output
+        return [self.language.embed_tokens.weight, *([] if output is None else [output.weight])]
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Everything training changes: trainable parameters and the buffers of trained modules."""

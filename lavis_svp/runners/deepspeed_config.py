@@ -33,7 +33,7 @@ class DeepSpeedConfigError(ValueError):
 
 
 def find_config_file(name: str, project: Path | None = None) -> Path:
-    """Where a JSON file of ``run.deepspeed_config`` is: below the current directory, or below the project YAML's parents.
+    """Where a JSON file of ``run.deepspeed_config`` is: below the current directory, or a folder above the YAML.
 
     Args:
         name: the path as the YAML has it.

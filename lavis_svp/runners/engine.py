@@ -71,7 +71,9 @@ def build_engine(
     deepspeed = require_deepspeed()
     if offloads_optimizer(config):
         optimizer = _offloaded(optimizer, config)
-    kept = {name: model._modules.pop(name) for name in replicated}
+    kept = {name: model.get_submodule(name) for name in replicated}
+    for name in kept:
+        del model._modules[name]
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
     finally:
