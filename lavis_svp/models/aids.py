@@ -51,8 +51,8 @@ class TrainingAids(nn.Module):
         super().__init__()
         self.options = options
         if options.word_alignment:
-            self.scale = nn.Parameter(torch.tensor(8.0))
-            self.bias = nn.Parameter(torch.tensor(-2.0))
+            self.scale = nn.Parameter(torch.tensor([8.0]))
+            self.bias = nn.Parameter(torch.tensor([-2.0]))
 
     def weights(self) -> dict[str, float]:
         """Weight of each aid's loss by its name in the output."""
