@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lavis_svp.language.prompts import IGNORE, SEG_TOKEN
-from lavis_svp.zoo import resolve
+from lavis_svp.zoo import Weights, model_config, resolve
 
 TUNINGS = ("full", "lora", "frozen")
 EMBEDDINGS = ("all", "added")
@@ -98,22 +98,32 @@ class LanguageModel(nn.Module):
 
     Args:
         options: which model and what trains.
+        weights: "none" builds it on the meta device from its configuration alone; there is then no tokenizer, and
+            ``[SEG]`` is the id after the vocabulary.
 
     Attributes:
         dim: D, the width.
         seg_id: id of ``[SEG]``.
     """
 
-    def __init__(self, options: LanguageOptions) -> None:
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, options: LanguageOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
-        self.tokenizer = load_tokenizer(options.name)
-        model = AutoModelForCausalLM.from_pretrained(resolve(options.name), dtype=torch.float32)
+        if weights == "load":
+            self.tokenizer = load_tokenizer(options.name)
+            model = AutoModelForCausalLM.from_pretrained(resolve(options.name), dtype=torch.float32)
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(model_config(options.name))
         if options.num_layers is not None:
             _cut_layers(model, options.num_layers)
         self.config = model.config
         self.dim: int = model.config.hidden_size
-        self.seg_id: int = self.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+        self.seg_id: int = (
+            self.tokenizer.convert_tokens_to_ids(SEG_TOKEN) if weights == "load" else model.config.vocab_size
+        )
         self.max_length: int = options.max_length or model.config.max_position_embeddings
         self.embed_tokens: nn.Embedding = model.get_input_embeddings()
         tied = model.get_output_embeddings().weight is self.embed_tokens.weight
@@ -149,6 +159,8 @@ class LanguageModel(nn.Module):
     @property
     def embedding_std(self) -> float:
         """Standard deviation of the pretrained input embeddings: the scale visual tokens should have."""
+        if self.embed_tokens.weight.is_meta:  # built without weights: what they start from
+            return float(self.config.initializer_range)
         return float(self.embed_tokens.weight.detach()[: self.seg_id].std())
 
     def embed(self, ids: Tensor) -> Tensor:

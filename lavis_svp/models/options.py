@@ -22,11 +22,14 @@ class EncoderOptions:
         name: zoo name, local folder or hub id of a vision transformer.
         side: input side in pixels, a multiple of the patch size; 336 with patch 14 gives the paper's 24 x 24 = 576.
         fit: ``stretch`` (the picture fills the whole grid) or ``pad`` (aspect kept, the rest of the grid is invalid).
+        layer: which layer's patches: -1 the last with the final norm; else the index of a hidden state, without it
+            (-2 is LLaVA's and GLaMM's choice for CLIP).
     """
 
     name: str = "dinov2_small_imgfocus"
     side: int = 336
     fit: Literal["stretch", "pad"] = "stretch"
+    layer: int = -1
 
 
 @dataclass(frozen=True)

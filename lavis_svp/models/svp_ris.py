@@ -35,6 +35,7 @@ from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_
 from lavis_svp.models.tokens import shuffled, token_areas, token_positions
 from lavis_svp.projectors import VisualTokens, build_projector
 from lavis_svp.projectors.structures import Superpixels
+from lavis_svp.zoo import Weights
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
 MODES = ("generative", "teacher_forced")
@@ -66,6 +67,9 @@ class SvpRis(BaseModel):
         - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), runs on a CPU.
         - pretrain_vicuna7b: the paper's first stage, language model frozen.
         - refcoco_vicuna7b: the paper's second stage, LoRA.
+        - glamm_vicuna7b: GLaMM's form, CLIP-L/336 and a visual token a patch: the baseline.
+        - glamm_dinov2_vicuna7b: that baseline with DINOv2-L.
+        - refcoco_qwen2_5_7b, refcoco_llama3_8b: the second stage on other language models.
 
     Usage:
         >>> import lavis_svp
@@ -76,25 +80,32 @@ class SvpRis(BaseModel):
 
     Args:
         options: every part's settings.
+        weights: see :meth:`skeleton`.
     """
 
     PRETRAINED_MODEL_CONFIG_DICT = {
         "tiny": str(CONFIGS / "svp_ris_tiny.yaml"),
         "pretrain_vicuna7b": str(CONFIGS / "svp_ris_pretrain_vicuna7b.yaml"),
         "refcoco_vicuna7b": str(CONFIGS / "svp_ris_refcoco_vicuna7b.yaml"),
+        "glamm_vicuna7b": str(CONFIGS / "svp_ris_glamm_vicuna7b.yaml"),
+        "glamm_dinov2_vicuna7b": str(CONFIGS / "svp_ris_glamm_dinov2_vicuna7b.yaml"),
+        "refcoco_qwen2_5_7b": str(CONFIGS / "svp_ris_refcoco_qwen2_5_7b.yaml"),
+        "refcoco_llama3_8b": str(CONFIGS / "svp_ris_refcoco_llama3_8b.yaml"),
     }
 
-    def __init__(self, options: ModelOptions) -> None:
+    prompts: PromptWriter
+
+    def __init__(self, options: ModelOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
         projector_options = dict(options.projector)
         projector_name = projector_options.pop("name")
-        self.language = LanguageModel(options.language)
+        self.language = LanguageModel(options.language, weights)
         scale = self.language.embedding_std
         if options.aids.token_norm:
             projector_options.setdefault("token_std", scale)
         encoder = options.vision_encoder
-        self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels)
+        self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels, weights)
         self.projector = build_projector(
             projector_name,
             vision_dim=self.frozen.vision_encoder.dim,
@@ -104,7 +115,8 @@ class SvpRis(BaseModel):
         )
         if "superpixels" not in self.projector.requires:
             self.frozen.generator = None
-        self.prompts = PromptWriter(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
+        if weights == "load":
+            self.prompts = PromptWriter(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
         self.readout = SegReadout(self.language.dim, scale, options.readout)
         self.mask_head = MaskHead(
             self.frozen.sam_prompt_encoder, self.frozen.sam_mask_decoder, options.sam.train_decoder
@@ -126,6 +138,12 @@ class SvpRis(BaseModel):
             if cfg.get(flag, False) and cfg.get(key, ""):
                 model.load_checkpoint(cfg.get(key))
         return model
+
+    @classmethod
+    def skeleton(cls, options: ModelOptions) -> SvpRis:
+        """Build on the meta device: every module and parameter in its shape, no weights, no tokenizer, no prompts."""
+        with torch.device("meta"):
+            return cls(options, weights="none")
 
     # ---------------------------------------------------------------- encoding
 
