@@ -24,7 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--cfg-path", help="a project YAML, as for training")
     source.add_argument("--model-type", help="a type of svp_ris, under GLaMM's recipe on RefCOCO, RefCOCO+, RefCOCOg")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the YAML")
-    parser.add_argument("--gpu", default=DEFAULT_GPU, help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)")
+    parser.add_argument(
+        "--gpu", default=DEFAULT_GPU, help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)"
+    )
     parser.add_argument("--num-gpus", type=int, default=DEFAULT_COUNT, help="how many (default: %(default)s)")
     parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
     parser.add_argument("--pictures", type=int, help="training pictures, where the data sets' sizes are not known")

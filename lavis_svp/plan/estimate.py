@@ -13,7 +13,7 @@ from lavis_svp.plan.language import language_shape
 from lavis_svp.plan.memory import Memory, memory_per_gpu
 from lavis_svp.plan.savings import Saving, Side, savings
 from lavis_svp.plan.settings import TrainingSettings
-from lavis_svp.plan.skeleton import Parameters, part_flops, parameters_by_part, point_prompts, visual_tokens
+from lavis_svp.plan.skeleton import Parameters, parameters_by_part, part_flops, point_prompts, visual_tokens
 from lavis_svp.plan.text import TextLengths, text_lengths
 from lavis_svp.plan.training import Duration, PartCost, duration, training_costs
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lavis_svp.plan.estimate import Plan
-from lavis_svp.plan.memory import Memory
 from lavis_svp.plan.savings import Saving
 
 TERA, GIGA, MEGA = 1e12, 1e9, 1e6
@@ -66,6 +65,7 @@ def markdown(plan: Plan) -> str:
 def _narrow(line: str) -> str:
     """A Markdown table row without the spaces that align it."""
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+    cells = ["---" if cell and not cell.strip("-") and len(cell) > 2 else cell for cell in cells]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -177,7 +177,7 @@ def _assumptions(plan: Plan) -> Iterable[str]:
     )
     yield (
         "as published: every generated token runs vision encoder, projector and the whole sequence again, one call an "
-        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, the picture read once, with a cache"
+        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, the picture read once, a cache"
     )
     yield "nothing here was measured on a GPU"
 

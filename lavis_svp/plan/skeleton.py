@@ -18,7 +18,7 @@ from lavis_svp.superpixels.sam.prompts import first_pass
 
 SECOND_PASS_SHARE = 0.3
 """Of the grid points left after the first pass, the share that is prompted. With MobileSAM on seven photos two passes
-take .47 of the time of the whole grid (docs/results/superpixels.json), .35 to .76, which is about 480 of 1,024 prompts."""
+take .47 of the time of the whole grid (docs/results/superpixels.json), .35 to .76: about 480 of 1,024 prompts."""
 
 
 @dataclass(frozen=True)
