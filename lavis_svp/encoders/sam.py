@@ -189,8 +189,9 @@ def _shape_alone(name_or_path: str | os.PathLike[str], side: int) -> tuple[str, 
         name, network, _ = _encoder_for(_split(read_state_dict(Path(name_or_path)))["image_encoder"], side)
         return name, network
     if not published:
+        names = ", ".join(f"sam_{kind}_*.pth" for kind in PUBLISHED)
         raise FileNotFoundError(
-            f"What SAM is '{name_or_path}'? Name it as Meta does ({', '.join(f'sam_{kind}_*.pth' for kind in PUBLISHED)}), "
+            f"Which SAM is '{name_or_path}'? Name it as Meta does ({names}), "
             f"or '{MOBILE_SAM}', or give the path of a checkpoint that is there."
         )
     return published[1], build_sam_vit(PUBLISHED[published[1]], side)

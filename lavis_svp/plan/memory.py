@@ -161,7 +161,7 @@ def layer_bytes(language: LanguageModel, rows: int, length: int, dtype: str) -> 
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
     transformer = language.transformer
     one = copy.copy(transformer)
-    one._modules = {**transformer._modules, "layers": transformer.layers[:1]}  # type: ignore[dict-item, index]
+    one._modules = {**transformer._modules, "layers": transformer.layers[:1]}
     one = copy.deepcopy(one).to(kind)
     one.gradient_checkpointing_disable()
     one.config.num_hidden_layers = 1

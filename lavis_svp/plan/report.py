@@ -71,7 +71,7 @@ def _narrow(line: str) -> str:
 
 def parameter_table(plan: Plan, style: box.Box) -> Table:
     """Parameters by part."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, f"{counts.total:,}", f"{counts.trained:,}" if counts.trained else "0")
         for name, counts in plan.parameters.items()
     ]
@@ -100,7 +100,7 @@ def cost_table(plan: Plan, style: box.Box) -> Table:
 
 def memory_table(plan: Plan, style: box.Box) -> Table:
     """Memory of one GPU, beside ``mlp``."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (label, f"{getattr(plan.memory, key) / GIGA:.2f}", f"{getattr(plan.baseline_memory, key) / GIGA:.2f}")
         for key, label in MEMORY_ROWS.items()
     ]
@@ -151,7 +151,7 @@ def assumption_lines(plan: Plan) -> list[str]:
 
 def _assumptions(plan: Plan) -> Iterable[str]:
     given, text, gpu = plan.assumptions, plan.text, plan.gpu
-    yield "one multiplication and one addition are two operations; norms, activations, resizing and data are not counted"
+    yield "one multiplication and one addition are two operations; norms, activations and resizing are not counted"
     yield f"{given.tokens} superpixels a picture (--tokens; the paper's mean is about 40, its spread is not published)"
     yield (
         f"{plan.prompts} point prompts a picture for the superpixels (--prompts; the second pass is estimated, see "
@@ -165,14 +165,14 @@ def _assumptions(plan: Plan) -> Iterable[str]:
     yield f"{plan.training.expressions} expressions a training picture, layout '{plan.layout}'"
     yield (
         f"{gpu.name}: {gpu.tflops:g} TFLOPS in bf16, {gpu.memory_gb:g} GB ({gpu.source}); "
-        f"{given.utilisation:.0%} of the peak over a whole step (--utilisation), waiting for data and other GPUs included"
+        f"{given.utilisation:.0%} of the peak over a whole step (--utilisation), waiting included"
     )
     yield (
         "training: frozen parts run forward only; a frozen language model still passes gradients of activations to the "
         "projector; checkpointing " + ("runs its layers forward twice" if plan.checkpointing else "is off")
     )
     yield (
-        "memory: states by arXiv 1910.02054; kept tensors counted on the real modules with fused attention; frozen half "
+        "memory: states by arXiv 1910.02054; kept tensors counted on the real modules, attention fused; frozen half "
         "by formula in float32; context 1.5 GB and 5 % fragmentation are guesses; all in lavis_svp/plan/memory.py"
     )
     yield (
