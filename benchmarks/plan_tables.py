@@ -47,10 +47,11 @@ def overview() -> str:
     lines.append("|---|---|---|---|---|---|---|---|")
     for name in TYPES:
         plan = plan_of(name)
+        time, peak = plan.duration, plan.memory.peak
         whole, cost = plan.parameters["whole model"], sum(part.training for part in plan.costs.values())
         lines.append(
-            f"| `{name}` | {plan.tokens} | {whole.total / 1e9:.3f} G | {whole.trained / 1e6:.1f} M | {cost / 1e12:.1f} | "
-            f"{plan.memory.peak / 1e9:.1f} | {plan.duration.steps:,} | {plan.duration.hours:.1f} |"
+            f"| `{name}` | {plan.tokens} | {whole.total / 1e9:.3f} G | {whole.trained / 1e6:.1f} M "
+            f"| {cost / 1e12:.1f} | {peak / 1e9:.1f} | {time.steps:,} | {time.hours:.1f} |"
         )
     return "\n".join(lines)
 
