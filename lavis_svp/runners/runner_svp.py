@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader
 from lavis_svp.runners.optimizer import build_optimizer
+from lavis_svp.runners.parameter_table import report_parameters
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
 from lavis_svp.runners.randomness import seed_all
 from lavis_svp.runners.results import ResultStore
@@ -137,6 +138,7 @@ class RunnerSVP(RunnerIter):
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
         self.start_iters = self.iters = Resumer(self).resume()
         if self.start_iters < self.max_iters:
+            report_parameters(self.bare_model, self.optimizer.param_groups, self.output_dir)
             self._call_before_training()
             self._train_from(self.start_iters)
         else:
