@@ -49,6 +49,11 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
+def starts_random(name: str) -> bool:
+    """Whether a parameter is in none of the weights that the configuration names, but starts from random numbers."""
+    return name.startswith(NOT_FROM_THE_ZOO) or is_adapter(name)
+
+
 def optimizer_groups(model: nn.Module, run_cfg: Any, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """One group per part that trains, and one per pattern that has a rate of its own.
 
@@ -109,7 +114,7 @@ def checkpoint_state(model: nn.Module, carried: Collection[str] = ()) -> dict[st
     parameters = {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or name in carried or name.startswith(NOT_FROM_THE_ZOO) or is_adapter(name)
+        if parameter.requires_grad or name in carried or starts_random(name)
     }
     buffers = {name: buffer for name, buffer in model.named_buffers() if part_of(name) == "readout"}
     return {**parameters, **buffers}

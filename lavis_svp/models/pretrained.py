@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, newest_checkpoint, read_checkpoint, shorten
-from lavis_svp.models.parameters import checkpoint_state, is_adapter, part_of
+from lavis_svp.models.parameters import checkpoint_state, is_adapter, part_of, starts_random
 
 
 def find_weights(where: str | Path) -> Path:
@@ -65,18 +65,18 @@ def start_from(model: nn.Module, where: str | Path) -> set[str]:
     found = [f"{what}: {shorten(which)}" for what, which in problems.items() if which]
     if found:
         raise WrongCheckpointError(
-            f"model.pretrained: {path} holds weights of another model ({len(state)} tensors). "
-            + "; ".join(found)
-            + ". "
+            f"model.pretrained: {path} holds weights of another model ({len(state)} tensors). {'; '.join(found)}. "
             "The model section must describe the same architecture as the earlier stage's, except for parts it adds."
         )
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
     logging.info("Starts from %s: %d tensors (%s)", path, len(state), _by_part(state))
-    fresh = [name for name in checkpoint_state(model) if name not in state]
-    if fresh:
-        logging.info("starts fresh: %s", _by_part({name: own[name] for name in fresh}))
+    lacking = {name: own[name] for name in checkpoint_state(model) if name not in state}
+    fresh = {name: tensor for name, tensor in lacking.items() if starts_random(name)}
+    for what, tensors in (("fresh", fresh), ("from the named weights", lacking.keys() - fresh.keys())):
+        if tensors:
+            logging.info("starts %s: %s", what, _by_part({name: own[name] for name in lacking if name in tensors}))
     return {name for name, _ in model.named_parameters() if name in state}
 
 

@@ -389,7 +389,7 @@ class SvpRis(BaseModel):
         return checkpoint_state(self, self._carried)
 
     def load_checkpoint(self, url_or_filename: str) -> None:
-        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), its folder, or a bare ``.safetensors`` state.
+        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), its folder, or a ``.safetensors`` state.
 
         Raises:
             FileNotFoundError: no such file.

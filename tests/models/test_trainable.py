@@ -122,3 +122,22 @@ def test_quantised_weights_cannot_train():
     assert trained(model) == {"scale"} and not model.packed.requires_grad
     with pytest.raises(ValueError, match="quantised.*packed"):
         train_only(model, ["*"])
+
+
+def test_the_start_up_tables_rows(make_model):
+    from omegaconf import OmegaConf
+
+    from lavis_svp.runners.optimizer import build_optimizer
+    from lavis_svp.runners.parameter_table import parameter_rows
+    from lavis_svp.runners.run_options import RunOptions
+
+    model = make_model(language=LORA, learning_rates={"projector.sspe.*": 1e-4})
+    run = OmegaConf.create({"init_lr": 1e-3})
+    optimizer = build_optimizer(model, RunOptions(task="t", output_dir="o", init_lr=1e-3), run)
+    rows = {row.module: row for row in parameter_rows(model, optimizer.param_groups)}
+    assert {"projector.ssa", "projector.head", "readout", "language.transformer (base)"} <= set(rows)
+    assert rows["projector.sspe"].rates == [1e-4] and rows["projector.head"].rates == [1e-3]
+    assert rows["language.transformer (LoRA)"].trainable == rows["language.transformer (LoRA)"].parameters > 0
+    assert rows["frozen.vision_encoder"].trainable == rows["frozen.sam_encoder"].trainable == 0
+    assert rows["mask_head.prompt_encoder"].trainable == 0 < rows["mask_head.mask_decoder"].trainable
+    assert sum(row.parameters for row in rows.values()) == sum(p.numel() for p in model.parameters())
