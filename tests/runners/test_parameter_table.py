@@ -71,5 +71,3 @@ def test_the_table_is_readable_and_logged(tmp_path, caplog):
     assert line["parameters"][0] == {
         "module": "scale", "parameters": 1, "trainable": 1, "rates": [1e-4], "dtypes": ["float32"],
     }  # fmt: skip
-
-
