@@ -62,6 +62,12 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     missing = [root for root in ROOTS if project.get(root) is None]
     if missing:
         raise ValueError(f"{path} has no section {', '.join(missing)}. A project YAML has: {', '.join(ROOTS)}.")
+    if isinstance(
+        project.run.get("deepspeed_config"), str
+    ):  # its content, so that a checkpoint's configuration is whole
+        from lavis_svp.runners.deepspeed_config import read_config
+
+        project.run.deepspeed_config = read_config(project.run.deepspeed_config, path)
     return project
 
 
@@ -117,6 +123,23 @@ def build_config(project: Any) -> Any:
     )
     registry.register("configuration", config)
     return config
+
+
+def weights_from_checkpoint(project: Any) -> None:
+    """Have the model built without the weights that ``model.pretrained`` and ``model.finetuned`` name.
+
+    For a model about to be given a checkpoint, which holds all of them: an earlier stage's folder need not exist any
+    more. Models whose checkpoints do not say so (``CHECKPOINTS_ARE_WHOLE``) are left as they are.
+
+    Args:
+        project: what :func:`read_project` returns; changed in place.
+    """
+    import lavis  # noqa: F401  (registers everything)
+    from lavis.common.registry import registry
+
+    model = registry.get_model_class(project.model.arch)
+    if getattr(model, "CHECKPOINTS_ARE_WHOLE", False):
+        project.model.load_pretrained = project.model.load_finetuned = False
 
 
 def build_runner(config: Any) -> Any:

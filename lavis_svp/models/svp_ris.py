@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from lavis_svp.common.checkpoints import load_trained_state, read_checkpoint
+from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
 from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
@@ -28,11 +27,13 @@ from lavis_svp.language.splice import splice
 from lavis_svp.models.aids import AidInputs, TrainingAids
 from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
-from lavis_svp.models.parameters import checkpoint_state, optimizer_groups
+from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
 from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
+from lavis_svp.models.pretrained import find_weights, read_weights, start_from
 from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
 from lavis_svp.models.tokens import shuffled, token_areas, token_positions
+from lavis_svp.models.trainable import train_only
 from lavis_svp.projectors import VisualTokens, build_projector
 from lavis_svp.projectors.structures import Superpixels
 from lavis_svp.zoo import Weights
@@ -83,6 +84,7 @@ class SvpRis(BaseModel):
         weights: see :meth:`skeleton`.
     """
 
+    CHECKPOINTS_ARE_WHOLE = True  # with the named weights they give the model; no earlier stage's file is needed
     PRETRAINED_MODEL_CONFIG_DICT = {
         "tiny": str(CONFIGS / "svp_ris_tiny.yaml"),
         "pretrain_vicuna7b": str(CONFIGS / "svp_ris_pretrain_vicuna7b.yaml"),
@@ -92,6 +94,9 @@ class SvpRis(BaseModel):
         "refcoco_qwen2_5_7b": str(CONFIGS / "svp_ris_refcoco_qwen2_5_7b.yaml"),
         "refcoco_llama3_8b": str(CONFIGS / "svp_ris_refcoco_llama3_8b.yaml"),
     }
+
+    replicated_modules = ("frozen",)
+    """Children that DeepSpeed leaves whole in every process: SAM's weights are read from the outside."""
 
     prompts: PromptWriter
 
@@ -122,6 +127,9 @@ class SvpRis(BaseModel):
             self.frozen.sam_prompt_encoder, self.frozen.sam_mask_decoder, options.sam.train_decoder
         )
         self.aids = TrainingAids(options.aids)
+        self._carried: set[str] = set()  # parameters that an earlier stage trained
+        if options.trainable is not None:
+            train_only(self, options.trainable)
 
     @classmethod
     def default_config_path(cls, model_type: str) -> str:
@@ -132,11 +140,23 @@ class SvpRis(BaseModel):
 
     @classmethod
     def from_config(cls, cfg: Any) -> SvpRis:
-        """Build from the ``model`` section of a configuration, and load a checkpoint if the section names one."""
-        model = cls(parse_model_options(cfg))
+        """Build from the ``model`` section of a configuration, and load the weights that the section names.
+
+        ``pretrained`` is an earlier stage, which may lack parts (:func:`lavis_svp.models.pretrained.start_from`);
+        ``finetuned`` must hold everything that this model trains.
+
+        Raises:
+            ValueError: a flag is set and its path is not.
+        """
+        options = parse_model_options(cfg)
         for flag, key in (("load_pretrained", "pretrained"), ("load_finetuned", "finetuned")):
-            if cfg.get(flag, False) and cfg.get(key, ""):
-                model.load_checkpoint(cfg.get(key))
+            if cfg.get(flag, False) and not cfg.get(key, ""):
+                raise ValueError(f"model.{flag} is True, but model.{key} names no checkpoint or folder.")
+        model = cls(options)
+        if cfg.get("load_pretrained", False):
+            model.carry(start_from(model, cfg.get("pretrained")))
+        if cfg.get("load_finetuned", False):
+            model.load_checkpoint(cfg.get("finetuned"))
         return model
 
     @classmethod
@@ -227,10 +247,8 @@ class SvpRis(BaseModel):
     def _mask_losses(
         self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[np.ndarray]]
     ) -> dict[str, Tensor]:
-        if len(states) == 0:  # every part still takes part, with a zero gradient, so that DDP does not wait for it
-            parts = (self.readout, self.mask_head)
-            touched = sum((p.sum() for m in parts for p in m.parameters() if p.requires_grad), states.sum())
-            return {"loss_bce": 0.0 * touched, "loss_dice": 0.0 * touched}
+        if len(states) == 0:
+            return self._no_masks(encoded, states)
         prompts = self.read_prompts(encoded, states, picture)
         targets = [masks[p][e] for p, e in zip(picture.tolist(), expression.tolist(), strict=True)]
         inputs = AidInputs(encoded, prompts, picture, targets, self.mask_head)
@@ -244,6 +262,18 @@ class SvpRis(BaseModel):
             bce.append(mask_bce(scores, target))
             dice.append(mask_dice(scores, target))
         return {**losses, "loss_bce": mean_over_masks(bce), "loss_dice": mean_over_masks(dice)}
+
+    def _no_masks(self, encoded: Encoded, states: Tensor) -> dict[str, Tensor]:
+        """Losses of zero for a batch without any target.
+
+        Every part runs all the same, on a state of zeros: processes that train together exchange the gradients of (and
+        under ZeRO-3 gather) the same parts in every batch.
+        """
+        picture = torch.zeros(1, dtype=torch.long, device=self.device)
+        prompts = self.read_prompts(encoded, states.new_zeros(1, states.shape[-1]), picture)
+        logits, _ = self._decode(encoded, prompts, picture, picture)
+        nothing = 0.0 * (logits.sum() + prompts.sparse.sum())
+        return {"loss_bce": nothing, "loss_dice": nothing}
 
     def _comparable(self, logits: Tensor, target: np.ndarray, frame: Frame) -> tuple[Tensor, Tensor]:
         """Logits and target of one mask at the resolution the loss is taken at, padding excluded."""
@@ -377,20 +407,31 @@ class SvpRis(BaseModel):
         """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
         return optimizer_groups(self, run_cfg, self.options.learning_rates)
 
+    def parameter_row(self, name: str) -> str:
+        """The row of the start-up table that a parameter is counted in."""
+        return parameter_row(name)
+
+    def carry(self, names: Iterable[str]) -> None:
+        """Keep these parameters in every checkpoint, whether or not they train: an earlier stage trained them."""
+        self._carried.update(names)
+
+    def parameters_read_outside(self) -> list[nn.Parameter]:
+        """Large parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
+        return [self.language.embed_tokens.weight, *([self.language.output.weight] if self.language.output else [])]
+
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Everything training changes: trainable parameters and the buffers of trained modules."""
-        return checkpoint_state(self)
+        """Everything that the configuration's named weights do not hold; see ``models/parameters.py``."""
+        return checkpoint_state(self, self._carried)
 
     def load_checkpoint(self, url_or_filename: str) -> None:
-        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), or a bare state as ``.safetensors``.
+        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), its folder, or a ``.safetensors`` state.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: a damaged file, or a checkpoint of another model; the message lists what does not fit.
         """
-        path = Path(url_or_filename)
-        state = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
-        load_trained_state(self, state, path)
+        path = find_weights(url_or_filename)
+        load_trained_state(self, read_weights(path), path)
         logging.info("Loaded trained weights from %s", path)
 
 

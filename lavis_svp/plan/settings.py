@@ -14,6 +14,7 @@ from lavis_svp.common.options import plain
 from lavis_svp.datasets.published import COUNTS
 from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.runners.deepspeed_config import read_config
 from lavis_svp.runners.run_options import read_options
 
 PUBLISHED_SETS = {
@@ -113,14 +114,14 @@ def training_settings(
         project: the YAML's path, for the relative path of a DeepSpeed JSON.
 
     Raises:
-        FileNotFoundError: the JSON that ``deepspeed_config`` names is not there.
+        DeepSpeedConfigError: ``deepspeed_config`` names no JSON file, or cannot be read.
         ValueError: an impossible value.
     """
     chosen = read_options(run)
     zero_options: Mapping[str, Any] = {}
     zero = None
     if chosen.runner == "runner_deepspeed":
-        zero_options = _deepspeed(run.get("deepspeed_config"), project).get("zero_optimization") or {"stage": 0}
+        zero_options = read_config(run.get("deepspeed_config"), project).get("zero_optimization") or {}
         zero = int(zero_options.get("stage", 0))
     pictures, data = training_pictures(datasets)
     drawing = [(section or {}).get("drawing") or {} for section in datasets.values()]
@@ -156,16 +157,3 @@ def training_pictures(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[int | 
         total += number
         sources.append(f"{builder} {number:,}")
     return total or None, " + ".join(sources) or "no data set in the YAML: give --pictures"
-
-
-def _deepspeed(given: Any, project: Path | None) -> Mapping[str, Any]:
-    """``run.deepspeed_config``: a mapping, or a JSON file below the current directory or the YAML's parents."""
-    import json
-
-    if not isinstance(given, str):
-        return given or RECIPE["deepspeed_config"]  # type: ignore[return-value]  # the one mapping of RECIPE
-    parents = [] if project is None else list(project.resolve().parents)
-    for place in (Path(given).expanduser(), *(parent / given for parent in parents)):
-        if place.is_file():
-            return json.loads(place.read_text(encoding="utf-8"))
-    raise FileNotFoundError(f"run.deepspeed_config names '{given}', which is no file.")

@@ -6,6 +6,7 @@ import pytest
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.plan.settings import from_model_type, training_pictures, training_settings
+from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError
 
 RUN = {"task": "referring_segmentation", "output_dir": "output", "max_iters": 7, "amp": True}
 DEEPSPEED = {**RUN, "runner": "runner_deepspeed"}
@@ -34,7 +35,7 @@ def test_zero_is_read_where_the_runner_is_deepspeeds(tmp_path):
     project = tmp_path / "train" / "x.yaml"
     named = {**DEEPSPEED, "deepspeed_config": "zero1.json"}
     assert training_settings(named, {}, project).zero == 1
-    with pytest.raises(FileNotFoundError, match=r"zero9\.json"):
+    with pytest.raises(DeepSpeedConfigError, match=r"zero9\.json"):
         training_settings({**DEEPSPEED, "deepspeed_config": "zero9.json"}, {}, project)
 
 
