@@ -162,6 +162,7 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         f"{text.question} a question with an expression of {given.expression_words} words (--expression-words), "
         f"{text.answer} an answer"
     )
+    yield "sizes of data sets as published; filters (image-disjoint splits) and subsets make them smaller (--pictures)"
     yield f"{plan.training.expressions} expressions a training picture, layout '{plan.layout}'"
     yield (
         f"{gpu.name}: {gpu.tflops:g} TFLOPS in bf16, {gpu.memory_gb:g} GB ({gpu.source}); "
