@@ -11,7 +11,7 @@ from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.plan.gpus import Gpu
 from lavis_svp.plan.language import language_shape
 from lavis_svp.plan.memory import Memory, memory_per_gpu
-from lavis_svp.plan.savings import Saving, Side, savings
+from lavis_svp.plan.savings import Saving, Side, answer_parts, savings
 from lavis_svp.plan.settings import TrainingSettings
 from lavis_svp.plan.skeleton import Parameters, parameters_by_part, part_flops, point_prompts, visual_tokens
 from lavis_svp.plan.text import TextLengths, text_lengths
@@ -57,6 +57,8 @@ class Plan:
         prompts: point prompts of a picture.
         costs: operations of a training picture by part.
         baseline_costs: the same with ``mlp``.
+        answers: operations by part of answering one expression, and ``assumptions.many`` of a picture, with a cache.
+        baseline_answers: the same with ``mlp``.
         memory: of one GPU.
         baseline_memory: the same with ``mlp``.
         duration: of the run.
@@ -77,6 +79,8 @@ class Plan:
     prompts: int
     costs: dict[str, PartCost]
     baseline_costs: dict[str, PartCost]
+    answers: list[dict[str, float]]
+    baseline_answers: list[dict[str, float]]
     memory: Memory
     baseline_memory: Memory
     duration: Duration
@@ -129,6 +133,7 @@ def make_plan(
         sides.append(side)
         costs.append(training_costs(each, side.parts, shape, tokens, text, training.expressions))
         memories.append(memory_per_gpu(each, shape, tokens, text, training, num_gpus))
+    answers = [[answer_parts(side, text, count) for count in (1, assumptions.many)] for side in sides]
     totals = [sum(part.training for part in cost.values()) for cost in costs]
     return Plan(
         parameters=parameters_by_part(model),
@@ -138,6 +143,8 @@ def make_plan(
         prompts=prompts if point_prompts(model) else 0,
         costs=costs[0],
         baseline_costs=costs[1],
+        answers=answers[0],
+        baseline_answers=answers[1],
         memory=memories[0],
         baseline_memory=memories[1],
         duration=duration(costs[0], training, gpu, num_gpus, assumptions.utilisation),

@@ -33,7 +33,8 @@ def tables(plan: Plan, style: box.Box) -> list[Table]:
         plan: the numbers.
         style: of the frames.
     """
-    return [parameter_table(plan, style), cost_table(plan, style), memory_table(plan, style), saving_table(plan, style)]
+    makers = (parameter_table, cost_table, answer_table, memory_table, saving_table)
+    return [make(plan, style) for make in makers]
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -96,6 +97,16 @@ def cost_table(plan: Plan, style: box.Box) -> Table:
     heads = ("part", f"{name} forward", "training", f"{other_name} forward", "training", f"passes of {plan.projector}")
     title = f"TFLOP for a training picture with {plan.training.expressions} expressions"
     return _table(title, style, heads, rows)
+
+
+def answer_table(plan: Plan, style: box.Box) -> Table:
+    """Operations of answering by part, beside ``mlp``, for one expression of a picture and for many."""
+    columns = [side[number] for number in (0, 1) for side in (plan.answers, plan.baseline_answers)]
+    rows = [(part, *(f"{column[part] / TERA:,.3f}" for column in columns)) for part in columns[0]]
+    rows.append(("all", *(f"{sum(column.values()) / TERA:,.3f}" for column in columns)))
+    many = f"{plan.assumptions.many} expressions"
+    names = (f"{plan.projector}, 1 expression", "mlp, 1 expression", f"{plan.projector}, {many}", f"mlp, {many}")
+    return _table("TFLOP of answering, the picture read once, with a cache", style, ("part", *names), rows)
 
 
 def memory_table(plan: Plan, style: box.Box) -> Table:
@@ -162,6 +173,7 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         f"{text.question} a question with an expression of {given.expression_words} words (--expression-words), "
         f"{text.answer} an answer"
     )
+    yield "sizes of data sets as published; filters (image-disjoint splits) and subsets make them smaller (--pictures)"
     yield f"{plan.training.expressions} expressions a training picture, layout '{plan.layout}'"
     yield (
         f"{gpu.name}: {gpu.tflops:g} TFLOPS in bf16, {gpu.memory_gb:g} GB ({gpu.source}); "

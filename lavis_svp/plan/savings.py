@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lavis_svp.plan.flops import Flops
 from lavis_svp.plan.language import LanguageShape
 from lavis_svp.plan.skeleton import PartFlops
 from lavis_svp.plan.text import TextLengths
+
+SEGMENTATION = ("SAM encoder", "superpixels", "read-out", "mask decoder")  # parts of SAM, and the way to it
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ def without_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost
     return AnswerCost(expressions * language, expressions * segmentation.total)
 
 
-def with_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
-    """As this package generates: the picture is read once, every token runs once, keys and values are kept.
+def answer_parts(side: Side, text: TextLengths, expressions: int) -> dict[str, float]:
+    """Operations by part as this package generates: the picture is read once, every token runs once, with a cache.
 
     Args:
         side: which model.
@@ -93,14 +96,27 @@ def with_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
     """
     parts, shape = side.parts, side.shape
     prefix = text.prefix + side.tokens
-    flops = parts.vision_encoder + parts.projector + shape.forward(prefix, prefix)
-    asked = shape.forward(text.question, prefix + text.question)
-    for step in range(1, text.answer):
-        asked += shape.forward(1, prefix + text.question + step)
-    asked += shape.logits(text.answer)
-    once = parts.sam_encoder + parts.superpixels
-    each = parts.readout + parts.mask_decoder
-    return AnswerCost((flops + asked * expressions).total, (once + each * expressions).total)
+    prefill = shape.forward(prefix, prefix) + shape.forward(text.question, prefix + text.question) * expressions
+    decode = sum((shape.forward(1, prefix + text.question + step) for step in range(1, text.answer)), Flops())
+    by_part = {
+        "SAM encoder": parts.sam_encoder,
+        "superpixels": parts.superpixels,
+        "vision encoder": parts.vision_encoder,
+        "projector": parts.projector,
+        "language model, prefill": prefill,
+        "language model, decode": decode * expressions,
+        "output layer": shape.logits(text.answer * expressions),
+        "read-out": parts.readout * expressions,
+        "mask decoder": parts.mask_decoder * expressions,
+    }
+    return {part: flops.total for part, flops in by_part.items()}
+
+
+def with_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
+    """The sums of :func:`answer_parts`."""
+    by_part = answer_parts(side, text, expressions)
+    segmentation = sum(by_part[part] for part in SEGMENTATION)
+    return AnswerCost(sum(by_part.values()) - segmentation, segmentation)
 
 
 def savings(baseline: Side, ours: Side, training: tuple[float, float], text: TextLengths, many: int) -> list[Saving]:

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
@@ -19,6 +21,7 @@ TRAINING = TrainingSettings(
     pictures=1000, data="", expressions=3, batch_size=2, accumulation=1, steps=10, zero=2, dtype="bf16", zero_options={}
 )
 TOTAL, TRAINED = 1_000_000, 100_000
+DTYPES = ("bf16", "fp16", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,15 @@ TOTAL, TRAINED = 1_000_000, 100_000
 def test_states_by_zero_stage_on_four_gpus(zero, weights, gradients, optimizer):
     found = state_bytes(TOTAL, TRAINED, dataclasses.replace(TRAINING, zero=zero), 4)
     assert found[:3] == (weights, gradients, optimizer)
+
+
+@given(zero=st.integers(0, 2), gpus=st.integers(1, 64), trained=st.integers(1, TOTAL), dtype=st.sampled_from(DTYPES))
+def test_a_higher_stage_or_more_gpus_never_take_more(zero, gpus, trained, dtype):
+    lower = dataclasses.replace(TRAINING, zero=zero, dtype=dtype)
+    higher = dataclasses.replace(TRAINING, zero=zero + 1, dtype=dtype)
+    held = sum(state_bytes(TOTAL, trained, lower, gpus)[:3])
+    assert sum(state_bytes(TOTAL, trained, higher, gpus)[:3]) <= held
+    assert sum(state_bytes(TOTAL, trained, lower, gpus + 1)[:3]) <= held
 
 
 def test_fp32_offload_and_buckets():

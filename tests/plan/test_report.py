@@ -39,7 +39,15 @@ def small_plan(small_options):
 
 def test_every_table_and_assumption_is_shown(small_plan):
     text = markdown(small_plan)
-    for title in ("Parameters", "TFLOP for a training picture", "GB on one of 2", "Saving", "Time", "Assumptions"):
+    for title in (
+        "Parameters",
+        "TFLOP for a training picture",
+        "TFLOP of answering",
+        "GB on one of 2",
+        "Saving",
+        "Time",
+        "Assumptions",
+    ):
         assert f"**{title}" in text
     for line in assumption_lines(small_plan):
         assert line in text

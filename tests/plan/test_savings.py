@@ -4,7 +4,7 @@ import pytest
 
 from lavis_svp.plan.flops import Flops
 from lavis_svp.plan.language import LanguageShape
-from lavis_svp.plan.savings import Saving, Side, savings, with_cache, without_cache
+from lavis_svp.plan.savings import Saving, Side, answer_parts, savings, with_cache, without_cache
 from lavis_svp.plan.skeleton import PartFlops
 from lavis_svp.plan.text import TextLengths
 
@@ -34,6 +34,10 @@ def test_with_a_cache_the_picture_is_read_once():
     found = with_cache(side, TEXT, 3)
     assert found.language == 110 + cost(8, 8) + 3 * asked
     assert found.segmentation == 1500 + 3 * 3
+    parts = answer_parts(side, TEXT, 3)
+    assert parts["language model, prefill"] == cost(8, 8) + 3 * cost(2, 10)
+    assert parts["language model, decode"] == 3 * sum(cost(1, 10 + step) for step in range(1, 4))
+    assert parts["output layer"] == 3 * 4 * 4 and sum(parts.values()) == found.total
     assert found.total == found.language + found.segmentation
 
 
