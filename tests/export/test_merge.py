@@ -67,6 +67,7 @@ def test_the_exported_model_is_the_trained_one(make_model, language_folder, tmp_
         path.name for path in out.iterdir()
     }
 
+    assert all(path.stat().st_mode & 0o044 for path in out.iterdir())
     again = SvpRis.from_config(OmegaConf.load(out / "svp.yaml").model).eval()
     assert not any("lora" in name for name, _ in again.named_parameters())
     difference = compare(before, observe(again))
@@ -89,12 +90,30 @@ def test_shards_and_other_precisions(make_model, language_folder, tmp_path, caps
     assert "(bfloat16)" in capsys.readouterr().out
 
 
-def test_a_wrong_export_fails_loudly_and_leaves_nothing(make_model, language_folder, tmp_path, monkeypatch, capsys):
+def zero_row(module, monkeypatch):
+    original = module.with_row
+    monkeypatch.setattr(module, "with_row", lambda table, index, row: original(table, index, 0 * row))
+
+
+def forgotten_adapters(module, monkeypatch):
+    from peft.tuners.lora.layer import Linear
+
+    monkeypatch.setattr(Linear, "merge", lambda self, **_: None)
+
+
+def not_a_number(module, monkeypatch):
+    original = module.with_row
+    monkeypatch.setattr(module, "with_row", lambda table, index, row: original(table * float("nan"), index, row))
+
+
+@pytest.mark.parametrize("fault", [zero_row, forgotten_adapters, not_a_number])
+def test_a_wrong_export_fails_loudly_and_leaves_nothing(
+    make_model, language_folder, tmp_path, monkeypatch, capsys, fault
+):
     from lavis_svp.export import language_folder as module
 
     trained_model(make_model, tmp_path, language={"name": str(language_folder("tied")), **LORA})
-    original = module.with_row
-    monkeypatch.setattr(module, "with_row", lambda table, index, row: original(table, index, 0 * row))
+    fault(module, monkeypatch)
     with pytest.raises(SystemExit) as stop:
         main(["merge", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "not the trained one" in capsys.readouterr().err
