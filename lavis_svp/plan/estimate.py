@@ -103,6 +103,17 @@ class Plan:
         return values
 
 
+def with_mlp(options: ModelOptions) -> ModelOptions:
+    """The same model with every patch as a token.
+
+    Patterns of ``trainable`` that name the insides of the YAML's projector say nothing of ``mlp``, which trains whole.
+    """
+    patterns = options.trainable
+    if patterns is not None:
+        patterns = [*(p for p in patterns if not p.lstrip("!").startswith("projector.")), "projector.*"]
+    return dataclasses.replace(options, projector={"name": "mlp"}, trainable=patterns)
+
+
 def make_plan(
     options: ModelOptions, training: TrainingSettings, gpu: Gpu, num_gpus: int, assumptions: Assumptions
 ) -> Plan:
@@ -123,7 +134,7 @@ def make_plan(
         raise ValueError(f"A plan needs at least one GPU, got {num_gpus}.")
     text = text_lengths(options.prompt, assumptions.expression_words)
     model = SvpRis.skeleton(options)
-    twin = SvpRis.skeleton(dataclasses.replace(options, projector={"name": "mlp"}))
+    twin = SvpRis.skeleton(with_mlp(options))
     prompts = point_prompts(model) if assumptions.prompts is None else assumptions.prompts
     sides, costs, memories = [], [], []
     for each in (model, twin):
