@@ -22,9 +22,7 @@ class LanguageShape:
         trained_linear: those of them that train.
         layers: number of decoder layers.
         width: D.
-        inner: width of the feed-forward layers.
         attention_width: query heads times head width.
-        key_width: key heads times head width.
         vocabulary: rows of the output layer, ``[SEG]`` included.
         output_trains: whether the output layer trains.
         checkpointing: gradient checkpointing.
@@ -34,9 +32,7 @@ class LanguageShape:
     trained_linear: int
     layers: int
     width: int
-    inner: int
     attention_width: int
-    key_width: int
     vocabulary: int
     output_trains: bool
     checkpointing: bool
@@ -72,9 +68,7 @@ def language_shape(language: LanguageModel) -> LanguageShape:
         trained_linear=sum(weight.numel() for weight in linear if weight.requires_grad),
         layers=config.num_hidden_layers,
         width=language.dim,
-        inner=config.intermediate_size,
         attention_width=config.num_attention_heads * head_width,
-        key_width=config.num_key_value_heads * head_width,
         vocabulary=language.seg_id + 1,
         output_trains=output.requires_grad,
         checkpointing=language.options.gradient_checkpointing,

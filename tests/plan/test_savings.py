@@ -10,7 +10,7 @@ from lavis_svp.plan.text import TextLengths
 
 TEXT = TextLengths(prefix=3, question=2, answer=4)
 SHAPE = LanguageShape(
-    linear=10, trained_linear=0, layers=1, width=2, inner=1, attention_width=1, key_width=1, vocabulary=1,
+    linear=10, trained_linear=0, layers=1, width=2, attention_width=1, vocabulary=1,
     output_trains=False, checkpointing=False,
 )  # fmt: skip
 PARTS = PartFlops(Flops(1000), Flops(500), Flops(100), Flops(10), Flops(1), Flops(2))
