@@ -78,7 +78,8 @@ def memory_per_gpu(
         num_gpus: how many share the states.
     """
     counts = parameters_by_part(model)["whole model"]
-    states = state_bytes(counts.total, counts.trained, training, num_gpus)
+    whole = [p for name in model.replicated_modules for p in getattr(model, name).parameters()]
+    states = state_bytes(counts.total, counts.trained, training, num_gpus, sum(p.numel() for p in whole))
     rows, length = sequences(model.options.layout, tokens, text, training.expressions)
     pictures = training.batch_size
     width = FP32 if training.dtype == "fp32" else HALF
@@ -93,7 +94,7 @@ def memory_per_gpu(
 
 
 def state_bytes(
-    total: int, trained: int, training: TrainingSettings, num_gpus: int
+    total: int, trained: int, training: TrainingSettings, num_gpus: int, replicated: int = 0
 ) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer states and communication buffers of one GPU.
 
@@ -106,6 +107,7 @@ def state_bytes(
         trained: those that train.
         training: the run.
         num_gpus: N.
+        replicated: parameters that ZeRO-3 leaves whole on every GPU (``SvpRis.replicated_modules``).
     """
     half = training.dtype != "fp32"
     if training.zero is None:
@@ -113,10 +115,11 @@ def state_bytes(
         return float(total * FP32 + copies), float(trained * FP32), float(trained * 2 * FP32), float(trained * FP32)
     width, moments = (HALF, 3 * FP32) if half else (FP32, 2 * FP32)
     stage, options = training.zero, training.zero_options
-    weights = total * width / (num_gpus if stage == 3 else 1)
+    shared = total - replicated if stage == 3 else 0
+    weights = width * (total - shared + shared / num_gpus)
     gradients = trained * width / (num_gpus if stage >= 2 else 1)
     optimizer = trained * moments / (num_gpus if stage >= 1 else 1)
-    weights = 0.0 if training.offloads("param") else weights
+    weights = width * float(total - shared) if training.offloads("param") else weights
     optimizer = 0.0 if training.offloads("optimizer") else optimizer
     reduce = min(trained, float(options.get("reduce_bucket_size", BUCKET)))
     gather = min(trained, float(options.get("allgather_bucket_size", BUCKET)))

@@ -48,6 +48,12 @@ def test_a_higher_stage_or_more_gpus_never_take_more(zero, gpus, trained, dtype)
     assert sum(state_bytes(TOTAL, trained, lower, gpus + 1)[:3]) <= held
 
 
+def test_what_zero_3_leaves_whole_is_on_every_gpu():
+    stage3 = dataclasses.replace(TRAINING, zero=3)
+    assert state_bytes(TOTAL, TRAINED, stage3, 4, replicated=200_000)[0] == 2 * (200_000 + 800_000 / 4)
+    assert state_bytes(TOTAL, TRAINED, TRAINING, 4, replicated=200_000)[0] == 2 * TOTAL
+
+
 def test_fp32_offload_and_buckets():
     fp32 = state_bytes(TOTAL, TRAINED, dataclasses.replace(TRAINING, dtype="fp32"), 4)
     assert fp32[:3] == (4 * TOTAL, TRAINED, 2 * TRAINED)
