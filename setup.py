@@ -18,6 +18,7 @@ CORE = [
     "pillow>=10",
     "pycocotools>=2.0.7",
     "pyyaml>=6",
+    "rich>=13",
     "safetensors>=0.4",
     "scikit-image>=0.22",
     "scipy>=1.11",

@@ -60,6 +60,7 @@ def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> 
         )
     print(f"Checkpoint: {found}")
     config = OmegaConf.create(read_checkpoint(found)["config"])
+    launch.weights_from_checkpoint(config)
     model = SvpRis.from_config(config.model).eval()
     model.load_checkpoint(str(found))
     pixels = read_picture(Path(image)).pixels if image else _built_in_picture()

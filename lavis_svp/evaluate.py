@@ -49,6 +49,8 @@ def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
         checkpoint = newest_checkpoint(Path(project.run.output_dir))
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {checkpoint}.")
+    if checkpoint is not None:
+        launch.weights_from_checkpoint(project)
     return checkpoint, launch.build_config(project)
 
 

@@ -125,6 +125,23 @@ def build_config(project: Any) -> Any:
     return config
 
 
+def weights_from_checkpoint(project: Any) -> None:
+    """Have the model built without the weights that ``model.pretrained`` and ``model.finetuned`` name.
+
+    For a model about to be given a checkpoint, which holds all of them: an earlier stage's folder need not exist any
+    more. Models whose checkpoints do not say so (``CHECKPOINTS_ARE_WHOLE``) are left as they are.
+
+    Args:
+        project: what :func:`read_project` returns; changed in place.
+    """
+    import lavis  # noqa: F401  (registers everything)
+    from lavis.common.registry import registry
+
+    model = registry.get_model_class(project.model.arch)
+    if getattr(model, "CHECKPOINTS_ARE_WHOLE", False):
+        project.model.load_pretrained = project.model.load_finetuned = False
+
+
 def build_runner(config: Any) -> Any:
     """Join the processes, seed, and build the task, the data sets, the model and the runner that the config names.
 

@@ -4,11 +4,20 @@
 #
 #   bash run_scripts/train.sh
 #   bash run_scripts/train.sh [--nproc N] --cfg-path FILE.yaml [--options KEY=VALUE ...]
+#   bash run_scripts/train.sh [--nproc N] --stages FIRST.yaml SECOND.yaml ... [--options KEY=VALUE ...]
 #
 # With arguments it is the LAVIS launch: they go to `python -m lavis_svp.train` as they are.
 #   --nproc N   start N processes (one per GPU, or on the CPU); default 1
+#   --stages    train one after the other, each from the weights of the one before (`python -m lavis_svp.stages`)
 # Run again after an interruption, the same command continues.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+for argument in "$@"; do
+  if [ "$argument" = --stages ]; then
+    if help_wanted "$@"; then exit; fi
+    bash "$root/run_scripts/setup.sh"
+    exec "$python" -m lavis_svp.stages --launch "bash $(printf %q "$root/run_scripts/train.sh")" "$@"
+  fi
+done
 launch lavis_svp.train projects/svp/train/refshapes_tiny.yaml "$@"

@@ -108,3 +108,34 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, weights: Callable[[str]
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer as Vicuna, GLaMM and LISA ship it: ``tokenizer.model`` with byte fallback, no ``tokenizer.json``."""
+    import json
+
+    from sentencepiece import SentencePieceTrainer
+
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    text = "A chat between a curious human and an artificial intelligence assistant about the red cup on the left."
+    (folder / "text.txt").write_text("\n".join([text, *text.split()] * 20))
+    SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    for leftover in ("text.txt", "tokenizer.vocab"):
+        (folder / leftover).unlink()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "pad_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, **special}))
+    (folder / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": "<unk>"}))
+    return folder

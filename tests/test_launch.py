@@ -109,6 +109,18 @@ def test_wrong_input_ends_the_command_with_a_line(command, project, capsys):
     assert "did you mean 'max_iters'" in capsys.readouterr().err
 
 
+def test_a_whole_checkpoint_makes_named_weights_unnecessary(project, monkeypatch):
+    from lavis.common.registry import registry
+
+    given = ["model.load_pretrained=True", "model.pretrained=gone"]
+    read = launch.read_project(project, given)
+    launch.weights_from_checkpoint(read)
+    assert read.model.load_pretrained  # a LAVIS model's checkpoint may need them
+    monkeypatch.setattr(registry.get_model_class("toy"), "CHECKPOINTS_ARE_WHOLE", True, raising=False)
+    launch.weights_from_checkpoint(read)
+    assert not read.model.load_pretrained and not read.model.load_finetuned
+
+
 def test_evaluate_needs_something_to_evaluate():
     with pytest.raises(SystemExit):
         evaluate.main([])

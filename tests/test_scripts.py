@@ -218,6 +218,16 @@ def test_launch_passes_arguments_through(workshop: Workshop, script: str, module
     assert workshop.run(f"run_scripts/{script}")[0] == 7
 
 
+def test_stages_are_run_by_the_script_itself(workshop: Workshop) -> None:
+    arguments = ["--nproc", "2", "--stages", "one.yaml", "two.yaml", "--options", "run.seed=1"]
+    assert workshop.run("run_scripts/train.sh", *arguments)[0] == 0
+    words = shlex.split(workshop.log()[-1].replace("--launch ", "--launch '").replace(" --nproc", "' --nproc"))
+    assert words[:3] == ["-m", "lavis_svp.stages", "--launch"] and words[4:] == arguments
+    assert shlex.split(words[3]) == ["bash", f"{workshop.root}/run_scripts/train.sh"]
+    (workshop.folder / "exit_lavis_svp.stages").write_text("7")
+    assert workshop.run("run_scripts/train.sh", *arguments)[0] == 7
+
+
 def test_demo_needs_an_expression(workshop: Workshop) -> None:
     code, output = workshop.run("run_scripts/demo.sh")
     assert code == 1

@@ -68,6 +68,9 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: st
 def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Compare a checkpoint's names and shapes with what the model trains.
 
+    A model that offers ``carry(names)`` may be given parameters that it has but does not train, which an earlier stage
+    trained; it is told their names, so that its own checkpoints hold them, too.
+
     Args:
         model: as for :func:`load_trained_state`; sharded parameters count with their whole shape.
         state: the checkpoint's ``model``.
@@ -77,7 +80,9 @@ def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: s
         WrongCheckpointError: names or shapes differ; the message lists them.
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    expected = {name: tuple(getattr(own[name], "ds_shape", own[name].shape)) for name in trained_state(model)}
+    trained, carry = trained_state(model), getattr(model, "carry", None)
+    extra = [name for name in state if name in own and name not in trained] if carry is not None else []
+    expected = {name: tuple(getattr(own[name], "ds_shape", own[name].shape)) for name in [*trained, *extra]}
     shapes = [
         f"{name}: {tuple(state[name].shape)} in the file, {shape} in the model"
         for name, shape in expected.items()
@@ -88,12 +93,14 @@ def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: s
         "unknown to the model": [name for name in state if name not in expected],
         "of another shape": shapes,
     }
-    found = [f"{what}: {_shorten(which)}" for what, which in problems.items() if which]
+    found = [f"{what}: {shorten(which)}" for what, which in problems.items() if which]
     if found:
         raise WrongCheckpointError(
             f"{source} is a checkpoint of another model (or of other trainable parts: check `model:` in the YAML). "
-            f"The model trains {len(expected)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
+            f"The model trains {len(trained)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
         )
+    if carry is not None and extra:
+        carry(extra)
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -209,7 +216,8 @@ def set_aside(folder: Path) -> Path | None:
     return target
 
 
-def _shorten(names: list[str]) -> str:
+def shorten(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

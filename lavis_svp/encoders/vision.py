@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from lavis_svp.encoders.families import VisionFamily, family_of
 from lavis_svp.encoders.frozen import FrozenModule
 from lavis_svp.projectors.structures import PatchFeatures
-from lavis_svp.zoo import resolve
+from lavis_svp.zoo import Weights, model_config, resolve
 
 Fit = Literal["stretch", "pad"]
 Extent = tuple[int, int]
@@ -179,6 +179,7 @@ def build_vision_encoder(
     fit: Fit = "stretch",
     layer: int = -1,
     levels: Sequence[int] = (),
+    weights: Weights = "load",
 ) -> VisionEncoder:
     """Build a frozen vision encoder.
 
@@ -188,11 +189,18 @@ def build_vision_encoder(
         fit: "stretch" or "pad", see :class:`VisionEncoder`.
         layer: the layer whose patches are returned; -1 is the last, with its norm.
         levels: further layers to return.
+        weights: "none" builds it on the meta device from its configuration alone.
 
     Raises:
         UnknownNameError: no such weights, or a kind of model that is not supported.
         ValueError: see :class:`VisionEncoder`.
     """
+    if weights == "none":
+        config = model_config(name_or_path)
+        config = getattr(config, "vision_config", config)
+        family = family_of(config)
+        with torch.device("meta"):
+            return VisionEncoder(family.model(config), family, side, fit, layer, levels)
     source = resolve(name_or_path)
     family = family_of(AutoConfig.from_pretrained(source))
     network = family.model.from_pretrained(source, attn_implementation="sdpa")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lavis_svp.language.prompts import IGNORE, SEG_TOKEN
-from lavis_svp.zoo import resolve
+from lavis_svp.zoo import Weights, model_config, resolve
 
 TUNINGS = ("full", "lora", "frozen")
 EMBEDDINGS = ("all", "added")
@@ -48,6 +48,8 @@ class LanguageOptions:
         max_turn_tokens: longest question with its answer, in tokens.
         max_new_tokens: longest generated answer.
         gradient_checkpointing: trade compute for memory in training.
+        embedding_std: scale that visual tokens should have; None = standard deviation of the input embeddings. An
+            exported model, whose embeddings have been trained, names the one it was trained with.
     """
 
     name: str = "smollm2_135m_instruct"
@@ -59,6 +61,7 @@ class LanguageOptions:
     max_turn_tokens: int = 256
     max_new_tokens: int = 16
     gradient_checkpointing: bool = False
+    embedding_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.tuning not in TUNINGS:
@@ -70,7 +73,7 @@ class LanguageOptions:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and add ``[SEG]``, checking that it is one id that survives a round trip.
+    """Load a tokenizer, add ``[SEG]`` unless it is there, and check that it is one id that survives a round trip.
 
     Args:
         name: zoo name, local folder or hub id.
@@ -78,8 +81,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: the tokenizer splits ``[SEG]`` or does not give it back (a known cause of blank masks in peers).
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
-    tokenizer.add_tokens([AddedToken(SEG_TOKEN, lstrip=False, rstrip=False, normalized=False, special=False)])
+    return _with_seg(AutoTokenizer.from_pretrained(resolve(name)), name)[0]
+
+
+def _with_seg(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[PreTrainedTokenizerBase, bool]:
+    """The tokenizer with ``[SEG]``, and whether it had it before: then the model's tables hold a trained row for it."""
+    knew = SEG_TOKEN in tokenizer.get_vocab()
+    if not knew:
+        tokenizer.add_tokens([AddedToken(SEG_TOKEN, lstrip=False, rstrip=False, normalized=False, special=False)])
     seg_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
     ids = tokenizer(f"It is {SEG_TOKEN}.", add_special_tokens=False)["input_ids"]
     if ids.count(seg_id) != 1 or SEG_TOKEN not in tokenizer.decode(ids):
@@ -87,40 +96,59 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"The tokenizer of '{name}' does not keep {SEG_TOKEN} as one token: id {seg_id}, text became {ids}, "
             f"which reads '{tokenizer.decode(ids)}'."
         )
-    return tokenizer
+    return tokenizer, knew
 
 
 class LanguageModel(nn.Module):
     """A decoder-only language model split into what the splice needs: embed, run, predict.
 
     The row of ``[SEG]`` is a parameter of its own (``added_embedding``, and ``added_output`` when the output layer is
-    not tied to the input), so that the pretrained vocabulary can stay frozen while ``[SEG]`` learns.
+    not tied to the input), so that the pretrained vocabulary can stay frozen while ``[SEG]`` learns. It starts from
+    the tables' mean, or, where the files' tokenizer knows ``[SEG]`` (an exported model), from the tables' own row.
 
     Args:
         options: which model and what trains.
+        weights: "none" builds it on the meta device from its configuration alone; there is then no tokenizer, and
+            ``[SEG]`` is the id after the vocabulary.
 
     Attributes:
         dim: D, the width.
         seg_id: id of ``[SEG]``.
+        vocabulary: number of ids the model can say; tables may be padded beyond it.
     """
 
-    def __init__(self, options: LanguageOptions) -> None:
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, options: LanguageOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
-        self.tokenizer = load_tokenizer(options.name)
-        model = AutoModelForCausalLM.from_pretrained(resolve(options.name), dtype=torch.float32)
+        knew_seg = False
+        if weights == "load":
+            self.tokenizer, knew_seg = _with_seg(AutoTokenizer.from_pretrained(resolve(options.name)), options.name)
+            model = AutoModelForCausalLM.from_pretrained(resolve(options.name), dtype=torch.float32)
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(model_config(options.name))
         if options.num_layers is not None:
             _cut_layers(model, options.num_layers)
         self.config = model.config
         self.dim: int = model.config.hidden_size
-        self.seg_id: int = self.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+        self.seg_id: int = (
+            self.tokenizer.convert_tokens_to_ids(SEG_TOKEN) if weights == "load" else model.config.vocab_size
+        )
+        self.vocabulary: int = 1 + max(self.tokenizer.get_vocab().values()) if weights == "load" else self.seg_id + 1
         self.max_length: int = options.max_length or model.config.max_position_embeddings
         self.embed_tokens: nn.Embedding = model.get_input_embeddings()
         tied = model.get_output_embeddings().weight is self.embed_tokens.weight
         self.output: nn.Linear | None = None if tied else model.get_output_embeddings()
         mean_row = self.embed_tokens.weight.data[: self.seg_id].mean(0, keepdim=True)
-        self.added_embedding = nn.Parameter(mean_row.clone())  # (1, D)
-        self.added_output = None if self.output is None else nn.Parameter(self.output.weight.data.mean(0, keepdim=True))
+        own_row = slice(self.seg_id, self.seg_id + 1)
+        first_row = self.embed_tokens.weight.data[own_row] if knew_seg else mean_row
+        self.added_embedding = nn.Parameter(first_row.clone())  # (1, D)
+        self.added_output = None
+        if self.output is not None:
+            table = self.output.weight.data
+            self.added_output = nn.Parameter(table[own_row].clone() if knew_seg else table.mean(0, keepdim=True))
         self.transformer: PreTrainedModel = model.model
         self.transformer.set_input_embeddings(nn.Identity())  # the table is kept once, here
         self._set_trainable(options)
@@ -149,11 +177,15 @@ class LanguageModel(nn.Module):
     @property
     def embedding_std(self) -> float:
         """Standard deviation of the pretrained input embeddings: the scale visual tokens should have."""
+        if self.options.embedding_std is not None:
+            return self.options.embedding_std
+        if self.embed_tokens.weight.is_meta:  # built without weights: what they start from
+            return float(self.config.initializer_range)
         return float(self.embed_tokens.weight.detach()[: self.seg_id].std())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed ids (any shape) -> (..., D); negative ids are read as 0."""
-        base = self.embed_tokens(ids.clamp(0, self.seg_id - 1))
+        base = self.embed_tokens(ids.clamp(0, self.embed_tokens.num_embeddings - 1))
         return torch.where((ids == self.seg_id)[..., None], self.added_embedding[0], base)
 
     def forward(self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: object = None) -> Tensor:
@@ -177,11 +209,13 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
 
     def logits(self, states: Tensor) -> Tensor:
-        """(P, D) states -> (P, V + 1) scores of the next token; the last column block holds ``[SEG]`` at its id."""
+        """(P, D) states -> (P, V) scores of the next token, V = ``vocabulary``; ``[SEG]`` is at its id."""
         table = self.embed_tokens.weight if self.output is None else self.output.weight
         row = self.added_embedding if self.added_output is None else self.added_output
-        base = F.linear(states, table[: self.seg_id])  # (P, seg_id)
-        return torch.cat([base, F.linear(states, row)], dim=-1).float()  # (P, seg_id + 1)
+        scores = [F.linear(states, table[: self.seg_id]), F.linear(states, row)]  # (P, seg_id), (P, 1)
+        if self.vocabulary > self.seg_id + 1:  # a tokenizer that had [SEG] may have tokens after it
+            scores.append(F.linear(states, table[self.seg_id + 1 : self.vocabulary]))
+        return torch.cat(scores, dim=-1).float()  # (P, V)
 
     def loss(self, states: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of next-token prediction, computed at supervised positions only.
@@ -204,3 +238,5 @@ def _cut_layers(model: PreTrainedModel, count: int) -> None:
         raise ValueError(f"model.language.num_layers is {count}; the model has {len(layers)} layers.")
     model.model.layers = layers[:count]
     model.config.num_hidden_layers = count
+    if getattr(model.config, "layer_types", None):  # Qwen's say which layers see a window only
+        model.config.layer_types = model.config.layer_types[:count]

@@ -21,6 +21,7 @@ from lavis_svp.heads.mask_head import Frame
 from lavis_svp.models.options import EncoderOptions, SamOptions
 from lavis_svp.projectors.structures import PatchFeatures
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, list_superpixels
+from lavis_svp.zoo import Weights
 
 
 @dataclass
@@ -76,16 +77,25 @@ class FrozenInputsMaker(nn.Module):
         encoder: which vision encoder.
         sam: which SAM.
         superpixels: see :func:`generator_options`; None when the projector needs no superpixels.
+        weights: "none" builds it on the meta device.
     """
 
-    def __init__(self, encoder: EncoderOptions, sam: SamOptions, superpixels: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        encoder: EncoderOptions,
+        sam: SamOptions,
+        superpixels: Mapping[str, Any] | None,
+        weights: Weights = "load",
+    ) -> None:
         super().__init__()
         self.recipe = FrozenRecipe(encoder, sam, None if superpixels is None else json.dumps(plain(superpixels)))
         self.options = {"vision_encoder": dataclasses.asdict(encoder), "sam": {"name": sam.name, "side": sam.side}}
         self.fit = encoder.fit
         self.side = sam.side
-        self.vision_encoder = build_vision_encoder(encoder.name, side=encoder.side, fit=encoder.fit)
-        parts = build_sam(sam.name, side=sam.side)
+        self.vision_encoder = build_vision_encoder(
+            encoder.name, side=encoder.side, fit=encoder.fit, layer=encoder.layer, weights=weights
+        )
+        parts = build_sam(sam.name, side=sam.side, weights=weights)
         self.sam_encoder = parts.encoder
         self.sam_prompt_encoder, self.sam_mask_decoder = parts.prompt_encoder, parts.mask_decoder
         self.requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,11 +22,14 @@ class EncoderOptions:
         name: zoo name, local folder or hub id of a vision transformer.
         side: input side in pixels, a multiple of the patch size; 336 with patch 14 gives the paper's 24 x 24 = 576.
         fit: ``stretch`` (the picture fills the whole grid) or ``pad`` (aspect kept, the rest of the grid is invalid).
+        layer: which layer's patches: -1 the last with the final norm; else the index of a hidden state, without it
+            (-2 is LLaVA's and GLaMM's choice for CLIP).
     """
 
     name: str = "dinov2_small_imgfocus"
     side: int = 336
     fit: Literal["stretch", "pad"] = "stretch"
+    layer: int = -1
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,11 @@ class ModelOptions:
         losses: see ``LossOptions``.
         aids: see :class:`AidOptions`.
         cache_frozen: keep what the frozen half makes of each picture in ``cache_root()``, and train from there.
+        trainable: which parameters train, as patterns over their names (see ``models/trainable.py``); None = what
+            ``language.tuning``, ``language.train_embeddings`` and ``sam.train_decoder`` say.
         learning_rates: ``part: lr`` for parts whose rate differs from ``run.init_lr``; the parts are ``projector``,
-            ``language``, ``embeddings``, ``readout``, ``mask_decoder``, ``aids``.
+            ``language``, ``embeddings``, ``readout``, ``mask_decoder``, ``aids``; or a pattern over parameter names
+            (``projector.sspe.*``), which goes before its part; of two patterns the later one.
     """
 
     vision_encoder: EncoderOptions = field(default_factory=EncoderOptions)
@@ -103,6 +109,7 @@ class ModelOptions:
     losses: LossOptions = field(default_factory=LossOptions)
     aids: AidOptions = field(default_factory=AidOptions)
     cache_frozen: bool = False
+    trainable: Sequence[str] | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +120,9 @@ class ModelOptions:
                 raise ValueError(f"model.{section} needs a 'name'.")
         if self.aids.grounding and not self.readout.pointer:
             raise ValueError("model.aids.grounding needs model.readout.pointer: true.")
+        patterns = self.trainable
+        if patterns is not None and (isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns)):
+            raise ValueError(f"model.trainable must be null or a list of patterns, got {patterns!r}.")
 
 
 LAVIS_KEYS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_svp.common.checkpoints import load_trained_state, read_checkpoint
+from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
 from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
@@ -28,13 +27,16 @@ from lavis_svp.language.splice import splice
 from lavis_svp.models.aids import AidInputs, TrainingAids
 from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
-from lavis_svp.models.parameters import checkpoint_state, optimizer_groups
+from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
 from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
+from lavis_svp.models.pretrained import find_weights, read_weights, start_from
 from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
 from lavis_svp.models.tokens import shuffled, token_areas, token_positions
+from lavis_svp.models.trainable import train_only
 from lavis_svp.projectors import VisualTokens, build_projector
 from lavis_svp.projectors.structures import Superpixels
+from lavis_svp.zoo import Weights
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
 MODES = ("generative", "teacher_forced")
@@ -66,6 +68,9 @@ class SvpRis(BaseModel):
         - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), runs on a CPU.
         - pretrain_vicuna7b: the paper's first stage, language model frozen.
         - refcoco_vicuna7b: the paper's second stage, LoRA.
+        - glamm_vicuna7b: GLaMM's form, CLIP-L/336 and a visual token a patch: the baseline.
+        - glamm_dinov2_vicuna7b: that baseline with DINOv2-L.
+        - refcoco_qwen2_5_7b, refcoco_llama3_8b: the second stage on other language models.
 
     Usage:
         >>> import lavis_svp
@@ -76,28 +81,36 @@ class SvpRis(BaseModel):
 
     Args:
         options: every part's settings.
+        weights: see :meth:`skeleton`.
     """
 
+    CHECKPOINTS_ARE_WHOLE = True  # with the named weights they give the model; no earlier stage's file is needed
     PRETRAINED_MODEL_CONFIG_DICT = {
         "tiny": str(CONFIGS / "svp_ris_tiny.yaml"),
         "pretrain_vicuna7b": str(CONFIGS / "svp_ris_pretrain_vicuna7b.yaml"),
         "refcoco_vicuna7b": str(CONFIGS / "svp_ris_refcoco_vicuna7b.yaml"),
+        "glamm_vicuna7b": str(CONFIGS / "svp_ris_glamm_vicuna7b.yaml"),
+        "glamm_dinov2_vicuna7b": str(CONFIGS / "svp_ris_glamm_dinov2_vicuna7b.yaml"),
+        "refcoco_qwen2_5_7b": str(CONFIGS / "svp_ris_refcoco_qwen2_5_7b.yaml"),
+        "refcoco_llama3_8b": str(CONFIGS / "svp_ris_refcoco_llama3_8b.yaml"),
     }
 
     replicated_modules = ("frozen",)
     """Children that DeepSpeed leaves whole in every process: SAM's weights are read from the outside."""
 
-    def __init__(self, options: ModelOptions) -> None:
+    prompts: PromptWriter
+
+    def __init__(self, options: ModelOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
         projector_options = dict(options.projector)
         projector_name = projector_options.pop("name")
-        self.language = LanguageModel(options.language)
+        self.language = LanguageModel(options.language, weights)
         scale = self.language.embedding_std
         if options.aids.token_norm:
             projector_options.setdefault("token_std", scale)
         encoder = options.vision_encoder
-        self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels)
+        self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels, weights)
         self.projector = build_projector(
             projector_name,
             vision_dim=self.frozen.vision_encoder.dim,
@@ -107,12 +120,16 @@ class SvpRis(BaseModel):
         )
         if "superpixels" not in self.projector.requires:
             self.frozen.generator = None
-        self.prompts = PromptWriter(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
+        if weights == "load":
+            self.prompts = PromptWriter(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
         self.readout = SegReadout(self.language.dim, scale, options.readout)
         self.mask_head = MaskHead(
             self.frozen.sam_prompt_encoder, self.frozen.sam_mask_decoder, options.sam.train_decoder
         )
         self.aids = TrainingAids(options.aids)
+        self._carried: set[str] = set()  # parameters that an earlier stage trained
+        if options.trainable is not None:
+            train_only(self, options.trainable)
 
     @classmethod
     def default_config_path(cls, model_type: str) -> str:
@@ -123,12 +140,30 @@ class SvpRis(BaseModel):
 
     @classmethod
     def from_config(cls, cfg: Any) -> SvpRis:
-        """Build from the ``model`` section of a configuration, and load a checkpoint if the section names one."""
-        model = cls(parse_model_options(cfg))
+        """Build from the ``model`` section of a configuration, and load the weights that the section names.
+
+        ``pretrained`` is an earlier stage, which may lack parts (:func:`lavis_svp.models.pretrained.start_from`);
+        ``finetuned`` must hold everything that this model trains.
+
+        Raises:
+            ValueError: a flag is set and its path is not.
+        """
+        options = parse_model_options(cfg)
         for flag, key in (("load_pretrained", "pretrained"), ("load_finetuned", "finetuned")):
-            if cfg.get(flag, False) and cfg.get(key, ""):
-                model.load_checkpoint(cfg.get(key))
+            if cfg.get(flag, False) and not cfg.get(key, ""):
+                raise ValueError(f"model.{flag} is True, but model.{key} names no checkpoint or folder.")
+        model = cls(options)
+        if cfg.get("load_pretrained", False):
+            model.carry(start_from(model, cfg.get("pretrained")))
+        if cfg.get("load_finetuned", False):
+            model.load_checkpoint(cfg.get("finetuned"))
         return model
+
+    @classmethod
+    def skeleton(cls, options: ModelOptions) -> SvpRis:
+        """Build on the meta device: every module and parameter in its shape, no weights, no tokenizer, no prompts."""
+        with torch.device("meta"):
+            return cls(options, weights="none")
 
     # ---------------------------------------------------------------- encoding
 
@@ -372,25 +407,32 @@ class SvpRis(BaseModel):
         """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
         return optimizer_groups(self, run_cfg, self.options.learning_rates)
 
+    def parameter_row(self, name: str) -> str:
+        """The row of the start-up table that a parameter is counted in."""
+        return parameter_row(name)
+
+    def carry(self, names: Iterable[str]) -> None:
+        """Keep these parameters in every checkpoint, whether or not they train: an earlier stage trained them."""
+        self._carried.update(names)
+
     def parameters_read_outside(self) -> list[Tensor]:
         """Large parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
         output = self.language.output
         return [self.language.embed_tokens.weight, *([] if output is None else [output.weight])]
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Everything training changes: trainable parameters and the buffers of trained modules."""
-        return checkpoint_state(self)
+        """Everything that the configuration's named weights do not hold; see ``models/parameters.py``."""
+        return checkpoint_state(self, self._carried)
 
     def load_checkpoint(self, url_or_filename: str) -> None:
-        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), or a bare state as ``.safetensors``.
+        """Load trained weights: a LAVIS checkpoint (``{"model": state}``), its folder, or a ``.safetensors`` state.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: a damaged file, or a checkpoint of another model; the message lists what does not fit.
         """
-        path = Path(url_or_filename)
-        state = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
-        load_trained_state(self, state, path)
+        path = find_weights(url_or_filename)
+        load_trained_state(self, read_weights(path), path)
         logging.info("Loaded trained weights from %s", path)
 
 
@@ -403,8 +445,3 @@ def _pick(encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: n
         return best_region(maps[picture], mask)
     chosen = int(order[picture, int(prompts.scores[row].argmax())])
     return chosen if chosen >= 0 else None
-
-
-def _field_of_view(frame: Frame, extent: tuple[float, float]) -> Frame:
-    """What the patch grid shows: the picture where it fills the grid, else SAM's whole padded square."""
-    return frame if extent == (1.0, 1.0) else Frame(frame.side, (frame.side, frame.side), frame.original_size)

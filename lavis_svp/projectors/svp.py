@@ -15,6 +15,7 @@ from lavis_svp.projectors.superpixel_projector import SuperpixelOptions, Superpi
 
 SSA_CHOICES = ("full", "no_shared_sspe", "off")
 SSPE_CHOICES = ("full", "off")
+START_CHOICES = ("random", "zero")
 ADD_CHOICES = ("after_mlp", "before_mlp", "none")
 
 
@@ -34,15 +35,22 @@ class SvpOptions(SuperpixelOptions):
     sspe_self_attention: bool = False  # among the queries of one superpixel
     sspe_attend: str = "inside"  # "inside" the mask, or "all" positions
     sspe_merge: str = "concat"  # of the queries: "concat" or "mean"
+    sspe_start: str = "random"  # its two output heads: "random", or "zero" (ours): a no-op at first, for later stages
     ssa_heads: int | None = None  # None: one for each 64 channels, 6 at C = 384
     ssa_blocks: int = 1
     ssa_ffn_ratio: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, choices in (("sspe", SSPE_CHOICES), ("ssa", SSA_CHOICES), ("add_to_tokens", ADD_CHOICES)):
+        allowed = {
+            "sspe": SSPE_CHOICES,
+            "ssa": SSA_CHOICES,
+            "add_to_tokens": ADD_CHOICES,
+            "sspe_start": START_CHOICES,
+        }
+        for field, choices in allowed.items():
             value = getattr(self, field)
-            if isinstance(value, bool) and field != "add_to_tokens":
+            if isinstance(value, bool) and field in ("sspe", "ssa"):
                 value = "full" if value else "off"
                 object.__setattr__(self, field, value)  # the way to settle a field of a frozen dataclass
             if value not in choices:
@@ -60,7 +68,8 @@ class SvpProjector(SuperpixelProjector):
     ``coarse`` = area-weighted mean of the superpixel's patches; ``refined`` = SSA(coarse, patches), guided by SSPE;
     ``token`` = MLP(refined) + SSPE. SSPE makes one vector a superpixel, which two linear heads bring to the widths of
     its receivers: C for SSA (and ``before_mlp``), D for the tokens. Since SSA starts as the identity, training starts
-    at `mask_pool` plus SSPE. Equivariant to the order of the superpixels.
+    at `mask_pool` plus SSPE; with ``sspe_start: zero`` at `mask_pool` itself, so that SSPE can join a model that was
+    trained without it and change nothing at first. Equivariant to the order of the superpixels.
     """
 
     options_class = SvpOptions
@@ -89,6 +98,10 @@ class SvpProjector(SuperpixelProjector):
                 self.sspe_to_vision = nn.Linear(opt.sspe_width, vision_dim)
             if opt.add_to_tokens == "after_mlp":
                 self.sspe_to_llm = nn.Linear(opt.sspe_width, llm_dim)
+            for last in (self.sspe_to_vision, self.sspe_to_llm):
+                if last is not None and opt.sspe_start == "zero":
+                    nn.init.zeros_(last.weight)
+                    nn.init.zeros_(last.bias)
         if opt.ssa != "off":
             self.ssa = SSA(vision_dim, heads=opt.ssa_heads, blocks=opt.ssa_blocks, ffn_ratio=opt.ssa_ffn_ratio)
 

@@ -83,6 +83,11 @@ class RunnerDeepSpeed(RunnerSVP):
         """The engine's optimizer."""
         return self.engine.optimizer
 
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups as they were before the engine took the parameters; see RunnerSVP."""
+        return self._groups if self._wrapped_model is not None else []
+
     def make_stepper(self, meter: LossMeter) -> EngineStepper:
         """What does the optimizer steps."""
         return EngineStepper(self.task, self.engine, self.optimizer, None, self.device, self.options, meter)

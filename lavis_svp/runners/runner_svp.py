@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
+from lavis_svp.runners.parameter_table import report_parameters
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
 from lavis_svp.runners.randomness import seed_all
 from lavis_svp.runners.results import ResultStore
@@ -107,6 +108,11 @@ class RunnerSVP(RunnerIter):
         return self._optimizer
 
     @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups with the names of their parameters and their peak learning rates."""
+        return self.optimizer.param_groups
+
+    @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """Loss scaling, for fp16 only."""
         return self._scaler
@@ -138,6 +144,7 @@ class RunnerSVP(RunnerIter):
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
         self.start_iters = self.iters = Resumer(self).resume()
         if self.start_iters < self.max_iters:
+            report_parameters(self.bare_model, self.parameter_groups, self.output_dir)
             self._call_before_training()
             self._train_from(self.start_iters)
         else:

@@ -1,12 +1,14 @@
-"""``python -m lavis_svp.zoo list | fetch NAME... | fetch --all | verify [NAME...]``."""
+"""``python -m lavis_svp.zoo list | fetch NAME... | fetch --all | verify [NAME...] | import-glamm FOLDER OUT``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lavis_svp.zoo.entries import get_entry, list_weights
+from lavis_svp.zoo.glamm import LANGUAGE_FOLDER, SVP_FILE, import_glamm, report_lines
 from lavis_svp.zoo.store import fetch, is_cached, verify, weights_folder
 
 
@@ -24,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fetching.add_argument("--all", action="store_true", help="every one")
     verifying = commands.add_parser("verify", help="compare cached files with their hashes")
     verifying.add_argument("names", nargs="*", metavar="NAME", help="by default every cached one")
+    importing = commands.add_parser("import-glamm", help="take a checkpoint of GLaMM or LISA apart")
+    importing.add_argument("source", type=Path, metavar="FOLDER", help="its Hugging Face folder")
+    importing.add_argument("target", type=Path, metavar="OUT", help="a folder that is made")
+    importing.add_argument("--seg-id", type=int, help="id of [SEG], where the folder does not tell it")
+    importing.add_argument("--with-projector", action="store_true", help="keep mm_projector, for the types glamm_*")
     options = parser.parse_args(arguments)
     if options.command == "fetch" and bool(options.names) == options.all:
         parser.error("fetch takes either names or --all")
@@ -73,7 +80,15 @@ def _verify(options: argparse.Namespace) -> int:
     return int(faulty)
 
 
-_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify}
+def _import_glamm(options: argparse.Namespace) -> int:
+    for line in report_lines(import_glamm(options.source, options.target, options.seg_id, options.with_projector)):
+        print(line)
+    print(f"\nmodel.language.name: {options.target / LANGUAGE_FOLDER}")
+    print(f"model.load_pretrained: True\nmodel.pretrained: {options.target / SVP_FILE}")
+    return 0
+
+
+_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "import-glamm": _import_glamm}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -164,3 +164,41 @@ def test_bad_options_are_refused(tiny_llama):
         LanguageOptions(train_embeddings="some")
     with pytest.raises(ValueError, match="has 2 layers"):
         LanguageModel(LanguageOptions(name=str(tiny_llama), num_layers=9))
+
+
+@torch.no_grad()
+def test_a_model_that_knows_seg_already_keeps_its_row_and_what_follows_it(tiny_llama, tmp_path):
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.add_tokens([AddedToken("[SEG]", normalized=False), AddedToken("<p>", normalized=False)])  # as GLaMM's
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.resize_token_embeddings(len(tokenizer) + 5)  # padded beyond the tokenizer
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    own = LanguageModel(LanguageOptions(name=str(tmp_path))).eval()
+    assert own.seg_id == len(tokenizer) - 2 and own.vocabulary == len(tokenizer)
+    ids = own.tokenizer("It is [SEG], <p> cup", return_tensors="pt")["input_ids"]
+    assert {own.seg_id, own.seg_id + 1} <= set(ids[0].tolist())
+    length = ids.shape[1]
+    mask = torch.full((1, 1, length, length), torch.finfo(torch.float32).min).triu(1)
+    states = own(own.embed(ids), mask, torch.arange(length)[None])
+    expected = model.eval()(ids).logits[0, :, : own.vocabulary]
+    torch.testing.assert_close(own.logits(states[0]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_scale_of_visual_tokens_can_be_named(tiny_llama):
+    name = str(tiny_llama)
+    plain = LanguageModel(LanguageOptions(name=name)).embedding_std
+    assert LanguageModel(LanguageOptions(name=name, embedding_std=0.25)).embedding_std == 0.25 != plain
+
+
+def test_cutting_layers_cuts_their_types(tiny_llama):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from lavis_svp.language.causal_lm import _cut_layers
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_hidden_layers=3, **sizes))
+    _cut_layers(model, 1)
+    assert len(model.config.layer_types) == model.config.num_hidden_layers == len(model.model.layers) == 1

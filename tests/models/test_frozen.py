@@ -127,3 +127,10 @@ def test_options_of_a_generator_count_when_it_is_chosen():
     assert generator_options(section) == ("sam", {"points_per_side": 24, "stability": 0.8})
     assert generator_options({**section, "name": "grid"}) == ("grid", {"stability": 0.8})
     assert generator_options({"name": "grid", "grits": {}}) == ("grid", {"grits": {}})  # the generator refuses it
+
+
+def test_the_encoders_layer_is_the_yamls_and_part_of_the_cache_key(make_model):
+    inner, last = (make_model(vision_encoder={"layer": layer}).frozen for layer in (0, -1))
+    assert (inner.vision_encoder.layer, last.vision_encoder.layer) == (0, -1)
+    assert inner.settings() != last.settings()
+    assert inner.recipe.build().vision_encoder.layer == 0

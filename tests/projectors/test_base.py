@@ -246,6 +246,18 @@ def test_untrained_svp_without_sspe_is_mask_pool():
     assert torch.allclose(svp(*batch()).tokens, rival(*batch()).tokens, atol=1e-6)
 
 
+def test_an_sspe_that_starts_at_zero_changes_nothing_yet_and_can_learn():
+    svp = build_projector("svp", vision_dim=C, llm_dim=D, grid=GRID, sspe_start="zero", mask_size=8)
+    rival = build_projector("mask_pool", vision_dim=C, llm_dim=D, grid=GRID)
+    rival.head.load_state_dict(svp.head.state_dict())
+    tokens = svp(*batch()).tokens
+    assert torch.allclose(tokens, rival(*batch()).tokens, atol=1e-6)
+    tokens.square().sum().backward()
+    assert svp.sspe_to_llm.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="sspe_start"):
+        build_projector("svp", vision_dim=C, llm_dim=D, grid=GRID, sspe_start="off")
+
+
 def test_token_std_sets_the_scale():
     projector = build_projector("mlp", vision_dim=C, llm_dim=D, grid=GRID, token_std=0.07)
     assert projector(*batch()).packed()[0].std().item() == pytest.approx(0.07, rel=0.05)

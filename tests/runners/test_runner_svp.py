@@ -42,7 +42,8 @@ def test_what_a_run_leaves_behind(finished):
     assert "norm.running_mean" in contents["model"]
     log = lines(finished)
     assert "config" in log[0]
-    assert {"train_iters", "train_loss", "train_loss_fit", "train_lr", "train_grad_norm"} <= set(log[1])
+    assert {row["module"] for row in log[1]["parameters"]} == {"frozen", "inner", "norm", "head", "seldom"}
+    assert {"train_iters", "train_loss", "train_loss_fit", "train_lr", "train_grad_norm"} <= set(log[2])
     assert json.loads((out / "result/metrics_val_4.json").read_text())["best_iters"] == 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +80,9 @@ class PlainDecoder(PointDecoder):
         """Run the decoder; see :class:`PointDecoder`."""
         height, width = picture.embedding.shape[2:]
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(prompts), -1, height, width)
-        with torch.autocast(prompts.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        device, wanted = prompts.device.type, self.dtype != torch.float32
+        exists = torch.amp.is_autocast_available(device)  # not for the meta device, on which dry runs are made
+        with torch.autocast(device, self.dtype, enabled=wanted) if exists else nullcontext():
             logits, ious = self.mask_decoder(
                 image_embeddings=picture.embedding,
                 image_pe=picture.position,

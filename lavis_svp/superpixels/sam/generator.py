@@ -158,7 +158,7 @@ class SamSuperpixels(SuperpixelGenerator):
         first = first_pass(self.options.points_per_side, self.options.first_stride)
         chosen = []
         with torch.autocast(device.type, enabled=False):  # which products may be bfloat16 is the decoder's to say
-            decoder = self._decoder()
+            decoder = self.point_decoder()
             pictures = [self._prepare(embedding, decoder) for embedding in embeddings]
             judged = [self._run(picture, first) for picture in pictures]
             for picture, parts in zip(pictures, judged, strict=True):
@@ -186,7 +186,7 @@ class SamSuperpixels(SuperpixelGenerator):
                 "ran out of its number type (run it in float32 or bfloat16)."
             )
 
-    def _decoder(self) -> PointDecoder:
+    def point_decoder(self) -> PointDecoder:
         """The decoder on float32 weights: copies, where training has made the originals something else."""
         modules = [
             module if next(module.parameters()).dtype == torch.float32 else copy.deepcopy(module).float()

@@ -1,0 +1,1 @@
+"""Getting weights out of a training run: ``python -m lavis_svp.export <command>``."""

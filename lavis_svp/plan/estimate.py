@@ -1,0 +1,170 @@
+"""The whole plan of a run: every number that the report shows, and the assumptions behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from lavis_svp.models.options import ModelOptions
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.plan.gpus import Gpu
+from lavis_svp.plan.language import language_shape
+from lavis_svp.plan.memory import Memory, memory_per_gpu
+from lavis_svp.plan.savings import Saving, Side, answer_parts, savings
+from lavis_svp.plan.settings import TrainingSettings
+from lavis_svp.plan.skeleton import Parameters, parameters_by_part, part_flops, point_prompts, visual_tokens
+from lavis_svp.plan.text import TextLengths, text_lengths
+from lavis_svp.plan.training import Duration, PartCost, duration, training_costs
+
+PAPER_TOKENS = 40  # superpixels of a picture on average, arXiv 2509.13676
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What no YAML says; every one can be set on the command line.
+
+    Args:
+        tokens: superpixels of a picture.
+        prompts: point prompts of SAM's decoder for them; None = estimated from the options.
+        expression_words: words of a referring expression.
+        utilisation: share of the GPUs' peak that a training step reaches.
+        many: expressions of a picture in the comparison for many.
+    """
+
+    tokens: int = PAPER_TOKENS
+    prompts: int | None = None
+    expression_words: int = 5
+    utilisation: float = 0.35
+    many: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.expression_words, self.many) < 1 or (self.prompts or 0) < 0:
+            raise ValueError(f"Tokens, expressions and their words are at least 1, prompts at least 0; got {self}.")
+        if not 0 < self.utilisation <= 1:
+            raise ValueError(f"The utilisation is a share of the peak, above 0 and at most 1; got {self.utilisation}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is told of a run.
+
+    Args:
+        parameters: by part.
+        tokens: visual tokens of a picture, of the YAML's projector.
+        baseline_tokens: the same with ``mlp``.
+        text: token counts around them.
+        prompts: point prompts of a picture.
+        costs: operations of a training picture by part.
+        baseline_costs: the same with ``mlp``.
+        answers: operations by part of answering one expression, and ``assumptions.many`` of a picture, with a cache.
+        baseline_answers: the same with ``mlp``.
+        memory: of one GPU.
+        baseline_memory: the same with ``mlp``.
+        duration: of the run.
+        savings: what fewer tokens save.
+        training: the run.
+        gpu: kind of GPU.
+        num_gpus: how many.
+        assumptions: as given.
+        projector: the YAML's.
+        layout: of the expressions of a picture in a training sequence.
+        checkpointing: of the language model.
+    """
+
+    parameters: dict[str, Parameters]
+    tokens: int
+    baseline_tokens: int
+    text: TextLengths
+    prompts: int
+    costs: dict[str, PartCost]
+    baseline_costs: dict[str, PartCost]
+    answers: list[dict[str, float]]
+    baseline_answers: list[dict[str, float]]
+    memory: Memory
+    baseline_memory: Memory
+    duration: Duration
+    savings: list[Saving]
+    training: TrainingSettings
+    gpu: Gpu
+    num_gpus: int
+    assumptions: Assumptions
+    projector: str
+    layout: str
+    checkpointing: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values, with the sums that its parts have as properties."""
+        values = dataclasses.asdict(self)
+        values["memory"]["peak"] = self.memory.peak
+        values["baseline_memory"]["peak"] = self.baseline_memory.peak
+        for line, saving in zip(values["savings"], self.savings, strict=True):
+            line["saved"] = saving.saved
+        return values
+
+
+def with_mlp(options: ModelOptions) -> ModelOptions:
+    """The same model with every patch as a token.
+
+    Patterns of ``trainable`` that name the insides of the YAML's projector say nothing of ``mlp``, which trains whole.
+    """
+    patterns = options.trainable
+    if patterns is not None:
+        patterns = [*(p for p in patterns if not p.lstrip("!").startswith("projector.")), "projector.*"]
+    return dataclasses.replace(options, projector={"name": "mlp"}, trainable=patterns)
+
+
+def make_plan(
+    options: ModelOptions, training: TrainingSettings, gpu: Gpu, num_gpus: int, assumptions: Assumptions
+) -> Plan:
+    """Build the model and its ``mlp`` twin on the meta device and count.
+
+    Args:
+        options: the model.
+        training: the run.
+        gpu: kind of GPU.
+        num_gpus: how many.
+        assumptions: what the YAML does not say.
+
+    Raises:
+        ValueError: no GPU, or settings that no model can be built from.
+        KeyError: an unknown name in ``options``.
+    """
+    if num_gpus < 1:
+        raise ValueError(f"A plan needs at least one GPU, got {num_gpus}.")
+    text = text_lengths(options.prompt, assumptions.expression_words)
+    model = SvpRis.skeleton(options)
+    twin = SvpRis.skeleton(with_mlp(options))
+    prompts = point_prompts(model) if assumptions.prompts is None else assumptions.prompts
+    sides, costs, memories = [], [], []
+    for each in (model, twin):
+        shape = language_shape(each.language)
+        tokens = visual_tokens(each, assumptions.tokens)
+        side = Side(part_flops(each, assumptions.tokens, prompts), shape, tokens)
+        sides.append(side)
+        costs.append(training_costs(each, side.parts, shape, tokens, text, training.expressions))
+        memories.append(memory_per_gpu(each, shape, tokens, text, training, num_gpus))
+    answers = [[answer_parts(side, text, count) for count in (1, assumptions.many)] for side in sides]
+    totals = [sum(part.training for part in cost.values()) for cost in costs]
+    return Plan(
+        parameters=parameters_by_part(model),
+        tokens=sides[0].tokens,
+        baseline_tokens=sides[1].tokens,
+        text=text,
+        prompts=prompts if point_prompts(model) else 0,
+        costs=costs[0],
+        baseline_costs=costs[1],
+        answers=answers[0],
+        baseline_answers=answers[1],
+        memory=memories[0],
+        baseline_memory=memories[1],
+        duration=duration(costs[0], training, gpu, num_gpus, assumptions.utilisation),
+        savings=savings(sides[1], sides[0], (totals[1], totals[0]), text, assumptions.many),
+        training=training,
+        gpu=gpu,
+        num_gpus=num_gpus,
+        assumptions=assumptions,
+        projector=options.projector["name"],
+        layout=options.layout,
+        checkpointing=options.language.gradient_checkpointing,
+    )

@@ -1,0 +1,215 @@
+"""Memory of one GPU: what ZeRO shares out, what autograd keeps, what the frozen half needs for a moment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.plan.language import LanguageShape
+from lavis_svp.plan.settings import TrainingSettings
+from lavis_svp.plan.skeleton import decode_mask, parameters_by_part, project, read_out
+from lavis_svp.plan.text import TextLengths
+from lavis_svp.plan.training import sequences
+from lavis_svp.superpixels.sam.generator import SamSuperpixels
+
+FP32 = 4
+HALF = 2
+BUCKET = 500_000_000  # DeepSpeed's default reduce_bucket_size and allgather_bucket_size, elements
+LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's default stage3_max_live_parameters, elements
+CONTEXT = 1.5e9  # CUDA context, NCCL and cuBLAS workspaces: an assumption
+FRAGMENTATION = 0.05  # of all else: an assumption
+LOGIT_BYTES = 12  # of one logit: as computed, in float32, its gradient
+ATTENTION_BYTES = 12  # of one weight of SAM's global attention: product, with positions, softmax
+PROMPT_NUMBERS = 1500  # float32 numbers that the factored decoder holds for one prompt and image token
+MASK_BYTES = 16  # of one pixel of SAM's frame in the mask losses: logits at full size, target, gradient
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU.
+
+    Args:
+        weights: parameters.
+        gradients: of those that train.
+        optimizer: Adam's moments and, in 16 bits, the float32 copy.
+        buffers: DeepSpeed's buckets, or DDP's.
+        language: what autograd keeps of the language model.
+        heads: what it keeps of projector, read-out, mask decoder, mask losses and logits.
+        frozen: largest moment of the frozen half, before anything is kept.
+        other: context and fragmentation.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    language: float
+    heads: float
+    frozen: float
+    other: float
+
+    @property
+    def peak(self) -> float:
+        """The larger of the frozen half's moment and of all that autograd keeps, on top of what is always there."""
+        static = self.weights + self.gradients + self.optimizer + self.buffers
+        return static + max(self.frozen, self.language + self.heads) + self.other
+
+
+def memory_per_gpu(
+    model: SvpRis, shape: LanguageShape, tokens: int, text: TextLengths, training: TrainingSettings, num_gpus: int
+) -> Memory:
+    """Estimate the memory of one GPU.
+
+    Args:
+        model: the skeleton.
+        shape: of its language model.
+        tokens: visual tokens of a picture.
+        text: lengths of the text.
+        training: the run.
+        num_gpus: how many share the states.
+    """
+    counts = parameters_by_part(model)["whole model"]
+    whole = [p for name in model.replicated_modules for p in getattr(model, name).parameters()]
+    states = state_bytes(counts.total, counts.trained, training, num_gpus, sum(p.numel() for p in whole))
+    rows, length = sequences(model.options.layout, tokens, text, training.expressions)
+    pictures = training.batch_size
+    width = FP32 if training.dtype == "fp32" else HALF
+    one_layer = layer_bytes(model.language, rows * pictures, length, training.dtype)
+    inputs = shape.layers * rows * pictures * length * shape.width * width
+    language = inputs + one_layer if shape.checkpointing else shape.layers * one_layer
+    heads = pictures * head_bytes(model, tokens, training.expressions)
+    heads += pictures * training.expressions * text.answer * shape.vocabulary * LOGIT_BYTES
+    frozen = 0.0 if model.options.cache_frozen else frozen_bytes(model, pictures)
+    used = sum(states) + max(frozen, language + heads)
+    return Memory(*states, language, heads, frozen, CONTEXT + FRAGMENTATION * used)
+
+
+def state_bytes(
+    total: int, trained: int, training: TrainingSettings, num_gpus: int, replicated: int = 0
+) -> tuple[float, float, float, float]:
+    """Weights, gradients, optimizer states and communication buffers of one GPU.
+
+    DeepSpeed in 16 bits holds 2 bytes a parameter, 2 a gradient, and 12 of float32 copy and moments; ZeRO-1 shares out
+    the last, ZeRO-2 the gradients, too, ZeRO-3 the parameters, too (arXiv 1910.02054). DDP keeps parameters,
+    gradients and moments in float32, a 16-bit copy of trained weights while autocast is on, and its buckets.
+
+    Args:
+        total: parameters.
+        trained: those that train.
+        training: the run.
+        num_gpus: N.
+        replicated: parameters that ZeRO-3 leaves whole on every GPU (``SvpRis.replicated_modules``).
+    """
+    half = training.dtype != "fp32"
+    if training.zero is None:
+        copies = trained * HALF if half else 0
+        return float(total * FP32 + copies), float(trained * FP32), float(trained * 2 * FP32), float(trained * FP32)
+    width, moments = (HALF, 3 * FP32) if half else (FP32, 2 * FP32)
+    stage, options = training.zero, training.zero_options
+    shared = total - replicated if stage == 3 else 0
+    weights = width * (total - shared + shared / num_gpus)
+    gradients = trained * width / (num_gpus if stage >= 2 else 1)
+    optimizer = trained * moments / (num_gpus if stage >= 1 else 1)
+    weights = width * float(total - shared) if training.offloads("param") else weights
+    optimizer = 0.0 if training.offloads("optimizer") else optimizer
+    reduce = min(trained, float(options.get("reduce_bucket_size", BUCKET)))
+    gather = min(trained, float(options.get("allgather_bucket_size", BUCKET)))
+    if stage == 3:
+        gather = min(total, float(options.get("stage3_max_live_parameters", LIVE_PARAMETERS)))
+    return weights, gradients, optimizer, (reduce + gather) * width
+
+
+def kept_bytes(run: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of ``run``, each piece of memory once, parameters not counted.
+
+    Args:
+        run: a forward pass, on meta or fake tensors.
+        parameters: of the modules that run.
+    """
+    own = {_place(parameter) for parameter in parameters}
+    kept: dict[int, Tensor] = {}  # holding them keeps their places from being given to others
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _place(tensor) not in own:
+            kept.setdefault(_place(tensor), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def layer_bytes(language: LanguageModel, rows: int, length: int, dtype: str) -> int:
+    """Bytes that autograd keeps of one decoder layer and the final norm, counted on the real modules.
+
+    Args:
+        language: built without weights; a copy runs.
+        rows: sequences.
+        length: L of each.
+        dtype: "fp32", else 16 bits.
+    """
+    kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+    transformer = language.transformer
+    one = copy.copy(transformer)
+    one._modules = {**transformer._modules, "layers": transformer.layers[:1]}
+    one = copy.deepcopy(one).to(kind)
+    one.gradient_checkpointing_disable()
+    one.config.num_hidden_layers = 1
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        one = one.to_empty(device="cpu")
+        states = torch.zeros(rows, length, language.dim, dtype=kind, requires_grad=True)
+        mask = torch.zeros(rows, 1, length, length, dtype=kind)
+        positions = torch.arange(length)[None].expand(rows, -1)
+        given = {"inputs_embeds": states, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+        return kept_bytes(lambda: one(**given), one.parameters())
+
+
+def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
+    """Bytes that autograd keeps of projector, read-out, mask decoder and mask losses for one picture, in float32."""
+    encoder, side = model.frozen.vision_encoder, model.options.sam.side
+    drawn = min(expressions, model.options.sam.max_masks_per_picture or expressions)
+
+    def trained_half() -> None:
+        features = encoder(torch.empty(1, 3, side, side))
+        visual = project(model, features, tokens)
+        embedding = torch.empty(1, model.mask_head.point_token.shape[0], *model.frozen.sam_encoder.grid)
+        kept.extend(decode_mask(model, embedding, read_out(model, visual)) for _ in range(drawn))
+
+    kept: list[Tensor] = []
+    modules = nn.ModuleList([model.projector, model.readout, model.mask_head])
+    with torch.device("meta"):
+        counted = kept_bytes(trained_half, modules.parameters())
+    return counted + drawn * side * side * MASK_BYTES
+
+
+def frozen_bytes(model: SvpRis, pictures: int) -> float:
+    """Largest moment of SAM's image encoder on a batch, or of the superpixels of one picture.
+
+    The encoder's global attention writes out all its weights; the decoder of the point prompts works in chunks.
+
+    Args:
+        model: the skeleton.
+        pictures: in a batch.
+    """
+    grid = model.frozen.sam_encoder.grid
+    image_tokens = grid[0] * grid[1]
+    network, generator = model.frozen.sam_encoder.network, model.frozen.generator
+    encoder = decoder = 0.0
+    if isinstance(network, ImageEncoderViT):
+        encoder = pictures * network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_BYTES
+    if isinstance(generator, SamSuperpixels):
+        decoder = generator.options.chunk * image_tokens * PROMPT_NUMBERS * FP32
+    return float(max(encoder, decoder))

@@ -1,0 +1,203 @@
+"""A plan as tables for people, in a terminal or as Markdown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lavis_svp.plan.estimate import Plan
+from lavis_svp.plan.savings import Saving
+
+TERA, GIGA, MEGA = 1e12, 1e9, 1e6
+MARKDOWN_WIDTH = 400  # wide enough that no cell is broken
+MEMORY_ROWS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "buffers": "communication buffers",
+    "language": "kept for backward: language model",
+    "heads": "kept for backward: projector, read-out, mask decoder, losses",
+    "frozen": "moment of the frozen half (SAM, superpixels)",
+    "other": "context, fragmentation",
+}
+
+
+def tables(plan: Plan, style: box.Box) -> list[Table]:
+    """All tables of a plan.
+
+    Args:
+        plan: the numbers.
+        style: of the frames.
+    """
+    makers = (parameter_table, cost_table, answer_table, memory_table, saving_table)
+    return [make(plan, style) for make in makers]
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan."""
+    for table in tables(plan, box.SIMPLE_HEAD):
+        console.print(table)
+    console.print("[bold]Time[/bold]")
+    for line in time_lines(plan):
+        console.print(f"  {line}", highlight=False)
+    console.print("[bold]Assumptions[/bold]")
+    for line in assumption_lines(plan):
+        console.print(f"- {line}", highlight=False)
+
+
+def markdown(plan: Plan) -> str:
+    """A plan as Markdown."""
+    parts = []
+    for table in tables(plan, box.MARKDOWN):
+        title, table.title = str(table.title), None
+        console = Console(file=io.StringIO(), width=MARKDOWN_WIDTH, color_system=None)
+        console.print(table)
+        rows = [_narrow(line) for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]  # a StringIO
+        parts.append(f"**{title}**\n\n" + "\n".join(rows))
+    parts.append("**Time**\n\n" + "\n".join(f"- {line}" for line in time_lines(plan)))
+    parts.append("**Assumptions**\n\n" + "\n".join(f"- {line}" for line in assumption_lines(plan)))
+    return "\n\n".join(parts)
+
+
+def _narrow(line: str) -> str:
+    """A Markdown table row without the spaces that align it."""
+    cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+    cells = ["---" if cell and not cell.strip("-") and len(cell) > 2 else cell for cell in cells]
+    return "| " + " | ".join(cells) + " |"
+
+
+def parameter_table(plan: Plan, style: box.Box) -> Table:
+    """Parameters by part."""
+    rows: list[tuple[str, ...]] = [
+        (name, f"{counts.total:,}", f"{counts.trained:,}" if counts.trained else "0")
+        for name, counts in plan.parameters.items()
+    ]
+    return _table("Parameters", style, ("part", "parameters", "that train"), rows)
+
+
+def cost_table(plan: Plan, style: box.Box) -> Table:
+    """Operations of a training picture by part, beside ``mlp``."""
+    rows = []
+    for name, cost in plan.costs.items():
+        other = plan.baseline_costs[name]
+        cells = (cost.forward, cost.training, other.forward, other.training)
+        rows.append((name, *(f"{value / TERA:,.3f}" for value in cells), cost.how))
+    sums = [
+        sum(getattr(cost, kind) for cost in costs.values())
+        for costs in (plan.costs, plan.baseline_costs)
+        for kind in ("forward", "training")
+    ]
+    rows.append(("all", *(f"{value / TERA:,.3f}" for value in sums), ""))
+    name = f"{plan.projector} ({plan.tokens} tokens)"
+    other_name = f"mlp ({plan.baseline_tokens} tokens)"
+    heads = ("part", f"{name} forward", "training", f"{other_name} forward", "training", f"passes of {plan.projector}")
+    title = f"TFLOP for a training picture with {plan.training.expressions} expressions"
+    return _table(title, style, heads, rows)
+
+
+def answer_table(plan: Plan, style: box.Box) -> Table:
+    """Operations of answering by part, beside ``mlp``, for one expression of a picture and for many."""
+    columns = [side[number] for number in (0, 1) for side in (plan.answers, plan.baseline_answers)]
+    rows = [(part, *(f"{column[part] / TERA:,.3f}" for column in columns)) for part in columns[0]]
+    rows.append(("all", *(f"{sum(column.values()) / TERA:,.3f}" for column in columns)))
+    many = f"{plan.assumptions.many} expressions"
+    names = (f"{plan.projector}, 1 expression", "mlp, 1 expression", f"{plan.projector}, {many}", f"mlp, {many}")
+    return _table("TFLOP of answering, the picture read once, with a cache", style, ("part", *names), rows)
+
+
+def memory_table(plan: Plan, style: box.Box) -> Table:
+    """Memory of one GPU, beside ``mlp``."""
+    rows: list[tuple[str, ...]] = [
+        (label, f"{getattr(plan.memory, key) / GIGA:.2f}", f"{getattr(plan.baseline_memory, key) / GIGA:.2f}")
+        for key, label in MEMORY_ROWS.items()
+    ]
+    peaks = [memory.peak / GIGA for memory in (plan.memory, plan.baseline_memory)]
+    fits = ["fits" if peak <= plan.gpu.memory_gb else "does NOT fit" for peak in peaks]
+    rows.append(("peak", *(f"{peak:.1f} ({fit})" for peak, fit in zip(peaks, fits, strict=True))))
+    where = "DDP" if plan.training.zero is None else f"ZeRO-{plan.training.zero}"
+    title = (
+        f"GB on one of {plan.num_gpus} {plan.gpu.name}: {where}, {plan.training.dtype}, "
+        f"{plan.training.batch_size} pictures a micro-batch"
+    )
+    return _table(title, style, ("what", plan.projector, "mlp"), rows)
+
+
+def saving_table(plan: Plan, style: box.Box) -> Table:
+    """What the projector saves against ``mlp``, in both ways of counting, with the paper's claims apart."""
+    heads = ("what (TFLOP unless said)", "mlp", plan.projector, "saved", "the paper says")
+    return _table("Saving", style, heads, [_saving_row(line) for line in plan.savings])
+
+
+def _saving_row(line: Saving) -> tuple[str, ...]:
+    tokens = line.what.startswith("visual tokens")
+    values = [f"{v:,.0f}" if tokens else f"{v / TERA:,.2f}" for v in (line.baseline, line.ours)]
+    return (line.what, *values, f"{line.saved:.0%}", line.published or "-")
+
+
+def time_lines(plan: Plan) -> list[str]:
+    """Steps, epochs, hours."""
+    time, training = plan.duration, plan.training
+    lines = [
+        f"batch: {training.batch_size} x {training.accumulation} x {plan.num_gpus} GPUs = {time.batch} pictures a step",
+        f"training pictures: {'unknown' if training.pictures is None else f'{training.pictures:,}'} ({training.data})"
+        + ("" if time.steps_per_epoch is None else f", {time.steps_per_epoch:,} steps an epoch"),
+        f"{time.flops_per_step / 1e15:.2f} PFLOP a step, {time.seconds_per_step:.1f} s a step",
+    ]
+    if time.steps:
+        epochs = "" if time.epochs is None else f" = {time.epochs:.1f} epochs"
+        lines.append(f"{time.steps:,} steps{epochs}: {time.hours:.1f} hours = {time.hours / 24:.2f} days")
+    else:
+        lines.append("run.max_iters is not set: no time of the whole run")
+    return lines
+
+
+def assumption_lines(plan: Plan) -> list[str]:
+    """Everything that was assumed, with the option that changes it."""
+    return list(_assumptions(plan))
+
+
+def _assumptions(plan: Plan) -> Iterable[str]:
+    given, text, gpu = plan.assumptions, plan.text, plan.gpu
+    yield "one multiplication and one addition are two operations; norms, activations and resizing are not counted"
+    yield f"{given.tokens} superpixels a picture (--tokens; the paper's mean is about 40, its spread is not published)"
+    yield (
+        f"{plan.prompts} point prompts a picture for the superpixels (--prompts; the second pass is estimated, see "
+        "SECOND_PASS_SHARE in lavis_svp/plan/skeleton.py)"
+    )
+    yield (
+        f"text by a rule, words and marks, not by the tokenizer: {text.prefix} tokens before the picture, "
+        f"{text.question} a question with an expression of {given.expression_words} words (--expression-words), "
+        f"{text.answer} an answer"
+    )
+    yield "sizes of data sets as published; filters (image-disjoint splits) and subsets make them smaller (--pictures)"
+    yield f"{plan.training.expressions} expressions a training picture, layout '{plan.layout}'"
+    yield (
+        f"{gpu.name}: {gpu.tflops:g} TFLOPS in bf16, {gpu.memory_gb:g} GB ({gpu.source}); "
+        f"{given.utilisation:.0%} of the peak over a whole step (--utilisation), waiting included"
+    )
+    yield (
+        "training: frozen parts run forward only; a frozen language model still passes gradients of activations to the "
+        "projector; checkpointing " + ("runs its layers forward twice" if plan.checkpointing else "is off")
+    )
+    yield (
+        "memory: states by arXiv 1910.02054; kept tensors counted on the real modules, attention fused; frozen half "
+        "by formula in float32; context 1.5 GB and 5 % fragmentation are guesses; all in lavis_svp/plan/memory.py"
+    )
+    yield (
+        "as published: every generated token runs vision encoder, projector and the whole sequence again, one call an "
+        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, the picture read once, a cache"
+    )
+    yield "nothing here was measured on a GPU"
+
+
+def _table(title: str, style: box.Box, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(title=title, box=style, title_justify="left")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="left" if index == 0 or "passes" in head or "paper" in head else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

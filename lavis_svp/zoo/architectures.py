@@ -1,0 +1,179 @@
+"""Architectures of published models, so that they can be built in shape alone, without weights and without the hub.
+
+The values are those of each model's ``config.json``; ``parameters`` is the size its publisher's file has. Tests build
+every one of them and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from lavis_svp.common.registry import unknown_name
+from lavis_svp.zoo.entries import list_weights
+from lavis_svp.zoo.store import is_cached, weights_folder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Weights = Literal["load", "none"]
+"""How a part is built: with its pretrained weights, or on the meta device, in shape alone."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a published model.
+
+    Args:
+        model_type: transformers' name for the kind of model.
+        values: entries of its ``config.json``; what is left out has transformers' default.
+        parameters: parameters of the part we build: a causal language model whole, of CLIP the vision tower.
+        source: where the values come from.
+    """
+
+    model_type: str
+    values: Mapping[str, Any]
+    parameters: int
+    source: str
+
+
+def _llama(width: int, inner: int, layers: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": vocabulary,
+        "rms_norm_eps": 1e-5,
+        **more,
+    }
+
+
+def _vit(width: int, layers: int, heads: int, image_size: int, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**sizes, "image_size": image_size, "patch_size": 14, **more}
+
+
+_VICUNA = "config.json of {} on the Hugging Face hub; LLaMA-2's shape, arXiv 2307.09288"
+_DINOV2 = "config.json of {} on the Hugging Face hub; arXiv 2304.07193, table 17"
+_EMBEDDED = "config.json that the zoo's converter writes"
+_CLIP_L = {"intermediate_size": 4096, "projection_dim": 768}
+_LLAMA3 = {"num_key_value_heads": 8, "rope_theta": 500_000.0, "max_position_embeddings": 8192}
+_LLAMA3_IDS = {"bos_token_id": 128_000, "eos_token_id": 128_001}
+_QWEN = {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "max_position_embeddings": 32_768}
+
+PUBLISHED: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "lmsys/vicuna-7b-v1.5": Architecture(
+            "llama",
+            _llama(4096, 11_008, 32, 32, 32_000, max_position_embeddings=4096),
+            6_738_415_616,
+            _VICUNA.format("lmsys/vicuna-7b-v1.5"),
+        ),
+        "lmsys/vicuna-13b-v1.5": Architecture(
+            "llama",
+            _llama(5120, 13_824, 40, 40, 32_000, max_position_embeddings=4096),
+            13_015_864_320,
+            _VICUNA.format("lmsys/vicuna-13b-v1.5"),
+        ),
+        "meta-llama/Meta-Llama-3-8B": Architecture(
+            "llama",
+            _llama(4096, 14_336, 32, 32, 128_256, **_LLAMA3, **_LLAMA3_IDS),
+            8_030_261_248,
+            "config.json of meta-llama/Meta-Llama-3-8B on the Hugging Face hub; arXiv 2407.21783, table 3",
+        ),
+        "Qwen/Qwen2.5-7B-Instruct": Architecture(
+            "qwen2",
+            _llama(3584, 18_944, 28, 28, 152_064, **{**_QWEN, "num_key_value_heads": 4}),
+            7_615_616_512,
+            "config.json of Qwen/Qwen2.5-7B-Instruct on the Hugging Face hub; arXiv 2412.15115, table 1",
+        ),
+        "Qwen/Qwen2.5-0.5B-Instruct": Architecture(
+            "qwen2",
+            _llama(896, 4864, 24, 14, 151_936, **{**_QWEN, "num_key_value_heads": 2}, tie_word_embeddings=True),
+            494_032_768,
+            "config.json of Qwen/Qwen2.5-0.5B-Instruct on the Hugging Face hub; arXiv 2412.15115, table 1",
+        ),
+        "facebook/dinov2-small": Architecture(
+            "dinov2", _vit(384, 12, 6, 518), 22_056_576, _DINOV2.format("facebook/dinov2-small")
+        ),
+        "facebook/dinov2-base": Architecture(
+            "dinov2", _vit(768, 12, 12, 518), 86_580_480, _DINOV2.format("facebook/dinov2-base")
+        ),
+        "facebook/dinov2-large": Architecture(
+            "dinov2", _vit(1024, 24, 16, 518), 304_368_640, _DINOV2.format("facebook/dinov2-large")
+        ),
+        "facebook/dinov2-with-registers-large": Architecture(
+            "dinov2_with_registers",
+            _vit(1024, 24, 16, 518, num_register_tokens=4),
+            304_372_736,
+            "config.json of facebook/dinov2-with-registers-large on the Hugging Face hub; arXiv 2309.16588",
+        ),
+        "openai/clip-vit-large-patch14": Architecture(
+            "clip_vision_model",
+            _vit(1024, 24, 16, 224, **_CLIP_L),
+            303_179_776,
+            "vision_config of openai/clip-vit-large-patch14 on the Hugging Face hub; arXiv 2103.00020, table 20",
+        ),
+        "openai/clip-vit-large-patch14-336": Architecture(
+            "clip_vision_model",
+            _vit(1024, 24, 16, 336, **_CLIP_L),
+            303_507_456,
+            "vision_config of openai/clip-vit-large-patch14-336 on the Hugging Face hub; arXiv 2103.00020, table 20",
+        ),
+        "smollm2_135m_instruct": Architecture(
+            "llama",
+            _llama(
+                576,
+                1536,
+                30,
+                9,
+                49_152,
+                num_key_value_heads=3,
+                max_position_embeddings=8192,
+                rope_theta=100_000.0,
+                tie_word_embeddings=True,
+            ),
+            134_515_008,
+            _EMBEDDED,
+        ),
+        "dinov2_small_imgfocus": Architecture("dinov2", _vit(384, 12, 6, 518), 22_056_576, _EMBEDDED),
+    }
+)
+
+
+def model_config(name_or_path: str | PathLike[str]) -> PretrainedConfig:
+    """The configuration of a transformers model, without its weights and without a connection.
+
+    Args:
+        name_or_path: a local folder with a ``config.json``; a name of the zoo; a name of :data:`PUBLISHED`; or a hub
+            id whose ``config.json`` lies in Hugging Face's cache on this machine.
+
+    Raises:
+        FileNotFoundError: a local folder without ``config.json``.
+        UnknownNameError: none of these; the message says how to give a configuration.
+    """
+    from transformers import AutoConfig
+
+    name, folder = fspath(name_or_path), Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} has no config.json, which says what model it holds.")
+        return AutoConfig.from_pretrained(folder)
+    if name in {entry.name for entry in list_weights()} and is_cached(name):
+        return AutoConfig.from_pretrained(weights_folder(name))
+    if name in PUBLISHED:
+        return AutoConfig.for_model(PUBLISHED[name].model_type, **PUBLISHED[name].values)
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        error = unknown_name("architecture", name, PUBLISHED)
+        raise type(error)(
+            f"{error} For another model give a local folder that holds its config.json (weights are not needed), "
+            "or download that file into Hugging Face's cache."
+        ) from None

@@ -1,0 +1,297 @@
+"""Take GLaMM's and LISA's checkpoints apart: the language model as a plain folder, the rest under this package's names.
+
+Both publish one Hugging Face folder that holds language model, segmenter and projectors under their own class names
+(groundingLMM at e74865f, LISA at 3cb2d43; LISA's segmenter is called ``visual_model``). Training that starts from one,
+such as GLaMM-GranD-Pretrained, begins with a language model and a mask decoder that know ``[SEG]``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+LANGUAGE_FOLDER, SVP_FILE, RECORD = "language", "svp.safetensors", "import.json"
+SEG_TOKEN = "[SEG]"
+EMBEDDINGS, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+LINEAR = r"self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|input_layernorm|post_attention_layernorm"
+LANGUAGE = re.compile(rf"model\.(?:layers\.\d+\.(?:{LINEAR})|norm|embed_tokens)\.weight|lm_head\.weight")
+SEGMENTER = r"model\.(?:grounding_encoder|visual_model)"
+RENAMED = (
+    (re.compile(r"model\.text_hidden_fcs\.0\.([02])\.(weight|bias)"), r"readout.mlp.\1.\2"),
+    (re.compile(rf"{SEGMENTER}\.mask_decoder\.(.+)"), r"mask_head.mask_decoder.\1"),
+)
+PROJECTOR = (re.compile(r"model\.mm_projector\.([02])\.(weight|bias)"), r"projector.head.\1.\2")
+DROPPED = (
+    (re.compile(r"model\.vision_tower\..+"), "CLIP, frozen: built from its own weights"),
+    (re.compile(r"model\.mm_projector\..+"), "made for CLIP's patches; kept with --with-projector"),
+    (re.compile(r"model\.region_encoder\..+"), "works on boxes, which referring segmentation has none of"),
+    (re.compile(rf"{SEGMENTER}\.(?:image_encoder|prompt_encoder)\..+"), "SAM's own, frozen: built from SAM's file"),
+    (re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"), "computed from the configuration"),
+)
+CONFIG_KEYS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
+    "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_theta", "rope_scaling", "bos_token_id",
+    "eos_token_id", "tie_word_embeddings",
+)  # fmt: skip
+"""Entries of ``config.json`` that are LLaMA's; the others tell of the parts that are taken away."""
+
+
+@dataclass
+class ImportReport:
+    """What became of a checkpoint's tensors.
+
+    Args:
+        seg_id: id of ``[SEG]`` in the checkpoint.
+        vocabulary: rows of its tables that were kept.
+        language: names in the language model's folder, unchanged.
+        renamed: old name -> name in ``svp.safetensors``.
+        dropped: old name -> why.
+        rows: added token -> why its row was dropped or where it went.
+    """
+
+    seg_id: int
+    vocabulary: int
+    language: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
+
+
+def import_glamm(
+    source: Path, target: Path, seg_id: int | None = None, with_projector: bool = False, progress: bool = True
+) -> ImportReport:
+    """Convert a folder of GLaMM's or LISA's form.
+
+    ``target`` then holds ``language/``, a LLaMA for ``model.language.name``, cut to the tokenizer's own vocabulary;
+    ``svp.safetensors`` for ``model.pretrained``: read-out, mask decoder and the rows of ``[SEG]``; and ``import.json``,
+    which tells what became of every tensor. One file of the source is in memory at a time. Nothing in it is run.
+
+    Args:
+        source: a folder with ``config.json``, ``tokenizer.model`` and ``.bin`` or ``.safetensors`` files.
+        target: must not exist; appears when all is done.
+        seg_id: id of ``[SEG]``; None = as ``added_tokens.json`` or ``tokenizer_config.json`` says.
+        with_projector: keep ``mm_projector`` for the projector ``mlp`` (types ``glamm_*``) with the same encoder.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: something of the source is not there.
+        FileExistsError: ``target`` exists.
+        ValueError: files that hold more than tensors, tensors that GLaMM and LISA do not have or that are missing, or a
+            ``[SEG]`` that cannot be found.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
+    if target.exists():
+        raise FileExistsError(f"{target} exists already: give another folder, or delete it.")
+    files = weight_files(source)
+    config = _json(source / "config.json")
+    vocabulary = _vocabulary(source)
+    added = added_tokens(source, vocabulary)
+    seg_id = added.get(SEG_TOKEN) if seg_id is None else seg_id
+    if seg_id is None or seg_id < vocabulary:
+        raise ValueError(
+            f"{source} does not say which id {SEG_TOKEN} has beyond its {vocabulary} own tokens (got {seg_id}; added "
+            f"tokens: {added or 'none'}): give --seg-id. GLaMM's is 32004."
+        )
+    report = ImportReport(seg_id, vocabulary)
+    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    language = work / LANGUAGE_FOLDER
+    try:
+        language.mkdir(parents=True)
+        svp: dict[str, torch.Tensor] = {}
+        index: dict[str, str] = {}
+        for number, file in enumerate(tqdm(files, desc="files", disable=not progress), start=1):
+            kept = {}
+            for name, tensor in read_tensors(file).items():
+                new_name = sort_tensor(name, report, with_projector)
+                if new_name is None:
+                    continue
+                if name in (EMBEDDINGS, OUTPUT):
+                    kept[name], row = _split_table(name, tensor, vocabulary, seg_id)
+                    svp["language.added_embedding" if name == EMBEDDINGS else "language.added_output"] = row
+                elif name in report.renamed:
+                    svp[new_name] = tensor.clone()
+                else:
+                    kept[name] = tensor.contiguous()
+            shard = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            index |= dict.fromkeys(kept, shard)
+            if kept:
+                save_file(kept, language / shard, metadata={"format": "pt"})
+        _check_complete(report, int(config["num_hidden_layers"]), source)
+        report.rows = {
+            token: f"row {number}: " + ("to svp.safetensors" if number == seg_id else "dropped, no prompt here uses it")
+            for token, number in {**added, SEG_TOKEN: seg_id}.items()
+        }
+        save_file({name: tensor.contiguous() for name, tensor in svp.items()}, work / SVP_FILE)
+        _write(language / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+        _write(language / "config.json", _llama_config(config, vocabulary))
+        shutil.copyfile(source / "tokenizer.model", language / "tokenizer.model")
+        _write(language / "tokenizer_config.json", _tokenizer_config(source))
+        _write(work / RECORD, asdict(report))
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def sort_tensor(name: str, report: ImportReport, with_projector: bool) -> str | None:
+    """Note what becomes of a tensor.
+
+    Returns:
+        Its new name; None if it is dropped.
+
+    Raises:
+        ValueError: neither GLaMM nor LISA has such a tensor.
+    """
+    if LANGUAGE.fullmatch(name):
+        report.language.append(name)
+        return name
+    for pattern, new_name in (*RENAMED, *([PROJECTOR] if with_projector else [])):
+        if pattern.fullmatch(name):
+            report.renamed[name] = pattern.sub(new_name, name)
+            return report.renamed[name]
+    for pattern, why in DROPPED:
+        if pattern.fullmatch(name):
+            report.dropped[name] = why
+            return None
+    hint = "Merge its adapters first." if "lora_" in name or name.startswith("base_model.") else ""
+    raise ValueError(f"GLaMM's and LISA's published checkpoints have no tensor '{name}'. {hint}".strip())
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The files with the weights, in their order: those of the index, or the single one.
+
+    Raises:
+        FileNotFoundError: there are none, or one of the index's is missing.
+        ValueError: an index that names files outside the folder.
+    """
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index, single = source / f"{stem}.{ending}.index.json", source / f"{stem}.{ending}"
+        if index.is_file():
+            names = sorted(set(_json(index)["weight_map"].values()))
+            if any(Path(name).name != name for name in names):
+                raise ValueError(f"{index} names files outside its folder.")
+            missing = [name for name in names if not (source / name).is_file()]
+            if missing:
+                raise FileNotFoundError(f"{source} lacks {', '.join(missing)}, which its index names.")
+            return [source / name for name in names]
+        if single.is_file():
+            return [single]
+    raise FileNotFoundError(f"{source} holds neither model.safetensors nor pytorch_model.bin, nor an index of parts.")
+
+
+def read_tensors(file: Path) -> Mapping[str, Any]:
+    """The tensors of a file; code in it is refused, not run.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file} is damaged or holds more than tensors; nothing in it was run: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{file} does not hold a mapping of names to tensors.")
+    return state
+
+
+def added_tokens(source: Path, vocabulary: int) -> dict[str, int]:
+    """Tokens beyond the tokenizer's own vocabulary, with their ids."""
+    found: dict[str, int] = {}
+    if (source / "added_tokens.json").is_file():
+        found |= _json(source / "added_tokens.json")
+    if (source / "tokenizer_config.json").is_file():
+        decoder = _json(source / "tokenizer_config.json").get("added_tokens_decoder", {})
+        found |= {entry["content"]: int(number) for number, entry in decoder.items()}
+    return {token: number for token, number in sorted(found.items(), key=lambda pair: pair[1]) if number >= vocabulary}
+
+
+def _vocabulary(source: Path) -> int:
+    """Pieces of the tokenizer's own vocabulary."""
+    from sentencepiece import SentencePieceProcessor
+
+    path = source / "tokenizer.model"
+    if not path.is_file():
+        raise FileNotFoundError(f"{source} has no tokenizer.model (sentencepiece), as GLaMM and LISA have.")
+    return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
+
+
+def _split_table(name: str, table: Any, vocabulary: int, seg_id: int) -> tuple[Any, Any]:
+    """The rows of the tokenizer's own vocabulary (V, D), and that of ``[SEG]`` (1, D)."""
+    if len(table) <= seg_id:
+        raise ValueError(f"{name} has {len(table)} rows, none for {SEG_TOKEN} at id {seg_id}: give the right --seg-id.")
+    return table[:vocabulary].clone(), table[seg_id : seg_id + 1].clone()
+
+
+def _check_complete(report: ImportReport, layers: int, source: Path) -> None:
+    found = set(report.language)
+    wanted = {EMBEDDINGS, OUTPUT, "model.norm.weight"}
+    missing = sorted(wanted - found)
+    have = {match[1] for name in found if (match := re.match(r"model\.layers\.(\d+)\.", name))}
+    missing += [f"model.layers.{number}" for number in range(layers) if str(number) not in have]
+    parts = {new_name.split(".")[0] for new_name in report.renamed.values()}
+    missing += sorted({"readout", "mask_head"} - parts)
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing)}: is it a whole checkpoint of GLaMM or LISA?")
+
+
+def _llama_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    kept = {key: config[key] for key in CONFIG_KEYS if key in config}
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, **kept}
+
+
+def _tokenizer_config(source: Path) -> dict[str, Any]:
+    path = source / "tokenizer_config.json"
+    given = _json(path) if path.is_file() else {}
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": given.get("legacy", True),
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+    }
+
+
+def report_lines(report: ImportReport) -> Iterator[str]:
+    """What became of the tensors, grouped by their first names."""
+    yield f"language model: {len(report.language)} tensors, vocabulary cut to {report.vocabulary} rows"
+    groups: dict[str, int] = {}
+    for old, new in report.renamed.items():
+        old_group, new_group = (".".join(name.split(".")[:count]) for name, count in ((old, 3), (new, 2)))
+        line = f"{old_group}.* -> {new_group}.*"
+        groups[line] = groups.get(line, 0) + 1
+    for old, why in report.dropped.items():
+        line = f"dropped {'.'.join(old.split('.')[:2])}.*: {why}"
+        groups[line] = groups.get(line, 0) + 1
+    yield from (f"{line} ({count} tensors)" for line, count in groups.items())
+    yield from (f"{token}, {fate}" for token, fate in report.rows.items())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path.name} in {path.parent}.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lavis_svp.common.checkpoints import save_checkpoint
+from lavis_svp.export.__main__ import main
+from lavis_svp.export.parity import compare, observe
+
+LORA = {"tuning": "lora", "lora": {"r": 2, "alpha": 4, "dropout": 0.1}}
+POINTER = {"readout": {"state_norm": "batch", "pointer": True}, "aids": {"token_norm": True, "word_alignment": 1.0}}
+
+
+def trained_model(make_model, folder, **sections):
+    """A model as if it had been trained, and its checkpoint with its configuration."""
+    model = make_model(**sections)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_((0.5 if "lora" in name or "added" in name else 0.05) * torch.randn_like(parameter))
+    section = json.loads(json.dumps(dataclasses.asdict(model.options)))
+    config = {"model": {"arch": "svp_ris", "model_type": "tiny", **section}}
+    save_checkpoint(folder / "checkpoint_7.pth", {"model": model.checkpoint_state(), "config": config, "iters": 7})
+    return model.eval()
+
+
+def plain_scores(folder, text):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    return tokenizer, ids, AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits[0]
+
+
+def own_scores(language, ids):
+    length = ids.shape[1]
+    mask = torch.full((1, 1, length, length), torch.finfo(torch.float32).min).triu(1)
+    return language.logits(language(language.embed(ids), mask, torch.arange(length)[None])[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "language", "more"),
+    [
+        ("tied", {**LORA, "train_embeddings": "all"}, POINTER),
+        ("untied", {**LORA, "train_embeddings": "all"}, {}),
+        ("untied", {"tuning": "full", "train_embeddings": "added", "num_layers": 2}, {}),
+        ("qwen", {**LORA, "train_embeddings": "added", "num_layers": 2}, {}),
+        ("qwen", {"tuning": "full", "train_embeddings": "all"}, {"sam": {"train_decoder": False}}),
+        pytest.param("smollm2", {**LORA, "train_embeddings": "all", "num_layers": 2}, {}, marks=pytest.mark.slow),
+    ],
+    ids=["tied-lora", "untied-lora", "untied-full-cut", "padded-lora-cut", "padded-full", "smollm2"],
+)
+@torch.no_grad()
+def test_the_exported_model_is_the_trained_one(make_model, language_folder, tmp_path, capsys, kind, language, more):
+    from lavis_svp.models.svp_ris import SvpRis
+
+    model = trained_model(make_model, tmp_path, language={"name": str(language_folder(kind)), **language}, **more)
+    before, out = observe(model), tmp_path / "exported"
+    main(["merge", "--checkpoint", str(tmp_path), "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "equal within 0.0001" in said and ("Merged 0" in said) == (language["tuning"] == "full")
+    assert {"config.json", "model.safetensors", "svp.safetensors", "svp.yaml", "tokenizer.json"} <= {
+        path.name for path in out.iterdir()
+    }
+
+    assert all(path.stat().st_mode & 0o044 for path in out.iterdir())
+    again = SvpRis.from_config(OmegaConf.load(out / "svp.yaml").model).eval()
+    assert not any("lora" in name for name, _ in again.named_parameters())
+    difference = compare(before, observe(again))
+    assert max(difference.tokens, difference.masks) < 1e-4 and difference.texts == 0
+
+    tokenizer, ids, scores = plain_scores(out, "the red cup. It is [SEG]. Sure, [SEG].")
+    assert (ids == model.language.seg_id).sum() == 2 and "[SEG]" in tokenizer.decode(ids[0])
+    expected = own_scores(model.language, ids)
+    torch.testing.assert_close(scores[:, : expected.shape[1]], expected, atol=1e-4, rtol=1e-4)
+    grown = model.language.seg_id + 1 if kind != "qwen" else model.language.embed_tokens.num_embeddings
+    assert scores.shape[1] == grown
+
+
+def test_shards_and_other_precisions(make_model, language_folder, tmp_path, capsys):
+    trained_model(make_model, tmp_path, language={"name": str(language_folder("untied")), **LORA})
+    more = ["--dtype", "bfloat16", "--shard-size", "2MB"]
+    main(["merge", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out"), *more])
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+    assert "(bfloat16)" in capsys.readouterr().out
+
+
+def zero_row(module, monkeypatch):
+    original = module.with_row
+    monkeypatch.setattr(module, "with_row", lambda table, index, row: original(table, index, 0 * row))
+
+
+def forgotten_adapters(module, monkeypatch):
+    from peft.tuners.lora.layer import Linear
+
+    monkeypatch.setattr(Linear, "merge", lambda self, **_: None)
+
+
+def not_a_number(module, monkeypatch):
+    original = module.with_row
+    monkeypatch.setattr(module, "with_row", lambda table, index, row: original(table * float("nan"), index, row))
+
+
+@pytest.mark.parametrize("fault", [zero_row, forgotten_adapters, not_a_number])
+def test_a_wrong_export_fails_loudly_and_leaves_nothing(
+    make_model, language_folder, tmp_path, monkeypatch, capsys, fault
+):
+    from lavis_svp.export import language_folder as module
+
+    trained_model(make_model, tmp_path, language={"name": str(language_folder("tied")), **LORA})
+    fault(module, monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        main(["merge", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "not the trained one" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_7.pth"]
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["merge", "--checkpoint", str(tmp_path), "--out", str(tmp_path)])
+    assert "exists already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["merge", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "new")])
+    assert "no checkpoint_<steps>.pth" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""Memory: shares of the states by hand, what autograd keeps against real tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
+from lavis_svp.plan.language import language_shape
+from lavis_svp.plan.memory import CONTEXT, frozen_bytes, kept_bytes, layer_bytes, memory_per_gpu, state_bytes
+from lavis_svp.plan.settings import TrainingSettings
+from lavis_svp.plan.text import TextLengths
+
+TEXT = TextLengths(prefix=10, question=12, answer=5)
+TRAINING = TrainingSettings(
+    pictures=1000, data="", expressions=3, batch_size=2, accumulation=1, steps=10, zero=2, dtype="bf16", zero_options={}
+)
+TOTAL, TRAINED = 1_000_000, 100_000
+DTYPES = ("bf16", "fp16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("zero", "weights", "gradients", "optimizer"),
+    [
+        (0, 2 * TOTAL, 2 * TRAINED, 12 * TRAINED),
+        (1, 2 * TOTAL, 2 * TRAINED, 3 * TRAINED),
+        (2, 2 * TOTAL, TRAINED / 2, 3 * TRAINED),
+        (3, TOTAL / 2, TRAINED / 2, 3 * TRAINED),
+        (None, 4 * TOTAL + 2 * TRAINED, 4 * TRAINED, 8 * TRAINED),
+    ],
+)
+def test_states_by_zero_stage_on_four_gpus(zero, weights, gradients, optimizer):
+    found = state_bytes(TOTAL, TRAINED, dataclasses.replace(TRAINING, zero=zero), 4)
+    assert found[:3] == (weights, gradients, optimizer)
+
+
+@given(zero=st.integers(0, 2), gpus=st.integers(1, 64), trained=st.integers(1, TOTAL), dtype=st.sampled_from(DTYPES))
+def test_a_higher_stage_or_more_gpus_never_take_more(zero, gpus, trained, dtype):
+    lower = dataclasses.replace(TRAINING, zero=zero, dtype=dtype)
+    higher = dataclasses.replace(TRAINING, zero=zero + 1, dtype=dtype)
+    held = sum(state_bytes(TOTAL, trained, lower, gpus)[:3])
+    assert sum(state_bytes(TOTAL, trained, higher, gpus)[:3]) <= held
+    assert sum(state_bytes(TOTAL, trained, lower, gpus + 1)[:3]) <= held
+
+
+def test_what_zero_3_leaves_whole_is_on_every_gpu():
+    stage3 = dataclasses.replace(TRAINING, zero=3)
+    assert state_bytes(TOTAL, TRAINED, stage3, 4, replicated=200_000)[0] == 2 * (200_000 + 800_000 / 4)
+    assert state_bytes(TOTAL, TRAINED, TRAINING, 4, replicated=200_000)[0] == 2 * TOTAL
+
+
+def test_fp32_offload_and_buckets():
+    fp32 = state_bytes(TOTAL, TRAINED, dataclasses.replace(TRAINING, dtype="fp32"), 4)
+    assert fp32[:3] == (4 * TOTAL, TRAINED, 2 * TRAINED)
+    options = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "nvme"}, "reduce_bucket_size": 1000}
+    offloaded = state_bytes(TOTAL, TRAINED, dataclasses.replace(TRAINING, zero=3, zero_options=options), 4)
+    assert (offloaded[0], offloaded[2]) == (0, 0) and offloaded[3] == 2 * (1000 + TOTAL)
+
+
+def test_kept_tensors_are_those_of_autograd():
+    first, second = nn.Linear(6, 8), nn.Linear(8, 4)
+    x = torch.randn(5, 6)
+    kept = kept_bytes(lambda: second(torch.relu(first(x))), [*first.parameters(), *second.parameters()])
+    assert kept == 4 * (5 * 6 + 5 * 8)  # the input, and relu's output, which the second layer keeps as well
+    first.requires_grad_(False)
+    assert kept_bytes(lambda: second(torch.relu(first(x))), [*first.parameters(), *second.parameters()]) == 4 * 5 * 8
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_a_layers_memory_is_that_of_a_real_pass(tiny_llama, tuning):
+    """Counted without weights, against the same hooks on a real one-layer model on the CPU."""
+    options = LanguageOptions(name=str(tiny_llama), tuning=tuning, num_layers=1)
+    real = LanguageModel(options)
+    states = torch.randn(2, 9, real.dim, requires_grad=True)
+    mask, positions = torch.zeros(2, 1, 9, 9), torch.arange(9)[None].expand(2, -1)
+    measured = kept_bytes(lambda: real(states, mask, positions), real.transformer.parameters())
+    skeleton = LanguageModel(dataclasses.replace(options, num_layers=None), weights="none")
+    assert layer_bytes(skeleton, 2, 9, "fp32") == pytest.approx(measured, rel=0.02)
+    assert layer_bytes(skeleton, 2, 9, "bf16") < 0.8 * measured
+    assert next(skeleton.transformer.parameters()).is_meta
+
+
+def estimate(model, training=TRAINING, tokens=9, gpus=2):
+    return memory_per_gpu(model, language_shape(model.language), tokens, TEXT, training, gpus)
+
+
+def test_more_tokens_pictures_and_layers_kept_take_more(small_skeleton):
+    model = small_skeleton()
+    base = estimate(model)
+    assert estimate(model, tokens=36).language > base.language
+    assert estimate(model, dataclasses.replace(TRAINING, batch_size=4)).language == pytest.approx(
+        2 * base.language, rel=0.01
+    )
+    assert estimate(model, dataclasses.replace(TRAINING, expressions=6)).heads > 1.5 * base.heads
+    checkpointed = estimate(small_skeleton(language={"gradient_checkpointing": True}))
+    assert checkpointed.language < 0.7 * base.language
+    assert base.peak >= CONTEXT + base.weights + max(base.frozen, base.language + base.heads)
+
+
+def test_stored_features_need_no_moment_of_the_frozen_half(small_skeleton):
+    assert estimate(small_skeleton(cache_frozen=True)).frozen == 0
+    assert estimate(small_skeleton()).frozen > 0
+
+
+def test_the_frozen_halfs_moment_is_sams_global_attention(small_options):
+    from lavis_svp.models.svp_ris import SvpRis
+
+    model = SvpRis.skeleton(small_options(sam={"name": "sam_vit_b_01ec64.pth", "side": 512}, projector={"name": "mlp"}))
+    assert frozen_bytes(model, 2) == 2 * 12 * 1024**2 * 12

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.plan.settings import from_model_type, training_pictures, training_settings
+from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError
+
+RUN = {"task": "referring_segmentation", "output_dir": "output", "max_iters": 7, "amp": True}
+DEEPSPEED = {**RUN, "runner": "runner_deepspeed"}
+
+
+def test_the_recipe_is_glamms():
+    options, training = from_model_type("refcoco_vicuna7b")
+    assert options.language.tuning == "lora"
+    assert (training.pictures, training.batch_size, training.accumulation) == (55_885, 2, 10)
+    assert (training.zero, training.dtype, training.steps) == (2, "bf16", 1750)
+    assert from_model_type("pretrain_vicuna7b")[1].steps == 3500
+
+
+def test_an_unknown_type_is_told():
+    with pytest.raises(UnknownNameError, match="glamm_vicuna7b"):
+        from_model_type("refcoco_vicuna")
+
+
+def test_zero_is_read_where_the_runner_is_deepspeeds(tmp_path):
+    assert training_settings(RUN, {}).zero is None
+    assert training_settings(DEEPSPEED, {}).zero == 2
+    inline = {**DEEPSPEED, "deepspeed_config": {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}}
+    found = training_settings(inline, {})
+    assert found.zero == 3 and found.offloads("param") and not found.offloads("optimizer")
+    (tmp_path / "zero1.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+    project = tmp_path / "train" / "x.yaml"
+    named = {**DEEPSPEED, "deepspeed_config": "zero1.json"}
+    assert training_settings(named, {}, project).zero == 1
+    with pytest.raises(DeepSpeedConfigError, match=r"zero9\.json"):
+        training_settings({**DEEPSPEED, "deepspeed_config": "zero9.json"}, {}, project)
+
+
+def test_precision_follows_amp():
+    assert training_settings({**RUN, "amp": False}, {}).dtype == "fp32"
+    assert training_settings({**RUN, "amp_dtype": "fp16"}, {}).dtype == "fp16"
+
+
+def test_training_pictures_are_the_published_counts_or_the_yamls():
+    google = {"build_info": {"split_by": "google", "annotations": {"train": {"splits": ["train"]}}}}
+    assert training_pictures({"refcoco_seg": {}})[0] == 16_994
+    assert training_pictures({"refcocog_seg": google})[0] == 24_698
+    assert training_pictures({"refshapes_seg": {"build_info": {"sizes": {"train": 1200}}}})[0] == 1200
+    number, why = training_pictures({"refcoco_seg": {}, "grefcoco_seg": {}})
+    assert number is None and "--pictures" in why
+    assert training_pictures({}) == (None, "no data set in the YAML: give --pictures")
