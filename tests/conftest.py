@@ -122,3 +122,10 @@ def fake_refcoco() -> Any:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def refcoco_family(fake_refcoco: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with small RefCOCO, RefCOCO+ and RefCOCOg; some training pictures of each are held out in another."""
+    root: Path = fake_refcoco.make_tree(tmp_path_factory.mktemp("family"), references=120)
+    return root

@@ -152,9 +152,3 @@ def handmade():
     helpers = [rle, block, instances, ref, refcoco_refs, write_picture, write_annotations, write_train2014]
     ids = {"CAT": CAT, "DOG": DOG, "CROWD": CROWD, "EMPTY": EMPTY, "OTHER": OTHER}
     return types.SimpleNamespace(**{helper.__name__: helper for helper in helpers}, **ids)
-
-
-@pytest.fixture(scope="session")
-def refcoco_family(fake_refcoco, tmp_path_factory):
-    """A root with small RefCOCO, RefCOCO+ and RefCOCOg; some training pictures of each are held out in another."""
-    return fake_refcoco.make_tree(tmp_path_factory.mktemp("family"), references=120)

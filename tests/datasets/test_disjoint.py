@@ -44,7 +44,10 @@ def held_out(root, names=("refcoco", "refcoco+", "refcocog")):
 
 
 def test_joint_training_sees_no_held_out_picture_and_loses_no_other(refcoco_family):
-    datasets, before = joint(refcoco_family), {name: images(one["train"]) for name, one in joint(refcoco_family).items()}
+    datasets, before = (
+        joint(refcoco_family),
+        {name: images(one["train"]) for name, one in joint(refcoco_family).items()},
+    )
     report = make_disjoint(datasets)
     held = held_out(refcoco_family)
     for name, splits in datasets.items():
@@ -61,7 +64,9 @@ def test_the_report_agrees_with_the_leak_table(refcoco_family):
     rows = leak_table([read_use(refcoco_family, *key) for key in partitions])
     for column, name in enumerate(FAMILY, start=2):
         count = report["shared"][name]
-        by_split = {split: f"{part['pictures']:,} ({part['expressions']:,})" for split, part in count["by_split"].items()}
+        by_split = {
+            split: f"{part['pictures']:,} ({part['expressions']:,})" for split, part in count["by_split"].items()
+        }
         assert by_split == {row[0]: row[column] for row in rows[1:-2] if row[column] != "0 (0)"}
         assert f"{count['pictures']:,} ({count['expressions']:,})" == rows[-2][column]
         assert f"{count['of_pictures']:,} ({count['of_expressions']:,})" == rows[-1][column]
