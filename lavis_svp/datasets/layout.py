@@ -80,12 +80,12 @@ class Origin:
 
     Args:
         root: the folder that holds ``refcoco/``, ``refcoco+/`` ...
-        dataset: a key of ``SPECS``.
+        dataset: a key of ``SPECS``; None = none of these.
         split_by: its partition; None = the usual one.
     """
 
     root: Path
-    dataset: str
+    dataset: str | None
     split_by: str | None = None
 
 

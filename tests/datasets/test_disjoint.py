@@ -101,7 +101,35 @@ def test_one_data_set_is_left_alone_unless_asked(refcoco_family):
 def test_data_sets_that_could_not_be_checked_are_named(refcoco_family, caplog):
     report = make_disjoint(joint(refcoco_family))
     assert report["not_checked"] == ["grefcoco (unc)"]
-    assert "no references of grefcoco (unc) were found" in caplog.text
+    assert "no references of grefcoco (unc) to check" in caplog.text
+
+
+class SomeSplits:
+    """A source that has lost some splits, as shards of the others have."""
+
+    def __init__(self, source, splits):
+        self.source, self.kept = source, splits
+
+    def splits(self):
+        return self.kept
+
+    def pictures(self, split):
+        return self.source.pictures(split)
+
+
+def test_without_references_the_splits_of_the_source_count(refcoco_family, tmp_path):
+    datasets = {name: build(refcoco_family, name) for name in ("refcoco_seg", "refcocog_seg")}
+    for name, splits in datasets.items():
+        splits["train"].origin = Origin(tmp_path, FAMILY[name])
+        splits["train"].source = SomeSplits(splits["train"].source, ["train", "val"])
+    before = images(datasets["refcocog_seg"]["train"])
+    report = make_disjoint(datasets)
+    val = set(read_use(refcoco_family, "refcoco", "unc").splits["val"])
+    assert images(datasets["refcocog_seg"]["train"]) == before - val and before & val
+    assert set(report["held_out"]) == {"refcoco (unc) val", "refcocog (umd) val"}
+    assert report["not_checked"] == [
+        "refcoco (unc) testA", "refcoco (unc) testB", "refcoco+ (unc)", "refcocog (umd) test", "grefcoco (unc)"
+    ]  # fmt: skip
 
 
 def test_evaluation_splits_keep_their_pictures(refcoco_family):
@@ -125,7 +153,7 @@ def test_ids_of_other_data_sets_are_not_compared(refcoco_family):
 
 def test_with_nothing_to_check_against_it_says_so(refcoco_family, tmp_path):
     lost = {"refcocog_seg": build(refcoco_family, "refcocog_seg", origin=False)}
-    with pytest.raises(ValueError, match="no references of refcoco"):
+    with pytest.raises(ValueError, match="nothing to check against"):
         make_disjoint(lost, True)
 
 
