@@ -120,8 +120,7 @@ class RunnerSVP(RunnerIter):
     @property
     def cur_epoch(self) -> int:
         """How often the training data has been seen whole; with ratios, that of the data set seen least."""
-        options = self.options
-        per_step = options.batch_size_train * options.accum_grad_iters * options.world_size
+        per_step = self.options.batch_size_train * self.options.accum_grad_iters * self.options.world_size
         return 0 if self.order is None else self.order.epoch(self.iters * per_step)
 
     # ------------------------------------------------------------------------------------------ training
