@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,23 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, **special}))
     (folder / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": "<unk>"}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def fake_refcoco() -> Any:
+    """The script ``tests/fake_refcoco.py`` as a module: ``fake_refcoco.make_tree(root, references, seed)``."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("fake_refcoco", Path(__file__).with_name("fake_refcoco.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def refcoco_family(fake_refcoco: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with small RefCOCO, RefCOCO+ and RefCOCOg; some training pictures of each are held out in another."""
+    root: Path = fake_refcoco.make_tree(tmp_path_factory.mktemp("family"), references=120)
+    return root

@@ -12,7 +12,7 @@ from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from omegaconf import OmegaConf
 
 from lavis_svp.common.options import build_options, check_keys
-from lavis_svp.datasets.layout import MissingDataError, annotation_files, doctor_command, find_pictures
+from lavis_svp.datasets.layout import MissingDataError, Origin, annotation_files, doctor_command, find_pictures
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset, SuperpixelCache
 from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
@@ -103,6 +103,7 @@ class ReferringBuilder(BaseDatasetBuilder):
                 superpixel_cache=superpixels,
                 source=source,
             )
+            datasets[lavis_split].origin = Origin(self.root(), self.dataset, info.split_by)
         return datasets
 
     def _download_data(self) -> None:

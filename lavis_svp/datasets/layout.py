@@ -75,6 +75,21 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which data set something was read from.
+
+    Args:
+        root: the folder that holds ``refcoco/``, ``refcoco+/`` ...
+        dataset: a key of ``SPECS``; None = none of these.
+        split_by: its partition; None = the usual one.
+    """
+
+    root: Path
+    dataset: str | None
+    split_by: str | None = None
+
+
+@dataclass(frozen=True)
 class AnnotationFiles:
     """The two annotation files of a data set, whether they exist or not."""
 

@@ -6,6 +6,7 @@ Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the plugin's own data sets. Need
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -239,3 +240,23 @@ def _load_references(path: Path) -> list[dict[str, Any]]:
         if missing:
             raise ValueError(f"{path}: reference number {number} lacks {', '.join(missing)}.")
     return references
+
+
+def split_pictures(refs_path: str | Path) -> dict[str, Counter[int]]:
+    """Which pictures each split is about, from the references alone, which are read fast.
+
+    Args:
+        refs_path: ``refs(unc).p``, ``grefs(unc).json`` ...
+
+    Returns:
+        {split: {image id: number of its sentences}}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged.
+    """
+    splits: dict[str, Counter[int]] = {}
+    for reference in _load_references(Path(refs_path)):
+        pictures = splits.setdefault(str(reference["split"]), Counter())
+        pictures[int(reference["image_id"])] += len(reference["sentences"])
+    return splits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lavis_svp.datasets.augment import can_mirror, mirror_text
 from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, draw_for_training, in_chunks
+from lavis_svp.datasets.layout import Origin
 from lavis_svp.datasets.pictures import LoadedPicture, make_upright, read_picture
 from lavis_svp.datasets.refcoco import Expression, Picture, RefCOCO
 from lavis_svp.superpixels.region_map import RegionMap
@@ -67,6 +68,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         FileNotFoundError, ValueError, UnknownNameError: see :class:`~lavis_svp.datasets.refcoco.RefCOCO`.
     """
 
+    origin: Origin | None = None
+    """Which published data set this is and where its annotations lie; the builder says it, None = not known."""
+
     def __init__(
         self,
         vis_processor: Callable[..., torch.Tensor] | None = None,
@@ -108,6 +112,16 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose which draw of sentences training gets; call it before each epoch, before workers start."""
         self.epoch = epoch
+
+    def leave_out(self, pictures: Collection[Picture]) -> None:
+        """Drop some of the pictures in ``annotation``, with all their expressions.
+
+        Args:
+            pictures: told by their ids in this data set; those that are not in it are ignored.
+        """
+        dropped = {(picture.image_id, picture.split) for picture in pictures}
+        self.annotation = [one for one in self.annotation if (one.image_id, one.split) not in dropped]
+        self._items = self._list_items()
 
     def expression_ids(self) -> list[str]:
         """Ids of all expressions that the items hold, in order; in training, of all that can be drawn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from lavis.datasets.data_utils import concat_datasets, reorg_datasets_by_split
 from torch.utils.data import DataLoader
 
 from lavis_svp.runners.loaders import EvalSampler, TrainSampler, build_loader
+from lavis_svp.runners.orders import Mixture, Order, Shuffled
+from lavis_svp.runners.ratios import weights_of
 from lavis_svp.runners.run_options import RunOptions
 
 
@@ -41,11 +44,60 @@ def join_by_split(datasets: Mapping[str, Any], options: RunOptions) -> dict[str,
     return concat_datasets({split: by_split[split] for split in sorted(used)})
 
 
-def train_loader(datasets: Mapping[str, Any], options: RunOptions, first: int, pin_memory: bool) -> DataLoader:
+def train_order(datasets: Mapping[str, Any], options: RunOptions) -> Order | None:
+    """The stream of training samples, whose indices are those of the joined data sets.
+
+    Without ratios, every sample comes once per epoch: in one permutation over all data sets or, if one of them has an
+    order of its own (``epoch_order``), in a mixture by their lengths.
+
+    Args:
+        datasets: {name: {split: data set}}, before :func:`join_by_split`.
+        options: the run section.
+
+    Returns:
+        None where nothing is trained on.
+
+    Raises:
+        ValueError: ratios that do not fit the data sets, or an empty data set.
+    """
+    parts = {name: splits["train"] for name, splits in datasets.items() if "train" in splits}
+    if options.evaluate or "train" not in options.train_splits or not parts:
+        return None
+    lengths = [len(part) for part in parts.values()]
+    own = [getattr(part, "epoch_order", None) for part in parts.values()]
+    if options.train_dataset_ratios is not None:
+        empty = [name for name, length in zip(parts, lengths, strict=True) if not length]
+        if empty:
+            raise ValueError(
+                f"There is no training sample in {', '.join(empty)}, which run.train_dataset_ratios names."
+            )
+        mixture = Mixture(lengths, weights_of(options.train_dataset_ratios, list(parts)), options.seed, own)
+        _tell_shares(mixture, list(parts), options)
+        return mixture
+    if len(parts) == 1:
+        return Shuffled(lengths[0], options.seed, own[0])
+    if any(order is not None and order(options.seed, 0) is not None for order in own):
+        return Mixture(lengths, lengths, options.seed, own)
+    return Shuffled(sum(lengths), options.seed)
+
+
+def _tell_shares(mixture: Mixture, names: list[str], options: RunOptions) -> None:
+    drawn = mixture.counts(options.max_iters * options.accum_grad_iters * options.batch_size_train * options.world_size)
+    for name, weight, part, count in zip(names, mixture.weights, mixture.parts, drawn, strict=True):
+        logging.info(
+            "%s: %.1f %% of training, %s samples drawn from %s, %.2f of its epochs.",
+            name, 100 * weight / sum(mixture.weights), f"{count:,}", f"{part.length:,}", count / part.length,
+        )  # fmt: skip
+
+
+def train_loader(
+    datasets: Mapping[str, Any], order: Order | None, options: RunOptions, first: int, pin_memory: bool
+) -> DataLoader:
     """The micro-batches of this process from an optimizer step to the end of training.
 
     Args:
         datasets: {split: data set}.
+        order: of the training samples, see :func:`train_order`.
         options: the run section.
         first: the optimizer step to start at.
         pin_memory: for copies to CUDA.
@@ -53,19 +105,18 @@ def train_loader(datasets: Mapping[str, Any], options: RunOptions, first: int, p
     Raises:
         ValueError: there is no training data.
     """
-    if "train" not in datasets:
+    if order is None:
         raise ValueError(f"There is no data to train on: run.train_splits is {list(options.train_splits)}.")
-    dataset, micro_steps = datasets["train"], options.accum_grad_iters
+    micro_steps = options.accum_grad_iters
     sampler = TrainSampler(
-        len(dataset),
+        order,
         options.batch_size_train,
-        options.seed,
         first * micro_steps,
         options.max_iters * micro_steps,
         options.rank,
         options.world_size,
     )
-    return build_loader(dataset, sampler, options.seed, options.num_workers, pin_memory)
+    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory)
 
 
 def eval_loader(datasets: Mapping[str, Any], split: str, options: RunOptions, pin_memory: bool) -> DataLoader:

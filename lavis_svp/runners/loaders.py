@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lavis_svp.runners.randomness import epoch_permutation, seed_all
-
-
-class SampleKey(NamedTuple):
-    """One visit of one sample: what a sampler hands to :class:`SeededDataset`."""
-
-    sample: int
-    epoch: int
+from lavis_svp.runners.orders import Order, SampleKey
+from lavis_svp.runners.randomness import seed_all
 
 
 class SeededDataset(Dataset):
     """A data set whose samples are drawn with random generators seeded by (seed, epoch, index).
 
     So an augmented sample does not depend on the number of workers, of processes, or on what was drawn before.
-    ``set_epoch(epoch)`` of the data set, or of the parts of a ConcatDataset, is called when the epoch changes.
+    ``set_epoch(epoch)`` of the data set, or of the part of a ConcatDataset that the sample is from, is called when its
+    epoch changes; the parts may be in different epochs.
 
     Args:
         dataset: a map-style data set.
@@ -32,30 +28,35 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        self._epoch = -1
+        self._epochs: dict[int, int] = {}  # the epoch that was set, by id(data set or part)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> Any:
-        if key.epoch != self._epoch:
-            self._epoch = key.epoch
-            _set_epoch(self.dataset, key.epoch)
+        self._set_epoch(self.dataset, key.sample, key.epoch)
         seed_all(self.seed, "sample", key.epoch, key.sample)
         return self.dataset[key.sample]
+
+    def _set_epoch(self, dataset: Any, sample: int, epoch: int) -> None:
+        if hasattr(dataset, "set_epoch") and self._epochs.get(id(dataset)) != epoch:
+            dataset.set_epoch(epoch)
+            self._epochs[id(dataset)] = epoch
+        if hasattr(dataset, "datasets") and hasattr(dataset, "cumulative_sizes"):  # a ConcatDataset
+            part = bisect_right(dataset.cumulative_sizes, sample)
+            before = dataset.cumulative_sizes[part - 1] if part else 0
+            self._set_epoch(dataset.datasets[part], sample - before, epoch)
 
 
 class TrainSampler(Sampler[list[SampleKey]]):
     """Micro-batches of one process, from any micro-step on.
 
-    The stream of samples is one permutation of the data after the other; micro-step m of process r takes the
-    ``batch_size`` samples from position (m * world_size + r) * batch_size on. Every sample comes once per epoch; a
-    batch may hold the end of one epoch and the start of the next.
+    Micro-step m of process r takes the ``batch_size`` visits from position (m * world_size + r) * batch_size of the
+    stream on. A batch may hold the end of one epoch and the start of the next.
 
     Args:
-        length: samples of the data set.
+        order: the stream.
         batch_size: samples per micro-batch.
-        seed: the run's seed.
         first: first micro-step.
         last: micro-step to stop before.
         rank: this process.
@@ -63,13 +64,10 @@ class TrainSampler(Sampler[list[SampleKey]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, first: int, last: int, rank: int = 0, world_size: int = 1
+        self, order: Order, batch_size: int, first: int, last: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if length < 1:
-            raise ValueError("The training data is empty: there is no sample to draw.")
-        self.length = length
+        self.order = order
         self.batch_size = batch_size
-        self.seed = seed
         self.first = first
         self.last = last
         self.rank = rank
@@ -79,17 +77,9 @@ class TrainSampler(Sampler[list[SampleKey]]):
         return max(0, self.last - self.first)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order: dict[int, Any] = {}
         for micro_step in range(self.first, self.last):
             start = (micro_step * self.world_size + self.rank) * self.batch_size
-            batch = []
-            for position in range(start, start + self.batch_size):
-                epoch, place = divmod(position, self.length)
-                if epoch not in order:
-                    order = {old: order[old] for old in order if old == epoch - 1}
-                    order[epoch] = epoch_permutation(self.length, self.seed, epoch)
-                batch.append(SampleKey(int(order[epoch][place]), epoch))
-            yield batch
+            yield [self.order.key(position) for position in range(start, start + self.batch_size)]
 
 
 class EvalSampler(Sampler[list[SampleKey]]):
@@ -135,10 +125,3 @@ def build_loader(
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _set_epoch(dataset: Any, epoch: int) -> None:
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(epoch)
-    for part in getattr(dataset, "datasets", ()):
-        _set_epoch(part, epoch)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lavis_svp.common.options import check_keys, plain
+from lavis_svp.runners.ratios import check_ratios
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class RunOptions:
     train_splits: tuple[str, ...] = ("train",)  # splits that are trained on: train or none
     valid_splits: tuple[str, ...] = ()  # evaluated each eval_every steps and at the end; "val" chooses checkpoint_best
     test_splits: tuple[str, ...] = ()  # evaluated at the end
+    train_dataset_ratios: Any = (
+        None  # weights of the training sets: list in their order, or {name: weight}; None: joined
+    )
+    image_disjoint: Any = "auto"  # never train on pictures of any RefCOCO val/test; auto: if several such sets train
     batch_size_train: int = 1  # samples per micro-batch and process
     batch_size_eval: int = 1  # samples per batch and process in evaluation
     num_workers: int = 0  # loader processes; the result does not depend on it
@@ -78,6 +83,9 @@ class RunOptions:
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"run.{key} is '{getattr(self, key)}'; it must be one of: {', '.join(known)}.")
+        if not isinstance(self.image_disjoint, bool) and self.image_disjoint != "auto":
+            raise ValueError(f"run.image_disjoint is {self.image_disjoint!r}; it must be true, false or auto.")
+        check_ratios(self.train_dataset_ratios)
         lowest = {"batch_size_train": 1, "batch_size_eval": 1, "accum_grad_iters": 1, "keep_checkpoints": 1}
         lowest |= dict.fromkeys(("log_freq",), 1)
         lowest |= dict.fromkeys(("num_workers", "max_iters", "iters_per_inner_epoch", "warmup_steps"), 0)
@@ -98,7 +106,6 @@ LAVIS_KEYS: dict[str, str] = {
     "max_epoch": "runner_base: epochs to train",
     "lr_decay_rate": "linear_warmup_step_lr: factor per epoch",
     "use_dist_eval_sampler": "share evaluation among processes (runner_svp always does)",
-    "train_dataset_ratios": "runner_iter: sampling ratio per dataset",
     "lr_layer_decay": "LAVIS main: decay of the lr by layer",
     "save_freq": "LAVIS main, runner_base: epochs between checkpoints",
     "val_freq": "LAVIS main: epochs between validations",

@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common import checkpoints
-from lavis_svp.runners.data import eval_loader, join_by_split, train_loader
+from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
 from lavis_svp.runners.parameter_table import report_parameters
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
@@ -70,6 +70,7 @@ class RunnerSVP(RunnerIter):
         self.start_iters = 0
         self.iters = 0  # optimizer steps that the model's weights have seen
         self.datasets = join_by_split(datasets, self.options)
+        self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
         self._scaler = build_scaler(self.device, self.options)
 
@@ -125,10 +126,9 @@ class RunnerSVP(RunnerIter):
 
     @property
     def cur_epoch(self) -> int:
-        """How often the training data has been seen whole."""
-        options = self.options
-        per_step = options.batch_size_train * options.accum_grad_iters * options.world_size
-        return self.iters * per_step // len(self.datasets["train"]) if "train" in self.datasets else 0
+        """How often the training data has been seen whole; with ratios, that of the data set seen least."""
+        per_step = self.options.batch_size_train * self.options.accum_grad_iters * self.options.world_size
+        return 0 if self.order is None else self.order.epoch(self.iters * per_step)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -158,7 +158,7 @@ class RunnerSVP(RunnerIter):
         options = self.options
         if options.eval_every and first and first % options.eval_every == 0:
             self._validate()  # where the run was killed while evaluating
-        batches = iter(train_loader(self.datasets, options, first, pin_memory=self.cuda_enabled))
+        batches = iter(train_loader(self.datasets, self.order, options, first, pin_memory=self.cuda_enabled))
         meter = LossMeter()
         stepper = self.make_stepper(meter)
         log = TrainingLog(self.output_dir, first, self.max_iters)

@@ -19,6 +19,7 @@ from lavis.tasks.base_task import BaseTask
 from tqdm import tqdm
 
 from lavis_svp.common.options import build_options, plain
+from lavis_svp.datasets.disjoint import AUTO, make_disjoint
 from lavis_svp.datasets.pictures import read_picture
 from lavis_svp.metrics import format_summary, merge_records, summary
 from lavis_svp.metrics.files import record_line, write_json, write_records
@@ -61,6 +62,7 @@ class ReferringSegmentationTask(BaseTask):
         self._dataset: Any = None
         self._gallery = Gallery(options.num_visualise)
         self._inputs_cached = False
+        self._held_out: dict[str, Any] | None = None
 
     @classmethod
     def setup_task(cls, cfg: Any) -> ReferringSegmentationTask:
@@ -77,6 +79,29 @@ class ReferringSegmentationTask(BaseTask):
             "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
         }
         return cls(build_options(EvalOptions, run.get("eval"), "run.eval"), settings)
+
+    def build_datasets(self, cfg: Any) -> dict[str, Any]:
+        """Build all data sets, and keep the held-out pictures out of training as ``run.image_disjoint`` says.
+
+        Returns:
+            {name: {split: data set}}.
+
+        Raises:
+            ValueError: see :func:`lavis_svp.datasets.disjoint.make_disjoint`.
+        """
+        datasets = super().build_datasets(cfg)
+        if not cfg.run_cfg.get("evaluate", False):
+            self._held_out = make_disjoint(datasets, cfg.run_cfg.get("image_disjoint", AUTO))
+        return datasets
+
+    def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """Let the model prepare, and write what was held out into the run's folder."""
+        if hasattr(model, "before_training"):
+            model.before_training(dataset=dataset, task_type=type(self))
+        if self._held_out is not None and is_main_process():
+            write_json(_folder("result_dir") / "image_disjoint.json", self._held_out)
+            with open(_folder("output_dir") / "log.txt", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"image_disjoint": self._held_out}) + "\n")
 
     def train_step(self, model: torch.nn.Module, samples: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """One forward pass.

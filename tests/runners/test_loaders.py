@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_svp.runners.loaders import EvalSampler, SampleKey, SeededDataset, TrainSampler, build_loader
+from lavis_svp.runners.orders import Shuffled
 from lavis_svp.runners.randomness import derive_seed, epoch_permutation, seed_all
 
 
@@ -35,7 +36,7 @@ class Noise:
 
 
 def all_indices(length, batch, world, steps, first=0):
-    samplers = [TrainSampler(length, batch, 3, first, first + steps, rank, world) for rank in range(world)]
+    samplers = [TrainSampler(Shuffled(length, 3), batch, first, first + steps, rank, world) for rank in range(world)]
     return [key for batches in zip(*samplers, strict=True) for keys in batches for key in keys]
 
 
@@ -61,7 +62,7 @@ def test_the_stream_does_not_depend_on_how_it_is_cut():
 
 def test_no_data_is_an_error():
     with pytest.raises(ValueError, match="empty"):
-        TrainSampler(0, 1, 0, 0, 1)
+        Shuffled(0, 1)
 
 
 @given(st.integers(0, 20), st.integers(1, 5), st.integers(1, 4))
@@ -74,12 +75,20 @@ def test_evaluation_visits_each_sample_once_over_all_processes(length, batch, wo
 @settings(deadline=None, max_examples=5)
 @given(st.sampled_from([0, 1, 2]), st.sampled_from([1, 3]))
 def test_a_sample_is_the_same_however_it_is_loaded(workers, batch):
-    loader = build_loader(Noise(), TrainSampler(7, batch, 5, 0, 21 // batch), 5, workers, False)
+    loader = build_loader(Noise(), TrainSampler(Shuffled(7, 5), batch, 0, 21 // batch), 5, workers, False)
     samples = {(index, epoch): draws for group in loader for index, epoch, *draws in group}
     alone = SeededDataset(Noise(), 5)
     assert len(samples) == 21
     for (index, epoch), draws in samples.items():
         assert alone[SampleKey(index, epoch)] == (index, epoch, *draws)
+
+
+def test_each_part_of_joined_data_is_set_to_its_own_epoch():
+    parts = [Noise(), Noise()]
+    data = SeededDataset(torch.utils.data.ConcatDataset(parts), 5)
+    seen = [data[SampleKey(*key)][:2] for key in [(2, 0), (9, 4), (3, 0), (9, 4), (6, 1), (7, 4)]]
+    assert seen == [(2, 0), (2, 4), (3, 0), (2, 4), (6, 1), (0, 4)]
+    assert [part.epoch for part in parts] == [1, 4]
 
 
 def test_epochs_and_samples_are_augmented_differently():

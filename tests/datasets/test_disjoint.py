@@ -1,0 +1,165 @@
+"""No picture of a RefCOCO val or test split is trained on, and what that removes is counted."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from lavis_svp.datasets.disjoint import make_disjoint
+from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.layout import Origin, annotation_files
+from lavis_svp.datasets.leaks import leak_table, read_use
+from lavis_svp.datasets.referring import ReferringDataset
+
+FAMILY = {"refcoco_seg": "refcoco", "refcoco_plus_seg": "refcoco+", "refcocog_seg": "refcocog"}
+
+
+def build(root, name, splits=("train",), origin=True):
+    files = annotation_files(root, FAMILY[name])
+    built = {}
+    for split in splits:
+        data = ReferringDataset(
+            ann_paths=[files.instances, files.refs],
+            splits=[split],
+            train=split == "train",
+            options=DrawingOptions(load_image=False),
+        )
+        data.origin = Origin(root, FAMILY[name]) if origin else None
+        built[split] = data
+    return built
+
+
+def joint(root):
+    return {name: build(root, name) for name in FAMILY}
+
+
+def images(dataset):
+    return {picture.image_id for picture in dataset.annotation}
+
+
+def held_out(root, names=("refcoco", "refcoco+", "refcocog")):
+    uses = [read_use(root, name, "umd" if name == "refcocog" else "unc") for name in names]
+    return {image_id for use in uses for pictures in use.held_out().values() for image_id in pictures}
+
+
+def test_joint_training_sees_no_held_out_picture_and_loses_no_other(refcoco_family):
+    datasets, before = (
+        joint(refcoco_family),
+        {name: images(one["train"]) for name, one in joint(refcoco_family).items()},
+    )
+    report = make_disjoint(datasets)
+    held = held_out(refcoco_family)
+    for name, splits in datasets.items():
+        assert images(splits["train"]) == before[name] - held
+        assert len(splits["train"]) == len(images(splits["train"]))
+        count = report["shared"][name]
+        assert count["pictures"] == len(before[name] & held) and count["of_pictures"] == len(before[name])
+    assert report["left_out"] and report["shared"]["refcocog_seg"]["pictures"] > 0
+
+
+def test_the_report_agrees_with_the_leak_table(refcoco_family):
+    report = make_disjoint(joint(refcoco_family))
+    partitions = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
+    rows = leak_table([read_use(refcoco_family, *key) for key in partitions])
+    for column, name in enumerate(FAMILY, start=2):
+        count = report["shared"][name]
+        by_split = {
+            split: f"{part['pictures']:,} ({part['expressions']:,})" for split, part in count["by_split"].items()
+        }
+        assert by_split == {row[0]: row[column] for row in rows[1:-2] if row[column] != "0 (0)"}
+        assert f"{count['pictures']:,} ({count['expressions']:,})" == rows[-2][column]
+        assert f"{count['of_pictures']:,} ({count['of_expressions']:,})" == rows[-1][column]
+
+
+def test_expressions_are_counted_in_what_is_left(refcoco_family):
+    datasets = joint(refcoco_family)
+    whole = len(datasets["refcocog_seg"]["train"].expression_ids())
+    count = make_disjoint(datasets)["shared"]["refcocog_seg"]
+    assert count["of_expressions"] == whole
+    assert len(datasets["refcocog_seg"]["train"].expression_ids()) == whole - count["expressions"]
+
+
+def test_switched_off_it_still_counts(refcoco_family, caplog):
+    caplog.set_level(logging.INFO)
+    datasets = joint(refcoco_family)
+    report = make_disjoint(datasets, False)
+    assert images(datasets["refcocog_seg"]["train"]) & held_out(refcoco_family)
+    assert report == {**make_disjoint(joint(refcoco_family), True), "left_out": False}
+    assert "trained on all the same" in caplog.text
+
+
+def test_one_data_set_is_left_alone_unless_asked(refcoco_family):
+    alone = {"refcocog_seg": build(refcoco_family, "refcocog_seg")}
+    assert make_disjoint(alone) is None and make_disjoint(alone, False) is None
+    before = images(alone["refcocog_seg"]["train"])
+    report = make_disjoint(alone, True)
+    assert images(alone["refcocog_seg"]["train"]) == before - held_out(refcoco_family)
+    assert "refcoco (unc) testA" in report["held_out"]  # not in the run, but below its root
+
+
+def test_data_sets_that_could_not_be_checked_are_named(refcoco_family, caplog):
+    report = make_disjoint(joint(refcoco_family))
+    assert report["not_checked"] == ["grefcoco (unc)"]
+    assert "no references of grefcoco (unc) to check" in caplog.text
+
+
+class SomeSplits:
+    """A source that has lost some splits, as shards of the others have."""
+
+    def __init__(self, source, splits):
+        self.source, self.kept = source, splits
+
+    def splits(self):
+        return self.kept
+
+    def pictures(self, split):
+        return self.source.pictures(split)
+
+
+def test_without_references_the_splits_of_the_source_count(refcoco_family, tmp_path):
+    datasets = {name: build(refcoco_family, name) for name in ("refcoco_seg", "refcocog_seg")}
+    for name, splits in datasets.items():
+        splits["train"].origin = Origin(tmp_path, FAMILY[name])
+        splits["train"].source = SomeSplits(splits["train"].source, ["train", "val"])
+    before = images(datasets["refcocog_seg"]["train"])
+    report = make_disjoint(datasets)
+    val = set(read_use(refcoco_family, "refcoco", "unc").splits["val"])
+    assert images(datasets["refcocog_seg"]["train"]) == before - val and before & val
+    assert set(report["held_out"]) == {"refcoco (unc) val", "refcocog (umd) val"}
+    assert report["not_checked"] == [
+        "refcoco (unc) testA", "refcoco (unc) testB", "refcoco+ (unc)", "refcocog (umd) test", "grefcoco (unc)"
+    ]  # fmt: skip
+
+
+def test_evaluation_splits_keep_their_pictures(refcoco_family):
+    datasets = joint(refcoco_family) | {"refcocog_seg": build(refcoco_family, "refcocog_seg", ("train", "val"))}
+    before = images(datasets["refcocog_seg"]["val"])
+    make_disjoint(datasets)
+    assert images(datasets["refcocog_seg"]["val"]) == before
+
+
+def test_ids_of_other_data_sets_are_not_compared(refcoco_family):
+    datasets = joint(refcoco_family)
+    other = build(refcoco_family, "refcoco_seg")["train"]
+    other.origin = None
+    other.annotation = [
+        type(one)(one.image_id, f"scene_{one.image_id}.png", one.size, one.split, one.expressions)
+        for one in build(refcoco_family, "refcoco_seg", ("val",))["val"].annotation
+    ]  # ids that are held out in COCO, of pictures that are not COCO's
+    report = make_disjoint(datasets | {"shapes": {"train": other}})
+    assert "shapes" not in report["shared"] and other.annotation
+
+
+def test_with_nothing_to_check_against_it_says_so(refcoco_family, tmp_path):
+    lost = {"refcocog_seg": build(refcoco_family, "refcocog_seg", origin=False)}
+    with pytest.raises(ValueError, match="nothing to check against"):
+        make_disjoint(lost, True)
+
+
+def test_leaving_nothing_to_train_on_is_an_error(refcoco_family):
+    datasets = joint(refcoco_family)
+    train = datasets["refcocog_seg"]["train"]
+    train.leave_out([one for one in train.annotation if one.image_id not in held_out(refcoco_family)])
+    with pytest.raises(ValueError, match="nothing of refcocog_seg to train on"):
+        make_disjoint(datasets)
