@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, weights: Callable[[str]
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def fake_refcoco() -> Any:
+    """The script ``tests/fake_refcoco.py`` as a module: ``fake_refcoco.make_tree(root, references, seed)``."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("fake_refcoco", Path(__file__).with_name("fake_refcoco.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
