@@ -12,9 +12,10 @@ from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from omegaconf import OmegaConf
 
 from lavis_svp.common.options import build_options, check_keys
+from lavis_svp.datasets.caches import SuperpixelCache
 from lavis_svp.datasets.layout import MissingDataError, annotation_files, doctor_command, find_pictures
 from lavis_svp.datasets.refcoco import RefCOCO
-from lavis_svp.datasets.referring import ReferringDataset, SuperpixelCache
+from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
