@@ -28,10 +28,14 @@ class FrozenCache(Protocol):
 class StoredSuperpixels(SuperpixelCache, Protocol):
     """Superpixels that came with the data, and what they were made with."""
 
-    settings: Mapping[str, Any]
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of the generator, or of the encoders."""
 
 
 class StoredFeatures(FrozenCache, Protocol):
     """Outputs of frozen encoders that came with the data, and what they were made with."""
 
-    settings: Mapping[str, Any]
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of the generator, or of the encoders."""

@@ -40,6 +40,9 @@ class AnnotationSource(Protocol):
 class PictureStore(Protocol):
     """Where the picture files of a data set are."""
 
+    folder: Path
+    """Of the pictures, or of the shards."""
+
     def file(self, picture: Picture) -> PictureFile:
         """The place of one picture's file; that it is there is not checked."""
 

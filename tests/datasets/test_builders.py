@@ -13,7 +13,17 @@ from lavis_svp.datasets.drawing import DrawingOptions
 from lavis_svp.datasets.layout import SPECS, MissingDataError
 from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
 
-BUILDERS = ("refcoco_seg", "refcoco_plus_seg", "refcocog_seg", "grefcoco_seg", "refshapes_seg", "photos_seg")
+BUILDERS = (
+    "refcoco_seg",
+    "refcoco_plus_seg",
+    "refcocog_seg",
+    "grefcoco_seg",
+    "refshapes_seg",
+    "photos_seg",
+    "referring_shards_seg",
+)
+OWN_FORM = ("refshapes_seg", "photos_seg", "referring_shards_seg")
+"""Builders that do not read a tree in RefCOCO's format that is there already."""
 TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
 NEEDED = {
     "refcoco_seg": {"default", "train", "val", "testA", "testB", "test", "google"},
@@ -22,6 +32,7 @@ NEEDED = {
     "grefcoco_seg": {"default", "train", "val", "testA", "testB", "test"},
     "refshapes_seg": {"default", "train", "val", "test"},
     "photos_seg": {"default"},
+    "referring_shards_seg": {"default"},
 }
 
 
@@ -86,7 +97,7 @@ def test_default_yaml_shows_every_key_with_its_default(name):
     assert shown["drawing"] == defaults
 
 
-@pytest.mark.parametrize(("name", "kind"), [pair for pair in TYPES if pair[0] not in ("refshapes_seg", "photos_seg")])
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in TYPES if pair[0] not in OWN_FORM])
 def test_every_type_builds(all_data, name, kind):
     datasets = built(name, kind, **{"build_info.root": all_data})
     shown = {split: [dataset[i]["split"] for i in range(len(dataset))] for split, dataset in datasets.items()}

@@ -22,8 +22,10 @@ class Extra(Protocol):
     kind: str
     """What it is called in the index's settings."""
     extension: str
-    settings: Mapping[str, Any]
-    """What it was made with, digests of weights included."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was made with, digests of weights included."""
 
     def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
         """The member's bytes.
