@@ -1,4 +1,4 @@
-"""A fake RefCOCO tree in the true format: doctor, training, conversion, the same training from shards, the same gIoU."""
+"""A fake RefCOCO tree: doctor, training, conversion, the same training and the same gIoU from shards."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def test_shards_with_superpixels_and_features_need_no_cache(tree, project, new_c
     empty = new_cache()
     said = run("lavis_svp.train", *project(name, tmp_path / "from_shards", **{place: shards}), cache=empty)
     assert "Computing frozen features" not in said
-    assert not list((empty / "lavis_svp").rglob("*.safetensors.tmp"))
-    assert not [path for path in (empty / "lavis_svp/superpixels").rglob("*.png")]
+    assert not list((empty / "lavis_svp/features").rglob("*.safetensors"))
+    assert not list((empty / "lavis_svp/superpixels").rglob("*.png"))
     assert losses(tmp_path / "folder") == losses(tmp_path / "from_shards")
     assert scores(tmp_path / "folder") == scores(tmp_path / "from_shards")
     # another model's superpixels are refused by name, unless they are to be left alone

@@ -92,6 +92,8 @@ class ReferringBuilder(BaseDatasetBuilder):
         info = settings.build_info
         superpixels = self._superpixels(settings)
         opened = self._open_shards(info, superpixels)
+        if opened is not None and opened.superpixels is not None:
+            superpixels = opened.superpixels  # what the section asks for, made already
         source: AnnotationSource = self._read(info.split_by) if opened is None else opened.source
         pictures: PictureStore | None = None if opened is None else opened.source
         datasets = {}

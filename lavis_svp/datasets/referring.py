@@ -90,13 +90,12 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         self.vis_root = str(vis_root)
         self.pictures: PictureStore = PictureFolder(vis_root) if pictures is None else pictures
         self.stored_superpixels, self.stored_features = stored_superpixels, stored_features
-        self.superpixel_cache = superpixel_cache or stored_superpixels
+        self.superpixel_cache = stored_superpixels if superpixel_cache is None else superpixel_cache
         self.frozen_cache = frozen_cache
         self.epoch = 0
         self.set_processors(vis_processor, text_processor)
         self.annotation: list[Picture] = [picture for split in splits for picture in source.pictures(split)]
         self._items = self._list_items()
-        self._splits = [self.annotation[number].split for number, _ in self._items]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -167,7 +166,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         if not (self.train and self.options.skip_broken):
             return self.sample(index)
         skipped: list[str] = []
-        for tried in substitutes(index, self._splits):
+        for tried in substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
             try:
                 sample = self.sample(tried)
             except SetupError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 MOST_BROKEN = 100
 """Broken samples in a row after which it is no longer the samples that are broken."""
@@ -12,18 +12,19 @@ class SetupError(ValueError):
     """The data set lacks something that no single sample is to blame for: it is never skipped over."""
 
 
-def substitutes(index: int, splits: Sequence[str], most: int = MOST_BROKEN) -> Iterator[int]:
+def substitutes(index: int, count: int, split_of: Callable[[int], str], most: int = MOST_BROKEN) -> Iterator[int]:
     """The items to try in place of ``index``, itself first, then those after it in its split, round to its start.
 
     Args:
         index: the item that is wanted.
-        splits: the split of each item.
+        count: of all items.
+        split_of: the split of an item.
         most: how many to give at most.
     """
-    count, given = len(splits), 0
+    split, given = split_of(index), 0
     for step in range(count):
         tried = (index + step) % count
-        if splits[tried] == splits[index]:
+        if split_of(tried) == split:
             yield tried
             given += 1
             if given == most:

@@ -65,9 +65,10 @@ def prepare_datasets(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[s
     if world > 1:
         distributed.barrier()
     for split in splits:
-        split.frozen_cache = stored_with(split, "features") or features
+        own_features, own_superpixels = stored_with(split, "features"), stored_with(split, "superpixels")
+        split.frozen_cache = features if own_features is None else own_features
         if superpixels is not None:
-            split.superpixel_cache = stored_with(split, "superpixels") or superpixels
+            split.superpixel_cache = superpixels if own_superpixels is None else own_superpixels
 
 
 class FeatureWriter:

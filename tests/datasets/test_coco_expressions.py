@@ -1,6 +1,8 @@
 """COCO-format instances with expressions, in the annotations or beside them."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,10 @@ def test_they_become_shards(tmp_path, content, handmade):
     assert main(asked) == 0 and main(["validate", str(out)]) == 0
     shards = ShardSource(out)
     assert len(shards.instances(7)) == 4 and len(shards.pictures("train")[0].expressions) == 3
+
+
+def test_the_documents_example_is_read(tmp_path):
+    document = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    example = json.loads(re.search(r"```json\n(.*?)```", document, re.DOTALL).group(1))
+    (picture,) = CocoExpressions(write(tmp_path, example)).pictures("train")
+    assert [one.text for one in picture.expressions] == ["the cat", "cat on the left"]

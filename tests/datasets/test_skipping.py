@@ -131,8 +131,10 @@ def test_what_no_sample_is_to_blame_for_is_not_skipped(form):
         data[0]
 
 
-def test_substitutes():
-    assert list(substitutes(1, ["a"] * 4)) == [1, 2, 3, 0]
-    assert list(substitutes(2, ["a", "a", "b", "b"])) == [2, 3]
-    assert list(substitutes(1, ["a", "a", "b", "a"])) == [1, 3, 0]
-    assert list(substitutes(0, ["a"] * 500, most=3)) == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("index", "splits", "wanted"),
+    [(1, "aaaa", [1, 2, 3, 0]), (2, "aabb", [2, 3]), (1, "aaba", [1, 3, 0]), (3, "aaba", [3, 0, 1])],
+)
+def test_substitutes(index, splits, wanted):
+    assert list(substitutes(index, len(splits), splits.__getitem__)) == wanted
+    assert list(substitutes(index, len(splits), splits.__getitem__, most=1)) == wanted[:1]
