@@ -49,7 +49,7 @@ SIDE = 384
 BATCH = 4
 PICTURES, SAMPLES = 400, 80
 PER_SHARD = 20  # several times the window of near-sequential reading
-REPEATS = 3
+REPEATS = 7
 FORMS = ("folder", "shards", "shards, near-sequential")
 
 

@@ -15,10 +15,11 @@ from lavis_svp.datasets.caches import FrozenCache, StoredFeatures, StoredSuperpi
 from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, draw_for_training, in_chunks
 from lavis_svp.datasets.pictures import PictureFile, read_picture
 from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, Picture, RefCOCO
+from lavis_svp.datasets.refcoco import Picture, RefCOCO
 from lavis_svp.datasets.shards.order import shard_order
 from lavis_svp.datasets.skipping import SetupError, substitutes
 from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
+from lavis_svp.datasets.targets import candidate_indices, instance_labels, target_masks
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
 """Sample keys that a batch has only if every sample of it has them."""
@@ -216,10 +217,10 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
-            "masks": self._masks(place, expressions),
+            "masks": target_masks(self.source, place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
-            "instances": self._instances(place) if self.options.instances else None,
-            "candidates": self._candidates(picture, chosen),
+            "instances": instance_labels(self.source, place) if self.options.instances else None,
+            "candidates": candidate_indices(self.source, picture, chosen),
         }
         return sample | self._inputs(key, pixels, file, rng)
 
@@ -288,30 +289,3 @@ class ReferringDataset(Dataset[dict[str, Any]]):
                 "Compute the features of this split first, or set load_image: true."
             )
         return inputs
-
-    def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[np.ndarray]:
-        """The target of each expression; those with the same target share an array."""
-        masks: dict[tuple[int, ...], np.ndarray] = {}
-        for expression in expressions:
-            if expression.targets not in masks:
-                masks[expression.targets] = place(self.source.target_mask(place.annotated, expression))
-        return [masks[expression.targets] for expression in expressions]
-
-    def _instances(self, place: Placement) -> dict[str, Any]:
-        """All objects in one label map; where two overlap, the smaller one is on top."""
-        objects = self.source.instances(place.annotated.image_id)
-        masks = [place(self.source.mask(place.annotated, instance)).astype(bool) for instance in objects]
-        labels = np.full(place.size, -1, np.int32)
-        for number in sorted(range(len(objects)), key=lambda number: -int(masks[number].sum())):
-            labels[masks[number]] = number
-        return {"labels": labels, "words": [instance.words for instance in objects]}
-
-    def _candidates(self, picture: Picture, chosen: Sequence[int]) -> list[list[int]] | None:
-        given = [picture.expressions[i].candidates for i in chosen]
-        if all(candidates is None for candidates in given):
-            return None
-        index = {one.annotation_id: number for number, one in enumerate(self.source.instances(picture.image_id))}
-        unknown = {one for candidates in given for one in candidates or () if one not in index}
-        if unknown:
-            raise ValueError(f"{picture.file_name} has no annotations {sorted(unknown)}, named as candidates.")
-        return [[index[one] for one in candidates or ()] for candidates in given]
