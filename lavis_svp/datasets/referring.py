@@ -156,8 +156,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
         Returns:
             As :meth:`sample`. In training with ``drawing.skip_broken``, a sample that cannot be read is replaced by the
-            next one of its split, which then has "skipped": a list of texts, one for each sample left out, with its
-            name and what is wrong.
+            next one of its split, whose "skipped" then holds a text for each sample left out: its name and what is
+            wrong.
 
         Raises:
             RuntimeError: too many samples in a row are broken.
@@ -176,7 +176,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
                 picture = self.annotation[self._items[tried][0]]
                 skipped.append(f"{picture.file_name} ({picture.split}): {type(error).__name__}: {error}")
                 continue
-            return sample | {SKIPPED: skipped} if skipped else sample
+            return sample | {SKIPPED: skipped}
         raise RuntimeError(
             f"{len(skipped)} samples in a row cannot be read; is the disk or the folder gone? Last: {skipped[-1]}"
         )
@@ -189,6 +189,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "file_name"; "split"; "original_size": (H, W), upright; for each expression: "text_input",
             "expression_ids", "kinds", "masks" ((H, W) uint8 in {0, 1}), "has_target", "candidates" (a list of indices
             into the instances, or None for all); "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
+            "skipped": an empty list;
             "region_map" and "frozen" where a cache gives them.
 
         Raises:
@@ -221,6 +222,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "has_target": [bool(expression.targets) for expression in expressions],
             "instances": instance_labels(self.source, place) if self.options.instances else None,
             "candidates": candidate_indices(self.source, picture, chosen),
+            SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
         return sample | self._inputs(key, pixels, file, rng)
 

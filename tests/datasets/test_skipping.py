@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
 from lavis_svp.datasets.drawing import DrawingOptions
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.pictures import BadPictureError
@@ -67,11 +68,21 @@ def test_the_next_sample_stands_in_and_says_so(form):
     assert len(data[1]["skipped"]) == 2 and len(data[2]["skipped"]) == 1
     assert data[1]["skipped"][0].startswith(f"{names[1]} (train): ")
     assert data[1]["skipped"][1].startswith(f"{names[2]} (train): ")
-    assert "skipped" not in data[0] and "skipped" not in data[3]
+    assert data[0]["skipped"] == data[3]["skipped"] == []
     batch = data.collater([data[0], data[1], data[2]])
     assert batch["skipped"] == data[1]["skipped"] + data[2]["skipped"] and len(batch["image_id"]) == 3
     assert all(isinstance(text, str) for text in batch["skipped"])
     assert "skipped" not in data.collater([data[0], data[3]])
+
+
+def test_joined_data_sets_name_them_too(form):
+    from lavis.datasets.datasets.base_dataset import ConcatDataset
+
+    form[2](1)
+    joined = ConcatDataset([make(form), make(form, splits=("val",))])
+    batch = joined.collater([joined[1], joined[len(joined) - 1]])
+    assert len(batch["skipped"]) == 1 and "(train)" in batch["skipped"][0]
+    assert "skipped" not in joined.collater([joined[0], joined[len(joined) - 1]])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -27,6 +27,8 @@ from lavis_svp.datasets.skipping import SetupError
 from lavis_svp.datasets.source import AnnotationSource, PictureStore
 
 PICTURES_PER_SHARD = 1000
+PART = ".part"
+"""Ends the name of a file that is being written."""
 
 
 @dataclass
@@ -158,6 +160,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
         sha256 of each shard as it was when it was finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".*{PART}"):
+        left.unlink()  # of a conversion that was killed
     unfinished = folder / UNFINISHED
     found, sums = settings, {}
     if unfinished.is_file():
@@ -191,7 +195,7 @@ def _finished(path: Path, pictures: Sequence[Picture], known: str | None) -> lis
 
 def _write_shard(plan: Plan, path: Path, pictures: Sequence[Picture], bar: tqdm) -> list[dict[str, Any]]:
     """Write one shard beside its place, then rename it; the pictures that had to be left out."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     left_out = []
     try:
         # the same pictures give the same bytes: no times, no owner

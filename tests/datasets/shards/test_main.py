@@ -1,6 +1,12 @@
 """The command: converts, validates, tells; its exit codes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +91,27 @@ def test_wrong_usage(tmp_path, capsys, arguments, message):
 def test_unfinished_shards_are_no_shards(tmp_path, capsys):
     code, _, error = run(capsys, "validate", tmp_path)
     assert code == 2 and "convert" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 9])
+def test_killed_for_real_and_run_again(tree, tmp_path, shards):
+    """-9 after some shards; the same command then ends with what an uninterrupted one writes."""
+    options = ["--dataset", "refcoco", "--root", str(tree), "--pictures-per-shard", "1"]
+    root = Path(__file__).resolve().parents[3]
+
+    def start(out):
+        program = [sys.executable, "-m", "lavis_svp.datasets.shards", "convert", "--out", str(out), *options]
+        return subprocess.Popen(program, cwd=root, env=dict(os.environ), stderr=subprocess.DEVNULL)
+
+    process = start(tmp_path / "out")
+    deadline = time.time() + 120
+    while len(list((tmp_path / "out").glob("*.tar"))) < shards and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (tmp_path / "out" / ".train-000000.tar.0.part").write_bytes(b"half")
+    assert start(tmp_path / "out").wait() == start(tmp_path / "whole").wait() == 0
+    written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == written
+    assert command.main(["validate", str(tmp_path / "out")]) == 0
