@@ -15,6 +15,9 @@ from lavis_svp.superpixels.cache import SuperpixelCache, open_store
 from lavis_svp.superpixels.png import to_png
 from lavis_svp.superpixels.shards import INDEX, SuperpixelShards
 
+_ROUNDING = 1.5
+"""Cells by which a side of a region map may be off: it is rounded, at a resolution that was rounded."""
+
 
 class Extra(Protocol):
     """One more member of each sample."""
@@ -71,9 +74,26 @@ class SuperpixelExtra:
                 "was made with."
             )
         regions = self.store.get(image_key)
-        if regions.size != size:
-            raise ValueError(f"The superpixels of {name} are {regions.size}, the picture is {size} (height, width).")
+        check_shape(regions.size, size, name)
         return to_png(regions)
+
+
+def check_shape(regions: tuple[int, int], picture: tuple[int, int], name: str) -> None:
+    """Refuse superpixels of another shape than their picture's; of another resolution they may be.
+
+    Args:
+        regions: (H', W') of the region map.
+        picture: (H, W) of the upright picture.
+        name: of the picture, for the message.
+
+    Raises:
+        ValueError: the proportions differ by more than the rounding of both sides up to whole cells.
+    """
+    if abs(regions[0] * picture[1] - regions[1] * picture[0]) > _ROUNDING * max(picture):
+        raise ValueError(
+            f"The superpixels of {name} are {regions}, the picture is {picture} (height, width): another picture's, or "
+            "of another orientation."
+        )
 
 
 class FeatureExtra:

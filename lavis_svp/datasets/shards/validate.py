@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lavis_svp.datasets.pictures import decode_picture
 from lavis_svp.datasets.placement import Placement
 from lavis_svp.datasets.refcoco import Picture
+from lavis_svp.datasets.shards.extras import check_shape
 from lavis_svp.datasets.shards.index import Sample
 from lavis_svp.datasets.shards.layout import FEATURES, RECORD, SUPERPIXELS
 from lavis_svp.datasets.shards.record import picture_record, to_bytes
@@ -111,9 +112,8 @@ def _check_sample(source: ShardSource, sample: Sample, picture: Picture, report:
         _check_record(source, sample, picture, report)
         size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
         if SUPERPIXELS in sample.members:
-            regions = from_png(sample.member(source.folder, SUPERPIXELS).read_bytes())
-            if regions.size != size:
-                raise ValueError(f"its superpixels are {regions.size}, the picture is {size}")
+            member = sample.member(source.folder, SUPERPIXELS)
+            check_shape(from_png(member.read_bytes()).size, size, picture.file_name)
         if FEATURES in sample.members:
             load(sample.member(source.folder, FEATURES).read_bytes())
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lavis_svp.datasets.pictures import read_picture
-from lavis_svp.datasets.shards.extras import FeatureExtra, SuperpixelExtra
+from lavis_svp.datasets.shards.extras import FeatureExtra, SuperpixelExtra, check_shape
 from lavis_svp.datasets.shards.opening import check_origin, open_shards
 from lavis_svp.datasets.shards.source import ShardSource
 from lavis_svp.datasets.shards.stored import ShardFeatures, ShardSuperpixels
@@ -96,6 +98,21 @@ def test_superpixels_of_another_size(plan, parts, stores, pictures, tmp_path):
         store.get(key, np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(ValueError, match=r"superpixels of .* are \(9, 9\)"):
         convert(plan(splits=["val"], extras=[SuperpixelExtra(store.folder)]), tmp_path / "out", progress=False)
+
+
+@given(st.integers(10, 900), st.integers(10, 900), st.sampled_from([128, 384, 1024]))
+def test_superpixels_may_have_sams_quarter_resolution(height, width, side):
+    """As the SAM generator rounds: the picture fitted into the side, then a quarter of it, rounded up."""
+    scale = side / max(height, width)
+    fitted = [max(1, int(length * scale + 0.5)) for length in (height, width)]
+    low = (-(-fitted[0] // 4), -(-fitted[1] // 4))
+    check_shape(low, (height, width), "a")
+    check_shape((height, width), (height, width), "a")
+
+
+def test_a_turned_map_is_another_shape():
+    with pytest.raises(ValueError, match="another orientation"):
+        check_shape((100, 75), (75, 100), "a.jpg")
 
 
 def test_a_data_set_serves_them(filled, dataset):
