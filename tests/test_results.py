@@ -16,7 +16,7 @@ def load(name):
     return module
 
 
-results, superpixel_tables = load("results"), load("superpixel_tables")
+results, superpixel_tables, loader_table = load("results"), load("superpixel_tables"), load("loader_table")
 
 
 def test_the_readmes_table_is_made_from_the_files():
@@ -25,6 +25,10 @@ def test_the_readmes_table_is_made_from_the_files():
 
 def test_the_superpixel_tables_are_made_from_the_file():
     assert superpixel_tables.DOCUMENT.read_text() == superpixel_tables.document()
+
+
+def test_the_loaders_table_is_made_from_the_file():
+    assert loader_table.DOCUMENT.read_text() == loader_table.document()
 
 
 def test_stored_results_name_no_path_of_a_machine():

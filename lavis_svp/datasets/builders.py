@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,14 @@ from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from omegaconf import OmegaConf
 
 from lavis_svp.common.options import build_options, check_keys
+from lavis_svp.datasets.caches import SuperpixelCache
 from lavis_svp.datasets.layout import MissingDataError, Origin, annotation_files, doctor_command, find_pictures
 from lavis_svp.datasets.refcoco import RefCOCO
-from lavis_svp.datasets.referring import ReferringDataset, SuperpixelCache
-from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
+from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.settings import BuildInfo, DatasetOptions, RefShapesOptions
+from lavis_svp.datasets.shards.opening import OpenedShards, check_origin, open_shards
+from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
+from lavis_svp.superpixels.cache import check_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
 DATA_FOLDER = "data"
@@ -42,8 +47,8 @@ class ReferringBuilder(BaseDatasetBuilder):
     options_cls: ClassVar[type[DatasetOptions]] = DatasetOptions
     name: ClassVar[str]
     """The builder's registered name."""
-    dataset: ClassVar[str]
-    """The data set's name in ``layout.SPECS``."""
+    dataset: ClassVar[str | None]
+    """The data set's name in ``layout.SPECS``; None = any."""
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(cfg)
@@ -61,7 +66,7 @@ class ReferringBuilder(BaseDatasetBuilder):
         pictures = info.images.storage
         if pictures is not None:
             folder = _below_cache_root(pictures)
-            if not annotation_files(folder, self.dataset, info.split_by).missing():
+            if not annotation_files(folder, self._spec_name(), info.split_by).missing():
                 return folder
         return _below_cache_root(DATA_FOLDER)
 
@@ -85,49 +90,79 @@ class ReferringBuilder(BaseDatasetBuilder):
         self.build_processors()
         settings = self.settings()
         info = settings.build_info
-        source = self._read(info.split_by)
         superpixels = self._superpixels(settings)
-        pictures = None
+        opened = self._open_shards(info, superpixels)
+        if opened is not None and opened.superpixels is not None:
+            superpixels = opened.superpixels  # what the section asks for, made already
+        source: AnnotationSource = self._read(info.split_by) if opened is None else opened.source
+        pictures: PictureStore | None = None if opened is None else opened.source
         datasets = {}
         for lavis_split, section in info.lavis_splits(f"datasets.{self.name}.build_info").items():
-            pictures = pictures or self._pictures(source, section.splits[0], info.images.storage)
+            if pictures is None:
+                pictures = PictureFolder(self._pictures(source, section.splits[0], info.images.storage))
             train = lavis_split == "train"
             mode = "train" if train else "eval"
             datasets[lavis_split] = (self.train_dataset_cls if train else self.eval_dataset_cls)(
                 self.vis_processors[mode],
                 self.text_processors[mode],
-                pictures,
+                pictures.folder,
                 splits=section.splits,
                 train=train,
                 options=settings.drawing,
                 superpixel_cache=superpixels,
                 source=source,
+                pictures=pictures,
+                stored_superpixels=None if opened is None else opened.superpixels,
+                stored_features=None if opened is None else opened.features,
             )
-            datasets[lavis_split].origin = Origin(self.root(), self.dataset, info.split_by)
+            if self.dataset is not None:
+                datasets[lavis_split].origin = Origin(self.root(), self.dataset, info.split_by)
         return datasets
 
     def _download_data(self) -> None:
+        if self.settings().build_info.shards is None:
+            self.make_data()
+
+    def make_data(self) -> None:
         """RefCOCO's files are fetched by hand: :meth:`build` says what is missing."""
 
+    def _open_shards(self, info: BuildInfo, superpixels: SuperpixelCache | None) -> OpenedShards | None:
+        if info.shards is None:
+            return None
+        opened = open_shards(_below_cache_root(info.shards), info.use_stored)
+        check_origin(opened.source, self.dataset, info.split_by, f"datasets.{self.name}")
+        generator = getattr(superpixels, "generator", None)
+        if opened.superpixels is not None and generator is not None:
+            check_settings(opened.superpixels.settings, generator.settings(), opened.source.folder)
+        return opened
+
     def _read(self, split_by: str | None) -> RefCOCO:
-        files = annotation_files(self.root(), self.dataset, split_by)
+        files = annotation_files(self.root(), self._spec_name(), split_by)
         if files.missing():
             raise MissingDataError(
                 f"{self.name} needs {' and '.join(map(str, files.missing()))}. What goes where and where to get it: "
-                f"{doctor_command(self.root(), self.dataset)}"
+                f"{doctor_command(self.root(), self._spec_name())}"
             )
         return RefCOCO(files.instances, files.refs)
 
-    def _pictures(self, source: RefCOCO, split: str, storage: str | None) -> Path:
+    def _pictures(self, source: AnnotationSource, split: str, storage: str | None) -> Path:
         first = source.pictures(split)[0]
         given = None if storage is None else _below_cache_root(storage)
         try:
-            return find_pictures(self.root(), self.dataset, first.file_name, given)
+            return find_pictures(self.root(), self._spec_name(), first.file_name, given)
         except MissingDataError as error:
-            command = doctor_command(self.root(), self.dataset)
+            command = doctor_command(self.root(), self._spec_name())
             raise MissingDataError(
                 f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the pictures there: {command}"
             ) from error
+
+    def _spec_name(self) -> str:
+        if self.dataset is None:
+            raise ValueError(
+                f"{self.name} reads shards only: set datasets.{self.name}.build_info.shards to a folder that "
+                "`python -m lavis_svp.datasets.shards convert` wrote."
+            )
+        return self.dataset
 
     def _superpixels(self, settings: DatasetOptions) -> SuperpixelCache | None:
         if settings.superpixels is None:
@@ -180,7 +215,8 @@ class RefShapesBuilder(ReferringBuilder):
     options_cls = RefShapesOptions
     DATASET_CONFIG_DICT = config_files("refshapes")
 
-    def _download_data(self) -> None:
+    def make_data(self) -> None:
+        """Render the pictures and write the annotations, unless they are there."""
         from lavis_svp.datasets.refshapes import build_refshapes
         from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, manifest_path
 
@@ -197,10 +233,27 @@ class PhotosBuilder(ReferringBuilder):
     dataset = "photos"
     DATASET_CONFIG_DICT = config_files("photos")
 
-    def _download_data(self) -> None:
+    def make_data(self) -> None:
+        """Get the photos and write the annotations, unless they are there."""
         from lavis_svp.datasets.photos import build_photos
 
         build_photos(self.root())
+
+
+@registry.register_builder("referring_shards_seg")
+class ShardsBuilder(ReferringBuilder):
+    """Shards made from COCO-format instances, from JSONL, or from anything else. Type: default."""
+
+    name = "referring_shards_seg"
+    dataset = None
+    DATASET_CONFIG_DICT = config_files("referring_shards")
+
+    def settings(self) -> DatasetOptions:
+        """The section, checked; the place that LAVIS's ``load_dataset(vis_path=...)`` gives is the shards'."""
+        settings = super().settings()
+        info = settings.build_info
+        shards = info.shards or info.images.storage
+        return dataclasses.replace(settings, build_info=dataclasses.replace(info, shards=shards))
 
 
 def _sizes_made(manifest: Path) -> dict[str, int] | None:

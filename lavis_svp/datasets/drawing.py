@@ -10,6 +10,9 @@ import numpy as np
 PROTOCOLS = ("all", "glamm3")
 """Evaluation on every sentence, or on at most three a picture, as GLaMM's evaluator draws them (but with a seed)."""
 
+SHUFFLES = ("global", "shards")
+"""Training order: over the whole data set, or near-sequential, see ``shards/order.py``."""
+
 GLAMM_SENTENCES = 3
 
 
@@ -24,6 +27,11 @@ class DrawingOptions:
         seed: of every draw.
         instances: give all annotated objects too (for the word-alignment aid and the baselines).
         load_image: False leaves out "image"; then ``frozen_cache`` must have every picture.
+        skip_broken: training: in place of a sample that cannot be read (picture, mask, shard) take the next one, and
+            say so in the sample; False = stop. In evaluation it is always an error.
+        shuffle: training: "global" = over the whole data set; "shards" = within a few shards at a time, for disks that
+            are slow at random access. Without effect on pictures in folders, beyond another random order.
+        shuffle_shards: for "shards": how many shards are open at a time.
     """
 
     expressions_per_picture: int = 3
@@ -32,13 +40,18 @@ class DrawingOptions:
     seed: int = 0
     instances: bool = False
     load_image: bool = True
+    skip_broken: bool = True
+    shuffle: str = "global"
+    shuffle_shards: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("expressions_per_picture", "max_expressions"):
+        for name in ("expressions_per_picture", "max_expressions", "shuffle_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{self.protocol}'.")
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, got '{self.shuffle}'.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
 

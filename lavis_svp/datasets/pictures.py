@@ -6,6 +6,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -44,20 +45,40 @@ def picture_key(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_picture(path: str | Path) -> LoadedPicture:
+class PictureFile(Protocol):
+    """Where the bytes of one picture file are: a ``Path``, or a place in a shard; ``str()`` names it in messages."""
+
+    def read_bytes(self) -> bytes:
+        """The whole file; OSError or ValueError where it cannot be read."""
+
+
+def read_picture(file: str | Path | PictureFile) -> LoadedPicture:
     """Read a picture file.
 
     EXIF orientation is applied. Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGB (16 bits are scaled,
     not clipped); what is transparent shows white; of an animation the first frame counts.
 
     Args:
-        path: the file, in any format that Pillow reads.
+        file: in any format that Pillow reads.
 
     Raises:
         FileNotFoundError: no such file.
         BadPictureError: the file is truncated, damaged, or no picture; names the file.
     """
-    content = Path(path).read_bytes()
+    source = Path(file) if isinstance(file, str) else file
+    return decode_picture(source.read_bytes(), str(source))
+
+
+def decode_picture(content: bytes, name: str) -> LoadedPicture:
+    """Decode a picture file's bytes, as :func:`read_picture` does.
+
+    Args:
+        content: the whole file.
+        name: of the file, for messages.
+
+    Raises:
+        BadPictureError: truncated, damaged, or no picture.
+    """
     try:
         with strict_decoding(), Image.open(io.BytesIO(content)) as image:
             image.load()
@@ -66,7 +87,7 @@ def read_picture(path: str | Path) -> LoadedPicture:
     # Pillow's decoders raise whatever a damaged file drives them into (OSError, SyntaxError, struct.error ...).
     except Exception as error:
         raise BadPictureError(
-            f"{path} is not a readable picture ({type(error).__name__}: {error}). It has {len(content)} bytes; "
+            f"{name} is not a readable picture ({type(error).__name__}: {error}). It has {len(content)} bytes; "
             "fetch it again, or remove it from the data set."
         ) from error
     if orientation not in range(1, 9):
@@ -75,9 +96,9 @@ def read_picture(path: str | Path) -> LoadedPicture:
     return LoadedPicture(pixels, (stored.shape[0], stored.shape[1]), orientation, picture_key(content))
 
 
-def read_pixels(path: str | Path) -> np.ndarray:
+def read_pixels(file: str | Path | PictureFile) -> np.ndarray:
     """(H, W, 3) uint8 of a picture file, see :func:`read_picture`; for worker processes, which need a name to call."""
-    return read_picture(path).pixels
+    return read_picture(file).pixels
 
 
 def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:

@@ -104,17 +104,17 @@ class RefCOCO:
 
     def __init__(self, instances_path: str | Path, refs_path: str | Path) -> None:
         self.instances_path, self.refs_path = Path(instances_path), Path(refs_path)
-        content = _load_json(self.instances_path)
-        missing = {"images", "annotations", "categories"} - set(content if isinstance(content, Mapping) else ())
-        if missing:
-            raise ValueError(f"{self.instances_path} lacks {', '.join(sorted(missing))}; it is no COCO instances file.")
+        self._take(load_instances(self.instances_path), _load_references(self.refs_path))
+
+    def _take(self, content: Mapping[str, Any], references: list[dict[str, Any]]) -> None:
+        """Keep the content of both files; for sources of other formats, which bring theirs into this one."""
         self._images = {int(image["id"]): image for image in content["images"]}
         self._categories = {category["id"]: str(category["name"]) for category in content["categories"]}
         self._annotations = {int(annotation["id"]): annotation for annotation in content["annotations"]}
         self._of_image: dict[int, list[int]] = {}
         for annotation_id in sorted(self._annotations):
             self._of_image.setdefault(int(self._annotations[annotation_id]["image_id"]), []).append(annotation_id)
-        self._references = _load_references(self.refs_path)
+        self._references = references
 
     def splits(self) -> list[str]:
         """Names of all splits in the references, sorted."""
@@ -222,7 +222,27 @@ class RefCOCO:
         return tuple(ids)
 
 
-def _load_json(path: Path) -> Any:
+def load_instances(path: Path) -> dict[str, Any]:
+    """The content of a COCO ``instances.json``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or something else.
+    """
+    content = load_json(path)
+    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, Mapping) else ())
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it is no COCO instances file.")
+    return dict(content)
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is truncated, or not JSON.
+    """
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
@@ -231,7 +251,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _load_references(path: Path) -> list[dict[str, Any]]:
-    references = _load_json(path) if path.suffix == ".json" else load_plain_pickle(path)
+    references = load_json(path) if path.suffix == ".json" else load_plain_pickle(path)
     if not isinstance(references, list):
         raise ValueError(f"{path} must hold a list of references, it holds a {type(references).__name__}.")
     needed = ("ref_id", "ann_id", "image_id", "split", "sentences")

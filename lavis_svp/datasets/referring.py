@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from lavis_svp.datasets.augment import can_mirror, mirror_text
+from lavis_svp.datasets.caches import FrozenCache, StoredFeatures, StoredSuperpixels, SuperpixelCache
 from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, draw_for_training, in_chunks
 from lavis_svp.datasets.layout import Origin
-from lavis_svp.datasets.pictures import LoadedPicture, make_upright, read_picture
-from lavis_svp.datasets.refcoco import Expression, Picture, RefCOCO
-from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.datasets.pictures import PictureFile, read_picture
+from lavis_svp.datasets.placement import Placement
+from lavis_svp.datasets.refcoco import Picture, RefCOCO
+from lavis_svp.datasets.shards.order import shard_order
+from lavis_svp.datasets.skipping import SetupError, substitutes
+from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
+from lavis_svp.datasets.targets import candidate_indices, instance_labels, target_masks
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
 """Sample keys that a batch has only if every sample of it has them."""
 
+SKIPPED = "skipped"
+"""Key of the samples left out for being broken; see :meth:`ReferringDataset.__getitem__`."""
+
 MIRRORED_SUFFIX = "-mirrored"
 """Ends the image key of a mirrored picture, which has other superpixels and features than its original."""
-
-
-class SuperpixelCache(Protocol):
-    """What gives a picture's superpixels."""
-
-    def get(self, image_key: str, picture: np.ndarray) -> RegionMap:
-        """The region map of a (H, W, 3) uint8 picture, computed or from a cache."""
-
-
-class FrozenCache(Protocol):
-    """What gives the outputs of the frozen encoders for a picture."""
-
-    def get(self, image_key: str) -> Mapping[str, torch.Tensor] | None:
-        """``{"patches": (N, C), "sam": (256, h, w)}`` or None where nothing is stored."""
 
 
 class ReferringDataset(Dataset[dict[str, Any]]):
@@ -63,6 +57,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         superpixel_cache: gives ``region_map``; may be set later.
         frozen_cache: gives ``frozen``; may be set later.
         source: the annotations, if they are in memory already; then ``ann_paths`` is not read.
+        pictures: where the pictures are, if not in ``vis_root``.
+        stored_superpixels, stored_features: what came with the data; a model checks their settings against its own
+            before it uses them. The superpixels are ``superpixel_cache`` unless another one is given.
 
     Raises:
         FileNotFoundError, ValueError, UnknownNameError: see :class:`~lavis_svp.datasets.refcoco.RefCOCO`.
@@ -83,7 +80,10 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         options: DrawingOptions | None = None,
         superpixel_cache: SuperpixelCache | None = None,
         frozen_cache: FrozenCache | None = None,
-        source: RefCOCO | None = None,
+        source: AnnotationSource | None = None,
+        pictures: PictureStore | None = None,
+        stored_superpixels: StoredSuperpixels | None = None,
+        stored_features: StoredFeatures | None = None,
     ) -> None:
         if source is None:
             if len(ann_paths) != 2:
@@ -93,7 +93,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         self.options = options or DrawingOptions()
         self.train = train
         self.vis_root = str(vis_root)
-        self.superpixel_cache = superpixel_cache
+        self.pictures: PictureStore = PictureFolder(vis_root) if pictures is None else pictures
+        self.stored_superpixels, self.stored_features = stored_superpixels, stored_features
+        self.superpixel_cache = stored_superpixels if superpixel_cache is None else superpixel_cache
         self.frozen_cache = frozen_cache
         self.epoch = 0
         self.set_processors(vis_processor, text_processor)
@@ -131,14 +133,77 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             for index in (range(len(self.annotation[picture].expressions)) if self.train else chosen)
         ]
 
+    def picture_file(self, picture: Picture) -> PictureFile:
+        """Where the bytes of one of the pictures in ``annotation`` are."""
+        return self.pictures.file(picture)
+
+    def pixels(self, image_id: int, split: str) -> np.ndarray:
+        """A picture of this data set, (H, W, 3) uint8, upright.
+
+        Raises:
+            ValueError: no such picture here.
+            BadPictureError: it cannot be decoded.
+        """
+        for picture in self.annotation:
+            if (picture.image_id, picture.split) == (image_id, split):
+                return read_picture(self.picture_file(picture)).pixels
+        raise ValueError(f"This data set has no picture {image_id} in split '{split}'.")
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
+        """The order in which an epoch visits the items, if ``drawing.shuffle`` asks for one of this data set's own.
+
+        Args:
+            seed: the run's.
+            epoch: from 0.
+
+        Returns:
+            (len(self),) int64, a permutation that stays within a few shards at a time, the same wherever it is
+            computed; None = any, so the runner's own shuffling over the whole data set.
+        """
+        if self.options.shuffle == "global":
+            return None
+        shards = [self.pictures.shard(self.annotation[number]) for number, _ in self._items]
+        return shard_order(shards, self.options.shuffle_shards, seed, epoch)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One picture with some of its expressions.
+        """One picture with some of its expressions; in training, another one in place of a broken one.
+
+        Returns:
+            As :meth:`sample`. In training with ``drawing.skip_broken``, a sample that cannot be read is replaced by the
+            next one of its split, whose "skipped" then holds a text for each sample left out: its name and what is
+            wrong.
+
+        Raises:
+            RuntimeError: too many samples in a row are broken.
+            BadPictureError, OSError, ValueError: as :meth:`sample`; in evaluation always, since a score over the rest
+                would be another score.
+        """
+        if not (self.train and self.options.skip_broken):
+            return self.sample(index)
+        skipped: list[str] = []
+        for tried in substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
+            try:
+                sample = self.sample(tried)
+            except SetupError:
+                raise
+            except (OSError, ValueError) as error:
+                picture = self.annotation[self._items[tried][0]]
+                skipped.append(f"{picture.file_name} ({picture.split}): {type(error).__name__}: {error}")
+                continue
+            return sample | {SKIPPED: skipped}
+        raise RuntimeError(
+            f"{len(skipped)} samples in a row cannot be read; is the disk or the folder gone? Last: {skipped[-1]}"
+        )
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """One picture with some of its expressions, or an error that names it.
 
         Returns:
             "image": (4, S, S) float RGB in [0, 1] and validity; "image_id"; "image_key": sha256 of the file;
             "file_name"; "split"; "original_size": (H, W), upright; for each expression: "text_input",
             "expression_ids", "kinds", "masks" ((H, W) uint8 in {0, 1}), "has_target", "candidates" (a list of indices
             into the instances, or None for all); "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
+            "skipped": an empty list;
             "region_map" and "frozen" where a cache gives them.
 
         Raises:
@@ -153,9 +218,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         expressions = [picture.expressions[i] for i in chosen]
         texts = [self._clean(picture, expression.text) for expression in expressions]
         mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts))
-        path = Path(self.vis_root) / picture.file_name
-        loaded = read_picture(path)
-        place = _Placement(picture, loaded, mirrored, path)
+        file = self.picture_file(picture)
+        loaded = read_picture(file)
+        place = Placement(picture, loaded, mirrored, file)
         pixels = place.mirror(loaded.pixels)
         key = loaded.key + (MIRRORED_SUFFIX if mirrored else "")
         sample: dict[str, Any] = {
@@ -167,23 +232,30 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
-            "masks": self._masks(place, expressions),
+            "masks": target_masks(self.source, place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
-            "instances": self._instances(place) if self.options.instances else None,
-            "candidates": self._candidates(picture, chosen),
+            "instances": instance_labels(self.source, place) if self.options.instances else None,
+            "candidates": candidate_indices(self.source, picture, chosen),
+            SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
-        return sample | self._inputs(key, pixels, path, rng)
+        return sample | self._inputs(key, pixels, file, rng)
 
     def collater(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Join samples: "image" is stacked, (B, 4, S, S); every other key becomes a list of length B.
 
-        "image", "region_map" and "frozen" are there only if every sample has them.
+        "image", "region_map" and "frozen" are there only if every sample has them. "skipped" is there only if samples
+        were left out for being broken: one text each, so its length is not B.
         """
-        keys = [key for key in samples[0] if key not in OPTIONAL_KEYS or all(key in sample for sample in samples)]
+        keys = [
+            key
+            for key in samples[0]
+            if key != SKIPPED and (key not in OPTIONAL_KEYS or all(key in sample for sample in samples))
+        ]
         batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in keys}
         if "image" in batch:
             batch["image"] = torch.stack(batch["image"])  # (B, 4, S, S)
-        return batch
+        skipped = [text for sample in samples for text in sample.get(SKIPPED, ())]
+        return batch | {SKIPPED: skipped} if skipped else batch
 
     def displ_item(self, index: int) -> dict[str, Any]:
         """What LAVIS's dataset browser shows of an item."""
@@ -214,12 +286,12 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def _draw_mirroring(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))
 
-    def _inputs(self, key: str, pixels: np.ndarray, path: Path, rng: np.random.Generator) -> dict[str, Any]:
+    def _inputs(self, key: str, pixels: np.ndarray, file: PictureFile, rng: np.random.Generator) -> dict[str, Any]:
         """The optional keys: the picture for the encoders, its superpixels, what is stored of it."""
         inputs: dict[str, Any] = {}
         if self.options.load_image:
             if self.vis_processor is None:
-                raise ValueError("No vis_processor to make 'image' with. Give one, e.g. svp_image_eval.")
+                raise SetupError("No vis_processor to make 'image' with. Give one, e.g. svp_image_eval.")
             draws = getattr(self.vis_processor, "takes_rng", False)
             inputs["image"] = self.vis_processor(pixels, rng=rng) if draws else self.vis_processor(pixels)
         if self.superpixel_cache is not None:
@@ -228,58 +300,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         if frozen is not None:
             inputs["frozen"] = frozen
         elif not self.options.load_image:
-            raise ValueError(
-                f"load_image is False, but no frozen features are stored for {path} (key {key}). "
+            raise SetupError(
+                f"load_image is False, but no frozen features are stored for {file} (key {key}). "
                 "Compute the features of this split first, or set load_image: true."
             )
         return inputs
-
-    def _masks(self, place: _Placement, expressions: Sequence[Expression]) -> list[np.ndarray]:
-        """The target of each expression; those with the same target share an array."""
-        masks: dict[tuple[int, ...], np.ndarray] = {}
-        for expression in expressions:
-            if expression.targets not in masks:
-                masks[expression.targets] = place(self.source.target_mask(place.annotated, expression))
-        return [masks[expression.targets] for expression in expressions]
-
-    def _instances(self, place: _Placement) -> dict[str, Any]:
-        """All objects in one label map; where two overlap, the smaller one is on top."""
-        objects = self.source.instances(place.annotated.image_id)
-        masks = [place(self.source.mask(place.annotated, instance)).astype(bool) for instance in objects]
-        labels = np.full(place.size, -1, np.int32)
-        for number in sorted(range(len(objects)), key=lambda number: -int(masks[number].sum())):
-            labels[masks[number]] = number
-        return {"labels": labels, "words": [instance.words for instance in objects]}
-
-    def _candidates(self, picture: Picture, chosen: Sequence[int]) -> list[list[int]] | None:
-        given = [picture.expressions[i].candidates for i in chosen]
-        if all(candidates is None for candidates in given):
-            return None
-        index = {one.annotation_id: number for number, one in enumerate(self.source.instances(picture.image_id))}
-        unknown = {one for candidates in given for one in candidates or () if one not in index}
-        if unknown:
-            raise ValueError(f"{picture.file_name} has no annotations {sorted(unknown)}, named as candidates.")
-        return [[index[one] for one in candidates or ()] for candidates in given]
-
-
-class _Placement:
-    """Brings masks from the annotated frame into that of the sample's picture: upright, then perhaps mirrored."""
-
-    def __init__(self, picture: Picture, loaded: LoadedPicture, mirrored: bool, path: Path) -> None:
-        self.size = loaded.pixels.shape[:2]
-        self.mirrored = mirrored
-        if picture.size not in (loaded.stored_size, self.size):
-            raise ValueError(
-                f"{path} is {self.size[0]}x{self.size[1]} (height x width), but its masks are "
-                f"{picture.size[0]}x{picture.size[1]}. Use the pictures that were annotated, in their original size."
-            )
-        self.orientation = loaded.orientation if picture.size == loaded.stored_size else 1
-        self.annotated = picture
-
-    def mirror(self, pixels: np.ndarray) -> np.ndarray:
-        """The upright array, mirrored if the sample is."""
-        return np.ascontiguousarray(pixels[:, ::-1]) if self.mirrored else pixels
-
-    def __call__(self, mask: np.ndarray) -> np.ndarray:
-        """An annotated (H, W) mask in the frame of the sample's picture."""
-        return self.mirror(np.ascontiguousarray(make_upright(mask, self.orientation)))

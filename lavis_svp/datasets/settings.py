@@ -45,12 +45,18 @@ class BuildInfo:
         split_by: "unc", "umd", "google" ...; None = the data set's usual one.
         annotations: which splits LAVIS's train, val and test are made of; those left out or null are not built.
         images: where the pictures are.
+        shards: a folder of shards (``python -m lavis_svp.datasets.shards``) to read in place of annotation files and
+            pictures; absolute, or below LAVIS's ``cache_root``. ``root`` and ``images`` are then not used.
+        use_stored: take superpixels and frozen features out of the shards, if they hold any; the model refuses those
+            that it would not make itself. False = leave them.
     """
 
     root: str | None = None
     split_by: str | None = None
     annotations: dict[str, Any] = field(default_factory=dict)
     images: ImagesOptions = field(default_factory=ImagesOptions)
+    shards: str | None = None
+    use_stored: bool = True
 
     def lavis_splits(self, where: str) -> dict[str, SplitOptions]:
         """The annotations section by LAVIS split name.

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 HEADER = "settings.json"
+_DIGEST_LENGTH = 16
 
 
 class FrozenCache:
@@ -32,8 +33,9 @@ class FrozenCache:
     """
 
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
         text = json.dumps(settings, sort_keys=True, indent=1)
-        self.folder = Path(root) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = Path(root) / hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
         header = self.folder / HEADER
         if header.is_file() and header.read_text() != text:
             raise ValueError(f"{header} tells of other settings than these; delete {self.folder} or use another root.")
@@ -70,6 +72,28 @@ class FrozenCache:
         tensors = {"patches": patches.to(torch.float16), "valid": valid, "sam": sam.to(torch.float16)}
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path)
+
+
+def open_features(folder: str | Path) -> FrozenCache:
+    """Open a cache by its own folder, to read it.
+
+    Raises:
+        FileNotFoundError: not such a folder.
+        ValueError: its header is damaged, or does not belong to its name.
+    """
+    folder = Path(folder)
+    header = folder / HEADER
+    if not header.is_file():
+        caches = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{HEADER}"))) or "none"
+        raise FileNotFoundError(f"{folder} is no cache of features ({HEADER} is missing). Caches in it: {caches}.")
+    try:
+        settings = dict(json.loads(header.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{header} is damaged ({error}). Delete the folder {folder}.") from error
+    text = json.dumps(settings, sort_keys=True, indent=1)
+    if hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH] != folder.resolve().name:
+        raise ValueError(f"{header} has other settings than its folder's name says. Was {folder} renamed?")
+    return FrozenCache(folder.resolve().parent, settings)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,10 +16,12 @@ from torch import distributed
 from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
-from lavis_svp.datasets.pictures import picture_key, read_pixels
+from lavis_svp.datasets.pictures import BadPictureError, PictureFile, picture_key, read_pixels
+from lavis_svp.datasets.shards.member import BrokenShardError
 from lavis_svp.encoders.frame import fit_frame
 from lavis_svp.models.frozen import FrozenInputsMaker, FrozenRecipe
 from lavis_svp.models.frozen_cache import FrozenCache
+from lavis_svp.models.stored import check_stored, stored_with
 from lavis_svp.superpixels.cache import SuperpixelCache
 from lavis_svp.superpixels.filling import fill_cache, start_worker
 
@@ -33,30 +35,40 @@ MOST_WORKERS = 8
 def prepare_datasets(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str, Any]]) -> None:
     """Fill the caches for all splits and attach them; every process does its share.
 
+    What came with the data (in shards) is used as it is, see :func:`check_stored`, and not computed again.
+
     Args:
         frozen: the model's frozen half; its settings name the caches.
         datasets: ``{name: {split: data set}}`` as LAVIS tasks build them.
+
+    Raises:
+        ValueError: see :func:`check_stored`.
     """
     splits = [split for by_split in datasets.values() for split in by_split.values()]
+    check_stored(frozen, datasets)
     rank, world = _rank_and_world()
     features = FrozenCache(cache_root() / "features", frozen.settings())
     superpixels = None
     if frozen.generator is not None:
         superpixels = SuperpixelCache(frozen.generator)
         if not frozen.generator.needs_embedding:
-            items = [(picture_key(path.read_bytes()), path) for path in _share(_files(splits), rank, world)]
-            fill_cache(superpixels, items, read_pixels, workers=2 if world == 1 else 1, progress=rank == 0)
+            for split in splits:
+                if stored_with(split, "superpixels") is None:
+                    _fill_superpixels(superpixels, split, rank, world)
     by_embedding = frozen.generator is not None and frozen.generator.needs_embedding
-    writer = FeatureWriter(frozen, features, superpixels if by_embedding else None)
     for split in splits:
         split.superpixel_cache = split.frozen_cache = None
-        _fill_features(writer, split, rank, world)
+        makes_regions = by_embedding and stored_with(split, "superpixels") is None
+        if makes_regions or stored_with(split, "features") is None:
+            writer = FeatureWriter(frozen, features, superpixels if makes_regions else None)
+            _fill_features(writer, split, rank, world)
     if world > 1:
         distributed.barrier()
     for split in splits:
-        split.frozen_cache = features
+        own_features, own_superpixels = stored_with(split, "features"), stored_with(split, "superpixels")
+        split.frozen_cache = features if own_features is None else own_features
         if superpixels is not None:
-            split.superpixel_cache = superpixels
+            split.superpixel_cache = superpixels if own_superpixels is None else own_superpixels
 
 
 class FeatureWriter:
@@ -76,9 +88,9 @@ class FeatureWriter:
         return self.features.path(key).is_file() and (self.superpixels is None or key in self.superpixels)
 
     @torch.no_grad()
-    def write(self, path: Path, key: str) -> None:
+    def write(self, file: PictureFile, key: str) -> None:
         """Compute and store one picture's."""
-        pixels = read_pixels(path)
+        pixels = read_pixels(file)
         image = fit_frame(pixels, self.frozen.side)[None].to(next(self.frozen.parameters()).device)  # (1, 4, S, S)
         inputs = self.frozen.encode(image, [pixels.shape[:2]])
         self.features.put(key, inputs.features.patches[0], inputs.features.valid[0], inputs.sam[0])
@@ -86,34 +98,59 @@ class FeatureWriter:
             self.superpixels.get(key, embedding=inputs.sam_embedding(0))
 
 
+def _fill_superpixels(superpixels: SuperpixelCache, split: Any, rank: int, world: int) -> None:
+    """Superpixels made from the pictures themselves, of one split's that are not stored yet."""
+    files = dict(_keyed(split, rank, world))
+    workers = 2 if world == 1 else 1
+    skip = _may_skip(split)
+    report = fill_cache(superpixels, files.items(), read_pixels, workers, progress=rank == 0, skip_broken=skip)
+    for key, error in report.broken.items():
+        _warn_of(files[key], error)
+
+
 def _fill_features(writer: FeatureWriter, split: Any, rank: int, world: int) -> None:
     """Features, and superpixels made from SAM's embedding, of one split's pictures that are not stored yet."""
-    keyed = ((path, picture_key(path.read_bytes())) for path in _share(_files([split]), rank, world))
-    missing = [(path, key) for path, key in keyed if not writer.is_stored(key)]
+    missing = [(file, key) for key, file in _keyed(split, rank, world) if not writer.is_stored(key)]
     if not missing:
         return
     logging.info("Computing frozen features of %d pictures into %s", len(missing), writer.features.folder)
     on_cpu = next(writer.frozen.parameters()).device.type == "cpu"
     workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu and world == 1 else 1
+    write = functools.partial(_write, _may_skip(split))
     with tqdm(total=len(missing), desc="frozen features", unit="picture", mininterval=2, disable=rank != 0) as bar:
         if workers == 1 or len(missing) < WORTH_WORKERS:
-            for path, key in missing:
-                writer.write(path, key)
+            for file, key in missing:
+                _warn_of(file, write(writer, file, key))
                 bar.update()
             return
         # one thread each: on the small tensors of one picture two processes do more than two threads
         recipe = (writer.frozen.recipe, writer.superpixels is not None, writer.features.folder)
+        work = functools.partial(_write_in_worker, recipe, _may_skip(split))
         with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), 1)) as pool:
             try:
-                for _ in pool.map(functools.partial(_write_in_worker, recipe), *zip(*missing, strict=True)):
+                for (file, _), error in zip(missing, pool.map(work, *zip(*missing, strict=True)), strict=True):
+                    _warn_of(file, error)
                     bar.update()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
 
-def _write_in_worker(recipe: tuple[FrozenRecipe, bool, Path], path: Path, key: str) -> None:
-    _writer_of(*recipe).write(path, key)
+def _write(may_skip: bool, writer: FeatureWriter, file: PictureFile, key: str) -> str | None:
+    """Compute and store one picture's; what is wrong with a broken one, if the data set may skip it."""
+    try:
+        writer.write(file, key)
+    except (OSError, BadPictureError, BrokenShardError) as error:
+        if not may_skip:
+            raise
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _write_in_worker(
+    recipe: tuple[FrozenRecipe, bool, Path], may_skip: bool, file: PictureFile, key: str
+) -> str | None:
+    return _write(may_skip, _writer_of(*recipe), file, key)
 
 
 @functools.lru_cache(maxsize=1)
@@ -130,14 +167,27 @@ def _writer_of(recipe: FrozenRecipe, with_superpixels: bool, folder: Path) -> Fe
     return FeatureWriter(frozen, features, superpixels)
 
 
-def _files(splits: list[Any]) -> Iterator[Path]:
-    for split in splits:
-        for picture in split.annotation:
-            yield Path(split.vis_root) / picture.file_name
+def _keyed(split: Any, rank: int, world: int) -> Iterator[tuple[str, PictureFile]]:
+    """(key, file) of this process's share of the pictures; unreadable ones are named, where that is enough."""
+    files = dict.fromkeys(split.picture_file(picture) for picture in split.annotation)
+    for index, file in enumerate(files):
+        if index % world == rank:
+            try:
+                yield picture_key(file.read_bytes()), file
+            except (OSError, BrokenShardError) as error:
+                if not _may_skip(split):
+                    raise
+                _warn_of(file, f"{type(error).__name__}: {error}")
 
 
-def _share(files: Iterator[Path], rank: int, world: int) -> list[Path]:
-    return [path for index, path in enumerate(dict.fromkeys(files)) if index % world == rank]
+def _may_skip(split: Any) -> bool:
+    """Whether the data set itself skips samples that cannot be read: in training, unless told not to."""
+    return getattr(split, "train", False) and split.options.skip_broken
+
+
+def _warn_of(file: PictureFile, error: str | None) -> None:
+    if error is not None:
+        logging.warning("Nothing computed for %s, which training will skip: %s", file, error)
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -32,6 +32,7 @@ from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
 from lavis_svp.models.pretrained import find_weights, read_weights, start_from
 from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
+from lavis_svp.models.stored import attach_stored
 from lavis_svp.models.tokens import shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
 from lavis_svp.projectors import VisualTokens, build_projector
@@ -189,11 +190,18 @@ class SvpRis(BaseModel):
     def prepare_datasets(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """With ``cache_frozen``: compute the frozen half for every picture that is not stored yet, and attach it.
 
+        Without it, superpixels and features that came with the data are used all the same, once they are checked.
+
         Args:
             datasets: ``{name: {split: data set}}``.
+
+        Raises:
+            ValueError: what came with the data is not what this model would make.
         """
         if self.options.cache_frozen:
             prepare_datasets(self.frozen, datasets)
+        else:
+            attach_stored(self.frozen, datasets)
 
     # ---------------------------------------------------------------- training
 

@@ -141,13 +141,14 @@ def open_store(folder: str | Path) -> SuperpixelCache:
     return cache
 
 
-def check_settings(found: Any, wanted: Mapping[str, Any], where: Path) -> None:
-    """Refuse superpixels that were made otherwise.
+def check_settings(found: Any, wanted: Mapping[str, Any], where: Path | str, what: str = "superpixels") -> None:
+    """Refuse superpixels (or features) that were made otherwise.
 
     Args:
         found: settings in a store's header.
         wanted: those of the generator at hand.
         where: the store, for the message.
+        what: it holds, for the message.
 
     Raises:
         ValueError: they differ; the message names the settings that do.
@@ -159,9 +160,7 @@ def check_settings(found: Any, wanted: Mapping[str, Any], where: Path) -> None:
         names = sorted({*known, *target})
         differ = [name for name in names if known.get(name, missing) != target.get(name, missing)]
         pairs = [f"{name}: {known.get(name, missing)!r} there, {target.get(name, missing)!r} wanted" for name in differ]
-        raise ValueError(
-            f"{where} holds superpixels made with other settings ({'; '.join(pairs)}). Use another folder."
-        )
+        raise ValueError(f"{where} holds {what} made with other settings ({'; '.join(pairs)}). Use another folder.")
 
 
 def _segment(generator: SuperpixelGenerator, source: Any) -> RegionMap:

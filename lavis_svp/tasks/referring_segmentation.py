@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.datasets.disjoint import AUTO, make_disjoint
-from lavis_svp.datasets.pictures import read_picture
 from lavis_svp.metrics import format_summary, merge_records, summary
 from lavis_svp.metrics.files import record_line, write_json, write_records
 from lavis_svp.metrics.records import Record
@@ -223,7 +222,7 @@ class ReferringSegmentationTask(BaseTask):
     def _picture(self, samples: Mapping[str, Any], index: int) -> np.ndarray:
         """The picture to draw on, (H, W, 3) uint8: the model's input without its padding, or else the file."""
         if "image" not in samples:
-            return read_picture(Path(self._dataset.vis_root) / samples["file_name"][index]).pixels
+            return self._dataset.pixels(samples["image_id"][index], samples["split"][index])
         image = samples["image"][index].float().cpu()  # (4, S, S)
         inside = image[3] > 0
         rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())

@@ -13,7 +13,17 @@ from lavis_svp.datasets.drawing import DrawingOptions
 from lavis_svp.datasets.layout import SPECS, MissingDataError
 from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
 
-BUILDERS = ("refcoco_seg", "refcoco_plus_seg", "refcocog_seg", "grefcoco_seg", "refshapes_seg", "photos_seg")
+BUILDERS = (
+    "refcoco_seg",
+    "refcoco_plus_seg",
+    "refcocog_seg",
+    "grefcoco_seg",
+    "refshapes_seg",
+    "photos_seg",
+    "referring_shards_seg",
+)
+OWN_FORM = ("refshapes_seg", "photos_seg", "referring_shards_seg")
+"""Builders that do not read a tree in RefCOCO's format that is there already."""
 TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
 NEEDED = {
     "refcoco_seg": {"default", "train", "val", "testA", "testB", "test", "google"},
@@ -22,6 +32,7 @@ NEEDED = {
     "grefcoco_seg": {"default", "train", "val", "testA", "testB", "test"},
     "refshapes_seg": {"default", "train", "val", "test"},
     "photos_seg": {"default"},
+    "referring_shards_seg": {"default"},
 }
 
 
@@ -86,7 +97,7 @@ def test_default_yaml_shows_every_key_with_its_default(name):
     assert shown["drawing"] == defaults
 
 
-@pytest.mark.parametrize(("name", "kind"), [pair for pair in TYPES if pair[0] not in ("refshapes_seg", "photos_seg")])
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in TYPES if pair[0] not in OWN_FORM])
 def test_every_type_builds(all_data, name, kind):
     datasets = built(name, kind, **{"build_info.root": all_data})
     shown = {split: [dataset[i]["split"] for i in range(len(dataset))] for split, dataset in datasets.items()}
@@ -234,3 +245,68 @@ def test_photos_are_made_on_first_use(tmp_path, handmade, monkeypatch):
     datasets = built("photos_seg", **{"build_info.root": tmp_path, "vis_processor.eval.image_size": 64})
     assert list(datasets) == ["test"] and made == [tmp_path]
     assert datasets["test"][0]["candidates"] == [[1]]
+
+
+@pytest.fixture
+def shards(all_data, tmp_path):
+    """RefCOCO (unc) of ``all_data`` as shards."""
+    from lavis_svp.datasets.shards.__main__ import main
+
+    out = tmp_path / "shards"
+    assert main(["convert", "--out", str(out), "--dataset", "refcoco", "--root", str(all_data)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("kind", ["default", "train", "val", "testA", "test"])
+def test_shards_in_place_of_the_files(all_data, shards, kind, monkeypatch):
+    small = {"vis_processor.train.image_size": 32, "vis_processor.eval.image_size": 32}
+    folder = built("refcoco_seg", kind, **small, **{"build_info.root": all_data})
+    monkeypatch.setitem(registry.mapping["paths"], "cache_root", str(shards.parent))
+    packed = built("refcoco_seg", kind, **small, **{"build_info.shards": shards.name, "build_info.root": "/nowhere"})
+    assert list(folder) == list(packed)
+    for split, dataset in folder.items():
+        assert dataset.expression_ids() == packed[split].expression_ids()
+        for index in range(len(dataset)):
+            first, second = dataset[index], packed[split][index]
+            assert first["image_key"] == second["image_key"] and (first["image"] == second["image"]).all()
+
+
+def test_shards_of_another_data_set_and_missing_ones(shards, tmp_path):
+    with pytest.raises(ValueError, match=r"wants refcoco\+ \(unc\), but the shards .* made from refcoco \(unc\)"):
+        built("refcoco_plus_seg", **{"build_info.shards": shards})
+    with pytest.raises(ValueError, match=r"wants refcoco \(google\)"):
+        built("refcoco_seg", "google", **{"build_info.shards": shards})
+    with pytest.raises(FileNotFoundError, match="index.json is missing"):
+        built("refcoco_seg", **{"build_info.shards": tmp_path})
+    with pytest.raises(UnknownNameError, match="testA"):
+        built("refcoco_seg", **{"build_info.shards": shards, "build_info.annotations.train.splits": "[testC]"})
+
+
+def test_shards_of_any_origin(shards):
+    with pytest.raises(ValueError, match=r"set datasets.referring_shards_seg.build_info.shards"):
+        built("referring_shards_seg")
+    assert len(built("referring_shards_seg", **{"build_info.shards": shards})["train"]) == 1
+    chosen = {"build_info.annotations.train": "null", "build_info.annotations.test.splits": "[testA, testB]"}
+    assert list(built("referring_shards_seg", **{"build_info.shards": shards}, **chosen)) == ["test"]
+    datasets = load_dataset("referring_shards_seg", vis_path=str(shards))
+    assert datasets["train"][0]["file_name"] == "COCO_train2014_000000000007.jpg"
+
+
+def test_superpixels_of_shards_must_be_those_that_the_section_asks_for(all_data, tmp_path):
+    from lavis_svp.datasets.shards.__main__ import main
+    from lavis_svp.superpixels.__main__ import main as superpixels
+
+    pictures = all_data / "images/mscoco/images/train2014"
+    grid = ["--generator", "grid", "--options", "rows=2", "cols=2", "--workers", "1"]
+    assert superpixels(["make", str(pictures), "--store", str(tmp_path / "store"), *grid]) == 0
+    (store,) = (tmp_path / "store").iterdir()
+    out = tmp_path / "shards"
+    asked = ["--dataset", "refcoco", "--root", str(all_data), "--superpixels", str(store)]
+    assert main(["convert", "--out", str(out), *asked]) == 0
+    small = {"build_info.shards": out, "vis_processor.train.image_size": 32}
+    assert built("refcoco_seg", "train", **small)["train"][0]["region_map"].count == 4
+    assert "region_map" not in built("refcoco_seg", "train", **small, **{"build_info.use_stored": False})["train"][0]
+    own = {"superpixels.method": "grid", "superpixels.options.rows": 2, "superpixels.options.cols": 2}
+    assert built("refcoco_seg", "train", **small, **own)["train"][0]["region_map"].count == 4
+    with pytest.raises(ValueError, match=r"superpixels made with other settings \(rows: 2 there, 3 wanted\)"):
+        built("refcoco_seg", "train", **small, **(own | {"superpixels.options.rows": 3}))

@@ -64,7 +64,7 @@ def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cac
     Image.fromarray(picture).save(tmp_path / "a.png")
 
     class Split:
-        vis_root = str(tmp_path)
+        picture_file = staticmethod(lambda picture: tmp_path / picture.file_name)
         annotation = [type("Picture", (), {"file_name": "a.png"})()] * 2
         superpixel_cache = frozen_cache = None
 
@@ -98,7 +98,7 @@ def test_worker_processes_store_the_same(workers, make_model, tmp_path, own_cach
     keys = [picture_key((tmp_path / name).read_bytes()) for name in names]
 
     class Split:
-        vis_root = str(tmp_path)
+        picture_file = staticmethod(lambda picture: tmp_path / picture.file_name)
         annotation = [type("Picture", (), {"file_name": name})() for name in names]
         superpixel_cache = frozen_cache = None
 
@@ -106,7 +106,7 @@ def test_worker_processes_store_the_same(workers, make_model, tmp_path, own_cach
     features = FrozenCache(own_cache / "features", model.frozen.settings())
     if workers == 1:
         for name, key in zip(names, keys, strict=True):
-            prepare._write_in_worker((model.frozen.recipe, False, features.folder), tmp_path / name, key)
+            prepare._write_in_worker((model.frozen.recipe, False, features.folder), False, tmp_path / name, key)
     else:
         monkeypatch.setattr(prepare, "WORTH_WORKERS", 2)
         monkeypatch.setattr(prepare.os, "cpu_count", lambda: 2)

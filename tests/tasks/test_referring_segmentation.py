@@ -5,11 +5,11 @@ import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lavis.common.registry import registry
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import distributed
 from torch.utils.data.distributed import DistributedSampler
 
@@ -112,9 +112,7 @@ def test_a_split_of_no_target_only_still_has_agg_metrics(pictures, set_model, fo
 
 
 def test_pictures_come_from_the_file_without_an_image_tensor(pictures, set_model, folders):
-    pictures.vis_root = str(folders)
-    for index in range(3):
-        Image.new("RGB", (12, 8), (200, 0, 0)).save(folders / f"{index}.png")
+    pictures.pixels = lambda image_id, split: np.full((8, 12, 3), (200, 0, 0), np.uint8)
     task = ReferringSegmentationTask()
     task.before_evaluation(model=set_model({}), dataset=pictures)
     batch = pictures.collater([pictures[0]])

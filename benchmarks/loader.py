@@ -1,0 +1,215 @@
+"""Measure the data loader: pictures in a folder against the same pictures in shards.
+
+    python benchmarks/loader.py           about five minutes on two cores, into docs/results/ and docs/data.md
+    python benchmarks/loader.py --quick   a few pictures, once, not stored
+    python benchmarks/loader.py --table   rewrite the table in docs/data.md from the stored result
+
+Pictures of COCO's size with COCO's number of objects and three sentences each are drawn from the seed. "bytes" reads
+picture files and masks only, with the files dropped from the page cache first ("cold") or not; "samples" are whole
+training batches at the tiny model's side through torch's DataLoader. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from loader_table import RESULTS, write_table
+from PIL import Image
+from tqdm import tqdm
+
+from lavis_svp.datasets.coco_expressions import CocoExpressions
+from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.shards.source import ShardSource
+from lavis_svp.datasets.shards.write import Plan, convert
+from lavis_svp.datasets.source import PictureFolder
+from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.runners.loaders import SampleKey, build_loader
+from lavis_svp.runners.randomness import epoch_permutation
+
+SEED = 0
+SIZE = (480, 640)  # (H, W), COCO's most frequent
+OBJECTS = 7  # COCO's mean
+SENTENCES = 3
+SIDE = 384
+BATCH = 4
+PICTURES, SAMPLES = 400, 400
+PER_SHARD = 20  # several times the window of near-sequential reading
+REPEATS = 7
+FORMS = ("folder", "shards", "shards, near-sequential")
+
+
+def draw(folder: Path, pictures: int) -> Path:
+    """Write pictures and their ``instances.json``; returns the latter."""
+    rng = np.random.default_rng(SEED)
+    images, annotations = [], []
+    for image_id in tqdm(range(1, pictures + 1), desc="drawing"):
+        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        smooth = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC).astype(np.float32)
+        pixels = np.clip(smooth + rng.normal(0, 9, (*SIZE, 3)), 0, 255).astype(np.uint8)
+        name = f"COCO_train2014_{image_id:012d}.jpg"
+        Image.fromarray(pixels).save(folder / name, quality=90)
+        images.append({"id": image_id, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
+        for place in range(OBJECTS):
+            x, y = rng.uniform(100, SIZE[1] - 100), rng.uniform(100, SIZE[0] - 100)
+            angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+            radii = rng.uniform(20, 90, len(angles))
+            outline = np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], 1)  # (40, 2)
+            one: dict[str, Any] = {"id": image_id * 10 + place, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+            one["segmentation"] = [[float(value) for value in np.round(outline, 1).ravel()]]
+            if place < SENTENCES:
+                one["expressions"] = [f"object number {place} of the picture"]
+            annotations.append(one)
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder / "instances.json"
+
+
+def frame(picture: np.ndarray) -> torch.Tensor:
+    """A vis_processor: SAM's frame."""
+    return fit_frame(picture, SIDE)
+
+
+def forms(folder: Path, pictures: int) -> dict[str, ReferringDataset]:
+    """The same data set three times."""
+    source, store = CocoExpressions(draw(folder, pictures)), PictureFolder(folder)
+    convert(Plan(source, store, {"drawn": SEED}, pictures_per_shard=PER_SHARD), folder / "shards")
+    shards = ShardSource(folder / "shards")
+
+    def make(source: Any, store: Any, shuffle: str) -> ReferringDataset:
+        options = DrawingOptions(shuffle=shuffle, skip_broken=False)
+        return ReferringDataset(frame, None, train=True, options=options, source=source, pictures=store)
+
+    sources = [(source, store, "global"), (shards, shards, "global"), (shards, shards, "shards")]
+    return {name: make(*given) for name, given in zip(FORMS, sources, strict=True)}
+
+
+def order_of(dataset: ReferringDataset, epoch: int) -> np.ndarray:
+    """The order of an epoch, as the runner has it."""
+    own = dataset.epoch_order(SEED, epoch)
+    return epoch_permutation(len(dataset), SEED, epoch) if own is None else own
+
+
+def drop_from_memory(folder: Path) -> None:
+    """Ask the kernel to forget all files below a folder, so that reading goes to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(handle)
+
+
+def read_bytes(dataset: ReferringDataset, epoch: int) -> float:
+    """Pictures a second, when files are read and target masks decoded, one after the other."""
+    order = order_of(dataset, epoch)
+    start = time.perf_counter()
+    for index in order:
+        picture = dataset.annotation[index]
+        dataset.picture_file(picture).read_bytes()
+        for expression in picture.expressions:
+            dataset.source.target_mask(picture, expression)
+    return len(order) / (time.perf_counter() - start)
+
+
+def read_samples(dataset: ReferringDataset, epoch: int, workers: int, samples: int) -> float:
+    """Pictures a second, when a DataLoader makes whole batches."""
+    order = order_of(dataset, epoch)[:samples]
+    keys = [[SampleKey(int(one), epoch) for one in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
+    start = time.perf_counter()
+    for _ in build_loader(dataset, keys, SEED, workers, pin_memory=False):
+        pass
+    return len(order) / (time.perf_counter() - start)
+
+
+def measure(folder: Path, pictures: int, samples: int, repeats: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Form -> way to measure -> median and runs; the forms take turns, so that a busy moment hits all of them."""
+    datasets = forms(folder, pictures)
+
+    def cold(dataset: ReferringDataset, epoch: int) -> float:
+        drop_from_memory(folder)
+        return read_bytes(dataset, epoch)
+
+    ways: dict[str, Callable[[ReferringDataset, int], float]] = {
+        "bytes, cold": cold,
+        "bytes": read_bytes,
+        "samples, 0 workers": lambda dataset, epoch: read_samples(dataset, epoch, 0, samples),
+        "samples, 2 workers": lambda dataset, epoch: read_samples(dataset, epoch, 2, samples),
+    }
+    runs: dict[str, dict[str, list[float]]] = {form: {way: [] for way in ways} for form in datasets}
+    for epoch in tqdm(range(repeats), desc="measuring"):
+        for way, work in ways.items():
+            for form in np.roll(list(datasets), epoch):  # each comes first in turn
+                runs[form][way].append(work(datasets[form], epoch))
+    return {
+        form: {
+            way: {"median": round(statistics.median(values), 1), "runs": [round(value, 1) for value in values]}
+            for way, values in by_way.items()
+        }
+        for form, by_way in runs.items()
+    }
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        write_table()
+        return
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    pictures, samples, repeats = (40, 8, 1) if args.quick else (PICTURES, SAMPLES, REPEATS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = measure(folder, pictures, samples, repeats)
+        sizes = [path.stat().st_size for path in folder.glob("*.jpg")]
+    folder_row, shard_row, near_row = (rows[form] for form in FORMS)
+    summary = {
+        f"{label}_over_folder_{way}": round(row[column]["median"] / folder_row[column]["median"], 3)
+        for label, row in (("shards", shard_row), ("near_sequential", near_row))
+        for way, column in (("cold", "bytes, cold"), ("bytes", "bytes"), ("samples", "samples, 0 workers"))
+    }
+    if not args.quick:
+        run = {
+            "command": "python benchmarks/loader.py",
+            "date": datetime.datetime.now().isoformat(timespec="seconds"),
+            "machine": {
+                "cpu": platform.processor() or platform.machine(),
+                "cpus": os.cpu_count(),
+                "torch": torch.__version__,
+                "load": load,
+            },
+            "seed": SEED,
+            "repeats": repeats,
+            "pictures": pictures,
+            "samples": samples,
+            "size": SIZE,
+            "kilobytes": statistics.fmean(sizes) / 1e3,
+        }
+        content = {"run": run, "summary": summary, "pictures_per_second": rows}
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        write_table()
+    print(json.dumps(rows if args.quick else summary))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

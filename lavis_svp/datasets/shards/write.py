@@ -1,0 +1,248 @@
+"""Conversion: any source of pictures with expressions into shards; goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from lavis_svp.datasets.pictures import decode_picture
+from lavis_svp.datasets.placement import Placement
+from lavis_svp.datasets.refcoco import Picture
+from lavis_svp.datasets.shards.extras import Extra
+from lavis_svp.datasets.shards.index import Sample, ShardIndex, differences, read_index, write_json
+from lavis_svp.datasets.shards.layout import INDEX, RECORD, UNFINISHED, picture_extension, sample_key, shard_name
+from lavis_svp.datasets.shards.record import instance_records, picture_record, to_bytes
+from lavis_svp.datasets.skipping import SetupError
+from lavis_svp.datasets.source import AnnotationSource, PictureStore
+
+PICTURES_PER_SHARD = 1000
+PART = ".part"
+"""Ends the name of a file that is being written."""
+
+
+@dataclass
+class Plan:
+    """What is converted.
+
+    Args:
+        source: the annotations.
+        pictures: the picture files.
+        identity: names the source and sums up its files, JSON-able: shards of another source are never mixed in.
+        splits: which; None = all.
+        pictures_per_shard: at most so many in each shard; a shard holds pictures of one split.
+        extras: what else each sample gets.
+        skip_broken: leave a picture out that cannot be read, and name it in the index; False = stop.
+    """
+
+    source: AnnotationSource
+    pictures: PictureStore
+    identity: Mapping[str, Any]
+    splits: Sequence[str] | None = None
+    pictures_per_shard: int = PICTURES_PER_SHARD
+    extras: Sequence[Extra] = ()
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pictures_per_shard < 1:
+            raise ValueError(f"pictures_per_shard must be at least 1, got {self.pictures_per_shard}.")
+
+    def settings(self) -> dict[str, Any]:
+        """All that the shards' content depends on."""
+        extras = {extra.kind: dict(extra.settings) for extra in self.extras}
+        settings = {
+            "source": dict(self.identity),
+            "splits": list(self.splits or self.source.splits()),
+            "pictures_per_shard": self.pictures_per_shard,
+            "superpixels": extras.get("superpixels"),
+            "features": extras.get("features"),
+        }
+        return json.loads(json.dumps(settings))  # as the index gives them back
+
+    def shards(self) -> Iterator[tuple[str, list[Picture]]]:
+        """(file name, pictures) of each shard."""
+        for split in self.splits or self.source.splits():
+            pictures = self.source.pictures(split)
+            for number, start in enumerate(range(0, len(pictures), self.pictures_per_shard)):
+                yield shard_name(split, number), pictures[start : start + self.pictures_per_shard]
+
+
+def convert(plan: Plan, folder: str | Path, progress: bool = True) -> ShardIndex:
+    """Write shards, the index last. Shards that are there and whole are kept; damaged ones are written again.
+
+    Args:
+        plan: what to convert.
+        folder: of the shards; new, empty, or from an earlier conversion with the same settings.
+        progress: show a progress bar.
+
+    Returns:
+        The index; ``left_out`` names the pictures that were skipped.
+
+    Raises:
+        ValueError: the folder holds other shards; or, without ``skip_broken``, a picture or mask cannot be read.
+        SetupError: a store of superpixels or features lacks a picture.
+    """
+    folder = Path(folder)
+    settings = plan.settings()
+    sums = _claim(folder, settings)
+    index = ShardIndex(settings)
+    shards = list(plan.shards())
+    total = sum(len(pictures) for _, pictures in shards)
+    with tqdm(total=total, desc=f"shards ({folder.name})", unit="picture", disable=not progress) as bar:
+        for name, pictures in shards:
+            path = folder / name
+            samples = _finished(path, pictures, sums.get(name))
+            if samples is None:
+                index.left_out += _write_shard(plan, path, pictures, bar)
+                samples = scan(path)
+                sums[name] = file_sum(path)
+                write_json(folder / UNFINISHED, {"settings": settings, "sums": sums})
+            else:
+                bar.update(len(pictures))
+            if samples:
+                index.samples += samples
+                index.shards[name] = {"bytes": path.stat().st_size, "sha256": sums[name]}
+            else:
+                path.unlink()  # none of its pictures could be read
+    index.write(folder)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return index
+
+
+def file_sum(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scan(path: Path) -> list[Sample]:
+    """Read a whole shard: its samples with the places and sums of their members.
+
+    Raises:
+        tarfile.TarError, OSError, ValueError: it is damaged.
+    """
+    members: dict[str, dict[str, list[int]]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            file = archive.extractfile(member)
+            if file is None:
+                raise ValueError(f"{path}: {member.name} is no file")
+            content = file.read()
+            if len(content) != member.size:
+                raise ValueError(f"{path}: {member.name} is cut off")
+            members.setdefault(key, {})[extension] = [member.offset_data, member.size, zlib.crc32(content)]
+            if extension == RECORD:
+                records[key] = json.loads(content)
+    if set(records) != set(members):
+        raise ValueError(f"{path} holds samples without a record: {sorted(set(members) - set(records))[:5]}")
+    short = {
+        key: {name: value for name, value in record.items() if name != "instances"} for key, record in records.items()
+    }
+    return [Sample(key, path.name, places, short[key]) for key, places in members.items()]
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Make sure that the folder is this conversion's, and mark it so.
+
+    Returns:
+        sha256 of each shard as it was when it was finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".*{PART}"):
+        left.unlink()  # of a conversion that was killed
+    unfinished = folder / UNFINISHED
+    found, sums = settings, {}
+    if unfinished.is_file():
+        try:
+            content = json.loads(unfinished.read_text())
+            found, sums = dict(content["settings"]), dict(content["sums"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{unfinished} is damaged ({error}). Convert into an empty folder.") from error
+    elif (folder / INDEX).is_file():
+        before = read_index(folder)
+        found, sums = before.settings, {name: shard["sha256"] for name, shard in before.shards.items()}
+    elif any(folder.glob("*.tar")):
+        raise ValueError(f"{folder} holds tar files of unknown origin. Convert into an empty folder.")
+    if found != settings:
+        raise ValueError(
+            f"{folder} holds shards made with other settings ({'; '.join(differences(found, settings))}). "
+            "Convert into an empty folder."
+        )
+    write_json(unfinished, {"settings": settings, "sums": sums})
+    return sums
+
+
+def _finished(path: Path, pictures: Sequence[Picture], known: str | None) -> list[Sample] | None:
+    """The samples of a shard that needs no writing; None if it does: it is absent, changed, or lacks a picture."""
+    if known is None or not path.is_file() or file_sum(path) != known:
+        return None
+    samples = scan(path)
+    whole = {sample.key for sample in samples} == {sample_key(one.split, one.image_id) for one in pictures}
+    return samples if whole else None
+
+
+def _write_shard(plan: Plan, path: Path, pictures: Sequence[Picture], bar: tqdm) -> list[dict[str, Any]]:
+    """Write one shard beside its place, then rename it; the pictures that had to be left out."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
+    left_out = []
+    try:
+        # the same pictures give the same bytes: no times, no owner
+        with open(beside, "wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
+            for picture in pictures:
+                try:
+                    writer.write({"__key__": sample_key(picture.split, picture.image_id), **_members(plan, picture)})
+                except SetupError:
+                    raise
+                except (OSError, ValueError) as error:
+                    if not plan.skip_broken:
+                        raise
+                    left_out.append(
+                        {
+                            "image_id": picture.image_id,
+                            "split": picture.split,
+                            "file_name": picture.file_name,
+                            "reason": f"{type(error).__name__}: {error}",
+                        }
+                    )
+                bar.update()
+        _sync(beside)  # or a power cut leaves a whole name with half the content
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return left_out
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _members(plan: Plan, picture: Picture) -> dict[str, bytes]:
+    """Extension -> bytes of one sample, everything checked."""
+    file = plan.pictures.file(picture)
+    content = file.read_bytes()
+    loaded = decode_picture(content, str(file))
+    Placement(picture, loaded, False, file)  # the masks fit
+    instances = plan.source.instances(picture.image_id)
+    missing = {target for one in picture.expressions for target in one.targets} - {
+        one.annotation_id for one in instances
+    }
+    if missing:
+        raise ValueError(f"{picture.file_name} has expressions about annotations that it lacks: {sorted(missing)}.")
+    masks = [plan.source.mask(picture, one) for one in instances]
+    record = picture_record(picture, loaded.key) | {"instances": instance_records(instances, masks)}
+    size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
+    extras = {extra.extension: extra.content(loaded.key, size, str(file)) for extra in plan.extras}
+    return {picture_extension(picture.file_name): content, RECORD: to_bytes(record), **extras}

@@ -1,0 +1,95 @@
+"""A converted RefCOCO tree, and helpers to damage copies of it."""
+
+import shutil
+import types
+
+import pytest
+
+import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
+from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.layout import annotation_files
+from lavis_svp.datasets.refcoco import RefCOCO
+from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.shards.source import ShardSource
+from lavis_svp.datasets.shards.write import Plan, convert
+from lavis_svp.datasets.source import PictureFolder
+from lavis_svp.encoders.frame import fit_frame
+
+
+def small_frame(picture):
+    """A vis_processor; at the top of the module, so that spawned workers find it."""
+    return fit_frame(picture, 32)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory, fake_refcoco):
+    """A fake RefCOCO tree of 24 pictures or so; not to be changed."""
+    return fake_refcoco.make_tree(tmp_path_factory.mktemp("tree"), references=60)
+
+
+@pytest.fixture(scope="session")
+def parts(tree, fake_refcoco):
+    """(annotations, pictures) of the tree's RefCOCO."""
+    files = annotation_files(tree, "refcoco")
+    return RefCOCO(files.instances, files.refs), PictureFolder(tree / fake_refcoco.PICTURES)
+
+
+@pytest.fixture(scope="session")
+def plan(parts):
+    """plan(**changes): a conversion of the tree."""
+
+    def make(**changes):
+        given = {"identity": {"dataset": "refcoco", "split_by": "unc"}, "pictures_per_shard": 5} | changes
+        return Plan(given.pop("source", parts[0]), given.pop("pictures", parts[1]), **given)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pristine(plan, tmp_path_factory):
+    """The tree's shards; not to be changed."""
+    folder = tmp_path_factory.mktemp("shards") / "refcoco"
+    convert(plan(), folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def shards(pristine, tmp_path):
+    """A copy of the tree's shards, to damage."""
+    return shutil.copytree(pristine, tmp_path / "shards")
+
+
+@pytest.fixture
+def damage():
+    """flip(path, offset) a byte, cut(path, size) a file."""
+
+    def flip(path, offset):
+        path.chmod(0o644)
+        content = bytearray(path.read_bytes())
+        content[offset] ^= 0xFF
+        path.write_bytes(bytes(content))
+
+    def cut(path, size):
+        path.write_bytes(path.read_bytes()[:size])
+
+    return types.SimpleNamespace(flip=flip, cut=cut)
+
+
+@pytest.fixture
+def dataset():
+    """dataset(source, pictures=source, train=True, splits=("train",), **options) -> ReferringDataset."""
+
+    def make(source, pictures=None, train=True, splits=("train",), **options):
+        if not hasattr(source, "splits"):
+            source = ShardSource(source)
+        return ReferringDataset(
+            small_frame,
+            None,
+            splits=splits,
+            train=train,
+            options=DrawingOptions(**options),
+            source=source,
+            pictures=pictures or source,
+        )
+
+    return make

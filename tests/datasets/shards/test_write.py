@@ -1,0 +1,153 @@
+"""Conversion: whole, repeatable, resumed, streamed by any reader, never mixed."""
+
+import io
+import json
+
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from lavis_svp.datasets.pictures import BadPictureError
+from lavis_svp.datasets.shards import write
+from lavis_svp.datasets.shards.layout import INDEX, UNFINISHED
+from lavis_svp.datasets.shards.source import ShardSource
+from lavis_svp.datasets.shards.validate import validate
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_tree_gives_the_same_bytes(plan, pristine, tmp_path):
+    write.convert(plan(), tmp_path / "again", progress=False)
+    assert content(tmp_path / "again") == content(pristine)
+
+
+def test_every_picture_of_every_split_is_in_one_shard(parts, pristine):
+    source, _ = parts
+    shards = ShardSource(pristine)
+    assert shards.splits() == source.splits()
+    for split in source.splits():
+        assert shards.pictures(split) == source.pictures(split)
+        assert shards.counts(split).sentences == source.counts(split).sentences
+    assert set(json.loads((pristine / INDEX).read_text())["shards"]) == {path.name for path in pristine.glob("*.tar")}
+
+
+def test_webdataset_streams_them(parts, pristine):
+    _, pictures = parts
+    urls = sorted(str(path) for path in pristine.glob("train-*.tar"))
+    stream = wds.WebDataset(urls, shardshuffle=False, empty_check=False)
+    source = ShardSource(pristine)
+    wanted = {picture.image_id: picture for picture in source.pictures("train")}
+    for sample in stream:
+        record = json.loads(sample["json"])
+        picture = wanted.pop(record["image_id"])
+        assert sample["jpg"] == pictures.file(picture).read_bytes()
+        assert Image.open(io.BytesIO(sample["jpg"])).size == picture.size[::-1]
+        assert [one["text"] for one in record["expressions"]] == [one.text for one in picture.expressions]
+        assert all(one["segmentation"]["size"] == list(picture.size) for one in record["instances"])
+    assert not wanted
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing is caught, nothing cleaned up on purpose."""
+
+
+@pytest.mark.parametrize("pictures", [0, 3, 7, 12, 23])
+def test_killed_and_run_again(plan, pristine, tmp_path, monkeypatch, pictures):
+    """After any number of pictures; finished shards are not written again, and the end is the same."""
+    made, original = [], write._members
+
+    def members(of, picture):
+        if len(made) == pictures:
+            raise Killed
+        made.append(picture.image_id)
+        return original(of, picture)
+
+    monkeypatch.setattr(write, "_members", members)
+    with pytest.raises(Killed):
+        write.convert(plan(), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / INDEX).exists() and (tmp_path / "out" / UNFINISHED).exists()
+    with pytest.raises(FileNotFoundError, match="interrupted"):
+        ShardSource(tmp_path / "out")
+    again = []
+    monkeypatch.setattr(write, "_members", lambda of, picture: again.append(1) or original(of, picture))
+    write.convert(plan(), tmp_path / "out", progress=False)
+    assert content(tmp_path / "out") == content(pristine)
+    finished = [len(one) for _, one in plan().shards()]
+    kept = max(sum(finished[:n]) for n in range(len(finished) + 1) if sum(finished[:n]) <= pictures)
+    assert len(again) == sum(finished) - kept
+
+
+def test_a_finished_conversion_writes_nothing(plan, shards, monkeypatch):
+    monkeypatch.setattr(write, "_write_shard", lambda *_: pytest.fail("written again"))
+    before = content(shards)
+    write.convert(plan(), shards, progress=False)
+    assert content(shards) == before
+
+
+def test_damaged_and_missing_shards_are_repaired(plan, pristine, shards, damage):
+    damage.flip(shards / "train-000000.tar", 900)
+    (shards / "val-000000.tar").unlink()
+    assert validate(shards, progress=False).faults
+    write.convert(plan(), shards, progress=False)
+    assert content(shards) == content(pristine) and not validate(shards, progress=False).faults
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pictures_per_shard": 6}, {"identity": {"dataset": "other"}}, {"splits": ["train"]}]
+)
+def test_other_settings_are_refused(plan, shards, changes):
+    before = content(shards)
+    with pytest.raises(ValueError, match="other settings .*there, .* wanted"):
+        write.convert(plan(**changes), shards, progress=False)
+    assert content(shards) == before
+
+
+def test_foreign_tars_are_refused(plan, tmp_path):
+    (tmp_path / "mine.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="unknown origin"):
+        write.convert(plan(), tmp_path, progress=False)
+
+
+class Broken:
+    """Pictures of which one is damaged, until it is mended."""
+
+    def __init__(self, pictures, name):
+        self.pictures, self.name, self.folder = pictures, name, pictures.folder
+        self.mended = False
+
+    def file(self, picture):
+        place = self.pictures.file(picture)
+        if picture.file_name != self.name or self.mended:
+            return place
+        return type("Cut", (), {"read_bytes": lambda _: place.read_bytes()[:100], "__str__": lambda _: str(place)})()
+
+    def shard(self, picture):
+        return 0
+
+
+def test_a_broken_picture_stops_or_is_left_out_by_name(plan, parts, pristine, tmp_path):
+    source, pictures = parts
+    name = source.pictures("train")[2].file_name
+    broken = Broken(pictures, name)
+    with pytest.raises(BadPictureError, match=name):
+        write.convert(plan(pictures=broken), tmp_path / "out", progress=False)
+    index = write.convert(plan(pictures=broken, skip_broken=True), tmp_path / "out", progress=False)
+    (left,) = index.left_out
+    assert left["file_name"] == name and left["split"] == "train" and "BadPictureError" in left["reason"]
+    assert len(ShardSource(tmp_path / "out").pictures("train")) == len(source.pictures("train")) - 1
+    assert [fault for fault in validate(tmp_path / "out", progress=False).faults if name in fault]
+    broken.mended = True
+    write.convert(plan(pictures=broken), tmp_path / "out", progress=False)
+    assert content(tmp_path / "out") == content(pristine)
+
+
+def test_a_split_that_cannot_name_a_file(plan, tmp_path):
+    with pytest.raises(ValueError, match="split's name"):
+        write.shard_name("../x", 0)
+
+
+def test_pictures_per_shard(plan):
+    with pytest.raises(ValueError, match="at least 1"):
+        plan(pictures_per_shard=0)

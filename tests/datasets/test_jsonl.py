@@ -1,0 +1,123 @@
+"""The JSONL schema: what it can say, what it refuses with file and line, and the way through shards."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavis_svp.datasets.jsonl import JsonlSource
+from lavis_svp.datasets.shards.__main__ import main
+from lavis_svp.datasets.shards.source import ShardSource
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+BOX = [[2, 2, 10, 2, 10, 8, 2, 8]]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(*lines) -> path of a JSONL file beside two pictures and a mask picture."""
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (30, 20), (10, 90, 40)).save(tmp_path / "photos" / name)
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:9, 3:7] = 255
+    Image.fromarray(mask).save(tmp_path / "cup.png")
+
+    def make(*lines):
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+        return path
+
+    return make
+
+
+def test_everything_it_can_say(write):
+    source = JsonlSource(
+        write(
+            {"image": "photos/a.jpg", "expressions": [{"text": "the box", "segmentation": BOX}]},
+            "",
+            {
+                "image": "photos/b.png",
+                "id": 77,
+                "split": "val",
+                "instances": [
+                    {"segmentation": BOX, "category": "cup", "attributes": ["red"]},
+                    {"segmentation": "cup.png"},
+                ],
+                "expressions": [
+                    {"text": "both", "targets": [0, 1]},
+                    {"text": "the red cup", "targets": [0], "kind": "attribute"},
+                    {"text": "a zebra", "targets": []},
+                    {"text": "runs", "segmentation": {"size": [20, 30], "counts": [590, 10]}},
+                ],
+            },
+        )
+    )
+    assert source.splits() == ["train", "val"]
+    (first,), (second,) = source.pictures("train"), source.pictures("val")
+    assert (first.image_id, first.size, first.file_name) == (1, (20, 30), "photos/a.jpg")
+    assert [one.expression_id for one in second.expressions] == ["77-0", "77-1", "77-2", "77-3"]
+    assert [one.kind for one in second.expressions] == ["expression", "attribute", "no_target", "expression"]
+    both, cup, none, runs = (source.target_mask(second, one) for one in second.expressions)
+    assert both.sum() == (cup | source.mask(second, source.instances(77)[1])).sum() > cup.sum() > 0
+    assert none.sum() == 0 and runs.sum() == 10
+    assert source.instances(77)[0].words == ["cup", "red"]
+
+
+BAD_LINES = [
+    ('{"image": ', "Expecting value"),
+    ("[1]", "a line is a JSON object"),
+    ({"expressions": [{"text": "x", "targets": []}]}, "'image' must be a text"),
+    ({"image": "photos/a.jpg", "expressions": []}, "at least one expression"),
+    ({"image": "photos/a.jpg", "expresions": []}, "did you mean 'expressions'"),
+    ({"image": "../a.jpg", "expressions": [{"text": "x", "targets": []}]}, "leads out of its folder"),
+    ({"image": "/a.jpg", "expressions": [{"text": "x", "targets": []}]}, "leads out of its folder"),
+    ({"image": "photos/a.jpg", "expressions": [{"text": " ", "targets": []}]}, "'text' must be a text"),
+    ({"image": "photos/a.jpg", "expressions": [{"text": "x"}]}, "either a segmentation or targets"),
+    ({"image": "photos/a.jpg", "expressions": [{"text": "x", "targets": [0]}]}, "places in the line's 0 instances"),
+    ({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": 5}]}, "a segmentation is polygons"),
+    ({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": "../m.png"}]}, "leads out"),
+    ({"image": "photos/a.jpg", "id": -1, "expressions": [{"text": "x", "targets": []}]}, "id is a number from 0"),
+    ({"image": "photos/a.jpg", "id": 1, "expressions": [{"text": "x", "targets": []}]}, "that of line 1 already"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_a_wrong_line_is_named(write, line, message):
+    good = {"image": "photos/a.jpg", "expressions": [{"text": "the box", "segmentation": BOX}]}
+    with pytest.raises(ValueError, match=rf"data.jsonl:2: .*{message}"):
+        JsonlSource(write(good, line))
+
+
+def test_an_empty_file(write):
+    with pytest.raises(ValueError, match="holds no line"):
+        JsonlSource(write())
+
+
+def test_masks_that_do_not_fit_and_missing_pictures_are_named_by_the_conversion(write, tmp_path, capsys):
+    Image.new("L", (5, 5), 255).save(tmp_path / "small.png")
+    for line, message in (
+        ({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": "small.png"}]}, "small.png is (5, 5)"),
+        ({"image": "photos/c.jpg", "expressions": [{"text": "x", "segmentation": BOX}]}, "photos/c.jpg"),
+    ):
+        assert main(["convert", "--out", str(tmp_path / "out"), "--jsonl", str(write(line))]) == 2
+        assert message in capsys.readouterr().err
+        (tmp_path / "out/unfinished.json").unlink()
+
+
+def test_the_documents_example_converts(write, tmp_path):
+    block = re.search(r"```jsonl\n(.*?)```", DOCUMENT.read_text(), re.DOTALL).group(1)
+    path = write(*block.strip().splitlines())
+    out = tmp_path / "shards"
+    assert main(["convert", "--out", str(out), "--jsonl", str(path)]) == 0
+    shards, source = ShardSource(out), JsonlSource(path)
+    assert shards.splits() == source.splits() == ["train", "val"]
+    for split in source.splits():
+        for mine, theirs in zip(shards.pictures(split), source.pictures(split), strict=True):
+            assert mine == theirs
+            for one in theirs.expressions:
+                np.testing.assert_array_equal(shards.target_mask(mine, one), source.target_mask(theirs, one))
+    assert main(["validate", str(out)]) == 0

@@ -1,0 +1,151 @@
+"""Broken samples in training: replaced, named, counted; in evaluation an error; never without end."""
+
+import shutil
+
+import pytest
+
+import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
+from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.layout import annotation_files
+from lavis_svp.datasets.pictures import BadPictureError
+from lavis_svp.datasets.refcoco import RefCOCO
+from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.shards.source import ShardSource
+from lavis_svp.datasets.shards.write import Plan, convert
+from lavis_svp.datasets.skipping import SetupError, substitutes
+from lavis_svp.datasets.source import PictureFolder
+from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.runners.loaders import TrainSampler, build_loader
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory, fake_refcoco):
+    return fake_refcoco.make_tree(tmp_path_factory.mktemp("tree"), references=60)
+
+
+@pytest.fixture(params=["folder", "shards"])
+def form(request, tree, tmp_path, fake_refcoco):
+    """(source, pictures, break(index of a training picture)) of a copy of the tree, in both forms."""
+    root = shutil.copytree(tree, tmp_path / "tree")
+    files = annotation_files(root, "refcoco")
+    source, pictures = RefCOCO(files.instances, files.refs), PictureFolder(root / fake_refcoco.PICTURES)
+    if request.param == "folder":
+
+        def cut(index):
+            path = pictures.file(source.pictures("train")[index])
+            path.write_bytes(path.read_bytes()[:200])
+
+        return source, pictures, cut
+    convert(Plan(source, pictures, {}, pictures_per_shard=4), tmp_path / "shards", progress=False)
+    shards = ShardSource(tmp_path / "shards")
+
+    def flip(index):
+        member = shards.file(shards.pictures("train")[index])
+        member.shard.chmod(0o644)
+        content = bytearray(member.shard.read_bytes())
+        content[member.offset + 30] ^= 1
+        member.shard.write_bytes(bytes(content))
+
+    return shards, shards, flip
+
+
+def make(form, train=True, splits=("train",), **options):
+    def frame(picture):
+        return fit_frame(picture, 32)
+
+    source, pictures, _ = form
+    given = DrawingOptions(**options)
+    return ReferringDataset(frame, None, splits=splits, train=train, options=given, source=source, pictures=pictures)
+
+
+def test_the_next_sample_stands_in_and_says_so(form):
+    whole = [make(form)[index]["image_id"] for index in range(5)]
+    form[2](1)
+    form[2](2)
+    data = make(form)
+    assert [data[index]["image_id"] for index in range(5)] == [whole[0], whole[3], whole[3], whole[3], whole[4]]
+    names = [picture.file_name for picture in data.annotation]
+    assert len(data[1]["skipped"]) == 2 and len(data[2]["skipped"]) == 1
+    assert data[1]["skipped"][0].startswith(f"{names[1]} (train): ")
+    assert data[1]["skipped"][1].startswith(f"{names[2]} (train): ")
+    assert data[0]["skipped"] == data[3]["skipped"] == []
+    batch = data.collater([data[0], data[1], data[2]])
+    assert batch["skipped"] == data[1]["skipped"] + data[2]["skipped"] and len(batch["image_id"]) == 3
+    assert all(isinstance(text, str) for text in batch["skipped"])
+    assert "skipped" not in data.collater([data[0], data[3]])
+
+
+def test_joined_data_sets_name_them_too(form):
+    from lavis.datasets.datasets.base_dataset import ConcatDataset
+
+    form[2](1)
+    joined = ConcatDataset([make(form), make(form, splits=("val",))])
+    batch = joined.collater([joined[1], joined[len(joined) - 1]])
+    assert len(batch["skipped"]) == 1 and "(train)" in batch["skipped"][0]
+    assert "skipped" not in joined.collater([joined[0], joined[len(joined) - 1]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_goes_on_and_every_broken_sample_is_named(form, workers):
+    form[2](1)
+    form[2](4)
+    data = make(form)
+    sampler = TrainSampler(len(data), 2, seed=0, first=0, last=len(data) // 2)
+    batches = list(build_loader(data, sampler, 0, workers, False))
+    said = [text for batch in batches for text in batch.get("skipped", [])]
+    names = [data.annotation[index].file_name for index in (1, 4)]
+    assert len(said) == 2 and {text.split()[0] for text in said} == set(names)
+    assert all(batch["image"].shape == (2, 4, 32, 32) for batch in batches)
+    again = list(build_loader(data, sampler, 0, 0, False))
+    assert [batch["expression_ids"] for batch in again] == [batch["expression_ids"] for batch in batches]
+
+
+def test_switched_off_and_in_evaluation_it_is_an_error(form):
+    form[2](1)
+    name = form[0].pictures("train")[1].file_name
+    for data in (make(form, skip_broken=False), make(form, train=False)):
+        found = next(index for index in range(len(data)) if data.displ_item(index)["file"] == name)
+        # a shard's file is named by its key, which holds the image id
+        with pytest.raises(
+            ValueError, match=name if form[0] is not form[1] else rf"{data.annotation[1].image_id}\.jpg"
+        ):
+            data[found]
+
+
+def test_substitutes_stay_in_the_split(form):
+    data = make(form, splits=("val", "train"))
+    last = len(form[0].pictures("val")) - 1
+    source, pictures, _ = form
+
+    class Cut:
+        folder = pictures.folder
+
+        def file(self, picture):
+            if picture is data.annotation[last]:
+                raise BadPictureError("cut")
+            return pictures.file(picture)
+
+    data.pictures = Cut()
+    assert data[last]["split"] == "val" and data[last]["image_id"] == data.annotation[0].image_id
+
+
+def test_when_nearly_all_are_broken_it_stops(form, monkeypatch):
+    data = make(form)
+    monkeypatch.setattr(data, "sample", lambda index: (_ for _ in ()).throw(OSError("the disk is gone")))
+    with pytest.raises(RuntimeError, match="samples in a row cannot be read.*the disk is gone"):
+        data[0]
+
+
+def test_what_no_sample_is_to_blame_for_is_not_skipped(form):
+    data = make(form, load_image=False)
+    with pytest.raises(SetupError, match="load_image is False"):
+        data[0]
+
+
+@pytest.mark.parametrize(
+    ("index", "splits", "wanted"),
+    [(1, "aaaa", [1, 2, 3, 0]), (2, "aabb", [2, 3]), (1, "aaba", [1, 3, 0]), (3, "aaba", [3, 0, 1])],
+)
+def test_substitutes(index, splits, wanted):
+    assert list(substitutes(index, len(splits), splits.__getitem__)) == wanted
+    assert list(substitutes(index, len(splits), splits.__getitem__, most=1)) == wanted[:1]
