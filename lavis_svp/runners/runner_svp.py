@@ -145,8 +145,7 @@ class RunnerSVP(RunnerIter):
             self._train_from(self.start_iters)
         else:
             logging.info("All %d steps are done already; nothing is left to train.", self.max_iters)
-        logs = self._validate()
-        logs.update(self._test())
+        logs = {**self._validate(), **self._test()}
         self.sinks.close()
         logging.info("Training time %s", datetime.timedelta(seconds=int(time.time() - start)))
         return logs
