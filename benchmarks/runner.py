@@ -5,10 +5,11 @@
     python benchmarks/runner.py --quick                     a shorter run that is not stored
     options of the run section follow --options: run.log_to=[] run.save_every=0
 
-The runner trains through LAVIS's configuration, task and data set with every key at its default (log.txt and TensorBoard
-each 50 steps, a checkpoint each 100), as a user's run does. A bare loop does the same forward, backward and AdamW step on
-one ready batch, in DDP where there are several processes. Blocks of both take turns; times are medians over the blocks.
-The last line is JSON; results go to docs/results/runner.json, one row for each runner and number of processes.
+The runner trains through LAVIS's configuration, task and data set with every key at its default (log.txt and
+TensorBoard each 50 steps, a checkpoint each 100), as a user's run does. A bare loop does the same forward, backward and
+AdamW step on one ready batch, in DDP where there are several processes. Blocks of both take turns; times are medians
+over the blocks. The last line is JSON; results go to docs/results/runner.json, one row for each runner and number of
+processes.
 """
 
 from __future__ import annotations

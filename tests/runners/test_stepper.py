@@ -112,3 +112,21 @@ def test_both_forms_of_train_step_are_read():
     loss = torch.tensor(1.0)
     assert split_losses(loss) == (loss, {"loss": loss})
     assert split_losses((loss, {"loss_ce": 2.0, "tokens": 3})) == (loss, {"loss": loss, "loss_ce": 2.0})
+    parts = {"loss_ce": 2.0, "stats": {"tokens_per_picture": 3}}
+    assert split_losses((loss, parts)) == (loss, {"loss": loss, "loss_ce": 2.0, "tokens_per_picture": 3})
+
+
+def test_names_of_skipped_samples_go_to_the_meter_alone():
+    seen = []
+
+    class Spy(Task):
+        def train_step(self, model, samples):
+            seen.append(sorted(samples))
+            return super().train_step(model, samples)
+
+    stepper, _, meter = make()
+    stepper.task = Spy()
+    batch = {**next(batches(8)), "skipped": ["a.tar/1", "a.tar/2"]}
+    stepper.step(0, iter([batch]))
+    assert seen == [["epoch", "iters", "num_iters_per_epoch", "x", "y"]]
+    assert meter.collect(1)["skipped_samples"] == 2 and "skipped" in batch
