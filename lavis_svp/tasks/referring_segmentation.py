@@ -92,7 +92,7 @@ class ReferringSegmentationTask(BaseTask):
             for name, value in output.items()
             if "loss" in name
         }
-        return output["loss"], {**losses, "stats": dict(output.get("stats", {}))}
+        return output["loss"], losses | ({"stats": dict(output["stats"])} if "stats" in output else {})
 
     def _train_inner_loop(self, *args: Any, **kwargs: Any) -> dict[str, str]:
         """Refuse LAVIS's own loop, which neither accumulates correctly nor clips."""

@@ -131,6 +131,13 @@ def test_train_step_gives_loss_and_detached_parts(pictures, set_model):
     assert not any(value.requires_grad for value in parts.values())
 
 
+def test_train_step_passes_statistics_on(pictures, set_model):
+    batch = pictures.collater([pictures[0]])
+    model, stats = set_model({}), {"tokens_per_picture": torch.tensor(3.0)}
+    _, parts = ReferringSegmentationTask().train_step(lambda samples: {**model(samples), "stats": stats}, batch)
+    assert parts["stats"] == stats
+
+
 def test_lavis_own_loop_is_refused():
     with pytest.raises(ValueError, match="runner_svp"):
         ReferringSegmentationTask().train_epoch(0, None, [], None, None)
