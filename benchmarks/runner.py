@@ -2,8 +2,9 @@
 
     python benchmarks/runner.py                             runner_svp, in one process and in two (gloo): two minutes
     python benchmarks/runner.py --runner runner_deepspeed   another runner
-    python benchmarks/runner.py --quick                     a shorter run that is not stored
-    options of the run section follow --options: run.log_to=[] run.save_every=0
+    python benchmarks/runner.py --quick                     a shorter run, in one process, that is not stored
+    python benchmarks/runner.py --table                     rewrite the table in docs/logs.md
+    options of the run section follow --options (run.log_to=[] run.save_every=0); such runs are not stored
 
 The runner trains through LAVIS's configuration, task and data set with every key at its default (log.txt and
 TensorBoard each 50 steps, a checkpoint each 100), as a user's run does. A bare loop does the same forward, backward and
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from runner_table import RESULTS, write_table
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -45,7 +47,6 @@ from lavis.tasks.base_task import BaseTask
 from lavis_svp import launch
 from lavis_svp.runners.randomness import seed_all
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "runner.json"
 SEED = 42
 BATCH, WIDTH, SAMPLES = 4, 8, 1024
 WARM_UP = 50  # steps of a block that are not timed
@@ -206,7 +207,7 @@ def in_processes(count: int, arguments: list[str]) -> dict[str, Any]:
 
 
 def store(rows: list[dict[str, Any]], command: str) -> None:
-    """Put rows into the results, over those of the same runner and number of processes."""
+    """Put rows into the results, over those of the same runner and number of processes, and rewrite the table."""
     stored = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
     fresh = {(row["runner"], row["processes"]) for row in rows}
     kept = [row for row in stored if (row["runner"], row["processes"]) not in fresh]
@@ -224,6 +225,7 @@ def store(rows: list[dict[str, Any]], command: str) -> None:
     unfinished = RESULTS.with_suffix(".tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(unfinished, RESULTS)
+    write_table()
 
 
 def main() -> None:
@@ -234,9 +236,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="timed steps of a block")
     parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--quick", action="store_true", help="two blocks of 200 steps in one process, not stored")
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--options", nargs="+", default=[])
     args = parser.parse_args()
+    if args.table:
+        write_table()
+        return
     if args.runner not in registry.list_runners():
         raise SystemExit(f"There is no runner '{args.runner}'; there are: {', '.join(registry.list_runners())}.")
     if args.quick:

@@ -16,7 +16,7 @@ def load(name):
     return module
 
 
-results, superpixel_tables = load("results"), load("superpixel_tables")
+results, superpixel_tables, runner_table = load("results"), load("superpixel_tables"), load("runner_table")
 
 
 def test_the_readmes_table_is_made_from_the_files():
@@ -25,6 +25,11 @@ def test_the_readmes_table_is_made_from_the_files():
 
 def test_the_superpixel_tables_are_made_from_the_file():
     assert superpixel_tables.DOCUMENT.read_text() == superpixel_tables.document()
+
+
+def test_the_runners_table_is_made_from_the_file_and_below_the_bar():
+    assert runner_table.DOCUMENT.read_text() == runner_table.document()
+    assert all(row["overhead_ms"] < 5 for row in json.loads(runner_table.RESULTS.read_text())["rows"])
 
 
 def test_stored_results_name_no_path_of_a_machine():

@@ -57,6 +57,7 @@ def test_run_from_yaml_to_files(pictures, set_model, folders, capsys):
     assert (logged["split"], logged["epoch"], logged["giou_macro"]) == ("test", 7, 0.5)
     drawn = {path.name for path in (folders / "result" / "pictures").rglob("*.png")}
     assert drawn == {"000.png", "001.png", "002.png", "003.png", "test.png"}
+    assert [path.name for path in task.drawn_pictures] == ["000.png", "001.png", "002.png", "003.png"]
     assert "mean of kinds" in capsys.readouterr().out
 
 
