@@ -44,7 +44,7 @@ def test_the_runner_benchmark_ends_with_a_json_line_and_stores_nothing_when_quic
     assert done.returncode == 0, done.stderr[-3000:]
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["overhead_ms"] == pytest.approx(line["ms_per_step"] - line["bare_ms"], abs=1e-3)
-    assert 0 < line["bare_ms"] and line["overhead_ms"] < line["bar_ms"]
+    assert line["bare_ms"] > 0 and line["overhead_ms"] < line["bar_ms"]
     assert runner_table.RESULTS.read_text() == before
 
 
