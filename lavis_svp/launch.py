@@ -62,6 +62,12 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     missing = [root for root in ROOTS if project.get(root) is None]
     if missing:
         raise ValueError(f"{path} has no section {', '.join(missing)}. A project YAML has: {', '.join(ROOTS)}.")
+    if isinstance(
+        project.run.get("deepspeed_config"), str
+    ):  # its content, so that a checkpoint's configuration is whole
+        from lavis_svp.runners.deepspeed_config import read_config
+
+        project.run.deepspeed_config = read_config(project.run.deepspeed_config, path)
     return project
 
 

@@ -58,13 +58,32 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: st
         source: the file, for the message.
 
     Raises:
-        WrongCheckpointError: names or shapes differ from what the model trains; the message lists them.
+        WrongCheckpointError: see :func:`check_trained_state`.
     """
-    expected = trained_state(model)
+    check_trained_state(model, state, source)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Compare a checkpoint's names and shapes with what the model trains.
+
+    Args:
+        model: as for :func:`load_trained_state`; sharded parameters count with their whole shape.
+        state: the checkpoint's ``model``.
+        source: the file, for the message.
+
+    Raises:
+        WrongCheckpointError: names or shapes differ; the message lists them.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    expected = {name: tuple(getattr(own[name], "ds_shape", own[name].shape)) for name in trained_state(model)}
     shapes = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the model"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name}: {tuple(state[name].shape)} in the file, {shape} in the model"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
     ]
     problems = {
         "missing in the file": [name for name in expected if name not in state],
@@ -77,10 +96,6 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: st
             f"{source} is a checkpoint of another model (or of other trainable parts: check `model:` in the YAML). "
             f"The model trains {len(expected)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
         )
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:

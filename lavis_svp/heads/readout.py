@@ -61,16 +61,27 @@ class StateNorm(nn.BatchNorm1d):
         dim: D.
     """
 
+    MOMENTUM = 0.05
+    num_batches_tracked: Tensor
+
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, momentum=0.05)
+        super().__init__(dim, momentum=self.MOMENTUM)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(P, D) -> (P, D) float32."""
-        states = states.float()
-        if self.training and len(states) < 2:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(states, mean, var, self.weight, self.bias, training=False, eps=self.eps)
-        return super().forward(states)
+        """(P, D) -> (P, D) float32, whatever the parameters are kept in."""
+        learns = self.training and len(states) > 1
+        if learns:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            states.float(),
+            self.running_mean,
+            self.running_var,
+            self.weight.float(),
+            self.bias.float(),
+            training=learns,
+            momentum=self.MOMENTUM,
+            eps=self.eps,
+        )
 
 
 class SegReadout(nn.Module):

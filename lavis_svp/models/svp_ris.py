@@ -84,6 +84,9 @@ class SvpRis(BaseModel):
         "refcoco_vicuna7b": str(CONFIGS / "svp_ris_refcoco_vicuna7b.yaml"),
     }
 
+    replicated_modules = ("frozen",)
+    """Children that DeepSpeed leaves whole in every process: SAM's weights are read from the outside."""
+
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
@@ -214,10 +217,8 @@ class SvpRis(BaseModel):
     def _mask_losses(
         self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[np.ndarray]]
     ) -> dict[str, Tensor]:
-        if len(states) == 0:  # every part still takes part, with a zero gradient, so that DDP does not wait for it
-            parts = (self.readout, self.mask_head)
-            touched = sum((p.sum() for m in parts for p in m.parameters() if p.requires_grad), states.sum())
-            return {"loss_bce": 0.0 * touched, "loss_dice": 0.0 * touched}
+        if len(states) == 0:
+            return self._no_masks(encoded, states)
         prompts = self.read_prompts(encoded, states, picture)
         targets = [masks[p][e] for p, e in zip(picture.tolist(), expression.tolist(), strict=True)]
         inputs = AidInputs(encoded, prompts, picture, targets, self.mask_head)
@@ -231,6 +232,18 @@ class SvpRis(BaseModel):
             bce.append(mask_bce(scores, target))
             dice.append(mask_dice(scores, target))
         return {**losses, "loss_bce": mean_over_masks(bce), "loss_dice": mean_over_masks(dice)}
+
+    def _no_masks(self, encoded: Encoded, states: Tensor) -> dict[str, Tensor]:
+        """Losses of zero for a batch without any target.
+
+        Every part runs all the same, on a state of zeros: processes that train together exchange the gradients of (and
+        under ZeRO-3 gather) the same parts in every batch.
+        """
+        picture = torch.zeros(1, dtype=torch.long, device=self.device)
+        prompts = self.read_prompts(encoded, states.new_zeros(1, states.shape[-1]), picture)
+        logits, _ = self._decode(encoded, prompts, picture, picture)
+        nothing = 0.0 * (logits.sum() + prompts.sparse.sum())
+        return {"loss_bce": nothing, "loss_dice": nothing}
 
     def _comparable(self, logits: Tensor, target: np.ndarray, frame: Frame) -> tuple[Tensor, Tensor]:
         """Logits and target of one mask at the resolution the loss is taken at, padding excluded."""
@@ -363,6 +376,11 @@ class SvpRis(BaseModel):
     def get_optimizer_params(self, run_cfg: Any) -> list[dict[str, Any]]:
         """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
         return optimizer_groups(self, run_cfg, self.options.learning_rates)
+
+    def parameters_read_outside(self) -> list[Tensor]:
+        """Large parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
+        output = self.language.output
+        return [self.language.embed_tokens.weight, *([] if output is None else [output.weight])]
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Everything training changes: trainable parameters and the buffers of trained modules."""

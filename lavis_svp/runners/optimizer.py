@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lavis_svp.common.checkpoints import WrongCheckpointError
 from lavis_svp.common.options import check_keys
 from lavis_svp.runners.run_options import RunOptions
 
@@ -74,6 +76,25 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 def parameter_names(optimizer_state: Mapping[str, Any]) -> list[list[str]]:
     """The parameters' names by group, as an optimizer's state dict holds them."""
     return [list(group.get("param_names", ())) for group in optimizer_state["param_groups"]]
+
+
+def check_groups(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
+    """Refuse an optimizer state of other parameter groups, whose moments would go to the wrong parameters.
+
+    Args:
+        mine: the optimizer's state dict.
+        theirs: the checkpoint's.
+        path: of the checkpoint.
+
+    Raises:
+        WrongCheckpointError: the groups hold other parameters.
+    """
+    here, there = parameter_names(mine), parameter_names(theirs)
+    if here != there:
+        raise WrongCheckpointError(
+            f"{path} was trained with other parameter groups: {[len(names) for names in there]} parameters "
+            f"per group there, {[len(names) for names in here]} here, or in another order."
+        )
 
 
 def _model_groups(model: nn.Module, options: RunOptions, run_cfg: Any) -> list[dict[str, Any]] | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_svp.common import checkpoints
-from lavis_svp.runners.optimizer import parameter_names
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
 
 if TYPE_CHECKING:
@@ -72,16 +71,7 @@ class Resumer:
                 f"{path} cannot be continued: it lacks {', '.join(lacking)}. To start from its weights only, "
                 "set model.load_finetuned: True and model.finetuned to it."
             )
-        checkpoints.load_trained_state(runner.bare_model, contents["model"], path)
-        mine, theirs = parameter_names(runner.optimizer.state_dict()), parameter_names(contents["optimizer"])
-        if mine != theirs:
-            raise checkpoints.WrongCheckpointError(
-                f"{path} was trained with other parameter groups: {[len(names) for names in theirs]} parameters "
-                f"per group there, {[len(names) for names in mine]} here, or in another order."
-            )
-        runner.optimizer.load_state_dict(contents["optimizer"])
-        if runner.scaler and contents["scaler"]:
-            runner.scaler.load_state_dict(contents["scaler"])
+        runner.restore(contents, path)
         self._compare(contents["config"])
         logging.info("Resume at step %d from %s", contents["iters"], path)
         return int(contents["iters"])

@@ -51,6 +51,7 @@ class RunOptions:
     grad_clip: float = 0.0  # largest total gradient norm; 0: no clipping
     amp: bool = False  # mixed precision
     amp_dtype: str = "bf16"  # with amp: bf16, or fp16 with loss scaling
+    deepspeed_config: Any = None  # runner_deepspeed: DeepSpeed's own settings, a mapping or a JSON file; None: ZeRO-2
     find_unused_parameters: bool = True  # DDP: some batches leave parameters (the mask head) without a gradient
 
     # evaluation, checkpoints, log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader
 from lavis_svp.runners.meter import TrainingMeter
-from lavis_svp.runners.optimizer import build_optimizer, learning_rates
+from lavis_svp.runners.optimizer import build_optimizer, check_groups, learning_rates
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
 from lavis_svp.runners.randomness import seed_all
 from lavis_svp.runners.results import ResultStore
@@ -156,7 +157,7 @@ class RunnerSVP(RunnerIter):
             self._validate()  # where the run was killed while evaluating
         batches = iter(train_loader(self.datasets, options, first, pin_memory=self.cuda_enabled))
         meter = TrainingMeter(self.device, options.sync_timing)
-        stepper = Stepper(self.task, self.model, self.optimizer, self.scaler, self.device, options, meter)
+        stepper = self.make_stepper(meter)
         log = TrainingLog(self.output_dir, first, self.max_iters, self.sinks)
         self.model.train()
         for step in range(first, self.max_iters):
@@ -172,6 +173,10 @@ class RunnerSVP(RunnerIter):
                 self._validate()
                 self.model.train()
         log.close()
+
+    def make_stepper(self, meter: TrainingMeter) -> Stepper:
+        """What does the optimizer steps."""
+        return Stepper(self.task, self.model, self.optimizer, self.scaler, self.device, self.options, meter)
 
     def _saves_at(self, done: int) -> bool:
         every = self.options.save_every
@@ -252,22 +257,31 @@ class RunnerSVP(RunnerIter):
             )
             return known
         metrics = self._evaluate_splits([split])[split]
+        if split == CHOOSING_SPLIT:
+            metrics = self._keep_if_best(metrics)
         if metrics is not None and is_main():
-            if split == CHOOSING_SPLIT:
-                metrics = self._keep_if_best(metrics)
             self.results.write(split, self.iters, metrics)
             self.sinks.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_pictures", ()))
         wait_for_all()
         return metrics
 
-    def _keep_if_best(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _keep_if_best(self, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Save the weights if they are the best so far: the main process decides, all of them save together."""
+        choice = from_main(self._best_with(metrics) if is_main() and metrics is not None else None)
+        if choice is None:
+            return metrics
+        if choice[1] == self.iters:
+            self._save_checkpoint(self.iters, is_best=True)
+        return None if metrics is None else {**metrics, "best_iters": choice[1]}
+
+    def _best_with(self, metrics: dict[str, Any]) -> tuple[float, int]:
+        """The best score of the choosing split so far, these metrics included, and its step."""
         if "agg_metrics" not in metrics:
             raise ValueError(f"The task's after_evaluation gave no 'agg_metrics', only: {', '.join(metrics)}.")
         best = self.results.best(CHOOSING_SPLIT, self.iters - 1)
         if best is None or metrics["agg_metrics"] > best[0]:
-            self._save_checkpoint(self.iters, is_best=True)
-            best = (float(metrics["agg_metrics"]), self.iters)
-        return {**metrics, "best_iters": best[1]}
+            return float(metrics["agg_metrics"]), self.iters
+        return best
 
     # ------------------------------------------------------------------------------------------ checkpoints, log
 
@@ -280,18 +294,39 @@ class RunnerSVP(RunnerIter):
     def _load_best(self) -> None:
         self.load_checkpoint(self.output_dir / checkpoints.BEST)
 
-    def _save_checkpoint(self, cur_iters: int, is_best: bool = False) -> None:
+    def restore(self, contents: Mapping[str, Any], path: Path) -> None:
+        """Continue from a checkpoint: weights, optimizer, loss scale.
+
+        Args:
+            contents: of the checkpoint.
+            path: its place, for messages.
+
+        Raises:
+            WrongCheckpointError: it is of another model, or of other parameter groups.
+        """
+        checkpoints.load_trained_state(self.bare_model, contents["model"], path)
+        check_groups(self.optimizer.state_dict(), contents["optimizer"], path)
+        self.optimizer.load_state_dict(contents["optimizer"])
+        if self.scaler and contents["scaler"]:
+            self.scaler.load_state_dict(contents["scaler"])
+
+    def training_state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the training; all processes call it, the main one's answer is kept."""
         if not is_main():
-            return
-        path = self.output_dir / (checkpoints.BEST if is_best else f"checkpoint_{cur_iters}.pth")
-        contents = {
+            return {}
+        return {
             "model": checkpoints.trained_state(self.bare_model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "config": self.config.to_dict(),
-            "iters": cur_iters,
         }
-        checkpoints.save_checkpoint(path, contents)
+
+    def _save_checkpoint(self, cur_iters: int, is_best: bool = False) -> None:
+        """Write a checkpoint; every process must call this, since a sharded state is put together by all."""
+        state = self.training_state()
+        if not is_main():
+            return
+        path = self.output_dir / (checkpoints.BEST if is_best else f"checkpoint_{cur_iters}.pth")
+        checkpoints.save_checkpoint(path, {**state, "config": self.config.to_dict(), "iters": cur_iters})
         checkpoints.prune_checkpoints(self.output_dir, self.options.keep_checkpoints)
 
     def log_config(self) -> None:

@@ -99,9 +99,7 @@ class Stepper:
         scale_learning_rates(self.optimizer, self.learning_rate_factor(step))
         self.optimizer.zero_grad(set_to_none=True)
         for micro_step in range(options.accum_grad_iters):
-            with self.meter.timer.section("data"):
-                samples = self._prepare(next(batches), step)
-            seed_all(options.seed, "step", options.rank, step, micro_step)
+            samples = self.next_samples(batches, step, micro_step)
             with self._exchange(micro_step == options.accum_grad_iters - 1):
                 with self.meter.timer.section("forward"), autocast(self.device, options):
                     loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
@@ -124,6 +122,13 @@ class Stepper:
             start=max(0.0, options.warmup_lr) / peak,
             floor=options.min_lr / peak,
         )
+
+    def next_samples(self, batches: Iterator[Any], step: int, micro_step: int) -> Any:
+        """The next micro-batch, on the device; all generators are seeded for it."""
+        with self.meter.timer.section("data"):
+            samples = self._prepare(next(batches), step)
+        seed_all(self.options.seed, "step", self.options.rank, step, micro_step)
+        return samples
 
     def _prepare(self, samples: Any, step: int) -> Any:
         """Move tensors to the device and add the counters that LAVIS's models may read.

@@ -1,7 +1,7 @@
 """A toy model, data set and task for the runner's tests, and a command that trains them and can kill itself.
 
-``python toy.py <folder> [--kill micro:7] [run.max_iters=20 ...]``: kills itself (-9) in the named event, the n-th time:
-``micro`` a micro-batch, ``save`` a checkpoint being written, ``evaluation`` an evaluation.
+``python toy.py <folder> [--kill micro:7[@1]] [run.max_iters=20 ...]``: kills itself (-9) in the named event, the n-th
+time: ``micro`` a micro-batch, ``save`` a checkpoint being written, ``evaluation`` an evaluation; ``@1``: rank 1 only.
 """
 
 from __future__ import annotations
@@ -196,8 +196,10 @@ def main(arguments: list[str]) -> None:
     folder, *rest = arguments
     path = write_project(Path(folder))
     if rest and rest[0] == "--kill":
-        kind, _, count = rest[1].partition(":")
-        KILLER.when = (kind, int(count))
+        event, _, rank = rest[1].partition("@")
+        kind, _, count = event.partition(":")
+        if not rank or rank == os.environ.get("RANK", "0"):
+            KILLER.when = (kind, int(count))
         rest = rest[2:]
         sync = os.fsync
 

@@ -1,0 +1,131 @@
+"""Build a DeepSpeed engine around a LAVIS model, and use its weights where the engine itself is not at work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from lavis_svp.runners.deepspeed_config import offloads_optimizer, zero_stage
+
+SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed compiles it on CPUs, a minute at first use; gloo does without
+
+
+def require_deepspeed() -> Any:
+    """The deepspeed package.
+
+    Raises:
+        ImportError: it is not installed; says how to.
+    """
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ImportError(
+            "runner_deepspeed needs the package deepspeed (pip install deepspeed), or set run.runner: runner_svp. "
+            f"Importing it failed with: {error}"
+        ) from error
+    return deepspeed
+
+
+def join_processes(backend: str, on_cpu: bool, local_rank: int) -> None:
+    """Tell DeepSpeed of the process group; make one of a single process where there is none.
+
+    Args:
+        backend: gloo or nccl.
+        on_cpu: whether the model runs on a CPU.
+        local_rank: this process's number on its machine, which DeepSpeed reads from the environment.
+    """
+    deepspeed = require_deepspeed()
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # not set by SLURM, nor for a single process
+    if on_cpu:
+        deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+    if not distributed.is_initialized():
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def build_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Mapping[str, Any],
+    device: torch.device,
+    replicated: Sequence[str] = (),
+) -> Any:
+    """Give a model and its optimizer to DeepSpeed.
+
+    Args:
+        model: the model, in fp32.
+        optimizer: over its trainable parameters; replaced by DeepSpeed's AdamW for CPUs where the state is offloaded.
+        config: see :func:`~lavis_svp.runners.deepspeed_config.engine_config`.
+        device: where the model runs.
+        replicated: names of children that stay whole, in fp32, in every process: what is frozen and read from the
+            outside, such as SAM, gains nothing from being cast or sharded.
+
+    Returns:
+        The engine; its ``module`` is ``model``.
+    """
+    deepspeed = require_deepspeed()
+    if offloads_optimizer(config):
+        optimizer = _offloaded(optimizer, config)
+    kept = {name: model.get_submodule(name) for name in replicated}
+    for name in kept:
+        del model._modules[name]
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+    finally:
+        for name, child in kept.items():
+            model._modules[name] = child.to(device)
+    if zero_stage(config) == 3:
+        for parameter in getattr(model, "parameters_read_outside", list)():
+            deepspeed.zero.register_external_parameter(model, parameter)
+    return engine
+
+
+def _offloaded(optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """AdamW for states in host memory, with the groups and settings of ``optimizer``."""
+    if config.get("zero_force_ds_cpu_optimizer") is False:
+        return optimizer
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(
+        optimizer.param_groups,
+        lr=optimizer.defaults["lr"],
+        betas=optimizer.defaults["betas"],
+        eps=optimizer.defaults["eps"],
+        weight_decay=optimizer.defaults["weight_decay"],
+        adamw_mode=True,
+    )
+
+
+@contextmanager
+def whole_weights(engine: Any) -> Iterator[None]:
+    """All weights whole in every process, for code that is not the engine's forward, such as generating text.
+
+    Under ZeRO-3 the weights are gathered and the engine's hooks are taken off: processes that generate answers of
+    different lengths would otherwise wait for each other's shards. Other stages hold whole weights anyway.
+    """
+    parameters = [p for p in engine.module.parameters() if hasattr(p, "ds_id")]
+    if not parameters:
+        yield
+        return
+    deepspeed = require_deepspeed()
+    offload = engine.optimizer.parameter_offload
+    with ExitStack() as stack:
+        stack.enter_context(deepspeed.zero.GatheredParameters(parameters))
+        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield
+        finally:
+            offload._register_deepspeed_module(offload.module)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers (a batch norm's running mean), as DDP does; collective."""
+    for buffer in module.buffers():
+        distributed.broadcast(buffer, src=0)
