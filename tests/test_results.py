@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ def load(name):
 
 
 results, superpixel_tables, loader_table = load("results"), load("superpixel_tables"), load("loader_table")
+runner_table = load("runner_table")
 
 
 def test_the_readmes_table_is_made_from_the_files():
@@ -29,6 +33,24 @@ def test_the_superpixel_tables_are_made_from_the_file():
 
 def test_the_loaders_table_is_made_from_the_file():
     assert loader_table.DOCUMENT.read_text() == loader_table.document()
+
+
+def test_the_runners_table_is_made_from_the_file_and_below_the_bar():
+    assert runner_table.DOCUMENT.read_text() == runner_table.document()
+    assert all(row["overhead_ms"] < 5 for row in json.loads(runner_table.RESULTS.read_text())["rows"])
+
+
+@pytest.mark.slow
+def test_the_runner_benchmark_ends_with_a_json_line_and_stores_nothing_when_quick():
+    before = runner_table.RESULTS.read_text()
+    command = [sys.executable, str(ROOT / "benchmarks/runner.py"), "--quick"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["overhead_ms"] == pytest.approx(line["ms_per_step"] - line["bare_ms"], abs=1e-3)
+    assert line["bare_ms"] > 0 and line["overhead_ms"] < line["bar_ms"]
+    assert runner_table.RESULTS.read_text() == before
 
 
 def test_stored_results_name_no_path_of_a_machine():

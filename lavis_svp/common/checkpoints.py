@@ -19,6 +19,8 @@ KEYS = ("model", "optimizer", "scaler", "config", "iters")
 NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
 BEST = "checkpoint_best.pth"
 TEMPORARY = ".saving-"
+TENSORBOARD = "tensorboard"  # folder of event files
+WANDB_ID = "wandb_id.txt"  # which W&B run continues
 SHOWN = 5  # names listed in an error, of each kind
 
 
@@ -196,7 +198,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move an earlier run's checkpoints and results into ``earlier-<n>/``, so that a new run starts clean.
+    """Move an earlier run's checkpoints, results and curves into ``earlier-<n>/``, so that a new run starts clean.
+
+    Curves alone stay: they are of a run that was killed before its first checkpoint, and that now starts again.
 
     Returns:
         The folder they are in now; None where there was nothing.
@@ -210,7 +214,8 @@ def set_aside(folder: Path) -> Path | None:
     number = 1 + sum(1 for _ in folder.glob("earlier-*"))
     target = folder / f"earlier-{number}"
     target.mkdir()
-    for path in leftovers:
+    curves = [folder / name for name in (TENSORBOARD, WANDB_ID) if (folder / name).exists()]
+    for path in [*leftovers, *curves]:
         path.rename(target / path.name)
     (folder / "result").mkdir(exist_ok=True)
     return target

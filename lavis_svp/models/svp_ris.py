@@ -205,7 +205,7 @@ class SvpRis(BaseModel):
 
     # ---------------------------------------------------------------- training
 
-    def forward(self, samples: Mapping[str, Any]) -> dict[str, Tensor]:
+    def forward(self, samples: Mapping[str, Any]) -> dict[str, Any]:
         """Losses of a batch.
 
         Args:
@@ -214,9 +214,14 @@ class SvpRis(BaseModel):
                 LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which tell the alignment stage the step.
 
         Returns:
-            ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus those of the aids that are on.
+            ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus those of the aids that are on; and
+            ``stats``, numbers for the log: ``tokens_per_picture``, the mean count of visual tokens.
         """
         encoded = self.encode(samples)
+        losses = self._losses(encoded, samples)
+        return {**losses, "stats": {"tokens_per_picture": encoded.visual.valid.sum(1).float().mean()}}
+
+    def _losses(self, encoded: Encoded, samples: Mapping[str, Any]) -> dict[str, Tensor]:
         aligned = self.aids.alignment_loss(encoded, samples, self.language, self.device)
         if self.training and self.aids.in_alignment_stage(step(samples)):
             return self._total({"loss_word": aligned})

@@ -37,21 +37,28 @@ class EngineStepper(Stepper):
             for micro_step in range(last + 1):
                 samples = self.next_samples(batches, step, micro_step)
                 self.model.set_gradient_accumulation_boundary(micro_step == last)
-                loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
-                self.model.backward(loss)
+                with self.meter.timer.section("forward"):
+                    loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
+                with self.meter.timer.section("backward"):
+                    self.model.backward(loss)
                 self.meter.add(losses)
         self.model.set_gradient_accumulation_boundary(True)
-        norm = self._plain_norm() if self._plain else None
-        if norm is not None and norm - norm != 0:
-            self.model.zero_grad()
-        else:
-            self.model.step()
-            norm = self._engine_norm() if norm is None else norm
+        with self.meter.timer.section("update"):
+            norm = self._update_engine()
         if norm - norm == 0:  # neither inf nor nan
             self._skipped = 0
         else:
             self._skip(step, norm)
         return norm
+
+    def _update_engine(self) -> float:
+        """Clip and update, unless a plain optimizer's gradient is not finite; the norm before clipping."""
+        norm = self._plain_norm() if self._plain else None
+        if norm is not None and norm - norm != 0:
+            self.model.zero_grad()
+            return norm
+        self.model.step()
+        return self._engine_norm() if norm is None else norm
 
     @contextmanager
     def _exchange_once(self) -> Iterator[None]:

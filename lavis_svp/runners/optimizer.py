@@ -66,6 +66,13 @@ def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> Non
         group["lr"] = group["peak_lr"] * factor
 
 
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rates for the log: ``lr``, or ``lr_<group>`` where the groups' differ."""
+    groups = optimizer.param_groups
+    rates = {group["lr"] for group in groups}
+    return {"lr": groups[0]["lr"]} if len(rates) == 1 else {f"lr_{group['name']}": group["lr"] for group in groups}
+
+
 def parameter_names(optimizer_state: Mapping[str, Any]) -> list[list[str]]:
     """The parameters' names by group, as an optimizer's state dict holds them."""
     return [list(group.get("param_names", ())) for group in optimizer_state["param_groups"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -66,6 +67,9 @@ class RunOptions:
     resume: str = "auto"  # auto: newest checkpoint in output_dir; never: start anew; or a checkpoint's path
     resume_ckpt_path: str | None = None  # LAVIS's name for resume: <path>
     log_freq: int = 50  # steps between lines in log.txt
+    log_to: tuple[str, ...] = ("auto",)  # beside log.txt: tensorboard, wandb or []; auto: tensorboard if installed
+    wandb_project: str = "lavis-svp"  # W&B's project; its own variables (WANDB_MODE, ...) choose the rest
+    sync_timing: bool = False  # CUDA: wait for the device at each timed section; true times, slower training
 
     # written by the launcher
     rank: int = 0  # this process
@@ -86,6 +90,7 @@ class RunOptions:
         if not isinstance(self.image_disjoint, bool) and self.image_disjoint != "auto":
             raise ValueError(f"run.image_disjoint is {self.image_disjoint!r}; it must be true, false or auto.")
         check_ratios(self.train_dataset_ratios)
+        check_keys(self.log_to, LOG_TARGETS, "run.log_to")
         lowest = {"batch_size_train": 1, "batch_size_eval": 1, "accum_grad_iters": 1, "keep_checkpoints": 1}
         lowest |= dict.fromkeys(("log_freq",), 1)
         lowest |= dict.fromkeys(("num_workers", "max_iters", "iters_per_inner_epoch", "warmup_steps"), 0)
@@ -101,6 +106,8 @@ class RunOptions:
 
 # Decay by the name in the YAML; LAVIS's own name for cosine is understood, so that a YAML can change its runner only.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "linear_warmup_cosine_lr": "cosine"}
+
+LOG_TARGETS = ("auto", "tensorboard", "wandb")
 
 LAVIS_KEYS: dict[str, str] = {
     "max_epoch": "runner_base: epochs to train",
@@ -141,9 +148,11 @@ def with_defaults(run: Mapping[str, Any], owners: Iterable[type] = ()) -> dict[s
 
     Raises:
         ValueError: an unknown key, a missing one that has no default, or an impossible value.
+        ModuleNotFoundError: a package of ``run.log_to`` is not installed.
     """
     given = plain(run)
     check_keys(given, known_run_keys(*owners), "run")
+    log_targets(read_options(given))
     return {**{key: _as_list(value) for key, value in asdict(read_options(given)).items()}, **given}
 
 
@@ -162,6 +171,30 @@ def read_options(run: Mapping[str, Any]) -> RunOptions:
     if missing:
         raise ValueError(f"The run section lacks {', '.join(missing)}, which must be set.")
     return RunOptions(**values)
+
+
+def log_targets(options: RunOptions) -> list[str]:
+    """Where a run logs beside log.txt: what ``run.log_to`` names, with ``auto`` resolved; nothing to only evaluate.
+
+    Raises:
+        ModuleNotFoundError: a package that is asked for by name is not installed.
+    """
+    if options.evaluate:
+        return []
+    named = [name for name in dict.fromkeys(options.log_to) if name != "auto"]
+    for name in named:
+        if not _is_installed(name):
+            raise ModuleNotFoundError(
+                f"run.log_to names {name}, which is not installed. Run `pip install {name}`, or leave {name} out."
+            )
+    if "auto" in options.log_to and "tensorboard" not in named and _is_installed("tensorboard"):
+        named.append("tensorboard")
+    return named
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of that name in the current directory has no origin
 
 
 def _convert(key: str, kind: Any, value: Any) -> Any:

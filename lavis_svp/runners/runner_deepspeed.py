@@ -14,10 +14,10 @@ from lavis_svp.common import checkpoints
 from lavis_svp.runners.deepspeed_config import engine_config, read_config
 from lavis_svp.runners.engine import build_engine, join_processes, share_buffers, whole_weights
 from lavis_svp.runners.engine_stepper import EngineStepper
+from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
 from lavis_svp.runners.processes import is_main
 from lavis_svp.runners.runner_svp import RunnerSVP
-from lavis_svp.runners.training_log import LossMeter
 from lavis_svp.runners.zero_state import adamw_state, full_weight, restore_adamw, set_full_weight
 
 
@@ -88,7 +88,7 @@ class RunnerDeepSpeed(RunnerSVP):
         """The groups as they were before the engine took the parameters; see RunnerSVP."""
         return self._groups if self._wrapped_model is not None else []
 
-    def make_stepper(self, meter: LossMeter) -> EngineStepper:
+    def make_stepper(self, meter: TrainingMeter) -> EngineStepper:
         """What does the optimizer steps."""
         return EngineStepper(self.task, self.engine, self.optimizer, None, self.device, self.options, meter)
 

@@ -17,15 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order
-from lavis_svp.runners.optimizer import build_optimizer, check_groups
+from lavis_svp.runners.meter import TrainingMeter
+from lavis_svp.runners.optimizer import build_optimizer, check_groups, learning_rates
 from lavis_svp.runners.parameter_table import report_parameters
 from lavis_svp.runners.processes import from_main, is_main, wait_for_all
 from lavis_svp.runners.randomness import seed_all
 from lavis_svp.runners.results import ResultStore
 from lavis_svp.runners.resuming import Resumer
 from lavis_svp.runners.run_options import read_options, resolve_device
+from lavis_svp.runners.sinks import Sinks, build_sinks
 from lavis_svp.runners.stepper import Stepper, autocast, build_scaler
-from lavis_svp.runners.training_log import LossMeter, TrainingLog, write_line
+from lavis_svp.runners.training_log import TrainingLog, write_line
 
 CHOOSING_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
 
@@ -40,14 +42,14 @@ class RunnerSVP(RunnerIter):
     :class:`lavis_svp.runners.run_options.RunOptions`.
 
     The folder ``output_dir`` gets ``checkpoint_<steps>.pth`` (the newest few), ``checkpoint_best.pth``, ``log.txt``
-    (JSON lines), ``evaluate.txt`` (by LAVIS's tasks) and ``result/metrics_<split>_<steps>.json``.
+    (JSON lines), ``evaluate.txt`` (by LAVIS's tasks), ``result/metrics_<split>_<steps>.json`` and ``tensorboard/``.
 
     DDP runs with ``find_unused_parameters``: batches without a mask leave the mask head without a gradient. That also
     keeps DDP from regrouping its buckets after the first step, which would change the order of sums after a resume.
 
     Args:
         cfg: LAVIS's Config.
-        task: a LAVIS task; its ``train_step`` may return a loss or (loss, losses by name).
+        task: a LAVIS task; ``train_step`` returns a loss or (loss, losses by name); ``drawn_pictures`` are its files.
         model: a LAVIS model; may offer ``get_optimizer_params(run_cfg)`` and ``checkpoint_state()``.
         datasets: {name: {split: map-style data set}}, as ``task.build_datasets`` returns.
         job_id: sub-folder of ``output_dir``; empty for none.
@@ -72,6 +74,7 @@ class RunnerSVP(RunnerIter):
         self.datasets = join_by_split(datasets, self.options)
         self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
+        self.sinks = Sinks()  # none to only evaluate
         self._scaler = build_scaler(self.device, self.options)
 
     # ------------------------------------------------------------------------------------------ lazy parts
@@ -143,14 +146,15 @@ class RunnerSVP(RunnerIter):
         if self.options.evaluate:
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
         self.start_iters = self.iters = Resumer(self).resume()
+        self.sinks = build_sinks(self.options, self.output_dir, self.start_iters, self.config.to_dict())
         if self.start_iters < self.max_iters:
             report_parameters(self.bare_model, self.parameter_groups, self.output_dir)
             self._call_before_training()
             self._train_from(self.start_iters)
         else:
             logging.info("All %d steps are done already; nothing is left to train.", self.max_iters)
-        logs = self._validate()
-        logs.update(self._test())
+        logs = {**self._validate(), **self._test()}
+        self.sinks.close()
         logging.info("Training time %s", datetime.timedelta(seconds=int(time.time() - start)))
         return logs
 
@@ -159,16 +163,16 @@ class RunnerSVP(RunnerIter):
         if options.eval_every and first and first % options.eval_every == 0:
             self._validate()  # where the run was killed while evaluating
         batches = iter(train_loader(self.datasets, self.order, options, first, pin_memory=self.cuda_enabled))
-        meter = LossMeter()
+        meter = TrainingMeter(self.device, options.sync_timing)
         stepper = self.make_stepper(meter)
-        log = TrainingLog(self.output_dir, first, self.max_iters)
+        log = TrainingLog(self.output_dir, first, self.max_iters, self.sinks)
         self.model.train()
         for step in range(first, self.max_iters):
             norm = stepper.step(step, batches)
             done = self.iters = step + 1
             log.step()
             if done % options.log_freq == 0 or done == self.max_iters:
-                log.line(done, {**meter.means(), **self._learning_rates(), "grad_norm": norm})
+                log.line(done, meter, {**learning_rates(self.optimizer), "grad_norm": norm})
             evaluates = options.eval_every and done % options.eval_every == 0 and done < self.max_iters
             if evaluates or self._saves_at(done):
                 self._save_checkpoint(done)
@@ -177,18 +181,13 @@ class RunnerSVP(RunnerIter):
                 self.model.train()
         log.close()
 
-    def make_stepper(self, meter: LossMeter) -> Stepper:
+    def make_stepper(self, meter: TrainingMeter) -> Stepper:
         """What does the optimizer steps."""
         return Stepper(self.task, self.model, self.optimizer, self.scaler, self.device, self.options, meter)
 
     def _saves_at(self, done: int) -> bool:
         every = self.options.save_every
         return done == self.max_iters or done % self.iters_per_inner_epoch == 0 or bool(every and done % every == 0)
-
-    def _learning_rates(self) -> dict[str, float]:
-        groups = self.optimizer.param_groups
-        rates = {group["lr"] for group in groups}
-        return {"lr": groups[0]["lr"]} if len(rates) == 1 else {f"lr_{group['name']}": group["lr"] for group in groups}
 
     def _call_before_training(self) -> None:
         """Let the task, or else the model, prepare (LAVIS main has this hook, the wheel has not)."""
@@ -269,6 +268,7 @@ class RunnerSVP(RunnerIter):
             metrics = self._keep_if_best(metrics)
         if metrics is not None and is_main():
             self.results.write(split, self.iters, metrics)
+            self.sinks.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_pictures", ()))
         wait_for_all()
         return metrics
 

@@ -12,11 +12,11 @@ from lavis.datasets.data_utils import apply_to_sample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import scale_learning_rates
 from lavis_svp.runners.randomness import seed_all
 from lavis_svp.runners.run_options import SCHEDULES, RunOptions
 from lavis_svp.runners.schedule import lr_factor
-from lavis_svp.runners.training_log import LossMeter
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SKIPPED = 10  # updates in a row that may be skipped for a gradient that is not finite
@@ -35,11 +35,14 @@ def build_scaler(device: torch.device, options: RunOptions) -> torch.amp.GradSca
 def split_losses(output: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Read what ``task.train_step`` returns: a loss (LAVIS 1.0.2) or (loss, all losses by name) (LAVIS main).
 
+    Numbers to report that are no losses may stand beside the losses in a mapping ``stats``.
+
     Returns:
-        The loss to minimise, and the losses to report.
+        The loss to minimise, and the losses and statistics to report.
     """
     loss, parts = output if isinstance(output, tuple) else (output, {})
-    return loss, {"loss": loss, **{name: value for name, value in parts.items() if "loss" in name}}
+    losses = {name: value for name, value in parts.items() if "loss" in name}
+    return loss, {"loss": loss, **losses, **parts.get("stats", {})}
 
 
 class Stepper:
@@ -56,7 +59,7 @@ class Stepper:
         scaler: for fp16, else None.
         device: where the model is.
         options: the run section.
-        meter: takes the losses.
+        meter: takes the losses, statistics and times.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Stepper:
         scaler: torch.amp.GradScaler | None,
         device: torch.device,
         options: RunOptions,
-        meter: LossMeter,
+        meter: TrainingMeter,
     ) -> None:
         self.task = task
         self.model = model
@@ -98,12 +101,14 @@ class Stepper:
         for micro_step in range(options.accum_grad_iters):
             samples = self.next_samples(batches, step, micro_step)
             with self._exchange(micro_step == options.accum_grad_iters - 1):
-                with autocast(self.device, options):
+                with self.meter.timer.section("forward"), autocast(self.device, options):
                     loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
-                share = loss / options.accum_grad_iters
-                (self.scaler.scale(share) if self.scaler else share).backward()
+                with self.meter.timer.section("backward"):  # in the last micro-batch with the exchange of gradients
+                    share = loss / options.accum_grad_iters
+                    (self.scaler.scale(share) if self.scaler else share).backward()
             self.meter.add(losses)
-        return self._update(step)
+        with self.meter.timer.section("update"):
+            return self._update(step)
 
     def learning_rate_factor(self, step: int) -> float:
         """The fraction of the peak learning rates at a step."""
@@ -120,13 +125,18 @@ class Stepper:
 
     def next_samples(self, batches: Iterator[Any], step: int, micro_step: int) -> Any:
         """The next micro-batch, on the device; all generators are seeded for it."""
-        samples = self._prepare(next(batches), step)
+        with self.meter.timer.section("data"):
+            samples = self._prepare(next(batches), step)
         seed_all(self.options.seed, "step", self.options.rank, step, micro_step)
         return samples
 
     def _prepare(self, samples: Any, step: int) -> Any:
-        """Move tensors to the device and add the counters that LAVIS's models may read."""
+        """Move tensors to the device and add the counters that LAVIS's models may read.
+
+        ``skipped``, names of broken samples that the loader left out, goes to the meter.
+        """
         samples = apply_to_sample(lambda tensor: tensor.to(self.device, non_blocking=True), samples)
+        self.meter.count(samples, samples.pop("skipped", ()))
         inner = self.options.iters_per_inner_epoch or self.options.max_iters
         samples.update(epoch=step // inner, num_iters_per_epoch=inner, iters=step % inner)
         return samples

@@ -1,46 +1,20 @@
-"""What training tells: a progress bar, and one JSON line in log.txt each ``log_freq`` steps."""
+"""What training tells: a progress bar, and each ``log_freq`` steps a line in log.txt and points in the sinks."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from lavis_svp.runners.processes import gather, is_main
+from lavis_svp.runners.meter import TrainingMeter
+from lavis_svp.runners.processes import is_main
+from lavis_svp.runners.sinks import Sinks
 
-
-class LossMeter:
-    """Means of the losses since the last line, over micro-batches and processes."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
-
-    def add(self, losses: Mapping[str, Tensor | float]) -> None:
-        """Take the losses of one micro-batch; tensors stay on their device until :meth:`means`."""
-        for name, value in losses.items():
-            tensor = torch.as_tensor(value).detach().float()
-            self._sums[name] = self._sums[name] + tensor if name in self._sums else tensor
-            self._counts[name] += 1
-
-    def means(self) -> dict[str, float]:
-        """The means, the same in every process; starts over. All processes must call it together."""
-        mine = {name: (total.item(), self._counts[name]) for name, total in self._sums.items()}
-        self._sums, self._counts = {}, defaultdict(int)
-        everyone = gather(mine)
-        names = sorted({name for one in everyone for name in one})
-        return {
-            name: sum(one[name][0] for one in everyone if name in one)
-            / sum(one[name][1] for one in everyone if name in one)
-            for name in names
-        }
+SHOWN = ("lr", "grad_norm", "pictures_per_second")  # in the progress bar, beside the losses
 
 
 class TrainingLog:
@@ -50,10 +24,12 @@ class TrainingLog:
         folder: the run's output folder.
         first: the step that training starts at.
         last: the step that it ends before.
+        sinks: take the same numbers.
     """
 
-    def __init__(self, folder: Path, first: int, last: int) -> None:
+    def __init__(self, folder: Path, first: int, last: int, sinks: Sinks) -> None:
         self._folder = folder
+        self._sinks = sinks
         self._since = (time.perf_counter(), first)
         self._bar = tqdm(
             initial=first,
@@ -69,14 +45,25 @@ class TrainingLog:
         """Count one optimizer step."""
         self._bar.update()
 
-    def line(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the state after ``step`` steps."""
+    def line(self, step: int, meter: TrainingMeter, values: Mapping[str, float]) -> None:
+        """Tell the state after ``step`` steps. All processes must call it together.
+
+        Args:
+            step: optimizer steps that are done.
+            meter: what was measured since the last line.
+            values: the learning rates, the gradient's norm.
+        """
+        since, first = self._since
+        steps = step - first
+        measured = meter.collect(steps)
         now = time.perf_counter()
-        seconds = (now - self._since[0]) / max(1, step - self._since[1])
         self._since = (now, step)
-        shown = {"iters": step, **values, "seconds_per_iter": seconds}
-        write_line(self._folder, {f"train_{name}": _rounded(value) for name, value in shown.items()})
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+        # Wall time, with evaluations and saves between the steps; time_* and *_per_second are of the steps alone.
+        told = {**measured, **values, "seconds_per_iter": (now - since) / max(1, steps)}
+        write_line(self._folder, {f"train_{name}": _rounded(value) for name, value in {"iters": step, **told}.items()})
+        self._sinks.scalars(step, "train", told)
+        shown = {name: f"{value:.4g}" for name, value in told.items() if "loss" in name or name in SHOWN}
+        self._bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:
         """End the progress bar."""

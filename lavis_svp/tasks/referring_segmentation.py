@@ -60,6 +60,7 @@ class ReferringSegmentationTask(BaseTask):
         self.settings = dict(settings or {})
         self._dataset: Any = None
         self._gallery = Gallery(options.num_visualise)
+        self.drawn_pictures: list[Path] = []  # of the last evaluation, in the main process
         self._inputs_cached = False
         self._held_out: dict[str, Any] | None = None
 
@@ -106,15 +107,16 @@ class ReferringSegmentationTask(BaseTask):
         """One forward pass.
 
         Returns:
-            the loss to go backward from, and every output whose name holds "loss", detached, for the log (as LAVIS's
-            main branch does; the 1.0.2 wheel returned the loss alone).
+            the loss to go backward from, and for the log, detached, every output whose name holds "loss" (as LAVIS's
+            main branch does; the 1.0.2 wheel returned the loss alone) and the model's ``stats``.
         """
         output = model(samples)
-        return output["loss"], {
+        losses = {
             name: value.detach() if torch.is_tensor(value) else value
             for name, value in output.items()
             if "loss" in name
         }
+        return output["loss"], losses | ({"stats": dict(output["stats"])} if "stats" in output else {})
 
     def _train_inner_loop(self, *args: Any, **kwargs: Any) -> dict[str, str]:
         """Refuse LAVIS's own loop, which neither accumulates correctly nor clips."""
@@ -210,7 +212,7 @@ class ReferringSegmentationTask(BaseTask):
         facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
         facts |= {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
         write_json(folder / f"{stem}.summary.json", {"run": facts, **result})
-        self._gallery.save(folder / "pictures" / split_name)
+        self.drawn_pictures = self._gallery.save(folder / "pictures" / split_name)
 
     def _expected_ids(self, split_name: str) -> list[str] | None:
         ids = getattr(self._dataset, "expression_ids", None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lavis_svp.common.checkpoints import (
+    TENSORBOARD,
     CorruptCheckpointError,
     WrongCheckpointError,
     content_digest,
@@ -151,9 +152,16 @@ def test_an_earlier_run_is_set_aside_not_deleted(tmp_path):
     for number in (1, 2):
         save(tmp_path, 5)
         (tmp_path / "result" / "metrics_val_5.json").touch()
+        (tmp_path / TENSORBOARD).mkdir()
         assert set_aside(tmp_path) == tmp_path / f"earlier-{number}"
         assert (tmp_path / f"earlier-{number}" / "result" / "metrics_val_5.json").exists()
+        assert (tmp_path / f"earlier-{number}" / TENSORBOARD).exists() and not (tmp_path / TENSORBOARD).exists()
         assert numbered_checkpoints(tmp_path) == [] and not any((tmp_path / "result").iterdir())
+
+
+def test_curves_of_a_run_without_a_checkpoint_stay(tmp_path):
+    (tmp_path / TENSORBOARD).mkdir()
+    assert set_aside(tmp_path) is None and (tmp_path / TENSORBOARD).exists()
 
 
 def test_a_digest_tells_any_change_of_content():

@@ -28,6 +28,7 @@ def loss_of(model, batch):
 def test_every_trainable_parameter_learns_with_every_projector(make_model, batch, projector, aids):
     model = make_model(**aids, projector={"name": projector})
     losses = loss_of(model, batch)
+    assert losses.pop("stats")["tokens_per_picture"] == np.mean(model.encode(batch).counts)
     assert {"loss", "loss_ce", "loss_bce", "loss_dice"} <= set(losses)
     assert all(torch.isfinite(value) for value in losses.values())
     losses["loss"].backward()
@@ -102,7 +103,7 @@ def test_the_alignment_stage_trains_the_projector_alone(make_model, batch):
     instances = [dict(item, words=[w]) for item, w in zip(batch["instances"], words, strict=True)]
     first = {**batch, "instances": instances, "epoch": 0, "num_iters_per_epoch": 8, "iters": 3}
     losses = loss_of(model, first)
-    assert set(losses) == {"loss", "loss_word"}
+    assert set(losses) == {"loss", "loss_word", "stats"}
     losses["loss"].backward()
     assert model.projector.head[0].weight.grad is not None
     assert all(p.grad is None for p in model.language.transformer.parameters())

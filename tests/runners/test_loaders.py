@@ -117,6 +117,18 @@ def test_seeding_repeats_all_three_generators():
     assert draws[0] == draws[1]
 
 
+def test_seeding_equals_torchs_and_keeps_nothing():
+    """torch.manual_seed keeps a stack trace for each device that may appear later, at every call."""
+    seed_all(3)  # what is asked once, is asked
+    queued = len(torch.cuda._queued_calls)
+    for _ in range(5):
+        seed_all(3)
+    assert len(torch.cuda._queued_calls) == queued or torch.cuda.is_available()
+    drawn = torch.rand(3)
+    torch.manual_seed(derive_seed(3))
+    assert torch.equal(drawn, torch.rand(3))
+
+
 def test_orders_differ_by_epoch_and_seed():
     orders = [tuple(epoch_permutation(20, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4

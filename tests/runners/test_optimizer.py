@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from lavis_svp.runners.optimizer import build_optimizer, parameter_names, scale_learning_rates
+from lavis_svp.runners.optimizer import build_optimizer, learning_rates, parameter_names, scale_learning_rates
 from lavis_svp.runners.run_options import RunOptions
 
 OPTIONS = RunOptions(task="t", output_dir="o", init_lr=0.1, weight_decay=0.05)
@@ -47,6 +47,8 @@ def test_own_groups_keep_their_ratio_under_the_schedule():
     scale_learning_rates(optimizer, 0.5)
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"plain": 0.005, "norm": 0.05}
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.5]
+    assert learning_rates(optimizer) == {"lr_plain": 0.005, "lr_norm": 0.05}
+    assert learning_rates(build_optimizer(Net(), OPTIONS, {})) == {"lr": 0.1}
 
 
 def test_lavis_main_groups_are_understood():

@@ -35,6 +35,7 @@ def test_what_a_run_leaves_behind(finished):
     out = finished / "out"
     assert {path.name for path in out.iterdir()} == {
         "checkpoint_3.pth", "checkpoint_4.pth", "checkpoint_best.pth", "log.txt", "evaluate.txt", "result",
+        "tensorboard",
     }  # fmt: skip
     contents = torch.load(out / "checkpoint_4.pth", weights_only=True)
     assert set(contents) == {"model", "optimizer", "scaler", "config", "iters", "digest"} and contents["iters"] == 4

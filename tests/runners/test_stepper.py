@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer
 from lavis_svp.runners.run_options import RunOptions
 from lavis_svp.runners.stepper import MOST_SKIPPED, Stepper, autocast, build_scaler, split_losses
-from lavis_svp.runners.training_log import LossMeter
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def make(**run):
     )
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
-    meter = LossMeter()
+    meter = TrainingMeter()
     stepper = Stepper(
         Task(), model, build_optimizer(model, options, {}), build_scaler(CPU, options), CPU, options, meter
     )
@@ -48,7 +48,7 @@ def test_accumulating_equals_one_large_batch(size, accumulate):
     for step in range(3):
         assert stepper.step(step, stream) == pytest.approx(large.step(step, whole), rel=1e-5)
     torch.testing.assert_close(model.weight, reference.weight, rtol=1e-5, atol=1e-6)
-    assert meter.means()["loss"] == pytest.approx(large_meter.means()["loss"], rel=1e-5)
+    assert meter.collect(1)["loss"] == pytest.approx(large_meter.collect(1)["loss"], rel=1e-5)
 
 
 def test_the_norm_is_reported_whole_and_clipped():
@@ -66,7 +66,7 @@ def test_mixed_precision_learns_as_well_with_full_precision_weights(dtype):
         stepper, model, meter = make(max_iters=60, init_lr=0.05, **run)
         for step in range(60):  # fp16's first steps are skipped until the loss scale fits
             stepper.step(step, batches(96))
-            losses[name] = meter.means()["loss"]
+            losses[name] = meter.collect(1)["loss"]
     assert losses["mixed"] == pytest.approx(losses["full"], rel=0.02)
     assert model.weight.dtype == torch.float32
     with autocast(CPU, stepper.options):
@@ -112,3 +112,21 @@ def test_both_forms_of_train_step_are_read():
     loss = torch.tensor(1.0)
     assert split_losses(loss) == (loss, {"loss": loss})
     assert split_losses((loss, {"loss_ce": 2.0, "tokens": 3})) == (loss, {"loss": loss, "loss_ce": 2.0})
+    parts = {"loss_ce": 2.0, "stats": {"tokens_per_picture": 3}}
+    assert split_losses((loss, parts)) == (loss, {"loss": loss, "loss_ce": 2.0, "tokens_per_picture": 3})
+
+
+def test_names_of_skipped_samples_go_to_the_meter_alone():
+    seen = []
+
+    class Spy(Task):
+        def train_step(self, model, samples):
+            seen.append(sorted(samples))
+            return super().train_step(model, samples)
+
+    stepper, _, meter = make()
+    stepper.task = Spy()
+    batch = {**next(batches(8)), "skipped": ["a.tar/1", "a.tar/2"]}
+    stepper.step(0, iter([batch]))
+    assert seen == [["epoch", "iters", "num_iters_per_epoch", "x", "y"]]
+    assert meter.collect(1)["skipped_samples"] == 2 and "skipped" in batch

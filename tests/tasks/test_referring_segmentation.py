@@ -57,6 +57,7 @@ def test_run_from_yaml_to_files(pictures, set_model, folders, capsys):
     assert (logged["split"], logged["epoch"], logged["giou_macro"]) == ("test", 7, 0.5)
     drawn = {path.name for path in (folders / "result" / "pictures").rglob("*.png")}
     assert drawn == {"000.png", "001.png", "002.png", "003.png", "test.png"}
+    assert [path.name for path in task.drawn_pictures] == ["000.png", "001.png", "002.png", "003.png"]
     assert "mean of kinds" in capsys.readouterr().out
 
 
@@ -127,6 +128,13 @@ def test_train_step_gives_loss_and_detached_parts(pictures, set_model):
     assert loss.requires_grad
     assert parts == {"loss": torch.tensor(2.0), "loss_ce": torch.tensor(1.0)}
     assert not any(value.requires_grad for value in parts.values())
+
+
+def test_train_step_passes_statistics_on(pictures, set_model):
+    batch = pictures.collater([pictures[0]])
+    model, stats = set_model({}), {"tokens_per_picture": torch.tensor(3.0)}
+    _, parts = ReferringSegmentationTask().train_step(lambda samples: {**model(samples), "stats": stats}, batch)
+    assert parts["stats"] == stats
 
 
 def test_lavis_own_loop_is_refused():
