@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
 from lavis_svp.projectors.overlap import cell_overlap
+from lavis_svp.projectors.precision import no_autocast
 
 AREA_LOGIT = 6.0  # logit that a fully covered pixel of the dense mask prompt gets; SAM's own masks reach about this
 
@@ -86,6 +88,8 @@ class MaskHead(nn.Module):
         quality = embeddings.new_empty(len(prompts), dtype=torch.float32)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         image_pe = self.prompt_encoder.get_dense_pe()
+        dtype = decoder.mask_tokens.weight.dtype  # 16 bits where DeepSpeed keeps the weights so: then all is computed so
+        autocast = nullcontext() if dtype == torch.float32 else no_autocast(embeddings.device)
         for index in picture.unique().tolist():
             mine = (picture == index).nonzero(as_tuple=True)[0]
             if area is None:
@@ -94,12 +98,13 @@ class MaskHead(nn.Module):
             else:
                 mask_logits = (2 * area[mine] - 1)[:, None] * AREA_LOGIT  # (P_b, 1, 4h, 4w)
                 dense = self.prompt_encoder.mask_downscaling(mask_logits)  # (P_b, 256, h, w)
-            masks, iou = decoder.predict_masks(
-                image_embeddings=embeddings[index : index + 1].float(),
-                image_pe=image_pe,
-                sparse_prompt_embeddings=prompts[mine],
-                dense_prompt_embeddings=dense,
-            )
+            with autocast:
+                masks, iou = decoder.predict_masks(
+                    image_embeddings=embeddings[index : index + 1].to(dtype),
+                    image_pe=image_pe.to(dtype),
+                    sparse_prompt_embeddings=prompts[mine].to(dtype),
+                    dense_prompt_embeddings=dense.to(dtype),
+                )
             parts.append((mine, masks[:, 0].float(), iou[:, 0].float()))
         for mine, masks, iou in parts:
             logits = logits.index_copy(0, mine, masks)

@@ -224,7 +224,8 @@ class SvpRis(BaseModel):
     def _losses(self, encoded: Encoded, samples: Mapping[str, Any]) -> dict[str, Tensor]:
         aligned = self.aids.alignment_loss(encoded, samples, self.language, self.device)
         if self.training and self.aids.in_alignment_stage(step(samples)):
-            return self._total({"loss_word": aligned})
+            # a batch without named instances goes backward through the projector all the same, as _no_masks does
+            return self._total({"loss_word": 0.0 * encoded.visual.tokens.sum() if aligned is None else aligned})
         expressions, masks, has_target = expressions_and_masks(samples)
         turns = [
             [self._training_turn(text, real, i) for i, (text, real) in enumerate(zip(texts, reals, strict=True))]

@@ -69,9 +69,8 @@ class EngineStepper(Stepper):
         with self.model.coalesce_grad_reduction():
             yield
             for parameter in self._trainable:
-                sharded = hasattr(parameter, "ds_id")
-                if not sharded and parameter.grad is None and getattr(parameter, "grad_accum", None) is None:
-                    parameter.grad = torch.zeros_like(parameter)
+                if parameter.grad is None and getattr(parameter, "grad_accum", None) is None:
+                    _set_zero_gradient(parameter)
 
     @cached_property
     def _trainable(self) -> list[nn.Parameter]:
@@ -89,3 +88,12 @@ class EngineStepper(Stepper):
     def _engine_norm(self) -> float:
         norm = self.model.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
+
+
+def _set_zero_gradient(parameter: nn.Parameter) -> None:
+    """Give a parameter a gradient of zeros in its whole shape, also where ZeRO-3 has taken its values away."""
+    shape, taken = getattr(parameter, "ds_shape", parameter.shape), parameter.data
+    zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    parameter.data = zeros  # torch takes a gradient of the parameter's present shape only
+    parameter.grad = zeros
+    parameter.data = taken
