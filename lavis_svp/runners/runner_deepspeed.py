@@ -12,7 +12,7 @@ from torch import nn
 
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.deepspeed_config import engine_config, read_config
-from lavis_svp.runners.engine import build_engine, join_processes, share_buffers, whole_weights
+from lavis_svp.runners.engine import build_engine, gather_again, join_processes, share_buffers, whole_weights
 from lavis_svp.runners.engine_stepper import EngineStepper
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
@@ -33,12 +33,13 @@ class RunnerDeepSpeed(RunnerSVP):
     Checkpoints are whole, in fp32, and the same as runner_svp's: they resume under any ZeRO stage, number of
     processes and runner. Putting them together is collective: every process takes part in every save.
 
-    Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine.
+    Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine; those in
+    ``unsharded_modules`` are trained by it, but ZeRO-3 does not shard their weights (their optimizer state it does).
 
     Args:
         cfg: as for RunnerSVP.
         task: as for RunnerSVP.
-        model: as for RunnerSVP; may offer ``replicated_modules`` and ``parameters_read_outside()``.
+        model: as for RunnerSVP; may offer these two and ``parameters_read_outside()``.
         datasets: as for RunnerSVP.
         job_id: as for RunnerSVP.
 
@@ -65,7 +66,7 @@ class RunnerDeepSpeed(RunnerSVP):
                 for group in optimizer.state_dict()["param_groups"]
             ]
             replicated = getattr(self._model, "replicated_modules", ())
-            self._wrapped_model = build_engine(self._model, optimizer, self.engine_config, self.device, replicated)
+            self._wrapped_model = build_engine(self._model, optimizer, self.engine_config, replicated)
         return self._wrapped_model
 
     @property
@@ -125,6 +126,7 @@ class RunnerDeepSpeed(RunnerSVP):
             whole = full_weight(parameters[name]) if name in parameters else tensor
             if is_main():
                 model[name] = whole.cpu().clone()
+        gather_again(self.engine)
         optimizer = adamw_state(self.engine, self._groups, is_main())
         return {"model": model, "optimizer": optimizer, "scaler": None}
 
@@ -138,3 +140,4 @@ class RunnerDeepSpeed(RunnerSVP):
                 set_full_weight(parameters[name], value)
             else:
                 buffers[name].copy_(value)
+        gather_again(self.engine)
