@@ -432,9 +432,10 @@ class SvpRis(BaseModel):
         self._carried.update(names)
 
     def parameters_read_outside(self) -> list[Tensor]:
-        """Large parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
-        output = self.language.output
-        return [self.language.embed_tokens.weight, *([] if output is None else [output.weight])]
+        """Parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
+        language = self.language
+        tables = [language.embed_tokens.weight, language.added_embedding, language.added_output]
+        return [table for table in [*tables, language.output and language.output.weight] if table is not None]
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Everything that the configuration's named weights do not hold; see ``models/parameters.py``."""

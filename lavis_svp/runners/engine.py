@@ -11,6 +11,7 @@ import torch
 from torch import distributed, nn
 
 from lavis_svp.runners.deepspeed_config import offloads_optimizer, zero_stage
+from lavis_svp.runners.zero_state import set_full_weight
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed compiles it on CPUs, a minute at first use; gloo does without
 
@@ -73,6 +74,7 @@ def build_engine(
     unsharded = [model.get_submodule(name) for name in getattr(model, "unsharded_modules", ())] if sharded_whole else []
     for module in unsharded:
         deepspeed.utils.set_z3_leaf_module(module, True)  # its inside may be called as often as a batch needs it
+    exact = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
     kept = {name: model._modules.pop(name) for name in replicated}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
     for name, child in kept.items():
@@ -81,7 +83,19 @@ def build_engine(
         for parameter in getattr(model, "parameters_read_outside", list)():
             deepspeed.zero.register_external_parameter(model, parameter)
         _keep_gathered(engine, [parameter for module in unsharded for parameter in module.parameters()])
+    _set_exact_masters(engine, exact)
     return engine
+
+
+@torch.no_grad()
+def _set_exact_masters(engine: Any, exact: Mapping[str, torch.Tensor]) -> None:
+    """Give the optimizer's fp32 copies the values from before the weights were cast: DeepSpeed copies them after."""
+    parameters = dict(engine.module.named_parameters())
+    if not any(parameters[name].dtype != value.dtype for name, value in exact.items()):
+        return
+    for name, value in exact.items():
+        set_full_weight(parameters[name], value)
+    gather_again(engine)
 
 
 def _put_back(model: nn.Module, name: str, child: nn.Module | None, as_module: bool) -> None:

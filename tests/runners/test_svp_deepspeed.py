@@ -62,9 +62,13 @@ def run_svp(run_toy, parts, shared, final_state):
 
 
 def stage(number, bf16=False):
-    """All weights of the language model sharded under ZeRO-3, however small."""
+    """ZeRO-3 in fp32 shards all weights of the language model, however small; in bf16 it keeps small ones whole."""
     zero = f"run.deepspeed_config.zero_optimization.stage={number}"
-    threshold = ("run.deepspeed_config.zero_optimization.stage3_param_persistence_threshold=0",) if number == 3 else ()
+    threshold = (
+        ("run.deepspeed_config.zero_optimization.stage3_param_persistence_threshold=0",)
+        if number == 3 and not bf16
+        else ()
+    )
     return (zero, *threshold, *(("run.amp=True", "run.amp_dtype=bf16") if bf16 else ()))
 
 
