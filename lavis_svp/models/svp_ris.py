@@ -434,8 +434,10 @@ class SvpRis(BaseModel):
     def parameters_read_outside(self) -> list[Tensor]:
         """Parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
         language = self.language
-        tables = [language.embed_tokens.weight, language.added_embedding, language.added_output]
-        return [table for table in [*tables, language.output and language.output.weight] if table is not None]
+        tables = [language.embed_tokens.weight, language.added_embedding]
+        if language.output is not None and language.added_output is not None:
+            tables += [language.output.weight, language.added_output]
+        return tables
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Everything that the configuration's named weights do not hold; see ``models/parameters.py``."""
