@@ -88,7 +88,9 @@ class MaskHead(nn.Module):
         quality = embeddings.new_empty(len(prompts), dtype=torch.float32)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         image_pe = self.prompt_encoder.get_dense_pe()
-        dtype = decoder.mask_tokens.weight.dtype  # 16 bits where DeepSpeed keeps the weights so: then all is computed so
+        dtype = (
+            decoder.mask_tokens.weight.dtype
+        )  # 16 bits where DeepSpeed keeps the weights so: then all is computed so
         autocast = nullcontext() if dtype == torch.float32 else no_autocast(embeddings.device)
         for index in picture.unique().tolist():
             mine = (picture == index).nonzero(as_tuple=True)[0]
