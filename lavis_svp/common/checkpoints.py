@@ -184,12 +184,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest sound checkpoint of a folder; a damaged one is passed over with a warning."""
     for path in numbered_checkpoints(folder):
         try:
-            read_checkpoint(path)
+            _check(path)
         except CorruptCheckpointError as error:
             logging.warning("%s Going back to the checkpoint before it.", error)
         else:
             return path
     return None
+
+
+def _check(path: Path) -> None:
+    """Raise what :func:`read_checkpoint` would, without putting shards together."""
+    if is_shard_folder(path):
+        check_files(path)
+    else:
+        read_checkpoint(path)
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:

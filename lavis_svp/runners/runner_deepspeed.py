@@ -32,8 +32,8 @@ class RunnerDeepSpeed(RunnerSVP):
     batch sizes, accumulation, clipping, precision, optimizer and schedule stay in the run section. With ``amp``,
     weights are in ``amp_dtype`` with fp32 master copies in the optimizer, and forward runs under autocast.
 
-    Checkpoints are whole, in fp32, and the same as runner_svp's, or in shards (``run.checkpoint_format``): they resume under any ZeRO stage, number of
-    processes and runner. Putting them together is collective: every process takes part in every save.
+    Checkpoints are whole, in fp32, and the same as runner_svp's, or in shards
+    (``run.checkpoint_format``): they resume under any ZeRO stage, number of processes and runner. Putting them together is collective: every process takes part in every save.
 
     Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine.
 
@@ -54,8 +54,8 @@ class RunnerDeepSpeed(RunnerSVP):
         self.engine_config = engine_config(self.options, read_config(self.options.deepspeed_config))
         if self.options.checkpoint_format == "shards" and _offload_device(self.engine_config) == "nvme":
             raise DeepSpeedConfigError(
-                "run.checkpoint_format is 'shards', but the optimizer's state is on NVMe, which DeepSpeed saves in files "
-                "of its own kind. Set run.checkpoint_format to whole, or offload to cpu."
+                "run.checkpoint_format is 'shards', but the optimizer's state is on NVMe, which DeepSpeed saves in "
+                "files of its own kind. Set run.checkpoint_format to whole, or offload to cpu."
             )
         self._scaler = None  # the engine scales
         self._groups: list[dict[str, Any]] = []
