@@ -1,7 +1,7 @@
 """Checkpoints in parts: a folder ``checkpoint_<steps>.shards/`` with a list of its files and their digests.
 
-The folder holds what DeepSpeed writes (``latest``, ``global_step<steps>/*.pt``), ``rest.pth`` (what is the same in every
-process) and ``complete.json``, which is written last and without which the folder counts as unfinished.
+The folder holds what DeepSpeed writes (``latest``, ``global_step<steps>/*.pt``), ``rest.pth`` (what is the same in
+every process) and ``complete.json``, which is written last and without which the folder counts as unfinished.
 """
 
 from __future__ import annotations

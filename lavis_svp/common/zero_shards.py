@@ -1,8 +1,8 @@
 """Read DeepSpeed's own checkpoints of any ZeRO stage and world size, without DeepSpeed and without running code.
 
-DeepSpeed unpickles its files with everything that they name. Here the few classes of it that they hold are read as empty
-stand-ins; any other name is refused. Files are mapped into memory and copied parameter by parameter, so that the result
-is all that has to fit. The layout is that of ``deepspeed/utils/zero_to_fp32.py`` (0.19.8).
+DeepSpeed unpickles its files with everything that they name. Here the few classes of it that they hold are read as
+empty stand-ins; any other name is refused. Files are mapped into memory and copied parameter by parameter, so that the
+result is all that has to fit. The layout is that of ``deepspeed/utils/zero_to_fp32.py`` (0.19.8).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def find_tag(folder: Path) -> Path:
     tags = [(int(match[1]), path) for path in folder.glob("*") if (match := TAG.fullmatch(path.name))]
     if not tags:
         raise FileNotFoundError(
-            f"{folder} is not a DeepSpeed checkpoint: it has no *_model_states.pt, no file 'latest' and no global_step*/."
+            f"{folder} is not a DeepSpeed checkpoint: it has no *_model_states.pt, no 'latest' and no global_step*/."
         )
     return max(tags)[1]
 
@@ -205,7 +205,8 @@ def _weights_only(head: Mapping[str, Any], tag: Path) -> ZeroState:
     empty = [name for name in names if name not in head["module"] or not head["module"][name].numel()]
     if empty:
         raise FileNotFoundError(
-            f"{tag} has no *_optim_states.pt, where ZeRO-3 keeps the weights of {len(empty)} parameters ({empty[0]} ...)."
+            f"{tag} has no *_optim_states.pt, where ZeRO-3 keeps the weights of {len(empty)} parameters "
+            f"({empty[0]} ...)."
         )
     return ZeroState({name: head["module"][name].float().clone() for name in names})
 

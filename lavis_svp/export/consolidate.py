@@ -22,17 +22,17 @@ def consolidate(folder: Path, out: Path) -> None:
     """Put the shards of any ZeRO stage and number of processes together, in fp32.
 
     A folder of ours gives what the run's whole checkpoint would have held, and is checked against its digests. A folder
-    of somebody else's (LISA's or GLaMM's ``ckpt_model/``) gives the trained weights, and AdamW's moments where it has them.
+    of somebody else's (LISA's or GLaMM's ``ckpt_model/``) gives the trained weights, and AdamW's moments where it has
+    them.
 
     Args:
         folder: with the shards.
         out: the file to write.
 
     Raises:
-        FileExistsError: ``out`` is there already.
         FileNotFoundError: no DeepSpeed checkpoint, or shards are missing; names them.
         CorruptCheckpointError: a file is damaged, or holds code.
-        ValueError: a kind of checkpoint that is not understood.
+        ValueError: ``out`` is there already, or a kind of checkpoint that is not understood.
     """
     from lavis_svp.common.checkpoints import read_checkpoint, save_checkpoint
     from lavis_svp.common.shard_folders import is_shard_folder
@@ -40,7 +40,7 @@ def consolidate(folder: Path, out: Path) -> None:
     from lavis_svp.common.zero_state_dict import trained_checkpoint
 
     if out.exists():
-        raise FileExistsError(f"{out} exists already; name another file.")
+        raise ValueError(f"{out} exists already; name another file.")
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder at {folder}.")
     contents = read_checkpoint(folder) if is_shard_folder(folder) else trained_checkpoint(read_zero_folder(folder))

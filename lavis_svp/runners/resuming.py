@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 # Keys of `run:` that do not change what is computed.
 HARMLESS = (
-    "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "checkpoint_format", "keep_checkpoints", "eval_every",
+    "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "keep_checkpoints", "eval_every",
     "evaluate", "valid_splits", "test_splits", "test_checkpoint", "resume", "resume_ckpt_path", "dist_url", "rank",
-    "gpu", "log_to", "wandb_project", "sync_timing",
+    "gpu", "log_to", "wandb_project", "sync_timing", "checkpoint_format",
 )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ class RunnerDeepSpeed(RunnerSVP):
     weights are in ``amp_dtype`` with fp32 master copies in the optimizer, and forward runs under autocast.
 
     Checkpoints are whole, in fp32, and the same as runner_svp's, or in shards
-    (``run.checkpoint_format``): they resume under any ZeRO stage, number of processes and runner. Putting them together is collective: every process takes part in every save.
+    (``run.checkpoint_format``): they resume under any ZeRO stage, number of processes and runner. Writing
+    them is collective: every process takes part in every save.
 
     Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine.
 

@@ -15,7 +15,13 @@ from lavis_svp.common.zero_shards import read_zero_folder
 slow = pytest.mark.slow
 SHORT = ("run.max_iters=2", "run.warmup_steps=1", "run.eval_every=0", "run.valid_splits=[]", "run.test_splits=[]")
 LONG = ("run.max_iters=6", "run.eval_every=0", "run.valid_splits=[]", "run.test_splits=[]")
-QUIET = ("model.noisy=False", "datasets.toy_data.type=plain", "model.dropout=0.0", "run.weight_decay=0")
+QUIET = (
+    "model.noisy=False",
+    "model.norm=False",
+    "datasets.toy_data.type=plain",
+    "model.dropout=0.0",
+    "run.weight_decay=0",
+)
 
 
 def options(stage, bf16=False):
