@@ -8,7 +8,8 @@
 
 The runner trains through LAVIS's configuration, task and data set with every key at its default (log.txt and
 TensorBoard each 50 steps, a checkpoint each 100), as a user's run does. A bare loop does the same forward, backward and
-AdamW step on one ready batch, in DDP where there are several processes. Blocks of both take turns; times are medians
+AdamW step on one ready batch, in DDP where there are several processes; for runner_deepspeed it drives a bare DeepSpeed
+engine, whose own cost is DeepSpeed's. Blocks of both take turns; times are medians
 over the blocks. The last line is JSON; results go to docs/results/runner.json, one row for each runner and number of
 processes.
 """
@@ -45,7 +46,10 @@ from lavis.models.base_model import BaseModel
 from lavis.tasks.base_task import BaseTask
 
 from lavis_svp import launch
+from lavis_svp.runners.deepspeed_config import engine_config, read_config
+from lavis_svp.runners.engine import build_engine, join_processes
 from lavis_svp.runners.randomness import seed_all
+from lavis_svp.runners.run_options import RunOptions
 
 SEED = 42
 BATCH, WIDTH, SAMPLES = 4, 8, 1024
@@ -159,6 +163,21 @@ def runner_block(runner: str, steps: int, options: list[str], processes: Any) ->
     return per_step(model.began, config.run_cfg.accum_grad_iters)
 
 
+def bare_engine_block(steps: int) -> float:
+    """Ms per step of a loop around a bare DeepSpeed engine with runner_deepspeed's default configuration."""
+    options = RunOptions(task=NAME, output_dir="", batch_size_train=BATCH, world_size=dist_utils.get_world_size())
+    join_processes("gloo", on_cpu=True, local_rank=dist_utils.get_rank())
+    model = NothingModel()
+    engine = build_engine(
+        model, torch.optim.AdamW(model.parameters(), fused=True), engine_config(options, read_config(None))
+    )
+    samples = {"values": torch.zeros(BATCH, WIDTH)}
+    for _ in range(steps):
+        engine.backward(engine(samples)["loss"])
+        engine.step()
+    return per_step(model.began, 1)
+
+
 def bare_block(steps: int) -> float:
     """Ms per step of the plain loop."""
     model = NothingModel()
@@ -180,7 +199,7 @@ def measure(runner: str, steps: int, blocks: int, options: list[str]) -> dict[st
     runner_ms, bare_ms = [], []
     for _ in tqdm(range(blocks), desc="blocks", disable=dist_utils.get_rank() != 0):
         runner_ms.append(runner_block(runner, steps + WARM_UP, options, processes))
-        bare_ms.append(bare_block(steps + WARM_UP))
+        bare_ms.append((bare_engine_block if runner == "runner_deepspeed" else bare_block)(steps + WARM_UP))
     ms, bare = statistics.median(runner_ms), statistics.median(bare_ms)
     return {
         "runner": runner,

@@ -181,7 +181,12 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest sound checkpoint of a folder; a damaged one is passed over with a warning."""
+    """The newest sound checkpoint of a folder; a damaged one is passed over with a warning.
+
+    A folder that is itself a checkpoint in shards is its own answer.
+    """
+    if is_shard_folder(folder):
+        return folder
     for path in numbered_checkpoints(folder):
         try:
             _check(path)

@@ -218,9 +218,9 @@ def _sharded(param_shapes: Sequence[Mapping[str, Any]], parts: list[dict[str, An
     base_key = "optimizer_state_dict" if by_parameter else "base_optimizer_state"
     try:
         flats = {"weight": [list(part[weights_key]) for part in parts]}
-        bases = [part.get(base_key) for part in parts]
-        state = ZeroState({}, groups=_groups(bases[0], param_shapes))
-        if all(isinstance(base, dict) and base.get("state") for base in bases):
+        bases = [base for part in parts if isinstance(base := part.get(base_key), dict) and base.get("state")]
+        state = ZeroState({}, groups=_groups(parts[0].get(base_key), param_shapes))
+        if len(bases) == len(parts):
             counts = range(len(flats["weight"][0]))
             for moment in MOMENTS:
                 flats[moment] = [[base["state"][i][moment] for i in counts] for base in bases]

@@ -118,11 +118,9 @@ class TrainingAids(nn.Module):
 
 def word_embeddings(language: LanguageModel, vocabulary: list[str], device: torch.device) -> Tensor:
     """(V, D) mean input embedding of each word's tokens, as the word stands inside a sentence."""
-    rows = []
-    for word in vocabulary:
-        ids = language.tokenizer(" " + word, add_special_tokens=False)["input_ids"]
-        rows.append(language.embed(torch.tensor(ids, device=device)).mean(0))
-    return torch.stack(rows)
+    ids = [language.tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in vocabulary]
+    embedded = language.embed(torch.tensor([one for word in ids for one in word], device=device))  # (all tokens, D)
+    return torch.stack([word.mean(0) for word in embedded.split([len(word) for word in ids])])
 
 
 def token_iou(encoded: Encoded, picture: int, target: np.ndarray) -> Tensor:

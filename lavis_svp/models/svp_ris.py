@@ -98,6 +98,8 @@ class SvpRis(BaseModel):
 
     replicated_modules = ("frozen",)
     """Children that DeepSpeed leaves whole in every process: SAM's weights are read from the outside."""
+    unsharded_modules = ("projector", "readout", "mask_head", "aids")
+    """Children whose weights ZeRO-3 holds whole: what runs in them depends on a batch's pictures and masks."""
 
     prompts: PromptWriter
 

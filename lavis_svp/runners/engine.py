@@ -52,16 +52,14 @@ def build_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: Mapping[str, Any],
-    device: torch.device,
     replicated: Sequence[str] = (),
 ) -> Any:
     """Give a model and its optimizer to DeepSpeed.
 
     Args:
-        model: the model, in fp32.
+        model: the model, in fp32, on its device.
         optimizer: over its trainable parameters; replaced by DeepSpeed's AdamW for CPUs where the state is offloaded.
         config: see :func:`~lavis_svp.runners.deepspeed_config.engine_config`.
-        device: where the model runs.
         replicated: names of children that stay whole, in fp32, in every process: what is frozen and read from the
             outside, such as SAM, gains nothing from being cast or sharded.
 
@@ -71,18 +69,47 @@ def build_engine(
     deepspeed = require_deepspeed()
     if offloads_optimizer(config):
         optimizer = _offloaded(optimizer, config)
-    kept = {name: model.get_submodule(name) for name in replicated}
-    for name in kept:
-        del model._modules[name]
-    try:
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
-    finally:
-        for name, child in kept.items():
-            model._modules[name] = child.to(device)
-    if zero_stage(config) == 3:
+    sharded_whole = zero_stage(config) == 3
+    unsharded = [model.get_submodule(name) for name in getattr(model, "unsharded_modules", ())] if sharded_whole else []
+    for module in unsharded:
+        deepspeed.utils.set_z3_leaf_module(module, True)  # its inside may be called as often as a batch needs it
+    kept = {name: model._modules.pop(name) for name in replicated}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+    for name, child in kept.items():
+        _put_back(model, name, child, as_module=not sharded_whole)
+    if sharded_whole:
         for parameter in getattr(model, "parameters_read_outside", list)():
             deepspeed.zero.register_external_parameter(model, parameter)
+        _keep_gathered(engine, [parameter for module in unsharded for parameter in module.parameters()])
     return engine
+
+
+def _put_back(model: nn.Module, name: str, child: nn.Module | None, as_module: bool) -> None:
+    """Make a child reachable by its name again, as a plain attribute where ZeRO-3 must go on not seeing it."""
+    (model._modules if as_module else model.__dict__)[name] = child
+
+
+def _keep_gathered(engine: Any, parameters: Sequence[Any]) -> None:
+    """Have ZeRO-3 hold these parameters whole in every process; their optimizer state stays sharded.
+
+    ZeRO-3 gathers a module's weights, in all processes together, each time the module runs. A mask decoder that runs
+    once per picture would have processes wait for each other for ever as soon as their batches differ.
+    """
+    persistent = engine.optimizer.persistent_parameters  # gathered again by DeepSpeed after each step
+    known = {id(parameter) for parameter in persistent}
+    for parameter in parameters:
+        if id(parameter) not in known:
+            parameter.ds_persist = True
+            persistent.append(parameter)
+        parameter.is_external_param = True  # else they are released while ZeRO-3 records the order of modules
+    gather_again(engine)
+
+
+def gather_again(engine: Any) -> None:
+    """After weights were gathered and sharded again: gather those that ZeRO-3 holds whole; collective."""
+    persistent = getattr(engine.optimizer, "persistent_parameters", [])
+    if persistent:
+        persistent[0].all_gather(persistent)
 
 
 def _offloaded(optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -123,6 +150,7 @@ def whole_weights(engine: Any) -> Iterator[None]:
             yield
         finally:
             offload._register_deepspeed_module(offload.module)
+    gather_again(engine)
 
 
 def share_buffers(module: nn.Module) -> None:

@@ -46,7 +46,10 @@ def parameter_rows(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> lis
     rate_of = {name: float(group["peak_lr"]) for group in groups for name in group["param_names"]}
     row_of: Callable[[str], str] = getattr(model, "parameter_row", _second_level)
     rows: dict[str, ParameterRow] = {}
-    for name, parameter in model.named_parameters():
+    named = dict(model.named_parameters())
+    for child in getattr(model, "replicated_modules", ()):  # runner_deepspeed may hold them outside of the modules
+        named |= {f"{child}.{name}": parameter for name, parameter in getattr(model, child).named_parameters()}
+    for name, parameter in named.items():
         row = rows.setdefault(row_of(name), ParameterRow(row_of(name)))
         count = int(getattr(parameter, "ds_numel", parameter.numel()))
         row.parameters += count

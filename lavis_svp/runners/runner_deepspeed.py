@@ -13,7 +13,7 @@ from torch import nn
 from lavis_svp.common import checkpoints
 from lavis_svp.common.shard_folders import SUFFIX
 from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError, engine_config, read_config, zero_stage
-from lavis_svp.runners.engine import build_engine, join_processes, share_buffers, whole_weights
+from lavis_svp.runners.engine import build_engine, gather_again, join_processes, share_buffers, whole_weights
 from lavis_svp.runners.engine_stepper import EngineStepper
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
@@ -36,12 +36,13 @@ class RunnerDeepSpeed(RunnerSVP):
     (``run.checkpoint_format``): they resume under any ZeRO stage, number of processes and runner. Writing
     them is collective: every process takes part in every save.
 
-    Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine.
+    Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine; those in
+    ``unsharded_modules`` are trained by it, but ZeRO-3 does not shard their weights (their optimizer state it does).
 
     Args:
         cfg: as for RunnerSVP.
         task: as for RunnerSVP.
-        model: as for RunnerSVP; may offer ``replicated_modules`` and ``parameters_read_outside()``.
+        model: as for RunnerSVP; may offer these two and ``parameters_read_outside()``.
         datasets: as for RunnerSVP.
         job_id: as for RunnerSVP.
 
@@ -73,7 +74,7 @@ class RunnerDeepSpeed(RunnerSVP):
                 for group in optimizer.state_dict()["param_groups"]
             ]
             replicated = getattr(self._model, "replicated_modules", ())
-            self._wrapped_model = build_engine(self._model, optimizer, self.engine_config, self.device, replicated)
+            self._wrapped_model = build_engine(self._model, optimizer, self.engine_config, replicated)
         return self._wrapped_model
 
     @property
@@ -129,6 +130,7 @@ class RunnerDeepSpeed(RunnerSVP):
         """Whole weights and optimizer state, put together from all processes."""
         trained = checkpoints.trained_state(self.bare_model)
         model = self._whole_tensors(trained)
+        gather_again(self.engine)
         optimizer = adamw_state(self.engine, self._groups, is_main())
         return {"model": model, "optimizer": optimizer, "scaler": None}
 
@@ -161,6 +163,7 @@ class RunnerDeepSpeed(RunnerSVP):
         }
         facts = {"zero_stage": zero_stage(self.engine_config), "config": config}
         save_shards(self.engine, self.output_dir / f"checkpoint_{cur_iters}{SUFFIX}", rest, facts)
+        gather_again(self.engine)
         if is_main():
             checkpoints.prune_checkpoints(self.output_dir, self.options.keep_checkpoints)
 
@@ -174,6 +177,7 @@ class RunnerDeepSpeed(RunnerSVP):
                 set_full_weight(parameters[name], value)
             else:
                 buffers[name].copy_(value)
+        gather_again(self.engine)
 
 
 def _offload_device(config: Mapping[str, Any]) -> str:
