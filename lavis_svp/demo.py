@@ -53,7 +53,7 @@ def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> 
     from lavis_svp.processors.referring import SvpReferringProcessor
 
     found = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
-    if found is None or not found.is_file():
+    if found is None or not found.exists():
         raise FileNotFoundError(
             f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), or name "
             "another with --checkpoint."

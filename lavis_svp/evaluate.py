@@ -47,7 +47,7 @@ def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
     project.run.evaluate = True
     if checkpoint is None and project.run.get("output_dir"):
         checkpoint = newest_checkpoint(Path(project.run.output_dir))
-    if checkpoint is not None and not checkpoint.is_file():
+    if checkpoint is not None and not checkpoint.exists():
         raise FileNotFoundError(f"There is no checkpoint at {checkpoint}.")
     if checkpoint is not None:
         launch.weights_from_checkpoint(project)

@@ -48,8 +48,9 @@ class Stage:
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that it ends with."""
-        return self.output_dir / f"checkpoint_{self.max_iters}.pth"
+        """The checkpoint that it ends with, in shards or whole."""
+        shards = self.output_dir / f"checkpoint_{self.max_iters}.shards"
+        return shards if shards.is_dir() else shards.with_suffix(".pth")
 
     @property
     def finished(self) -> bool:
@@ -57,7 +58,7 @@ class Stage:
         from lavis_svp.runners.results import ResultStore
 
         results = ResultStore(self.output_dir / "result")
-        return self.weights.is_file() and all(results.path(split, self.max_iters).is_file() for split in self.splits)
+        return self.weights.exists() and all(results.path(split, self.max_iters).is_file() for split in self.splits)
 
 
 def plan_stages(yamls: Sequence[str | Path], options: Sequence[str], output_root: Path | None = None) -> list[Stage]:
@@ -116,7 +117,7 @@ def run_stages(stages: Sequence[Stage], command: Sequence[str]) -> None:
         if code:
             print(f"error: {title} ended with code {code}; run the same command to go on.", file=sys.stderr)
             raise SystemExit(code if code > 0 else 128 - code)
-        if not stage.weights.is_file():
+        if not stage.weights.exists():
             print(f"error: {title} ended well but left no {stage.weights}.", file=sys.stderr)
             raise SystemExit(1)
 

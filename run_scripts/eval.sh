@@ -6,7 +6,9 @@
 #
 # Without arguments: the newest checkpoint that train.sh made, on RefShapes' test split. Arguments go to
 # `python -m lavis_svp.evaluate` as they are.
-#   --nproc N   start N processes (one per GPU, or on the CPU); default 1
+#   --nproc N   start N processes on each machine (one per GPU, or on the CPU); default 1
+#   --nnodes M --master-addr HOST [--master-port P] [--node-rank R]   run the same on each of M machines
+#   --launcher deepspeed [--hostfile FILE]   let DeepSpeed start the processes, on all machines of FILE
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

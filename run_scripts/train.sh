@@ -7,7 +7,9 @@
 #   bash run_scripts/train.sh [--nproc N] --stages FIRST.yaml SECOND.yaml ... [--options KEY=VALUE ...]
 #
 # With arguments it is the LAVIS launch: they go to `python -m lavis_svp.train` as they are.
-#   --nproc N   start N processes (one per GPU, or on the CPU); default 1
+#   --nproc N   start N processes on each machine (one per GPU, or on the CPU); default 1
+#   --nnodes M --master-addr HOST [--master-port P] [--node-rank R]   run the same on each of M machines
+#   --launcher deepspeed [--hostfile FILE]   let DeepSpeed start the processes, on all machines of FILE
 #   --stages    train one after the other, each from the weights of the one before (`python -m lavis_svp.stages`)
 # Run again after an interruption, the same command continues.
 set -euo pipefail

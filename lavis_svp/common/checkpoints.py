@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,22 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis_svp.common.checkpoint_errors import CorruptCheckpointError as CorruptCheckpointError
+from lavis_svp.common.checkpoint_errors import WrongCheckpointError as WrongCheckpointError
+from lavis_svp.common.shard_folders import REST, check_files, is_shard_folder
+from lavis_svp.common.zero_shards import read_zero_folder
+from lavis_svp.common.zero_state_dict import join_rest
+
 DIGEST = "digest"  # entry of a checkpoint: content_digest of all others
 KEYS = ("model", "optimizer", "scaler", "config", "iters")
-NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
+NUMBERED = re.compile(r"checkpoint_(\d+)\.(?:pth|shards)")
 BEST = "checkpoint_best.pth"
 TEMPORARY = ".saving-"
 TENSORBOARD = "tensorboard"  # folder of event files
 WANDB_ID = "wandb_id.txt"  # which W&B run continues
 SHOWN = 5  # names listed in an error, of each kind
-
-
-class CorruptCheckpointError(ValueError):
-    """A file that is no complete checkpoint."""
-
-
-class WrongCheckpointError(ValueError):
-    """A sound checkpoint, but of another model."""
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +112,7 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -121,10 +120,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     The archive's own sums do not cover its directory, where a flipped bit makes a tensor begin elsewhere.
 
+    Args:
+        path: a file, or a folder ``checkpoint_<steps>.shards``, whose parts are put together.
+
     Raises:
         FileNotFoundError: there is none.
         CorruptCheckpointError: truncated, damaged, holding other things than tensors and plain values, or lacking keys.
     """
+    if is_shard_folder(path):
+        check_files(path)
+        rest = read_checkpoint(path / REST)
+        try:
+            return join_rest(read_zero_folder(path), rest)
+        except (FileNotFoundError, KeyError) as error:
+            raise CorruptCheckpointError(f"{path} is not a complete checkpoint: {error}") from error
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
     try:
@@ -166,18 +175,21 @@ def content_digest(contents: Any) -> str:
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints ``checkpoint_<steps>.pth`` of a folder, newest (most steps) first."""
-    found = [
-        (int(match[1]), path) for path in folder.glob("checkpoint_*.pth") if (match := NUMBERED.fullmatch(path.name))
-    ]
+    """The checkpoints ``checkpoint_<steps>.pth`` and ``.shards`` of a folder, newest (most steps) first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := NUMBERED.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest sound checkpoint of a folder; a damaged one is passed over with a warning."""
+    """The newest sound checkpoint of a folder; a damaged one is passed over with a warning.
+
+    A folder that is itself a checkpoint in shards is its own answer.
+    """
+    if is_shard_folder(folder):
+        return folder
     for path in numbered_checkpoints(folder):
         try:
-            read_checkpoint(path)
+            _check(path)
         except CorruptCheckpointError as error:
             logging.warning("%s Going back to the checkpoint before it.", error)
         else:
@@ -185,16 +197,38 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _check(path: Path) -> None:
+    """Raise what :func:`read_checkpoint` would, without putting shards together."""
+    if is_shard_folder(path):
+        check_files(path)
+    else:
+        read_checkpoint(path)
+
+
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the ``keep`` newest numbered checkpoints."""
     for path in numbered_checkpoints(folder)[keep:]:
+        remove_checkpoint(path)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; a folder first loses its name, so that half of it is never taken for a checkpoint."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    unnamed = path.with_name(f"{TEMPORARY}removed-{path.name}")
+    shutil.rmtree(unnamed, ignore_errors=True)
+    path.rename(unnamed)
+    shutil.rmtree(unnamed)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what a save that was killed left behind."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -227,7 +261,7 @@ def shorten(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut, where the system lets one open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return

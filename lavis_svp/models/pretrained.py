@@ -26,7 +26,7 @@ def find_weights(where: str | Path) -> Path:
     """
     path = Path(where).expanduser()
     found = newest_checkpoint(path) if path.is_dir() else path
-    if found is None or not found.is_file():
+    if found is None or not found.exists():
         kind = "checkpoint_<steps>.pth in the folder" if path.is_dir() else "file of trained weights at"
         raise FileNotFoundError(f"There is no {kind} {path} (current directory: {Path.cwd()}).")
     return found

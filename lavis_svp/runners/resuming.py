@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HARMLESS = (
     "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "keep_checkpoints", "eval_every",
     "evaluate", "valid_splits", "test_splits", "test_checkpoint", "resume", "resume_ckpt_path", "dist_url", "rank",
-    "gpu", "log_to", "wandb_project", "sync_timing",
+    "gpu", "log_to", "wandb_project", "sync_timing", "checkpoint_format",
 )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class RunOptions:
     test_checkpoint: str = "last"  # weights for test_splits: last, or best by valid_splits
     save_every: int = 100  # steps between checkpoints; 0: only at the end of inner epochs
     keep_checkpoints: int = 2  # newest checkpoints to keep, beside checkpoint_best
+    checkpoint_format: str = "whole"  # numbered checkpoints: whole, or shards (runner_deepspeed: in parts)
     resume: str = "auto"  # auto: newest checkpoint in output_dir; never: start anew; or a checkpoint's path
     resume_ckpt_path: str | None = None  # LAVIS's name for resume: <path>
     log_freq: int = 50  # steps between lines in log.txt
@@ -84,9 +85,15 @@ class RunOptions:
             ValueError: names the key, its value and what may stand there.
         """
         choices = {"amp_dtype": ("bf16", "fp16"), "test_checkpoint": ("last", "best"), "lr_sched": tuple(SCHEDULES)}
+        choices["checkpoint_format"] = ("whole", "shards")
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"run.{key} is '{getattr(self, key)}'; it must be one of: {', '.join(known)}.")
+        if self.checkpoint_format == "shards" and self.runner != "runner_deepspeed":
+            raise ValueError(
+                f"run.checkpoint_format is 'shards', which only run.runner 'runner_deepspeed' writes, not "
+                f"'{self.runner}'. Set it to whole; checkpoints in shards are resumed all the same."
+            )
         if not isinstance(self.image_disjoint, bool) and self.image_disjoint != "auto":
             raise ValueError(f"run.image_disjoint is {self.image_disjoint!r}; it must be true, false or auto.")
         check_ratios(self.train_dataset_ratios)

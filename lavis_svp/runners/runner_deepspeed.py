@@ -11,14 +11,16 @@ from lavis.common.registry import registry
 from torch import nn
 
 from lavis_svp.common import checkpoints
-from lavis_svp.runners.deepspeed_config import engine_config, read_config
+from lavis_svp.common.shard_folders import SUFFIX
+from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError, engine_config, read_config, zero_stage
 from lavis_svp.runners.engine import build_engine, gather_again, join_processes, share_buffers, whole_weights
 from lavis_svp.runners.engine_stepper import EngineStepper
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
 from lavis_svp.runners.processes import is_main
 from lavis_svp.runners.runner_svp import RunnerSVP
-from lavis_svp.runners.zero_state import adamw_state, full_weight, restore_adamw, set_full_weight
+from lavis_svp.runners.shard_saving import save_shards
+from lavis_svp.runners.zero_state import adamw_state, described_groups, full_weight, restore_adamw, set_full_weight
 
 
 @registry.register_runner("runner_deepspeed")
@@ -30,8 +32,9 @@ class RunnerDeepSpeed(RunnerSVP):
     batch sizes, accumulation, clipping, precision, optimizer and schedule stay in the run section. With ``amp``,
     weights are in ``amp_dtype`` with fp32 master copies in the optimizer, and forward runs under autocast.
 
-    Checkpoints are whole, in fp32, and the same as runner_svp's: they resume under any ZeRO stage, number of
-    processes and runner. Putting them together is collective: every process takes part in every save.
+    Checkpoints are whole, in fp32, and the same as runner_svp's, or in shards
+    (``run.checkpoint_format``): they resume under any ZeRO stage, number of processes and runner. Writing
+    them is collective: every process takes part in every save.
 
     Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine; those in
     ``unsharded_modules`` are trained by it, but ZeRO-3 does not shard their weights (their optimizer state it does).
@@ -51,6 +54,11 @@ class RunnerDeepSpeed(RunnerSVP):
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
         super().__init__(cfg, task, model, datasets, job_id)
         self.engine_config = engine_config(self.options, read_config(self.options.deepspeed_config))
+        if self.options.checkpoint_format == "shards" and _offload_device(self.engine_config) == "nvme":
+            raise DeepSpeedConfigError(
+                "run.checkpoint_format is 'shards', but the optimizer's state is on NVMe, which DeepSpeed saves in "
+                "files of its own kind. Set run.checkpoint_format to whole, or offload to cpu."
+            )
         self._scaler = None  # the engine scales
         self._groups: list[dict[str, Any]] = []
 
@@ -120,15 +128,44 @@ class RunnerDeepSpeed(RunnerSVP):
     @torch.no_grad()
     def training_state(self) -> dict[str, Any]:
         """Whole weights and optimizer state, put together from all processes."""
-        parameters = dict(self.bare_model.named_parameters())
-        model = {}
-        for name, tensor in checkpoints.trained_state(self.bare_model).items():
-            whole = full_weight(parameters[name]) if name in parameters else tensor
-            if is_main():
-                model[name] = whole.cpu().clone()
+        trained = checkpoints.trained_state(self.bare_model)
+        model = self._whole_tensors(trained)
         gather_again(self.engine)
         optimizer = adamw_state(self.engine, self._groups, is_main())
         return {"model": model, "optimizer": optimizer, "scaler": None}
+
+    def _whole_tensors(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parameters and buffers whole, in the main process."""
+        parameters = dict(self.bare_model.named_parameters())
+        model = {}
+        for name, tensor in state.items():
+            whole = full_weight(parameters[name]) if name in parameters else tensor
+            if is_main():
+                model[name] = whole.cpu().clone()
+        return model
+
+    @torch.no_grad()
+    def _save_checkpoint(self, cur_iters: int, is_best: bool = False) -> None:
+        """Write a checkpoint, whole or in shards (``run.checkpoint_format``); the best one is always whole."""
+        if is_best or self.options.checkpoint_format == "whole":
+            super()._save_checkpoint(cur_iters, is_best)
+            return
+        trained = checkpoints.trained_state(self.bare_model)
+        in_shards = {name for group in self._groups for name in group["param_names"]}
+        config = self.config.to_dict()
+        rest = {
+            "model": self._whole_tensors({name: t for name, t in trained.items() if name not in in_shards}),
+            "names": list(trained),
+            "optimizer": {"state": {}, "param_groups": described_groups(self.engine, self._groups)},
+            "scaler": None,
+            "config": config,
+            "iters": cur_iters,
+        }
+        facts = {"zero_stage": zero_stage(self.engine_config), "config": config}
+        save_shards(self.engine, self.output_dir / f"checkpoint_{cur_iters}{SUFFIX}", rest, facts)
+        gather_again(self.engine)
+        if is_main():
+            checkpoints.prune_checkpoints(self.output_dir, self.options.keep_checkpoints)
 
     @torch.no_grad()
     def _set_weights(self, state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -141,3 +178,8 @@ class RunnerDeepSpeed(RunnerSVP):
             else:
                 buffers[name].copy_(value)
         gather_again(self.engine)
+
+
+def _offload_device(config: Mapping[str, Any]) -> str:
+    zero = config.get("zero_optimization") or {}
+    return str((zero.get("offload_optimizer") or {}).get("device", "none"))

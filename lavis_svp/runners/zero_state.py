@@ -72,11 +72,9 @@ def adamw_state(engine: Any, groups: Sequence[Mapping[str, Any]], on_main: bool)
     if steps:
         _link_moments(engine)
     state: dict[int, dict[str, Tensor]] = {}
-    described, index = [], 0
-    for group, live in zip(groups, engine.optimizer.param_groups, strict=True):
-        names = list(group["param_names"])
-        described.append({**group, "lr": live["lr"], "params": list(range(index, index + len(names)))})
-        for name in names:
+    described = described_groups(engine, groups)
+    for group in described:
+        for index, name in zip(group["params"], group["param_names"], strict=True):
             parameter = by_name[name]
             entry = {}
             for moment in MOMENTS if steps else ():
@@ -88,8 +86,22 @@ def adamw_state(engine: Any, groups: Sequence[Mapping[str, Any]], on_main: bool)
                     entry[moment] = full.reshape(_shape(parameter)).cpu()
             if entry:
                 state[index] = {"step": torch.tensor(float(steps)), **entry}
-            index += 1
     return {"state": state, "param_groups": described}
+
+
+def described_groups(engine: Any, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The groups as ``torch.optim.AdamW.state_dict()`` describes them: present learning rates, numbered parameters.
+
+    Args:
+        engine: a DeepSpeed engine.
+        groups: as for :func:`adamw_state`.
+    """
+    described, index = [], 0
+    for group, live in zip(groups, engine.optimizer.param_groups, strict=True):
+        count = len(group["param_names"])
+        described.append({**group, "lr": live["lr"], "params": list(range(index, index + count))})
+        index += count
+    return described
 
 
 def restore_adamw(engine: Any, saved: Mapping[str, Any]) -> None:
