@@ -94,6 +94,7 @@ def find_tag(folder: Path) -> Path:
     return max(tags)[1]
 
 
+@torch.no_grad()
 def read_zero_folder(folder: Path) -> ZeroState:
     """Put the parts of a DeepSpeed checkpoint together.
 

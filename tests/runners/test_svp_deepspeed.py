@@ -116,3 +116,18 @@ def test_every_stage_computes_what_ddp_computes(tmp_path, run_svp):
         folder = tmp_path / f"zero{number}{bf16}"
         run_svp(folder, *stage(number, bf16), gently)
         assert losses(folder) == pytest.approx(losses(tmp_path / "ddp"), rel=tolerance)
+
+
+@slow
+@pytest.mark.parametrize(("number", "bf16"), [(1, True), (2, False), (3, True)])
+def test_shards_of_the_whole_model_hold_what_its_whole_checkpoint_holds(
+    tmp_path, run_svp, run_toy, parts, shared, same_training, number, bf16
+):
+    """Frozen encoders outside of the engine, unsharded modules: two equal runs, one saved whole, one in shards."""
+    from lavis_svp.common.checkpoints import read_checkpoint
+
+    tiny = load_tiny()
+    whole = run_svp(tmp_path / "whole", *stage(number, bf16))
+    main = partial(tiny.main, parts=parts, data=shared / "data")
+    run_toy(tmp_path / "cut", *stage(number, bf16), "run.checkpoint_format=shards", processes=2, main=main)
+    same_training(read_checkpoint(tmp_path / f"cut/out/checkpoint_{tiny.STEPS}.shards"), whole)
