@@ -57,7 +57,9 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     path = Path(cfg_path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration at {path} (current directory: {Path.cwd()}).")
-    project: Any = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(dot_list(options)))
+    project: Any = OmegaConf.load(path)
+    for option in dot_list(options):
+        project = lay_over(project, option)
     check_keys(project, ROOTS, f"the roots of {path}")
     missing = [root for root in ROOTS if project.get(root) is None]
     if missing:
@@ -69,6 +71,35 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
 
         project.run.deepspeed_config = read_config(project.run.deepspeed_config, path)
     return project
+
+
+def lay_over(project: Any, option: str) -> Any:
+    """Lay one option over a project: mappings are merged, and a list takes a mapping's place or the other way round.
+
+    Args:
+        project: an OmegaConf mapping.
+        option: ``key=value``, the key with dots.
+
+    Returns:
+        The project with the option's value.
+
+    Raises:
+        ValueError: the key goes through a value that has no such keys, as ``run.test_splits.val`` goes through a list.
+    """
+    from omegaconf import OmegaConf
+
+    key = option.partition("=")[0]
+    try:
+        change = OmegaConf.from_dotlist([option])
+        old = OmegaConf.select(project, key, throw_on_resolution_failure=False)
+        new = OmegaConf.select(change, key, throw_on_resolution_failure=False)
+        containers = OmegaConf.is_config(old) and OmegaConf.is_config(new)
+        if containers and OmegaConf.is_list(old) != OmegaConf.is_list(new):
+            OmegaConf.update(project, key, new, merge=False)
+            return project
+        return OmegaConf.merge(project, change)
+    except (TypeError, KeyError) as error:  # OmegaConf's own are of these kinds
+        raise ValueError(f"--options {option} does not fit the YAML: {error}") from error
 
 
 def dot_list(options: Sequence[str]) -> list[str]:

@@ -42,6 +42,19 @@ def is_loopback(address: Any) -> bool:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def autograd_without_threads() -> None:
+    """Let autograd settle on no threads of its own, as it does at the first backward where there is only the CPU.
+
+    ``FakeTensorMode``, which the plan uses, makes believe that there is a CUDA device. A first backward after it would
+    start a thread for that device, and from then on no forked child could run a backward. See torch's
+    ``_ensureCUDADeviceGuardSet`` and https://github.com/pytorch/pytorch/wiki/Autograd-and-Fork.
+    """
+    import torch
+
+    torch.zeros((), requires_grad=True).backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def closed_network() -> Iterator[None]:
     """Refuse every connection that leaves this machine, so that a test cannot need one unnoticed."""
     originals = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex")}

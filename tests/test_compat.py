@@ -64,6 +64,17 @@ def test_any_import_order_registers_once(first):
     assert "runner_svp" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
+def test_opencv_reads_png_after_lavis():
+    code = (
+        "import lavis_svp, lavis, cv2, numpy; "
+        "png = cv2.imencode('.png', numpy.arange(3000, dtype=numpy.uint8).reshape(20, 50, 3))[1]; "
+        "print('read', cv2.imdecode(png, cv2.IMREAD_COLOR).shape)"
+    )
+    result = run_python(code)
+    assert "read (20, 50, 3)" in result.stdout, result.stderr
+
+
 def test_lavis_text_models_generate():
     config = med.BertConfig(
         vocab_size=50,

@@ -101,6 +101,29 @@ def test_a_missing_yaml_is_named(tmp_path):
         launch.read_project(tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["run.x=[1, 2]"], [1, 2]),
+        (["run.x={b: 3}"], {"a": 1, "b": 3}),
+        (["run.x=[1, 2]", "run.x={b: 3}"], {"b": 3}),
+        (["run.x=auto"], "auto"),
+        (["run.x=null"], None),
+    ],
+)
+def test_an_option_replaces_a_value_of_another_kind(tmp_path, options, wanted):
+    path = tmp_path / "project.yaml"
+    path.write_text("{model: {arch: toy}, datasets: {}, run: {x: {a: 1}, other: '${oc.env:SVP_NOT_SET}'}}")
+    assert launch.read_project(path, options).run.x == wanted
+
+
+def test_an_option_through_a_list_is_named(tmp_path):
+    path = tmp_path / "project.yaml"
+    path.write_text("{model: {arch: toy}, datasets: {}, run: {splits: [val]}}")
+    with pytest.raises(ValueError, match=r"--options run\.splits\.val=1 does not fit the YAML"):
+        launch.read_project(path, ["run.splits.val=1"])
+
+
 @pytest.mark.parametrize("command", [train, evaluate])
 def test_wrong_input_ends_the_command_with_a_line(command, project, capsys):
     with pytest.raises(SystemExit) as end:

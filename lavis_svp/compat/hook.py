@@ -79,8 +79,10 @@ class LavisLoader(_WrappedLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Restore transformers' moved names, load LAVIS, adapt it and register the plugin."""
+        from lavis_svp.compat.runtime import load_opencv_before_decord
         from lavis_svp.compat.transformers_names import restore_moved_names
 
+        load_opencv_before_decord()
         restore_moved_names()
         try:
             with warnings.catch_warnings():

@@ -10,6 +10,15 @@ from pathlib import Path
 from typing import Any
 
 
+def load_opencv_before_decord() -> None:
+    """Import OpenCV before LAVIS imports decord, so that OpenCV keeps its own zlib.
+
+    decord loads its library with ``RTLD_GLOBAL``, the zlib in it included. An OpenCV loaded later is bound to that
+    zlib, and its ``imread`` gives None for PNG files ("libpng error: bad parameters to zlib").
+    """
+    import cv2  # noqa: F401
+
+
 def place_output() -> None:
     """Resolve ``run.output_dir`` against the current directory, and let a second runner follow a first one."""
     from lavis.common.registry import registry

@@ -16,6 +16,7 @@ from lavis_svp.datasets.skipping import SetupError, substitutes
 from lavis_svp.datasets.source import PictureFolder
 from lavis_svp.encoders.frame import fit_frame
 from lavis_svp.runners.loaders import TrainSampler, build_loader
+from lavis_svp.runners.orders import Shuffled
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_training_goes_on_and_every_broken_sample_is_named(form, workers):
     form[2](1)
     form[2](4)
     data = make(form)
-    sampler = TrainSampler(len(data), 2, seed=0, first=0, last=len(data) // 2)
+    sampler = TrainSampler(Shuffled(len(data), seed=0), 2, first=0, last=len(data) // 2)
     batches = list(build_loader(data, sampler, 0, workers, False))
     said = [text for batch in batches for text in batch.get("skipped", [])]
     names = [data.annotation[index].file_name for index in (1, 4)]

@@ -42,7 +42,8 @@ def test_every_project_yaml_is_read_whole(path):
     parse_model_options(config.model_cfg)
     for name, section in config.datasets_cfg.items():
         settings = registry.get_builder_class(name)(section).settings()
-        sides = {settings.vis_processor[split]["image_size"] for split in ("train", "eval")}
+        assert set(settings.vis_processor) >= ({"eval"} if config.run_cfg.evaluate else {"train", "eval"})
+        sides = {processor["image_size"] for processor in settings.vis_processor.values()}
         assert sides == {config.model_cfg.sam.side}
 
 

@@ -12,6 +12,7 @@ from lavis_svp.datasets.shards.layout import INDEX
 from lavis_svp.datasets.shards.member import BrokenShardError
 from lavis_svp.datasets.shards.source import ShardSource
 from lavis_svp.runners.loaders import EvalSampler, TrainSampler, build_loader
+from lavis_svp.runners.orders import Shuffled
 
 
 def same(first, second):
@@ -44,7 +45,7 @@ def test_every_sample_once_over_ranks_and_workers(parts, pristine, dataset, worl
     seen, length = [], len(data)
     for rank in range(world):
         steps = length // (2 * world)
-        sampler = TrainSampler(length, 2, seed=1, first=0, last=steps, rank=rank, world_size=world)
+        sampler = TrainSampler(Shuffled(length, seed=1), 2, first=0, last=steps, rank=rank, world_size=world)
         seen += [one for batch in build_loader(data, sampler, 1, workers, False) for one in batch["image_id"]]
     assert len(seen) == len(set(seen)) and len(seen) > length - 2 * world
     held = dataset(pristine, train=False, splits=("val", "testA"))
@@ -60,7 +61,7 @@ def test_stopped_in_an_epoch_it_goes_on_with_the_rest(pristine, dataset):
     data = dataset(pristine)
 
     def run(first, last):
-        sampler = TrainSampler(len(data), 3, seed=5, first=first, last=last)
+        sampler = TrainSampler(Shuffled(len(data), seed=5), 3, first=first, last=last)
         return [(batch["image_id"], batch["expression_ids"]) for batch in build_loader(data, sampler, 5, 0, False)]
 
     assert run(0, 9) == run(0, 4) + run(4, 9)
