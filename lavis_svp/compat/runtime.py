@@ -73,8 +73,11 @@ def run_without_cuda() -> None:
         if self._wrapped_model is None:
             self._model = self._model.to(self.device)
             devices = [self.config.run_cfg.gpu] if self.cuda_enabled else None
+            unused = bool(self.config.run_cfg.get("find_unused_parameters", False))  # LAVIS has no such key
             self._wrapped_model = (
-                DistributedDataParallel(self._model, device_ids=devices) if self.use_distributed else self._model
+                DistributedDataParallel(self._model, device_ids=devices, find_unused_parameters=unused)
+                if self.use_distributed
+                else self._model
             )
         return self._wrapped_model
 

@@ -58,6 +58,7 @@ class ReferringSegmentationTask(BaseTask):
         super().__init__()
         self.options = options
         self.settings = dict(settings or {})
+        self.run_cfg: Mapping[str, Any] | None = None  # the run section, for LAVIS's own runner_iter
         self._dataset: Any = None
         self._gallery = Gallery(options.num_visualise)
         self.drawn_pictures: list[Path] = []  # of the last evaluation, in the main process
@@ -78,7 +79,9 @@ class ReferringSegmentationTask(BaseTask):
             "model_digest": digest(model),
             "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
         }
-        return cls(build_options(EvalOptions, run.get("eval"), "run.eval"), settings)
+        task = cls(build_options(EvalOptions, run.get("eval"), "run.eval"), settings)
+        task.run_cfg = run
+        return task
 
     def build_datasets(self, cfg: Any) -> dict[str, Any]:
         """Build all data sets, and keep the held-out pictures out of training as ``run.image_disjoint`` says.
@@ -118,9 +121,42 @@ class ReferringSegmentationTask(BaseTask):
         }
         return output["loss"], losses | ({"stats": dict(output["stats"])} if "stats" in output else {})
 
-    def _train_inner_loop(self, *args: Any, **kwargs: Any) -> dict[str, str]:
-        """Refuse LAVIS's own loop, which neither accumulates correctly nor clips."""
-        raise ValueError("referring_segmentation trains with its own runner: set run.runner: runner_svp.")
+    def _train_inner_loop(
+        self,
+        epoch: int,
+        iters_per_epoch: int,
+        model: torch.nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        scaler: Any = None,
+        start_iters: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, str]:
+        """What LAVIS's own ``runner_iter`` calls: ``iters_per_epoch`` optimizer steps with accumulation and clipping.
+
+        Args:
+            epoch: of the data.
+            iters_per_epoch: optimizer steps to do.
+            model: in training mode.
+            data_loader: endless.
+            optimizer: LAVIS's.
+            lr_scheduler: not used; the rates follow the run section, see ``runners/lavis_loop.py``.
+            scaler: not used; training is in bf16 or fp32.
+            start_iters: number of the first step.
+            kwargs: what else LAVIS passes; the run section says it.
+
+        Raises:
+            ValueError: called by an epoch-based runner.
+        """
+        from lavis_svp.runners.lavis_loop import train_inner_epoch
+
+        if start_iters is None or self.run_cfg is None:
+            raise ValueError(
+                "referring_segmentation counts optimizer steps: set run.runner to runner_svp, runner_deepspeed or "
+                "LAVIS's runner_iter, not runner_base."
+            )
+        return train_inner_epoch(self, self.run_cfg, start_iters, iters_per_epoch, model, iter(data_loader), optimizer)
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
         """Remember the split, to know which expressions must be scored and where its pictures are."""

@@ -131,3 +131,18 @@ def test_shards_of_the_whole_model_hold_what_its_whole_checkpoint_holds(
     main = partial(tiny.main, parts=parts, data=shared / "data")
     run_toy(tmp_path / "cut", *stage(number, bf16), "run.checkpoint_format=shards", processes=2, main=main)
     same_training(read_checkpoint(tmp_path / f"cut/out/checkpoint_{tiny.STEPS}.shards"), whole)
+
+
+def test_the_same_yaml_runs_under_lavis_own_runner(tmp_path, run_svp, shared):
+    """One line changed, in one process: the steps are the same ones, LAVIS draws its batches in another order."""
+    options = ("run.eval_every=0", "run.iters_per_inner_epoch=4", "run.valid_splits=[]", "run.seed=3")
+    runs = {}
+    for runner in ("runner_iter", "runner_deepspeed", "runner_svp"):
+        runs[runner] = run_svp(tmp_path / runner, f"run.runner={runner}", *options, processes=1)
+    moved = {name: set(state["model"]) for name, state in runs.items()}
+    assert moved["runner_svp"] == moved["runner_deepspeed"] <= moved["runner_iter"]  # LAVIS stores frozen weights, too
+    for name in runs:
+        (summary,) = (tmp_path / name / "out/result").glob("test_*.summary.json")
+        assert json.loads(summary.read_text())["overall"]["n"] > 0
+    steps = [group["lr"] for group in runs["runner_iter"]["optimizer"]["param_groups"]]
+    assert steps and all(rate == pytest.approx(1e-3 / 3) for rate in steps)  # of the last of four steps, one of warm-up

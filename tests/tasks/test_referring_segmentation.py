@@ -137,7 +137,7 @@ def test_train_step_passes_statistics_on(pictures, set_model):
     assert parts["stats"] == stats
 
 
-def test_lavis_own_loop_is_refused():
+def test_lavis_epoch_based_loop_is_refused():
     with pytest.raises(ValueError, match="runner_svp"):
         ReferringSegmentationTask().train_epoch(0, None, [], None, None)
 
