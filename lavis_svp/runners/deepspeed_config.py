@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_config(given: Any, project: Path | None = None) -> dict[str, Any]:
     """
     given = plain(given)
     if given is None:
-        return json.loads(json.dumps(DEFAULT))
+        return copy.deepcopy(DEFAULT)
     if isinstance(given, str):
         path = find_config_file(given, project)
         try:
@@ -120,10 +121,10 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int((config.get("zero_optimization") or {}).get("stage", 0))
 
 
-def offloads_optimizer(config: Mapping[str, Any]) -> bool:
-    """Whether the optimizer's state lives outside the accelerator."""
+def optimizer_place(config: Mapping[str, Any]) -> str:
+    """Where the optimizer's state lives: "none" on the accelerator, or "cpu" or "nvme"."""
     target = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    return target.get("device", "none") != "none"
+    return str(target.get("device", "none"))
 
 
 def check_agreement(options: RunOptions, given: Mapping[str, Any]) -> None:

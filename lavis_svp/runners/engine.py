@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from lavis_svp.runners.deepspeed_config import offloads_optimizer, zero_stage
+from lavis_svp.runners.deepspeed_config import optimizer_place, zero_stage
 from lavis_svp.runners.zero_state import set_full_weight
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed compiles it on CPUs, a minute at first use; gloo does without
@@ -68,7 +68,7 @@ def build_engine(
         The engine; its ``module`` is ``model``.
     """
     deepspeed = require_deepspeed()
-    if offloads_optimizer(config):
+    if optimizer_place(config) != "none":
         optimizer = _offloaded(optimizer, config)
     sharded_whole = zero_stage(config) == 3
     unsharded = [model.get_submodule(name) for name in getattr(model, "unsharded_modules", ())] if sharded_whole else []

@@ -54,7 +54,7 @@ class RunnerDeepSpeed(RunnerSVP):
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
         super().__init__(cfg, task, model, datasets, job_id)
         self.engine_config = engine_config(self.options, read_config(self.options.deepspeed_config))
-        if self.options.checkpoint_format == "shards" and _offload_device(self.engine_config) == "nvme":
+        if self.options.checkpoint_format == "shards" and optimizer_place(self.engine_config) == "nvme":
             raise DeepSpeedConfigError(
                 "run.checkpoint_format is 'shards', but the optimizer's state is on NVMe, which DeepSpeed saves in "
                 "files of its own kind. Set run.checkpoint_format to whole, or offload to cpu."
@@ -178,8 +178,3 @@ class RunnerDeepSpeed(RunnerSVP):
             else:
                 buffers[name].copy_(value)
         gather_again(self.engine)
-
-
-def _offload_device(config: Mapping[str, Any]) -> str:
-    zero = config.get("zero_optimization") or {}
-    return str((zero.get("offload_optimizer") or {}).get("device", "none"))

@@ -80,8 +80,10 @@ def adamw_state(engine: Any, groups: Sequence[Mapping[str, Any]], on_main: bool)
             for moment in MOMENTS if steps else ():
                 if _is_sharded(parameter):
                     full = safe_get_full_optimizer_state(parameter, moment).detach().float()
-                else:
+                elif moment in engine.basic_optimizer.state[parameter]:
                     full = engine.basic_optimizer.state[parameter][moment].detach()
+                else:
+                    continue  # it never had a gradient
                 if on_main:
                     entry[moment] = full.reshape(_shape(parameter)).cpu()
             if entry:
