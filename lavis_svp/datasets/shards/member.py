@@ -43,7 +43,10 @@ class ShardMember:
             with open(self.shard, "rb") as file:
                 there = os.fstat(file.fileno()).st_size - self.offset
                 # never ask for more than there is: the index may name any size, and memory is taken first
-                content = os.pread(file.fileno(), min(self.size, there), self.offset) if there > 0 else b""
+                content = b""
+                if there > 0:
+                    file.seek(self.offset)
+                    content = file.read(min(self.size, there))
         except OSError as error:
             raise BrokenShardError(f"{self} cannot be read ({type(error).__name__}: {error}).") from error
         if len(content) != self.size:
