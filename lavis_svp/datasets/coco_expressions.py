@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_svp.datasets.refcoco import RefCOCO, load_instances, load_json
+from lavis_svp.datasets.source import inside
 
 TEXT_KEY = "expressions"
 DEFAULT_SPLIT = "train"
@@ -73,6 +74,10 @@ class CocoExpressions(RefCOCO):
         image_id = int(annotation["image_id"])
         if image_id not in images:
             raise ValueError(f"{where} is about picture {image_id}, which is not there.")
+        try:
+            inside(str(images[image_id]["file_name"]))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}.") from error
         return {
             "ref_id": int(annotation["id"]),
             "ann_id": int(annotation["id"]),

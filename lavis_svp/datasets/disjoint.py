@@ -4,7 +4,7 @@ The data sets of the RefCOCO family share COCO's train2014 pictures and were spl
 pictures of one set's val and test through another's train. What counts as held out is every split but train of RefCOCO,
 RefCOCO+, RefCOCOg and gRefCOCO whose references lie below the root of one of the data sets of the run, trained on or
 not: in the partition that the run uses, else in the usual one. Of data sets that come in shards without references, the
-splits in the shards count.
+splits in the shards count. Of other data sets, the splits that the run loads for validation or test count.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str 
         return None
     uses, absent = read_family([one for splits in datasets.values() for one in splits.values()])
     held = {name: set(pictures) for use in uses for name, pictures in use.held_out().items()}
+    held |= _held_out_of_others(datasets)
     if switch is True and not held:
         raise ValueError(
             f"{SWITCH} is true, but no val or test split of {', '.join(PUBLIC)} is below the roots of the data sets: "
@@ -107,8 +108,19 @@ def _use_of_source(dataset: str, split_by: str, source: Any) -> SplitUse:
     return SplitUse(dataset, split_by, splits)
 
 
+def _held_out_of_others(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, set[int]]:
+    """COCO pictures that the run validates or tests on in data sets that are not of the family, such as own shards."""
+    others = {
+        f"{name} {split}": {image_id for image_id, _ in _coco_pictures(one)}
+        for name, splits in datasets.items()
+        for split, one in splits.items()
+        if split != TRAIN and getattr(one, "origin", None) is None
+    }
+    return {name: pictures for name, pictures in others.items() if pictures}
+
+
 def _coco_pictures(dataset: Any) -> list[tuple[int, Picture]]:
-    """The pictures of a training set that are COCO's, with COCO's id; empty for other data sets, or none."""
+    """The pictures of a data set that are COCO's, with COCO's id; empty for other data sets, or none."""
     pictures = getattr(dataset, "annotation", None) if hasattr(dataset, "leave_out") else None
     return [(image_id, one) for one in pictures or () if (image_id := coco_id(one.file_name)) is not None]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from PIL import Image
 from lavis_svp.common.options import check_keys
 from lavis_svp.datasets.pictures import read_picture
 from lavis_svp.datasets.refcoco import Instance, Picture, RefCOCO
+from lavis_svp.datasets.source import inside
 
 DEFAULT_SPLIT = "train"
 LINE_KEYS = ("image", "id", "split", "expressions", "instances")
 EXPRESSION_KEYS = ("text", "segmentation", "targets", "kind")
 INSTANCE_KEYS = ("segmentation", "category", "attributes")
+_OPAQUE = 255
 _UNREADABLE = (0, 0)
 """Size of a picture that cannot be opened; reading it then says why."""
 
@@ -76,6 +78,8 @@ class JsonlSource(RefCOCO):
             return super().mask(picture, instance)
         path = self.folder / instance.segmentation
         mask = read_picture(path).pixels.any(2).astype(np.uint8)  # (H, W)
+        if _partly_transparent(path):  # shown white, it would count as the object
+            raise ValueError(f"{path} is transparent in part, so what is object is not told. Save it without alpha.")
         if mask.shape != picture.size:
             raise ValueError(f"{path} is {mask.shape} (height, width), its picture {picture.file_name} {picture.size}.")
         return mask
@@ -88,7 +92,7 @@ class JsonlSource(RefCOCO):
         name, image_id = _text(line, "image"), line.get("id", number)
         if not isinstance(image_id, int) or isinstance(image_id, bool) or image_id < 0:
             raise ValueError(f"id is a number from 0 on, got {image_id!r}")
-        height, width = _size(self.folder / _inside(name))
+        height, width = _size(self.folder / inside(name))
         self._new_images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         given = [self._add_object(one, image_id) for one in _items(line, "instances")]
         expressions = _items(line, "expressions")
@@ -118,7 +122,7 @@ class JsonlSource(RefCOCO):
         if "segmentation" in expression:
             return [self._add_object({"segmentation": expression["segmentation"]}, image_id)]
         targets = expression["targets"]
-        if not isinstance(targets, list) or not all(isinstance(one, int) and 0 <= one < len(given) for one in targets):
+        if not isinstance(targets, list) or not all(type(one) is int and 0 <= one < len(given) for one in targets):
             raise ValueError(f"targets are places in the line's {len(given)} instances, from 0; got {targets!r}")
         return [given[one] for one in targets]
 
@@ -129,7 +133,7 @@ class JsonlSource(RefCOCO):
         if not segmentation or not isinstance(segmentation, str | list | Mapping):
             raise ValueError(f"a segmentation is polygons, run lengths or a mask picture's path, got {segmentation!r}")
         if isinstance(segmentation, str):
-            _inside(segmentation)
+            inside(segmentation)
         category = str(instance.get("category") or "")
         annotation_id = len(self._new_annotations) + 1
         annotation = {
@@ -157,12 +161,10 @@ def _items(section: Mapping[str, Any], key: str) -> list[Any]:
     return value
 
 
-def _inside(name: str) -> str:
-    """A file name, if it stays within its folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name!r} leads out of its folder; give paths relative to it")
-    return name
+def _partly_transparent(path: Path) -> bool:
+    with Image.open(path) as image:
+        alpha = "A" in image.getbands() or "transparency" in image.info
+        return alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < _OPAQUE
 
 
 def _size(path: Path) -> tuple[int, int]:

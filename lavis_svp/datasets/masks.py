@@ -37,7 +37,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         ValueError: a run-length code of another size, a damaged code, or something that is no segmentation.
     """
     mask = np.zeros(size, np.uint8)
-    if segmentation is None or len(segmentation) == 0:
+    if segmentation is None or (isinstance(segmentation, Sequence | Mapping) and not segmentation):
         return mask
     if isinstance(segmentation, Mapping):
         return _decode_runs(segmentation, size)
@@ -51,7 +51,10 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _fill_polygon(polygon: Any, size: tuple[int, int]) -> np.ndarray:
-    points = np.asarray(polygon, np.float64)
+    try:
+        points = np.asarray(polygon, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A polygon is a flat list of numbers ({error}), got {str(polygon)[:80]}.") from error
     if points.ndim != 1 or points.size % 2 or not np.isfinite(points).all():
         raise ValueError(
             f"A polygon is a flat list of finite x, y pairs, got shape {points.shape}: {str(polygon)[:80]}."
@@ -67,21 +70,36 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Decode run lengths here rather than in pycocotools, whose C code trusts the counts it is given."""
     if "size" not in code or "counts" not in code:
         raise ValueError(f"A run-length code needs 'size' and 'counts', got the keys {sorted(map(str, code))}.")
-    height, width = (int(side) for side in code["size"])
+    try:
+        height, width = (int(side) for side in code["size"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A run-length code's size is [height, width], got {code['size']!r}.") from error
     if (height, width) != tuple(size):
         raise ValueError(
             f"The mask is {height}x{width} (height x width), the picture {size[0]}x{size[1]}. "
             "Masks must have their picture's size; is this the right picture, in its original resolution?"
         )
     counts = code["counts"]
-    runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
+    runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else _whole_numbers(counts)
+    # each on its own first: the sum of huge runs wraps round
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(
             f"A run-length code must cover its {height}x{width} = {height * width} pixels, in runs that are not "
-            f"negative; this one covers {runs.sum()}."
+            f"negative; this one covers {sum(runs.tolist())}."
         )
     values = np.arange(len(runs), dtype=np.uint8) & 1  # runs alternate, zeros first
     return np.repeat(values, runs).reshape(width, height).T.copy()  # (H, W): runs go down the columns
+
+
+def _whole_numbers(counts: Any) -> np.ndarray:
+    """Run lengths that are given as a list."""
+    try:
+        runs = np.asarray(counts, np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"A run-length code's counts are whole numbers: {error}.") from error
+    if runs.ndim != 1:
+        raise ValueError(f"A run-length code's counts are one list, got {type(counts).__name__} {str(counts)[:40]}.")
+    return runs
 
 
 def _unpack_counts(packed: str | bytes) -> np.ndarray:

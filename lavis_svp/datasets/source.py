@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -67,3 +67,18 @@ class PictureFolder:
     def shard(self, picture: Picture) -> int:
         """Always 0: every file is as near as any other."""
         return 0
+
+
+def inside(name: str) -> str:
+    """A file name out of an annotation file, if it stays within its folder.
+
+    Args:
+        name: relative to the folder.
+
+    Raises:
+        ValueError: it is absolute or has "..".
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} leads out of its folder; give paths relative to it")
+    return name

@@ -86,3 +86,11 @@ def test_the_documents_example_is_read(tmp_path):
     example = json.loads(re.search(r"```json\n(.*?)```", document, re.DOTALL).group(1))
     (picture,) = CocoExpressions(write(tmp_path, example)).pictures("train")
     assert [one.text for one in picture.expressions] == ["the cat", "cat on the left"]
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])
+def test_a_file_name_that_leads_out(tmp_path, content, name):
+    for image in content["images"]:
+        image["file_name"] = name
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        CocoExpressions(write(tmp_path, content))

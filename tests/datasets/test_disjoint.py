@@ -163,3 +163,16 @@ def test_leaving_nothing_to_train_on_is_an_error(refcoco_family):
     train.leave_out([one for one in train.annotation if one.image_id not in held_out(refcoco_family)])
     with pytest.raises(ValueError, match="nothing of refcocog_seg to train on"):
         make_disjoint(datasets)
+
+
+def test_validation_pictures_of_the_runs_own_data_are_held_out(refcoco_family):
+    datasets = joint(refcoco_family)
+    validated = build(refcoco_family, "refcoco_seg", ("train",), origin=False)["train"]  # as own shards: no origin
+    held = held_out(refcoco_family)
+    trained = [one for one in validated.annotation if one.image_id not in held]  # refcoco would train on these
+    validated.leave_out([one for one in validated.annotation if one not in trained[:2]])
+    own = {"own": {"val": validated}}
+    assert make_disjoint(datasets | own, False)["held_out"]["own val"] == 2
+    make_disjoint(datasets | own)
+    assert not any(images(validated) & images(splits["train"]) for splits in datasets.values())
+    assert len(images(validated)) == 2

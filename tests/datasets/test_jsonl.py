@@ -78,6 +78,14 @@ BAD_LINES = [
     ({"image": "photos/a.jpg", "expressions": [{"text": " ", "targets": []}]}, "'text' must be a text"),
     ({"image": "photos/a.jpg", "expressions": [{"text": "x"}]}, "either a segmentation or targets"),
     ({"image": "photos/a.jpg", "expressions": [{"text": "x", "targets": [0]}]}, "places in the line's 0 instances"),
+    (
+        {
+            "image": "photos/a.jpg",
+            "instances": [{"segmentation": BOX}] * 2,
+            "expressions": [{"text": "x", "targets": [True]}],
+        },
+        "places in the line's 2 instances",
+    ),
     ({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": 5}]}, "a segmentation is polygons"),
     ({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": "../m.png"}]}, "leads out"),
     ({"image": "photos/a.jpg", "id": -1, "expressions": [{"text": "x", "targets": []}]}, "id is a number from 0"),
@@ -121,3 +129,17 @@ def test_the_documents_example_converts(write, tmp_path):
             for one in theirs.expressions:
                 np.testing.assert_array_equal(shards.target_mask(mine, one), source.target_mask(theirs, one))
     assert main(["validate", str(out)]) == 0
+
+
+def test_a_transparent_mask_is_refused_and_an_opaque_alpha_is_not(write, tmp_path):
+    mask = np.zeros((20, 30, 4), np.uint8)
+    mask[5:9, 3:7] = 255
+    Image.fromarray(mask).save(tmp_path / "alpha.png")
+    mask[..., 3] = 255
+    Image.fromarray(mask).save(tmp_path / "opaque.png")
+    expressions = [{"text": name, "segmentation": f"{name}.png"} for name in ("alpha", "opaque")]
+    source = JsonlSource(write({"image": "photos/a.jpg", "expressions": expressions}))
+    (picture,) = source.pictures("train")
+    with pytest.raises(ValueError, match="alpha.png is transparent"):
+        source.target_mask(picture, picture.expressions[0])
+    assert source.target_mask(picture, picture.expressions[1]).sum() == 16

@@ -79,6 +79,12 @@ def test_other_size_names_both():
         ([[1, 2, 3, 4, 5, 6, 7]], "x, y pairs"),
         ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
         ("0" * 20, "a list or a mapping"),
+        (5, "a list or a mapping"),
+        ([[1, 2, None, 4, 5, 6]], "flat list|finite"),
+        ([{"size": 40, "counts": [2400]}], r"size is \[height, width\]"),
+        ({"size": [40, 60], "counts": [2**62, 2**62, 2**62, 2**62 + 2400]}, "must cover"),  # int64: their sum is 2400
+        ({"size": [40, 60], "counts": [10**30]}, "whole numbers"),
+        ({"size": [40, 60], "counts": None}, "whole numbers"),
     ],
 )
 def test_damaged_segmentations(damaged, message):

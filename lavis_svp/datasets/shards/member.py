@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,12 @@ class ShardMember:
         """
         try:
             with open(self.shard, "rb") as file:
-                file.seek(self.offset)
-                content = file.read(self.size)
+                there = os.fstat(file.fileno()).st_size - self.offset
+                # never ask for more than there is: the index may name any size, and memory is taken first
+                content = b""
+                if there > 0:
+                    file.seek(self.offset)
+                    content = file.read(min(self.size, there))
         except OSError as error:
             raise BrokenShardError(f"{self} cannot be read ({type(error).__name__}: {error}).") from error
         if len(content) != self.size:
