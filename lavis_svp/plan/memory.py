@@ -78,8 +78,11 @@ def memory_per_gpu(
         num_gpus: how many share the states.
     """
     counts = parameters_by_part(model)["whole model"]
-    whole = [p for name in model.replicated_modules for p in getattr(model, name).parameters()]
-    states = state_bytes(counts.total, counts.trained, training, num_gpus, sum(p.numel() for p in whole))
+    replicated, unsharded = (
+        sum(p.numel() for name in names for p in getattr(model, name, nn.Module()).parameters())
+        for names in (model.replicated_modules, model.unsharded_modules)
+    )
+    states = state_bytes(counts.total, counts.trained, training, num_gpus, replicated, unsharded)
     rows, length = sequences(model.options.layout, tokens, text, training.expressions)
     pictures = training.batch_size
     width = FP32 if training.dtype == "fp32" else HALF
@@ -94,7 +97,7 @@ def memory_per_gpu(
 
 
 def state_bytes(
-    total: int, trained: int, training: TrainingSettings, num_gpus: int, replicated: int = 0
+    total: int, trained: int, training: TrainingSettings, num_gpus: int, replicated: int = 0, unsharded: int = 0
 ) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer states and communication buffers of one GPU.
 
@@ -107,7 +110,9 @@ def state_bytes(
         trained: those that train.
         training: the run.
         num_gpus: N.
-        replicated: parameters that ZeRO-3 leaves whole on every GPU (``SvpRis.replicated_modules``).
+        replicated: frozen parameters outside of the engine, in float32 on every GPU at any stage
+            (``SvpRis.replicated_modules``).
+        unsharded: parameters inside of it that ZeRO-3 leaves whole on every GPU (``SvpRis.unsharded_modules``).
     """
     half = training.dtype != "fp32"
     if training.zero is None:
@@ -115,16 +120,16 @@ def state_bytes(
         return float(total * FP32 + copies), float(trained * FP32), float(trained * 2 * FP32), float(trained * FP32)
     width, moments = (HALF, 3 * FP32) if half else (FP32, 2 * FP32)
     stage, options = training.zero, training.zero_options
-    shared = total - replicated if stage == 3 else 0
-    weights = width * (total - shared + shared / num_gpus)
+    shared = total - replicated - unsharded if stage == 3 else 0
+    whole = FP32 * replicated + width * (total - replicated - shared)
+    weights = whole + (0.0 if training.offloads("param") else width * shared / num_gpus)
     gradients = trained * width / (num_gpus if stage >= 2 else 1)
     optimizer = trained * moments / (num_gpus if stage >= 1 else 1)
-    weights = width * float(total - shared) if training.offloads("param") else weights
     optimizer = 0.0 if training.offloads("optimizer") else optimizer
     reduce = min(trained, float(options.get("reduce_bucket_size", BUCKET)))
     gather = min(trained, float(options.get("allgather_bucket_size", BUCKET)))
     if stage == 3:
-        gather = min(total, float(options.get("stage3_max_live_parameters", LIVE_PARAMETERS)))
+        gather = min(shared, float(options.get("stage3_max_live_parameters", LIVE_PARAMETERS)))
     return weights, gradients, optimizer, (reduce + gather) * width
 
 

@@ -50,8 +50,16 @@ def test_a_higher_stage_or_more_gpus_never_take_more(zero, gpus, trained, dtype)
 
 def test_what_zero_3_leaves_whole_is_on_every_gpu():
     stage3 = dataclasses.replace(TRAINING, zero=3)
-    assert state_bytes(TOTAL, TRAINED, stage3, 4, replicated=200_000)[0] == 2 * (200_000 + 800_000 / 4)
-    assert state_bytes(TOTAL, TRAINED, TRAINING, 4, replicated=200_000)[0] == 2 * TOTAL
+    assert state_bytes(TOTAL, TRAINED, stage3, 4, unsharded=200_000)[0] == 2 * (200_000 + 800_000 / 4)
+    assert state_bytes(TOTAL, TRAINED, TRAINING, 4, unsharded=200_000)[0] == 2 * TOTAL
+
+
+def test_the_frozen_encoders_stay_in_float32_at_every_stage():
+    stage3 = dataclasses.replace(TRAINING, zero=3)
+    assert state_bytes(TOTAL, TRAINED, TRAINING, 4, replicated=200_000)[0] == 4 * 200_000 + 2 * 800_000
+    assert state_bytes(TOTAL, TRAINED, stage3, 4, replicated=200_000)[0] == 4 * 200_000 + 2 * 800_000 / 4
+    offloaded = dataclasses.replace(stage3, zero_options={"offload_param": {"device": "cpu"}})
+    assert state_bytes(TOTAL, TRAINED, offloaded, 4, replicated=200_000)[0] == 4 * 200_000
 
 
 def test_fp32_offload_and_buckets():
