@@ -12,7 +12,13 @@ from torch import nn
 
 from lavis_svp.common import checkpoints
 from lavis_svp.common.shard_folders import SUFFIX
-from lavis_svp.runners.deepspeed_config import engine_config, optimizer_place, read_config, zero_stage
+from lavis_svp.runners.deepspeed_config import (
+    DeepSpeedConfigError,
+    engine_config,
+    optimizer_place,
+    read_config,
+    zero_stage,
+)
 from lavis_svp.runners.engine import build_engine, gather_again, join_processes, share_buffers, whole_weights
 from lavis_svp.runners.engine_stepper import EngineStepper
 from lavis_svp.runners.meter import TrainingMeter
