@@ -164,7 +164,7 @@ def _items(section: Mapping[str, Any], key: str) -> list[Any]:
 def _partly_transparent(path: Path) -> bool:
     with Image.open(path) as image:
         alpha = "A" in image.getbands() or "transparency" in image.info
-        return alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < _OPAQUE
+        return alpha and bool((np.asarray(image.convert("RGBA").getchannel("A")) < _OPAQUE).any())
 
 
 def _size(path: Path) -> tuple[int, int]:
