@@ -72,7 +72,7 @@ def test_this_plugin_is_registered():
         (lambda: load_processor("blip_captions"), "blip_caption"),
         (lambda: registry.get_task_class("captionin"), "captioning"),
         (lambda: registry.get_runner_class("runner_iters"), "runner_iter"),
-        (lambda: registry.get_lr_scheduler_class("cosine"), "linear_warmup_cosine_lr"),
+        (lambda: registry.get_lr_scheduler_class("cosin"), "linear_warmup_cosine_lr"),
         (lambda: load_model("blip_vqa", "large"), "vqav2"),
         (lambda: BaseDatasetBuilder.__subclasses__()[0].default_config_path("nope"), "default"),
     ],
