@@ -168,9 +168,8 @@ def bare_engine_block(steps: int) -> float:
     options = RunOptions(task=NAME, output_dir="", batch_size_train=BATCH, world_size=dist_utils.get_world_size())
     join_processes("gloo", on_cpu=True, local_rank=dist_utils.get_rank())
     model = NothingModel()
-    engine = build_engine(
-        model, torch.optim.AdamW(model.parameters(), fused=True), engine_config(options, read_config(None))
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    engine = build_engine(model, optimizer, engine_config(options, read_config(None)), torch.device("cpu"))
     samples = {"values": torch.zeros(BATCH, WIDTH)}
     for _ in range(steps):
         engine.backward(engine(samples)["loss"])

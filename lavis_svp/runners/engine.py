@@ -53,14 +53,16 @@ def build_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: Mapping[str, Any],
+    device: torch.device,
     replicated: Sequence[str] = (),
 ) -> Any:
     """Give a model and its optimizer to DeepSpeed.
 
     Args:
-        model: the model, in fp32, on its device.
+        model: the model, in fp32; DeepSpeed brings it to the device after casting it.
         optimizer: over its trainable parameters; replaced by DeepSpeed's AdamW for CPUs where the state is offloaded.
         config: see :func:`~lavis_svp.runners.deepspeed_config.engine_config`.
+        device: where the model will run.
         replicated: names of children that stay whole, in fp32, in every process: what is frozen and read from the
             outside, such as SAM, gains nothing from being cast or sharded.
 
@@ -75,10 +77,12 @@ def build_engine(
     for module in unsharded:
         deepspeed.utils.set_z3_leaf_module(module, True)  # its inside may be called as often as a batch needs it
     exact = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
-    kept = {name: model._modules.pop(name) for name in replicated}
+    kept = {name: model.get_submodule(name) for name in replicated}
+    for name in kept:
+        del model._modules[name]
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
     for name, child in kept.items():
-        _put_back(model, name, child, as_module=not sharded_whole)
+        _put_back(model, name, child.to(device), as_module=not sharded_whole)
     if sharded_whole:
         for parameter in getattr(model, "parameters_read_outside", list)():
             deepspeed.zero.register_external_parameter(model, parameter)
@@ -98,7 +102,7 @@ def _set_exact_masters(engine: Any, exact: Mapping[str, torch.Tensor]) -> None:
     gather_again(engine)
 
 
-def _put_back(model: nn.Module, name: str, child: nn.Module | None, as_module: bool) -> None:
+def _put_back(model: nn.Module, name: str, child: nn.Module, as_module: bool) -> None:
     """Make a child reachable by its name again, as a plain attribute where ZeRO-3 must go on not seeing it."""
     (model._modules if as_module else model.__dict__)[name] = child
 

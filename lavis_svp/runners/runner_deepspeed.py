@@ -73,14 +73,13 @@ class RunnerDeepSpeed(RunnerSVP):
         """The DeepSpeed engine, built at first use."""
         if self._wrapped_model is None:
             join_processes("nccl" if self.cuda_enabled else "gloo", not self.cuda_enabled, self.options.gpu)
-            self._model = self._model.to(self.device)
             optimizer = build_optimizer(self._model, self.options, self.config.run_cfg)
             self._groups = [
                 {key: value for key, value in group.items() if key != "params"}
                 for group in optimizer.state_dict()["param_groups"]
             ]
             replicated = getattr(self._model, "replicated_modules", ())
-            self._wrapped_model = build_engine(self._model, optimizer, self.engine_config, replicated)
+            self._wrapped_model = build_engine(self._model, optimizer, self.engine_config, self.device, replicated)
         return self._wrapped_model
 
     @property
