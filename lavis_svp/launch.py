@@ -136,13 +136,17 @@ def build_config(project: Any) -> Any:
     from lavis.common.registry import registry
     from omegaconf import OmegaConf
 
+    from lavis_svp.runners.lavis_loop import complete_for_lavis
     from lavis_svp.runners.run_options import resolve_device, with_defaults
+    from lavis_svp.runners.runner_svp import RunnerSVP
 
     if not project.model.get("arch") or not project.model.get("model_type"):
         raise ValueError("The model section needs arch (a registered model) and model_type (one of its types).")
     runner = registry.get_runner_class(project.run.get("runner", "runner_svp"))
     owners = [runner] if project.run.get("task") is None else [runner, registry.get_task_class(project.run.task)]
     run = with_defaults(project.run, owners)
+    if not issubclass(runner, RunnerSVP):
+        run = complete_for_lavis(run)
     device = resolve_device(run["device"])
     if run["device"] == "auto":
         run["device"] = device.type

@@ -70,7 +70,8 @@ def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: s
     """Compare a checkpoint's names and shapes with what the model trains.
 
     A model that offers ``carry(names)`` may be given parameters that it has but does not train, which an earlier stage
-    trained; it is told their names, so that its own checkpoints hold them, too.
+    trained; it is told their names, so that its own checkpoints hold them, too. Those that it has with the same
+    values already (LAVIS's ``runner_iter`` saves all weights) are not told.
 
     Args:
         model: as for :func:`load_trained_state`; sharded parameters count with their whole shape.
@@ -101,7 +102,12 @@ def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: s
             f"The model trains {len(trained)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
         )
     if carry is not None and extra:
-        carry(extra)
+        carry([name for name in extra if differs(own[name], state[name])])
+
+
+def differs(own: Tensor, given: Tensor) -> bool:
+    """Whether a stored tensor is another than the model has; what ZeRO-3 has taken away counts as another."""
+    return own.shape != given.shape or not torch.equal(own.detach().cpu(), given.to(own.dtype).cpu())
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:

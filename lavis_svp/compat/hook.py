@@ -105,7 +105,7 @@ class RoomLoader(_WrappedLoader):
 
 def adapt_lavis() -> None:
     """Mend LAVIS where it needs it, then register this plugin with it."""
-    from lavis_svp.compat import names, runtime, transformers_names
+    from lavis_svp.compat import names, runners, runtime, transformers_names
     from lavis_svp.register import register
 
     transformers_names.restore_generate()
@@ -115,4 +115,6 @@ def adapt_lavis() -> None:
     runtime.run_without_cuda()
     runtime.start_processes_anywhere()
     runtime.place_output()
+    runners.take_the_models_groups()
+    runners.mix_by_ratio()
     register()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lavis_svp.common.checkpoints import WrongCheckpointError, newest_checkpoint, read_checkpoint, shorten
+from lavis_svp.common.checkpoints import WrongCheckpointError, differs, newest_checkpoint, read_checkpoint, shorten
 from lavis_svp.models.parameters import checkpoint_state, is_adapter, part_of, starts_random
 
 
@@ -45,7 +45,7 @@ def start_from(model: nn.Module, where: str | Path) -> set[str]:
         where: see :func:`find_weights`.
 
     Returns:
-        The names of the parameters that were loaded.
+        The names of the parameters that were loaded and that the model did not have with these values already.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -68,6 +68,7 @@ def start_from(model: nn.Module, where: str | Path) -> set[str]:
             f"model.pretrained: {path} holds weights of another model ({len(state)} tensors). {'; '.join(found)}. "
             "The model section must describe the same architecture as the earlier stage's, except for parts it adds."
         )
+    changed = {name for name, _ in model.named_parameters() if name in state and differs(own[name], state[name])}
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
@@ -77,7 +78,7 @@ def start_from(model: nn.Module, where: str | Path) -> set[str]:
     for what, tensors in (("fresh", fresh), ("from the named weights", lacking.keys() - fresh.keys())):
         if tensors:
             logging.info("starts %s: %s", what, _by_part({name: own[name] for name in lacking if name in tensors}))
-    return {name for name, _ in model.named_parameters() if name in state}
+    return changed
 
 
 def under_adapters(state: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:

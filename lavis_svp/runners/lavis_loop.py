@@ -19,9 +19,9 @@ from lavis_svp.runners.schedule import lr_factor
 from lavis_svp.runners.stepper import Stepper
 
 LACKS = (
-    "LAVIS's runner_iter trains: no exact resume (it stores no position in the data), one learning rate for all parts "
-    "(model.learning_rates is not read), validation and checkpoints at inner epochs only, all weights in each "
-    "checkpoint. runner_svp and runner_deepspeed do not have these limits."
+    "LAVIS's runner_iter trains: no exact resume (it stores no position in the data), validation and checkpoints at "
+    "inner epochs only, all weights in each checkpoint, with a validation split only the best one, log.txt without "
+    "TensorBoard. runner_svp and runner_deepspeed do not have these limits."
 )
 
 
@@ -73,11 +73,13 @@ def train_inner_epoch(
     An iteration is an optimizer step of ``accum_grad_iters`` micro-batches, as under the other runners; precision,
     clipping, seeds and rates follow the run section.
 
+    What a data set draws anew for each epoch is drawn by the step here: LAVIS's loaders tell data sets no epoch.
+
     Args:
-        task: has ``train_step``.
+        task: has ``train_step``; may have ``train_sets`` and ``before_training``, which LAVIS 1.0.2 does not call.
         run_cfg: the run section.
         first: number of the first step, from 0.
-        steps: how many.
+        steps: how many; those beyond ``max_iters`` are left out.
         model: wrapped in DDP where there are several processes.
         batches: endless micro-batches.
         optimizer: LAVIS's.
@@ -87,14 +89,32 @@ def train_inner_epoch(
     """
     options = read_options(run_cfg)
     device = resolve_device(options.device, options.gpu)
+    train_sets = [dataset for dataset in getattr(task, "train_sets", ()) if hasattr(dataset, "set_epoch")]
     if first == 0:
         logging.warning(LACKS)
+        task.before_training(getattr(model, "module", model), train_sets)
     if options.amp and options.amp_dtype == "fp16":
         raise ValueError("runner_iter trains in bf16 or fp32 here; set run.amp_dtype: bf16, or use runner_svp.")
     for group in optimizer.param_groups:
         group.setdefault("peak_lr", options.init_lr)
     meter = TrainingMeter(device, options.sync_timing)
     stepper = Stepper(task, model, optimizer, None, device, options, meter)
-    for step in tqdm(range(first, first + steps), desc="train", unit="step", mininterval=1, disable=not is_main()):
+    last = min(first + steps, options.max_iters)
+    for step in tqdm(range(first, last), desc="train", unit="step", mininterval=1, disable=not is_main()):
+        for dataset in train_sets:
+            dataset.set_epoch(step)
         stepper.step(step, batches)
-    return {name: f"{value:.4f}" for name, value in meter.collect(steps).items() if "loss" in name}
+    return {name: f"{value:.6g}" for name, value in meter.collect(steps).items() if "loss" in name}
+
+
+def complete_for_lavis(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run section as LAVIS's ``runner_iter`` accepts it.
+
+    It refuses to start without ``iters_per_inner_epoch``, which is ``max_iters`` where it is 0, and without
+    ``max_iters``, even if it is to evaluate only.
+
+    Args:
+        run: the run section with its defaults.
+    """
+    steps = int(run["max_iters"]) or (1 if run["evaluate"] else 0)
+    return {**run, "max_iters": steps, "iters_per_inner_epoch": int(run["iters_per_inner_epoch"]) or steps}

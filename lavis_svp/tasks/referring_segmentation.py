@@ -59,6 +59,7 @@ class ReferringSegmentationTask(BaseTask):
         self.options = options
         self.settings = dict(settings or {})
         self.run_cfg: Mapping[str, Any] | None = None  # the run section, for LAVIS's own runner_iter
+        self.train_sets: list[Any] = []
         self._dataset: Any = None
         self._gallery = Gallery(options.num_visualise)
         self.drawn_pictures: list[Path] = []  # of the last evaluation, in the main process
@@ -95,6 +96,7 @@ class ReferringSegmentationTask(BaseTask):
         datasets = super().build_datasets(cfg)
         if not cfg.run_cfg.get("evaluate", False):
             self._held_out = make_disjoint(datasets, cfg.run_cfg.get("image_disjoint", AUTO))
+        self.train_sets = [splits["train"] for splits in datasets.values() if "train" in splits]
         return datasets
 
     def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
@@ -156,7 +158,7 @@ class ReferringSegmentationTask(BaseTask):
                 "referring_segmentation counts optimizer steps: set run.runner to runner_svp, runner_deepspeed or "
                 "LAVIS's runner_iter, not runner_base."
             )
-        return train_inner_epoch(self, self.run_cfg, start_iters, iters_per_epoch, model, iter(data_loader), optimizer)
+        return train_inner_epoch(self, self.run_cfg, start_iters, iters_per_epoch, model, data_loader, optimizer)
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
         """Remember the split, to know which expressions must be scored and where its pictures are."""
