@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, VisualTokens
 
-REQUIREMENTS = frozenset({"superpixels", "masks", "levels", "cls_attention"})
+ENCODER_OUTPUTS = frozenset({"levels", "cls_attention", "keys", "summary"})  # optional fields of PatchFeatures
+REQUIREMENTS = ENCODER_OUTPUTS | {"superpixels", "masks"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,18 @@ class Projector(nn.Module, ABC):
     def num_tokens(self, grid: Grid) -> int | None:
         """Tokens of a picture that fills ``grid``; None if that depends on the picture."""
 
+    def picture_tokens(self, grid: Grid, superpixels: int) -> int | None:
+        """Tokens of one picture, known before its features are.
+
+        Args:
+            grid: (h, w) of the picture's valid patches.
+            superpixels: how many it has.
+
+        Returns:
+            the count that :meth:`forward` will give, or None if only the features tell.
+        """
+        return self.num_tokens(grid)
+
     def forward(self, features: PatchFeatures, superpixels: Superpixels | None = None) -> VisualTokens:
         """Project a batch.
 
@@ -110,13 +123,15 @@ class Projector(nn.Module, ABC):
             "masks": superpixels is not None and superpixels.masks is not None,
             "levels": features.levels is not None,
             "cls_attention": features.cls_attention is not None,
+            "keys": features.keys is not None,
+            "summary": features.summary is not None,
         }
         missing = [need for need in sorted(self.requires, reverse=True) if not given[need]]
         if missing:
             raise ValueError(
                 f"Projector '{self.name}' needs {' and '.join(missing)}. Superpixels come from "
                 f"Superpixels.from_region_maps(maps, grids, mask_size={self.mask_size}); "
-                f"levels and cls_attention from the vision encoder."
+                f"{', '.join(sorted(ENCODER_OUTPUTS))} from the vision encoder."
             )
         if "superpixels" not in self.requires or superpixels is None:
             return

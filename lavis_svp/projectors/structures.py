@@ -28,7 +28,11 @@ class PatchFeatures:
         grids: the (h, w) of each picture; h * w <= N. Patch n lies in row n // w, column n % w.
         valid: (B, N) bool, True where a patch shows the picture; False in letter-box and batch padding.
         levels: (B, L, N, C) inner layers of the encoder, for projectors that fuse several.
-        cls_attention: (B, N) attention of CLS to the patches, for projectors that rank patches.
+        cls_attention: (B, N) attention of CLS to the patches, for projectors that rank patches; an encoder without
+            CLS gives the attention that each patch gets from all.
+        keys: (B, N, K) what the patches are compared by, for projectors that merge alike ones: the encoder's
+            attention keys, averaged over heads.
+        summary: (B, C) the encoder's vector of the whole picture: CLS, or the mean of the valid patches without one.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -39,6 +43,8 @@ class PatchFeatures:
     valid: Tensor
     levels: Tensor | None = None
     cls_attention: Tensor | None = None
+    keys: Tensor | None = None
+    summary: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.patches.ndim != 3:
@@ -55,6 +61,10 @@ class PatchFeatures:
             raise ValueError(f"levels must be (B, L, N, C) = ({batch}, L, {count}, {width}), got {self.levels.shape}.")
         if self.cls_attention is not None and tuple(self.cls_attention.shape) != (batch, count):
             raise ValueError(f"cls_attention must be (B, N) = {(batch, count)}, got {self.cls_attention.shape}.")
+        if self.keys is not None and (self.keys.ndim != 3 or tuple(self.keys.shape[:2]) != (batch, count)):
+            raise ValueError(f"keys must be (B, N, K) = ({batch}, {count}, K), got {tuple(self.keys.shape)}.")
+        if self.summary is not None and tuple(self.summary.shape) != (batch, width):
+            raise ValueError(f"summary must be (B, C) = {(batch, width)}, got {tuple(self.summary.shape)}.")
 
     @classmethod
     def whole(cls, patches: Tensor, grid: Grid) -> PatchFeatures:

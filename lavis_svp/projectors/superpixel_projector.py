@@ -44,6 +44,10 @@ class SuperpixelProjector(Projector):
         """None: as many as the picture has superpixels."""
         return None
 
+    def picture_tokens(self, grid: Grid, superpixels: int) -> int:
+        """One a superpixel; one for a picture without any."""
+        return max(superpixels, 1)
+
     @abstractmethod
     def embed(self, coarse: Tensor, features: PatchFeatures, superpixels: Superpixels) -> Tensor:
         """Make tokens of coarse superpixel embeddings.

@@ -83,6 +83,7 @@ def test_token_count_is_as_promised(name, options, grid):
     promised = projector.num_tokens(grid)
     expected = [m.count for m in maps] if promised is None else [promised] * 2
     assert result.valid.sum(1).tolist() == expected
+    assert [projector.picture_tokens(grid, m.count) for m in maps] == expected
 
 
 @every_projector
