@@ -43,7 +43,8 @@ def tower_features(
     if height % patch or width % patch:
         raise ValueError(f"Pictures of {height}x{width} pixels are not whole patches of {patch} pixels.")
     grid = (height // patch, width // patch)
-    outputs = tower(pixel_values, output_hidden_states=True, **family.arguments)
+    valid = torch.ones(len(pixel_values), grid[0] * grid[1], dtype=torch.bool, device=pixel_values.device)
+    outputs = tower(**family.inputs(pixel_values, valid, patch), output_hidden_states=True)
     prefix = family.prefix_tokens(tower.config)
     layers = [layer] if isinstance(layer, int) else list(layer)
     patches = torch.cat([outputs.hidden_states[index][:, prefix:] for index in layers], dim=-1)  # (P, N, C)
