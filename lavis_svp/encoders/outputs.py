@@ -85,6 +85,11 @@ def encode_patches(
     layers: int = network.config.num_hidden_layers
     check_outputs(layers, layer, levels, wants)
     grid = _grid(pixel_values, network.config.patch_size)
+    if pixel_values.is_meta and family.names.rotary is not None:
+        raise NotImplementedError(
+            f"transformers runs {type(network).__name__} on no meta device (its rotation asks for autocast there), so "
+            "its operations cannot be counted without weights. Training and prediction work."
+        )
     attention = {"cls_attention", "keys"} & set(wants)
     outputs = network(
         **family.inputs(pixel_values, valid, network.config.patch_size),

@@ -67,23 +67,23 @@ class VisionEncoder(FrozenModule):
         self.grid = (self.size[0] // self.patch_size, self.size[1] // self.patch_size)
         self.fit = fit
         self.layer = layer
-        self.levels = tuple(levels)
-        self.ask(wants)
+        self.ask(wants, levels)
         self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(family.std).view(3, 1, 1), persistent=False)
         self.freeze()
 
-    def ask(self, wants: Collection[str]) -> None:
+    def ask(self, wants: Collection[str], levels: Sequence[int] = ()) -> None:
         """From now on give these further outputs.
 
         Args:
             wants: of ``lavis_svp.projectors.base.ENCODER_OUTPUTS``, what a projector ``requires``.
+            levels: indices, as for ``layer``, of layers returned besides.
 
         Raises:
             ValueError: an unknown output, or one that this encoder's layer and levels do not allow.
         """
-        check_outputs(self.network.config.num_hidden_layers, self.layer, self.levels, wants)
-        self.wants = frozenset(wants)
+        check_outputs(self.network.config.num_hidden_layers, self.layer, levels, wants)
+        self.levels, self.wants = tuple(levels), frozenset(wants)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, valid_extent: Sequence[Extent] | None = None) -> PatchFeatures:
