@@ -209,7 +209,7 @@ class FrozenInputsMaker(nn.Module):
         features = PatchFeatures(patches=patches, grids=[self.vision_encoder.grid] * len(cached), valid=valid.bool())
         return dataclasses.replace(features, **self._cached_extras(cached, device))
 
-    def _cached_extras(self, cached: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Tensor]:
+    def _cached_extras(self, cached: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Any]:
         extras = {}
         for name in sorted(self.recipe.wants):
             if any(name not in entry for entry in cached):
