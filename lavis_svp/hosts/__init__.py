@@ -11,12 +11,17 @@ Importing this package also tells transformers' ``Auto…`` classes how to load 
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lavis_svp.hosts import llava
+from lavis_svp.hosts import llava, qwen2_5_vl
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import list_hosts, swap_projector
 
 for _config, _model, _processor in (
     (llava.SvpLlavaConfig, llava.SvpLlavaForConditionalGeneration, llava.SvpLlavaProcessor),
+    (
+        qwen2_5_vl.SvpQwen2_5_VLConfig,
+        qwen2_5_vl.SvpQwen2_5_VLForConditionalGeneration,
+        qwen2_5_vl.SvpQwen2_5_VLProcessor,
+    ),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageTextToText.register(_config, _model)

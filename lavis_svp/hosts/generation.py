@@ -33,6 +33,7 @@ class RaggedGeneration:
         superpixel_weights: Tensor | None = None,
         superpixel_masks: Tensor | None = None,
         superpixel_valid: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the host's. transformers reads the arguments' names, so all that its tools look for stand here.
@@ -50,6 +51,7 @@ class RaggedGeneration:
             superpixel_weights: (P, S, N), as the processor gave it.
             superpixel_masks: (P, S, Hm, Wm), as the processor gave it.
             superpixel_valid: (P, S), as the processor gave it.
+            image_grid_thw: (P, 3), of hosts with dynamic resolution.
             kwargs: the host's own.
         """
         given = {
@@ -57,6 +59,7 @@ class RaggedGeneration:
             "superpixel_weights": superpixel_weights,
             "superpixel_masks": superpixel_masks,
             "superpixel_valid": superpixel_valid,
+            "image_grid_thw": image_grid_thw,
         }
         passed = {key: value for key, value in given.items() if value is not None}
         return super().forward(  # type: ignore[misc]  # the host's
@@ -85,12 +88,16 @@ class RaggedGeneration:
         if expand_size > 1 and input_ids is not None and pictures:
             placeholders = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
             per_row = pictures_per_row(placeholders, self.model.picture_counts(**pictures))
-            repeated = repeat_pictures(pictures, per_row, expand_size)
+            repeated = self.repeated_pictures(pictures, per_row, expand_size)
             model_kwargs = {key: value for key, value in model_kwargs.items() if key not in pictures}
         ids, rest = super()._expand_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return ids, {**rest, **repeated}
+
+    def repeated_pictures(self, pictures: dict[str, Tensor], per_row: list[int], copies: int) -> dict[str, Tensor]:
+        """The tensors of ``picture_keys`` as beams need them; see :func:`repeat_pictures`."""
+        return repeat_pictures(pictures, per_row, copies)
 
 
 def keep_own_start(module: torch.nn.Module) -> torch.nn.Module:

@@ -17,6 +17,7 @@ from lavis_svp.projectors.structures import Grid
 C = TypeVar("C", bound=PretrainedConfig)
 CONFIG_KEY = "svp"
 """Where the recipe stands in the host's ``config.json`` and in its processor's."""
+POSITION_RULES = ("centroid", "sequential")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class SwapRecipe:
         superpixels: ``name`` of a superpixel generator and its options; ``sam`` takes ``sam`` (zoo name or path of a
             checkpoint) and ``side`` besides. Unread where the projector needs none.
         levels: hidden states of the vision tower given to projectors that fuse several.
+        positions: where visual tokens stand for a language model with M-RoPE (:mod:`lavis_svp.hosts.mrope`):
+            ``centroid``, in the plane of the picture, or ``sequential``, like text. Unread by other hosts.
+
+    Raises:
+        ValueError: another rule of positions.
     """
 
     name: str
@@ -41,6 +47,11 @@ class SwapRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
     levels: tuple[int, ...] = ()
+    positions: str = "centroid"
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITION_RULES:
+            raise ValueError(f"positions must be one of {', '.join(POSITION_RULES)}; got {self.positions!r}.")
 
     @classmethod
     def of(cls, config: Any) -> SwapRecipe:

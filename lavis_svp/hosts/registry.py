@@ -20,12 +20,14 @@ class SwapChoices:
         options: its own choices.
         superpixels: ``name`` of a superpixel generator and its options.
         levels: hidden states of the vision tower, for projectors that fuse several.
+        positions: where the tokens stand for a language model with M-RoPE.
     """
 
     projector: str
     options: Mapping[str, Any]
     superpixels: Mapping[str, Any]
     levels: tuple[int, ...] = ()
+    positions: str = "centroid"
 
 
 class Host(Protocol):
@@ -51,6 +53,7 @@ def swap_projector(
     *,
     superpixels: str | Mapping[str, Any] = "sam",
     levels: Sequence[int] = (),
+    positions: str = "centroid",
     **options: Any,
 ) -> tuple[Any, Any]:
     """Give a multimodal language model another visual projector.
@@ -71,6 +74,7 @@ def swap_projector(
         superpixels: a superpixel generator's name, or ``{"name": ..., option: ...}``; unread by projectors that need
             none.
         levels: hidden states of the vision tower that projectors fusing several layers get.
+        positions: ``centroid`` or ``sequential``, for Qwen's M-RoPE (:mod:`lavis_svp.hosts.mrope`); unread by others.
         options: the projector's own choices.
 
     Returns:
@@ -84,4 +88,4 @@ def swap_projector(
     if kind not in HOSTS.names():
         raise unknown_name("host, by its config.model_type,", kind or type(model).__name__, HOSTS.names())
     section = {"name": superpixels} if isinstance(superpixels, str) else dict(superpixels)
-    return HOSTS.get(kind)(model, processor, SwapChoices(projector, options, section, tuple(levels)))
+    return HOSTS.get(kind)(model, processor, SwapChoices(projector, options, section, tuple(levels), positions))

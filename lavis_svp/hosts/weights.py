@@ -37,6 +37,25 @@ def carry_head(projector: Projector, linears: Sequence[nn.Linear]) -> list[str]:
     return [name for name, p in projector.named_parameters() if id(p) not in carried]
 
 
+def carry_whole(projector: Projector, original: nn.Module) -> list[str]:
+    """Copy the host's whole projector, if the new one has the same parameters under the same names.
+
+    Args:
+        projector: just built.
+        original: of the host.
+
+    Returns:
+        names of the parameters that are new: none of them or all.
+    """
+    mine, theirs = dict(projector.named_parameters()), dict(original.named_parameters())
+    if {k: p.shape for k, p in mine.items()} != {k: p.shape for k, p in theirs.items()}:
+        return list(mine)
+    with torch.no_grad():
+        for name, target in mine.items():
+            target.copy_(theirs[name])
+    return []
+
+
 def report_new(host: str, projector: Projector, new: Sequence[str]) -> None:
     """Log which parameters the swap left untrained."""
     total = sum(p.numel() for p in projector.parameters())

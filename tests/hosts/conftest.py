@@ -17,6 +17,12 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2TokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 SIDE, PATCH = 48, 8
@@ -51,6 +57,43 @@ def llava(host_tokenizer: AutoTokenizer) -> tuple[LlavaForConditionalGeneration,
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     processor = LlavaProcessor(images, host_tokenizer, PATCH, "default", num_additional_image_tokens=1)
     return model, processor
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(weights: Callable[[str], Path]) -> Qwen2TokenizerFast:
+    """SmolLM2's tokenizer in Qwen's class, with Qwen's special tokens."""
+    plain = AutoTokenizer.from_pretrained(weights("smollm2_135m_instruct"))
+    tokenizer = Qwen2TokenizerFast(tokenizer_object=plain.backend_tokenizer, pad_token=plain.eos_token)
+    special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_tokens(special, special_tokens=True)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_tokenizer: Qwen2TokenizerFast) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """A Qwen2.5-VL of two layers; its tower has a block with windows of 2 x 2 cells and one without."""
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": PATCH,
+        "window_size": 4 * PATCH, "fullatt_block_indexes": [1], "out_hidden_size": 32,
+    }  # fmt: skip
+    text = {
+        "vocab_size": len(qwen_tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    ids = qwen_tokenizer.convert_tokens_to_ids
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        text, vision, ids("<|image_pad|>"), ids("<|video_pad|>"), ids("<|vision_start|>"), ids("<|vision_end|>")
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    with torch.no_grad():  # so that what a picture holds, and where, changes what is said
+        for parameter in model.model.parameters():
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    limits = {"min_pixels": (4 * PATCH) ** 2, "max_pixels": (12 * PATCH) ** 2}
+    images = Qwen2VLImageProcessor(patch_size=PATCH, **limits)
+    videos = Qwen2VLVideoProcessor(patch_size=PATCH, **limits)
+    return model, Qwen2_5_VLProcessor(images, qwen_tokenizer, videos)
 
 
 def draw(seed: int, height: int = 60, width: int = 90) -> Image.Image:

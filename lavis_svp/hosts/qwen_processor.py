@@ -1,0 +1,56 @@
+"""Qwen2.5-VL's processor for a swapped projector: dynamic resolution, superpixels, our own counts of placeholders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers import Qwen2_5_VLProcessor
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessorKwargs
+
+from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
+from lavis_svp.hosts.qwen_tower import picture_grids
+from lavis_svp.projectors.structures import Grid
+
+
+class SvpQwen2_5_VLProcessor(SwappedProcessor, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor, which also makes the superpixels and writes as many placeholders as there will be tokens.
+
+    Args:
+        image_processor: Qwen's.
+        tokenizer: Qwen's.
+        video_processor: Qwen's; unread.
+        chat_template: Qwen's.
+        svp: the recipe of the swap.
+    """
+
+    kwargs_class = Qwen2_5_VLProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        chat_template: str | None = None,
+        svp: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+        self.svp = svp
+
+    def layout(self, pictures: list[np.ndarray], image_inputs: Mapping[str, Any]) -> PictureLayout:
+        """See :meth:`SwappedProcessor.layout`: each picture is stretched over a grid of its own."""
+        return PictureLayout(pictures, picture_grids(image_inputs["image_grid_thw"]))
+
+
+def usual_grid(image_processor: Any) -> Grid:
+    """A square grid at the geometric mean of the fewest and the most pixels that the image processor allows.
+
+    32 x 32 patches for the published 56 x 56 to 16384 x 28 x 28 pixels.
+    """
+    size = image_processor.size
+    side = (size["shortest_edge"] * size["longest_edge"]) ** 0.25 / image_processor.patch_size  # in patches
+    cells = max(1, math.floor(side / image_processor.merge_size + 0.5))
+    return cells * image_processor.merge_size, cells * image_processor.merge_size

@@ -1,0 +1,170 @@
+"""Patch features out of Qwen2.5-VL's vision tower, before its merger, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    apply_rotary_pos_emb_vision,
+)
+
+from lavis_svp.encoders.attention import BlockAttention
+from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.projectors import PatchFeatures
+from lavis_svp.projectors.structures import Grid
+
+
+def picture_grids(image_grid_thw: Tensor) -> list[Grid]:
+    """The (h, w) patch grid of each picture, from the processor's (P, 3) ``image_grid_thw``.
+
+    Raises:
+        ValueError: a video, which has more than one step in time.
+    """
+    sizes = image_grid_thw.tolist()
+    for number, (time, _, _) in enumerate(sizes):
+        if time != 1:
+            raise ValueError(f"Picture {number} has {time} steps in time: a swapped projector works on pictures only.")
+    return [(height, width) for _, height, width in sizes]
+
+
+@dataclass(frozen=True)
+class PatchOrder:
+    """How the tower orders the M patches of all pictures: cells of r x r patches together, cells by windows.
+
+    Args:
+        grouped: (M,) int64; patch m in the tower's order is patch ``grouped[m]`` of the pixels' order.
+        raster: (M,) int64; patch n, pictures one after another and each row by row, is patch ``raster[n]`` in the
+            tower's order.
+        windows: ends of the attention windows, 0 first, int32.
+        pictures: ends of the pictures, 0 first, int32.
+    """
+
+    grouped: Tensor
+    raster: Tensor
+    windows: Tensor
+    pictures: Tensor
+
+    @classmethod
+    def of(
+        cls, tower: Qwen2_5_VisionTransformerPretrainedModel, image_grid_thw: Tensor, device: torch.device
+    ) -> PatchOrder:
+        """The order of pictures of these grids.
+
+        Args:
+            tower: tells the windows.
+            image_grid_thw: (P, 3).
+            device: where the tower runs.
+        """
+        cells, window_ends = tower.get_window_index(image_grid_thw)
+        merge, unit = tower.spatial_merge_size, tower.spatial_merge_unit
+        grouped = (cells[:, None] * unit + torch.arange(unit)).flatten()  # (M,)
+        places, start = [], 0
+        for height, width in picture_grids(image_grid_thw):
+            place = torch.arange(height * width).view(height // merge, merge, width // merge, merge)
+            places.append(start + place.transpose(1, 2).flatten())  # of each patch in the pixels' order
+            start += height * width
+        raster = torch.cat(places)[grouped].argsort()  # (M,)
+        windows = torch.tensor(
+            window_ends, dtype=torch.int32
+        ).unique_consecutive()  # an empty window ends where it began
+        pictures = F.pad(image_grid_thw.prod(dim=1).cumsum(0), (1, 0)).to(torch.int32)
+        return cls(*(part.to(device) for part in (grouped, raster, windows, pictures)))
+
+
+def qwen_features(
+    tower: Qwen2_5_VisionTransformerPretrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, recipe: SwapRecipe
+) -> PatchFeatures:
+    """Run the tower up to its merger.
+
+    The tower has no CLS: ``summary`` is the mean of a picture's patches, ``cls_attention`` the attention that a patch
+    gets from all of its picture, in the last block that looks at whole pictures; ``keys`` are of that block, before
+    their rotation.
+
+    Args:
+        tower: its merger is not run.
+        pixel_values: (M, K) flattened patches of all pictures, as the image processor gave them.
+        image_grid_thw: (P, 3) grid of each picture, in patches.
+        recipe: tells the projector's needs; its levels are hidden states, 0 the embedding, negative from the end.
+
+    Returns:
+        (P, N, C) patches, row-major; pictures with fewer than N are padded at the right.
+
+    Raises:
+        ValueError: a video; levels the tower does not have; attention wanted of a tower that only looks at windows.
+    """
+    grids, wants = picture_grids(image_grid_thw), recipe.wants
+    order = PatchOrder.of(tower, image_grid_thw, pixel_values.device)
+    angles = tower.rot_pos_emb(image_grid_thw)[order.grouped.cpu()].to(pixel_values.device)  # (M, d / 2)
+    angles = torch.cat([angles, angles], dim=-1)
+    rotation = (angles.cos(), angles.sin())
+    states = tower.patch_embed(pixel_values.to(tower.dtype))[order.grouped]  # (M, C)
+    count = len(tower.blocks) + 1
+    asked = _last_full(tower) if wants & {"cls_attention", "keys"} else 0
+    levels = [level % count for level in _checked(recipe.levels, count)]
+    hidden = {0: states}  # the hidden states that are asked for; keeping all would fill the memory
+    for number, block in enumerate(tower.blocks):
+        ends = order.pictures if number in tower.fullatt_block_indexes else order.windows
+        states = block(states, cu_seqlens=ends, position_embeddings=rotation)
+        if number + 1 in (asked, *levels):
+            hidden[number + 1] = states
+
+    def unpacked(values: Tensor) -> Tensor:
+        """(M, ...) in the tower's order to (P, N, ...), right-padded."""
+        parts = values[order.raster].split([height * width for height, width in grids])
+        return pad_sequence(list(parts), batch_first=True)  # (P, N, ...)
+
+    patches = unpacked(states)
+    valid = unpacked(states.new_ones(len(states), dtype=torch.bool))
+    extras: dict[str, Any] = {}
+    if levels:
+        extras["levels"] = torch.stack([unpacked(hidden[level]) for level in levels], dim=1)  # (P, L, N, C)
+    if "summary" in wants:
+        extras["summary"] = patches.sum(dim=1) / valid.sum(dim=1, keepdim=True)  # (P, C); padding is zero
+    if wants & {"cls_attention", "keys"}:
+        attention = _block_attention(tower, hidden[asked], asked, rotation, unpacked)
+        extras["keys"] = attention.patch_keys() if "keys" in wants else None  # (P, N, d)
+        if "cls_attention" in wants:
+            received = attention.to_patches(valid, valid).masked_fill(~valid, 0.0)
+            extras["cls_attention"] = received.to(patches.dtype)  # (P, N)
+    return PatchFeatures(patches, grids, valid, **extras)
+
+
+def _checked(levels: Sequence[int], count: int) -> Sequence[int]:
+    wrong = [level for level in levels if not -count <= level < count]
+    if wrong:
+        raise ValueError(f"levels {wrong} do not exist: the tower has hidden states 0 (embedding) to {count - 1}.")
+    return levels
+
+
+def _last_full(tower: Qwen2_5_VisionTransformerPretrainedModel) -> int:
+    full = [number for number in range(len(tower.blocks)) if number in tower.fullatt_block_indexes]
+    if not full:
+        raise ValueError(
+            "The projector ranks patches by attention over the whole picture, but every block of this vision tower "
+            f"looks at windows only (fullatt_block_indexes is {list(tower.fullatt_block_indexes)})."
+        )
+    return full[-1]
+
+
+def _block_attention(
+    tower: Qwen2_5_VisionTransformerPretrainedModel,
+    states: Tensor,
+    number: int,
+    rotation: tuple[Tensor, Tensor],
+    unpacked: Any,
+) -> BlockAttention:
+    """Queries and keys of a block; ``states`` (M, C) enter it, ``unpacked`` brings values into the pictures' order."""
+    block = tower.blocks[number]
+    heads = block.attn.num_heads
+    joined = block.attn.qkv(block.norm1(states)).view(len(states), 3, heads, -1)  # (M, 3, H, d)
+    queries, plain, _ = joined.unbind(1)  # (M, H, d)
+    turned = apply_rotary_pos_emb_vision(queries, plain, *rotation)
+    parts = [unpacked(part).transpose(1, 2) for part in (*turned, plain)]  # (P, H, N, d)
+    return BlockAttention(*parts, prefix=0)
