@@ -244,6 +244,9 @@ def swap_qwen2_5_vl(
     """Swap the merger of a Qwen2.5-VL; see :func:`lavis_svp.hosts.swap_projector`.
 
     With `patch_merger` the merger's weights are carried over, and the model computes what it did before.
+
+    Raises:
+        ValueError: a projector of cells that do not fit into grids of every size.
     """
     tower = model.model.visual
     recipe = SwapRecipe(
@@ -257,6 +260,12 @@ def swap_qwen2_5_vl(
         positions=choices.positions,
     )
     projector = recipe.build()
+    merge, cell = model.config.vision_config.spatial_merge_size, projector.options.grid_multiple
+    if merge % cell:
+        raise ValueError(
+            f"Projector '{projector.name}' joins cells of {cell}x{cell} patches, but this host's pictures have any "
+            f"multiples of {merge} patches along their sides: choose cells of {merge}x{merge}."
+        )
     new = carry_whole(projector, tower.merger)
     with torch.device("meta"):
         swapped = SvpQwen2_5_VLForConditionalGeneration(swapped_config(SvpQwen2_5_VLConfig, model.config, recipe))

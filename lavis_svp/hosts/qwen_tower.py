@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,7 @@ def _block_attention(
     states: Tensor,
     number: int,
     rotation: tuple[Tensor, Tensor],
-    unpacked: Any,
+    unpacked: Callable[[Tensor], Tensor],
 ) -> BlockAttention:
     """Queries and keys of a block; ``states`` (M, C) enter it, ``unpacked`` brings values into the pictures' order."""
     block = tower.blocks[number]
@@ -166,5 +166,5 @@ def _block_attention(
     joined = block.attn.qkv(block.norm1(states)).view(len(states), 3, heads, -1)  # (M, 3, H, d)
     queries, plain, _ = joined.unbind(1)  # (M, H, d)
     turned = apply_rotary_pos_emb_vision(queries, plain, *rotation)
-    parts = [unpacked(part).transpose(1, 2) for part in (*turned, plain)]  # (P, H, N, d)
-    return BlockAttention(*parts, prefix=0)
+    rotated, keys, plain_keys = (unpacked(part).transpose(1, 2) for part in (*turned, plain))  # (P, H, N, d)
+    return BlockAttention(rotated, keys, plain_keys, prefix=0)
