@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+)
 
 from lavis_svp.hosts import swap_projector
 from lavis_svp.hosts.qwen2_5_vl import SvpQwen2_5_VLForConditionalGeneration
@@ -31,6 +39,12 @@ def swapped(host, name, **choices):
     return model.eval(), processor
 
 
+@pytest.fixture(scope="module")
+def shared(qwen):
+    """Swapped models for tests that change nothing in them."""
+    return functools.cache(lambda name, positions="centroid": swapped(qwen, name, positions=positions))
+
+
 @pytest.fixture
 def pictures(picture):
     return [picture(seed, *size) for seed, size in enumerate(SIZES)]
@@ -52,8 +66,8 @@ def alone(processor, pictures):
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_patch_merger_is_the_original_bit_for_bit(qwen, inputs_of, side):
-    model, processor = swapped(qwen, "patch_merger")
+def test_patch_merger_is_the_original_bit_for_bit(qwen, shared, inputs_of, side):
+    model, processor = shared("patch_merger")
     before, after = inputs_of(qwen[1], side), inputs_of(processor, side)
     assert {k: v.tolist() for k, v in before.items()} == {k: v.tolist() for k, v in after.items()}
     assert len({tuple(grid) for grid in before["image_grid_thw"].tolist()}) == 3
@@ -77,8 +91,8 @@ def test_the_original_is_left_alone(qwen):
 @torch.no_grad()
 @pytest.mark.parametrize("name", PROJECTORS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_ragged_batch_equals_one_by_one(qwen, pictures, inputs_of, name, side):
-    model, processor = swapped(qwen, name)
+def test_a_ragged_batch_equals_one_by_one(shared, pictures, inputs_of, name, side):
+    model, processor = shared(name)
     together = inputs_of(processor, side)
     logits = model(**together).logits
     for row, single in enumerate(alone(processor, pictures)):
@@ -90,16 +104,16 @@ def test_a_ragged_batch_equals_one_by_one(qwen, pictures, inputs_of, name, side)
 @torch.no_grad()
 @pytest.mark.parametrize("positions", ["centroid", "sequential"])
 @pytest.mark.parametrize("name", PROJECTORS)
-def test_generation_with_cache_equals_without(qwen, inputs_of, name, positions):
-    model, processor = swapped(qwen, name, positions=positions)
+def test_generation_with_cache_equals_without(shared, inputs_of, name, positions):
+    model, processor = shared(name, positions)
     inputs = inputs_of(processor)
     said = [model.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*said) and said[0].shape[1] == inputs["input_ids"].shape[1] + 6
 
 
 @torch.no_grad()
-def test_decoding_step_by_step_gives_the_logits_of_one_pass(qwen, inputs_of):
-    model, processor = swapped(qwen, "svp")
+def test_decoding_step_by_step_gives_the_logits_of_one_pass(shared, inputs_of):
+    model, processor = shared("svp")
     inputs = inputs_of(processor)
     out = model.generate(**inputs, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True)
     added = out.sequences[:, inputs["input_ids"].shape[1] :]
@@ -112,8 +126,8 @@ def test_decoding_step_by_step_gives_the_logits_of_one_pass(qwen, inputs_of):
 
 
 @torch.no_grad()
-def test_text_after_pictures_and_a_static_cache(qwen, inputs_of):
-    model, processor = swapped(qwen, "svp")
+def test_text_after_pictures_and_a_static_cache(qwen, shared, inputs_of):
+    model, processor = shared("svp")
     words = processor(text=["Hello there.", "Hm?"], padding=True, padding_side="left", return_tensors="pt")
     settings = {"max_new_tokens": 5, "do_sample": False}
     fresh = model.generate(**words, **settings)
@@ -138,8 +152,8 @@ def test_what_is_said_depends_on_the_pictures_and_on_where_superpixels_stand(qwe
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["svp", "patch_merger"])
-def test_beams_keep_pictures_with_their_rows(qwen, pictures, inputs_of, name):
-    model, processor = swapped(qwen, name)
+def test_beams_keep_pictures_with_their_rows(qwen, shared, pictures, inputs_of, name):
+    model, processor = shared(name)
     settings = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
     together = model.generate(**inputs_of(processor), **settings)
     for row, single in enumerate(alone(processor, pictures)):
@@ -168,22 +182,22 @@ def test_saved_and_loaded_by_transformers_own_classes(qwen, inputs_of, name, tmp
     assert any(".head.0" in key for key in keys) and not any("ln_q" in key for key in keys)
 
 
-def test_a_saved_patch_merger_has_the_keys_and_shapes_of_the_host(qwen, tmp_path):
-    model, _ = swapped(qwen, "patch_merger")
+def test_a_saved_patch_merger_has_the_keys_and_shapes_of_the_host(qwen, shared, tmp_path):
+    model, _ = shared("patch_merger")
     model.save_pretrained(tmp_path)
     back = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, config=qwen[0].config)
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in qwen[0].state_dict().items())
 
 
-def test_built_anew_from_its_configuration_keeps_the_projectors_own_start(qwen):
-    model, _ = swapped(qwen, "svp")
+def test_built_anew_from_its_configuration_keeps_the_projectors_own_start(shared):
+    model, _ = shared("svp")
     fresh = SvpQwen2_5_VLForConditionalGeneration(model.config).model.visual.merger
     assert not fresh.ssa.blocks[0].ffn_out.weight.any()  # SSA starts as the identity
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
-def test_training_reaches_the_whole_projector(qwen, inputs_of, name):
-    model, processor = swapped(qwen, name)
+def test_training_reaches_the_whole_projector(shared, inputs_of, name):
+    model, processor = shared(name)
     projector = model.model.visual.merger
     model.requires_grad_(False)
     projector.requires_grad_(True)
@@ -195,12 +209,13 @@ def test_training_reaches_the_whole_projector(qwen, inputs_of, name):
         assert any(p.grad.any() for p in projector.parameters())
     finally:
         model.requires_grad_(True)
+        model.zero_grad()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["svp", "patch_merger"])
-def test_bfloat16(qwen, inputs_of, name):
-    model, processor = swapped(qwen, name)
+def test_bfloat16(qwen, shared, inputs_of, name):
+    model, processor = shared(name)
     exact = model(**inputs_of(processor)).logits
     half = SvpQwen2_5_VLForConditionalGeneration(model.config).bfloat16().eval()
     half.load_state_dict(model.state_dict())
@@ -214,8 +229,8 @@ def test_bfloat16(qwen, inputs_of, name):
 
 
 @torch.no_grad()
-def test_region_maps_of_ones_own_see_the_whole_stretched_picture(qwen, picture):
-    model, processor = swapped(qwen, "mask_pool")
+def test_region_maps_of_ones_own_see_the_whole_stretched_picture(shared, picture):
+    model, processor = shared("mask_pool")
     halves = RegionMap.from_labels(np.repeat([[0, 1]], 2, axis=0).repeat(20, 0).repeat(40, 1))
     inputs = processor(text=f"{IMAGE}?", images=picture(1, 40, 80), region_maps=[halves], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2
@@ -225,8 +240,8 @@ def test_region_maps_of_ones_own_see_the_whole_stretched_picture(qwen, picture):
     assert left[:, : width // 2].min() > 0 and not left[:, width // 2 :].any()
 
 
-def test_resolution_limits_are_kept(qwen, picture):
-    _, processor = swapped(qwen, "mlp")
+def test_resolution_limits_are_kept(shared, picture):
+    _, processor = shared("mlp")
     for limits, patches in (({}, 144), ({"max_pixels": 48 * 48, "min_pixels": 16 * 16}, 36)):
         made = processor(text=IMAGE, images=picture(1, 300, 300), return_tensors="pt", **limits)
         time, height, width = made["image_grid_thw"][0].tolist()
@@ -234,15 +249,11 @@ def test_resolution_limits_are_kept(qwen, picture):
 
 
 def test_the_usual_grid_is_that_of_the_published_limits():
-    class Published:
-        size = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}
-        patch_size, merge_size = 14, 2
-
-    assert usual_grid(Published) == (32, 32)
+    assert usual_grid(Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=16384 * 28 * 28)) == (32, 32)
 
 
-def test_text_alone_and_what_is_wrong(qwen, picture):
-    model, processor = swapped(qwen, "svp")
+def test_text_alone_and_what_is_wrong(qwen, shared, picture):
+    model, processor = shared("svp")
     assert "pixel_values" not in processor(text="Hello.", return_tensors="pt")
     with pytest.raises(ValueError, match="hold 1 '<.image_pad.>' but there are 0 pictures"):
         processor(text=f"{IMAGE}?")
@@ -261,8 +272,9 @@ def test_text_alone_and_what_is_wrong(qwen, picture):
         model.model.get_rope_index(inputs["input_ids"], inputs["image_grid_thw"])
     with pytest.raises(ValueError, match="centroid, sequential"):
         swap_projector(*qwen, "svp", positions="diagonal")
+    larger = SimpleNamespace(image_processor=Qwen2VLImageProcessor(patch_size=8, min_pixels=32**2, max_pixels=128**2))
     with pytest.raises(ValueError, match="4x4 patches.*multiples of 2"):
-        swap_projector(*qwen, "patch_merger", merge_size=4)
+        swap_projector(qwen[0], larger, "patch_merger", merge_size=4)
     with pytest.raises(KeyError, match="svp_qwen2_5_vl.*qwen2_5_vl"):
         swap_projector(model, processor, "mlp")
 
@@ -277,8 +289,8 @@ def test_sam_superpixels_are_the_default(qwen, picture, weights):
     assert model.eval()(**inputs).logits.isfinite().all()
 
 
-def test_chat_templates_go_through_the_swapped_processor(qwen, picture):
-    _, processor = swapped(qwen, "mask_pool")
+def test_chat_templates_go_through_the_swapped_processor(shared, picture):
+    _, processor = shared("mask_pool")
     part = "{% if part.type == 'image' %}" + IMAGE + "{% else %}{{ part.text }}{% endif %}"
     template = "{% for m in messages %}{% for part in m.content %}" + part + "{% endfor %}{% endfor %}"
     said = [{"role": "user", "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "Hm?"}]}]
