@@ -157,7 +157,8 @@ class SvpQwen2_5_VLModel(Qwen2_5_VLModel):
             kwargs: as Qwen's.
 
         Raises:
-            ValueError: pictures without ``input_ids`` or grids, counts that do not match the placeholders, videos.
+            ValueError: pictures without ``input_ids`` or grids, or after a filled cache without ``position_ids``;
+                counts that do not match the placeholders; videos.
         """
         if pixel_values_videos is not None or video_grid_thw is not None:
             raise ValueError("A swapped projector works on pictures, not on videos: pass the frames as images.")
@@ -173,6 +174,12 @@ class SvpQwen2_5_VLModel(Qwen2_5_VLModel):
             inputs_embeds = place(self.get_input_embeddings()(input_ids), is_visual, *visual.packed())
             input_ids = None
             if position_ids is None:
+                past = kwargs.get("past_key_values")
+                if past is not None and past.get_seq_length():
+                    raise ValueError(
+                        f"The cache holds {past.get_seq_length()} tokens already; pictures are read at the start of a "
+                        "conversation. Pass the whole of it without a cache, or position_ids of your own."
+                    )
                 merge = self.config.vision_config.spatial_merge_size
                 pictures = picture_positions(visual, picture_grids(image_grid_thw), merge, self.recipe.positions)
                 position_ids, self.rope_deltas = batch_positions(

@@ -266,6 +266,9 @@ def test_text_alone_and_what_is_wrong(qwen, shared, picture):
         model(inputs_embeds=torch.zeros(1, 2, 32), pixel_values=inputs["pixel_values"])
     with pytest.raises(ValueError, match="not on videos"):
         model(**inputs, pixel_values_videos=inputs["pixel_values"])
+    cache = model(**inputs, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="cache holds .* start of a conversation"):
+        model(**inputs, past_key_values=cache)
     with pytest.raises(ValueError, match="2 steps in time"):
         model(**{**inputs, "image_grid_thw": torch.tensor([[2, 4, 4]])})
     with pytest.raises(ValueError, match="does not tell the positions"):
