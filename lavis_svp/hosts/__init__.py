@@ -11,7 +11,7 @@ Importing this package also tells transformers' ``Auto…`` classes how to load 
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lavis_svp.hosts import llava, qwen2_5_vl
+from lavis_svp.hosts import llava, qwen2_5_vl, qwen2_vl
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import list_hosts, swap_projector
 
@@ -22,6 +22,7 @@ for _config, _model, _processor in (
         qwen2_5_vl.SvpQwen2_5_VLForConditionalGeneration,
         qwen2_5_vl.SvpQwen2_5_VLProcessor,
     ),
+    (qwen2_vl.SvpQwen2VLConfig, qwen2_vl.SvpQwen2VLForConditionalGeneration, qwen2_vl.SvpQwen2VLProcessor),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageTextToText.register(_config, _model)

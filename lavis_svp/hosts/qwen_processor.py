@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's processor for a swapped projector: dynamic resolution, superpixels, our own counts of placeholders."""
+"""What Qwen's processors need for a swapped projector: grids of every size, the recipe among their settings."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from transformers import Qwen2_5_VLProcessor
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessorKwargs
 
 from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
 from lavis_svp.hosts.qwen_tower import picture_grids
 from lavis_svp.projectors.structures import Grid
 
 
-class SvpQwen2_5_VLProcessor(SwappedProcessor, Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor, which also makes the superpixels and writes as many placeholders as there will be tokens.
+class QwenPictures(SwappedProcessor):
+    """Mixin before a Qwen's processor class.
 
     Args:
         image_processor: Qwen's.
@@ -25,8 +23,6 @@ class SvpQwen2_5_VLProcessor(SwappedProcessor, Qwen2_5_VLProcessor):
         chat_template: Qwen's.
         svp: the recipe of the swap.
     """
-
-    kwargs_class = Qwen2_5_VLProcessorKwargs
 
     def __init__(
         self,
@@ -37,7 +33,9 @@ class SvpQwen2_5_VLProcessor(SwappedProcessor, Qwen2_5_VLProcessor):
         svp: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+        super().__init__(  # type: ignore[call-arg]  # Qwen's
+            image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs
+        )
         self.svp = svp
 
     def layout(self, pictures: list[np.ndarray], image_inputs: Mapping[str, Any]) -> PictureLayout:

@@ -1,4 +1,4 @@
-"""Patch features out of Qwen2.5-VL's vision tower, before its merger, row by row."""
+"""Patch features out of the vision tower of a Qwen2.5-VL or Qwen2-VL, before its merger, row by row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionTransformerPretrainedModel,
-    apply_rotary_pos_emb_vision,
-)
+from transformers import PreTrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from lavis_svp.encoders.attention import BlockAttention
 from lavis_svp.hosts.recipe import SwapRecipe
@@ -34,6 +32,12 @@ def picture_grids(image_grid_thw: Tensor) -> list[Grid]:
     return [(height, width) for _, height, width in sizes]
 
 
+def windowed(tower: PreTrainedModel) -> frozenset[int]:
+    """The blocks that look at windows only; Qwen2-VL has none."""
+    blocks = range(len(tower.blocks))
+    return frozenset(blocks) - frozenset(getattr(tower, "fullatt_block_indexes", blocks))
+
+
 @dataclass(frozen=True)
 class PatchOrder:
     """How the tower orders the M patches of all pictures: cells of r x r patches together, cells by windows.
@@ -52,9 +56,7 @@ class PatchOrder:
     pictures: Tensor
 
     @classmethod
-    def of(
-        cls, tower: Qwen2_5_VisionTransformerPretrainedModel, image_grid_thw: Tensor, device: torch.device
-    ) -> PatchOrder:
+    def of(cls, tower: PreTrainedModel, image_grid_thw: Tensor, device: torch.device) -> PatchOrder:
         """The order of pictures of these grids.
 
         Args:
@@ -62,8 +64,10 @@ class PatchOrder:
             image_grid_thw: (P, 3).
             device: where the tower runs.
         """
-        cells, window_ends = tower.get_window_index(image_grid_thw)
-        merge, unit = tower.spatial_merge_size, tower.spatial_merge_unit
+        merge, unit = tower.spatial_merge_size, tower.spatial_merge_size**2
+        cells, window_ends = torch.arange(int(image_grid_thw.prod(dim=1).sum()) // unit), [0]
+        if windowed(tower):
+            cells, window_ends = tower.get_window_index(image_grid_thw)
         grouped = (cells[:, None] * unit + torch.arange(unit)).flatten()  # (M,)
         places, start = [], 0
         for height, width in picture_grids(image_grid_thw):
@@ -79,7 +83,7 @@ class PatchOrder:
 
 
 def qwen_features(
-    tower: Qwen2_5_VisionTransformerPretrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, recipe: SwapRecipe
+    tower: PreTrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, recipe: SwapRecipe
 ) -> PatchFeatures:
     """Run the tower up to its merger.
 
@@ -110,7 +114,7 @@ def qwen_features(
     levels = [level % count for level in _checked(recipe.levels, count)]
     hidden = {0: states}  # the hidden states that are asked for; keeping all would fill the memory
     for number, block in enumerate(tower.blocks):
-        ends = order.pictures if number in tower.fullatt_block_indexes else order.windows
+        ends = order.windows if number in windowed(tower) else order.pictures
         states = block(states, cu_seqlens=ends, position_embeddings=rotation)
         if number + 1 in (asked, *levels):
             hidden[number + 1] = states
@@ -143,18 +147,18 @@ def _checked(levels: Sequence[int], count: int) -> Sequence[int]:
     return levels
 
 
-def _last_full(tower: Qwen2_5_VisionTransformerPretrainedModel) -> int:
-    full = [number for number in range(len(tower.blocks)) if number in tower.fullatt_block_indexes]
+def _last_full(tower: PreTrainedModel) -> int:
+    full = sorted(set(range(len(tower.blocks))) - windowed(tower))
     if not full:
         raise ValueError(
             "The projector ranks patches by attention over the whole picture, but every block of this vision tower "
-            f"looks at windows only (fullatt_block_indexes is {list(tower.fullatt_block_indexes)})."
+            "looks at windows only (its fullatt_block_indexes name none)."
         )
     return full[-1]
 
 
 def _block_attention(
-    tower: Qwen2_5_VisionTransformerPretrainedModel,
+    tower: PreTrainedModel,
     states: Tensor,
     number: int,
     rotation: tuple[Tensor, Tensor],

@@ -21,7 +21,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2TokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
 
@@ -69,31 +72,43 @@ def qwen_tokenizer(weights: Callable[[str], Path]) -> Qwen2TokenizerFast:
     return tokenizer
 
 
-@pytest.fixture(scope="session")
-def qwen(qwen_tokenizer: Qwen2TokenizerFast) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """A Qwen2.5-VL of two layers; its tower has a block with windows of 2 x 2 cells and one without."""
-    vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": PATCH,
-        "window_size": 4 * PATCH, "fullatt_block_indexes": [1], "out_hidden_size": 32,
-    }  # fmt: skip
+def qwen_of(tokenizer: Qwen2TokenizerFast, config_class, model_class, processor_class, vision: dict):
+    """A Qwen of two layers with a tower of two, pictures of up to 12 x 12 patches."""
     text = {
-        "vocab_size": len(qwen_tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
     }  # fmt: skip
-    ids = qwen_tokenizer.convert_tokens_to_ids
+    ids = tokenizer.convert_tokens_to_ids
     torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        text, vision, ids("<|image_pad|>"), ids("<|video_pad|>"), ids("<|vision_start|>"), ids("<|vision_end|>")
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    config = config_class(text, {"depth": 2, "num_heads": 4, "patch_size": PATCH, **vision}, *map(ids, special))
+    model = model_class(config).eval()
     with torch.no_grad():  # so that what a picture holds, and where, changes what is said
         for parameter in model.model.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
     limits = {"min_pixels": (4 * PATCH) ** 2, "max_pixels": (12 * PATCH) ** 2}
     images = Qwen2VLImageProcessor(patch_size=PATCH, **limits)
     videos = Qwen2VLVideoProcessor(patch_size=PATCH, **limits)
-    return model, Qwen2_5_VLProcessor(images, qwen_tokenizer, videos)
+    return model, processor_class(images, tokenizer, videos)
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_tokenizer: Qwen2TokenizerFast) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """A Qwen2.5-VL whose tower has a block with windows of 2 x 2 cells and one without."""
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "window_size": 4 * PATCH, "fullatt_block_indexes": [1],
+        "out_hidden_size": 32,
+    }  # fmt: skip
+    classes = (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor)
+    return qwen_of(qwen_tokenizer, *classes, vision)
+
+
+@pytest.fixture(scope="session")
+def qwen2(qwen_tokenizer: Qwen2TokenizerFast) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
+    """A Qwen2-VL, whose tower knows no windows and is narrower than its language model."""
+    classes = (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor)
+    return qwen_of(qwen_tokenizer, *classes, {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2})
 
 
 def draw(seed: int, height: int = 60, width: int = 90) -> Image.Image:

@@ -13,6 +13,7 @@ from transformers import (
     AutoProcessor,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorFast,
 )
 
 from lavis_svp.hosts import swap_projector
@@ -26,7 +27,7 @@ SIZES = [(40, 90), (90, 60), (70, 75)]
 SMALL = {
     "avg_pool": {"tokens_h": 3, "tokens_w": 2},
     "svp": {"sspe_width": 32, "mask_size": 8},
-    "token_packer": {"scale": 2},
+    "token_packer": {"scale": 2, "num_levels": 2},
 }
 PROJECTORS = ["svp", "mask_pool", "mlp", "avg_pool", "patch_merger", "vision_zip", "token_packer"]
 
@@ -246,6 +247,17 @@ def test_resolution_limits_are_kept(shared, picture):
         made = processor(text=IMAGE, images=picture(1, 300, 300), return_tensors="pt", **limits)
         time, height, width = made["image_grid_thw"][0].tolist()
         assert height * width <= patches and (made["input_ids"] == processor.image_token_id).sum() == height * width
+
+
+@pytest.mark.parametrize("name", ["svp", "patch_merger"])
+def test_the_fast_image_processor_serves_as_well(shared, picture, name):
+    _, processor = shared(name)
+    fast = Qwen2VLImageProcessorFast(**processor.image_processor.to_dict())
+    quick = type(processor)(fast, processor.tokenizer, processor.video_processor, svp=processor.svp)
+    settings = {"text": f"{IMAGE}?", "images": picture(1), "return_tensors": "pt"}
+    made, wanted = quick(**settings), processor(**settings)
+    assert all(torch.equal(made[key], wanted[key]) for key in wanted if key != "pixel_values")
+    assert torch.allclose(made["pixel_values"], wanted["pixel_values"], atol=0.1)  # two ways of resizing
 
 
 def test_the_usual_grid_is_that_of_the_published_limits():
