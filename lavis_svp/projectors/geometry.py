@@ -135,7 +135,7 @@ class GeometryMLP(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         """(B, S, inputs) in 0..1 to (B, S, width_out)."""
         with no_autocast(numbers.device):
-            return self.layers((2 * numbers - 1).to(self.layers[0].weight.dtype))
+            return self.layers((2 * numbers - 1).to(next(self.parameters()).dtype))
 
 
 class BoxEmbedding(nn.Module):

@@ -61,7 +61,8 @@ def test_it_is_alone_in_a_picture_without_superpixels(name, token):
         result.valid.sum(1).tolist() == [1, int(superpixels.valid[1].sum()) + 1]
         and projector.picture_tokens(GRID, 0) == 1
     )
-    torch.testing.assert_close(result.tokens[0, 0], projector(features, superpixels).tokens[0, 0], atol=1e-5, rtol=1e-5)
+    if name != "svp":  # whose patches take their superpixels' positions
+        torch.testing.assert_close(result.tokens[0, 0], projector(features, superpixels).tokens[0, 0])
     none = Superpixels(emptied.weights[:1, :0], emptied.masks[:1, :0], emptied.valid[:1, :0])
     one = PatchFeatures(features.patches[:1], features.grids[:1], features.valid[:1], summary=features.summary[:1])
     torch.testing.assert_close(projector(one, none).tokens[0, 0], result.tokens[0, 0], atol=1e-5, rtol=1e-5)
