@@ -89,8 +89,8 @@ def visual_tokens(model: SvpRis, superpixels: int) -> int:
         model: the model.
         superpixels: how many a picture has, for projectors whose tokens they are.
     """
-    fixed = model.projector.num_tokens(model.frozen.vision_encoder.grid)
-    return superpixels if fixed is None else fixed
+    count = model.projector.picture_tokens(model.frozen.vision_encoder.grid, superpixels)
+    return superpixels if count is None else count
 
 
 def point_prompts(model: SvpRis) -> int:
