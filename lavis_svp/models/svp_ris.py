@@ -36,6 +36,7 @@ from lavis_svp.models.stored import attach_stored
 from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
 from lavis_svp.projectors import VisualTokens, build_projector
+from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.structures import Superpixels
 from lavis_svp.zoo import Weights
 
@@ -122,6 +123,7 @@ class SvpRis(BaseModel):
             grid=self.frozen.vision_encoder.grid,
             **projector_options,
         )
+        self.frozen.ask(self.projector.requires & ENCODER_OUTPUTS)
         if "superpixels" not in self.projector.requires:
             self.frozen.generator = None
         if weights == "load":

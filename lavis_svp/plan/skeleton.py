@@ -135,8 +135,6 @@ def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
 def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualTokens:
     """Run the projector on one picture's features, with the inputs it asks for."""
     projector, patches = model.projector, features.patches
-    features.levels = torch.empty(1, 1, *patches.shape[1:]) if "levels" in projector.requires else None
-    features.cls_attention = torch.empty(patches.shape[:2]) if "cls_attention" in projector.requires else None
     size = projector.mask_size or MASK_SIZE
     given = Superpixels(
         torch.empty(1, superpixels, patches.shape[1]),
