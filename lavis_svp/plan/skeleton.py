@@ -87,10 +87,10 @@ def visual_tokens(model: SvpRis, superpixels: int) -> int:
 
     Args:
         model: the model.
-        superpixels: how many a picture has, for projectors whose tokens they are.
+        superpixels: how many a picture has; taken, too, where only the features tell the number of tokens.
     """
-    count = model.projector.picture_tokens(model.frozen.vision_encoder.grid, superpixels)
-    return superpixels if count is None else count
+    fixed = model.projector.picture_tokens(model.frozen.vision_encoder.grid, superpixels)
+    return superpixels if fixed is None else fixed
 
 
 def point_prompts(model: SvpRis) -> int:
