@@ -212,7 +212,8 @@ def check_inputs(name: str, **options: Any) -> None:
     given = batch_for(projector)
     before = copy.deepcopy(given)
     projector(*given)
-    for now, then in zip(given, before, strict=True):
+    pairs: list[tuple[Any, Any]] = list(zip(given, before, strict=True))
+    for now, then in pairs:
         for field in dataclasses.fields(now):
             value, old = getattr(now, field.name), getattr(then, field.name)
             same = torch.equal(value, old) if isinstance(value, Tensor) else value == old

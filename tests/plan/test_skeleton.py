@@ -21,6 +21,7 @@ from lavis_svp.plan.skeleton import (
     superpixel_flops,
     visual_tokens,
 )
+from lavis_svp.projectors import PatchFeatures, list_projectors
 
 TYPES = sorted(SvpRis.PRETRAINED_MODEL_CONFIG_DICT)
 FULL = [name for name in TYPES if name != "tiny"]
@@ -118,6 +119,20 @@ def test_prompts_and_tokens_follow_the_yaml(skeletons, small_skeleton):
     model = small_skeleton(projector={"name": "avg_pool", "tokens_h": 3, "tokens_w": 2})
     assert visual_tokens(model, 40) == 6 and point_prompts(model) == 0
     assert point_prompts(small_skeleton(superpixels={"name": "felzenszwalb"})) == 0
+
+
+@pytest.mark.parametrize("name", list_projectors())
+def test_every_projector_can_be_planned(small_skeleton, name):
+    model = small_skeleton(projector={"name": name}, vision_encoder={"side": 112})
+    cost, visual = count(lambda: project(model, PatchFeatures.whole(torch.empty(1, 64, 32), (8, 8)), 5))
+    assert visual.tokens.shape == (1, visual_tokens(model, 5), 32)
+    assert cost.weights >= 2 * 32 * 32 * visual.tokens.shape[1]  # at least the head's last product
+
+
+def test_levels_of_the_encoder_can_be_planned(small_skeleton):
+    model = small_skeleton(projector={"name": "token_packer", "num_levels": 3}, vision_encoder={"side": 112})
+    _, visual = count(lambda: project(model, PatchFeatures.whole(torch.empty(1, 64, 32), (8, 8)), 5))
+    assert visual.tokens.shape == (1, 4, 32)
 
 
 def test_an_unknown_sam_is_told(small_options):
