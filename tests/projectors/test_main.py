@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lavis_svp.projectors import __main__ as module
 from lavis_svp.projectors import build_projector, list_projectors
 from lavis_svp.projectors.__main__ import BEGIN, END, PUBLISHED, document, flops, main
 from lavis_svp.projectors.base import parameter_count
@@ -25,6 +26,16 @@ BY_HAND = [  # millions at C=1024, D=4096, from the sources' layer sizes
     ("token_packer", {"scale": 2}, 30.43),
     ("dpc_knn", {}, 4.20 - ONE_LINEAR + MLP),  # the same
 ]
+
+
+@pytest.fixture(scope="module")
+def counted():
+    return module.rows()
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch, counted):
+    monkeypatch.setattr(module, "rows", lambda: counted)
 
 
 def on_meta(name, options):

@@ -1,5 +1,6 @@
 """The checks of every projector: run on the document's example as a user would, and able to fail."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,22 +10,41 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavis_svp.projectors import VisualTokens
+from lavis_svp.projectors import VisualTokens, build_projector
 from lavis_svp.projectors import testing as checks
 from lavis_svp.projectors.mlp import MlpProjector
+from lavis_svp.projectors.registry import PROJECTORS
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_documents_example_passes_every_check(tmp_path):
+@pytest.fixture
+def example(tmp_path):
+    """The folder with the two files of the document's example."""
     text = (ROOT / "docs" / "projectors.md").read_text()
     files = re.findall(r"<!-- example: (\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
     assert [name for name, _ in files] == ["strided.py", "test_strided.py"]
     for name, content in files:
         (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def test_the_documents_example_passes_every_check(example, monkeypatch):
+    monkeypatch.setattr(PROJECTORS, "_entries", dict(PROJECTORS._entries))  # so that the name is gone afterwards
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.syspath_prepend(example)
+    importlib.import_module("strided")
+    test = importlib.import_module("test_strided")
+    for check in checks.CHECKS:
+        test.test_strided(check, step=3)
+    assert build_projector("strided", vision_dim=8, llm_dim=4, grid=(24, 24)).num_tokens((24, 24)) == 36
+
+
+@pytest.mark.slow
+def test_the_documents_example_runs_under_pytest(example):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_strided.py"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{example}"}
+    done = subprocess.run(command, cwd=example, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-3000:]
     assert f"{2 * len(checks.CHECKS)} passed" in done.stdout
 
