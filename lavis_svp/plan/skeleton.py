@@ -135,11 +135,8 @@ def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
 def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualTokens:
     """Run the projector on one picture's features, with the inputs it asks for."""
     projector, patches = model.projector, features.patches
-    levels = getattr(projector.options, "num_levels", 1)
-    features.levels = torch.empty(1, levels, *patches.shape[1:]) if "levels" in projector.requires else None
+    features.levels = torch.empty(1, 1, *patches.shape[1:]) if "levels" in projector.requires else None
     features.cls_attention = torch.empty(patches.shape[:2]) if "cls_attention" in projector.requires else None
-    features.keys = torch.empty_like(patches) if "keys" in projector.requires else None
-    features.summary = torch.empty(1, patches.shape[2]) if "summary" in projector.requires else None
     size = projector.mask_size or MASK_SIZE
     given = Superpixels(
         torch.empty(1, superpixels, patches.shape[1]),
