@@ -21,7 +21,11 @@ from lavis_svp.plan.skeleton import (
     superpixel_flops,
     visual_tokens,
 )
+from lavis_svp.projectors import list_projectors
+from lavis_svp.projectors.base import ENCODER_OUTPUTS
+from lavis_svp.projectors.registry import PROJECTORS
 
+SWAPPED = [name for name in list_projectors() if not PROJECTORS.get(name).requires & ENCODER_OUTPUTS]
 TYPES = sorted(SvpRis.PRETRAINED_MODEL_CONFIG_DICT)
 FULL = [name for name in TYPES if name != "tiny"]
 SLOW = {"pretrain_vicuna7b", "glamm_dinov2_vicuna7b", "refcoco_llama3_8b"}  # parts that another type has as well
@@ -119,6 +123,14 @@ def test_prompts_and_tokens_follow_the_yaml(skeletons, small_skeleton):
     assert visual_tokens(model, 40) == 6 and point_prompts(model) == 0
     assert visual_tokens(small_skeleton(projector={"name": "mask_pool", "global_token": "mean"}), 40) == 41
     assert point_prompts(small_skeleton(superpixels={"name": "felzenszwalb"})) == 0
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_every_projector_can_be_planned(small_skeleton, name):
+    model = small_skeleton(projector={"name": name}, vision_encoder={"side": 112})
+    cost, visual = count(lambda: project(model, model.frozen.vision_encoder(torch.empty(1, 3, 112, 112)), 5))
+    assert visual.tokens.shape == (1, visual_tokens(model, 5), 32)
+    assert cost.weights >= 2 * 32 * 32 * visual.tokens.shape[1]  # at least the head's last product
 
 
 def test_an_unknown_sam_is_told(small_options):
