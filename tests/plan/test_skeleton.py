@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -159,3 +161,24 @@ def test_a_skeleton_is_the_model_without_its_weights(tiny_llama, small_options):
         n: (p.shape, p.requires_grad) for n, p in real.named_parameters()
     }
     assert {n: b.shape for n, b in bare.named_buffers()} == {n: b.shape for n, b in real.named_buffers()}
+
+
+def test_what_a_projector_asks_of_the_encoder_is_counted(monkeypatch):
+    from lavis_svp.projectors.mlp import MlpProjector
+
+    def skeleton(wants, levels):
+        monkeypatch.setattr(MlpProjector, "requires", frozenset(wants))
+        options = options_of("tiny")
+        encoder = dataclasses.replace(options.vision_encoder, levels=levels, side=[112, 224])
+        return SvpRis.skeleton(dataclasses.replace(options, vision_encoder=encoder, projector={"name": "mlp"}))
+
+    plain = part_flops(skeleton((), ()), 5, 0)
+    asking = skeleton({"levels", "cls_attention", "keys", "summary"}, (4, -1))
+    _, features = count(lambda: asking.frozen.vision_encoder(torch.empty(1, 3, 384, 384)))
+    assert features.levels.shape == (1, 2, 128, 384) and features.summary.shape == (1, 384)
+    assert features.keys.is_meta and visual_tokens(asking, 5) == 128
+    # queries and keys of one block are computed again
+    tokens, width = 1 + 128, 384
+    flops = part_flops(asking, 5, 0)
+    assert flops.vision_encoder.weights - plain.vision_encoder.weights == 2 * 2 * tokens * width**2
+    assert flops.projector == plain.projector
