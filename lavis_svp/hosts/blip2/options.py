@@ -64,7 +64,8 @@ class Blip2Options:
             raise ValueError(f"model.max_txt_len must be at least 1, got {self.max_txt_len}.")
         if self.vit_model not in LAVIS_ENCODERS and not self.freeze_vit:
             raise ValueError(
-                f"model.freeze_vit: False works with {' and '.join(LAVIS_ENCODERS)}; '{self.vit_model}' is always frozen."
+                f"model.freeze_vit: False works with {' and '.join(LAVIS_ENCODERS)}; "
+                f"'{self.vit_model}' is always frozen."
             )
         if self.vit_model in LAVIS_ENCODERS and self.levels:
             raise ValueError(f"model.levels: LAVIS's encoder '{self.vit_model}' gives its last layer only.")
@@ -86,11 +87,15 @@ class Blip2T5Options(Blip2Options):
     apply_lemmatizer: bool = False
 
 
-O = TypeVar("O", bound=Blip2Options)
+T = TypeVar("T", bound=Blip2Options)
 
 
-def read_blip2_options(cls: type[O], cfg: Any) -> O:
+def read_blip2_options(cls: type[T], cfg: Any) -> T:
     """Read a ``model:`` section.
+
+    Args:
+        cls: the options of one language model.
+        cfg: the section; LAVIS's own keys are passed over.
 
     Raises:
         ValueError: a key that nothing reads, or a value that cannot be.

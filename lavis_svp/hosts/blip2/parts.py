@@ -37,9 +37,7 @@ def build_vision(options: Blip2Options) -> Vision:
         UnknownNameError, ValueError: see :func:`build_vision_encoder`.
     """
     if options.vit_model not in LAVIS_ENCODERS:
-        return Vision(
-            build_vision_encoder(options.vit_model, options.image_size, levels=options.levels), nn.Identity()
-        )
+        return Vision(build_vision_encoder(options.vit_model, options.image_size, levels=options.levels), nn.Identity())
     encoder, norm = Blip2Base.init_vision_encoder(
         options.vit_model,
         options.image_size,
@@ -52,12 +50,12 @@ def build_vision(options: Blip2Options) -> Vision:
     return Vision(encoder, norm)
 
 
-def vision_dim(encoder: nn.Module) -> int:
+def vision_dim(encoder: Any) -> int:
     """Width of an encoder's patches."""
     return encoder.dim if isinstance(encoder, VisionEncoder) else int(encoder.num_features)
 
 
-def vision_grid(encoder: nn.Module) -> Grid:
+def vision_grid(encoder: Any) -> Grid:
     """The (h, w) patch grid of an encoder: lavis-svp's, LAVIS's EVA or LAVIS's CLIP, whose pictures are square."""
     if isinstance(encoder, VisionEncoder):
         return encoder.grid

@@ -26,7 +26,9 @@ def test_rows_are_what_a_loop_concatenates(counts, text_padding, padding):
         tokens[row, :count], valid[row, :count] = torch.randn(count, dim), True
         words = slice(widest - width, widest) if text_padding == "left" else slice(0, width)
         mask[row, words] = 1
-        expected.append((torch.cat([tokens[row, :count], text[row, words]]), [IGNORED] * count + labels[row, words].tolist()))
+        expected.append(
+            (torch.cat([tokens[row, :count], text[row, words]]), [IGNORED] * count + labels[row, words].tolist())
+        )
     joined = join(VisualTokens(tokens, valid), text, mask, labels, padding)
     length = max(len(embeddings) for embeddings, _ in expected)
     assert joined.embeddings.shape == (len(counts), length, dim)
@@ -45,5 +47,3 @@ def test_the_language_model_decides_the_dtype():
     visual = VisualTokens(torch.randn(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
     joined = join(visual, torch.randn(1, 2, 3, dtype=torch.float16), torch.ones(1, 2))
     assert joined.embeddings.dtype == torch.float16 and joined.labels is None
-
-
