@@ -87,7 +87,7 @@ def as_transformers_own(language: nn.Module, cls: type[M]) -> M:
     """The same language model, sharing its weights, as transformers' own class.
 
     LAVIS 1.0.2 brings copies of OPT and T5 from 2023. They have the same parameters under the same names, but with
-    today's transformers they reuse no cache, and OPT's beam search fails.
+    today's transformers they ignore the cache, and OPT's beam search fails.
 
     Args:
         language: an instance of ``cls``, which is returned as it is, or of LAVIS's copy of it.

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import lavis_svp  # noqa: F401  (before LAVIS, which needs mending)
+
 SIDE, PATCH, WIDTH = 56, 14, 32
 CAPTIONS = ["a red cup", "two dogs on a large green field", "a cat"]
 
