@@ -87,9 +87,9 @@ def visual_tokens(model: SvpRis, superpixels: int) -> int:
 
     Args:
         model: the model.
-        superpixels: how many a picture has, for projectors whose tokens they are.
+        superpixels: how many a picture has; taken, too, where only the features tell the number of tokens.
     """
-    fixed = model.projector.num_tokens(model.frozen.vision_encoder.grid)
+    fixed = model.projector.picture_tokens(model.frozen.vision_encoder.grid, superpixels)
     return superpixels if fixed is None else fixed
 
 

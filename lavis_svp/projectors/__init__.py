@@ -6,7 +6,7 @@ Plain PyTorch, usable without LAVIS::
     tokens = projector(features, superpixels)  # VisualTokens
 
 To add one, write a file with a :class:`Projector` and an options dataclass, decorate the class with
-``@register_projector("its_name")`` and import the file here.
+``@register_projector("its_name")`` and import the file here. What it must keep: :mod:`lavis_svp.projectors.testing`.
 """
 
 from lavis_svp.projectors import (  # noqa: F401  (importing registers them)
@@ -15,6 +15,7 @@ from lavis_svp.projectors import (  # noqa: F401  (importing registers them)
     dpc_knn,
     ldp_v2,
     mask_pool,
+    mask_pool_geometry,
     mlp,
     patch_merger,
     perceiver,

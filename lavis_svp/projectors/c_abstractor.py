@@ -89,7 +89,8 @@ def stretched(position: Tensor, inside: Tensor) -> Tensor:
     height, width, _ = position.shape
     down = axis_weights(inside.any(dim=2), height)  # (B, Hc, h)
     across = axis_weights(inside.any(dim=1), width)  # (B, Wc, w)
-    return torch.einsum("bip,bjq,pqc->bijc", down, across, position.float())  # (B, Hc, Wc, C)
+    rows = torch.einsum("bip,pqc->biqc", down, position.float())  # (B, Hc, w, C)
+    return torch.einsum("bjq,biqc->bijc", across, rows)  # (B, Hc, Wc, C)
 
 
 def axis_weights(inside: Tensor, source: int) -> Tensor:

@@ -37,12 +37,12 @@ def fitting(grid: Grid, multiple: int) -> Grid:
     return (-(-grid[0] // multiple) * multiple, -(-grid[1] // multiple) * multiple)
 
 
-def make_projector(name: str, *, vision_dim: int = VISION_DIM, seed: int = 0, **options: Any) -> Projector:
+def make_projector(name: str, *, seed: int = 0, **options: Any) -> Projector:
     """A projector all of whose parameters are random, also those that start at zero or one, for a grid that fits."""
     torch.manual_seed(seed)
     multiple = PROJECTORS.get(name).options_class(**options).grid_multiple
     grid = fitting(GRID, multiple)
-    projector = build_projector(name, vision_dim=vision_dim, llm_dim=LLM_DIM, grid=grid, **options)
+    projector = build_projector(name, vision_dim=VISION_DIM, llm_dim=LLM_DIM, grid=grid, **options)
     with torch.no_grad():
         for parameter in projector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -58,7 +58,6 @@ def make_batch(
     grids: Sequence[Grid],
     *,
     cut: Sequence[tuple[int, int]] | None = None,
-    vision_dim: int = VISION_DIM,
     levels: int = 1,
     mask_size: Grid = MASK_SIZE,
     seed: int = 0,
@@ -69,7 +68,6 @@ def make_batch(
         grids: of the pictures; picture b has up to 4 + 2 b superpixels.
         cut: rows at the bottom and columns at the right of each picture that are letter-box padding; None: one row of
             the first picture.
-        vision_dim: C.
         levels: L.
         mask_size: of the superpixels' masks.
         seed: of all of it.
@@ -89,13 +87,13 @@ def make_batch(
         return torch.randn(*shape, generator=generator).bfloat16().float()
 
     features = PatchFeatures(
-        noise(batch, most, vision_dim),
+        noise(batch, most, VISION_DIM),
         list(grids),
         valid,
-        levels=noise(batch, levels, most, vision_dim),
+        levels=noise(batch, levels, most, VISION_DIM),
         cls_attention=noise(batch, most).softmax(dim=1),
         keys=noise(batch, most, KEY_DIM),
-        summary=noise(batch, vision_dim),
+        summary=noise(batch, VISION_DIM),
     )
     maps = [make_regions(seed + b, regions=4 + 2 * b) for b in range(batch)]
     return features, Superpixels.from_region_maps(maps, grids, extents, mask_size)
@@ -212,7 +210,8 @@ def check_inputs(name: str, **options: Any) -> None:
     given = batch_for(projector)
     before = copy.deepcopy(given)
     projector(*given)
-    for now, then in zip(given, before, strict=True):
+    pairs: list[tuple[Any, Any]] = list(zip(given, before, strict=True))
+    for now, then in pairs:
         for field in dataclasses.fields(now):
             value, old = getattr(now, field.name), getattr(then, field.name)
             same = torch.equal(value, old) if isinstance(value, Tensor) else value == old

@@ -18,6 +18,7 @@ SMALL = {  # a projector without an entry is tested with its defaults
     "c_abstractor": {"tokens_h": 3, "tokens_w": 2, "blocks": 1},
     "dpc_knn": {"count": 5, "neighbours": 3},
     "ldp_v2": {"tokens_h": 3, "tokens_w": 2},
+    "mask_pool_geometry": {"geometry_width": 32, "mask_size": 8},
     "perceiver": {"num_queries": 5, "depth": 2, "heads": 2, "head_dim": 4},
     "pixel_shuffle": {"ratio": 2},
     "svp": {"sspe_width": 32, "mask_size": 8},
@@ -41,10 +42,20 @@ VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
         {"ssa": "off", "sspe_merge": "mean", "sspe_attend": "all"},
         {"sspe": "off", "ssa_blocks": 2},
         {"add_to_tokens": "none", "sspe_self_attention": True, "patch_norm": True, "token_std": 0.1},
+        {"sspe": "bbox_mlp", "token_order": "random"},
+        {"sspe_queries": 1, "sspe_blocks": 1, "sspe_heads": 1, "token_order": "area"},
     )
 ]
-SUPERPIXEL_VARIANTS = [(name, options) for name, options in VARIANTS if name in ("mask_pool", "svp")]
+SUPERPIXEL_VARIANTS = [
+    (name, options) for name, options in VARIANTS if name in ("mask_pool", "mask_pool_geometry", "svp")
+]
 VARIANTS += RIVALS
+VARIANTS += [
+    ("svp", {**SMALL["svp"], "global_token": "cls"}),
+    ("svp", {**SMALL["svp"], "global_token": "mean"}),
+    ("mask_pool", {"global_token": "cls"}),
+    ("mask_pool_geometry", {**SMALL["mask_pool_geometry"], "global_token": "mean"}),
+]
 every_projector = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 every_superpixel_projector = pytest.mark.parametrize(("name", "options"), SUPERPIXEL_VARIANTS, ids=str)
 

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from lavis_svp.projectors import build_projector, list_projectors, register_projector
-from lavis_svp.projectors.__main__ import main
 from lavis_svp.projectors.mlp import MlpProjector
 
 SIZES = {"vision_dim": 16, "llm_dim": 8, "grid": (6, 4)}
@@ -37,7 +36,7 @@ def test_a_name_is_taken_once():
     ("name", "options", "message"),
     [
         ("svp", {"ssa": "half"}, "full, no_shared_sspe, off"),
-        ("svp", {"sspe": None}, "full, off"),
+        ("svp", {"sspe": None}, "full, bbox_mlp, off"),
         ("svp", {"add_to_tokens": "before"}, "after_mlp, before_mlp, none"),
         ("svp", {"ssa": "off", "add_to_tokens": "none"}, "sspe: off"),
         ("svp", {"token_order": "size"}, "raster, area, given"),
@@ -81,14 +80,6 @@ def test_yaml_booleans_stand_for_full_and_off(given, meant):
 def test_dinov2s_own_side_is_named_as_a_trap(name):
     with pytest.raises(ValueError, match="37x37.*36x36 and (38x38|40x40).*518 px = 37x37.*336 px = 24x24"):
         build_projector(name, vision_dim=16, llm_dim=8, grid=(37, 37))
-
-
-def test_table_lists_every_projector(capsys):
-    main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list_projectors()
-    mlp = next(line for line in lines if line.startswith("mlp "))
-    assert "576" in mlp and "20.98 M" in mlp  # LLaVA-1.5's, counted by hand
 
 
 def test_imports_neither_lavis_nor_transformers():
