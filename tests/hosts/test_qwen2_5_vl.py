@@ -20,6 +20,7 @@ from transformers import (
 from lavis_svp.hosts import swap_projector
 from lavis_svp.hosts.qwen2_5_vl import SvpQwen2_5_VLForConditionalGeneration
 from lavis_svp.hosts.qwen_processor import usual_grid
+from lavis_svp.projectors import list_projectors
 from lavis_svp.superpixels import RegionMap
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -27,6 +28,7 @@ PROMPTS = [f"What is {IMAGE} this?", f"{IMAGE} and {IMAGE}: which is it?"]
 SIZES = [(40, 90), (90, 60), (70, 75)]
 SMALL = {
     "avg_pool": {"tokens_h": 3, "tokens_w": 2},
+    "pixel_shuffle": {"ratio": 2},
     "svp": {"sspe_width": 32, "mask_size": 8},
     "token_packer": {"scale": 2, "num_levels": 2},
 }
@@ -91,7 +93,7 @@ def test_the_original_is_left_alone(qwen):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", PROJECTORS)
+@pytest.mark.parametrize("name", list_projectors())
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_ragged_batch_equals_one_by_one(shared, pictures, inputs_of, name, side):
     model, processor = shared(name)
