@@ -23,7 +23,12 @@ def tower_grid(config: PretrainedConfig) -> Grid:
 
 
 def tower_features(
-    tower: PreTrainedModel, pixel_values: Tensor, layer: int | Sequence[int], recipe: SwapRecipe
+    tower: PreTrainedModel,
+    pixel_values: Tensor,
+    layer: int | Sequence[int],
+    recipe: SwapRecipe,
+    *,
+    remainder: bool = False,
 ) -> PatchFeatures:
     """Run a vision tower as LLaVA does: hidden states without the final norm, prefix tokens dropped.
 
@@ -32,6 +37,8 @@ def tower_features(
         pixel_values: (P, 3, H, W), normalised as the tower wants; H and W multiples of its patch.
         layer: index of the hidden state; several are concatenated along the width.
         recipe: tells the projector's needs.
+        remainder: take pixels that make no whole number of patches (SigLIP-SO400M: 384 = 27 * 14 + 6): the tower does
+            not see the last ones, and the caller has made the superpixels so.
 
     Raises:
         UnknownNameError: a vision tower of another family.
@@ -40,7 +47,7 @@ def tower_features(
     family = family_of(tower.config)
     patch = tower.config.patch_size
     height, width = pixel_values.shape[-2:]
-    if height % patch or width % patch:
+    if not remainder and (height % patch or width % patch):
         raise ValueError(f"Pictures of {height}x{width} pixels are not whole patches of {patch} pixels.")
     grid = (height // patch, width // patch)
     outputs = tower(pixel_values, output_hidden_states=True, **family.arguments)
