@@ -53,11 +53,17 @@ def llava(host_tokenizer: AutoTokenizer) -> tuple[LlavaForConditionalGeneration,
     return model, processor
 
 
-def picture(seed: int, height: int = 60, width: int = 90) -> Image.Image:
+def draw(seed: int, height: int = 60, width: int = 90) -> Image.Image:
     """Some rectangles on a plain ground."""
-    draw = np.random.default_rng(seed)
-    pixels = np.full((height, width, 3), draw.integers(0, 255, 3), np.uint8)
+    random = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), random.integers(0, 255, 3), np.uint8)
     for _ in range(3 + seed % 4):
-        y, x = draw.integers(0, height - 10), draw.integers(0, width - 10)
-        pixels[y : y + draw.integers(8, 30), x : x + draw.integers(8, 30)] = draw.integers(0, 255, 3)
+        y, x = random.integers(0, height - 10), random.integers(0, width - 10)
+        pixels[y : y + random.integers(8, 30), x : x + random.integers(8, 30)] = random.integers(0, 255, 3)
     return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """``picture(seed, height=60, width=90)``: a PIL picture of some rectangles."""
+    return draw

