@@ -106,7 +106,8 @@ class AnyresModel:
             tokens = self.multi_modal_projector(features).tokens  # (V, N, D)
             packed = self.pack(tokens.split([canvas.views for canvas in canvases]), image_sizes)
             return torch.cat(packed), [len(picture) for picture in packed]
-        received = received_superpixels(*(superpixels.get(key) for key in SUPERPIXEL_KEYS), pixel_values.device)
+        weights, masks, valid = (superpixels.get(key) for key in SUPERPIXEL_KEYS)
+        received = received_superpixels(weights, masks, valid, pixel_values.device)
         whole: PatchFeatures = assemble(features, canvases)
         return self.multi_modal_projector(whole, received).packed()
 
@@ -165,7 +166,7 @@ class AnyresGeneration(RaggedGeneration):
 class AnyresProcessor(SwappedProcessor):
     """Mixin before a host's processor; the host tells its canvases."""
 
-    patch_size: int
+    patch_size: Any
     most_views: int | None = None
 
     def canvases(self, image_inputs: Mapping[str, Any], side: int) -> list[Canvas]:

@@ -110,6 +110,22 @@ class SvpLlavaOnevisionForConditionalGeneration(AnyresGeneration, LlavaOnevision
         self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, image_sizes: Tensor | None = None, batch_num_images: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As LLaVA-OneVision's; ``batch_num_images`` goes with the pictures, at the first step only.
+
+        Args:
+            input_ids: (B, L).
+            image_sizes: (P, 2); named, as ``generate`` refuses inputs that it finds in no signature.
+            batch_num_images: pictures of each prompt that has any.
+            kwargs: as LLaVA-OneVision's.
+        """
+        made = super().prepare_inputs_for_generation(input_ids, image_sizes=image_sizes, **kwargs)
+        if made.get("pixel_values") is not None:
+            made["batch_num_images"] = batch_num_images
+        return made
+
 
 class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
     """LLaVA-OneVision's processor, which also makes the superpixels and writes as many placeholders as it has tokens.
