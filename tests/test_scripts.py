@@ -338,6 +338,50 @@ def test_a_split_that_does_not_exist_is_named(workshop: Workshop) -> None:
     assert code.returncode == 1 and "no data set 'coco'" in code.stderr
 
 
+def test_ablation_rows_run_one_after_another_and_once(workshop: Workshop) -> None:
+    shutil.copytree(ROOT / "projects/svp/ablation", workshop.root / "projects/svp/ablation")
+    result = workshop.folder / "output/svp/ablation/sspe_off/result"
+    result.mkdir(parents=True)
+    (result / "metrics_test_1500.json").touch()
+
+    def launched(*given: str) -> list[tuple[str, str]]:
+        """(YAML, what stands behind it) of each training."""
+        code, output = workshop.run("run_scripts/ablation.sh", *given)
+        assert code == 0, output
+        lines = [line for line in workshop.log() if "lavis_svp.train" in line]
+        found = [re.search(r"--cfg-path .*/ablation/(\w+).yaml (.*)", line) for line in lines]
+        return [(match[1], match[2]) for match in found if match]
+
+    rows = sorted(path.stem for path in (ROOT / "projects/svp/ablation").glob("*.yaml"))
+    assert [row for row, _ in launched()] == [row for row in rows if row != "sspe_off"]
+    assert launched("sspe_off", "full", "--nproc", "1", "--options", "run.max_iters=2") == [
+        ("full", "--options run.output_dir=output/svp/ablation/full run.max_iters=2")
+    ]
+    assert launched("sspe_off", "--seeds", "1 2") == [
+        ("sspe_off", f"--options run.output_dir=output/svp/ablation/sspe_off_seed{seed} run.seed={seed}")
+        for seed in (1, 2)
+    ]
+    (workshop.folder / "exit_lavis_svp.train").write_text("3")
+    assert workshop.run("run_scripts/ablation.sh", "full", "mask_pool")[0] == 3
+    assert sum("lavis_svp.train" in line for line in workshop.log()) == 1, "a row that fails ends the script"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("spe_off", "no row 'spe_off'.*sspe_off.yaml"),
+        ("full --seeds one", "--seeds must be a whole number"),
+        ("full --options run.seed=3", "given by --seeds"),
+        ("--cfg-path full.yaml", "Name a row"),
+    ],
+)
+def test_ablation_explains_what_it_does_not_take(workshop: Workshop, given: str, words: str) -> None:
+    shutil.copytree(ROOT / "projects/svp/ablation", workshop.root / "projects/svp/ablation")
+    code, output = workshop.run("run_scripts/ablation.sh", *given.split())
+    assert code == 1 and re.search(words, output, flags=re.DOTALL), output
+    assert not workshop.log()
+
+
 def test_demo_needs_an_expression(workshop: Workshop) -> None:
     code, output = workshop.run("run_scripts/demo.sh")
     assert code == 1

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from lavis_svp.encoders.families import VisionFamily, family_of
 from lavis_svp.encoders.frozen import FrozenModule
+from lavis_svp.encoders.normalisation import with_own_colours
+from lavis_svp.encoders.outputs import check_outputs, encode_patches
 from lavis_svp.projectors.structures import PatchFeatures
 from lavis_svp.zoo import Weights, model_config, resolve
 
 Fit = Literal["stretch", "pad"]
 Extent = tuple[int, int]
+Side = int | Sequence[int]
 
 
 class VisionEncoder(FrozenModule):
@@ -27,15 +29,17 @@ class VisionEncoder(FrozenModule):
     Args:
         network: a transformers vision model with an embedding per patch.
         family: how this kind of model wants its input and gives its output.
-        side: input side in pixels, divisible by the patch size.
+        side: input side in pixels, divisible by the patch size; or [height, width], with "stretch".
         fit: "stretch" stretches the picture over the whole grid; "pad" keeps its aspect ratio, the rest of the grid
             being invalid patches.
         layer: which layer's patches are returned: -1 the last with the final norm; else the index of a hidden
-            state, 0 being the embedding, negative from the end (-2 is LLaVA's choice for CLIP), without final norm.
+            state, 0 being the embedding, negative from the end (-2 is LLaVA's choice for CLIP), without final norm;
+            see :func:`lavis_svp.encoders.outputs.encode_patches`.
         levels: indices, as for ``layer``, of layers returned besides, as ``PatchFeatures.levels``.
+        wants: further outputs, see :meth:`ask`.
 
     Raises:
-        ValueError: a side that the patch size does not divide, or a layer that does not exist.
+        ValueError: a side that the patch size does not divide, or what :meth:`ask` refuses.
     """
 
     mean: Tensor
@@ -45,36 +49,41 @@ class VisionEncoder(FrozenModule):
         self,
         network: PreTrainedModel,
         family: VisionFamily,
-        side: int = 224,
+        side: Side = 224,
         fit: Fit = "stretch",
         layer: int = -1,
         levels: Sequence[int] = (),
+        wants: Collection[str] = (),
     ) -> None:
         super().__init__()
         config = network.config
-        if side < config.patch_size or side % config.patch_size:
-            lower = max(side // config.patch_size, 1) * config.patch_size
-            raise ValueError(
-                f"The vision encoder's side {side} is not a multiple of its patch size {config.patch_size}. "
-                f"The nearest are {lower} and {lower + config.patch_size}."
-            )
         if fit not in get_args(Fit):
             raise ValueError(f"Unknown fit '{fit}'. Known: {', '.join(get_args(Fit))}.")
-        for index in (layer, *levels):
-            if not -config.num_hidden_layers - 1 <= index <= config.num_hidden_layers:
-                raise ValueError(f"Layer {index} does not exist: the encoder has {config.num_hidden_layers} layers.")
+        self.size = checked_size(side, config.patch_size, fit)
         self.network = network
         self.family = family
         self.dim: int = config.hidden_size
         self.patch_size: int = config.patch_size
-        self.side = side
-        self.grid = (side // self.patch_size, side // self.patch_size)
+        self.grid = (self.size[0] // self.patch_size, self.size[1] // self.patch_size)
         self.fit = fit
         self.layer = layer
-        self.levels = tuple(levels)
+        self.ask(wants, levels)
         self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(family.std).view(3, 1, 1), persistent=False)
         self.freeze()
+
+    def ask(self, wants: Collection[str], levels: Sequence[int] = ()) -> None:
+        """From now on give these further outputs.
+
+        Args:
+            wants: of ``lavis_svp.projectors.base.ENCODER_OUTPUTS``, what a projector ``requires``.
+            levels: indices, as for ``layer``, of layers returned besides.
+
+        Raises:
+            ValueError: an unknown output, or one that this encoder's layer and levels do not allow.
+        """
+        check_outputs(self.network.config.num_hidden_layers, self.layer, levels, wants)
+        self.levels, self.wants = tuple(levels), frozenset(wants)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, valid_extent: Sequence[Extent] | None = None) -> PatchFeatures:
@@ -85,23 +94,21 @@ class VisionEncoder(FrozenModule):
             valid_extent: rows and columns of the frame, in pixels, that each picture takes; None: all.
 
         Returns:
-            Features of ``dim`` channels on the ``grid``; a patch that shows nothing of the picture is not valid.
+            Features of ``dim`` channels on the ``grid``, with what was asked for; a patch that shows nothing of the
+            picture is not valid.
 
         Raises:
             ValueError: extents that do not fit the pixels.
         """
         extents = checked_extents(pixels, valid_extent)
-        outputs = self.network(
-            pixel_values=self.frame(pixels, extents),
-            output_hidden_states=self.layer != -1 or bool(self.levels),
-            **self.family.arguments,
-        )
-        levels = [self._patches(outputs, index) for index in self.levels]
-        return PatchFeatures(
-            patches=self._patches(outputs, self.layer),
-            grids=[self.grid] * len(extents),
-            valid=self._valid(extents, pixels),
-            levels=torch.stack(levels, dim=1) if levels else None,  # (B, L, N, C)
+        return encode_patches(
+            self.network,
+            self.family,
+            self.frame(pixels, extents),
+            self._valid(extents, pixels),
+            self.layer,
+            self.levels,
+            self.wants,
         )
 
     def frame(self, pixels: Tensor, extents: Sequence[Extent]) -> Tensor:
@@ -112,7 +119,7 @@ class VisionEncoder(FrozenModule):
             extents: rows and columns that each picture takes.
 
         Returns:
-            (B, 3, side, side); padding is 0, the mean colour.
+            (B, 3, *size); padding is 0, the mean colour.
         """
         framed = []
         for picture, (height, width) in zip(pixels, extents, strict=True):
@@ -120,9 +127,8 @@ class VisionEncoder(FrozenModule):
             if self.fit == "pad":
                 edge = max(pixels.shape[2:])
                 shown = functional.pad(shown, (0, edge - width, 0, edge - height))  # (3, edge, edge)
-            size = (self.side, self.side)
-            framed.append(functional.interpolate(shown[None], size, mode="bilinear", antialias=True))
-        return torch.cat(framed)  # (B, 3, side, side)
+            framed.append(functional.interpolate(shown[None], self.size, mode="bilinear", antialias=True))
+        return torch.cat(framed)  # (B, 3, *size)
 
     def picture_shares(self, pixels: Tensor, valid_extent: Sequence[Extent] | None = None) -> list[tuple[float, float]]:
         """The share of the grid's height and width that each picture covers, as ``Superpixels.from_region_maps`` asks.
@@ -137,11 +143,6 @@ class VisionEncoder(FrozenModule):
         edge = max(pixels.shape[2:])
         return [(height / edge, width / edge) for height, width in extents]
 
-    def _patches(self, outputs: BaseModelOutput, index: int) -> Tensor:
-        """Patch tokens (B, N, C) of layer ``index``, without the tokens that stand before them."""
-        hidden = outputs.last_hidden_state if index == -1 else outputs.hidden_states[index]
-        return hidden[:, self.family.prefix_tokens(self.network.config) :]  # (B, N, C)
-
     def _valid(self, extents: Sequence[Extent], pixels: Tensor) -> Tensor:
         """(B, N) bool: the patch shows some of the picture."""
         h, w = self.grid
@@ -149,6 +150,32 @@ class VisionEncoder(FrozenModule):
         rows = torch.arange(h, device=pixels.device) < shares[:, :1] * h  # (B, h)
         columns = torch.arange(w, device=pixels.device) < shares[:, 1:] * w  # (B, w)
         return (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
+
+
+def checked_size(side: Side, patch: int, fit: Fit) -> tuple[int, int]:
+    """Height and width in pixels of an encoder's input.
+
+    Args:
+        side: one for both, or [height, width].
+        patch: side of a patch.
+        fit: see :class:`VisionEncoder`.
+
+    Raises:
+        ValueError: not whole patches, not one or two whole numbers, or two different ones with "pad".
+    """
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    if len(sides) != 2 or not all(isinstance(length, int) for length in sides):
+        raise ValueError(f"The vision encoder's side must be a number of pixels or [height, width], got {side!r}.")
+    for length in sides:
+        if length < patch or length % patch:
+            lower = max(length // patch, 1) * patch
+            raise ValueError(
+                f"The vision encoder's side {length} is not a multiple of its patch size {patch}. "
+                f"The nearest are {lower} and {lower + patch}."
+            )
+    if fit == "pad" and sides[0] != sides[1]:
+        raise ValueError(f"fit: pad needs a square input, but side is {list(sides)}: give one number, or fit: stretch.")
+    return sides[0], sides[1]
 
 
 def checked_extents(pixels: Tensor, valid_extent: Sequence[Extent] | None) -> list[Extent]:
@@ -175,21 +202,27 @@ def checked_extents(pixels: Tensor, valid_extent: Sequence[Extent] | None) -> li
 
 def build_vision_encoder(
     name_or_path: str | os.PathLike[str],
-    side: int = 224,
+    side: Side = 224,
     fit: Fit = "stretch",
     layer: int = -1,
     levels: Sequence[int] = (),
     weights: Weights = "load",
+    wants: Collection[str] = (),
 ) -> VisionEncoder:
     """Build a frozen vision encoder.
 
+    Pictures are normalised as the ``preprocessor_config.json`` beside the weights says, without one as the family's
+    publisher does.
+
     Args:
-        name_or_path: a name of the zoo, a local Hugging Face folder, or a hub id ("facebook/dinov2-large").
-        side: input side in pixels, divisible by the patch size.
+        name_or_path: a name of the zoo, a local Hugging Face folder, or a hub id ("facebook/dinov2-large"). Of a
+            model of pictures and text (CLIP, SigLIP) the vision tower is taken.
+        side: input side in pixels, divisible by the patch size; or [height, width].
         fit: "stretch" or "pad", see :class:`VisionEncoder`.
         layer: the layer whose patches are returned; -1 is the last, with its norm.
         levels: further layers to return.
         weights: "none" builds it on the meta device from its configuration alone.
+        wants: further outputs, see :meth:`VisionEncoder.ask`.
 
     Raises:
         UnknownNameError: no such weights, or a kind of model that is not supported.
@@ -200,8 +233,8 @@ def build_vision_encoder(
         config = getattr(config, "vision_config", config)
         family = family_of(config)
         with torch.device("meta"):
-            return VisionEncoder(family.model(config), family, side, fit, layer, levels)
+            return VisionEncoder(family.model(config), family, side, fit, layer, levels, wants)
     source = resolve(name_or_path)
-    family = family_of(AutoConfig.from_pretrained(source))
+    family = with_own_colours(family_of(AutoConfig.from_pretrained(source)), source)
     network = family.model.from_pretrained(source, attn_implementation="sdpa")
-    return VisionEncoder(network, family, side, fit, layer, levels)
+    return VisionEncoder(network, family, side, fit, layer, levels, wants)

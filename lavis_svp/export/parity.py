@@ -64,7 +64,8 @@ def observe(model: SvpRis) -> Observation:
     answer = model.options.prompt.answers[0]
     turns = [[model.prompts.turn(text, answer, index=i) for i, text in enumerate(row)] for row in EXPRESSIONS]
     language = model.language
-    plan = splice(model.prompts.prefix_ids(), encoded.counts, turns, "packed", language.max_length, model.device)
+    prefix, positions = model.prompts.prefix_ids(), encoded.positions
+    plan = splice(prefix, encoded.counts, turns, "packed", language.max_length, model.device, positions)
     embeddings = plan.embeddings(language.embed(plan.ids), encoded.visual.tokens)
     states = language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
     masks = [p.logits for row in model.predict_masks(samples, "teacher_forced") for p in row]

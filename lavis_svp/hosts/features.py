@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lavis_svp.encoders.families import family_of
+from lavis_svp.encoders.outputs import encode_patches
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.structures import Grid
@@ -23,12 +24,7 @@ def tower_grid(config: PretrainedConfig) -> Grid:
 
 
 def tower_features(
-    tower: PreTrainedModel,
-    pixel_values: Tensor,
-    layer: int | Sequence[int],
-    recipe: SwapRecipe,
-    *,
-    remainder: bool = False,
+    tower: PreTrainedModel, pixel_values: Tensor, layer: int | Sequence[int], recipe: SwapRecipe
 ) -> PatchFeatures:
     """Run a vision tower as LLaVA does: hidden states without the final norm, prefix tokens dropped.
 
@@ -36,22 +32,26 @@ def tower_features(
         tower: CLIP, SigLIP, DINOv2…: a family that :func:`lavis_svp.encoders.families.family_of` knows.
         pixel_values: (P, 3, H, W), normalised as the tower wants; H and W multiples of its patch.
         layer: index of the hidden state; several are concatenated along the width.
-        recipe: tells the projector's needs.
-        remainder: take pixels that make no whole number of patches (SigLIP-SO400M: 384 = 27 * 14 + 6): the tower does
-            not see the last ones, and the caller has made the superpixels so.
+        recipe: tells what the projector wants besides patches, and which levels.
 
     Raises:
         UnknownNameError: a vision tower of another family.
-        ValueError: pixels that the patch size does not divide.
+        ValueError: pixels that the patch size does not divide, or a projector that wants more than patches of a host
+            that concatenates several layers.
     """
-    family = family_of(tower.config)
-    patch = tower.config.patch_size
-    height, width = pixel_values.shape[-2:]
-    if not remainder and (height % patch or width % patch):
-        raise ValueError(f"Pictures of {height}x{width} pixels are not whole patches of {patch} pixels.")
-    grid = (height // patch, width // patch)
-    outputs = tower(pixel_values, output_hidden_states=True, **family.arguments)
-    prefix = family.prefix_tokens(tower.config)
-    layers = [layer] if isinstance(layer, int) else list(layer)
-    patches = torch.cat([outputs.hidden_states[index][:, prefix:] for index in layers], dim=-1)  # (P, N, C)
-    return PatchFeatures.whole(patches, grid)
+    family, config = family_of(tower.config), tower.config
+    count = pixel_values.shape[-2] // config.patch_size * (pixel_values.shape[-1] // config.patch_size)
+    valid = torch.ones(len(pixel_values), count, dtype=torch.bool, device=pixel_values.device)
+    states = config.num_hidden_layers + 1
+    layers = [index % states for index in ([layer] if isinstance(layer, int) else layer)]  # counted without the norm
+    if len(layers) == 1:
+        levels = [index % states for index in recipe.levels] if "levels" in recipe.wants else []
+        return encode_patches(tower, family, pixel_values, valid, layers[0], levels, recipe.wants)
+    if recipe.wants:
+        raise ValueError(
+            f"Projector '{recipe.name}' wants {', '.join(sorted(recipe.wants))} of the vision tower, which this host "
+            f"cannot give: it concatenates the layers {layer}. Choose one vision_feature_layer."
+        )
+    features = encode_patches(tower, family, pixel_values, valid, layers[-1], layers)
+    assert features.levels is not None  # asked for
+    return PatchFeatures(features.levels.movedim(1, 2).flatten(2), features.grids, valid)  # (P, N, L * C)

@@ -14,6 +14,7 @@ from lavis_svp.zoo import Weights, model_config, resolve
 
 TUNINGS = ("full", "lora", "frozen")
 EMBEDDINGS = ("all", "added")
+VISUAL_POSITIONS = ("index", "centroid")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class LanguageOptions:
         gradient_checkpointing: trade compute for memory in training.
         embedding_std: scale that visual tokens should have; None = standard deviation of the input embeddings. An
             exported model, whose embeddings have been trained, names the one it was trained with.
+        visual_positions: where visual tokens stand for the rotary embedding. ``index``: one after another, as text.
+            ``centroid``: where the patch under a token's centroid would stand if the picture's patches stood there in
+            raster order, and the text goes on behind the last patch: rows, columns and the distance to the text are
+            those of a model that sees every patch.
     """
 
     name: str = "smollm2_135m_instruct"
@@ -62,6 +67,7 @@ class LanguageOptions:
     max_new_tokens: int = 16
     gradient_checkpointing: bool = False
     embedding_std: float | None = None
+    visual_positions: str = "index"
 
     def __post_init__(self) -> None:
         if self.tuning not in TUNINGS:
@@ -69,6 +75,10 @@ class LanguageOptions:
         if self.train_embeddings not in EMBEDDINGS:
             raise ValueError(
                 f"model.language.train_embeddings is '{self.train_embeddings}'; known: {', '.join(EMBEDDINGS)}."
+            )
+        if self.visual_positions not in VISUAL_POSITIONS:
+            raise ValueError(
+                f"model.language.visual_positions is '{self.visual_positions}'; known: {', '.join(VISUAL_POSITIONS)}."
             )
 
 

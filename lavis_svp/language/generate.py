@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from transformers import DynamicCache
 
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.prompts import IGNORE, Turn
-from lavis_svp.language.splice import splice
+from lavis_svp.language.splice import VisualPositions, splice
 
 
 @dataclass
@@ -39,6 +40,7 @@ def generate_answers(
     visual_counts: list[int],
     prefix_ids: list[int],
     turns: list[list[Turn]],
+    visual_positions: Sequence[VisualPositions] | None = None,
 ) -> Answers:
     """Answer every expression greedily.
 
@@ -51,13 +53,14 @@ def generate_answers(
         visual_counts: real tokens of each picture.
         prefix_ids: ids before the picture.
         turns: rendered with any answer; only their prompt part is used.
+        visual_positions: positions of each picture's visual tokens; None = one after another.
     """
     prompts = [
         [Turn(turn.ids[: turn.prompt_length], _answer_free_labels(turn), turn.expression) for turn in picture_turns]
         for picture_turns in turns
     ]
     device = visual.device
-    plan = splice(prefix_ids, visual_counts, prompts, "packed", language.max_length, device)
+    plan = splice(prefix_ids, visual_counts, prompts, "packed", language.max_length, device, visual_positions)
     embeddings = plan.embeddings(language.embed(plan.ids), visual)
     cache = DynamicCache(config=language.config)
     states = language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions, cache)

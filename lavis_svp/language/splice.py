@@ -13,6 +13,7 @@ tensor built together with the ids, so no position is ever computed from a const
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,36 @@ from lavis_svp.language.prompts import IGNORE, Turn
 VISUAL = -1  # id of a position that holds a visual token
 PAD = -2  # id of a padding position
 LAYOUTS = ("separate", "packed", "conversation")
+
+
+@dataclass(frozen=True)
+class VisualPositions:
+    """The positions of one picture's visual tokens for the rotary embedding, counted from the end of the prefix.
+
+    Several tokens may share a position, and later tokens may have lower ones: who sees whom is not a matter of them.
+
+    Args:
+        offsets: one for each visual token, from 0 to ``span`` - 1.
+        span: how many positions the picture takes; the text behind it goes on from there.
+
+    Raises:
+        ValueError: an offset outside the span.
+    """
+
+    offsets: list[int]
+    span: int
+
+    def __post_init__(self) -> None:
+        if self.offsets and not 0 <= min(self.offsets) <= max(self.offsets) < self.span:
+            raise ValueError(
+                f"Offsets of visual tokens must lie in 0..{self.span - 1} for a span of {self.span} positions; "
+                f"got {min(self.offsets)}..{max(self.offsets)}."
+            )
+
+    @classmethod
+    def by_index(cls, count: int) -> VisualPositions:
+        """One after another, as text."""
+        return cls(list(range(count)), count)
 
 
 @dataclass
@@ -107,13 +138,14 @@ class _Row:
     expression: list[int]
 
     @classmethod
-    def prefix(cls, prefix_ids: list[int], visual_count: int) -> _Row:
+    def prefix(cls, prefix_ids: list[int], visual: VisualPositions) -> _Row:
         """Start a row: text before the picture, then its visual tokens."""
+        visual_count = len(visual.offsets)
         length = len(prefix_ids) + visual_count
         return cls(
             ids=[*prefix_ids, *([VISUAL] * visual_count)],
             labels=[IGNORE] * length,
-            positions=list(range(length)),
+            positions=[*range(len(prefix_ids)), *(len(prefix_ids) + offset for offset in visual.offsets)],
             visual_index=[0] * len(prefix_ids) + list(range(visual_count)),
             turn=[0] * length,
             expression=[-1] * length,
@@ -137,6 +169,7 @@ def splice(
     layout: str = "packed",
     max_length: int | None = None,
     device: torch.device | str = "cpu",
+    visual_positions: Sequence[VisualPositions] | None = None,
 ) -> Spliced:
     """Lay out a batch.
 
@@ -147,15 +180,24 @@ def splice(
         layout: ``separate``, ``packed`` or ``conversation``.
         max_length: longest position the language model knows; None = no limit.
         device: where the tensors go.
+        visual_positions: B positions of visual tokens; None = one after another.
 
     Raises:
-        ValueError: an unknown layout, unequal numbers of pictures, a picture without visual tokens or turns, or a
-            sequence beyond ``max_length``.
+        ValueError: an unknown layout, unequal numbers of pictures or of positions, a picture without visual tokens or
+            turns, or a sequence beyond ``max_length``.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout '{layout}'. Known: {', '.join(LAYOUTS)}.")
     if len(visual_counts) != len(turns):
         raise ValueError(f"{len(visual_counts)} pictures have visual tokens but {len(turns)} have text.")
+    places = [VisualPositions.by_index(count) for count in visual_counts]
+    if visual_positions is not None:
+        places = list(visual_positions)
+        if [len(place.offsets) for place in places] != visual_counts:
+            raise ValueError(
+                f"Pictures have {visual_counts} visual tokens, but positions for "
+                f"{[len(place.offsets) for place in places]}."
+            )
     rows: list[_Row] = []
     pictures: list[int] = []
     for picture, (count, picture_turns) in enumerate(zip(visual_counts, turns, strict=True)):
@@ -163,20 +205,22 @@ def splice(
             raise ValueError(f"Picture {picture} has {count} visual tokens and {len(picture_turns)} expressions.")
         groups = [[turn] for turn in picture_turns] if layout == "separate" else [picture_turns]
         for group in groups:
-            row = _Row.prefix(prefix_ids, count)
-            shared = len(row.ids)
+            row = _Row.prefix(prefix_ids, places[picture])
+            start = len(prefix_ids) + places[picture].span
             for number, turn in enumerate(group, start=1):
                 if layout == "conversation":
-                    row.append(turn, 1, len(row.ids))
+                    row.append(turn, 1, start)
+                    start += len(turn.ids)
                 else:
-                    row.append(turn, number, shared)
+                    row.append(turn, number, start)
             rows.append(row)
             pictures.append(picture)
     longest = max(max(row.positions) + 1 for row in rows)
     if max_length is not None and longest > max_length:
         raise ValueError(
             f"A sequence has {longest} positions, the language model knows {max_length}. "
-            "Use fewer expressions per picture or fewer visual tokens."
+            "Use fewer expressions per picture or fewer visual tokens (with language.visual_positions: centroid the "
+            "number of patches counts)."
         )
     return Spliced(
         ids=_pad([row.ids for row in rows], PAD, device),

@@ -109,7 +109,10 @@ class TrainingAids(nn.Module):
                     table[row, [column[word] for word in item["words"][instance]]] = 1
             tokens.append(encoded.visual.tokens[picture, : len(owner)])
             labels.append(table)
-            weights.append(torch.where(torch.from_numpy(owner) >= 0, 1.0, NO_INSTANCE_WEIGHT))
+            weight = torch.where(torch.from_numpy(owner) >= 0, 1.0, NO_INSTANCE_WEIGHT)
+            if encoded.visual.order is not None:  # a token of the whole picture shows all instances, and is left out
+                weight[(encoded.visual.order[picture, : len(owner)] < 0).cpu()] = 0.0
+            weights.append(weight)
         words = word_embeddings(language, vocabulary, device)
         return word_alignment_loss(
             torch.cat(tokens), words, torch.cat(labels).to(device), torch.cat(weights).to(device), self.scale, self.bias

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.common.options import plain
 from lavis_svp.encoders import build_sam, build_vision_encoder
+from lavis_svp.encoders.families import family_of
 from lavis_svp.encoders.frame import VALID_CHANNEL
 from lavis_svp.encoders.sam import sam_identity
 from lavis_svp.heads.mask_head import Frame
@@ -56,16 +57,20 @@ class FrozenRecipe:
         encoder: which vision encoder.
         sam: which SAM.
         superpixels: name and options of the generator as JSON; None = no superpixels.
+        wants: what the vision encoder gives besides patches, see :meth:`FrozenInputsMaker.ask`.
     """
 
     encoder: EncoderOptions
     sam: SamOptions
     superpixels: str | None
+    wants: frozenset[str] = frozenset()
 
     def build(self) -> FrozenInputsMaker:
         """Load the weights."""
         superpixels = None if self.superpixels is None else json.loads(self.superpixels)
-        return FrozenInputsMaker(self.encoder, self.sam, superpixels)
+        frozen = FrozenInputsMaker(self.encoder, self.sam, superpixels)
+        frozen.ask(self.wants)
+        return frozen
 
 
 class FrozenInputsMaker(nn.Module):
@@ -89,7 +94,6 @@ class FrozenInputsMaker(nn.Module):
     ) -> None:
         super().__init__()
         self.recipe = FrozenRecipe(encoder, sam, None if superpixels is None else json.dumps(plain(superpixels)))
-        self.options = {"vision_encoder": dataclasses.asdict(encoder), "sam": {"name": sam.name, "side": sam.side}}
         self.fit = encoder.fit
         self.side = sam.side
         self.vision_encoder = build_vision_encoder(
@@ -109,17 +113,46 @@ class FrozenInputsMaker(nn.Module):
             }
             self.generator = build_superpixels(name, **options, **(modules if name == "sam" else {}))
 
+    def ask(self, wants: Collection[str]) -> None:
+        """From now on give these outputs of the vision encoder besides the patches.
+
+        Args:
+            wants: what the projector ``requires``, of ``ENCODER_OUTPUTS``.
+
+        Raises:
+            ValueError: the encoder cannot give one; the message says which key of the YAML to set.
+        """
+        self.vision_encoder.ask(wants, self.recipe.encoder.levels if "levels" in wants else ())
+        self.recipe = dataclasses.replace(self.recipe, wants=frozenset(wants))
+
+    def extras(self, features: PatchFeatures) -> dict[str, Tensor]:
+        """The optional fields of ``features`` that were asked for, by name."""
+        return {name: getattr(features, name) for name in sorted(self.recipe.wants)}
+
     def train(self, mode: bool = True) -> FrozenInputsMaker:
         """Stays in evaluation mode, whatever the model around it does."""
         return super().train(False)
 
     def settings(self) -> dict[str, Any]:
-        """What the cached features depend on, JSON-able: the options, and digests of the weights behind their names."""
+        """What the cached features depend on, JSON-able: the options, and digests of the weights behind their names.
+
+        What makes no difference is left out, so that a cache filled before an option existed stays valid.
+        """
+        encoder, sam = dataclasses.asdict(self.recipe.encoder), self.recipe.sam
+        encoder["side"] = list(self.vision_encoder.size) if not isinstance(encoder["side"], int) else encoder["side"]
+        levels, wants = encoder.pop("levels"), sorted(self.recipe.wants)
+        if wants:
+            encoder["wants"] = wants
+        if "levels" in wants:
+            encoder["levels"] = list(levels)
+        family, usual = self.vision_encoder.family, family_of(self.vision_encoder.network.config)
+        if (family.mean, family.std) != (usual.mean, usual.std):
+            encoder["mean"], encoder["std"] = list(family.mean), list(family.std)
         weights = {
             "vision_encoder": content_digest(self.vision_encoder.state_dict()),
             "sam_encoder": content_digest(self.sam_encoder.state_dict()),
         }
-        return {**self.options, "weights": weights}
+        return {"vision_encoder": encoder, "sam": {"name": sam.name, "side": sam.side}, "weights": weights}
 
     @torch.no_grad()
     def encode(self, image: Tensor, original_sizes: Sequence[Any] | None) -> FrozenInputs:
@@ -173,7 +206,19 @@ class FrozenInputsMaker(nn.Module):
     def _cached_features(self, cached: Sequence[Mapping[str, Any]], device: torch.device) -> PatchFeatures:
         patches = torch.stack([torch.as_tensor(entry["patches"]) for entry in cached]).to(device).float()
         valid = torch.stack([torch.as_tensor(entry["valid"]) for entry in cached]).to(device)
-        return PatchFeatures(patches=patches, grids=[self.vision_encoder.grid] * len(cached), valid=valid.bool())
+        features = PatchFeatures(patches=patches, grids=[self.vision_encoder.grid] * len(cached), valid=valid.bool())
+        return dataclasses.replace(features, **self._cached_extras(cached, device))
+
+    def _cached_extras(self, cached: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Any]:
+        extras = {}
+        for name in sorted(self.recipe.wants):
+            if any(name not in entry for entry in cached):
+                raise ValueError(
+                    f"The projector needs {name}, which the given frozen features lack. They were made for another "
+                    "projector: leave them out, or fill a cache with this model (model.cache_frozen: true)."
+                )
+            extras[name] = torch.stack([torch.as_tensor(entry[name]) for entry in cached]).to(device).float()
+        return extras
 
     def _region_maps(self, samples: Mapping[str, Any], image: Tensor, inputs: FrozenInputs) -> list[RegionMap] | None:
         given = samples.get("region_map")

@@ -21,8 +21,9 @@ _DIGEST_LENGTH = 16
 class FrozenCache:
     """One safetensors file per picture, in a folder named by the settings' digest.
 
-    Files: ``patches`` (N, C) float16, ``valid`` (N,) bool, ``sam`` (256, h, w) float16. Half precision costs features a
-    relative error of about 5e-4.
+    Files: ``patches`` (N, C) float16, ``valid`` (N,) bool, ``sam`` (256, h, w) float16, and what else the projector
+    wants of the encoder, in float16 but for ``cls_attention``, whose numbers are small. Half precision costs features
+    a relative error of about 5e-4.
 
     Args:
         root: folder that holds the caches of all settings.
@@ -57,7 +58,9 @@ class FrozenCache:
             path.unlink(missing_ok=True)
             return None
 
-    def put(self, image_key: str, patches: Tensor, valid: Tensor, sam: Tensor) -> None:
+    def put(
+        self, image_key: str, patches: Tensor, valid: Tensor, sam: Tensor, extras: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Store features atomically.
 
         Args:
@@ -65,11 +68,14 @@ class FrozenCache:
             patches: (N, C).
             valid: (N,).
             sam: (256, h, w).
+            extras: one picture's optional fields of ``PatchFeatures``, by name.
         """
         path = self.path(image_key)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         tensors = {"patches": patches.to(torch.float16), "valid": valid, "sam": sam.to(torch.float16)}
+        for name, tensor in (extras or {}).items():
+            tensors[name] = tensor.float() if name == "cls_attention" else tensor.to(torch.float16)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path)
 

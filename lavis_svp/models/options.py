@@ -21,15 +21,26 @@ class EncoderOptions:
     Args:
         name: zoo name, local folder or hub id of a vision transformer.
         side: input side in pixels, a multiple of the patch size; 336 with patch 14 gives the paper's 24 x 24 = 576.
+            Or [height, width], for a grid that is not square; with ``fit: stretch``.
         fit: ``stretch`` (the picture fills the whole grid) or ``pad`` (aspect kept, the rest of the grid is invalid).
         layer: which layer's patches: -1 the last with the final norm; else the index of a hidden state, without it
             (-2 is LLaVA's and GLaMM's choice for CLIP).
+        levels: indices, as for ``layer``, of the layers that a projector which fuses several gets besides; others
+            take no notice.
     """
 
     name: str = "dinov2_small_imgfocus"
-    side: int = 336
+    side: int | Sequence[int] = 336
     fit: Literal["stretch", "pad"] = "stretch"
     layer: int = -1
+    levels: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, str) or not all(isinstance(level, int) for level in self.levels):
+            raise ValueError(f"model.vision_encoder.levels must be a list of whole numbers, got {self.levels!r}.")
+        object.__setattr__(self, "levels", tuple(self.levels))  # hashable, as a FrozenRecipe must be
+        if not isinstance(self.side, int):
+            object.__setattr__(self, "side", tuple(self.side))
 
 
 @dataclass(frozen=True)

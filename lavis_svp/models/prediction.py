@@ -20,8 +20,9 @@ class MaskPrediction:
         score: mean probability inside the mask; 0 for an empty one.
         answered: whether the model emitted ``[SEG]`` (always True when teacher-forced).
         text: what it said.
-        pick: index in ``region_map`` of the region it chose: the pointer's, or without a pointer the region with the
-            best IoU with the mask; None without superpixels or without an answer.
+        pick: index in ``region_map`` of the region it chose: the one whose token the pointer scores best (a token of
+            the whole picture is no region), or without a pointer the one with the best IoU with the mask; None without
+            superpixels or without an answer.
         region_map: the picture's superpixels, None when the projector needs none.
         tokens: number of visual tokens the language model saw.
     """

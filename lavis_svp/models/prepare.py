@@ -93,7 +93,9 @@ class FeatureWriter:
         pixels = read_pixels(file)
         image = fit_frame(pixels, self.frozen.side)[None].to(next(self.frozen.parameters()).device)  # (1, 4, S, S)
         inputs = self.frozen.encode(image, [pixels.shape[:2]])
-        self.features.put(key, inputs.features.patches[0], inputs.features.valid[0], inputs.sam[0])
+        features, extras = inputs.features, self.frozen.extras(inputs.features)
+        one = {name: tensor[0] for name, tensor in extras.items()}
+        self.features.put(key, features.patches[0], features.valid[0], inputs.sam[0], one)
         if self.superpixels is not None:
             self.superpixels.get(key, embedding=inputs.sam_embedding(0))
 

@@ -23,7 +23,7 @@ from lavis_svp.heads.readout import SegPrompts, SegReadout
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptWriter, Turn
-from lavis_svp.language.splice import splice
+from lavis_svp.language.splice import VisualPositions, splice
 from lavis_svp.models.aids import AidInputs, TrainingAids
 from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
@@ -33,9 +33,10 @@ from lavis_svp.models.prepare import prepare_datasets
 from lavis_svp.models.pretrained import find_weights, read_weights, start_from
 from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
 from lavis_svp.models.stored import attach_stored
-from lavis_svp.models.tokens import shuffled, token_areas, token_positions
+from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
 from lavis_svp.projectors import VisualTokens, build_projector
+from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.structures import Superpixels
 from lavis_svp.zoo import Weights
 
@@ -51,6 +52,7 @@ class Encoded:
     frozen: FrozenInputs
     superpixels: Superpixels | None
     visual: VisualTokens
+    positions: list[VisualPositions] | None = None  # of the visual tokens; None: one after another
 
     @property
     def counts(self) -> list[int]:
@@ -121,6 +123,7 @@ class SvpRis(BaseModel):
             grid=self.frozen.vision_encoder.grid,
             **projector_options,
         )
+        self.frozen.ask(self.projector.requires & ENCODER_OUTPUTS)
         if "superpixels" not in self.projector.requires:
             self.frozen.generator = None
         if weights == "load":
@@ -187,7 +190,8 @@ class SvpRis(BaseModel):
         visual = self.projector(frozen.features, superpixels)
         if self.training and self.options.aids.shuffle_tokens:
             visual = shuffled(visual)
-        return Encoded(frozen, superpixels, visual)
+        centred = self.options.language.visual_positions == "centroid"
+        return Encoded(frozen, superpixels, visual, centroid_positions(visual, frozen.features) if centred else None)
 
     def prepare_datasets(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """With ``cache_frozen``: compute the frozen half for every picture that is not stored yet, and attach it.
@@ -240,6 +244,7 @@ class SvpRis(BaseModel):
             self.options.layout,
             self.language.max_length,
             self.device,
+            encoded.positions,
         )
         embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
         states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
@@ -389,10 +394,10 @@ class SvpRis(BaseModel):
     def _answers(self, encoded: Encoded, expressions: list[list[str]], mode: str) -> Answers:
         answer = self.options.prompt.answers[0]
         turns = [[self.prompts.turn(text, answer, index=i) for i, text in enumerate(texts)] for texts in expressions]
-        prefix = self.prompts.prefix_ids()
+        prefix, counts, positions = self.prompts.prefix_ids(), encoded.counts, encoded.positions
         if mode == "generative":
-            return generate_answers(self.language, encoded.visual.tokens, encoded.counts, prefix, turns)
-        plan = splice(prefix, encoded.counts, turns, "packed", self.language.max_length, self.device)
+            return generate_answers(self.language, encoded.visual.tokens, counts, prefix, turns, positions)
+        plan = splice(prefix, counts, turns, "packed", self.language.max_length, self.device, positions)
         embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
         states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
         rows, columns, picture, expression = plan.before_token(self.language.seg_id)
@@ -456,11 +461,13 @@ class SvpRis(BaseModel):
 
 
 def _pick(encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:
-    """The region that the pointer chose, or without a pointer the one that fits the mask best."""
+    """The region whose token the pointer scored best, or without a pointer the one that fits the mask best."""
     maps, order = encoded.frozen.region_maps, encoded.visual.order
     if maps is None or order is None:
         return None
     if prompts.scores is None:
         return best_region(maps[picture], mask)
-    chosen = int(order[picture, int(prompts.scores[row].argmax())])
-    return chosen if chosen >= 0 else None
+    regions = order[picture] >= 0  # neither padding nor a token of the whole picture
+    if not bool(regions.any()):
+        return None
+    return int(order[picture, int(prompts.scores[row].masked_fill(~regions, -torch.inf).argmax())])

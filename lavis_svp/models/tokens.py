@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from lavis_svp.heads.mask_head import MaskHead
+from lavis_svp.language.splice import VisualPositions
 from lavis_svp.models.frozen import FrozenInputs
-from lavis_svp.projectors.structures import Grid, Superpixels, VisualTokens
+from lavis_svp.projectors.order import centroids
+from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, VisualTokens
 
 
 def shuffled(visual: VisualTokens) -> VisualTokens:
-    """Put each picture's real tokens in random order (torch's generator), padding stays at the end."""
+    """Put each picture's real tokens in random order (torch's generator).
+
+    Padding stays at the end, and a token of the whole picture (``order`` -1) at the front.
+    """
     keys = torch.rand(visual.valid.shape, device=visual.valid.device) + (~visual.valid).float()
+    if visual.order is not None:
+        keys = keys.masked_fill((visual.order < 0) & visual.valid, -1.0)
     order = keys.argsort(1)  # (B, T)
 
     def pick(rows: Tensor) -> Tensor:
@@ -25,6 +32,37 @@ def shuffled(visual: VisualTokens) -> VisualTokens:
         assignment=None if visual.assignment is None else pick(visual.assignment),
         order=None if visual.order is None else pick(visual.order),
     )
+
+
+def centroid_positions(visual: VisualTokens, features: PatchFeatures) -> list[VisualPositions]:
+    """Positions for the rotary embedding as if all valid patches of a picture stood in the text, in raster order.
+
+    A token stands where the patch under its centroid would. A picture that fills its grid takes h * w positions, and
+    a token whose centroid lies in row i and column j has position i * w + j; patches of letter-box padding do not
+    count. A token of the whole picture stands in its middle. With `mlp` nothing changes: its tokens are the patches.
+
+    Args:
+        visual: tokens with their ``assignment`` to patches.
+        features: the patches they were made of.
+
+    Returns:
+        the positions of each picture.
+
+    Raises:
+        ValueError: the projector does not say which patches its tokens come from.
+    """
+    if visual.assignment is None:
+        raise ValueError(
+            "This projector does not say which patches its tokens come from: set language.visual_positions to index."
+        )
+    places = centroids(visual.assignment, *features.coordinates()).floor().long()  # (B, T, 2)
+    grids = torch.tensor(features.grids, device=places.device)  # (B, 2) h, w
+    places = torch.minimum(places, grids[:, None] - 1)
+    patch = places[..., 0] * grids[:, 1:] + places[..., 1]  # (B, T)
+    rank = (features.valid.long().cumsum(1) - 1).clamp_min(0)  # (B, N) of each patch among the valid ones
+    offsets = rank.gather(1, patch).tolist()
+    counts, spans = visual.valid.sum(1).tolist(), features.valid.sum(1).tolist()
+    return [VisualPositions(row[:count], span) for row, count, span in zip(offsets, counts, spans, strict=True)]
 
 
 def token_positions(visual: VisualTokens, frozen: FrozenInputs, head: MaskHead) -> Tensor:
@@ -66,6 +104,7 @@ def token_areas(visual: VisualTokens, superpixels: Superpixels | None, grids: li
     if superpixels is not None and superpixels.masks is not None and visual.order is not None:
         index = visual.order.clamp_min(0)[..., None, None].expand(-1, -1, *superpixels.masks.shape[2:])
         areas = superpixels.masks.gather(1, index)  # (B, T, Hm, Wm)
+        areas = areas.masked_fill((visual.order < 0)[..., None, None], 1.0)  # of the whole picture
         return areas * visual.valid[..., None, None]
     if visual.assignment is None or len(set(grids)) != 1:
         raise ValueError("This projector does not say which patches its tokens come from; turn pointer_mask off.")

@@ -87,9 +87,9 @@ def visual_tokens(model: SvpRis, superpixels: int) -> int:
 
     Args:
         model: the model.
-        superpixels: how many a picture has, for projectors whose tokens they are.
+        superpixels: how many a picture has; taken, too, where only the features tell the number of tokens.
     """
-    fixed = model.projector.num_tokens(model.frozen.vision_encoder.grid)
+    fixed = model.projector.picture_tokens(model.frozen.vision_encoder.grid, superpixels)
     return superpixels if fixed is None else fixed
 
 
@@ -135,8 +135,6 @@ def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
 def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualTokens:
     """Run the projector on one picture's features, with the inputs it asks for."""
     projector, patches = model.projector, features.patches
-    features.levels = torch.empty(1, 1, *patches.shape[1:]) if "levels" in projector.requires else None
-    features.cls_attention = torch.empty(patches.shape[:2]) if "cls_attention" in projector.requires else None
     size = projector.mask_size or MASK_SIZE
     given = Superpixels(
         torch.empty(1, superpixels, patches.shape[1]),

@@ -9,7 +9,7 @@ To add one, write a file with a :class:`Projector` and an options dataclass, dec
 ``@register_projector("its_name")`` and import the file here.
 """
 
-from lavis_svp.projectors import avg_pool, mask_pool, mlp, svp  # noqa: F401  (importing registers them)
+from lavis_svp.projectors import avg_pool, mask_pool, mask_pool_geometry, mlp, svp  # noqa: F401  (importing registers them)
 from lavis_svp.projectors.base import Projector, ProjectorOptions
 from lavis_svp.projectors.io import load_projector, save_projector
 from lavis_svp.projectors.registry import build_projector, list_projectors, register_projector

@@ -1,4 +1,4 @@
-"""Superpixel pooling: area-weighted means of patches, the order of the tokens, the whole-picture fallback."""
+"""Superpixel pooling: area-weighted means of patches, and the whole-picture fallback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from torch import Tensor
 
 from lavis_svp.projectors.precision import no_autocast
 from lavis_svp.projectors.structures import Superpixels
-
-TOKEN_ORDERS = ("raster", "area", "given")
-_CENTROID_DIGITS = 3  # centroids equal to a thousandth of a patch are one place: rounding noise must not order tokens
 
 
 def with_whole_picture(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Superpixels, Tensor]:
@@ -40,6 +37,23 @@ def with_whole_picture(superpixels: Superpixels, patch_valid: Tensor) -> tuple[S
     return Superpixels(weights, masks, valid), whole
 
 
+def with_global(superpixels: Superpixels) -> Superpixels:
+    """Put a superpixel that covers everything in front of each picture's own.
+
+    Args:
+        superpixels: of B pictures, S of them.
+
+    Returns:
+        S + 1 superpixels; the first has weights 1 and mask 1 everywhere and is valid.
+    """
+
+    def in_front(values: Tensor) -> Tensor:
+        return torch.cat([values.new_ones(len(values), 1, *values.shape[2:]), values], dim=1)  # (B, S + 1, ...)
+
+    masks = None if superpixels.masks is None else in_front(superpixels.masks)
+    return Superpixels(in_front(superpixels.weights.float()), masks, in_front(superpixels.valid))
+
+
 def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
     """Area shares as weights of a mean.
 
@@ -54,7 +68,8 @@ def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
         (B, S, N) float32; every row sums to 1.
     """
     weights = weights.float()
-    total = weights.sum(dim=2, keepdim=True)  # (B, S, 1)
+    # float64: otherwise the last bit would depend on how many patches pad the batch
+    total = weights.sum(dim=2, keepdim=True, dtype=torch.float64).float()  # (B, S, 1)
     fallback = patch_valid[:, None, :].float()
     fallback = fallback / fallback.sum(dim=2, keepdim=True).clamp_min(1.0)  # (B, 1, N)
     smallest = torch.finfo(torch.float32).tiny
@@ -73,44 +88,6 @@ def pool(mean_weights: Tensor, patches: Tensor) -> Tensor:
     """
     with no_autocast(patches.device):
         return (mean_weights @ patches.float()).to(patches.dtype)  # (B, T, C)
-
-
-def token_order(mean_weights: Tensor, areas: Tensor, valid: Tensor, rows: Tensor, columns: Tensor, rule: str) -> Tensor:
-    """The order in which superpixels become tokens; a causal language model reads them so.
-
-    * ``raster``: by the patch row that the centroid lies in, then by the centroid's column, then by index.
-    * ``area``: the largest first, then by index.
-    * ``given``: as they come.
-
-    Padded superpixels go last under every rule.
-
-    Args:
-        mean_weights: (B, S, N) of :func:`pooling_weights`.
-        areas: (B, S) area of each superpixel in patches.
-        valid: (B, S) bool.
-        rows: (B, N) row of each patch in its grid.
-        columns: (B, N) column of each patch.
-        rule: one of TOKEN_ORDERS.
-
-    Returns:
-        (B, S) int64; token t is superpixel order[b, t].
-
-    Raises:
-        ValueError: an unknown rule.
-    """
-    if rule not in TOKEN_ORDERS:
-        raise ValueError(f"token_order must be one of {', '.join(TOKEN_ORDERS)}; got {rule!r}.")
-    keys: list[Tensor] = []  # the most important last, as each stable sort keeps the order of the one before
-    if rule == "raster":
-        places = torch.stack([rows, columns], dim=2).double() + 0.5  # (B, N, 2)
-        centroids = (mean_weights.double() @ places).round(decimals=_CENTROID_DIGITS)  # (B, S, 2)
-        keys = [centroids[..., 1], centroids[..., 0].floor()]
-    elif rule == "area":
-        keys = [-areas]
-    order = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)  # (B, S)
-    for key in [*keys, (~valid).long()]:
-        order = order.gather(1, torch.argsort(key.gather(1, order), dim=1, stable=True))  # (B, S)
-    return order
 
 
 def reorder(values: Tensor, order: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class VisualTokens:
         valid: (B, T) bool, True for a real token; the real ones come first.
         assignment: (B, T, N) float32, the patches a token stands for; rows of real tokens sum to 1, others are 0.
         order: (B, T) int64, the index of the superpixel that token t of picture b was made from; -1 in padding and
-            for the one whole-picture token of a picture without superpixels; None: tokens are not superpixels.
+            for a token of the whole picture, which comes first; None: tokens are not superpixels.
     """
 
     tokens: Tensor

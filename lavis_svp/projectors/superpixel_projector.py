@@ -1,62 +1,77 @@
-"""What the projectors with one token a superpixel share: pooling, token order, the whole-picture fallback."""
+"""What the projectors with one token a superpixel share: pooling, token order, the whole picture's token."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lavis_svp.projectors.base import Projector, ProjectorOptions
-from lavis_svp.projectors.pooling import (
-    TOKEN_ORDERS,
-    pool,
-    pooling_weights,
-    reorder,
-    token_order,
-    with_whole_picture,
-)
+from lavis_svp.projectors.order import TOKEN_ORDERS, token_order
+from lavis_svp.projectors.pooling import pool, pooling_weights, reorder, with_global, with_whole_picture
 from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, VisualTokens
+
+GLOBAL_TOKENS = ("none", "mean", "cls")
 
 
 @dataclass(frozen=True)
 class SuperpixelOptions(ProjectorOptions):
     """Choices of every projector that makes one token a superpixel."""
 
-    token_order: str = "raster"  # "raster" by centroid, "area" largest first, "given" as the generator gave them
+    token_order: str = "raster"  # "raster" by centroid, "area" largest first, "given" as they come, "random" but fixed
+    global_token: str = "none"  # one more token, first: "mean" of the picture's patches, or the encoder's "cls"
 
     def __post_init__(self) -> None:
         if self.token_order not in TOKEN_ORDERS:
             raise ValueError(f"token_order must be one of {', '.join(TOKEN_ORDERS)}; got {self.token_order!r}.")
+        if self.global_token not in GLOBAL_TOKENS:
+            raise ValueError(f"global_token must be one of {', '.join(GLOBAL_TOKENS)}; got {self.global_token!r}.")
 
 
 class SuperpixelProjector(Projector):
     """A projector that makes one token of each superpixel, starting from the mean of its patches.
 
     The assignment it returns holds the weights of that mean: the area the superpixel covers of each patch.
+
+    With ``global_token`` a token of the whole picture comes before them, and goes the way of a superpixel that covers
+    it all: ``mean`` starts from the mean of the valid patches, ``cls`` from the encoder's vector of the picture
+    (``PatchFeatures.summary``). Its ``order`` is -1, its assignment even over the valid patches. It changes none of
+    the other tokens. A picture without superpixels then has this token alone.
     """
 
     options_class = SuperpixelOptions
     options: SuperpixelOptions
     requires = frozenset({"superpixels"})
 
+    def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: SuperpixelOptions | None = None) -> None:
+        super().__init__(vision_dim, llm_dim, grid, options)
+        if self.options.global_token == "cls":
+            self.requires = self.requires | {"summary"}
+
+    @property
+    def leading(self) -> int:
+        """How many tokens stand before those of the superpixels: 1 with a global token, else 0."""
+        return int(self.options.global_token != "none")
+
     def num_tokens(self, grid: Grid) -> None:
         """None: as many as the picture has superpixels."""
         return None
 
     def picture_tokens(self, grid: Grid, superpixels: int) -> int:
-        """One a superpixel; one for a picture without any."""
-        return max(superpixels, 1)
+        """One a superpixel, and the global one; at least one."""
+        return max(superpixels + self.leading, 1)
 
     @abstractmethod
     def embed(self, coarse: Tensor, features: PatchFeatures, superpixels: Superpixels) -> Tensor:
         """Make tokens of coarse superpixel embeddings.
 
         Args:
-            coarse: (B, S, C) mean patch of each superpixel, in token order.
+            coarse: (B, S, C) mean patch of each superpixel, in token order; the first ``leading`` are of the picture.
             features: the patches they are means of.
             superpixels: in token order, at least one a picture; ``weights`` are zero for padded superpixels and for
-                patches that are not valid.
+                patches that are not valid, 1 for all others where a superpixel stands for the whole picture.
 
         Returns:
             (B, S, D); what stands in padding does not matter.
@@ -66,11 +81,20 @@ class SuperpixelProjector(Projector):
         """See :meth:`Projector.project`."""
         if superpixels is None:
             raise ValueError(f"Projector '{self.name}' needs superpixels.")
+        lead = self.leading
+        if lead:
+            superpixels = with_global(superpixels)
         superpixels, whole = with_whole_picture(superpixels, features.valid)
         means = pooling_weights(superpixels.weights, features.valid)  # (B, S, N)
-        areas = superpixels.weights.sum(dim=2)  # (B, S)
-        order = token_order(means, areas, superpixels.valid, *features.coordinates(), self.options.token_order)
+        areas = superpixels.weights.sum(dim=2, dtype=torch.float64)  # (B, S)
+        place, rule = features.coordinates(), self.options.token_order
+        own = token_order(means[:, lead:], areas[:, lead:], superpixels.valid[:, lead:], *place, rule)  # (B, S - lead)
+        order = torch.cat([own.new_zeros(len(own), lead), own + lead], dim=1)  # (B, S)
         superpixels = superpixels.permuted(order)
         assignment = reorder(means, order)  # (B, T, N)
-        tokens = self.embed(pool(assignment, features.patches), features, superpixels)  # (B, T, D)
-        return VisualTokens(tokens, superpixels.valid, assignment, order.masked_fill(whole[:, None], -1))
+        coarse = pool(assignment, features.patches)  # (B, T, C)
+        if self.options.global_token == "cls" and features.summary is not None:
+            summary = self.patch_norm(features.summary.to(coarse.dtype))  # (B, C)
+            coarse = torch.cat([summary[:, None].to(coarse.dtype), coarse[:, 1:]], dim=1)  # (B, T, C)
+        tokens = self.embed(coarse, features, superpixels)  # (B, T, D)
+        return VisualTokens(tokens, superpixels.valid, assignment, (order - lead).masked_fill(whole[:, None], -1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lavis_svp.projectors.geometry import BoxEmbedding
 from lavis_svp.projectors.mlp import token_mlp
 from lavis_svp.projectors.registry import register_projector
 from lavis_svp.projectors.ssa import SSA, shared_position
@@ -14,7 +15,7 @@ from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels
 from lavis_svp.projectors.superpixel_projector import SuperpixelOptions, SuperpixelProjector
 
 SSA_CHOICES = ("full", "no_shared_sspe", "off")
-SSPE_CHOICES = ("full", "off")
+SSPE_CHOICES = ("full", "bbox_mlp", "off")
 START_CHOICES = ("random", "zero")
 ADD_CHOICES = ("after_mlp", "before_mlp", "none")
 
@@ -23,12 +24,12 @@ ADD_CHOICES = ("after_mlp", "before_mlp", "none")
 class SvpOptions(SuperpixelOptions):
     """Choices of `svp`. YAML reads a bare ``off`` as false, so true and false stand for "full" and "off"."""
 
-    sspe: str | bool = "full"  # "full" or "off": the positional embedding of the masks
+    sspe: str | bool = "full"  # of the masks: "full"; "bbox_mlp", an MLP on their boxes in its place; "off"
     ssa: str | bool = "full"  # "full", "no_shared_sspe" (keys without it), "off": the second look at the patches
     add_to_tokens: str = "after_mlp"  # where SSPE joins the token: "after_mlp" at width D, "before_mlp" at C, "none"
     mask_size: int = 16  # cells a side at which SSPE sees the masks; soft shares, so small regions do not vanish
-    sspe_width: int = 192  # inner width of SSPE and of the vector it hands to its two output heads
-    sspe_queries: int = 4  # the paper's
+    sspe_width: int = 192  # inner width of SSPE and of the vector it hands to its two output heads; also of bbox_mlp
+    sspe_queries: int = 4  # the paper's; this and the following up to sspe_merge are read by "full" only
     sspe_blocks: int = 3  # the paper's
     sspe_heads: int = 4
     sspe_ffn_ratio: int = 2
@@ -57,8 +58,23 @@ class SvpOptions(SuperpixelOptions):
                 raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}.")
         if self.mask_size < 1:
             raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
-        if self.sspe == "full" and self.ssa == "off" and self.add_to_tokens == "none":
+        if self.sspe != "off" and self.ssa == "off" and self.add_to_tokens == "none":
             raise ValueError("SSPE is on, but neither SSA nor the tokens receive it: set sspe: off.")
+
+
+def full_sspe(options: SvpOptions) -> SSPE:
+    """The SSPE that the options ask for."""
+    return SSPE(
+        options.sspe_width,
+        width=options.sspe_width,
+        num_queries=options.sspe_queries,
+        blocks=options.sspe_blocks,
+        heads=options.sspe_heads,
+        ffn_ratio=options.sspe_ffn_ratio,
+        self_attention=options.sspe_self_attention,
+        attend=options.sspe_attend,
+        merge=options.sspe_merge,
+    )
 
 
 @register_projector("svp")
@@ -79,21 +95,12 @@ class SvpProjector(SuperpixelProjector):
         super().__init__(vision_dim, llm_dim, grid, options)
         opt = self.options
         self.head = token_mlp(vision_dim, llm_dim)
-        self.sspe = self.sspe_to_vision = self.sspe_to_llm = self.ssa = None
-        if opt.sspe == "full":
-            self.requires = frozenset({"superpixels", "masks"})
+        self.sspe: SSPE | BoxEmbedding | None = None
+        self.sspe_to_vision = self.sspe_to_llm = self.ssa = None
+        if opt.sspe != "off":
+            self.requires = self.requires | {"masks"}
             self.mask_size = (opt.mask_size, opt.mask_size)
-            self.sspe = SSPE(
-                opt.sspe_width,
-                width=opt.sspe_width,
-                num_queries=opt.sspe_queries,
-                blocks=opt.sspe_blocks,
-                heads=opt.sspe_heads,
-                ffn_ratio=opt.sspe_ffn_ratio,
-                self_attention=opt.sspe_self_attention,
-                attend=opt.sspe_attend,
-                merge=opt.sspe_merge,
-            )
+            self.sspe = BoxEmbedding(opt.sspe_width) if opt.sspe == "bbox_mlp" else full_sspe(opt)
             if opt.ssa != "off" or opt.add_to_tokens == "before_mlp":
                 self.sspe_to_vision = nn.Linear(opt.sspe_width, vision_dim)
             if opt.add_to_tokens == "after_mlp":
@@ -113,7 +120,8 @@ class SvpProjector(SuperpixelProjector):
         if self.ssa is not None:
             position = None
             if sspe is not None and self.options.ssa == "full":
-                position = shared_position(superpixels.weights, sspe)  # (B, N, C)
+                own = slice(self.leading, None)  # a global token must not change the others
+                position = shared_position(superpixels.weights[:, own], sspe[:, own])  # (B, N, C)
             refined = self.ssa(coarse, features.patches, features.valid, sspe, position)  # (B, S, C)
         if sspe is not None and self.options.add_to_tokens == "before_mlp":
             refined = refined + sspe

@@ -2,11 +2,47 @@
 
 import pytest
 import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from lavis_svp.encoders.sam import build_mask_decoder, build_prompt_encoder
 from lavis_svp.encoders.sam_vit import SamVitShape, build_sam_vit
 from lavis_svp.encoders.tinyvit import TinyViTEncoder
 
+SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+VISION = {**SMALL, "image_size": 56, "patch_size": 14}
+NAFLEX = {**SMALL, "num_patches": 16, "patch_size": 14}
+DINO = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+TEXT = {**SMALL, "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "projection_size": 24}
+MODELS = {  # by the "model_type" that their folder says
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**DINO)),
+    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**DINO, num_register_tokens=4)),
+    "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**VISION, num_register_tokens=2)),
+    "clip": lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config={**VISION, "hidden_act": "gelu"})),
+    "clip_vision_model": lambda: CLIPVisionModel(CLIPVisionConfig(**VISION)),
+    "siglip": lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config=VISION)),
+    "siglip_vision_model": lambda: SiglipVisionModel(SiglipVisionConfig(**VISION, vision_use_head=False)),
+    "siglip2": lambda: Siglip2Model(Siglip2Config(text_config=TEXT, vision_config=NAFLEX)),
+    "siglip2_vision_model": lambda: Siglip2VisionModel(Siglip2VisionConfig(**NAFLEX)),
+}
 TINY_SHAPE = SamVitShape(width=32, depth=3, heads=2, global_blocks=(1,))
 
 
@@ -16,6 +52,37 @@ def _randomised(module):
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return module.eval()
+
+
+def _spread(module):
+    """Initial weights of position tables and attention are so small that mistakes would not show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter + noise * (0.3 if parameter.ndim > 1 else 0.1))
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def vision_folders(tmp_path_factory):
+    """A folder of every family, as ``save_pretrained`` writes it: {model_type: folder}."""
+    folders = {}
+    for kind, build in MODELS.items():
+        torch.manual_seed(0)
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        _spread(build()).save_pretrained(folders[kind])
+    return folders
+
+
+@pytest.fixture(scope="session", params=sorted(MODELS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def folder(kind, vision_folders):
+    return vision_folders[kind]
 
 
 @pytest.fixture

@@ -1,54 +1,26 @@
+import numpy as np
 import pytest
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import ViTConfig, ViTModel
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.encoders.families import FAMILIES
 from lavis_svp.encoders.vision import VisionEncoder, build_vision_encoder, checked_extents
+from lavis_svp.projectors.structures import Superpixels
+from lavis_svp.superpixels import RegionMap
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-SMALL_DINO = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
-MODELS = {
-    "dinov2": lambda: Dinov2Model(Dinov2Config(**SMALL_DINO, patch_size=14)),
-    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(
-        Dinov2WithRegistersConfig(**SMALL_DINO, patch_size=14, num_register_tokens=4)
-    ),
-    "clip_vision_model": lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL, image_size=56, patch_size=14)),
-    "siglip_vision_model": lambda: SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=56, patch_size=14)),
-}
-PREFIX = {"dinov2": 1, "dinov2_with_registers": 5, "clip_vision_model": 1, "siglip_vision_model": 0}
+PREFIX = {"dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 3, "clip": 1, "clip_vision_model": 1}  # others none
+GIVEN = ["cls_attention", "keys", "levels", "summary"]
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
-def kind(request):
-    return request.param
+@pytest.fixture
+def dino_folder(vision_folders):
+    return vision_folders["dinov2"]
 
 
-@pytest.fixture(scope="module")
-def folder(kind, tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp(kind)
-    MODELS[kind]().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def dino_folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("dino")
-    MODELS["dinov2"]().save_pretrained(path)
-    return path
+def test_every_family_has_its_tests(vision_folders):
+    assert set(vision_folders) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("side", [28, 56, 70])
@@ -66,9 +38,10 @@ def test_patches_are_the_networks_without_its_prefix(kind, folder):
     pixels = torch.rand(1, 3, 56, 56)
     features = encoder(pixels)
     framed = encoder.frame(pixels, [(56, 56)])
+    inputs = encoder.family.inputs(framed, features.valid, 14)
     with torch.no_grad():
-        outputs = encoder.network(pixel_values=framed, output_hidden_states=True)
-    skip = PREFIX[kind]
+        outputs = encoder.network(**inputs, output_hidden_states=True)
+    skip = PREFIX.get(kind, 0)
     torch.testing.assert_close(features.patches, outputs.last_hidden_state[:, skip:])
     for level, index in enumerate((0, 2, -2)):
         torch.testing.assert_close(features.levels[:, level], outputs.hidden_states[index][:, skip:])
@@ -145,6 +118,71 @@ def test_a_layer_that_does_not_exist_is_told(dino_folder, options):
         build_vision_encoder(dino_folder, 56, **options)
 
 
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_patches_see_what_the_superpixels_see(kind, folder, fit, corner):
+    """A superpixel painted in a corner of the picture pools the patches of that corner, and these alone change."""
+    size = (56, 56) if fit == "stretch" else (56, 28)  # padded on the right to 56 x 56
+    encoder = build_vision_encoder(folder, 56, fit, layer=0)
+    top, left = (edge * side // 2 for edge, side in zip(corner, size, strict=True))
+    painted = (slice(top, top + size[0] // 2), slice(left, left + size[1] // 2))
+    before = torch.full((1, 3, 56, 56), 0.5)
+    after = before.clone()
+    after[:, :, *painted] = 0.9
+    labels = np.zeros(size, np.int32)
+    labels[painted] = 1
+    region_map = RegionMap.from_labels(labels)
+    shares = encoder.picture_shares(before, [size])
+    superpixels = Superpixels.from_region_maps([region_map], [encoder.grid], shares, mask_size=None)
+    share = superpixels.weights[0, region_map.labels[top, left]]
+    changed = (encoder(after, [size]).patches - encoder(before, [size]).patches).abs().amax(-1)[0]
+    assert set(share.tolist()) == {0.0, 1.0} and share.sum() == (4 if fit == "stretch" else 2)
+    assert torch.equal(changed > 1e-4, share == 1)
+
+
+@pytest.mark.parametrize("side", [[28, 70], (70, 28), [56, 56]])
+def test_an_input_that_is_not_square(kind, folder, side):
+    encoder = build_vision_encoder(folder, side, wants=("cls_attention", "keys", "summary"))
+    features = encoder(torch.rand(2, 3, 40, 40), [(40, 30), (9, 40)])
+    assert encoder.grid == (side[0] // 14, side[1] // 14) and features.grids == [encoder.grid] * 2
+    assert features.patches.shape == (2, encoder.grid[0] * encoder.grid[1], 24) and features.valid.all()
+    assert encoder.picture_shares(torch.rand(1, 3, 40, 40)) == [(1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("side", "fit", "told"),
+    [
+        ([28, 30], "stretch", "side 30 is not a multiple of its patch size 14. The nearest are 28 and 42"),
+        ([28], "stretch", "number of pixels or"),
+        (["a", 28], "stretch", "number of pixels or"),
+        ([28, 56], "pad", "fit: pad needs a square input"),
+    ],
+)
+def test_sides_that_do_not_do_are_told(dino_folder, side, fit, told):
+    with pytest.raises(ValueError, match=told):
+        build_vision_encoder(dino_folder, side, fit)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+def test_everything_asked_for_is_given_and_belongs_to_the_picture_alone(folder, fit, layer):
+    encoder = build_vision_encoder(folder, 56, fit, layer, levels=(1, 3, -1), wants=GIVEN)
+    pixels, extents = torch.rand(3, 3, 48, 48), [(48, 20), (10, 48), (48, 48)]
+    together = encoder(pixels, extents)
+    assert together.levels.shape == (3, 3, 16, 24) and together.keys.shape == (3, 16, 12)
+    assert together.cls_attention.shape == (3, 16) and together.summary.shape == (3, 24)
+    assert not together.cls_attention[~together.valid].any() and (together.cls_attention[together.valid] > 0).all()
+    for index, extent in enumerate(extents):
+        alone = encoder(pixels[index : index + 1], [extent])
+        for name in ("patches", *GIVEN):
+            torch.testing.assert_close(getattr(together, name)[index], getattr(alone, name)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_is_given_unasked(folder):
+    features = build_vision_encoder(folder, 28)(torch.rand(1, 3, 30, 30))
+    assert all(getattr(features, name) is None for name in GIVEN)
+
+
 def test_an_unknown_fit_is_told(dino_folder):
     with pytest.raises(ValueError, match="stretch, pad"):
         build_vision_encoder(dino_folder, 56, fit="crop")
@@ -167,3 +205,16 @@ def test_the_embedded_dinov2(weights):
     assert (encoder.dim, encoder.patch_size, encoder.grid) == (384, 14, (16, 16))
     features = encoder(torch.rand(1, 3, 336, 336), [(200, 336)])
     assert features.patches.shape == (1, 256, 384) and features.patches.isfinite().all()
+
+
+def test_the_embedded_dinov2_gives_all(weights):
+    encoder = build_vision_encoder(
+        weights("dinov2_small_imgfocus"), [224, 336], layer=-2, levels=(4, 8, -1), wants=GIVEN
+    )
+    features = encoder(torch.rand(2, 3, 240, 240))
+    assert features.grids == [(16, 24)] * 2 and features.levels.shape == (2, 3, 384, 384)
+    assert features.keys.shape == (2, 384, 64) and features.summary.shape == (2, 384)
+    attention = features.cls_attention
+    assert attention.isfinite().all() and (attention > 0).all() and (attention.sum(1) < 1).all()
+    last = build_vision_encoder(weights("dinov2_small_imgfocus"), [224, 336])(torch.rand(1, 3, 240, 240)).patches
+    assert last.shape == features.levels[:1, -1].shape

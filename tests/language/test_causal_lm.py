@@ -8,7 +8,9 @@ from transformers import AutoModelForCausalLM
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions, LoraOptions
 from lavis_svp.language.generate import generate_answers
 from lavis_svp.language.prompts import IGNORE, PromptOptions, PromptWriter
-from lavis_svp.language.splice import splice
+from lavis_svp.language.splice import VisualPositions, splice
+
+PLACES = [VisualPositions([3, 0, 7, 7, 8], 9), VisualPositions([11, 2], 12)]  # of two pictures with 5 and 2 tokens
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def make_turns(language, layout="packed"):
     return writer.prefix_ids(), turns
 
 
-def run(language, visual, counts, prefix, turns, layout):
-    plan = splice(prefix, counts, turns, layout, language.max_length)
+def run(language, visual, counts, prefix, turns, layout, places=None):
+    plan = splice(prefix, counts, turns, layout, language.max_length, "cpu", places)
     embeddings = plan.embeddings(language.embed(plan.ids), visual)
     return plan, language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
 
@@ -49,19 +51,23 @@ def test_it_equals_the_hugging_face_model_on_plain_text(language, tiny_llama):
 
 
 @torch.no_grad()
-def test_packed_equals_separate_and_batched_equals_single(language):
+@pytest.mark.parametrize("places", [None, PLACES], ids=["index", "centroid"])
+def test_packed_equals_separate_and_batched_equals_single(language, places):
     torch.manual_seed(1)
     visual, counts = torch.randn(2, 5, 32), [5, 2]
     prefix, turns = make_turns(language)
     by_layout = {}
     for layout in ("packed", "separate"):
-        plan, states = run(language, visual, counts, prefix, turns, layout)
+        plan, states = run(language, visual, counts, prefix, turns, layout, places)
         rows, columns, _, _ = plan.before_token(language.seg_id)
         by_layout[layout] = states[rows, columns]
     torch.testing.assert_close(by_layout["packed"], by_layout["separate"], atol=1e-5, rtol=1e-4)
-    plan, states = run(language, visual[1:], counts[1:], prefix, turns[1:], "packed")
+    plan, states = run(language, visual[1:], counts[1:], prefix, turns[1:], "packed", places and places[1:])
     rows, columns, _, _ = plan.before_token(language.seg_id)
     torch.testing.assert_close(states[rows, columns], by_layout["packed"][3:], atol=1e-5, rtol=1e-4)
+    if places:  # and they matter
+        _, plain = run(language, visual[1:], counts[1:], prefix, turns[1:], "packed")
+        assert (plain[rows, columns] - states[rows, columns]).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -89,11 +95,12 @@ def test_loss_equals_a_slow_loop(language):
 
 
 @torch.no_grad()
-def test_generation_with_cache_equals_running_the_whole_text_again(language):
+@pytest.mark.parametrize("places", [None, PLACES], ids=["index", "centroid"])
+def test_generation_with_cache_equals_running_the_whole_text_again(language, places):
     torch.manual_seed(3)
-    visual, counts = torch.randn(2, 5, 32), [5, 3]
+    visual, counts = torch.randn(2, 5, 32), [5, 2]
     prefix, turns = make_turns(language)
-    answers = generate_answers(language, visual, counts, prefix, turns)
+    answers = generate_answers(language, visual, counts, prefix, turns, places)
     flat = [(b, turn) for b, row in enumerate(turns) for turn in row]
     assert answers.picture.tolist() == [0, 0, 0, 1] and answers.expression.tolist() == [0, 1, 2, 0]
     for said, (picture, turn) in zip(answers.ids, flat, strict=True):
@@ -111,7 +118,12 @@ def test_generation_with_cache_equals_running_the_whole_text_again(language):
             length = embedded.shape[1]
             mask = torch.zeros(1, 1, length, length)
             mask = mask.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), torch.finfo(mask.dtype).min)
-            states = language(embedded, mask, torch.arange(length)[None])
+            positions = list(range(length))
+            if places is not None:
+                offsets, span = places[picture].offsets, places[picture].span
+                positions = [len(prefix) + offset for offset in offsets]
+                positions = [*range(len(prefix)), *positions, *(len(prefix) + span + i for i in range(len(ids)))]
+            states = language(embedded, mask, torch.tensor([positions]))
             expected.append(int(language.logits(states[0, -1:])[0].argmax()))
             ids = [*ids, expected[-1]]
             if expected[-1] == language.tokenizer.eos_token_id:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 from lavis_svp.heads.mask_head import Frame, MaskHead
+from lavis_svp.language.splice import VisualPositions
 from lavis_svp.models.frozen import FrozenInputs
-from lavis_svp.models.tokens import shuffled, token_areas, token_positions
+from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
+from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTokens
 
 
@@ -40,6 +45,57 @@ def test_areas_follow_the_tokens_order():
     assert areas[0, 2].sum() == 0
     patches = VisualTokens(torch.zeros(1, 4, 2), torch.ones(1, 4, dtype=torch.bool), torch.eye(4)[None])
     torch.testing.assert_close(token_areas(patches, None, [(2, 2)])[0].flatten(1), torch.eye(4))
+
+
+def test_the_area_of_a_whole_picture_token_is_the_picture():
+    masks = torch.rand(1, 2, 4, 4)
+    superpixels = Superpixels(torch.rand(1, 2, 4), masks, torch.ones(1, 2, dtype=torch.bool))
+    visual = VisualTokens(torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool), None, torch.tensor([[-1, 1, 0]]))
+    areas = token_areas(visual, superpixels, [(2, 2)])
+    assert areas[0, 0].eq(1).all()
+    torch.testing.assert_close(areas[0, 1:], masks[0, [1, 0]])
+
+
+def test_shuffling_leaves_a_whole_picture_token_in_front():
+    order = torch.tensor([[-1, *range(9)]])
+    tokens = order[..., None].float()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixed = shuffled(VisualTokens(tokens, torch.ones(1, 10, dtype=torch.bool), None, order))
+        assert mixed.order[0, 0] == -1 and sorted(mixed.order[0].tolist()) == list(range(-1, 9))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 6), st.integers(0, 999))
+def test_centroid_positions_equal_a_slow_search(h, w, rows, columns, seed):
+    """The valid patches, rows x columns of them, are counted in raster order until the one under the centroid."""
+    rows, columns = min(rows, h), min(columns, w)
+    random = torch.Generator().manual_seed(seed)
+    valid = torch.zeros(h, w, dtype=torch.bool)
+    valid[:rows, :columns] = True
+    valid = torch.cat([valid.flatten(), torch.zeros(3, dtype=torch.bool)])[None]  # padding of the batch
+    assignment = torch.rand(1, 4, h * w + 3, generator=random) * valid[:, None]
+    assignment = assignment / assignment.sum(2, keepdim=True)
+    features = PatchFeatures(torch.zeros(1, h * w + 3, 2), [(h, w)], valid)
+    token_valid = torch.tensor([[True, True, True, False]])
+    (places,) = centroid_positions(VisualTokens(torch.zeros(1, 4, 2), token_valid, assignment), features)
+    assert places.span == rows * columns
+    for t, offset in enumerate(places.offsets):
+        y = sum(float(assignment[0, t, n]) * (n // w + 0.5) for n in range(h * w))
+        x = sum(float(assignment[0, t, n]) * (n % w + 0.5) for n in range(h * w))
+        assert offset == int(round(y, 3)) * columns + int(round(x, 3))
+    assert len(places.offsets) == 3
+
+
+def test_centroid_positions_of_patches_are_their_indices():
+    valid = torch.zeros(2, 12, dtype=torch.bool)
+    valid[0] = True
+    valid[1, [0, 1, 3, 4]] = True  # a letter-boxed picture: two rows of two in a grid of three columns
+    features = PatchFeatures(torch.randn(2, 12, 4), [(3, 4), (3, 3)], valid)
+    visual = build_projector("mlp", vision_dim=4, llm_dim=3, grid=(3, 4))(features)
+    assert centroid_positions(visual, features) == [VisualPositions.by_index(12), VisualPositions.by_index(4)]
+    with pytest.raises(ValueError, match="visual_positions to index"):
+        centroid_positions(VisualTokens(visual.tokens, visual.valid), features)
 
 
 def test_shuffling_moves_everything_together_and_keeps_padding_last():

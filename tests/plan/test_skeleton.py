@@ -117,6 +117,7 @@ def test_prompts_and_tokens_follow_the_yaml(skeletons, small_skeleton):
     assert 256 < point_prompts(skeletons["refcoco_vicuna7b"]) < 1024
     model = small_skeleton(projector={"name": "avg_pool", "tokens_h": 3, "tokens_w": 2})
     assert visual_tokens(model, 40) == 6 and point_prompts(model) == 0
+    assert visual_tokens(small_skeleton(projector={"name": "mask_pool", "global_token": "mean"}), 40) == 41
     assert point_prompts(small_skeleton(superpixels={"name": "felzenszwalb"})) == 0
 
 

@@ -13,6 +13,7 @@ from lavis_svp.superpixels.region_map import RegionMap
 
 C, D, GRID = 16, 24, (6, 4)
 SMALL = {"avg_pool": {"tokens_h": 3, "tokens_w": 2}, "svp": {"sspe_width": 32, "mask_size": 8}}
+SMALL["mask_pool_geometry"] = {"geometry_width": 32, "mask_size": 8}
 VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
     ("svp", {**SMALL["svp"], **extra})
     for extra in (
@@ -20,9 +21,13 @@ VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
         {"ssa": "off", "sspe_merge": "mean", "sspe_attend": "all"},
         {"sspe": "off", "ssa_blocks": 2},
         {"add_to_tokens": "none", "sspe_self_attention": True, "patch_norm": True, "token_std": 0.1},
+        {"sspe": "bbox_mlp", "token_order": "random"},
+        {"sspe_queries": 1, "sspe_blocks": 1, "sspe_heads": 1, "token_order": "area"},
     )
 ]
-SUPERPIXEL_VARIANTS = [(name, options) for name, options in VARIANTS if name in ("mask_pool", "svp")]
+SUPERPIXEL_VARIANTS = [
+    (name, options) for name, options in VARIANTS if name in ("mask_pool", "mask_pool_geometry", "svp")
+]
 every_projector = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 every_superpixel_projector = pytest.mark.parametrize(("name", "options"), SUPERPIXEL_VARIANTS, ids=str)
 

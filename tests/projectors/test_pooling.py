@@ -1,9 +1,9 @@
-"""Pooling and token order against loops."""
+"""Pooling against loops."""
 
 import pytest
 import torch
 
-from lavis_svp.projectors.pooling import pool, pooling_weights, token_order, with_whole_picture
+from lavis_svp.projectors.pooling import pool, pooling_weights, with_global, with_whole_picture
 from lavis_svp.projectors.structures import Superpixels
 
 
@@ -43,28 +43,9 @@ def test_picture_without_superpixels_gets_one(slots):
     assert empty.weights.eq(0).all()  # the input is as it was
 
 
-def test_orders():
-    rows, columns = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 0, 1]])
-    weights = torch.tensor([[[0, 0, 0, 1.0], [0, 0.5, 0, 0], [0, 0, 0, 0.0], [1, 0, 1, 0], [0, 0, 0, 0.5]]])
-    valid = torch.tensor([[True, True, False, True, True]])
-    means = pooling_weights(weights, torch.ones(1, 4, dtype=torch.bool))
-    expected = {"raster": [1, 3, 0, 4, 2], "area": [3, 0, 1, 4, 2], "given": [0, 1, 3, 4, 2]}
-    for rule, order in expected.items():
-        assert token_order(means, weights.sum(2), valid, rows, columns, rule).tolist() == [order], rule
-    with pytest.raises(ValueError, match="raster, area, given"):
-        token_order(means, weights.sum(2), valid, rows, columns, "random")
-
-
-def test_raster_order_does_not_hang_on_rounding():
-    rows, columns = torch.arange(9)[None] // 3, torch.arange(9)[None] % 3
-    third = torch.tensor([0.1, 0.2, 0.1])
-    weights = torch.stack([torch.outer(third, torch.eye(3)[c]).flatten() for c in (2, 0, 1)])[None]
-    order = token_order(
-        pooling_weights(weights, torch.ones(1, 9, dtype=torch.bool)),
-        weights.sum(2),
-        torch.ones(1, 3, dtype=torch.bool),
-        rows,
-        columns,
-        "raster",
-    )
-    assert order.tolist() == [[1, 2, 0]]
+@pytest.mark.parametrize("slots", [0, 2])
+def test_a_global_superpixel_stands_first(slots):
+    own = Superpixels(torch.rand(1, slots, 4), torch.rand(1, slots, 3, 3), torch.ones(1, slots, dtype=torch.bool))
+    filled = with_global(own)
+    assert filled.weights[0, 0].eq(1).all() and filled.masks[0, 0].eq(1).all() and filled.valid.all()
+    assert torch.equal(filled.weights[:, 1:], own.weights) and torch.equal(filled.masks[:, 1:], own.masks)

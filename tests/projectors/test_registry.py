@@ -37,7 +37,7 @@ def test_a_name_is_taken_once():
     ("name", "options", "message"),
     [
         ("svp", {"ssa": "half"}, "full, no_shared_sspe, off"),
-        ("svp", {"sspe": None}, "full, off"),
+        ("svp", {"sspe": None}, "full, bbox_mlp, off"),
         ("svp", {"add_to_tokens": "before"}, "after_mlp, before_mlp, none"),
         ("svp", {"ssa": "off", "add_to_tokens": "none"}, "sspe: off"),
         ("svp", {"token_order": "size"}, "raster, area, given"),

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
+TRAINING = [path for path in PROJECTS if {"train", "ablation"} & set(path.parts)]
 QUICK = {"refshapes_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
 SIDE = 128  # of SAM
 
@@ -75,7 +76,7 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
         "log_freq": 1,
         "valid_splits": [],
     }
-    if "train" in path.parts:
+    if path in TRAINING:
         run["test_splits"] = []
     return OmegaConf.merge(project, {"model": model, "datasets": datasets, "run": run})
 
@@ -90,7 +91,7 @@ def run_project(arguments: list[str], path: Path, parts: Path, refcoco: Path) ->
     launch.run_command(lambda: launch.build_runner(launch.build_config(project)).train())
 
 
-@pytest.mark.parametrize("path", cases([path for path in PROJECTS if "train" in path.parts]))
+@pytest.mark.parametrize("path", cases(TRAINING))
 def test_a_training_yaml_takes_a_step(path, tmp_path, run_toy, parts, refcoco_family):
     run_toy(tmp_path, main=partial(run_project, path=path, parts=parts, refcoco=refcoco_family))
     lines = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
@@ -128,5 +129,5 @@ def test_a_deepspeed_file_takes_steps(path, tmp_path, run_toy):
 
 
 def test_there_are_yamls_of_both_kinds():
-    assert all("train" in path.parts or "eval" in path.parts for path in PROJECTS)
+    assert all(path in TRAINING or "eval" in path.parts for path in PROJECTS)
     assert {path.stem for path in PROJECTS} >= QUICK

@@ -1,0 +1,161 @@
+"""What an encoder gives besides patches, against the real classes run in their slow form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+from lavis_svp.encoders.families import cut_patches, family_of
+from lavis_svp.encoders.outputs import check_outputs, encode_patches
+
+PATCH, LAYERS = 14, 3
+ALL = ("cls_attention", "keys", "summary")
+
+
+def network_of(folder, implementation="sdpa"):
+    family = family_of(AutoConfig.from_pretrained(folder))
+    return family.model.from_pretrained(folder, attn_implementation=implementation), family
+
+
+def slow_outputs(folder, pixels, valid):
+    """Attentions and keys as the network itself computes them: "eager", with hooks on the key projections."""
+    network, family = network_of(folder, "eager")
+    inputs = {"pixel_values": pixels}
+    if family.masked:
+        cut = [convert_image_to_patches(picture.permute(1, 2, 0).numpy(), PATCH) for picture in pixels]
+        shapes = torch.tensor([[pixels.shape[2] // PATCH, pixels.shape[3] // PATCH]] * len(pixels))
+        inputs = {"pixel_values": torch.tensor(np.stack(cut)), "pixel_attention_mask": valid, "spatial_shapes": shapes}
+    elif hasattr(network, "vision_model"):
+        inputs["interpolate_pos_encoding"] = True
+    keys = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, output: keys.append(output))
+        for name, module in network.named_modules()
+        if name.endswith((".k_proj", ".key"))
+    ]
+    with torch.no_grad():
+        outputs = network(**inputs, output_attentions=True, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    assert len(keys) == len(outputs.attentions) == LAYERS
+    return outputs, keys
+
+
+@pytest.fixture
+def pictures():
+    generator = torch.Generator().manual_seed(1)
+    valid = torch.ones(2, 3, 4, dtype=torch.bool)
+    valid[0, :, 2:] = False
+    valid[1, 2:] = False
+    return torch.randn(2, 3, 3 * PATCH, 4 * PATCH, generator=generator), valid.flatten(1)
+
+
+@pytest.mark.parametrize("layer", [-1, 3, -2, 1])
+def test_attention_and_keys_are_the_networks_own(folder, pictures, layer):
+    pixels, valid = pictures
+    network, family = network_of(folder)
+    with torch.no_grad():
+        features = encode_patches(network, family, pixels, valid, layer, wants=ALL)
+    outputs, keys = slow_outputs(folder, pixels, valid)
+    block = layer % (LAYERS + 1) - 1
+    prefix = family.prefix_tokens(network.config)
+    weights = outputs.attentions[block].mean(1)  # (B, T, T)
+    for row in range(2):
+        if prefix:
+            expected = weights[row, 0, prefix:]
+        else:
+            asked = [weights[row, query] for query in range(12) if valid[row, query]]
+            expected = torch.stack(asked).mean(0)
+        expected = torch.where(valid[row], expected, 0.0)
+        torch.testing.assert_close(features.cls_attention[row], expected, atol=1e-6, rtol=1e-4)
+    by_head = keys[block][:, prefix:].unflatten(-1, (2, 12))  # (B, N, H, d)
+    torch.testing.assert_close(features.keys, by_head.mean(2), atol=1e-5, rtol=1e-4)
+    last = outputs.last_hidden_state[:, prefix:]
+    torch.testing.assert_close(features.patches, last if layer == -1 else outputs.hidden_states[layer][:, prefix:])
+
+
+def test_the_summary_is_cls_or_the_mean_of_what_shows_the_picture(folder, pictures):
+    pixels, valid = pictures
+    network, family = network_of(folder)
+    with torch.no_grad():
+        summary = encode_patches(network, family, pixels, valid, layer=1, wants=["summary"]).summary
+    outputs, _ = slow_outputs(folder, pixels, valid)
+    for row in range(2):
+        if family.prefix_tokens(network.config):
+            expected = outputs.pooler_output[row]
+        else:
+            expected = outputs.last_hidden_state[row][valid[row]].mean(0)
+        torch.testing.assert_close(summary[row], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_towers_gradients_flow(folder, pictures):
+    """A host may train its tower: nothing is frozen here."""
+    network, family = network_of(folder)
+    features = encode_patches(network.train(), family, *pictures, layer=-2, levels=(2,), wants=(*ALL, "levels"))
+    assert network.training
+    for name in ("patches", "levels", "cls_attention", "keys", "summary"):
+        assert getattr(features, name).requires_grad, name
+    (features.cls_attention.square().sum() + features.keys.sum()).backward()
+    assert all(
+        parameter.grad is not None
+        for name, parameter in network.named_parameters()
+        if name.endswith(("patch_embedding.weight", "0.self_attn.q_proj.weight"))
+    )
+
+
+def test_half_precision(folder, pictures):
+    network, family = network_of(folder)
+    pixels, valid = pictures
+    with torch.no_grad():
+        full = encode_patches(network, family, pixels, valid, layer=-2, wants=ALL)
+        half = encode_patches(network.bfloat16(), family, pixels.bfloat16(), valid, layer=-2, wants=ALL)
+    for name in ("patches", *ALL):
+        assert getattr(half, name).dtype == torch.bfloat16
+    torch.testing.assert_close(half.cls_attention.float(), full.cls_attention, atol=0.03, rtol=0.1)
+
+
+def test_patches_are_cut_as_naflexs_own_processor_does():
+    pixels = torch.randn(2, 3, 28, 42)
+    valid = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    given = cut_patches(pixels, valid, PATCH)
+    for row, picture in enumerate(pixels):
+        expected = convert_image_to_patches(picture.permute(1, 2, 0).numpy(), PATCH)
+        assert np.array_equal(given["pixel_values"][row].numpy(), expected)
+    assert given["pixel_attention_mask"].tolist() == valid.long().tolist()
+    assert given["spatial_shapes"].tolist() == [[2, 3]] * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "levels", "wants", "told"),
+    [
+        (4, (), (), "Layer 4 does not exist: the encoder has 3 layers"),
+        (-1, (-5,), (), "Layer -5 does not exist"),
+        (-1, (), ("levels",), r"set model.vision_encoder.levels, for example \[0, 1, 2, 3\]"),
+        (0, (), ("keys", "cls_attention"), "Layer 0 is the embedding.*cls_attention and keys are wanted"),
+        (-4, (), ("keys",), "Layer -4 is the embedding"),
+        (-1, (), ("key",), "did you mean 'keys'"),
+    ],
+)
+def test_what_an_encoder_cannot_give_is_told(layer, levels, wants, told):
+    with pytest.raises(ValueError, match=told):
+        check_outputs(LAYERS, layer, levels, wants)
+
+
+def test_pictures_that_are_not_whole_patches_are_told(vision_folders):
+    network, family = network_of(vision_folders["dinov2"])
+    with pytest.raises(ValueError, match="28x30 pixels are not whole patches of 14"):
+        encode_patches(network, family, torch.zeros(1, 3, 28, 30), torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_in_shape_alone(kind, folder, pictures):
+    network, family = network_of(folder)
+    pixels, valid = (tensor.to("meta") for tensor in pictures)
+    if kind == "dinov3_vit":
+        with pytest.raises(NotImplementedError, match="DINOv3ViTModel on no meta device"):
+            encode_patches(network.to("meta"), family, pixels, valid)
+        return
+    features = encode_patches(network.to("meta"), family, pixels, valid, wants=ALL)
+    assert features.cls_attention.shape == (2, 12) and features.summary.shape == (2, 24)

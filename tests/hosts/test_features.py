@@ -1,0 +1,35 @@
+"""Patch features of a host's own tower: LLaVA's choice of hidden states, and what projectors want besides."""
+
+import pytest
+import torch
+
+from lavis_svp.hosts.features import tower_features, tower_grid
+from lavis_svp.hosts.recipe import SwapRecipe
+
+
+def recipe(name="mlp", levels=(), **options):
+    return SwapRecipe(name, 32, 24, (6, 6), options, levels=levels)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [-2, -1, 0, 3, [1, -1]])
+def test_hidden_states_as_llava_takes_them(llava, layer):
+    tower = llava[0].model.vision_tower
+    pixels = torch.randn(2, 3, 48, 48)
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    wanted = torch.cat([states[index][:, 1:] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
+    features = tower_features(tower, pixels, layer, recipe())
+    assert torch.equal(features.patches, wanted) and features.grids == [(6, 6)] * 2 == [tower_grid(tower.config)] * 2
+
+
+def test_gradients_reach_the_tower(llava):
+    tower = llava[0].model.vision_tower
+    tower_features(tower, torch.randn(1, 3, 48, 48), -2, recipe()).patches.sum().backward()
+    assert tower.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    tower.zero_grad()
+
+
+def test_what_cannot_be_given_is_said(llava):
+    tower = llava[0].model.vision_tower
+    with pytest.raises(ValueError, match="50x48 pixels are not whole patches of 8"):
+        tower_features(tower, torch.randn(1, 3, 50, 48), -2, recipe())
