@@ -7,13 +7,15 @@ to be kept anywhere. Two channels of small whole numbers, since half precision (
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from lavis_svp.common.resample import nearest
 from lavis_svp.projectors import PatchFeatures, Superpixels
-from lavis_svp.projectors.structures import Grid, MaskSize
+from lavis_svp.projectors.structures import MaskSize
 
 COLOURS, CHANNELS = 3, 5
 NOTHING, PADDING, FIRST_LABEL = 0, 1, 2
@@ -62,17 +64,17 @@ def with_channels(image: Tensor) -> Tensor:
 def read_channels(
     images: Tensor, patches: Tensor, grid: Grid, mask_size: MaskSize
 ) -> tuple[PatchFeatures, Superpixels]:
-    """What a projector needs, from pictures with label channels and their patches.
+    """What a projector needs, from pictures with label channels and their features.
 
     Args:
         images: (P, 5, H, W). Pixels beyond the last whole patch are left out, as the vision tower leaves them out.
-        patches: (P, h * w, C) of the vision tower.
-        grid: (h, w).
+        features: of the vision tower, all on one grid.
         mask_size: what the projector wants; see :meth:`Superpixels.from_masks`.
 
     Returns:
-        the patches, those that show nothing but padding not valid; the superpixels, in the order of their labels.
+        the features, patches that show nothing but padding not valid; the superpixels, in the order of their labels.
     """
+    grid, device = features.grids[0], features.patches.device
     height, width = (side // cells * cells for side, cells in zip(images.shape[-2:], grid, strict=True))
     digits = images[:, COLOURS:, :height, :width].detach().float().round().long().cpu()
     codes = digits[:, 0] + DIGIT * digits[:, 1]  # (P, H, W)
@@ -82,6 +84,6 @@ def read_channels(
         regions = regions[regions >= FIRST_LABEL]
         stacks.append(picture[None] == regions[:, None, None])  # (S, H, W)
     shown = (codes != PADDING).reshape(len(codes), grid[0], height // grid[0], grid[1], width // grid[1])
-    valid = shown.any(dim=4).any(dim=2).flatten(1).to(patches.device)  # (P, h * w)
-    superpixels = Superpixels.from_masks(stacks, [grid] * len(codes), mask_size=mask_size, device=patches.device)
-    return PatchFeatures(patches, [grid] * len(codes), valid), superpixels
+    valid = shown.any(dim=4).any(dim=2).flatten(1).to(device)  # (P, h * w)
+    superpixels = Superpixels.from_masks(stacks, features.grids, mask_size=mask_size, device=device)
+    return replace(features, valid=valid), superpixels

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from lavis_svp.hosts.features import tower_grid
+from lavis_svp.hosts.features import tower_features, tower_grid
 from lavis_svp.hosts.label_channels import CHANNELS, COLOURS, label_channels, read_channels, with_channels
 from lavis_svp.hosts.pictures import as_arrays, build_generator, cropped, field_of_view
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.projectors import PatchFeatures, Projector, list_projectors
+from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.mlp import MlpProjector
 from lavis_svp.superpixels import RegionMap
 
@@ -40,8 +42,9 @@ def llava_recipe(config: Any) -> SwapRecipe:
     Args:
         config: ``mm_projector_type`` is a registered projector, ``mm_hidden_size`` and ``hidden_size`` are the widths.
             Optional, ours: ``mm_projector_options`` (its choices), ``mm_superpixels`` (generator and its options,
-            default ``{"name": "sam"}``), ``mm_projector_grid`` ((h, w) patches of a picture; without it the
-            configuration of ``mm_vision_tower`` is read).
+            default ``{"name": "sam"}``), ``mm_projector_levels`` (layers of the vision tower, for projectors that fuse
+            several), ``mm_projector_grid`` ((h, w) patches of a picture; without it the configuration of
+            ``mm_vision_tower`` is read).
     """
     grid = getattr(config, "mm_projector_grid", None)
     if grid is None:
@@ -54,7 +57,12 @@ def llava_recipe(config: Any) -> SwapRecipe:
         grid=(int(grid[0]), int(grid[1])),
         options=dict(getattr(config, "mm_projector_options", None) or {}),
         superpixels=dict(getattr(config, "mm_superpixels", None) or {"name": "sam"}),
+        levels=_levels(config),
     )
+
+
+def _levels(config: Any) -> tuple[int, ...]:
+    return tuple(getattr(config, "mm_projector_levels", None) or ())
 
 
 def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
@@ -112,27 +120,41 @@ class RaggedImages:
         projector = self._projector()
         if projector is None:
             return super().encode_images(images)  # type: ignore[misc]  # LLaVA's
-        tower = self.get_model().get_vision_tower()  # type: ignore[attr-defined]  # LLaVA's
-        patches = tower(images[:, :COLOURS])  # (P, N, C)
-        side = tower.num_patches_per_side
-        if patches.shape[1] != side**2:
-            raise ValueError(
-                f"The vision tower gave {patches.shape[1]} tokens for {side}x{side} patches. "
-                "Set mm_vision_select_feature to 'patch', without CLS."
-            )
+        features, superpixels = self._features(projector, images[:, :COLOURS]), None
         if isinstance(projector, MlpProjector):
-            return projector(PatchFeatures.whole(patches, (side, side))).tokens  # (P, N, D)
+            return projector(features).tokens  # (P, N, D)
         if images.shape[1] == CHANNELS:
-            features, superpixels = read_channels(images, patches, (side, side), projector.mask_size)
+            features, superpixels = read_channels(images, features, projector.mask_size)
         elif "superpixels" in projector.requires:
             raise ValueError(
                 f"Projector '{projector.name}' needs superpixels, but the pictures have {images.shape[1]} channels. "
                 "Make them with lavis_svp.hosts.llava_original.SuperpixelImageProcessor."
             )
-        else:
-            features, superpixels = PatchFeatures.whole(patches, (side, side)), None
         made = projector(features, superpixels)
         return [tokens[valid] for tokens, valid in zip(made.tokens, made.valid, strict=True)]
+
+    def _features(self, projector: Projector, pictures: Tensor) -> PatchFeatures:
+        """Patches as LLaVA's tower gives them; for projectors that want more, from the model inside the tower."""
+        tower = self.get_model().get_vision_tower()  # type: ignore[attr-defined]  # LLaVA's
+        side = tower.num_patches_per_side
+        if projector.requires & ENCODER_OUTPUTS:
+            recipe = SwapRecipe(
+                name=projector.name,
+                vision_dim=projector.vision_dim,
+                llm_dim=projector.llm_dim,
+                grid=projector.grid,
+                options=asdict(projector.options),
+                levels=_levels(self.config),  # type: ignore[attr-defined]  # LLaVA's
+            )
+            with torch.no_grad():  # as LLaVA's towers
+                return tower_features(tower.vision_tower, pictures, tower.select_layer, recipe)
+        patches = tower(pictures)  # (P, N, C)
+        if patches.shape[1] != side**2:
+            raise ValueError(
+                f"The vision tower gave {patches.shape[1]} tokens for {side}x{side} patches. "
+                "Set mm_vision_select_feature to 'patch', without CLS."
+            )
+        return PatchFeatures.whole(patches, (side, side))
 
     def prepare_inputs_labels_for_multimodal(
         self,

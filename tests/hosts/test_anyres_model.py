@@ -9,11 +9,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lavis_svp.hosts import list_hosts, swap_projector
 from lavis_svp.projectors import list_projectors
+from lavis_svp.projectors.registry import PROJECTORS
 from lavis_svp.superpixels import RegionMap
 
 PROMPTS = ["What is <image> this?", "<image> and <image>: which is it?", "Words alone.", "Once <image> more"]
 SMALL = {"avg_pool": {"tokens_h": 2, "tokens_w": 3}, "svp": {"sspe_width": 32, "mask_size": 8}}
-PROJECTORS = ["mlp", "avg_pool", "mask_pool", "svp"]
+RAGGED = ["mlp", "avg_pool", "mask_pool", "svp"]
 
 
 @pytest.fixture(params=["llava_next", "llava_onevision"])
@@ -22,7 +23,9 @@ def host(request):
 
 
 def swapped(host, name):
-    model, processor = swap_projector(*host, name, superpixels="felzenszwalb", **SMALL.get(name, {}))
+    levels = (1, 2) if "levels" in PROJECTORS.get(name).requires else ()
+    settings = {"superpixels": "felzenszwalb", "levels": levels, **SMALL.get(name, {})}
+    model, processor = swap_projector(*host, name, **settings)
     return model.eval(), processor
 
 
@@ -69,7 +72,7 @@ def test_mlp_with_pictures_in_one_flat_list(host, pictures):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", PROJECTORS)
+@pytest.mark.parametrize("name", RAGGED)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_ragged_batch_equals_one_by_one(host, pictures, inputs_of, name, side):
     model, processor = swapped(host, name)

@@ -8,6 +8,8 @@ either side made after the splice, generation from embeddings.
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,11 +25,14 @@ from lavis_svp.hosts.llava_original import (
     build_vision_projector,
     llava_recipe,
 )
+from lavis_svp.hosts.mm_projector import save_mm_projector
 from lavis_svp.projectors import Projector, list_projectors
+from lavis_svp.projectors.registry import PROJECTORS
 from lavis_svp.superpixels import RegionMap
 
 PICTURE, IGNORED = -200, -100
 SIDE, PATCH, VISION, LANGUAGE, WORDS = 48, 8, 32, 24, 60
+SHOWN = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 OPTIONS = {"avg_pool": {"tokens_h": 3, "tokens_w": 2}, "svp": {"sspe_width": 32, "mask_size": 8}}
 
 
@@ -54,6 +59,9 @@ class DoubleMeta:
 
     def get_model(self):
         return self.model
+
+    def get_vision_tower(self):
+        return self.model.tower[0]
 
     def encode_images(self, images):
         return self.model.mm_projector(self.model.tower[0](images))
@@ -131,7 +139,7 @@ def double(kind):
 @pytest.fixture
 def images_of(picture):
     def make(kind, pad=True):
-        inner = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+        inner = CLIPImageProcessor(**SHOWN)
         process = SuperpixelImageProcessor(inner, config_of(kind), pad=pad)
         return process([picture(seed, 60, 45 + 20 * seed) for seed in range(4)], return_tensors="pt")["pixel_values"]
 
@@ -154,16 +162,10 @@ def test_llavas_own_types_stay():
     assert isinstance(build_vision_projector(config_of("identity")), nn.Identity)
     assert isinstance(build_vision_projector(SimpleNamespace(mm_hidden_size=4, hidden_size=8)), nn.Linear)
     for name in list_projectors():
-        if not build_projector_needs_levels(name):
+        if "levels" not in PROJECTORS.get(name).requires:  # LLaVA's tower gives one layer
             assert build_vision_projector(config_of(name)).name == name
     with pytest.raises(ValueError, match="'mlp2x'.*mlp<number>x_gelu.*svp"):
         build_vision_projector(config_of("mlp2x"))
-
-
-def build_projector_needs_levels(name):
-    from lavis_svp.projectors.registry import PROJECTORS
-
-    return "levels" in PROJECTORS.get(name).requires
 
 
 def test_the_grid_is_read_from_the_vision_tower(tmp_path):
@@ -219,7 +221,7 @@ def test_generation_with_cache_equals_without_and_beams(images_of, kind):
     model.config.tokenizer_padding_side = "left"
     ids, mask, own = prompts()
     said = [model.say(ids, images, mask, use_cache=cache) for cache in (True, False)]
-    assert torch.equal(*said)
+    assert torch.equal(*said) and not torch.equal(said[0], model.say(ids, images.flip(0), mask))
     beams = model.say(ids, images, mask, num_beams=3)
     for row, pictures in enumerate(own):
         alone = model.say(ids[row : row + 1, mask[row]], images[pictures], num_beams=3)
@@ -241,7 +243,7 @@ def test_half_precision_keeps_the_superpixels(images_of, dtype):
 def test_padding_is_seen_by_no_token_and_tokens_are_means_of_their_patches(picture):
     """A picture twice as wide as high, halves as superpixels: 3 of 6 rows of patches, 3 columns each."""
     model = double("mask_pool")
-    inner = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    inner = CLIPImageProcessor(**SHOWN)
     process = SuperpixelImageProcessor(inner, config_of("mask_pool"))
     halves = RegionMap.from_labels(np.repeat(np.array([[0, 1]], np.int32), 48, axis=1).repeat(48, 0))
     images = process.preprocess(picture(1, 48, 96), region_maps=[halves], return_tensors="pt")["pixel_values"]
@@ -257,7 +259,7 @@ def test_padding_is_seen_by_no_token_and_tokens_are_means_of_their_patches(pictu
 @torch.no_grad()
 def test_without_padding_the_superpixels_are_those_of_the_crop(picture):
     model = double("mask_pool")
-    inner = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    inner = CLIPImageProcessor(**SHOWN)
     thirds = RegionMap.from_labels(np.repeat(np.array([[0, 1, 2]], np.int32), 32, axis=1).repeat(48, 0))
     process = SuperpixelImageProcessor(inner, config_of("mask_pool"), pad=False)
     images = process.preprocess(picture(1, 48, 96), region_maps=[thirds], return_tensors="pt")["pixel_values"]
@@ -284,7 +286,7 @@ def test_training_reaches_the_whole_projector(images_of):
 
 
 def test_the_image_processor_serves_data_sets_and_workers(picture):
-    inner = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    inner = CLIPImageProcessor(**SHOWN)
     process = pickle.loads(pickle.dumps(SuperpixelImageProcessor(inner, config_of("svp"))))
     assert process.crop_size == {"height": SIDE, "width": SIDE} and process.image_mean == inner.image_mean
     plain = process([picture(1), picture(2)])["pixel_values"]
@@ -293,6 +295,26 @@ def test_the_image_processor_serves_data_sets_and_workers(picture):
     assert unlabelled[:, 3].unique().tolist() == [0.0, 1.0]  # nothing and padding
     with pytest.raises(AttributeError, match="no_such"):
         process.no_such  # noqa: B018  (the point is the access)
+
+
+def test_the_document(picture, tmp_path, monkeypatch):
+    """docs/hosts_llava.md: its last Python, word for word."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "hosts_llava.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    monkeypatch.chdir(tmp_path)
+    own = build_vision_projector(config_of("mlp2x_gelu"))
+    save_mm_projector(tmp_path / "llava-v1.5-7b" / "mm_projector.bin", own)
+    model = double("svp")
+    model.config.update(vars(config_of("svp")))
+    model.get_vision_tower().image_processor = CLIPImageProcessor(**SHOWN)
+    names = {"model": model}
+    exec(compile(code, "docs/hosts_llava.md", "exec"), names)
+    assert names["new"] and torch.equal(names["projector"].head[2].weight, own[2].weight)
+    images = names["tower"].image_processor(picture(1), return_tensors="pt")["pixel_values"]
+    assert len(model.encode_images(images)[0]) > 1
+    assert torch.load("out/mm_projector.bin", weights_only=True).keys() >= {"model.mm_projector.head.0.weight"}
+    for line in ("build_vision_projector", "class LlavaLlamaForCausalLM(RaggedImages, "):
+        assert re.search(rf"^\+.*{re.escape(line)}", text, re.MULTILINE)
 
 
 def test_what_is_wrong(images_of, picture):
@@ -307,7 +329,7 @@ def test_what_is_wrong(images_of, picture):
     model.model.tower[0].first = 0
     with pytest.raises(ValueError, match="37 tokens for 6x6 patches.*'patch'"):
         model.encode_images(images)
-    inner = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    inner = CLIPImageProcessor(**SHOWN)
     process = SuperpixelImageProcessor(inner, config_of("svp"))
     with pytest.raises(ValueError, match="2 pictures need as many region maps"):
         process([picture(1), picture(2)], region_maps=[])
