@@ -61,9 +61,7 @@ def with_channels(image: Tensor) -> Tensor:
     return torch.cat([image, nothing])  # (5, H, W)
 
 
-def read_channels(
-    images: Tensor, patches: Tensor, grid: Grid, mask_size: MaskSize
-) -> tuple[PatchFeatures, Superpixels]:
+def read_channels(images: Tensor, features: PatchFeatures, mask_size: MaskSize) -> tuple[PatchFeatures, Superpixels]:
     """What a projector needs, from pictures with label channels and their features.
 
     Args:
