@@ -33,7 +33,7 @@ class Canvas:
         side: patches along the side of a tile.
         rows: the canvas' rows of patches that show some of the picture.
         columns: its columns that do.
-        edges: where these patches lie on the picture.
+        edges: where the patches of :attr:`grid` lie on the picture.
         base: a view of the whole picture, stretched to a square, comes before the tiles.
     """
 
@@ -46,9 +46,14 @@ class Canvas:
     base: bool = True
 
     @property
-    def grid(self) -> Grid:
+    def shown(self) -> Grid:
         """(h, w) of the patches that show some of the picture: the canvas without its padding."""
         return len(self.rows), len(self.columns)
+
+    @property
+    def grid(self) -> Grid:
+        """(h, w) as the projector gets it: ``shown``, extended below and to the right to what the projector divides."""
+        return self.edges.grid
 
     @property
     def views(self) -> int:
@@ -56,11 +61,11 @@ class Canvas:
         return self.tiles[0] * self.tiles[1] + int(self.base)
 
     def indices(self) -> Tensor:
-        """Where the patches of :attr:`grid`, row-major, stand among all patches of the picture's views: (h * w,)."""
+        """Where the patches of :attr:`shown` stand among all patches of the picture's views: (h, w)."""
         row = torch.tensor(self.rows)[:, None]
         column = torch.tensor(self.columns)[None]
         view = int(self.base) + row // self.side * self.tiles[1] + column // self.side  # (h, w)
-        return (view * self.side**2 + row % self.side * self.side + column % self.side).flatten()  # (h * w,)
+        return view * self.side**2 + row % self.side * self.side + column % self.side  # (h, w)
 
     def packed_tokens(self, most_views: int | None = None) -> int:
         """Tokens of this picture where every patch is one, as the hosts pack them.
@@ -85,7 +90,9 @@ class Canvas:
         return self.side**2 + height * (width + 1)
 
 
-def tiled_canvas(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], side: int, patch: int) -> Canvas:
+def tiled_canvas(
+    size: tuple[int, int], pinpoints: Sequence[Sequence[int]], side: int, patch: int, multiple: int = 1
+) -> Canvas:
     """The canvas of a picture, with tiles and base view.
 
     Args:
@@ -93,6 +100,7 @@ def tiled_canvas(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], side
         pinpoints: the host's canvas sizes (H, W), in pixels.
         side: of a tile, in pixels.
         patch: of the vision tower, in pixels.
+        multiple: what the projector wants the sides of its grid to be multiples of.
     """
     height, width = select_best_resolution(size, pinpoints)
     scale_h, scale_w = height / size[0], width / size[1]
@@ -101,31 +109,33 @@ def tiled_canvas(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], side
     else:
         shown = (height, min(math.ceil(size[1] * scale_h), width))
     tiles = (height // side, width // side)
-    rows, row_edges = _shown_cells(tiles[0], side, patch, (height - shown[0]) // 2, shown[0])
-    columns, column_edges = _shown_cells(tiles[1], side, patch, (width - shown[1]) // 2, shown[1])
+    rows, row_edges = _shown_cells(tiles[0], side, patch, (height - shown[0]) // 2, shown[0], multiple)
+    columns, column_edges = _shown_cells(tiles[1], side, patch, (width - shown[1]) // 2, shown[1], multiple)
     return Canvas(size, tiles, side // patch, rows, columns, CellEdges(row_edges, column_edges))
 
 
-def squared_canvas(size: tuple[int, int], side: int, patch: int) -> Canvas:
+def squared_canvas(size: tuple[int, int], side: int, patch: int, multiple: int = 1) -> Canvas:
     """A picture padded to a square around its middle and seen in one view: LLaVA-OneVision's one of several.
 
     Args:
         size: (H, W) of the picture, in pixels.
         side: of the view, in pixels.
         patch: of the vision tower, in pixels.
+        multiple: as for :func:`tiled_canvas`.
     """
     longest = max(size)
     scale = side / longest
-    rows, row_edges = _shown_cells(1, side, patch, (longest - size[0]) // 2 * scale, size[0] * scale)
-    columns, column_edges = _shown_cells(1, side, patch, (longest - size[1]) // 2 * scale, size[1] * scale)
+    top, left = (longest - size[0]) // 2 * scale, (longest - size[1]) // 2 * scale
+    rows, row_edges = _shown_cells(1, side, patch, top, size[0] * scale, multiple)
+    columns, column_edges = _shown_cells(1, side, patch, left, size[1] * scale, multiple)
     return Canvas(size, (1, 1), side // patch, rows, columns, CellEdges(row_edges, column_edges), base=False)
 
 
-def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float) -> tuple[range, Tensor]:
+def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float, multiple: int) -> tuple[range, Tensor]:
     """The patches along one axis that show some of the picture, and their edges in shares of the picture's side.
 
     A tile's pixels beyond its last whole patch belong to none. A picture that lies in such a gap altogether has the
-    nearest patch.
+    nearest patch. The edges go on beyond the picture up to a multiple.
     """
     tile = torch.arange(tiles, dtype=torch.float64)[:, None] * side
     first = (tile + torch.arange(side // patch, dtype=torch.float64)[None] * patch).flatten()  # (cells,)
@@ -134,7 +144,10 @@ def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float)
     if not shown:
         shown = [int((edges.mean(dim=1) - 0.5).abs().argmin())]
     cells = range(shown[0], shown[-1] + 1)
-    return cells, edges[cells.start : cells.stop]
+    edges = edges[cells.start : cells.stop]
+    beyond = torch.arange(-len(cells) % multiple, dtype=torch.float64)[:, None]
+    after = max(float(edges[-1, 1]), 1.0) + (beyond + torch.arange(2)) * patch / length  # (added, 2)
+    return cells, torch.cat([edges, after])
 
 
 def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
@@ -145,8 +158,8 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
         canvases: one a picture; their views sum to V.
 
     Returns:
-        patches of each picture's canvas without padding. The picture's summary is that of its base view, and attention
-        is shared out evenly among the tiles.
+        patches of each picture's canvas without padding, extended to its ``grid`` with invalid ones. The picture's
+        summary is that of its base view, and attention is shared out evenly among the tiles.
 
     Raises:
         ValueError: another number of views, or of patches in a view.
@@ -163,9 +176,12 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
     valid = torch.zeros(len(canvases), longest, dtype=torch.bool)
     firsts, first = [], 0
     for picture, canvas in enumerate(canvases):
-        cells = canvas.indices() + first * count
-        index[picture, : len(cells)] = cells
-        valid[picture, : len(cells)] = True
+        (height, width), (tall, wide) = canvas.shown, canvas.grid
+        cells, real = torch.zeros(tall, wide, dtype=torch.int64), torch.zeros(tall, wide, dtype=torch.bool)
+        cells[:height, :width] = canvas.indices() + first * count
+        real[:height, :width] = True
+        index[picture, : tall * wide] = cells.flatten()
+        valid[picture, : tall * wide] = real.flatten()
         firsts.append(first)
         first += canvas.views
     index, valid = index.to(device), valid.to(device)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavis_svp.common.options import build_options
 from lavis_svp.hosts.anyres import Canvas, assemble
 from lavis_svp.hosts.features import tower_features, tower_grid
 from lavis_svp.hosts.generation import RaggedGeneration
@@ -30,6 +31,16 @@ def is_patchwise(recipe: SwapRecipe) -> bool:
     return issubclass(PROJECTORS.get(recipe.name), MlpProjector)
 
 
+def grid_multiple(name: str, options: Mapping[str, Any]) -> int:
+    """What a projector wants the sides of its grids to be multiples of.
+
+    Raises:
+        UnknownNameError: no such projector.
+        ValueError: an option that it does not have.
+    """
+    return build_options(PROJECTORS.get(name).options_class, options, f"model.projector ('{name}')").grid_multiple
+
+
 def as_sizes(image_sizes: Tensor | Sequence[Sequence[int]]) -> list[Size]:
     """(H, W) of each picture as plain numbers, from whatever a processor gives."""
     return [(int(height), int(width)) for height, width in image_sizes]
@@ -42,6 +53,8 @@ class AnyresModel:
     vision_tower: Any
     multi_modal_projector: Any
     recipe: SwapRecipe
+    multiple: int
+    """What the projector wants the sides of its grid to be multiples of."""
     most_views: int | None = None
     """Views beyond which the host pools a canvas; None: it never does."""
 
@@ -70,7 +83,7 @@ class AnyresModel:
         if is_patchwise(self.recipe):
             return [canvas.packed_tokens(self.most_views) for canvas in canvases]
         known = {} if superpixel_valid is None else {"superpixel_valid": superpixel_valid}
-        return token_counts(self.recipe, [canvas.grid for canvas in canvases], known)
+        return token_counts(self.recipe, [canvas.shown for canvas in canvases], known)
 
     def visual_tokens(
         self,
@@ -171,22 +184,29 @@ class AnyresProcessor(SwappedProcessor):
     patch_size: Any
     most_views: int | None = None
 
-    def canvases(self, image_inputs: Mapping[str, Any], side: int) -> list[Canvas]:
+    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
         """The canvas of each picture.
 
         Args:
             image_inputs: what the host's image processor made.
             side: of a view, in pixels.
+            multiple: what the projector wants the sides of its grid to be multiples of.
         """
         raise NotImplementedError
 
     def layout(self, pictures: list[np.ndarray], image_inputs: Mapping[str, Any]) -> PictureLayout:
         """See :meth:`SwappedProcessor.layout`: the whole picture, on the patches of its canvas that show it."""
-        canvases = self.canvases(image_inputs, view_side(self.image_processor))
         recipe = SwapRecipe.of(vars(self))
+        multiple = grid_multiple(recipe.name, recipe.options)
+        canvases = self.canvases(image_inputs, view_side(self.image_processor), multiple)
         counts = [canvas.packed_tokens(self.most_views) for canvas in canvases] if is_patchwise(recipe) else None
-        edges = [canvas.edges for canvas in canvases]
-        return PictureLayout(pictures, [canvas.grid for canvas in canvases], edges, counts=counts)
+        return PictureLayout(
+            pictures,
+            grids=[canvas.grid for canvas in canvases],
+            extents=[canvas.edges for canvas in canvases],
+            valid=[canvas.shown for canvas in canvases],
+            counts=counts,
+        )
 
 
 def view_side(image_processor: Any) -> int:
@@ -231,11 +251,13 @@ def swap_anyres(
             f"of {view_side(images)} and canvases {pinpoints[1]}: take the processor that belongs to the model."
         )
     old = model.model.multi_modal_projector
+    multiple = grid_multiple(choices.projector, choices.options)
+    height, width = tower_grid(vision)
     recipe = SwapRecipe(
         name=choices.projector,
         vision_dim=old.linear_1.in_features,
         llm_dim=model.config.text_config.hidden_size,
-        grid=tower_grid(vision),
+        grid=(-(-height // multiple) * multiple, -(-width // multiple) * multiple),
         options=choices.options,
         superpixels=choices.superpixels,
         levels=choices.levels,

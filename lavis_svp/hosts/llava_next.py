@@ -11,7 +11,14 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, Lla
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessorKwargs
 
 from lavis_svp.hosts.anyres import Canvas, tiled_canvas
-from lavis_svp.hosts.anyres_model import AnyresGeneration, AnyresModel, AnyresProcessor, as_sizes, swap_anyres
+from lavis_svp.hosts.anyres_model import (
+    AnyresGeneration,
+    AnyresModel,
+    AnyresProcessor,
+    as_sizes,
+    grid_multiple,
+    swap_anyres,
+)
 from lavis_svp.hosts.generation import keep_own_start
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
@@ -35,13 +42,14 @@ class SvpLlavaNextModel(AnyresModel, LlavaNextModel):
     def __init__(self, config: SvpLlavaNextConfig) -> None:
         super().__init__(config)
         self.recipe = SwapRecipe.of(config)
+        self.multiple = grid_multiple(self.recipe.name, self.recipe.options)
         self.multi_modal_projector = keep_own_start(self.recipe.build())
 
     def canvases(self, image_sizes: Tensor, **by_row: Any) -> list[Canvas]:
         """See :meth:`AnyresModel.canvases`."""
-        vision = self.config.vision_config
-        pinpoints = self.config.image_grid_pinpoints
-        return [tiled_canvas(size, pinpoints, vision.image_size, vision.patch_size) for size in as_sizes(image_sizes)]
+        vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
+        sizes = as_sizes(image_sizes)
+        return [tiled_canvas(size, pinpoints, vision.image_size, vision.patch_size, self.multiple) for size in sizes]
 
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
         """See :meth:`AnyresModel.pack`."""
@@ -105,11 +113,11 @@ class SvpLlavaNextProcessor(AnyresProcessor, LlavaNextProcessor):
         )
         self.svp = svp
 
-    def canvases(self, image_inputs: Mapping[str, Any], side: int) -> list[Canvas]:
+    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
         """See :meth:`AnyresProcessor.canvases`."""
         pinpoints = self.image_processor.image_grid_pinpoints
         sizes = as_sizes(image_inputs["image_sizes"])
-        return [tiled_canvas(size, pinpoints, side, self.patch_size) for size in sizes]
+        return [tiled_canvas(size, pinpoints, side, self.patch_size, multiple) for size in sizes]
 
 
 @HOSTS.register("llava_next")

@@ -16,7 +16,15 @@ from transformers import (
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessorKwargs
 
 from lavis_svp.hosts.anyres import Canvas, squared_canvas, tiled_canvas
-from lavis_svp.hosts.anyres_model import AnyresGeneration, AnyresModel, AnyresProcessor, Size, as_sizes, swap_anyres
+from lavis_svp.hosts.anyres_model import (
+    AnyresGeneration,
+    AnyresModel,
+    AnyresProcessor,
+    Size,
+    as_sizes,
+    grid_multiple,
+    swap_anyres,
+)
 from lavis_svp.hosts.generation import keep_own_start
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
@@ -37,7 +45,12 @@ def most_views(vision_aspect_ratio: str) -> int:
 
 
 def onevision_canvases(
-    sizes: Sequence[Size], batch_num_images: Any, pinpoints: Sequence[Sequence[int]], side: int, patch: int
+    sizes: Sequence[Size],
+    batch_num_images: Any,
+    pinpoints: Sequence[Sequence[int]],
+    side: int,
+    patch: int,
+    multiple: int = 1,
 ) -> list[Canvas]:
     """Tiles for a picture that is its prompt's only one; one square view for each of several.
 
@@ -47,6 +60,7 @@ def onevision_canvases(
         pinpoints: the host's canvas sizes (H, W), in pixels.
         side: of a view, in pixels.
         patch: of the vision tower, in pixels.
+        multiple: what the projector wants the sides of its grid to be multiples of.
 
     Raises:
         ValueError: another number of pictures.
@@ -56,7 +70,7 @@ def onevision_canvases(
     if len(alone) != len(sizes):
         raise ValueError(f"batch_num_images tells of {numbers} = {len(alone)} pictures, there are {len(sizes)}.")
     return [
-        tiled_canvas(size, pinpoints, side, patch) if single else squared_canvas(size, side, patch)
+        tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
         for size, single in zip(sizes, alone, strict=True)
     ]
 
@@ -79,6 +93,7 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
     def __init__(self, config: SvpLlavaOnevisionConfig) -> None:
         super().__init__(config)
         self.recipe = SwapRecipe.of(config)
+        self.multiple = grid_multiple(self.recipe.name, self.recipe.options)
         self.most_views = most_views(config.vision_aspect_ratio)
         self.multi_modal_projector = keep_own_start(self.recipe.build())
 
@@ -86,7 +101,8 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
         """See :meth:`AnyresModel.canvases`."""
         vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
         sizes = as_sizes(image_sizes)
-        return onevision_canvases(sizes, batch_num_images, pinpoints, vision.image_size, vision.patch_size)
+        side, patch = vision.image_size, vision.patch_size
+        return onevision_canvases(sizes, batch_num_images, pinpoints, side, patch, self.multiple)
 
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
         """See :meth:`AnyresModel.pack`."""
@@ -177,11 +193,11 @@ class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
         self.svp = svp
         self.most_views = most_views(vision_aspect_ratio)
 
-    def canvases(self, image_inputs: Mapping[str, Any], side: int) -> list[Canvas]:
+    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
         """See :meth:`AnyresProcessor.canvases`."""
         pinpoints = self.image_processor.image_grid_pinpoints
-        sizes = as_sizes(image_inputs["image_sizes"])
-        return onevision_canvases(sizes, image_inputs["batch_num_images"], pinpoints, side, self.patch_size)
+        sizes, numbers = as_sizes(image_inputs["image_sizes"]), image_inputs["batch_num_images"]
+        return onevision_canvases(sizes, numbers, pinpoints, side, self.patch_size, multiple)
 
 
 @HOSTS.register("llava_onevision")

@@ -22,6 +22,11 @@ class ProjectorOptions:
     patch_norm: bool = False  # LayerNorm on the patches first; for encoders whose features do not end in one (CLIP)
     token_std: float | None = None  # a last LayerNorm whose gain starts here, e.g. the std of the LM's embeddings
 
+    @property
+    def grid_multiple(self) -> int:
+        """The sides of every patch grid must be multiples of this."""
+        return 1
+
 
 class Projector(nn.Module, ABC):
     """Turns patch features, and superpixels where it needs them, into visual tokens.

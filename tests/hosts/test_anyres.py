@@ -128,9 +128,23 @@ def test_a_painted_corner_is_seen_where_its_superpixel_lies(size, corner, side):
         assert (found - share).abs().max() < 0.01  # of a patch: what resizing blurs
 
 
-def test_assembling_against_an_obvious_loop():
+@given(sizes, st.sampled_from([(24, 8), (26, 8)]))
+def test_patches_added_to_reach_a_multiple_show_nothing(size, tile):
+    canvas, plain = (tiled_canvas(size, pinpoints(tile[0]), *tile, multiple) for multiple in (4, 1))
+    masks = [torch.ones(1, 30, 40)]
+    share = Superpixels.from_masks(masks, [canvas.grid], [canvas.edges]).weights.reshape(canvas.grid)
+    height, width = canvas.shown
+    wanted = Superpixels.from_masks(masks, [plain.grid], [plain.edges]).weights.reshape(height, width)
+    assert torch.allclose(share[:height, :width], wanted)
+    assert not share[height:].any() and not share[:, width:].any()
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_assembling_against_an_obvious_loop(multiple):
+    """Grids of up to 9 x 6 patches, with 4 extended to 12 x 8: what is added lies below and to the right, invalid."""
     sizes = [(70, 120), (120, 70), (50, 50)]
-    canvases = [tiled_canvas(size, pinpoints(24), 24, 8) for size in sizes[:2]] + [squared_canvas(sizes[2], 24, 8)]
+    canvases = [tiled_canvas(size, pinpoints(24), 24, 8, multiple) for size in sizes[:2]]
+    canvases.append(squared_canvas(sizes[2], 24, 8, multiple))
     total = sum(canvas.views for canvas in canvases)
     draw = torch.Generator().manual_seed(0)
     views = PatchFeatures.whole(torch.rand(total, 9, 5, generator=draw), (3, 3))
@@ -141,10 +155,14 @@ def test_assembling_against_an_obvious_loop():
     made = assemble(views, canvases)
     first = 0
     for p, canvas in enumerate(canvases):
-        assert made.grids[p] == canvas.grid and int(made.valid[p].sum()) == canvas.grid[0] * canvas.grid[1]
+        (height, width), (tall, wide) = canvas.shown, canvas.grid
+        assert tall % multiple == wide % multiple == 0 and 0 <= tall - height < multiple > wide - width >= 0
+        assert made.grids[p] == canvas.grid and int(made.valid[p].sum()) == height * width
         assert torch.equal(made.summary[p], views.summary[first])
         tiles = canvas.tiles[0] * canvas.tiles[1]
-        for n, (row, column) in enumerate((r, c) for r in canvas.rows for c in canvas.columns):
+        for y, x in ((y, x) for y in range(height) for x in range(width)):
+            row, column, n = canvas.rows[y], canvas.columns[x], y * wide + x
+            assert made.valid[p, n]
             tile = row // 3 * canvas.tiles[1] + column // 3 + first + int(canvas.base)
             cell = row % 3 * 3 + column % 3
             assert torch.equal(made.patches[p, n], views.patches[tile, cell])
