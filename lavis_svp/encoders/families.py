@@ -63,7 +63,8 @@ def cut_patches(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
     """
     batch, channels, height, width = pixels.shape
     h, w = height // patch, width // patch
-    cut = pixels.view(batch, channels, h, patch, w, patch)  # (B, 3, h, p, w, p)
+    whole = pixels[:, :, : h * patch, : w * patch]
+    cut = whole.reshape(batch, channels, h, patch, w, patch)  # (B, 3, h, p, w, p)
     patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, h * w, patch * patch * channels)  # (B, N, p p 3)
     # the model reads the grid's numbers, which a tensor on the meta device does not have
     grids = np.full((batch, 2), (h, w))

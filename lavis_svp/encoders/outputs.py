@@ -68,8 +68,9 @@ def encode_patches(
     Args:
         network: a model of the family, for example the vision tower of a host.
         family: see :func:`lavis_svp.encoders.families.family_of`.
-        pixel_values: (B, 3, H, W) normalised pictures, H and W multiples of the patch's side.
-        valid: (B, N) bool, patches that show the picture; N = H W / patch^2.
+        pixel_values: (B, 3, H, W) normalised pictures. What does not fill a patch at the right and lower edge is not
+            seen, as with SigLIP's patches of 14 at its published side 384.
+        valid: (B, N) bool, patches that show the picture; N = floor(H / patch) floor(W / patch).
         layer: which layer's patches: -1 what the model calls its last hidden state, with the final norm where the
             family has one for patches (CLIP has none); else the index of a hidden state, 0 the embedding, negative
             from the end, without the norm. The last block's output without the norm is ``num_hidden_layers``.
@@ -80,11 +81,15 @@ def encode_patches(
         The patches and ``wants``; levels are returned if there are any. Attention of invalid patches is 0.
 
     Raises:
-        ValueError: what :func:`check_outputs` refuses, or pictures that are not whole patches.
+        ValueError: what :func:`check_outputs` refuses, or ``valid`` of another size.
     """
     layers: int = network.config.num_hidden_layers
     check_outputs(layers, layer, levels, wants)
     grid = _grid(pixel_values, network.config.patch_size)
+    if tuple(valid.shape) != (len(pixel_values), grid[0] * grid[1]):
+        raise ValueError(
+            f"Pictures {tuple(pixel_values.shape)} have {grid[0]}x{grid[1]} patches, valid is {tuple(valid.shape)}."
+        )
     if pixel_values.is_meta and family.names.rotary is not None:
         raise NotImplementedError(
             f"transformers runs {type(network).__name__} on no meta device (its rotation asks for autocast there), so "
@@ -121,8 +126,6 @@ def encode_patches(
 
 def _grid(pixels: Tensor, patch: int) -> Grid:
     height, width = pixels.shape[-2:]
-    if height % patch or width % patch:
-        raise ValueError(f"Pictures of {height}x{width} pixels are not whole patches of {patch} pixels.")
     return height // patch, width // patch
 
 

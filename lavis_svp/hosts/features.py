@@ -30,14 +30,13 @@ def tower_features(
 
     Args:
         tower: CLIP, SigLIP, DINOv2…: a family that :func:`lavis_svp.encoders.families.family_of` knows.
-        pixel_values: (P, 3, H, W), normalised as the tower wants; H and W multiples of its patch.
+        pixel_values: (P, 3, H, W), normalised as the tower wants; an edge that fills no patch is not seen.
         layer: index of the hidden state; several are concatenated along the width.
         recipe: tells what the projector wants besides patches, and which levels.
 
     Raises:
         UnknownNameError: a vision tower of another family.
-        ValueError: pixels that the patch size does not divide, or a projector that wants more than patches of a host
-            that concatenates several layers.
+        ValueError: a projector that wants more than patches of a host that concatenates several layers.
     """
     family, config = family_of(tower.config), tower.config
     count = pixel_values.shape[-2] // config.patch_size * (pixel_values.shape[-1] // config.patch_size)

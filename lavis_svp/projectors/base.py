@@ -41,7 +41,7 @@ class Projector(nn.Module, ABC):
         options: the choices, an instance of the class's ``options_class``; None: its defaults.
 
     Raises:
-        ValueError: a size below 1, or options of another projector.
+        ValueError: a size below 1, a grid that the options cannot divide, or options of another projector.
     """
 
     name: ClassVar[str] = ""  # set by register_projector
@@ -60,6 +60,7 @@ class Projector(nn.Module, ABC):
             raise ValueError(f"token_std must be positive or null, got {options.token_std}.")
         self.vision_dim, self.llm_dim, self.grid = vision_dim, llm_dim, (int(grid[0]), int(grid[1]))
         self.options = options
+        self.check_grid(self.grid)
         self.patch_norm = nn.LayerNorm(vision_dim) if options.patch_norm else nn.Identity()
         self.token_norm: nn.Module = nn.Identity()
         if options.token_std is not None:
@@ -117,7 +118,35 @@ class Projector(nn.Module, ABC):
             order = order.masked_fill(padding, -1)  # (B, T)
         return VisualTokens(tokens, result.valid, assignment, order)
 
+    def check_grid(self, grid: Grid) -> None:
+        """Refuse a grid whose sides are no multiples of the options' ``grid_multiple``.
+
+        Args:
+            grid: (h, w), letter-box padding included.
+
+        Raises:
+            ValueError: tells the nearest grids that fit.
+        """
+        cell = self.options.grid_multiple
+        if grid[0] % cell == 0 and grid[1] % cell == 0:
+            return
+        below = "x".join(str(max(side // cell, 1) * cell) for side in grid)
+        above = "x".join(str(-(-side // cell) * cell) for side in grid)
+        fitting = below if below == above else f"{below} and {above}"
+        trap = (
+            " 37 is prime, so nothing divides DINOv2's own 518 px = 37x37 patches of 14 px; 336 px = 24x24 and "
+            "504 px = 36x36 do fit many."
+            if 37 in grid and cell != 37
+            else ""
+        )
+        raise ValueError(
+            f"Projector '{self.name}' joins cells of {cell}x{cell} patches, and a {grid[0]}x{grid[1]} patch grid does "
+            f"not divide into them. Nearest grids that do: {fitting}; change the encoder's side or the cell.{trap}"
+        )
+
     def _check(self, features: PatchFeatures, superpixels: Superpixels | None) -> None:
+        for grid in set(features.grids):
+            self.check_grid(grid)
         if features.patches.shape[2] != self.vision_dim:
             raise ValueError(
                 f"Projector '{self.name}' was built for patches of width {self.vision_dim}, "

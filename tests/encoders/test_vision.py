@@ -136,8 +136,9 @@ def test_patches_see_what_the_superpixels_see(kind, folder, fit, corner):
     superpixels = Superpixels.from_region_maps([region_map], [encoder.grid], shares, mask_size=None)
     share = superpixels.weights[0, region_map.labels[top, left]]
     changed = (encoder(after, [size]).patches - encoder(before, [size]).patches).abs().amax(-1)[0]
-    assert set(share.tolist()) == {0.0, 1.0} and share.sum() == (4 if fit == "stretch" else 2)
-    assert torch.equal(changed > 1e-4, share == 1)
+    torch.testing.assert_close(share, share.round())
+    assert round(float(share.sum())) == (4 if fit == "stretch" else 2)
+    assert torch.equal(changed > 1e-4, share > 0)
 
 
 @pytest.mark.parametrize("side", [[28, 70], (70, 28), [56, 56]])

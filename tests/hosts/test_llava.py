@@ -13,7 +13,17 @@ from lavis_svp.projectors import list_projectors
 from lavis_svp.superpixels import RegionMap
 
 PROMPTS = ["What is <image> this?", "<image> and <image>: which is it?"]
-SMALL = {"avg_pool": {"tokens_h": 3, "tokens_w": 2}, "svp": {"sspe_width": 32, "mask_size": 8}}
+SMALL = {
+    "avg_pool": {"tokens_h": 3, "tokens_w": 2},
+    "c_abstractor": {"tokens_h": 3, "tokens_w": 2, "blocks": 1},
+    "dpc_knn": {"count": 5},
+    "ldp_v2": {"tokens_h": 3, "tokens_w": 2},
+    "perceiver": {"num_queries": 5, "depth": 1, "heads": 2, "head_dim": 8},
+    "pixel_shuffle": {"ratio": 3},
+    "svp": {"sspe_width": 32, "mask_size": 8},
+    "token_packer": {"scale": 3},
+    "vision_zip": {"dominant": 5, "contextual": 2},
+}
 PROJECTORS = [name for name in list_projectors() if name != "mlp"]
 
 
@@ -186,6 +196,21 @@ def test_sam_superpixels_are_the_default(llava, picture, weights):
         model.config.svp["superpixels"] == small
         and swap_projector(*llava)[0].config.svp["superpixels"]["name"] == "sam"
     )
+
+
+@torch.no_grad()
+def test_levels_of_the_hosts_own_tower(llava, inputs_of):
+    options = {"scale": 2, "num_levels": 2, "superpixels": "grid"}
+    model, processor = swap_projector(*llava, "token_packer", levels=[1, -1], **options)
+    assert model.eval()(**inputs_of(processor)).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"pass levels=\[...\]"):
+        swap_projector(*llava, "token_packer", **options)
+
+
+def test_a_count_that_only_the_features_tell_is_refused(llava, inputs_of):
+    _, processor = swap_projector(*llava, "dpc_knn", kind="threshold")
+    with pytest.raises(ValueError, match="'dpc_knn'.*only after the vision tower has run"):
+        inputs_of(processor)
 
 
 def test_chat_templates_go_through_the_swapped_processor(llava, picture):

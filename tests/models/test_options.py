@@ -53,3 +53,11 @@ def test_defaults_are_the_papers_form():
     assert options.vision_encoder.side == 336 and options.sam.side == 1024
     assert options.superpixels["name"] == "sam" and options.projector["name"] == "svp"
     assert (options.language.lora.r, options.language.lora.alpha) == (8, 16)
+
+
+def test_levels_and_a_side_of_two_numbers_are_hashable():
+    options = parse_model_options({"vision_encoder": {"levels": [4, -1], "side": [224, 336]}}).vision_encoder
+    assert (options.levels, options.side) == ((4, -1), (224, 336)) and hash(options) is not None
+    for levels in ("4", [4.5], ["a"]):
+        with pytest.raises(ValueError, match="vision_encoder.levels must be a list of whole numbers"):
+            parse_model_options({"vision_encoder": {"levels": levels}})

@@ -17,6 +17,9 @@ AIDS = {
 }
 
 
+GRID_8X8 = {"side": 112}  # in which every projector's defaults fit
+
+
 def loss_of(model, batch):
     random.seed(0)
     torch.manual_seed(0)
@@ -26,7 +29,7 @@ def loss_of(model, batch):
 @pytest.mark.parametrize("projector", list_projectors())
 @pytest.mark.parametrize("aids", [{}, AIDS], ids=["paper", "aids"])
 def test_every_trainable_parameter_learns_with_every_projector(make_model, batch, projector, aids):
-    model = make_model(**aids, projector={"name": projector})
+    model = make_model(**aids, projector={"name": projector}, vision_encoder=GRID_8X8)
     losses = loss_of(model, batch)
     assert losses.pop("stats")["tokens_per_picture"] == np.mean(model.encode(batch).counts)
     assert {"loss", "loss_ce", "loss_bce", "loss_dice"} <= set(losses)
@@ -35,6 +38,16 @@ def test_every_trainable_parameter_learns_with_every_projector(make_model, batch
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
     assert not any(p.requires_grad for p in model.frozen.parameters())
+
+
+@pytest.mark.parametrize("projector", list_projectors())
+def test_one_line_swaps_the_projector_and_its_token_count_was_known_before(make_model, batch, projector):
+    model = make_model(projector={"name": projector}, vision_encoder=GRID_8X8).eval()
+    predictions = model.predict_masks(batch, "teacher_forced")
+    for row, size in zip(predictions, batch["original_size"], strict=True):
+        regions = 0 if row[0].region_map is None else row[0].region_map.count
+        assert row[0].tokens == model.projector.picture_tokens((8, 8), regions)
+        assert all(p.answered and p.mask.shape == size and np.isfinite(p.logits).all() for p in row)
 
 
 @pytest.mark.parametrize("layout", ["separate", "packed", "conversation"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -21,7 +23,11 @@ from lavis_svp.plan.skeleton import (
     superpixel_flops,
     visual_tokens,
 )
+from lavis_svp.projectors import list_projectors
+from lavis_svp.projectors.base import ENCODER_OUTPUTS
+from lavis_svp.projectors.registry import PROJECTORS
 
+SWAPPED = [name for name in list_projectors() if not PROJECTORS.get(name).requires & ENCODER_OUTPUTS]
 TYPES = sorted(SvpRis.PRETRAINED_MODEL_CONFIG_DICT)
 FULL = [name for name in TYPES if name != "tiny"]
 SLOW = {"pretrain_vicuna7b", "glamm_dinov2_vicuna7b", "refcoco_llama3_8b"}  # parts that another type has as well
@@ -121,6 +127,14 @@ def test_prompts_and_tokens_follow_the_yaml(skeletons, small_skeleton):
     assert point_prompts(small_skeleton(superpixels={"name": "felzenszwalb"})) == 0
 
 
+@pytest.mark.parametrize("name", SWAPPED)
+def test_every_projector_can_be_planned(small_skeleton, name):
+    model = small_skeleton(projector={"name": name}, vision_encoder={"side": 112})
+    cost, visual = count(lambda: project(model, model.frozen.vision_encoder(torch.empty(1, 3, 112, 112)), 5))
+    assert visual.tokens.shape == (1, visual_tokens(model, 5), 32)
+    assert cost.weights >= 2 * 32 * 32 * visual.tokens.shape[1]  # at least the head's last product
+
+
 def test_an_unknown_sam_is_told(small_options):
     with pytest.raises(FileNotFoundError, match=r"sam_vit_h_\*\.pth"):
         SvpRis.skeleton(small_options(sam={"name": "my_sam.pth"}))
@@ -147,3 +161,24 @@ def test_a_skeleton_is_the_model_without_its_weights(tiny_llama, small_options):
         n: (p.shape, p.requires_grad) for n, p in real.named_parameters()
     }
     assert {n: b.shape for n, b in bare.named_buffers()} == {n: b.shape for n, b in real.named_buffers()}
+
+
+def test_what_a_projector_asks_of_the_encoder_is_counted(monkeypatch):
+    from lavis_svp.projectors.mlp import MlpProjector
+
+    def skeleton(wants, levels):
+        monkeypatch.setattr(MlpProjector, "requires", frozenset(wants))
+        options = options_of("tiny")
+        encoder = dataclasses.replace(options.vision_encoder, levels=levels, side=[112, 224])
+        return SvpRis.skeleton(dataclasses.replace(options, vision_encoder=encoder, projector={"name": "mlp"}))
+
+    plain = part_flops(skeleton((), ()), 5, 0)
+    asking = skeleton({"levels", "cls_attention", "keys", "summary"}, (4, -1))
+    _, features = count(lambda: asking.frozen.vision_encoder(torch.empty(1, 3, 384, 384)))
+    assert features.levels.shape == (1, 2, 128, 384) and features.summary.shape == (1, 384)
+    assert features.keys.is_meta and visual_tokens(asking, 5) == 128
+    # queries and keys of one block are computed again
+    tokens, width = 1 + 128, 384
+    flops = part_flops(asking, 5, 0)
+    assert flops.vision_encoder.weights - plain.vision_encoder.weights == 2 * 2 * tokens * width**2
+    assert flops.projector == plain.projector

@@ -9,11 +9,32 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lavis_svp.projectors import PatchFeatures, Superpixels, build_projector, list_projectors
+from lavis_svp.projectors.testing import CHECKS, make_batch
 from lavis_svp.superpixels.region_map import RegionMap
 
 C, D, GRID = 16, 24, (6, 4)
-SMALL = {"avg_pool": {"tokens_h": 3, "tokens_w": 2}, "svp": {"sspe_width": 32, "mask_size": 8}}
-SMALL["mask_pool_geometry"] = {"geometry_width": 32, "mask_size": 8}
+SMALL = {  # a projector without an entry is tested with its defaults
+    "avg_pool": {"tokens_h": 3, "tokens_w": 2},
+    "c_abstractor": {"tokens_h": 3, "tokens_w": 2, "blocks": 1},
+    "dpc_knn": {"count": 5, "neighbours": 3},
+    "ldp_v2": {"tokens_h": 3, "tokens_w": 2},
+    "mask_pool_geometry": {"geometry_width": 32, "mask_size": 8},
+    "perceiver": {"num_queries": 5, "depth": 2, "heads": 2, "head_dim": 4},
+    "pixel_shuffle": {"ratio": 2},
+    "svp": {"sspe_width": 32, "mask_size": 8},
+    "token_packer": {"scale": 2, "heads": 2},
+    "vision_zip": {"dominant": 4, "contextual": 2},
+}
+RIVALS = [
+    ("c_abstractor", {"tokens_h": 2, "tokens_w": 4, "blocks": 2, "position": False}),
+    ("dpc_knn", {}),  # more clusters than the smaller pictures have patches
+    ("dpc_knn", {"kind": "threshold", "threshold": 0.05, "patch_norm": True}),
+    ("patch_merger", {"norm": "layer", "token_std": 0.1}),
+    ("pixel_shuffle", {"ratio": 3, "patch_norm": True}),
+    ("token_packer", {"scale": 3, "num_levels": 3, "heads": 4}),
+    ("vision_zip", {}),
+    ("vision_zip", {"dominant": 3, "contextual": 0}),
+]
 VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
     ("svp", {**SMALL["svp"], **extra})
     for extra in (
@@ -27,6 +48,13 @@ VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
 ]
 SUPERPIXEL_VARIANTS = [
     (name, options) for name, options in VARIANTS if name in ("mask_pool", "mask_pool_geometry", "svp")
+]
+VARIANTS += RIVALS
+VARIANTS += [
+    ("svp", {**SMALL["svp"], "global_token": "cls"}),
+    ("svp", {**SMALL["svp"], "global_token": "mean"}),
+    ("mask_pool", {"global_token": "cls"}),
+    ("mask_pool_geometry", {**SMALL["mask_pool_geometry"], "global_token": "mean"}),
 ]
 every_projector = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 every_superpixel_projector = pytest.mark.parametrize(("name", "options"), SUPERPIXEL_VARIANTS, ids=str)
@@ -42,131 +70,15 @@ def build(name, options, seed=0):
     return projector
 
 
-def labels(seed, size=(13, 9), regions=5):
-    return RegionMap.from_labels(np.random.default_rng(seed).integers(-1, regions, size))
-
-
-def batch(grids=(GRID, (3, 5)), seed=0, mask_size=8):
+def batch(grids=(GRID, (3, 5)), seed=0):
     """Pictures of different grids and superpixel counts; the last grid row of the first shows padding."""
-    generator = torch.Generator().manual_seed(seed)
-    most = max(h * w for h, w in grids)
-    valid = torch.zeros(len(grids), most, dtype=torch.bool)
-    for b, (h, w) in enumerate(grids):
-        valid[b, : h * w] = True
-    patches = torch.randn(len(grids), most, C, generator=generator)
-    extents = [(1.0, 1.0)] * len(grids)
-    h, w = grids[0]
-    valid[0, (h - 1) * w :] = False
-    extents[0] = ((h - 1) / h, 1.0)
-    maps = [labels(seed + b, regions=4 + 2 * b) for b in range(len(grids))]
-    return PatchFeatures(patches, list(grids), valid), Superpixels.from_region_maps(maps, grids, extents, mask_size)
+    return make_batch(grids, seed=seed)
 
 
 @every_projector
-def test_shapes_zero_padding_and_order_of_valid(name, options):
-    features, superpixels = batch()
-    result = build(name, options)(features, superpixels)
-    assert result.tokens.shape == (*result.valid.shape, D) and result.tokens.isfinite().all()
-    assert result.tokens[~result.valid].eq(0).all()
-    assert (result.valid.int().diff(dim=1) <= 0).all() and result.valid[:, 0].all()
-    assert result.tokens[result.valid].abs().sum(1).gt(0).all()
-    if result.assignment is not None:
-        assert result.assignment.shape == (*result.valid.shape, features.patches.shape[1])
-        assert torch.allclose(result.assignment.sum(2), result.valid.float(), atol=1e-5)
-        assert result.assignment[(~features.valid)[:, None].expand_as(result.assignment)].eq(0).all()
-    packed, lengths = result.packed()
-    assert packed.shape == (sum(lengths), D)
-
-
-@every_projector
-@pytest.mark.parametrize("grid", [GRID, (5, 5)])
-def test_token_count_is_as_promised(name, options, grid):
-    projector = build(name, options)
-    maps = [labels(3), labels(4, regions=9)]
-    features = PatchFeatures.whole(torch.randn(2, grid[0] * grid[1], C), grid)
-    result = projector(features, Superpixels.from_region_maps(maps, [grid] * 2, mask_size=8))
-    promised = projector.num_tokens(grid)
-    expected = [m.count for m in maps] if promised is None else [promised] * 2
-    assert result.valid.sum(1).tolist() == expected
-    assert [projector.picture_tokens(grid, m.count) for m in maps] == expected
-
-
-@every_projector
-def test_every_parameter_gets_a_gradient(name, options):
-    projector = build(name, options)
-    projector(*batch()).tokens.square().sum().backward()
-    without = [key for key, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert without == []
-    assert all(p.grad.isfinite().all() for p in projector.parameters())
-
-
-@every_projector
-def test_picture_is_independent_of_batch_mates_and_padding(name, options):
-    projector = build(name, options)
-    features, superpixels = batch()
-    together = projector(features, superpixels)
-    for b, (h, w) in enumerate(features.grids):
-        real = superpixels.valid[b]
-        alone = projector(
-            PatchFeatures(features.patches[b : b + 1, : h * w], [(h, w)], features.valid[b : b + 1, : h * w]),
-            Superpixels(
-                superpixels.weights[b : b + 1, real, : h * w],
-                superpixels.masks[b : b + 1, real],
-                superpixels.valid[b : b + 1, real],
-            ),
-        )
-        assert torch.allclose(together.packed()[0].split(together.packed()[1])[b], alone.packed()[0], atol=1e-5)
-
-
-@every_projector
-def test_what_stands_in_padding_does_not_matter(name, options):
-    projector = build(name, options)
-    features, superpixels = batch()
-    padding = ~superpixels.valid
-    loud = PatchFeatures(features.patches.masked_fill(~features.valid[..., None], 50.0), features.grids, features.valid)
-    dirty = Superpixels(
-        superpixels.weights.masked_fill(padding[..., None], 0.7),
-        superpixels.masks.masked_fill(padding[..., None, None], 0.7),
-        superpixels.valid,
-    )
-    assert torch.allclose(projector(features, superpixels).tokens, projector(loud, dirty).tokens, atol=1e-5)
-
-
-@every_projector
-def test_inputs_are_left_alone(name, options):
-    features, superpixels = batch()
-    before = [t.clone() for t in (features.patches, features.valid, superpixels.weights, superpixels.masks)]
-    build(name, options)(features, superpixels)
-    after = (features.patches, features.valid, superpixels.weights, superpixels.masks)
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@every_projector
-def test_bfloat16_and_autocast_stay_close(name, options):
-    projector = build(name, options)
-    features, superpixels = batch()
-    exact = projector(features, superpixels).tokens
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = projector(features, superpixels).tokens
-    mixed.float().sum().backward()
-    half = projector.to(torch.bfloat16)(features, superpixels).tokens  # float32 patches into a bfloat16 projector
-    for tokens in (mixed, half):
-        assert (tokens.float() - exact).norm() < 0.05 * exact.norm()
-
-
-@every_projector
-def test_dry_run_on_the_meta_device(name, options):
-    features, superpixels = batch()
-    projector = build(name, options).to("meta")
-    on_meta = PatchFeatures(features.patches.to("meta"), features.grids, features.valid.to("meta"))
-    assert projector(on_meta, superpixels.to("meta")).tokens.shape == build(name, options)(*batch()).tokens.shape
-
-
-@every_projector
-def test_state_dict_round_trip(name, options):
-    first, second = build(name, options), build(name, options, seed=1)
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(first(*batch()).tokens, second(*batch()).tokens)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_every_projector_keeps(check, name, options):
+    check(name, **options)
 
 
 @every_superpixel_projector
@@ -280,4 +192,4 @@ def test_missing_and_misfitting_inputs_are_explained():
     with pytest.raises(ValueError, match=r"\(2, 6, 20\).*N = 24"):
         svp(features, replace(superpixels, weights=superpixels.weights[..., :20]))
     with pytest.raises(ValueError, match="width 16, got 12"):
-        svp(replace(features, patches=features.patches[..., :12]), superpixels)
+        svp(PatchFeatures(features.patches[..., :12], features.grids, features.valid), superpixels)

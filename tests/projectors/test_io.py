@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from lavis_svp.projectors import build_projector, list_projectors, load_projector, save_projector
 from lavis_svp.projectors.io import FORMAT_KEY, describe
 
-SIZES = {"vision_dim": 16, "llm_dim": 8, "grid": (6, 6)}
+SIZES = {"vision_dim": 16, "llm_dim": 8, "grid": (8, 8)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from lavis_svp.projectors import build_projector, list_projectors, register_projector
-from lavis_svp.projectors.__main__ import main
 from lavis_svp.projectors.mlp import MlpProjector
 
 SIZES = {"vision_dim": 16, "llm_dim": 8, "grid": (6, 4)}
@@ -18,7 +17,7 @@ def test_the_first_four_are_there():
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(KeyError, match="Did you mean 'svp'.*avg_pool, mask_pool"):
+    with pytest.raises(KeyError, match="Did you mean 'svp'.*avg_pool, .*mask_pool, "):
         build_projector("svpp", **SIZES)
 
 
@@ -47,6 +46,23 @@ def test_a_name_is_taken_once():
         ("mask_pool", {"token_order": "size"}, "raster, area, given"),
         ("avg_pool", {"tokens_h": 7}, "7x6 tokens from a 6x4"),
         ("mlp", {"token_std": 0.0}, "token_std"),
+        ("c_abstractor", {"tokens_h": 7}, "7x6 tokens from a 6x4"),
+        ("c_abstractor", {"tokens_w": 3, "blocks": 0}, "blocks"),
+        ("ldp_v2", {"tokens_w": 5}, "6x5 tokens from a 6x4"),
+        ("pixel_shuffle", {"ratio": 4}, "6x4 patch grid.*Nearest grids that do: 4x4 and 8x4"),
+        ("pixel_shuffle", {"ratio": 0}, "ratio"),
+        ("patch_merger", {"norm": "batch"}, "rms, layer"),
+        ("patch_merger", {"merge_size": 0}, "merge_size"),
+        ("patch_merger", {"eps": 0.0}, "eps"),
+        ("perceiver", {"num_queries": 0}, "num_queries"),
+        ("perceiver", {"depth": 0}, "depth"),
+        ("token_packer", {"scale": 2, "heads": 3}, "width 16 into 3 heads.*model.projector.heads"),
+        ("token_packer", {"scale": 5}, "Nearest grids that do: 5x5 and 10x5"),
+        ("token_packer", {"scale": 2, "num_levels": 0}, "num_levels"),
+        ("dpc_knn", {"kind": "varying"}, "fixed, threshold"),
+        ("dpc_knn", {"count": 0}, "count"),
+        ("dpc_knn", {"threshold": 0.0}, "threshold"),
+        ("vision_zip", {"dominant": 0}, "dominant"),
     ],
 )
 def test_impossible_option_is_explained(name, options, message):
@@ -60,12 +76,10 @@ def test_yaml_booleans_stand_for_full_and_off(given, meant):
     assert (options.ssa, options.sspe) == (meant, meant)
 
 
-def test_table_lists_every_projector(capsys):
-    main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list_projectors()
-    mlp = next(line for line in lines if line.startswith("mlp "))
-    assert "576" in mlp and "20.98 M" in mlp  # LLaVA-1.5's, counted by hand
+@pytest.mark.parametrize("name", ["pixel_shuffle", "token_packer", "patch_merger"])
+def test_dinov2s_own_side_is_named_as_a_trap(name):
+    with pytest.raises(ValueError, match="37x37.*36x36 and (38x38|40x40).*518 px = 37x37.*336 px = 24x24"):
+        build_projector(name, vision_dim=16, llm_dim=8, grid=(37, 37))
 
 
 def test_imports_neither_lavis_nor_transformers():
