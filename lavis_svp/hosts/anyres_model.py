@@ -113,9 +113,6 @@ class AnyresModel:
             )
         pairs = zip(pixel_values, canvases, strict=True)
         views = torch.cat([pixels[: canvas.views] for pixels, canvas in pairs])  # (V, 3, H, W)
-        vision = self.config.vision_config
-        whole_side = vision.image_size // vision.patch_size * vision.patch_size
-        views = views[..., :whole_side, :whole_side]  # what the tower sees: SigLIP-SO400M has 384 = 27 * 14 + 6 pixels
         features = tower_features(self.vision_tower, views, self.config.vision_feature_layer, self.recipe)
         if is_patchwise(self.recipe):
             tokens = self.multi_modal_projector(features).tokens  # (V, N, D)

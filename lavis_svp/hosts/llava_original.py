@@ -85,7 +85,11 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
                 f"Unknown mm_projector_type {kind!r}. Known: linear, identity, mlp<number>x_gelu, "
                 f"{', '.join(list_projectors())}."
             )
-        return llava_recipe(config).build()
+        try:
+            return llava_recipe(config).build()
+        except ValueError as error:
+            where = "mm_projector_options, mm_projector_levels and mm_projector_grid of LLaVA's configuration"
+            raise ValueError(f"{error} Here that means {where}.") from error
     if kind == "identity":
         return nn.Identity()
     layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]

@@ -9,11 +9,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lavis_svp.hosts import list_hosts, swap_projector
 from lavis_svp.projectors import list_projectors
-from lavis_svp.projectors.registry import PROJECTORS
 from lavis_svp.superpixels import RegionMap
 
 PROMPTS = ["What is <image> this?", "<image> and <image>: which is it?", "Words alone.", "Once <image> more"]
-SMALL = {"avg_pool": {"tokens_h": 2, "tokens_w": 3}, "svp": {"sspe_width": 32, "mask_size": 8}}
+SMALL = {
+    "avg_pool": {"tokens_h": 2, "tokens_w": 3},
+    "c_abstractor": {"tokens_h": 2, "tokens_w": 3, "blocks": 1},
+    "dpc_knn": {"count": 5},
+    "ldp_v2": {"tokens_h": 2, "tokens_w": 3},
+    "perceiver": {"num_queries": 5, "depth": 1, "heads": 2, "head_dim": 8},
+    "svp": {"sspe_width": 32, "mask_size": 8},
+    "token_packer": {"num_levels": 2},
+    "vision_zip": {"dominant": 5, "contextual": 2},
+}
 RAGGED = ["mlp", "avg_pool", "mask_pool", "svp"]
 
 
@@ -23,7 +31,7 @@ def host(request):
 
 
 def swapped(host, name):
-    levels = (1, 2) if "levels" in PROJECTORS.get(name).requires else ()
+    levels = (1, 2) if name == "token_packer" else ()
     settings = {"superpixels": "felzenszwalb", "levels": levels, **SMALL.get(name, {})}
     model, processor = swap_projector(*host, name, **settings)
     return model.eval(), processor

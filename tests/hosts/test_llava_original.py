@@ -27,13 +27,18 @@ from lavis_svp.hosts.llava_original import (
 )
 from lavis_svp.hosts.mm_projector import save_mm_projector
 from lavis_svp.projectors import Projector, list_projectors
-from lavis_svp.projectors.registry import PROJECTORS
 from lavis_svp.superpixels import RegionMap
 
 PICTURE, IGNORED = -200, -100
 SIDE, PATCH, VISION, LANGUAGE, WORDS = 48, 8, 32, 24, 60
 SHOWN = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
-OPTIONS = {"avg_pool": {"tokens_h": 3, "tokens_w": 2}, "svp": {"sspe_width": 32, "mask_size": 8}}
+OPTIONS = {
+    "avg_pool": {"tokens_h": 3, "tokens_w": 2},
+    "pixel_shuffle": {"ratio": 3},
+    "svp": {"sspe_width": 32, "mask_size": 8},
+    "token_packer": {"scale": 2, "num_levels": 2},
+    "vision_zip": {"dominant": 5, "contextual": 2},
+}
 
 
 class Tower(nn.Module):
@@ -47,11 +52,12 @@ class Tower(nn.Module):
         )  # fmt: skip
         self.vision_tower = CLIPVisionModel(config)
         self.num_patches_per_side = SIDE // PATCH
-        self.first = 1
+        self.select_layer, self.first = -2, 1
 
     @torch.no_grad()
     def forward(self, images):
-        return self.vision_tower(images, output_hidden_states=True).hidden_states[-2][:, self.first :]
+        states = self.vision_tower(images, output_hidden_states=True).hidden_states
+        return states[self.select_layer][:, self.first :]
 
 
 class DoubleMeta:
@@ -116,7 +122,7 @@ class Double(RaggedImages, DoubleMeta, LlamaForCausalLM):
 def config_of(kind, **more):
     return SimpleNamespace(
         mm_projector_type=kind, mm_hidden_size=VISION, hidden_size=LANGUAGE, mm_projector_grid=[6, 6],
-        mm_projector_options=OPTIONS.get(kind, {}), mm_superpixels={"name": "felzenszwalb"}, **more,
+        mm_projector_options=OPTIONS.get(kind, {}), mm_projector_levels=[1, 3], mm_superpixels={"name": "felzenszwalb"}, **more,
     )  # fmt: skip
 
 
@@ -162,8 +168,7 @@ def test_llavas_own_types_stay():
     assert isinstance(build_vision_projector(config_of("identity")), nn.Identity)
     assert isinstance(build_vision_projector(SimpleNamespace(mm_hidden_size=4, hidden_size=8)), nn.Linear)
     for name in list_projectors():
-        if "levels" not in PROJECTORS.get(name).requires:  # LLaVA's tower gives one layer
-            assert build_vision_projector(config_of(name)).name == name
+        assert build_vision_projector(config_of(name)).name == name
     with pytest.raises(ValueError, match="'mlp2x'.*mlp<number>x_gelu.*svp"):
         build_vision_projector(config_of("mlp2x"))
 
@@ -226,6 +231,21 @@ def test_generation_with_cache_equals_without_and_beams(images_of, kind):
     for row, pictures in enumerate(own):
         alone = model.say(ids[row : row + 1, mask[row]], images[pictures], num_beams=3)
         assert torch.equal(beams[row, : alone.shape[1]], alone[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["token_packer", "vision_zip", "dpc_knn"])
+def test_what_projectors_want_besides_comes_from_the_model_in_the_tower(images_of, kind):
+    model, images = double(kind), images_of(kind)
+    model.config.mm_projector_levels = [1, 3]
+    together = model.encode_images(images)
+    for picture, tokens in zip(images, together, strict=True):
+        assert torch.allclose(model.encode_images(picture[None])[0], tokens, atol=1e-5)
+    projector, tower = model.model.mm_projector, model.model.tower[0]
+    with torch.no_grad():  # another last layer changes only what looks at it
+        tower.vision_tower.vision_model.encoder.layers[2].mlp.fc2.weight.add_(0.1)
+    same = all(torch.equal(a, b) for a, b in zip(model.encode_images(images), together, strict=True))
+    assert same == ("levels" not in projector.requires)
 
 
 @torch.no_grad()
@@ -333,6 +353,9 @@ def test_what_is_wrong(images_of, picture):
     process = SuperpixelImageProcessor(inner, config_of("svp"))
     with pytest.raises(ValueError, match="2 pictures need as many region maps"):
         process([picture(1), picture(2)], region_maps=[])
+    no_levels = SimpleNamespace(**{**vars(config_of("token_packer")), "mm_projector_levels": None})
+    with pytest.raises(ValueError, match="mm_projector_levels"):
+        build_vision_projector(no_levels)
     with pytest.raises(ValueError, match="'no_such'"):
         build_vision_projector(SimpleNamespace(**{**vars(config_of("svp")), "mm_projector_options": {"no_such": 1}}))
     assert isinstance(model.model.mm_projector, Projector)

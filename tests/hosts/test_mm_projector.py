@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lavis_svp.hosts.mm_projector import load_mm_projector, save_mm_projector
-from lavis_svp.projectors import build_projector
+from lavis_svp.projectors import build_projector, list_projectors
+from lavis_svp.projectors.testing import make_projector
 
 
 def build(name="svp", llm=24, **options):
@@ -40,6 +41,13 @@ def test_as_llavas_trainer_writes_and_its_model_reads(tmp_path):
     ours = torch.load(save_mm_projector(tmp_path / "ours.bin", other), weights_only=True)
     model.load_state_dict(ours, strict=False)
     build().load_state_dict({key.split("mm_projector.")[1]: value for key, value in ours.items()})
+
+
+@pytest.mark.parametrize("name", list_projectors())
+def test_all_of_a_projector_is_in_what_llavas_trainer_writes(name):
+    """It writes named parameters only: a buffer that has to be kept would be lost."""
+    projector = make_projector(name)
+    assert set(projector.state_dict()) == {key for key, _ in projector.named_parameters()}
 
 
 def test_llavas_mlp_becomes_the_head(tmp_path):
