@@ -122,7 +122,8 @@ class Double(RaggedImages, DoubleMeta, LlamaForCausalLM):
 def config_of(kind, **more):
     return SimpleNamespace(
         mm_projector_type=kind, mm_hidden_size=VISION, hidden_size=LANGUAGE, mm_projector_grid=[6, 6],
-        mm_projector_options=OPTIONS.get(kind, {}), mm_projector_levels=[1, 3], mm_superpixels={"name": "felzenszwalb"}, **more,
+        mm_projector_options=OPTIONS.get(kind, {}), mm_projector_levels=[1, 3],
+        mm_superpixels={"name": "felzenszwalb"}, **more,
     )  # fmt: skip
 
 
