@@ -65,8 +65,8 @@ def read_channels(images: Tensor, features: PatchFeatures, mask_size: MaskSize) 
     """What a projector needs, from pictures with label channels and their features.
 
     Args:
-        images: (P, 5, H, W). An edge that fills no patch, of fewer pixels than there are patches along the side, is left
-            out, as the vision tower leaves it out.
+        images: (P, 5, H, W). An edge that fills no patch, of fewer pixels than there are patches along the side, is
+            left out, as the vision tower leaves it out.
         features: of the vision tower, all on one grid.
         mask_size: what the projector wants; see :meth:`Superpixels.from_masks`.
 
