@@ -18,6 +18,7 @@ ROOMS_ON_LAVIS = (
     "lavis_svp.datasets.builders",
     "lavis_svp.tasks",
     "lavis_svp.runners",
+    "lavis_svp.hosts.blip2",
 )
 
 

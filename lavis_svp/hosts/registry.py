@@ -36,7 +36,7 @@ class Host(Protocol):
 
 
 HOSTS: Registry[Host] = Registry("host")
-"""By the ``model_type`` of the host's configuration."""
+"""By the ``model_type`` of the host's configuration; a LAVIS model, which has none, by the name of its class."""
 
 
 def list_hosts() -> list[str]:
@@ -80,8 +80,8 @@ def swap_projector(
         UnknownNameError: this kind of model is no known host, or there is no such projector.
         ValueError: an option the projector does not have, or a model whose projector was swapped already.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
     if kind not in HOSTS.names():
-        raise unknown_name("host, by its config.model_type,", kind or type(model).__name__, HOSTS.names())
+        raise unknown_name("host, by its config.model_type or class,", kind, HOSTS.names())
     section = {"name": superpixels} if isinstance(superpixels, str) else dict(superpixels)
     return HOSTS.get(kind)(model, processor, SwapChoices(projector, options, section, tuple(levels)))

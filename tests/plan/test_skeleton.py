@@ -24,10 +24,8 @@ from lavis_svp.plan.skeleton import (
     visual_tokens,
 )
 from lavis_svp.projectors import list_projectors
-from lavis_svp.projectors.base import ENCODER_OUTPUTS
-from lavis_svp.projectors.registry import PROJECTORS
 
-SWAPPED = [name for name in list_projectors() if not PROJECTORS.get(name).requires & ENCODER_OUTPUTS]
+SWAPPED = list_projectors()
 TYPES = sorted(SvpRis.PRETRAINED_MODEL_CONFIG_DICT)
 FULL = [name for name in TYPES if name != "tiny"]
 SLOW = {"pretrain_vicuna7b", "glamm_dinov2_vicuna7b", "refcoco_llama3_8b"}  # parts that another type has as well

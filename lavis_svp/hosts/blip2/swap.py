@@ -1,0 +1,84 @@
+"""Swap the projector of a BLIP-2 that LAVIS has built already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lavis.models.blip2_models.blip2_opt import Blip2OPT
+from lavis.models.blip2_models.blip2_t5 import Blip2T5
+from transformers import OPTForCausalLM, T5ForConditionalGeneration
+
+from lavis_svp.common.registry import unknown_name
+from lavis_svp.hosts.blip2.base import ProjectedBlip2
+from lavis_svp.hosts.blip2.opt import Blip2OPTSvp
+from lavis_svp.hosts.blip2.options import Blip2OPTOptions, Blip2T5Options
+from lavis_svp.hosts.blip2.parts import Vision, as_transformers_own, vision_dim, vision_grid
+from lavis_svp.hosts.blip2.t5 import Blip2T5Svp
+from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.registry import HOSTS, SwapChoices
+from lavis_svp.hosts.weights import report_new
+
+
+@HOSTS.register("Blip2OPT")
+@HOSTS.register("Blip2T5")
+def swap_into_blip2(model: Blip2OPT | Blip2T5, processor: Any, choices: SwapChoices) -> tuple[ProjectedBlip2, Any]:
+    """Swap the projector of LAVIS's BLIP-2; see :func:`lavis_svp.hosts.swap_projector`.
+
+    Args:
+        model: as LAVIS built it.
+        processor: returned as it is: LAVIS's processors serve, the model makes the superpixels.
+        choices: of the user.
+
+    Raises:
+        ValueError: ``levels``, which LAVIS's encoders do not give.
+    """
+    if choices.levels:
+        raise ValueError("LAVIS's vision encoders give their last layer only: leave levels out.")
+    vision = Vision(model.visual_encoder, model.ln_vision)
+    is_opt = isinstance(model, Blip2OPT)
+    language = model.opt_model if is_opt else model.t5_model
+    recipe = SwapRecipe(
+        name=choices.projector,
+        vision_dim=vision_dim(vision.visual_encoder),
+        llm_dim=language.get_input_embeddings().embedding_dim,
+        grid=vision_grid(vision.visual_encoder),
+        options=choices.options,
+        superpixels=choices.superpixels,
+    )
+    text: dict[str, Any] = {"prompt": model.prompt, "max_txt_len": model.max_txt_len}
+    swapped: ProjectedBlip2
+    if is_opt:
+        own = as_transformers_own(language, OPTForCausalLM)
+        swapped = Blip2OPTSvp(vision, own, model.opt_tokenizer, recipe, Blip2OPTOptions(**text))
+    else:
+        own = as_transformers_own(language, T5ForConditionalGeneration)
+        options = Blip2T5Options(**text, apply_lemmatizer=model._apply_lemmatizer)
+        swapped = Blip2T5Svp(vision, own, model.t5_tokenizer, recipe, options)
+    swapped.projector.to(model.device)
+    swapped.train(model.training)
+    report_new(type(model).__name__, swapped.projector, [name for name, _ in swapped.projector.named_parameters()])
+    return swapped, processor
+
+
+def swap_blip2(
+    model: Blip2OPT | Blip2T5, projector: str = "svp", superpixels: str | Mapping[str, Any] = "sam", **options: Any
+) -> ProjectedBlip2:
+    """Give a BLIP-2 that LAVIS has built another projector in place of its Q-Former and projection.
+
+    Vision encoder, its norm and language model are shared with the original. The norm trains in both.
+
+    Args:
+        model: LAVIS's ``blip2_opt`` or ``blip2_t5``.
+        projector: a registered projector.
+        superpixels: a superpixel generator's name, or ``{"name": ..., option: ...}``.
+        options: the projector's own choices.
+
+    Raises:
+        UnknownNameError: another model, or no such projector.
+        ValueError: an option the projector does not have.
+    """
+    if not isinstance(model, Blip2OPT | Blip2T5) or isinstance(model, ProjectedBlip2):
+        raise unknown_name("BLIP-2 of LAVIS", type(model).__name__, ("Blip2OPT", "Blip2T5"))
+    section = {"name": superpixels} if isinstance(superpixels, str) else dict(superpixels)
+    return swap_into_blip2(model, None, SwapChoices(projector, options, section))[0]
