@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -179,6 +181,17 @@ def test_a_superpixel_spans_tiles_and_is_the_mean_of_its_patches(host, picture):
     canvases = model.model.canvases(inputs["image_sizes"])
     made, counts = model.model.visual_tokens(given["pixel_values"], given["image_sizes"], canvases, inputs)
     assert counts == [2] and torch.allclose(made, wanted, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mlp", "svp", "vision_zip"])
+def test_bfloat16(host, name, inputs_of):
+    model, processor = swapped((deepcopy(host[0]).to(torch.bfloat16), host[1]), name)
+    inputs = inputs_of(processor).to(torch.bfloat16)
+    rough, exact = model(**inputs).logits, swapped(host, "mlp")[0] if name == "mlp" else None
+    assert rough.dtype == torch.bfloat16 and rough.isfinite().all()
+    if exact is not None:
+        assert torch.allclose(rough.float(), exact(**inputs_of(processor)).logits, atol=0.1)
 
 
 def test_what_is_wrong(host, picture):
