@@ -11,12 +11,22 @@ Importing this package also tells transformers' ``Auto…`` classes how to load 
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lavis_svp.hosts import llava, qwen2_5_vl, qwen2_vl
+from lavis_svp.hosts import llava, llava_next, llava_onevision, qwen2_5_vl, qwen2_vl
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import list_hosts, swap_projector
 
 for _config, _model, _processor in (
     (llava.SvpLlavaConfig, llava.SvpLlavaForConditionalGeneration, llava.SvpLlavaProcessor),
+    (
+        llava_next.SvpLlavaNextConfig,
+        llava_next.SvpLlavaNextForConditionalGeneration,
+        llava_next.SvpLlavaNextProcessor,
+    ),
+    (
+        llava_onevision.SvpLlavaOnevisionConfig,
+        llava_onevision.SvpLlavaOnevisionForConditionalGeneration,
+        llava_onevision.SvpLlavaOnevisionProcessor,
+    ),
     (
         qwen2_5_vl.SvpQwen2_5_VLConfig,
         qwen2_5_vl.SvpQwen2_5_VLForConditionalGeneration,

@@ -18,6 +18,8 @@ class RaggedGeneration:
     model: Any
     picture_keys: tuple[str, ...] = ("pixel_values", *SUPERPIXEL_KEYS)
     """Inputs whose first axis counts pictures."""
+    count_keys: tuple[str, ...] = ()
+    """Inputs by row that ``picture_counts`` needs besides."""
 
     def forward(
         self,
@@ -87,7 +89,8 @@ class RaggedGeneration:
         repeated: dict[str, Tensor] = {}
         if expand_size > 1 and input_ids is not None and pictures:
             placeholders = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
-            per_row = pictures_per_row(placeholders, self.model.picture_counts(**pictures))
+            by_row = {key: model_kwargs[key] for key in self.count_keys if key in model_kwargs}
+            per_row = pictures_per_row(placeholders, self.model.picture_counts(**pictures, **by_row))
             repeated = self.repeated_pictures(pictures, per_row, expand_size)
             model_kwargs = {key: value for key, value in model_kwargs.items() if key not in pictures}
         ids, rest = super()._expand_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's

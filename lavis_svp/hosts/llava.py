@@ -154,8 +154,15 @@ class SvpLlavaProcessor(SwappedProcessor, LlavaProcessor):
 
     def layout(self, pictures: list[Any], image_inputs: Mapping[str, Any]) -> PictureLayout:
         """See :meth:`SwappedProcessor.layout`: the grid of the pixels, the part of the picture that the crop shows."""
-        grids = [(p.shape[-2] // self.patch_size, p.shape[-1] // self.patch_size) for p in image_inputs["pixel_values"]]
-        shown = [cropped(p, field_of_view(self.image_processor, p.shape[0], p.shape[1])) for p in pictures]
+        grids, shown = [], []
+        for picture, pixels in zip(pictures, image_inputs["pixel_values"], strict=True):
+            height, width = pixels.shape[-2:]
+            grid = (height // self.patch_size, width // self.patch_size)
+            top, left, bottom, right = field_of_view(self.image_processor, picture.shape[0], picture.shape[1])
+            bottom = top + (bottom - top) * grid[0] * self.patch_size / height  # SigLIP's 384 pixels end in no patch
+            right = left + (right - left) * grid[1] * self.patch_size / width
+            grids.append(grid)
+            shown.append(cropped(picture, (top, left, bottom, right)))
         return PictureLayout(shown, grids)
 
 

@@ -16,7 +16,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from lavis_svp.encoders.picture_superpixels import PictureSuperpixels
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.projectors import Superpixels
-from lavis_svp.projectors.structures import Grid
+from lavis_svp.projectors.structures import Extent, Grid
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 
 Box = tuple[float, float, float, float]
@@ -91,7 +91,7 @@ def superpixel_inputs(
     recipe: SwapRecipe,
     pictures: Sequence[np.ndarray],
     grids: Sequence[Grid],
-    extents: Sequence[tuple[float, float]] | None = None,
+    extents: Sequence[Extent] | None = None,
     region_maps: Sequence[RegionMap] | None = None,
 ) -> dict[str, Tensor]:
     """The superpixels of P pictures as tensors that travel with a processor's output.
@@ -100,7 +100,7 @@ def superpixel_inputs(
         recipe: of the swap.
         pictures: (H, W, 3) uint8 RGB each, the field of view of its patches.
         grids: the (h, w) patch grid of each.
-        extents: share of the grid's height and width that each covers; None: all of it.
+        extents: share of the grid's height and width that each covers, or where its cells lie; None: all of it.
         region_maps: the superpixels, where the caller has them already; None: the recipe's generator makes them.
 
     Returns:

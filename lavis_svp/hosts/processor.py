@@ -13,7 +13,7 @@ from transformers.image_utils import ImageInput
 from lavis_svp.hosts.pictures import as_arrays, superpixel_inputs, token_counts
 from lavis_svp.hosts.placeholders import expand_placeholders
 from lavis_svp.hosts.recipe import SwapRecipe
-from lavis_svp.projectors.structures import Grid
+from lavis_svp.projectors.structures import Extent, Grid
 from lavis_svp.superpixels import RegionMap
 
 
@@ -24,14 +24,16 @@ class PictureLayout:
     Args:
         shown: (H, W, 3) uint8 RGB each, exactly the field of view of the patches.
         grids: the (h, w) patch grid of each, as the projector will get it.
-        extents: share of the grid's height and width that the picture covers; None: all of it.
+        extents: share of the grid's height and width that the picture covers, or where its cells lie; None: all of it.
         valid: the (h, w) of the patches that show something; None: the whole grids.
+        counts: visual tokens of each, where the host has the last word; None: what the projector promises.
     """
 
     shown: Sequence[np.ndarray]
     grids: Sequence[Grid]
-    extents: Sequence[tuple[float, float]] | None = None
+    extents: Sequence[Extent] | None = None
     valid: Sequence[Grid] | None = None
+    counts: Sequence[int] | None = None
 
 
 class SwappedProcessor:
@@ -108,7 +110,8 @@ class SwappedProcessor:
             layout = self.layout(pictures, made)
             superpixels = superpixel_inputs(recipe, layout.shown, layout.grids, layout.extents, region_maps)
             made.update(superpixels)
-            counts = token_counts(recipe, layout.valid or layout.grids, superpixels)
+            promised = layout.counts or token_counts(recipe, layout.valid or layout.grids, superpixels)
+            counts = list(promised)
         if text is not None:
             texts = expand_placeholders(texts, self.image_token, counts)
         tensor_type = merged["text_kwargs"].pop("return_tensors", None)

@@ -2,8 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CellEdges:
+    """Where each cell of a patch grid lies on a picture, for grids that do not divide it evenly from its first corner.
+
+    Such are the grids of pictures that stand in the middle of a padded canvas, or whose tiles are no whole patches.
+
+    Args:
+        rows: (h, 2) float64, first and last edge of each row of cells in shares of the picture's height, ascending;
+            below 0 and above 1 lies padding.
+        columns: (w, 2) float64, the same along the width.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w)."""
+        return len(self.rows), len(self.columns)
+
+    def resampled(self, grid: tuple[int, int]) -> CellEdges:
+        """The same field of view cut into another number of cells; one that spans a gap between cells includes it."""
+        return CellEdges(_resampled(self.rows, grid[0]), _resampled(self.columns, grid[1]))
+
+
+def _resampled(edges: Tensor, cells: int) -> Tensor:
+    old, new = len(edges), cells
+    index = torch.arange(new)
+    bounds = []
+    # the start of new cell k lies at k * old / new old cells, its stop at (k + 1) * old / new, still in the cell before
+    for numerator, cell in ((index * old, index * old // new), ((index + 1) * old, ((index + 1) * old - 1) // new)):
+        inside = (numerator - cell * new).double() / new
+        bounds.append(edges[cell, 0] + inside * (edges[cell, 1] - edges[cell, 0]))
+    return torch.stack(bounds, dim=1)  # (cells, 2)
+
+
+def interval_overlap(edges: Tensor, pixels: int) -> Tensor:
+    """Share of each cell that each pixel covers along one axis, for cells anywhere; see :func:`cell_overlap`.
+
+    Args:
+        edges: (cells, 2) first and last edge of each cell, in shares of the picture's side.
+        pixels: number of the picture's pixels along the axis.
+
+    Returns:
+        (cells, pixels) float32; a row sums to the share of that cell that the picture covers.
+
+    Raises:
+        ValueError: no pixel, or a cell without length.
+    """
+    lengths = edges[:, 1:] - edges[:, :1]  # (cells, 1)
+    if pixels < 1 or bool((lengths <= 0).any()):
+        raise ValueError(f"An axis needs pixels and cells of positive length, got {pixels} pixels and {edges}.")
+    pixel = torch.arange(pixels + 1, dtype=torch.float64) / pixels
+    start = torch.maximum(pixel[None, :-1], edges[:, :1].double())
+    stop = torch.minimum(pixel[None, 1:], edges[:, 1:].double())
+    return ((stop - start).clamp_min(0.0) / lengths).float()  # (cells, pixels)
 
 
 def cell_overlap(cells: int, pixels: int, extent: float = 1.0) -> Tensor:

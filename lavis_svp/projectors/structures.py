@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_svp.projectors.overlap import cell_overlap
+from lavis_svp.projectors.overlap import CellEdges, cell_overlap, interval_overlap
 
 if TYPE_CHECKING:
     from lavis_svp.superpixels.region_map import RegionMap
 
 Grid = tuple[int, int]
+Extent = tuple[float, float] | CellEdges
 MaskSize = int | tuple[int, int] | None
 
 
@@ -115,7 +116,7 @@ class Superpixels:
         cls,
         maps: Sequence[RegionMap],
         grids: Sequence[Grid],
-        extents: Sequence[tuple[float, float]] | None = None,
+        extents: Sequence[Extent] | None = None,
         mask_size: MaskSize = 32,
         device: torch.device | str | None = None,
     ) -> Superpixels:
@@ -127,12 +128,14 @@ class Superpixels:
             maps: one region map a picture, at any resolution.
             grids: the (h, w) patch grid of each picture.
             extents: the share (of the grid's height, of its width) that each picture covers, anchored top-left;
-                default (1, 1), the picture is stretched over the whole grid.
+                default (1, 1), the picture is stretched over the whole grid. Or ``CellEdges``, for a picture that lies
+                on its grid in any other way.
             mask_size: Hm = Wm, or (Hm, Wm), of the masks; None: no masks.
             device: where the tensors go.
 
         Raises:
-            ValueError: the numbers of maps, grids and extents differ, or an extent is outside (0, 1].
+            ValueError: the numbers of maps, grids and extents differ, an extent is outside (0, 1], or edges are those
+                of another grid.
         """
         regions = [_MapRegions(region_map) for region_map in maps]
         return cls._build(regions, grids, extents, mask_size, device)
@@ -142,7 +145,7 @@ class Superpixels:
         cls,
         masks: Sequence[Tensor | np.ndarray],
         grids: Sequence[Grid],
-        extents: Sequence[tuple[float, float]] | None = None,
+        extents: Sequence[Extent] | None = None,
         mask_size: MaskSize = 32,
         device: torch.device | str | None = None,
     ) -> Superpixels:
@@ -161,7 +164,7 @@ class Superpixels:
         cls,
         regions: Sequence[_MapRegions | _MaskRegions],
         grids: Sequence[Grid],
-        extents: Sequence[tuple[float, float]] | None,
+        extents: Sequence[Extent] | None,
         mask_size: MaskSize,
         device: torch.device | str | None,
     ) -> Superpixels:
@@ -177,6 +180,8 @@ class Superpixels:
         masks = None if fine is None else torch.zeros(batch, most, *fine)
         valid = torch.zeros(batch, most, dtype=torch.bool)
         for b, (picture, (h, w), extent) in enumerate(zip(regions, grids, extents, strict=True)):
+            if isinstance(extent, CellEdges) and extent.grid != (h, w):
+                raise ValueError(f"Picture {b} has a grid of {h}x{w} patches, but edges of {extent.grid} cells.")
             weights[b, : len(picture), : h * w] = picture.shares((h, w), extent).flatten(1)  # (S, h * w)
             if masks is not None and fine is not None:
                 masks[b, : len(picture)] = picture.shares(fine, extent)  # (S, Hm, Wm)
@@ -221,6 +226,14 @@ class VisualTokens:
         return self.tokens[self.valid], self.valid.sum(dim=1).tolist()
 
 
+def _overlaps(grid: Grid, pixels: tuple[int, int], extent: Extent) -> tuple[Tensor, Tensor]:
+    """Share of each row of cells that each row of pixels covers, and the same for columns."""
+    if isinstance(extent, CellEdges):
+        edges = extent if extent.grid == grid else extent.resampled(grid)
+        return interval_overlap(edges.rows, pixels[0]), interval_overlap(edges.columns, pixels[1])
+    return cell_overlap(grid[0], pixels[0], extent[0]), cell_overlap(grid[1], pixels[1], extent[1])
+
+
 class _MapRegions:
     """The regions of one label map, each measured inside its own box only."""
 
@@ -231,10 +244,9 @@ class _MapRegions:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def shares(self, grid: Grid, extent: tuple[float, float]) -> Tensor:
+    def shares(self, grid: Grid, extent: Extent) -> Tensor:
         """(S, h, w): the share of each cell of ``grid`` that each region covers."""
-        rows = cell_overlap(grid[0], self.labels.shape[0], extent[0])
-        columns = cell_overlap(grid[1], self.labels.shape[1], extent[1])
+        rows, columns = _overlaps(grid, (self.labels.shape[0], self.labels.shape[1]), extent)
         out = torch.zeros(len(self), *grid)
         for region, (x0, y0, x1, y1) in enumerate(self.boxes):
             inside = (self.labels[y0:y1, x0:x1] == region).float()
@@ -253,8 +265,7 @@ class _MaskRegions:
     def __len__(self) -> int:
         return self.masks.shape[0]
 
-    def shares(self, grid: Grid, extent: tuple[float, float]) -> Tensor:
+    def shares(self, grid: Grid, extent: Extent) -> Tensor:
         """(S, h, w): the share of each cell of ``grid`` that each region covers."""
-        rows = cell_overlap(grid[0], self.masks.shape[1], extent[0])
-        columns = cell_overlap(grid[1], self.masks.shape[2], extent[1])
+        rows, columns = _overlaps(grid, (self.masks.shape[1], self.masks.shape[2]), extent)
         return rows @ self.masks @ columns.T  # (S, h, w)

@@ -16,16 +16,28 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Config,
     Qwen2TokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    SiglipVisionConfig,
 )
 
 SIDE, PATCH = 48, 8
@@ -53,10 +65,7 @@ def llava(host_tokenizer: AutoTokenizer) -> tuple[LlavaForConditionalGeneration,
     )  # fmt: skip
     torch.manual_seed(0)
     config = LlavaConfig(vision, text, image_token_index=host_tokenizer.convert_tokens_to_ids("<image>"))
-    model = LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():  # so that what a picture holds changes what is said
-        for parameter in model.model.multi_modal_projector.parameters():
-            parameter.mul_(8.0)
+    model = _louder(LlavaForConditionalGeneration(config))
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     processor = LlavaProcessor(images, host_tokenizer, PATCH, "default", num_additional_image_tokens=1)
     return model, processor
@@ -125,3 +134,64 @@ def draw(seed: int, height: int = 60, width: int = 90) -> Image.Image:
 def picture() -> Callable[..., Image.Image]:
     """``picture(seed, height=60, width=90)``: a PIL picture of some rectangles."""
     return draw
+
+
+TILED_SIDE, TILED_PATCH = 28, 9  # 3 x 3 patches a view, and one pixel that belongs to none, as in SigLIP-SO400M's 384
+PINPOINTS = [[28 * rows, 28 * columns] for rows, columns in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))]
+
+
+@pytest.fixture(scope="session")
+def llava_next(host_tokenizer: AutoTokenizer) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    """A LLaVA-NeXT of two layers with a CLIP of three, views of 3 x 3 patches, up to four of them and a base view."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=TILED_SIDE,
+        patch_size=TILED_PATCH,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(host_tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    image_token = host_tokenizer.convert_tokens_to_ids("<image>")
+    torch.manual_seed(0)
+    config = LlavaNextConfig(vision, text, image_token_index=image_token, image_grid_pinpoints=PINPOINTS)
+    model = _louder(LlavaNextForConditionalGeneration(config))
+    crop = {"height": TILED_SIDE, "width": TILED_SIDE}
+    images = LlavaNextImageProcessor(size={"shortest_edge": TILED_SIDE}, crop_size=crop, image_grid_pinpoints=PINPOINTS)
+    return model, LlavaNextProcessor(images, host_tokenizer, TILED_PATCH, "default", num_additional_image_tokens=1)
+
+
+@pytest.fixture(scope="session")
+def llava_onevision(
+    host_tokenizer: AutoTokenizer,
+) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
+    """A LLaVA-OneVision of two layers with a SigLIP of three; canvases of more than two views are pooled."""
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=TILED_SIDE,
+        patch_size=TILED_PATCH, vision_use_head=False,
+    )  # fmt: skip
+    text = Qwen2Config(
+        vocab_size=len(host_tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    image_token = host_tokenizer.convert_tokens_to_ids("<image>")
+    torch.manual_seed(0)
+    config = LlavaOnevisionConfig(
+        vision, text, image_token_index=image_token, image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2", tie_word_embeddings=True,
+    )  # fmt: skip
+    model = _louder(LlavaOnevisionForConditionalGeneration(config))
+    size = {"height": TILED_SIDE, "width": TILED_SIDE}
+    images = LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS)
+    processor = LlavaOnevisionProcessor(
+        images, host_tokenizer, LlavaOnevisionVideoProcessor(size=size), num_image_tokens=9,
+        vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_2",
+    )  # fmt: skip
+    return model, processor
+
+
+def _louder(model: PreTrainedModel) -> PreTrainedModel:
+    """So that what a picture holds changes what is said."""
+    with torch.no_grad():
+        for parameter in model.model.multi_modal_projector.parameters():
+            parameter.mul_(8.0)
+    return model.eval()

@@ -24,3 +24,18 @@ def test_five_lines(llava, picture, tmp_path, monkeypatch, weights):
     model = names["model"]
     trainable = {key.split(".")[1] for key, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"multi_modal_projector"} and model.config.svp["name"] == "svp"
+
+
+def test_llava_next(llava_next, picture, tmp_path, capsys):
+    for part in llava_next:
+        part.save_pretrained(tmp_path / "next")
+    text = (DOCS / "hosts_llava.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    name = '"llava-hf/llava-v1.6-vicuna-7b-hf"'
+    assert name in code
+    code = code.replace(name, f'"{tmp_path / "next"}"').replace(
+        '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
+    )
+    names = {"pictures": [picture(1)]}
+    exec(compile(code, "docs/hosts_llava.md", "exec"), names)
+    assert names["model"].config.model_type == "svp_llava_next" and "What is this?" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor, LlavaForConditionalGeneration
 
 from lavis_svp.hosts import list_hosts, swap_projector
 from lavis_svp.hosts.llava import SvpLlavaForConditionalGeneration
@@ -222,3 +222,23 @@ def test_chat_templates_go_through_the_swapped_processor(llava, picture):
     made = processor.apply_chat_template(said, **settings)
     wanted = processor(text="<image>Hm?", images=picture(1), return_tensors="pt")
     assert set(made) == set(wanted) and all(torch.equal(made[key], wanted[key]) for key in made)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [48, 52])  # whole patches of 8 pixels, and an edge that no patch sees
+def test_patches_see_what_the_superpixels_see(llava, side):
+    _, processor = swapped(llava, "mask_pool")
+    processor.image_processor = CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    red = np.full((side, 2 * side, 3), 255, np.uint8)
+    left = side // 2  # where the centre crop begins
+    red[16:32, left + 8 : left + 24] = (255, 0, 0)
+    inputs = processor(text="<image>?", images=red, return_tensors="pt")
+    pixels = inputs["pixel_values"][0, :, :48, :48]
+    painted = (
+        (pixels[0] - pixels[1] > 1).float().unflatten(0, (6, 8)).unflatten(2, (6, 8)).mean((1, 3)).flatten()
+    )  # (N,)
+    shares = inputs["superpixel_weights"][0]
+    nearest = (shares - painted).abs().sum(1).min()
+    assert painted.sum() == 4 and nearest < 0.5

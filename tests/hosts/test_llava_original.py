@@ -1,0 +1,362 @@
+"""The original LLaVA's convention, on a small double of its contract around a real CLIP and a real LLaMA.
+
+LLaVA itself does not install beside this package's transformers. The double keeps what our part relies on: one -200
+a picture, `encode_images` of all pictures at once, a picture for each prompt without one, labels of -100, padding on
+either side made after the splice, generation from embeddings.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from lavis_svp.hosts.llava_original import (
+    RaggedImages,
+    SuperpixelImageProcessor,
+    build_vision_projector,
+    llava_recipe,
+)
+from lavis_svp.hosts.mm_projector import save_mm_projector
+from lavis_svp.projectors import Projector, list_projectors
+from lavis_svp.superpixels import RegionMap
+
+PICTURE, IGNORED = -200, -100
+SIDE, PATCH, VISION, LANGUAGE, WORDS = 48, 8, 32, 24, 60
+SHOWN = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+OPTIONS = {
+    "avg_pool": {"tokens_h": 3, "tokens_w": 2},
+    "pixel_shuffle": {"ratio": 3},
+    "svp": {"sspe_width": 32, "mask_size": 8},
+    "token_packer": {"scale": 2, "num_levels": 2},
+    "vision_zip": {"dominant": 5, "contextual": 2},
+}
+
+
+class Tower(nn.Module):
+    """CLIP's patches of the layer before the last."""
+
+    def __init__(self):
+        super().__init__()
+        config = CLIPVisionConfig(
+            hidden_size=VISION, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE,
+            patch_size=PATCH,
+        )  # fmt: skip
+        self.vision_tower = CLIPVisionModel(config)
+        self.num_patches_per_side = SIDE // PATCH
+        self.select_layer, self.first = -2, 1
+
+    @torch.no_grad()
+    def forward(self, images):
+        states = self.vision_tower(images, output_hidden_states=True).hidden_states
+        return states[self.select_layer][:, self.first :]
+
+
+class DoubleMeta:
+    """What LlavaMetaForCausalLM promises."""
+
+    def get_model(self):
+        return self.model
+
+    def get_vision_tower(self):
+        return self.model.tower[0]
+
+    def encode_images(self, images):
+        return self.model.mm_projector(self.model.tower[0](images))
+
+    def prepare_inputs_labels_for_multimodal(
+        self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
+    ):
+        if images is None or input_ids.shape[1] == 1:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        assert isinstance(images, torch.Tensor) and images.ndim == 4, "the double splits no tiles"
+        visual = iter(self.encode_images(images))
+        kept = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+        targets = torch.full_like(input_ids, IGNORED) if labels is None else labels
+        rows, wanted = [], []
+        for ids, said in zip(
+            *([row[real] for row, real in zip(t, kept, strict=True)] for t in (input_ids, targets)), strict=True
+        ):
+            parts, spoken = [], []
+            if not (ids == PICTURE).any():
+                parts.append(next(visual)[:0])  # the picture of a prompt without any
+            for word, target in zip(ids, said, strict=True):
+                tokens = next(visual) if word == PICTURE else self.model.embed_tokens(word[None])
+                parts.append(tokens)
+                spoken.append(target.new_full((len(tokens),), IGNORED) if word == PICTURE else target[None])
+            rows.append(torch.cat(parts))
+            wanted.append(torch.cat(spoken))
+        assert next(visual, None) is None
+        side = getattr(self.config, "tokenizer_padding_side", "right")
+        embeds = pad_sequence(rows, batch_first=True, padding_side=side)
+        mask = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True, padding_side=side).bool()
+        new_labels = pad_sequence(wanted, batch_first=True, padding_side=side, padding_value=IGNORED)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        return None, positions, mask.long(), past_key_values, embeds, None if labels is None else new_labels
+
+
+class Double(RaggedImages, DoubleMeta, LlamaForCausalLM):
+    def logits(self, input_ids, images, labels=None, attention_mask=None):
+        given = self.prepare_inputs_labels_for_multimodal(input_ids, None, attention_mask, None, labels, images)
+        _, positions, mask, _, embeds, labels = given
+        out = LlamaForCausalLM.forward(
+            self, inputs_embeds=embeds, attention_mask=mask, position_ids=positions, labels=labels
+        )
+        return out, mask, labels
+
+    def say(self, input_ids, images, attention_mask=None, **kwargs):
+        _, _, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+            input_ids, None, attention_mask, None, None, images
+        )
+        return self.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=6, do_sample=False, **kwargs)
+
+
+def config_of(kind, **more):
+    return SimpleNamespace(
+        mm_projector_type=kind, mm_hidden_size=VISION, hidden_size=LANGUAGE, mm_projector_grid=[6, 6],
+        mm_projector_options=OPTIONS.get(kind, {}), mm_projector_levels=[1, 3],
+        mm_superpixels={"name": "felzenszwalb"}, **more,
+    )  # fmt: skip
+
+
+def double(kind):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=WORDS, hidden_size=LANGUAGE, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=WORDS - 1,
+    )  # fmt: skip
+    model = Double(config)
+    model.model.tower = [Tower().eval()]
+    model.model.get_vision_tower = lambda: model.model.tower[0]
+    model.model.mm_projector = build_vision_projector(config_of(kind))
+    with torch.no_grad():  # so that what a picture holds changes what is said
+        for parameter in model.model.mm_projector.parameters():
+            parameter.mul_(4.0)
+    return model.eval()
+
+
+@pytest.fixture
+def images_of(picture):
+    def make(kind, pad=True):
+        inner = CLIPImageProcessor(**SHOWN)
+        process = SuperpixelImageProcessor(inner, config_of(kind), pad=pad)
+        return process([picture(seed, 60, 45 + 20 * seed) for seed in range(4)], return_tensors="pt")["pixel_values"]
+
+    return make
+
+
+def prompts():
+    """One picture, two, none (which takes a picture too); with padding on the right, masked out."""
+    rows = [[1, 5, PICTURE, 7], [1, PICTURE, 9, PICTURE, 8, 3], [1, 4, 6]]
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return ids, ids != 0, [[0], [1, 2], [3]]
+
+
+def test_llavas_own_types_stay():
+    built = build_vision_projector(config_of("mlp2x_gelu"))
+    assert [type(layer) for layer in built] == [nn.Linear, nn.GELU, nn.Linear]
+    assert list(built.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(build_vision_projector(config_of("mlp3x_gelu"))) == 5
+    assert build_vision_projector(config_of("linear")).weight.shape == (LANGUAGE, VISION)
+    assert isinstance(build_vision_projector(config_of("identity")), nn.Identity)
+    assert isinstance(build_vision_projector(SimpleNamespace(mm_hidden_size=4, hidden_size=8)), nn.Linear)
+    for name in list_projectors():
+        assert build_vision_projector(config_of(name)).name == name
+    with pytest.raises(ValueError, match="'mlp2x'.*mlp<number>x_gelu.*svp"):
+        build_vision_projector(config_of("mlp2x"))
+
+
+def test_the_grid_is_read_from_the_vision_tower(tmp_path):
+    CLIPVisionConfig(image_size=56, patch_size=14).save_pretrained(tmp_path)
+    config = SimpleNamespace(mm_projector_type="svp", mm_hidden_size=8, hidden_size=6, mm_vision_tower=str(tmp_path))
+    recipe = llava_recipe(config)
+    assert recipe.grid == (4, 4) and recipe.superpixels == {"name": "sam"} and recipe.options == {}
+
+
+@torch.no_grad()
+def test_mlp_is_mlp2x_gelu_bit_for_bit(images_of):
+    ids, mask, _ = prompts()
+    theirs, ours = double("mlp2x_gelu"), double("mlp")
+    ours.model.mm_projector.head.load_state_dict(theirs.model.mm_projector.state_dict())
+    images = images_of("mlp")
+    assert isinstance(ours.encode_images(images), torch.Tensor)
+    before, after = (
+        theirs.logits(ids, images[:, :3], attention_mask=mask),
+        ours.logits(ids, images, attention_mask=mask),
+    )
+    assert torch.equal(before[0].logits, after[0].logits)
+    assert torch.equal(theirs.say(ids, images[:, :3], mask), ours.say(ids, images[:, :3], mask))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["svp", "mask_pool", "avg_pool"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_ragged_batch_equals_one_by_one(images_of, kind, side):
+    model, images = double(kind), images_of(kind)
+    model.config.tokenizer_padding_side = side
+    ids, mask, own = prompts()
+    labels = ids.clone()
+    out, new_mask, new_labels = model.logits(ids, images, labels, mask)
+    counts = [len(tokens) for tokens in model.encode_images(images)]
+    assert len(set(counts)) > 1 or kind == "avg_pool"
+    for row, pictures in enumerate(own):
+        single, _, said = model.logits(
+            ids[row : row + 1, mask[row]], images[pictures], labels[row : row + 1, mask[row]]
+        )
+        real = new_mask[row].bool()
+        assert int(real.sum()) == single.logits.shape[1]
+        assert torch.allclose(out.logits[row][real], single.logits[0], atol=1e-5)
+        assert torch.equal(new_labels[row][real], said[0]) and (new_labels[row][~real] == IGNORED).all()
+    assert int((new_labels == IGNORED).sum()) >= sum(counts[:3])
+    assert out.loss.isfinite()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["svp", "mlp2x_gelu"])
+def test_generation_with_cache_equals_without_and_beams(images_of, kind):
+    model = double(kind)
+    images = images_of("svp")[:, : 3 if kind == "mlp2x_gelu" else 5]
+    model.config.tokenizer_padding_side = "left"
+    ids, mask, own = prompts()
+    said = [model.say(ids, images, mask, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*said) and not torch.equal(said[0], model.say(ids, images.flip(0), mask))
+    beams = model.say(ids, images, mask, num_beams=3)
+    for row, pictures in enumerate(own):
+        alone = model.say(ids[row : row + 1, mask[row]], images[pictures], num_beams=3)
+        assert torch.equal(beams[row, : alone.shape[1]], alone[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["token_packer", "vision_zip", "dpc_knn"])
+def test_what_projectors_want_besides_comes_from_the_model_in_the_tower(images_of, kind):
+    model, images = double(kind), images_of(kind)
+    model.config.mm_projector_levels = [1, 3]
+    together = model.encode_images(images)
+    for picture, tokens in zip(images, together, strict=True):
+        assert torch.allclose(model.encode_images(picture[None])[0], tokens, atol=1e-5)
+    projector, tower = model.model.mm_projector, model.model.tower[0]
+    with torch.no_grad():  # another last layer changes only what looks at it
+        tower.vision_tower.vision_model.encoder.layers[2].mlp.fc2.weight.add_(0.1)
+    same = all(torch.equal(a, b) for a, b in zip(model.encode_images(images), together, strict=True))
+    assert same == ("levels" not in projector.requires)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_superpixels(images_of, dtype):
+    model, images = double("mask_pool"), images_of("mask_pool")
+    exact = model.encode_images(images)
+    model.to(dtype).model.tower[0].to(dtype)
+    rough = model.encode_images(images.to(dtype))
+    assert [len(tokens) for tokens in exact] == [len(tokens) for tokens in rough]
+    assert all(torch.allclose(a, b.float(), atol=0.15) for a, b in zip(exact, rough, strict=True))
+
+
+@torch.no_grad()
+def test_padding_is_seen_by_no_token_and_tokens_are_means_of_their_patches(picture):
+    """A picture twice as wide as high, halves as superpixels: 3 of 6 rows of patches, 3 columns each."""
+    model = double("mask_pool")
+    inner = CLIPImageProcessor(**SHOWN)
+    process = SuperpixelImageProcessor(inner, config_of("mask_pool"))
+    halves = RegionMap.from_labels(np.repeat(np.array([[0, 1]], np.int32), 48, axis=1).repeat(48, 0))
+    images = process.preprocess(picture(1, 48, 96), region_maps=[halves], return_tensors="pt")["pixel_values"]
+    assert images.shape == (1, 5, SIDE, SIDE)
+    patches = model.model.tower[0](images[:, :3])[0].view(6, 6, -1)
+    # 48 x 48 of a 96 x 96 square: rows 24..72, in patches 1.5..4.5
+    weights = torch.tensor([0, 0.5, 1, 1, 0.5, 0])[:, None, None]
+    middle = (weights * patches).sum(0) / 3
+    wanted = model.model.mm_projector.head(torch.stack([middle[:3].mean(0), middle[3:].mean(0)]))
+    assert torch.allclose(model.encode_images(images)[0], wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_padding_the_superpixels_are_those_of_the_crop(picture):
+    model = double("mask_pool")
+    inner = CLIPImageProcessor(**SHOWN)
+    thirds = RegionMap.from_labels(np.repeat(np.array([[0, 1, 2]], np.int32), 32, axis=1).repeat(48, 0))
+    process = SuperpixelImageProcessor(inner, config_of("mask_pool"), pad=False)
+    images = process.preprocess(picture(1, 48, 96), region_maps=[thirds], return_tensors="pt")["pixel_values"]
+    # of 96 columns the crop shows 24..72: the first third up to 8 of 48, the second up to 40
+    channel = images[0, 3, 0]
+    assert channel.unique_consecutive(return_counts=True)[1].tolist() == [8, 32, 8]
+    assert len(model.encode_images(images)[0]) == 3
+
+
+@torch.no_grad()
+def test_pictures_in_a_list_and_dummies_of_texts(images_of):
+    model, images = double("svp"), images_of("svp")
+    ids, mask, _ = prompts()
+    listed = [*images[:3], torch.zeros(3, SIDE, SIDE)]
+    wanted = model.logits(ids, images, attention_mask=mask)[0].logits
+    assert torch.equal(model.logits(ids, listed, attention_mask=mask)[0].logits, wanted)
+
+
+def test_training_reaches_the_whole_projector(images_of):
+    model, images = double("svp"), images_of("svp")
+    ids, mask, _ = prompts()
+    model.logits(ids, images, ids.clone(), mask)[0].loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.model.mm_projector.parameters())
+
+
+def test_the_image_processor_serves_data_sets_and_workers(picture):
+    inner = CLIPImageProcessor(**SHOWN)
+    process = pickle.loads(pickle.dumps(SuperpixelImageProcessor(inner, config_of("svp"))))
+    assert process.crop_size == {"height": SIDE, "width": SIDE} and process.image_mean == inner.image_mean
+    plain = process([picture(1), picture(2)])["pixel_values"]
+    assert isinstance(plain, list) and plain[0].shape == (5, SIDE, SIDE)
+    unlabelled = SuperpixelImageProcessor(inner, config_of("avg_pool"))(picture(1), return_tensors="pt")["pixel_values"]
+    assert unlabelled[:, 3].unique().tolist() == [0.0, 1.0]  # nothing and padding
+    with pytest.raises(AttributeError, match="no_such"):
+        process.no_such  # noqa: B018  (the point is the access)
+
+
+def test_the_document(picture, tmp_path, monkeypatch):
+    """docs/hosts_llava.md: its last Python, word for word."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "hosts_llava.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    monkeypatch.chdir(tmp_path)
+    own = build_vision_projector(config_of("mlp2x_gelu"))
+    save_mm_projector(tmp_path / "llava-v1.5-7b" / "mm_projector.bin", own)
+    model = double("svp")
+    model.config.update(vars(config_of("svp")))
+    model.get_vision_tower().image_processor = CLIPImageProcessor(**SHOWN)
+    names = {"model": model}
+    exec(compile(code, "docs/hosts_llava.md", "exec"), names)
+    assert names["new"] and torch.equal(names["projector"].head[2].weight, own[2].weight)
+    images = names["tower"].image_processor(picture(1), return_tensors="pt")["pixel_values"]
+    assert len(model.encode_images(images)[0]) > 1
+    assert torch.load("out/mm_projector.bin", weights_only=True).keys() >= {"model.mm_projector.head.0.weight"}
+    for line in ("build_vision_projector", "class LlavaLlamaForCausalLM(RaggedImages, "):
+        assert re.search(rf"^\+.*{re.escape(line)}", text, re.MULTILINE)
+
+
+def test_what_is_wrong(images_of, picture):
+    model, images = double("svp"), images_of("svp")
+    ids, mask, _ = prompts()
+    with pytest.raises(ValueError, match="needs superpixels.*3 channels.*SuperpixelImageProcessor"):
+        model.encode_images(images[:, :3])
+    with pytest.raises(ValueError, match="anyres|image_aspect_ratio"):
+        model.logits(ids, images[None], attention_mask=mask)
+    with pytest.raises(ValueError, match="image_aspect_ratio"):
+        model.logits(ids, [images[0], images[1, :, :40]], attention_mask=mask)
+    model.model.tower[0].first = 0
+    with pytest.raises(ValueError, match="37 tokens for 6x6 patches.*'patch'"):
+        model.encode_images(images)
+    inner = CLIPImageProcessor(**SHOWN)
+    process = SuperpixelImageProcessor(inner, config_of("svp"))
+    with pytest.raises(ValueError, match="2 pictures need as many region maps"):
+        process([picture(1), picture(2)], region_maps=[])
+    no_levels = SimpleNamespace(**{**vars(config_of("token_packer")), "mm_projector_levels": None})
+    with pytest.raises(ValueError, match="mm_projector_levels"):
+        build_vision_projector(no_levels)
+    with pytest.raises(ValueError, match="'no_such'"):
+        build_vision_projector(SimpleNamespace(**{**vars(config_of("svp")), "mm_projector_options": {"no_such": 1}}))
+    assert isinstance(model.model.mm_projector, Projector)
