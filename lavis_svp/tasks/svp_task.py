@@ -132,8 +132,8 @@ class SvpTask(BaseTask):
 
         if start_iters is None or self.run_cfg is None:
             raise ValueError(
-                f"{self.run_cfg['task'] if self.run_cfg else type(self).__name__} counts optimizer steps: set run.runner "
-                "to runner_svp, runner_deepspeed or LAVIS's runner_iter, not runner_base."
+                "This task counts optimizer steps: set run.runner to runner_svp, runner_deepspeed or LAVIS's "
+                "runner_iter, not runner_base."
             )
         return train_inner_epoch(self, self.run_cfg, start_iters, iters_per_epoch, model, data_loader, optimizer)
 

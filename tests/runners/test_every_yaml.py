@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
-QUICK = {"refshapes_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
+QUICK = {"refshapes_tiny", "refshapes_vqa_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
 SIDE = 128  # of SAM
 
 
@@ -59,9 +59,9 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     datasets = {}
     for name in project.datasets:
         image = {split: {"image_size": SIDE} for split in ("train", "eval")}
-        own = name == "refshapes_seg"
+        own = name.startswith("refshapes_")
         root = (
-            {"root": str(out / "data"), "sizes": {"train": 4, "val": 1, "test": 1}} if own else {"root": str(refcoco)}
+            {"root": str(out / "data"), "sizes": {"train": 4, "val": 1, "test": 2}} if own else {"root": str(refcoco)}
         )
         datasets[name] = {"vis_processor": image, **({} if name == "photos_seg" else {"build_info": root})}
     run = {
