@@ -72,7 +72,7 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Pict
     """Read VQAv2's files.
 
     A question's picture is ``COCO_<data_subtype>_<image id>.jpg``, or what its own key ``image`` says, as in LAVIS's
-    files.
+    files; ``height`` and ``width`` may stand there, too.
 
     Args:
         questions: ``v2_OpenEnded_mscoco_train2014_questions.json`` or a file of that format.
@@ -90,11 +90,13 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Pict
     answers = {} if annotations is None else _by_question(annotations)
     grouped: dict[int, list[Expression]] = {}
     names: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     for question in content["questions"]:
         where = f"{questions}, question {question.get('question_id')}"
         number, image_id = _number(question, "question_id", where), _number(question, "image_id", where)
         name = question.get("image") or COCO_NAME.format(subtype=_subtype(content, questions), image_id=image_id)
         names[image_id] = _inside(name, where)
+        sizes[image_id] = _size(question)
         if annotations is not None and number not in answers:
             raise ValueError(f"{where} has no answers in {annotations}. Do the files belong together?")
         kind, said = answers.get(number, ("question", ()))
@@ -102,7 +104,7 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Pict
         if not text:
             raise ValueError(f"{where} is empty.")
         grouped.setdefault(image_id, []).append(Expression(str(number), text, kind, (), answers=said))
-    return _pictures(grouped, names, {}, split)
+    return _pictures(grouped, names, sizes, split)
 
 
 def read_captions(path: Path, split: str) -> list[Picture]:
@@ -139,11 +141,7 @@ def read_captions(path: Path, split: str) -> list[Picture]:
     names = {
         image_id: _inside(str(images[image_id]["file_name"]), f"{path}, picture {image_id}") for image_id in captions
     }
-    sizes = {
-        image_id: (int(image["height"]), int(image["width"]))
-        for image_id, image in images.items()
-        if "height" in image and "width" in image
-    }
+    sizes = {image_id: _size(image) for image_id, image in images.items()}
     return _pictures(grouped, names, sizes, split)
 
 
@@ -154,7 +152,7 @@ def _pictures(
     split: str,
 ) -> list[Picture]:
     return [
-        Picture(image_id, names[image_id], sizes.get(image_id, ANY_SIZE), split, tuple(grouped[image_id]))
+        Picture(image_id, names[image_id], sizes[image_id], split, tuple(grouped[image_id]))
         for image_id in sorted(grouped)
     ]
 
@@ -183,6 +181,10 @@ def _subtype(content: Mapping[str, Any], path: Path) -> str:
     if not content.get("data_subtype"):
         raise ValueError(f"{path} has neither data_subtype nor a question's image: its pictures cannot be named.")
     return str(content["data_subtype"])
+
+
+def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
+    return (int(entry["height"]), int(entry["width"])) if "height" in entry and "width" in entry else ANY_SIZE
 
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> int:

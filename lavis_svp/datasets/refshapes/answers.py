@@ -70,13 +70,14 @@ def build_answers(root: Path, seed: int = 0) -> Path:
 
 
 def vqa_content(facts: list[Facts], writer: QuestionWriter, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """VQAv2's two files: questions and annotations; a question has one more key, ``image``, its picture's file."""
+    """VQAv2's two files: questions and annotations; a question also names its picture's file and size."""
     questions, annotations = [], []
     for picture in facts:
+        shown = {"image": picture.file_name, "height": picture.size[0], "width": picture.size[1]}
         for number, question in enumerate(writer.ask(picture)):
             question_id = picture.image_id * _QUESTIONS_PER_IMAGE + number
             ids = {"image_id": picture.image_id, "question_id": question_id}
-            questions.append({**ids, "question": question.text, "image": picture.file_name})
+            questions.append({**ids, "question": question.text, **shown})
             annotations.append({**ids, **_annotation(question)})
     shared = {
         "info": {"description": f"Questions about {NAME}, written by lavis_svp", "version": str(ANSWERS_VERSION)},
