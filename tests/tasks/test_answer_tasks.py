@@ -92,7 +92,7 @@ def vqa_truth(tmp_path):
     paths = tmp_path / "q.json", tmp_path / "a.json"
     paths[0].write_text(
         json.dumps(
-            {"questions": questions, "info": {}, "task_type": "Open-Ended", "data_type": "x", "data_subtype": "x"}
+            dict.fromkeys(("info", "license", "task_type", "data_type", "data_subtype"), "x") | {"questions": questions}
         )
     )
     paths[1].write_text(json.dumps({"annotations": annotations, "data_subtype": "x"}))

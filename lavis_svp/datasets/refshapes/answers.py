@@ -83,6 +83,7 @@ def vqa_content(facts: list[Facts], writer: QuestionWriter, split: str) -> tuple
         "info": {"description": f"Questions about {NAME}, written by lavis_svp", "version": str(ANSWERS_VERSION)},
         "data_type": NAME,
         "data_subtype": split,
+        "license": {"name": "as lavis_svp's", "url": ""},  # the official evaluation reads the key
     }
     return (
         {**shared, "task_type": "Open-Ended", "questions": questions},

@@ -53,6 +53,18 @@ def test_vqav2s_keys(root):
         assert one["answer_type"] in ("yes/no", "number", "other")
 
 
+def test_the_official_reader_takes_the_questions(root, tmp_path):
+    import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
+
+    from lavis.common.vqa_tools.vqa import VQA  # isort: skip
+
+    files = str(annotations_path(root, "train")), str(questions_path(root, "train"))
+    vqa = VQA(*files)
+    results = [{"question_id": number, "answer": "2"} for number in vqa.getQuesIds()]
+    (tmp_path / "result.json").write_text(json.dumps(results))
+    assert len(vqa.loadRes(str(tmp_path / "result.json"), files[1]).qa) == len(results) > 20
+
+
 def test_cocos_caption_file_loads_with_cocos_own_reader(root):
     from pycocotools.coco import COCO
 
