@@ -100,7 +100,7 @@ class TextAnswers:
         """Answer questions in a few words.
 
         Args:
-            samples: ``image`` (B, 4, S, S); ``text_input`` B questions, or B lists of them.
+            samples: ``image`` (B, 4, S, S); ``text_input`` B questions, or B lists of them, or one for all pictures.
             num_beams: must be 1.
             inference_method: ``generate``, or ``rank``: the likeliest of ``answer_list``, see
                 :func:`~lavis_svp.models.ranking.rank_answers`.
@@ -130,8 +130,8 @@ class TextAnswers:
                 "inference_method 'rank' chooses from a list, but the data set has none (answer_list). "
                 "Set run.inference_method to generate."
             )
-        questions = as_lists(samples["text_input"])
         encoded = self.encode(samples)
+        questions, flat = _same_number(samples["text_input"], len(encoded.counts))
         if inference_method == "rank" and answer_list:
             answers = [
                 [
@@ -146,7 +146,7 @@ class TextAnswers:
                 for asked in questions
             ]
             answers = self._said(encoded, self._generated(encoded, turns, max_len, min_len))
-        return [said[0] for said in answers] if isinstance(samples["text_input"][0], str) else answers
+        return [said[0] for said in answers] if flat else answers
 
     def _prompt(self, text: str, index: int, samples: Mapping[str, Any]) -> Turn:
         if "prompt" in samples:
@@ -205,7 +205,11 @@ def training_turn(
 
 def _asked(samples: Mapping[str, Any], pictures: int) -> tuple[list[list[str]], bool]:
     """The texts put to each picture, and whether there is one each, to be answered without a list."""
-    given = samples.get("prompt", samples.get("text_input", ""))
+    return _same_number(samples.get("prompt", samples.get("text_input", "")), pictures)
+
+
+def _same_number(given: Any, pictures: int) -> tuple[list[list[str]], bool]:
+    """Texts by picture; a single one, as LAVIS's models also take it, is put to every picture."""
     texts = [given] * pictures if isinstance(given, str) else given
     if len(texts) != pictures:
         raise ValueError(f"The batch has {pictures} pictures but {len(texts)} texts; give one text or list each.")

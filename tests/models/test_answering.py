@@ -113,6 +113,14 @@ def test_captions_of_every_picture(model, batch):
     assert model.generate({**plain, "prompt": [wording, "what?"]}, max_length=7)[0] == captions[0]
 
 
+def test_one_question_is_put_to_every_picture(model, batch):
+    plain = {key: batch[key] for key in ("image", "original_size")}
+    one_each = model.predict_answers({**plain, "text_input": ["how many?"] * 2})
+    assert model.predict_answers({**plain, "text_input": "how many?"}) == one_each
+    with pytest.raises(ValueError, match="2 pictures but 3 texts"):
+        model.predict_answers({**plain, "text_input": ["how many?"] * 3})
+
+
 def test_a_prompt_replaces_the_wording(model, asked):
     sample = one(asked, 1, 0)
     same = model.prompts.options.vqa_questions[0].replace("{question}", "{}")
