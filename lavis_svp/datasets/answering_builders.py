@@ -34,6 +34,9 @@ from lavis_svp.datasets.refshapes.questions import ANSWERS
 from lavis_svp.datasets.source import AnnotationSource
 from lavis_svp.datasets.text_sources import TextSource, read_captions, read_vqa
 
+COCO_FOLDERS = ("train2014", "val2014", "test2015", "train2017", "val2017")
+"""Where COCO's pictures lie below the folder that holds them all; looked for below ``images.storage``."""
+
 
 class AnsweringBuilder(BaseDatasetBuilder):
     """Builds the splits of one data set of texts from its YAML section.
@@ -116,7 +119,7 @@ class AnsweringBuilder(BaseDatasetBuilder):
         raise NotImplementedError
 
     def picture_folder(self, first: Picture) -> Path:
-        """The folder that pictures' names are relative to.
+        """The folder that a split's pictures' names are relative to: ``images.storage``, or COCO's own below it.
 
         Raises:
             MissingDataError: it is not named, or does not hold the first picture.
@@ -126,9 +129,12 @@ class AnsweringBuilder(BaseDatasetBuilder):
         if storage is None:
             raise MissingDataError(f"Set {key} to the folder that holds {first.file_name} and the other pictures.")
         folder = below_cache_root(storage)
-        if not (folder / first.file_name).is_file():
-            raise MissingDataError(f"There is no {first.file_name} in {folder}; is {key} right?")
-        return folder
+        for place in (folder, *(folder / name for name in COCO_FOLDERS)):
+            if (place / first.file_name).is_file():
+                return place
+        raise MissingDataError(
+            f"There is no {first.file_name} in {folder}, nor in {', '.join(COCO_FOLDERS)} below it; is {key} right?"
+        )
 
     def objects(self) -> AnnotationSource | None:
         """What knows the pictures' annotated objects."""

@@ -54,7 +54,8 @@ class FilesBuildInfo:
 
     Args:
         annotations: the files of LAVIS's train, val and test; those left out or null are not built.
-        images: where the pictures are; ``storage`` is the folder that the files' names are relative to.
+        images: where the pictures are; ``storage`` is the folder that the files' names are relative to, or the one
+            above COCO's ``train2014``, ``val2014`` ...
         answer_list: JSON list of answers to choose from with ``run.inference_method: rank``; null = none.
     """
 

@@ -179,6 +179,16 @@ def test_vqav2s_and_cocos_own_files(files):
     assert set(found) == {"train", "val"} and found["train"][0]["text_output"] == ["Nothing."]
 
 
+def test_pictures_in_cocos_folders_are_found(files):
+    name = "COCO_val2014_000000000042.jpg"
+    (files / "coco/val2014").mkdir(parents=True)
+    (files / name).rename(files / "coco/val2014" / name)
+    changes = {"build_info.images.storage": files / "coco"}
+    changes["build_info.annotations.val.captions"] = files / "captions.json"
+    data = registry.get_builder_class("caption_files")(section("caption_files", **changes)).build_datasets()["val"]
+    assert data[0]["file_name"] == name and data[0]["original_size"] == (5, 7)
+
+
 def test_what_is_missing_is_named(files):
     cls = registry.get_builder_class("vqa_files")
     given = {"build_info.annotations.train.questions": files / "questions.json"}
