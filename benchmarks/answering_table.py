@@ -3,7 +3,7 @@
     python benchmarks/answering_table.py add NAME SUMMARY.json   copy a summary to docs/results/answering_NAME.json
     python benchmarks/answering_table.py table                   rewrite the tables
 
-NAME is vqa, caption, segmentation or segmentation_before.
+NAME is vqa, vqa_more (training continued), caption, segmentation or segmentation_before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 DOCUMENT = ROOT / "docs" / "answering.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-NAMES = ("vqa", "caption", "segmentation", "segmentation_before")
+NAMES = ("vqa", "vqa_more", "caption", "segmentation", "segmentation_before")
 CAPTION_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
 
 
@@ -67,6 +67,14 @@ def _vqa(content: dict[str, Any]) -> str:
         for kind, group in rows
     ]
     return _markdown(head, body)
+
+
+def _continued(content: dict[str, Any]) -> str:
+    overall = content["overall"]
+    return (
+        f"Continued (vqa_more below), all questions: **{overall['accuracy']:.1f}** %, "
+        f"with another picture {overall['blind']:.1f} %."
+    )
 
 
 def _captions(content: dict[str, Any]) -> str:

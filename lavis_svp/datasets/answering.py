@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_svp.datasets.augment import can_mirror, mirror_text
+from lavis_svp.datasets.augment import mirror_text
 from lavis_svp.datasets.placement import Placement
 from lavis_svp.datasets.refcoco import Expression, Picture
 from lavis_svp.datasets.referring import MIRRORED_SUFFIX, ReferringDataset
@@ -69,10 +69,6 @@ class AnsweringDataset(ReferringDataset):
 
     def _clean(self, picture: Picture, text: str) -> str:
         return super()._clean(picture, text) if text else ""  # a caption
-
-    def _can_mirror(self, expressions: Sequence[Expression], texts: Sequence[str]) -> bool:
-        answers = [answer for expression in expressions for answer in expression.answers or ()]
-        return all(map(can_mirror, [*texts, *answers]))
 
     def _answer(self, answers: Sequence[str], rng: np.random.Generator, mirrored: bool) -> str | None:
         if not answers:

@@ -218,7 +218,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             chosen = draw_for_training(len(picture.expressions), self.options.expressions_per_picture, rng)
         expressions = [picture.expressions[i] for i in chosen]
         texts = [self._clean(picture, expression.text) for expression in expressions]
-        mirrored = self.train and self._draw_mirroring(rng) and self._can_mirror(expressions, texts)
+        answers = [answer for expression in expressions for answer in expression.answers or ()]
+        mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts + answers))
         file = self.picture_file(picture)
         loaded = read_picture(file)
         place = Placement(picture, loaded, mirrored, file)
@@ -287,9 +288,6 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
     def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
         return target_masks(self.source, place, expressions)
-
-    def _can_mirror(self, expressions: Sequence[Expression], texts: Sequence[str]) -> bool:
-        return all(map(can_mirror, texts))
 
     def _draw_mirroring(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))
