@@ -1,7 +1,8 @@
 """Segment what an expression names: ``python -m lavis_svp.demo [IMAGE] "EXPRESSION"``.
 
 Takes the newest checkpoint that ``run_scripts/train.sh`` made, prints the model's answer, and writes a picture: the
-image, its superpixels, the predicted mask.
+image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered in words; an empty one
+asks for a caption. That needs a checkpoint of ``projects/svp/train/refshapes_vqa_tiny.yaml``.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lavis_svp import launch
 
 TRAINED = Path("output/svp/refshapes_tiny")
+ANSWERING = Path("output/svp/refshapes_vqa_tiny")
+MOST_WORDS = 60  # tokens of an answer
 DEMO_SEED = 1  # of the built-in picture: a RefShapes scene that no split holds
 
 
@@ -24,10 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Segment what an expression names.")
     parser.add_argument("image", nargs="?", help="a picture; default: a RefShapes scene made for the demo")
     parser.add_argument("expression", help='what to segment, such as "the red circle"')
-    parser.add_argument("--checkpoint", default=str(TRAINED), help=f"a checkpoint or its folder (default: {TRAINED})")
+    parser.add_argument("--question", action="store_true", help='the text is a question ("" = a caption)')
+    parser.add_argument(
+        "--checkpoint", help=f"a checkpoint or its folder (default: {TRAINED}; with --question {ANSWERING})"
+    )
     parser.add_argument("--out", default="output/demo.png", help="the picture to write (default: output/demo.png)")
     args = parser.parse_args(arguments)
-    launch.configure(lambda: segment(args.image, args.expression, Path(args.checkpoint), Path(args.out)))
+    checkpoint = Path(args.checkpoint or (ANSWERING if args.question else TRAINED))
+    if args.question:
+        launch.configure(lambda: answer(args.image, args.expression, checkpoint))
+    else:
+        launch.configure(lambda: segment(args.image, args.expression, checkpoint, Path(args.out)))
 
 
 def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> None:
@@ -42,15 +53,53 @@ def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> 
     Raises:
         FileNotFoundError: there is no checkpoint, or no picture.
     """
+    from lavis_svp.common.drawing import panel, save_png
+    from lavis_svp.processors.referring import SvpReferringProcessor
+
+    model, samples, pixels = _ready(image, checkpoint)
+    samples["text_input"] = [SvpReferringProcessor()(expression)]
+    prediction = model.predict_masks(samples)[0][0]
+    labels = None if prediction.region_map is None else prediction.region_map.labels
+    caption = f'"{expression}": {prediction.text}'
+    save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
+    share = prediction.mask.mean()
+    print(f"Answer: {prediction.text}")
+    print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the picture, score {prediction.score:.2f}.")
+    print(f"Picture: {out}")
+
+
+def answer(image: str | None, question: str, checkpoint: Path) -> str:
+    """Answer a question about a picture in words, and print it.
+
+    Args:
+        image: path of a picture, or None for the built-in one.
+        question: what to ask; empty = a caption.
+        checkpoint: a file, or a folder of which the newest is taken.
+
+    Returns:
+        the answer.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no picture.
+    """
+    model, samples, _ = _ready(image, checkpoint)
+    if question.strip():
+        (said,) = model.predict_answers({**samples, "text_input": [question]}, max_len=MOST_WORDS)
+    else:
+        (said,) = model.generate(samples, max_length=MOST_WORDS)
+    print(f"Answer: {said}")
+    return said
+
+
+def _ready(image: str | None, checkpoint: Path) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """The trained model, a batch of the picture without a text, and its pixels (H, W, 3)."""
     from omegaconf import OmegaConf
 
     import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
     from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
-    from lavis_svp.common.drawing import panel, save_png
     from lavis_svp.datasets.pictures import read_picture
     from lavis_svp.models.svp_ris import SvpRis
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
-    from lavis_svp.processors.referring import SvpReferringProcessor
 
     found = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
     if found is None or not found.exists():
@@ -65,19 +114,7 @@ def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> 
     model.load_checkpoint(str(found))
     pixels = read_picture(Path(image)).pixels if image else _built_in_picture()
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
-    samples = {
-        "image": processor(pixels)[None],
-        "original_size": [pixels.shape[:2]],
-        "text_input": [SvpReferringProcessor()(expression)],
-    }
-    prediction = model.predict_masks(samples)[0][0]
-    labels = None if prediction.region_map is None else prediction.region_map.labels
-    caption = f'"{expression}": {prediction.text}'
-    save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
-    share = prediction.mask.mean()
-    print(f"Answer: {prediction.text}")
-    print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the picture, score {prediction.score:.2f}.")
-    print(f"Picture: {out}")
+    return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
 
 
 def _built_in_picture() -> np.ndarray:

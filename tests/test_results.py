@@ -20,7 +20,7 @@ def load(name):
 
 
 results, superpixel_tables, loader_table = load("results"), load("superpixel_tables"), load("loader_table")
-runner_table = load("runner_table")
+runner_table, answering_table = load("runner_table"), load("answering_table")
 
 
 def test_the_readmes_table_is_made_from_the_files():
@@ -38,6 +38,10 @@ def test_the_loaders_table_is_made_from_the_file():
 def test_the_runners_table_is_made_from_the_file_and_below_the_bar():
     assert runner_table.DOCUMENT.read_text() == runner_table.document()
     assert all(row["overhead_ms"] < 5 for row in json.loads(runner_table.RESULTS.read_text())["rows"])
+
+
+def test_the_answers_tables_are_made_from_the_files():
+    assert answering_table.DOCUMENT.read_text() == answering_table.document()
 
 
 @pytest.mark.slow

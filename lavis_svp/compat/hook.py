@@ -16,6 +16,7 @@ ROOMS_ON_LAVIS = (
     "lavis_svp.models",
     "lavis_svp.processors",
     "lavis_svp.datasets.builders",
+    "lavis_svp.datasets.answering_builders",
     "lavis_svp.tasks",
     "lavis_svp.runners",
     "lavis_svp.hosts.blip2",

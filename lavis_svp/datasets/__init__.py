@@ -1,4 +1,5 @@
-"""Referring-expression data in the RefCOCO format, from picture files and sentences to samples.
+"""Pictures with texts, from files to samples: referring expressions in the RefCOCO format, questions, captions.
 
-Only ``builders.py`` needs LAVIS; the reader (``refcoco.py``) needs neither LAVIS nor torch.
+Only ``builders.py`` and ``answering_builders.py`` need LAVIS; the readers (``refcoco.py``, ``text_sources.py``) need
+neither LAVIS nor torch.
 """

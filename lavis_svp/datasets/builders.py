@@ -62,21 +62,21 @@ class ReferringBuilder(BaseDatasetBuilder):
         """The folder that holds the data set's folder, see :class:`~lavis_svp.datasets.settings.BuildInfo`."""
         info = self.settings().build_info
         if info.root is not None:
-            return _below_cache_root(info.root)
+            return below_cache_root(info.root)
         pictures = info.images.storage
         if pictures is not None:
-            folder = _below_cache_root(pictures)
+            folder = below_cache_root(pictures)
             if not annotation_files(folder, self._spec_name(), info.split_by).missing():
                 return folder
-        return _below_cache_root(DATA_FOLDER)
+        return below_cache_root(DATA_FOLDER)
 
     def build_processors(self) -> None:
         """Build the vision and text processors; a section without ``name`` means this plugin's own."""
         settings = self.settings()
-        self.vis_processors = _processors(
+        self.vis_processors = processors(
             settings.vis_processor, {"train": "svp_image_train", "eval": "svp_image_eval"}, f"{self.name}.vis_processor"
         )
-        self.text_processors = _processors(
+        self.text_processors = processors(
             settings.text_processor, dict.fromkeys(("train", "eval"), "svp_referring"), f"{self.name}.text_processor"
         )
 
@@ -129,7 +129,7 @@ class ReferringBuilder(BaseDatasetBuilder):
     def _open_shards(self, info: BuildInfo, superpixels: SuperpixelCache | None) -> OpenedShards | None:
         if info.shards is None:
             return None
-        opened = open_shards(_below_cache_root(info.shards), info.use_stored)
+        opened = open_shards(below_cache_root(info.shards), info.use_stored)
         check_origin(opened.source, self.dataset, info.split_by, f"datasets.{self.name}")
         generator = getattr(superpixels, "generator", None)
         if opened.superpixels is not None and generator is not None:
@@ -147,7 +147,7 @@ class ReferringBuilder(BaseDatasetBuilder):
 
     def _pictures(self, source: AnnotationSource, split: str, storage: str | None) -> Path:
         first = source.pictures(split)[0]
-        given = None if storage is None else _below_cache_root(storage)
+        given = None if storage is None else below_cache_root(storage)
         try:
             return find_pictures(self.root(), self._spec_name(), first.file_name, given)
         except MissingDataError as error:
@@ -167,7 +167,7 @@ class ReferringBuilder(BaseDatasetBuilder):
     def _superpixels(self, settings: DatasetOptions) -> SuperpixelCache | None:
         if settings.superpixels is None:
             return None
-        return _processor(settings.superpixels, "svp_superpixel")
+        return processor(settings.superpixels, "svp_superpixel")
 
 
 @registry.register_builder("refcoco_seg")
@@ -217,12 +217,8 @@ class RefShapesBuilder(ReferringBuilder):
 
     def make_data(self) -> None:
         """Render the pictures and write the annotations, unless they are there."""
-        from lavis_svp.datasets.refshapes import build_refshapes
-        from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, manifest_path
-
         info = cast(RefShapesOptions, self.settings()).build_info
-        sizes = info.sizes or _sizes_made(manifest_path(self.root())) or DEFAULT_SIZES
-        build_refshapes(self.root(), sizes, info.seed)
+        make_refshapes(self.root(), info.sizes, info.seed)
 
 
 @registry.register_builder("photos_seg")
@@ -256,6 +252,14 @@ class ShardsBuilder(ReferringBuilder):
         return dataclasses.replace(settings, build_info=dataclasses.replace(info, shards=shards))
 
 
+def make_refshapes(root: Path, sizes: Mapping[str, int] | None, seed: int) -> None:
+    """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
+    from lavis_svp.datasets.refshapes import build_refshapes
+    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, manifest_path
+
+    build_refshapes(root, sizes or _sizes_made(manifest_path(root)) or DEFAULT_SIZES, seed)
+
+
 def _sizes_made(manifest: Path) -> dict[str, int] | None:
     """The sizes with which RefShapes was made here before, so that asking for no size in particular keeps it."""
     try:
@@ -264,16 +268,23 @@ def _sizes_made(manifest: Path) -> dict[str, int] | None:
         return None  # not made yet, or damaged: then it is made anew
 
 
-def _below_cache_root(path: str) -> Path:
+def below_cache_root(path: str) -> Path:
+    """A path of a YAML: absolute, or below LAVIS's cache root."""
     return Path(registry.get_path("cache_root")) / Path(path).expanduser()  # an absolute path stays as it is
 
 
-def _processors(sections: Mapping[str, Any] | None, defaults: Mapping[str, str], where: str) -> dict[str, Any]:
+def processors(sections: Mapping[str, Any] | None, defaults: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The processors of training and of evaluation, from their YAML sections and default names.
+
+    Raises:
+        ValueError: an unknown key.
+    """
     given = sections or {}
     check_keys(given, defaults, where)
-    return {mode: _processor(given.get(mode), default) for mode, default in defaults.items()}
+    return {mode: processor(given.get(mode), default) for mode, default in defaults.items()}
 
 
-def _processor(section: Mapping[str, Any] | None, default: str) -> Any:
+def processor(section: Mapping[str, Any] | None, default: str) -> Any:
+    """A registered processor from its YAML section and default name."""
     given = {"name": default, **(section or {})}
     return registry.get_processor_class(given["name"]).from_config(OmegaConf.create(given))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lavis_svp.datasets.pictures import LoadedPicture, PictureFile, make_upright
-from lavis_svp.datasets.refcoco import Picture
+from lavis_svp.datasets.refcoco import ANY_SIZE, Picture
 
 
 class Placement:
@@ -24,7 +24,7 @@ class Placement:
     def __init__(self, picture: Picture, loaded: LoadedPicture, mirrored: bool, file: PictureFile) -> None:
         self.size = loaded.pixels.shape[:2]
         self.mirrored = mirrored
-        if picture.size not in (loaded.stored_size, self.size):
+        if picture.size not in (loaded.stored_size, self.size, ANY_SIZE):
             raise ValueError(
                 f"{file} is {self.size[0]}x{self.size[1]} (height x width), but its masks are "
                 f"{picture.size[0]}x{picture.size[1]}. Use the pictures that were annotated, in their original size."

@@ -22,6 +22,10 @@ NO_TARGET = -1
 """The annotation id that gRefCOCO gives to an expression that fits nothing in the picture."""
 
 
+ANY_SIZE = (0, 0)
+"""Size of a picture whose file does not tell it; only pictures without masks may have it."""
+
+
 @dataclass(frozen=True)
 class Instance:
     """One annotated object of a picture.
@@ -54,6 +58,7 @@ class Expression:
         kind: what sort it is: the file's ``kind`` if it says one, else "no_target" or "expression".
         targets: annotation ids; none = it fits nothing; several = all of them together.
         candidates: annotation ids that its attributes alone fit; None if the file does not say.
+        answers: answered in words, by any of these; None = answered by a mask.
     """
 
     expression_id: str
@@ -61,6 +66,7 @@ class Expression:
     kind: str
     targets: tuple[int, ...]
     candidates: tuple[int, ...] | None = None
+    answers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

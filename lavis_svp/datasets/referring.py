@@ -16,7 +16,7 @@ from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, dr
 from lavis_svp.datasets.layout import Origin
 from lavis_svp.datasets.pictures import PictureFile, read_picture
 from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Picture, RefCOCO
+from lavis_svp.datasets.refcoco import Expression, Picture, RefCOCO
 from lavis_svp.datasets.shards.order import shard_order
 from lavis_svp.datasets.skipping import SetupError, substitutes
 from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
@@ -202,7 +202,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "image": (4, S, S) float RGB in [0, 1] and validity; "image_id"; "image_key": sha256 of the file;
             "file_name"; "split"; "original_size": (H, W), upright; for each expression: "text_input",
             "expression_ids", "kinds", "masks" ((H, W) uint8 in {0, 1}), "has_target", "candidates" (a list of indices
-            into the instances, or None for all); "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
+            into the instances, or None for all), "text_output" (None: the answer is the mask);
+            "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
             "skipped": an empty list;
             "region_map" and "frozen" where a cache gives them.
 
@@ -217,7 +218,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             chosen = draw_for_training(len(picture.expressions), self.options.expressions_per_picture, rng)
         expressions = [picture.expressions[i] for i in chosen]
         texts = [self._clean(picture, expression.text) for expression in expressions]
-        mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts))
+        answers = [answer for expression in expressions for answer in expression.answers or ()]
+        mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts + answers))
         file = self.picture_file(picture)
         loaded = read_picture(file)
         place = Placement(picture, loaded, mirrored, file)
@@ -232,7 +234,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
-            "masks": target_masks(self.source, place, expressions),
+            "text_output": [None] * len(expressions),  # data sets of questions and captions have the words here
+            "masks": self._masks(place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
             "instances": instance_labels(self.source, place) if self.options.instances else None,
             "candidates": candidate_indices(self.source, picture, chosen),
@@ -282,6 +285,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             return self.text_processor(text)
         except ValueError as error:
             raise ValueError(f"An expression of {picture.file_name}: {error}") from error
+
+    def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
+        return target_masks(self.source, place, expressions)
 
     def _draw_mirroring(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))

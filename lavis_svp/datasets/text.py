@@ -26,10 +26,27 @@ def clean_expression(text: str) -> str:
     Raises:
         ValueError: nothing is left of it.
     """
-    unified = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    visible = "".join(" " if unicodedata.category(c).startswith("C") else c for c in unified.translate(_BRACKETS))
-    spaced = re.sub(r"\s+", " ", visible).strip()
+    spaced = visible_text(unicodedata.normalize("NFKC", text).lower())
     cleaned = spaced.rstrip(_TRAILING) or spaced
     if not cleaned:
         raise ValueError(f"The expression is empty ({text!r}). Say what to look for, as in 'the cat on the left'.")
     return cleaned
+
+
+def clean_question(text: str) -> str:
+    """As :func:`clean_expression`, but capitals and the mark at the end stay.
+
+    Raises:
+        ValueError: nothing is left of it.
+    """
+    cleaned = visible_text(text)
+    if not cleaned:
+        raise ValueError(f"The question is empty ({text!r}).")
+    return cleaned
+
+
+def visible_text(text: str) -> str:
+    """Unified Unicode without the brackets of special tokens, with single spaces in place of all that is not seen."""
+    unified = unicodedata.normalize("NFKC", text)
+    visible = "".join(" " if unicodedata.category(c).startswith("C") else c for c in unified.translate(_BRACKETS))
+    return re.sub(r"\s+", " ", visible).strip()

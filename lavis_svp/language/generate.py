@@ -41,6 +41,8 @@ def generate_answers(
     prefix_ids: list[int],
     turns: list[list[Turn]],
     visual_positions: Sequence[VisualPositions] | None = None,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int = 0,
 ) -> Answers:
     """Answer every expression greedily.
 
@@ -54,11 +56,16 @@ def generate_answers(
         prefix_ids: ids before the picture.
         turns: rendered with any answer; only their prompt part is used.
         visual_positions: positions of each picture's visual tokens; None = one after another.
+        max_new_tokens: longest answer, end-of-text token included; None = ``language.options.max_new_tokens``.
+        min_new_tokens: tokens that come before the answer may end.
+
+    Raises:
+        ValueError: no token may be generated, or fewer than the least.
     """
-    prompts = [
-        [Turn(turn.ids[: turn.prompt_length], _answer_free_labels(turn), turn.expression) for turn in picture_turns]
-        for picture_turns in turns
-    ]
+    most = language.options.max_new_tokens if max_new_tokens is None else max_new_tokens
+    if most < 1 or most < min_new_tokens:
+        raise ValueError(f"An answer of at least {min_new_tokens} and at most {most} tokens cannot be generated.")
+    prompts = [[prompt_only(turn) for turn in picture_turns] for picture_turns in turns]
     device = visual.device
     plan = splice(prefix_ids, visual_counts, prompts, "packed", language.max_length, device, visual_positions)
     embeddings = plan.embeddings(language.embed(plan.ids), visual)
@@ -76,8 +83,11 @@ def generate_answers(
     seg_states, answered = state.clone(), torch.zeros(len(rows), dtype=torch.bool, device=device)
     finished = torch.zeros_like(answered)
     key_turn, key_valid = plan.turn, plan.valid  # grow by one column a slot and step
-    for step in range(language.options.max_new_tokens):
-        token = language.logits(state).argmax(-1)  # (P,)
+    for step in range(most):
+        scores = language.logits(state)  # (P, V)
+        if step < min_new_tokens:
+            scores[:, eos] = -torch.inf
+        token = scores.argmax(-1)  # (P,)
         emits = (token == language.seg_id) & ~answered & ~finished
         seg_states = torch.where(emits[:, None], state, seg_states)
         answered = answered | emits
@@ -85,7 +95,7 @@ def generate_answers(
             if not done:
                 generated[index].append(value)
         finished = finished | (token == eos)
-        if bool(finished.all()) or step + 1 == language.options.max_new_tokens:
+        if bool(finished.all()) or step + 1 == most:
             break
         position = position + 1
         batch, width = last.shape
@@ -107,9 +117,11 @@ def generate_answers(
     return Answers(generated, seg_states, answered, picture, expression)
 
 
-def _answer_free_labels(turn: Turn) -> list[int]:
+def prompt_only(turn: Turn) -> Turn:
+    """A turn without its answer."""
+    prompt = turn.ids[: turn.prompt_length]
     # Turn requires one supervised token; the last prompt token stands for it and is never used as a label here.
-    return [IGNORE] * (turn.prompt_length - 1) + [turn.ids[turn.prompt_length - 1]]
+    return Turn(prompt, [IGNORE] * (len(prompt) - 1) + prompt[-1:], turn.expression)
 
 
 def _last_of_turns(turn: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class PromptOptions:
         questions: wordings with the field ``{expression}``; training draws one, evaluation takes the first.
         answers: wordings that hold ``[SEG]`` exactly once; training draws one, teacher forcing takes the first.
         no_target_answer: the trained answer to "there is no such thing"; must not hold ``[SEG]``.
+        vqa_questions: wordings with the field ``{question}``, for answers in words; drawn as ``questions`` are.
+        caption_questions: wordings that ask for a caption; drawn likewise.
     """
 
     style: str = "llava_v1"
@@ -73,6 +75,8 @@ class PromptOptions:
     )
     answers: tuple[str, ...] = ("It is [SEG].", "Sure, [SEG].", "Sure, it is [SEG].", "[SEG].")
     no_target_answer: str = "There is no such thing."
+    vqa_questions: tuple[str, ...] = ("{question} Answer in a word or a short phrase.",)
+    caption_questions: tuple[str, ...] = ("Describe this picture in one sentence.",)
 
     def __post_init__(self) -> None:
         for question in self.questions:
@@ -83,6 +87,12 @@ class PromptOptions:
                 raise ValueError(f"model.prompt.answers: {answer!r} must hold {SEG_TOKEN} exactly once.")
         if not self.questions or not self.answers:
             raise ValueError("model.prompt needs at least one question and one answer.")
+        for question in self.vqa_questions:
+            if "{question}" not in question:
+                raise ValueError(f"model.prompt.vqa_questions: {question!r} lacks the field '{{question}}'.")
+        for key in ("vqa_questions", "caption_questions"):
+            if not getattr(self, key) or not all(getattr(self, key)):
+                raise ValueError(f"model.prompt.{key} needs at least one wording, and none that is empty.")
         if SEG_TOKEN in self.no_target_answer or not self.no_target_answer:
             raise ValueError(f"model.prompt.no_target_answer must be text without {SEG_TOKEN}.")
         conversation_styles.get(self.style)
@@ -173,8 +183,39 @@ class PromptWriter:
         """
         if not expression.strip():
             raise ValueError("The expression is empty; say what to segment.")
+        asked = self.options.questions[question].format(expression=self._defused(expression))
+        return self.asked(asked, answer, index=index, first=first)
+
+    def words_turn(
+        self, question: str, answer: str, *, wording: int | None = 0, index: int = 0, first: bool = True
+    ) -> Turn:
+        """Tokenise a question that is answered in words, or the wish for a caption, in the same conversation format.
+
+        Args:
+            question: markers in it are defused; empty = a caption is asked for.
+            answer: the answer's text, without the end-of-text token; markers in it are defused, ``[SEG]`` too.
+            wording: which of ``options.vqa_questions`` (``caption_questions`` for an empty question); None = the
+                question stands as it is.
+            index: index of the question within its picture.
+            first: the first turn after the picture, or a further one.
+
+        Raises:
+            ValueError: an empty question without a wording, or a turn longer than ``max_turn_tokens``.
+        """
+        text = self._defused(question)
+        if wording is None and not text:
+            raise ValueError("The prompt is empty; say what to ask.")
+        if wording is not None:
+            text = (
+                self.options.vqa_questions[wording].format(question=text)
+                if text
+                else self.options.caption_questions[wording]
+            )
+        return self.asked(text, self._defused(answer), index=index, first=first)
+
+    def asked(self, asked: str, answer: str, *, index: int = 0, first: bool = True) -> Turn:
+        """Tokenise a question in its final wording, and its answer; see :meth:`turn`."""
         template = self.style.first_turn if first else self.style.next_turn
-        asked = self.options.questions[question].format(expression=defuse_markers(expression.strip(), self.special))
         closed_answer = answer + self.tokenizer.eos_token
         before = template.split("{answer}")[0].format(question=asked)
         text = before + closed_answer
@@ -182,14 +223,18 @@ class PromptWriter:
         ids = encoded["input_ids"]
         if len(ids) > self.max_turn_tokens:
             raise ValueError(
-                f"The expression makes a turn of {len(ids)} tokens, more than model.language.max_turn_tokens = "
-                f"{self.max_turn_tokens}: {expression[:60]!r}… Shorten it or raise the limit."
+                f"A question and its answer make a turn of {len(ids)} tokens, more than "
+                f"model.language.max_turn_tokens = {self.max_turn_tokens}: {asked[:60]!r}… "
+                "Shorten it or raise the limit."
             )
         labels = [
             token if end > len(before.rstrip(" ")) else IGNORE  # a space before the answer is the answer's
             for token, (_, end) in zip(ids, encoded["offset_mapping"], strict=True)
         ]
         return Turn(ids=ids, labels=labels, expression=index)
+
+    def _defused(self, text: str) -> str:
+        return defuse_markers(text.strip(), self.special)
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, up to the end-of-text token."""

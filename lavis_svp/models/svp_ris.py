@@ -1,9 +1,8 @@
-"""The whole model as a LAVIS model: picture and expression in, mask out."""
+"""The whole model as a LAVIS model: picture and text in, mask or words out."""
 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,20 @@ from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
 from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
 from lavis_svp.heads.readout import SegPrompts, SegReadout
 from lavis_svp.language.causal_lm import LanguageModel
-from lavis_svp.language.generate import Answers, generate_answers
-from lavis_svp.language.prompts import PromptWriter, Turn
+from lavis_svp.language.generate import Answers
+from lavis_svp.language.prompts import PromptWriter
 from lavis_svp.language.splice import VisualPositions, splice
 from lavis_svp.models.aids import AidInputs, TrainingAids
+from lavis_svp.models.answering import TextAnswers, training_turn
 from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
 from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
 from lavis_svp.models.pretrained import find_weights, read_weights, start_from
-from lavis_svp.models.samples import as_lists, expressions_and_masks, first_per_picture, step
+from lavis_svp.models.samples import as_lists, first_per_picture, step
 from lavis_svp.models.stored import attach_stored
+from lavis_svp.models.texts import training_texts
 from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
 from lavis_svp.projectors import VisualTokens, build_projector
@@ -61,11 +62,12 @@ class Encoded:
 
 
 @registry.register_model("svp_ris")
-class SvpRis(BaseModel):
+class SvpRis(TextAnswers, BaseModel):
     """Referring image segmentation with superpixels as visual words (arXiv 2509.13676).
 
     Frozen vision encoder -> projector -> causal language model; the state that predicts ``[SEG]`` prompts a trainable
-    SAM mask decoder, on the same SAM embedding that made the superpixels.
+    SAM mask decoder, on the same SAM embedding that made the superpixels. The same tokens serve answers in words
+    (captions, visual question answering): see :class:`~lavis_svp.models.answering.TextAnswers`.
 
     Supported model types:
         - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), runs on a CPU.
@@ -216,7 +218,8 @@ class SvpRis(BaseModel):
 
         Args:
             samples: ``image`` (B, 4, S, S); ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1
-                arrays; optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
+                arrays; or questions, captions and their words, see :func:`~lavis_svp.models.texts.training_texts`;
+                optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
                 LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which tell the alignment stage the step.
 
         Returns:
@@ -232,10 +235,14 @@ class SvpRis(BaseModel):
         if self.training and self.aids.in_alignment_stage(step(samples)):
             # a batch without named instances goes backward through the projector all the same, as _no_masks does
             return self._total({"loss_word": 0.0 * encoded.visual.tokens.sum() if aligned is None else aligned})
-        expressions, masks, has_target = expressions_and_masks(samples)
+        said = training_texts(samples)
+        alone = self.options.layout != "conversation"
         turns = [
-            [self._training_turn(text, real, i) for i, (text, real) in enumerate(zip(texts, reals, strict=True))]
-            for texts, reals in zip(expressions, has_target, strict=True)
+            [
+                training_turn(self.prompts, text, answer, real, index, first=index == 0 or alone)
+                for index, (text, answer, real) in enumerate(zip(*picture, strict=True))
+            ]
+            for picture in zip(said.texts, said.answers, said.has_target, strict=True)
         ]
         plan = splice(
             self.prompts.prefix_ids(),
@@ -250,23 +257,16 @@ class SvpRis(BaseModel):
         states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
         losses = {"loss_ce": self.language.loss(states, plan.labels)}
         rows, columns, picture, expression = plan.before_token(self.language.seg_id)
-        wanted = sum(sum(reals) for reals in has_target)
+        wanted = sum(sum(reals) for reals in said.has_target)
         if len(rows) != wanted:
             raise ValueError(f"{wanted} expressions have a target but the text holds {len(rows)} [SEG] tokens.")
-        losses.update(self._mask_losses(encoded, states[rows, columns], picture, expression, masks))
+        losses.update(self._mask_losses(encoded, states[rows, columns], picture, expression, said.masks))
         if aligned is not None:
             losses["loss_word"] = aligned
         return self._total(losses)
 
-    def _training_turn(self, expression: str, has_target: bool, index: int) -> Turn:
-        options = self.options.prompt
-        answer = random.choice(options.answers) if has_target else options.no_target_answer
-        question = random.randrange(len(options.questions))
-        first = index == 0 or self.options.layout != "conversation"
-        return self.prompts.turn(expression, answer, question=question, index=index, first=first)
-
     def _mask_losses(
-        self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[np.ndarray]]
+        self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[Any]]
     ) -> dict[str, Tensor]:
         if len(states) == 0:
             return self._no_masks(encoded, states)
@@ -396,7 +396,7 @@ class SvpRis(BaseModel):
         turns = [[self.prompts.turn(text, answer, index=i) for i, text in enumerate(texts)] for texts in expressions]
         prefix, counts, positions = self.prompts.prefix_ids(), encoded.counts, encoded.positions
         if mode == "generative":
-            return generate_answers(self.language, encoded.visual.tokens, counts, prefix, turns, positions)
+            return self._generated(encoded, turns)
         plan = splice(prefix, counts, turns, "packed", self.language.max_length, self.device, positions)
         embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
         states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
@@ -404,23 +404,6 @@ class SvpRis(BaseModel):
         said = [turns[p][e].ids[turns[p][e].prompt_length :] for p, e in zip(picture, expression, strict=True)]
         given = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         return Answers(said, states[rows, columns], given, picture, expression)
-
-    @torch.no_grad()
-    def generate(self, samples: Mapping[str, Any]) -> list[Any]:
-        """Answer in text.
-
-        Args:
-            samples: as for :meth:`predict_masks`.
-
-        Returns:
-            a list of texts when ``text_input`` is a list of strings, else a list of lists.
-        """
-        encoded = self.encode(samples)
-        answers = self._answers(encoded, as_lists(samples["text_input"]), "generative")
-        texts: list[list[str]] = [[] for _ in encoded.counts]
-        for ids, picture in zip(answers.ids, answers.picture.tolist(), strict=True):
-            texts[picture].append(self.prompts.decode(ids))
-        return [said[0] for said in texts] if isinstance(samples["text_input"][0], str) else texts
 
     # ---------------------------------------------------------------- weights
 

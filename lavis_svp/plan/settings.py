@@ -143,7 +143,8 @@ def training_pictures(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[int | 
     total, sources = 0, []
     for builder, section in datasets.items():
         info = (section or {}).get("build_info") or {}
-        splits = ((info.get("annotations") or {}).get("train") or {"splits": ["train"]})["splits"]
+        train = (info.get("annotations") or {}).get("train") or {}
+        splits = train.get("splits") or [train.get("split", "train")]  # of expressions; of questions or captions
         number = None
         if builder in PUBLISHED_SETS:
             name, partition = PUBLISHED_SETS[builder]

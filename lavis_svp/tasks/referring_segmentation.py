@@ -15,31 +15,24 @@ import torch
 from lavis.common.dist_utils import get_rank, is_main_process
 from lavis.common.registry import registry
 from lavis.datasets.data_utils import prepare_sample
-from lavis.tasks.base_task import BaseTask
 from tqdm import tqdm
 
-from lavis_svp.common.options import build_options, plain
-from lavis_svp.datasets.disjoint import AUTO, make_disjoint
 from lavis_svp.metrics import format_summary, merge_records, summary
 from lavis_svp.metrics.files import record_line, write_json, write_records
 from lavis_svp.metrics.records import Record
-from lavis_svp.tasks.facts import digest, run_facts
+from lavis_svp.tasks.facts import run_facts
 from lavis_svp.tasks.gallery import Gallery
 from lavis_svp.tasks.gather import gather_records
 from lavis_svp.tasks.options import EvalOptions
 from lavis_svp.tasks.scoring import beside, score_picture, timed_predictions
-
-DEFAULT_OPTIONS = EvalOptions()
-
-MODEL_PARTS = ("vision_encoder", "sam", "superpixels", "projector", "language", "readout", "aids")
-"""Sections of the model that every result names: what it is made of, what was tuned, and which aids were on."""
+from lavis_svp.tasks.svp_task import SvpTask, result_folder
 
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
 """Scores of the headline that go to LAVIS's log beside ``agg_metrics``."""
 
 
 @registry.register_task("referring_segmentation")
-class ReferringSegmentationTask(BaseTask):
+class ReferringSegmentationTask(SvpTask):
     """Trains and scores models that have ``predict_masks``.
 
     In the YAML: ``run.task: referring_segmentation`` and, optionally, ``run.eval`` (see :class:`EvalOptions`).
@@ -51,119 +44,14 @@ class ReferringSegmentationTask(BaseTask):
         settings: of the run, to stand in the summary.
     """
 
-    RUN_KEYS = ("eval",)
-    """Keys of the run section that only this task reads."""
+    options_cls = EvalOptions
+    options: EvalOptions
 
-    def __init__(self, options: EvalOptions = DEFAULT_OPTIONS, settings: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.options = options
-        self.settings = dict(settings or {})
-        self.run_cfg: Mapping[str, Any] | None = None  # the run section, for LAVIS's own runner_iter
-        self.train_sets: list[Any] = []
-        self._dataset: Any = None
-        self._gallery = Gallery(options.num_visualise)
+    def __init__(self, options: EvalOptions | None = None, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__(options, settings)
+        self._gallery = Gallery(self.options.num_visualise)
         self.drawn_pictures: list[Path] = []  # of the last evaluation, in the main process
         self._inputs_cached = False
-        self._held_out: dict[str, Any] | None = None
-
-    @classmethod
-    def setup_task(cls, cfg: Any) -> ReferringSegmentationTask:
-        """Build the task from a LAVIS configuration (its ``run_cfg``, ``model_cfg`` and ``datasets_cfg``).
-
-        Raises:
-            ValueError: an unknown key or an impossible value in ``run.eval``.
-        """
-        run, model, datasets = plain(cfg.run_cfg), plain(cfg.model_cfg), plain(cfg.datasets_cfg)
-        settings = {
-            "seed": run.get("seed"),
-            "model": {key: model.get(key) for key in ("arch", "model_type", "finetuned", *MODEL_PARTS)},
-            "model_digest": digest(model),
-            "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
-        }
-        task = cls(build_options(EvalOptions, run.get("eval"), "run.eval"), settings)
-        task.run_cfg = run
-        return task
-
-    def build_datasets(self, cfg: Any) -> dict[str, Any]:
-        """Build all data sets, and keep the held-out pictures out of training as ``run.image_disjoint`` says.
-
-        Returns:
-            {name: {split: data set}}.
-
-        Raises:
-            ValueError: see :func:`lavis_svp.datasets.disjoint.make_disjoint`.
-        """
-        datasets = super().build_datasets(cfg)
-        if not cfg.run_cfg.get("evaluate", False):
-            self._held_out = make_disjoint(datasets, cfg.run_cfg.get("image_disjoint", AUTO))
-        self.train_sets = [splits["train"] for splits in datasets.values() if "train" in splits]
-        return datasets
-
-    def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """Let the model prepare, and write what was held out into the run's folder."""
-        if hasattr(model, "before_training"):
-            model.before_training(dataset=dataset, task_type=type(self))
-        if self._held_out is not None and is_main_process():
-            write_json(_folder("result_dir") / "image_disjoint.json", self._held_out)
-            with open(_folder("output_dir") / "log.txt", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"image_disjoint": self._held_out}) + "\n")
-
-    def train_step(self, model: torch.nn.Module, samples: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """One forward pass.
-
-        Returns:
-            the loss to go backward from, and for the log, detached, every output whose name holds "loss" (as LAVIS's
-            main branch does; the 1.0.2 wheel returned the loss alone) and the model's ``stats``.
-        """
-        output = model(samples)
-        losses = {
-            name: value.detach() if torch.is_tensor(value) else value
-            for name, value in output.items()
-            if "loss" in name
-        }
-        return output["loss"], losses | ({"stats": dict(output["stats"])} if "stats" in output else {})
-
-    def _train_inner_loop(
-        self,
-        epoch: int,
-        iters_per_epoch: int,
-        model: torch.nn.Module,
-        data_loader: Any,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: Any,
-        scaler: Any = None,
-        start_iters: int | None = None,
-        **kwargs: Any,
-    ) -> dict[str, str]:
-        """What LAVIS's own ``runner_iter`` calls: ``iters_per_epoch`` optimizer steps with accumulation and clipping.
-
-        Args:
-            epoch: of the data.
-            iters_per_epoch: optimizer steps to do.
-            model: in training mode.
-            data_loader: endless.
-            optimizer: LAVIS's.
-            lr_scheduler: not used; the rates follow the run section, see ``runners/lavis_loop.py``.
-            scaler: not used; training is in bf16 or fp32.
-            start_iters: number of the first step.
-            kwargs: what else LAVIS passes; the run section says it.
-
-        Raises:
-            ValueError: called by an epoch-based runner.
-        """
-        from lavis_svp.runners.lavis_loop import train_inner_epoch
-
-        if start_iters is None or self.run_cfg is None:
-            raise ValueError(
-                "referring_segmentation counts optimizer steps: set run.runner to runner_svp, runner_deepspeed or "
-                "LAVIS's runner_iter, not runner_base."
-            )
-        return train_inner_epoch(self, self.run_cfg, start_iters, iters_per_epoch, model, data_loader, optimizer)
-
-    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """Remember the split, to know which expressions must be scored and where its pictures are."""
-        super().before_evaluation(model=model, dataset=dataset, **kwargs)
-        self._dataset = dataset
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Record]:
         """Predict and score a batch.
@@ -228,10 +116,10 @@ class ReferringSegmentationTask(BaseTask):
         scores = _for_log(result)
         if is_main_process():
             self._write(records, result, split_name, epoch)
-            with open(_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
+            with open(result_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
                 log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
             print(format_summary(result, split_name), flush=True)
-            print(f"Records, summary and pictures: {_folder('result_dir')}", flush=True)
+            print(f"Records, summary and pictures: {result_folder('result_dir')}", flush=True)
         self._unfinished().unlink(missing_ok=True)
         return scores
 
@@ -245,7 +133,7 @@ class ReferringSegmentationTask(BaseTask):
                 yield beside(first, others[0]) if others else first, index, number, prediction
 
     def _write(self, records: list[Record], result: dict[str, Any], split_name: str, epoch: int | str) -> None:
-        folder, stem = _folder("result_dir"), f"{split_name}_{epoch}"
+        folder, stem = result_folder("result_dir"), f"{split_name}_{epoch}"
         write_records(folder / f"{stem}.jsonl", records)
         facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
         facts |= {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
@@ -270,22 +158,7 @@ class ReferringSegmentationTask(BaseTask):
         return (255 * pixels.clamp(0, 1)).round().to(torch.uint8).numpy()
 
     def _unfinished(self) -> Path:
-        return _folder("result_dir") / f"unfinished_rank{get_rank()}.jsonl"
-
-
-def _folder(name: str) -> Path:
-    """A folder that the runner registered with LAVIS.
-
-    Raises:
-        ValueError: no runner did.
-    """
-    path = registry.get_path(name)
-    if path is None:
-        raise ValueError(
-            f"LAVIS's registry holds no '{name}': runners set it when they start. Evaluate through a runner, "
-            f'or call registry.register_path("{name}", folder) first.'
-        )
-    return Path(path)
+        return result_folder("result_dir") / f"unfinished_rank{get_rank()}.jsonl"
 
 
 def _for_log(result: Mapping[str, Any]) -> dict[str, float]:

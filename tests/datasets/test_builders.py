@@ -22,6 +22,7 @@ BUILDERS = (
     "photos_seg",
     "referring_shards_seg",
 )
+OF_TEXTS = ("vqa_files", "caption_files", "refshapes_vqa", "refshapes_caption")  # tested in test_answering.py
 OWN_FORM = ("refshapes_seg", "photos_seg", "referring_shards_seg")
 """Builders that do not read a tree in RefCOCO's format that is there already."""
 TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
@@ -209,7 +210,9 @@ def test_concatenation_with_lavis(all_data):
 
 
 def test_every_yaml_belongs_to_a_builder():
-    used = {path for name in BUILDERS for path in registry.get_builder_class(name).DATASET_CONFIG_DICT.values()}
+    used = {
+        path for name in BUILDERS + OF_TEXTS for path in registry.get_builder_class(name).DATASET_CONFIG_DICT.values()
+    }
     assert used == {str(path) for path in CONFIGS.rglob("*.yaml")}
     assert all(issubclass(registry.get_builder_class(name), ReferringBuilder) for name in BUILDERS)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_svp.datasets.text import clean_expression
+from lavis_svp.datasets.text import clean_expression, clean_question
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,17 @@ def test_empty(empty):
 
 def test_long_expressions_are_kept():
     assert len(clean_expression("word " * 2000).split()) == 2000
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [(" What  is\nit? ", "What is it?"), ("[SEG] <image>?", "SEG image ?"), ("Is it 5.0?", "Is it 5.0?")],
+)
+def test_questions_keep_capitals_and_their_mark(raw, clean):
+    assert clean_question(raw) == clean
+    assert clean_question(clean) == clean
+
+
+def test_an_empty_question_is_refused():
+    with pytest.raises(ValueError, match="question is empty"):
+        clean_question(" [] ")

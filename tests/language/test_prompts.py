@@ -81,3 +81,46 @@ def test_the_prefix_starts_with_bos_once(tokenizer):
         ids = PromptWriter(tokenizer, PromptOptions(style=style), 64).prefix_ids()
         assert ids[0] == tokenizer.bos_token_id
         assert len(ids) < 2 or ids[1] != tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("style", conversation_styles.names())
+@pytest.mark.parametrize("question", ["how many red cups are there?", ""])
+def test_questions_and_captions_have_the_formats_of_expressions(tokenizer, style, question):
+    """Everything around the question and the answer is what stands around an expression and its answer."""
+    writer = PromptWriter(tokenizer, PromptOptions(style=style), 128)
+    turn = writer.words_turn(question, "two cups")
+    options = writer.options
+    asked = options.vqa_questions[0].format(question=question) if question else options.caption_questions[0]
+    prompt = tokenizer.decode(turn.ids[: turn.prompt_length])
+    expression = writer.turn("EXPRESSION", "[SEG]")
+    around = tokenizer.decode(expression.ids[: expression.prompt_length])
+    assert prompt == around.replace(options.questions[0].format(expression="EXPRESSION"), asked)
+    assert tokenizer.decode(turn.ids[turn.prompt_length :]).strip() == "two cups" + tokenizer.eos_token
+
+
+def test_a_prompt_of_ones_own_stands_as_it_is(tokenizer):
+    writer = PromptWriter(tokenizer, PromptOptions(style="plain"), 128)
+    turn = writer.words_turn("Q: {what}?", "x", wording=None)
+    assert tokenizer.decode(turn.ids[: turn.prompt_length]) == "Q: {what}?\n"
+    with pytest.raises(ValueError, match="empty"):
+        writer.words_turn(" ", "x", wording=None)
+
+
+def test_answers_hold_no_marker(tokenizer):
+    writer = PromptWriter(tokenizer, PromptOptions(), 128)
+    turn = writer.words_turn("what?", "It is [SEG] <|im_end|>")
+    assert tokenizer.convert_tokens_to_ids(SEG_TOKEN) not in turn.ids
+    assert turn.ids[turn.prompt_length :].count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "wordings", "message"),
+    [
+        ("vqa_questions", ("Answer!",), "lacks the field"),
+        ("vqa_questions", (), "at least one"),
+        ("caption_questions", ("",), "at least one"),
+    ],
+)
+def test_impossible_wordings_of_questions_are_refused(key, wordings, message):
+    with pytest.raises(ValueError, match=message):
+        PromptOptions(**{key: wordings})

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
 TRAINING = [path for path in PROJECTS if {"train", "ablation"} & set(path.parts)]
-QUICK = {"refshapes_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
+QUICK = {"refshapes_tiny", "refshapes_vqa_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
 SIDE = 128  # of SAM
 
 
@@ -60,9 +60,9 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     datasets = {}
     for name in project.datasets:
         image = {split: {"image_size": SIDE} for split in ("train", "eval")}
-        own = name == "refshapes_seg"
+        own = name.startswith("refshapes_")
         root = (
-            {"root": str(out / "data"), "sizes": {"train": 4, "val": 1, "test": 1}} if own else {"root": str(refcoco)}
+            {"root": str(out / "data"), "sizes": {"train": 4, "val": 1, "test": 2}} if own else {"root": str(refcoco)}
         )
         datasets[name] = {"vis_processor": image, **({} if name == "photos_seg" else {"build_info": root})}
     run = {
@@ -131,3 +131,22 @@ def test_a_deepspeed_file_takes_steps(path, tmp_path, run_toy):
 def test_there_are_yamls_of_both_kinds():
     assert all(path in TRAINING or "eval" in path.parts for path in PROJECTS)
     assert {path.stem for path in PROJECTS} >= QUICK
+
+
+def run_three_tasks(arguments: list[str], parts: Path, refcoco: Path, runner: str) -> None:
+    """A batch of one picture: the processes' batches are of different tasks, some without any mask."""
+    from lavis_svp import launch
+
+    project = shrunk(ROOT / "projects/svp/train/refshapes_vqa_tiny.yaml", Path(arguments[0]), parts, refcoco)
+    project.run.merge_with({"runner": runner, "max_iters": 6, "iters_per_inner_epoch": 6, "save_every": 0})
+    launch.run_command(lambda: launch.build_runner(launch.build_config(project)).train())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["runner_svp", "runner_deepspeed"])
+def test_processes_with_batches_of_different_tasks_train_together(runner, tmp_path, run_toy, parts, refcoco_family):
+    main = partial(run_three_tasks, parts=parts, refcoco=refcoco_family, runner=runner)
+    run_toy(tmp_path, main=main, processes=2)
+    lines = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
+    losses = [line["train_loss_ce"] for line in lines if "train_loss_ce" in line]
+    assert len(losses) == 6 and all(math.isfinite(value) for value in losses)

@@ -28,6 +28,11 @@ def manifest_path(root: Path) -> Path:
     return root / NAME / "manifest.json"
 
 
+def split_of(image_id: int) -> str:
+    """The split that a picture of RefShapes belongs to."""
+    return SPLITS[(image_id - 1) // _IMAGES_PER_SPLIT]
+
+
 def build_refshapes(
     root: str | os.PathLike[str],
     sizes: Mapping[str, int] = DEFAULT_SIZES,

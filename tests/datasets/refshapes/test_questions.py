@@ -1,0 +1,169 @@
+"""Every generated answer and caption is true of its picture, read again from the words by slow loops."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lavis_svp.datasets.refshapes.captions import NUMBERS, captions
+from lavis_svp.datasets.refshapes.config import COLORS, SHAPES, SIZES, TEXTURES
+from lavis_svp.datasets.refshapes.facts import Facts, Shown
+from lavis_svp.datasets.refshapes.questions import ANSWERS, QUESTION_KINDS, QUESTIONS_OF_A_KIND, QuestionWriter
+
+SIDE = 336
+
+
+@st.composite
+def pictures(draw, image_id=None):
+    def item():
+        return Shown(
+            draw(st.sampled_from(SIZES)),
+            draw(st.sampled_from(TEXTURES)),
+            draw(st.sampled_from(sorted(COLORS))),
+            draw(st.sampled_from(SHAPES)),
+            draw(st.integers(20, SIDE - 20)) + 0.0,
+            draw(st.integers(20, SIDE - 20)) + 0.0,
+            draw(st.integers(1000, 9000)) + 0.0,
+        )
+
+    objects = tuple(item() for _ in range(draw(st.integers(3, 8))))
+    number = draw(st.integers(1, 500)) if image_id is None else image_id
+    return Facts(number, f"train_{number:06d}.png", "train", (SIDE, SIDE), objects)
+
+
+def fitting(facts, words):
+    """Objects that all the words are true of: one word after the other, one object after the other."""
+    found = []
+    for index, item in enumerate(facts.objects):
+        said = (item.size, item.texture, item.color, item.shape)
+        for word in words.split():
+            if word in ("object", "objects"):
+                continue
+            for plural in ("es", "s", ""):
+                if plural and word.endswith(plural) and word[: -len(plural)] in SHAPES:
+                    word = word[: -len(plural)]
+                    break
+            if word not in said:
+                break
+        else:
+            found.append(index)
+    return found
+
+
+def only(facts, words):
+    (index,) = fitting(facts, words)
+    return facts.objects[index]
+
+
+BEFORE = {"left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
+
+
+def holds(first, way, second):
+    axis, sign = BEFORE[way]
+    return sign * (getattr(first, axis) - getattr(second, axis)) > 0
+
+
+def true_answer(facts, text):
+    """The answer, by reading the English."""
+    if found := re.fullmatch(r"how many (.+) are there\?", text):
+        return str(len(fitting(facts, found[1])))
+    if found := re.fullmatch(r"what color is the (.+)\?", text):
+        return only(facts, found[1]).color
+    if found := re.fullmatch(r"is there an? (.+)\?", text):
+        return "yes" if fitting(facts, found[1]) else "no"
+    if found := re.fullmatch(r"is the (.+) in the (\w+) or the (\w+) half of the picture\?", text):
+        item = only(facts, found[1])
+        place = item.x if {found[2], found[3]} == {"left", "right"} else item.y
+        return found[2] if place < SIDE / 2 else found[3]
+    if found := re.fullmatch(r"is the (.+?) (left of|above) or (right of|below) the (.+)\?", text):
+        one, other = only(facts, found[1]), only(facts, found[4])
+        return (found[2] if holds(one, found[2], other) else found[3]).split()[0]
+    found = re.fullmatch(r"is the (.+?) (left of|right of|above|below) the (.+)\?", text)
+    return "yes" if holds(only(facts, found[1]), found[2], only(facts, found[3])) else "no"
+
+
+@settings(max_examples=60, deadline=None)
+@given(pictures(), st.integers(0, 3))
+def test_answers_are_true_and_known(facts, seed):
+    asked = QuestionWriter(seed).ask(facts)
+    for question in asked:
+        assert question.answer == true_answer(facts, question.text), question
+        assert question.answer in ANSWERS
+    per_kind = Counter(question.kind for question in asked)
+    assert set(per_kind) <= set(QUESTION_KINDS) and max(per_kind.values()) <= QUESTIONS_OF_A_KIND
+    assert len({question.text for question in asked}) == len(asked)
+
+
+@settings(max_examples=20, deadline=None)
+@given(pictures())
+def test_the_same_picture_and_seed_ask_the_same(facts):
+    assert QuestionWriter(1).ask(facts) == QuestionWriter(1).ask(facts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pictures())
+def test_captions_are_true(facts):
+    across, down, by_size, by_shape, outer = captions(facts)
+
+    def names(text):
+        return re.findall(rf"an? ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})", text)
+
+    def sorted_names(key):
+        return [(item.color, item.shape) for item in sorted(facts.objects, key=key)]
+
+    assert across.startswith("from left to right, ") and names(across) == sorted_names(lambda item: item.x)
+    assert down.startswith("from top to bottom, ") and names(down) == sorted_names(lambda item: item.y)
+    said = Counter()
+    for number, color, noun in re.findall(rf"({'|'.join(NUMBERS)}|an) ({'|'.join(COLORS)}) (\w+)", by_size):
+        shape = next(shape for shape in SHAPES if noun in (shape, shape + "s", shape + "es"))
+        said[color, shape] += 1 if number == "an" else NUMBERS.index(number)
+    assert said == Counter((item.color, item.shape) for item in facts.objects)
+    number, listed = re.fullmatch(r"(\w+) objects: (.+)", by_shape).groups()
+    assert NUMBERS.index(number) == len(facts.objects)
+    shapes = Counter()
+    for one, noun in re.findall(r"(\w+) (\w+)", listed.replace(",", "").replace(" and ", " ")):
+        shapes[next(shape for shape in SHAPES if noun in (shape, shape + "s", shape + "es"))] += NUMBERS.index(one)
+    assert shapes == Counter(item.shape for item in facts.objects)
+    order = sorted_names(lambda item: item.x)
+    assert names(outer)[:2] == [order[0], order[-1]]
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Questions about 60 pictures of the real generator."""
+    from lavis_svp.datasets.refshapes.config import RefShapesConfig
+    from lavis_svp.datasets.refshapes.picture import make_picture
+
+    config, writer, asked = RefShapesConfig(), QuestionWriter(0), []
+    for index in range(60):
+        scene = make_picture(0, "test", index, config).scene
+        places = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2
+        objects = tuple(
+            Shown(item.size, item.texture, item.color, item.shape, float(x), float(y), float(area))
+            for item, (x, y), area in zip(scene.objects, places, scene.areas, strict=True)
+        )
+        asked += writer.ask(Facts(2_000_001 + index, "a.png", "test", (SIDE, SIDE), objects))
+    return asked
+
+
+def test_guessing_does_not_pay(made):
+    """The commonest answer of a kind is hardly commoner than the others; that of a count is 0 or 1 for want of more."""
+    most = {}
+    for kind in QUESTION_KINDS:
+        answers = Counter(question.answer for question in made if question.kind == kind)
+        assert sum(answers.values()) > 110
+        most[kind] = max(answers.values()) / sum(answers.values())
+    assert most["existence"] < 0.54 and most["relation"] < 0.54
+    assert most["color"] < 0.2 and most["position"] < 0.3 and most["count"] < 0.4
+
+
+def test_no_form_of_question_gives_its_answer_away(made):
+    """Within yes/no questions that name the same attributes, both answers come about equally often."""
+    for kind in ("existence", "relation"):
+        forms = Counter((question.form, question.answer) for question in made if question.kind == kind)
+        for form in {form for form, _ in forms}:
+            assert abs(forms[form, "yes"] - forms[form, "no"]) <= 4, form
