@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,10 +56,11 @@ class SwappedProcessor:
     @classmethod
     def around(cls, processor: Any, recipe: SwapRecipe) -> Any:
         """A swapped processor with the parts and settings of a host's own."""
-        settings = {key: value for key, value in processor.to_dict().items() if key != "processor_class"}
+        named = inspect.signature(type(processor).__init__).parameters  # what transformers saves of a processor
+        settings = {key: value for key, value in vars(processor).items() if key in named}
         parts = {name: getattr(processor, name) for name in processor.attributes}
         settings["chat_template"] = getattr(processor, "chat_template", None)
-        return cls(**{**parts, **settings, "svp": recipe.to_dict()})
+        return cls(**{**settings, **parts, "svp": recipe.to_dict()})
 
     def layout(self, pictures: list[np.ndarray], image_inputs: Mapping[str, Any]) -> PictureLayout:
         """Where the patches of the pictures lie.

@@ -39,3 +39,11 @@ def test_llava_next(llava_next, picture, tmp_path, capsys):
     names = {"pictures": [picture(1)]}
     exec(compile(code, "docs/hosts_llava.md", "exec"), names)
     assert names["model"].config.model_type == "svp_llava_next" and "What is this?" in capsys.readouterr().out
+
+
+def test_the_readmes_line(llava):
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "swap_projector" in block)
+    names = {"model": llava[0], "processor": llava[1]}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["model"].config.svp["name"] == "svp" and names["model"] is not llava[0]

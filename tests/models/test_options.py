@@ -12,7 +12,7 @@ from lavis_svp.projectors import list_projectors
 from lavis_svp.superpixels import list_superpixels
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = sorted((ROOT / "lavis_svp/configs/models").glob("*.yaml"))
+MODELS = sorted((ROOT / "lavis_svp/configs/models").glob("svp_ris_*.yaml"))
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
 
 
