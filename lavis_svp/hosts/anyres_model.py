@@ -13,12 +13,12 @@ from lavis_svp.common.options import build_options
 from lavis_svp.hosts.anyres import Canvas, assemble
 from lavis_svp.hosts.features import tower_features, tower_grid
 from lavis_svp.hosts.generation import RaggedGeneration
+from lavis_svp.hosts.llava_parts import SwappedClasses, swap_llava_projector
 from lavis_svp.hosts.pictures import SUPERPIXEL_KEYS, received_superpixels, token_counts
 from lavis_svp.hosts.placeholders import place
 from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
-from lavis_svp.hosts.recipe import SwapRecipe, swapped_config
+from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import SwapChoices
-from lavis_svp.hosts.weights import carry_head, report_new
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.mlp import MlpProjector
 from lavis_svp.projectors.registry import PROJECTORS
@@ -225,8 +225,7 @@ def swap_anyres(
     model: Any,
     processor: Any,
     choices: SwapChoices,
-    host: str,
-    classes: tuple[type[Any], type[Any], type[Any]],
+    classes: SwappedClasses,
 ) -> tuple[Any, Any]:
     """Swap the projector of a host with tiled pictures.
 
@@ -234,8 +233,7 @@ def swap_anyres(
         model: of the host.
         processor: of the host.
         choices: of the user.
-        host: its name.
-        classes: our configuration, model and processor for it.
+        classes: ours for it.
 
     Raises:
         ValueError: model and processor cut pictures in different ways.
@@ -247,32 +245,10 @@ def swap_anyres(
             f"The model has views of {vision.image_size} pixels and canvases {pinpoints[0]}, its image processor views "
             f"of {view_side(images)} and canvases {pinpoints[1]}: take the processor that belongs to the model."
         )
-    old = model.model.multi_modal_projector
     multiple = grid_multiple(choices.projector, choices.options)
     height, width = tower_grid(vision)
-    recipe = SwapRecipe(
-        name=choices.projector,
-        vision_dim=old.linear_1.in_features,
-        llm_dim=model.config.text_config.hidden_size,
-        grid=(-(-height // multiple) * multiple, -(-width // multiple) * multiple),
-        options=choices.options,
-        superpixels=choices.superpixels,
-        levels=choices.levels,
-    )
-    projector = recipe.build()
-    linears = [old.linear_1, old.linear_2] if model.config.projector_hidden_act == "gelu" else []
-    new = carry_head(projector, linears)
-    config_class, model_class, processor_class = classes
-    with torch.device("meta"):
-        swapped = model_class(swapped_config(config_class, model.config, recipe))
-    swapped.model.vision_tower = model.model.vision_tower
-    swapped.model.language_model = model.model.language_model
-    swapped.model.image_newline = model.model.image_newline
-    swapped.model.multi_modal_projector = projector.to(old.linear_1.weight)
-    swapped.lm_head = model.lm_head
-    swapped.generation_config = model.generation_config
-    swapped.train(model.training)
-    report_new(host, projector, new)
-    around = processor_class.around(processor, recipe)
+    grid = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    shared = ("vision_tower", "language_model", "image_newline")
+    swapped, around = swap_llava_projector(model, processor, choices, grid, classes, shared)
     around.patch_size = vision.patch_size
     return swapped, around

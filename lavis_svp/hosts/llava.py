@@ -12,12 +12,12 @@ from transformers.models.llava.processing_llava import LlavaProcessorKwargs
 
 from lavis_svp.hosts.features import tower_features, tower_grid
 from lavis_svp.hosts.generation import RaggedGeneration, keep_own_start
+from lavis_svp.hosts.llava_parts import SwappedClasses, swap_llava_projector
 from lavis_svp.hosts.pictures import cropped, field_of_view, received_superpixels, token_counts
 from lavis_svp.hosts.placeholders import place
 from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
-from lavis_svp.hosts.recipe import SwapRecipe, swapped_config
+from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
-from lavis_svp.hosts.weights import carry_head, report_new
 from lavis_svp.projectors import VisualTokens
 
 
@@ -171,26 +171,5 @@ def swap_llava(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, choices: SwapChoices
 ) -> tuple[SvpLlavaForConditionalGeneration, SvpLlavaProcessor]:
     """Swap the projector of a LLaVA; see :func:`lavis_svp.hosts.swap_projector`."""
-    old = model.model.multi_modal_projector
-    recipe = SwapRecipe(
-        name=choices.projector,
-        vision_dim=old.linear_1.in_features,
-        llm_dim=model.config.text_config.hidden_size,
-        grid=tower_grid(model.config.vision_config),
-        options=choices.options,
-        superpixels=choices.superpixels,
-        levels=choices.levels,
-    )
-    projector = recipe.build()
-    linears = [old.linear_1, old.linear_2] if model.config.projector_hidden_act == "gelu" else []
-    new = carry_head(projector, linears)
-    with torch.device("meta"):
-        swapped = SvpLlavaForConditionalGeneration(swapped_config(SvpLlavaConfig, model.config, recipe))
-    swapped.model.vision_tower = model.model.vision_tower
-    swapped.model.language_model = model.model.language_model
-    swapped.model.multi_modal_projector = projector.to(old.linear_1.weight)
-    swapped.lm_head = model.lm_head
-    swapped.generation_config = model.generation_config
-    swapped.train(model.training)
-    report_new("llava", projector, new)
-    return swapped, SvpLlavaProcessor.around(processor, recipe)
+    classes = SwappedClasses(SvpLlavaConfig, SvpLlavaForConditionalGeneration, SvpLlavaProcessor)
+    return swap_llava_projector(model, processor, choices, tower_grid(model.config.vision_config), classes)

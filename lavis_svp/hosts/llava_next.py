@@ -20,6 +20,7 @@ from lavis_svp.hosts.anyres_model import (
     swap_anyres,
 )
 from lavis_svp.hosts.generation import keep_own_start
+from lavis_svp.hosts.llava_parts import SwappedClasses
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 
@@ -125,5 +126,5 @@ def swap_llava_next(
     model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, choices: SwapChoices
 ) -> tuple[SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor]:
     """Swap the projector of a LLaVA-NeXT; see :func:`lavis_svp.hosts.swap_projector`."""
-    classes = (SvpLlavaNextConfig, SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor)
-    return swap_anyres(model, processor, choices, "llava_next", classes)
+    classes = SwappedClasses(SvpLlavaNextConfig, SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor)
+    return swap_anyres(model, processor, choices, classes)

@@ -26,6 +26,7 @@ from lavis_svp.hosts.anyres_model import (
     swap_anyres,
 )
 from lavis_svp.hosts.generation import keep_own_start
+from lavis_svp.hosts.llava_parts import SwappedClasses
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 
@@ -205,5 +206,7 @@ def swap_llava_onevision(
     model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor, choices: SwapChoices
 ) -> tuple[SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor]:
     """Swap the projector of a LLaVA-OneVision; see :func:`lavis_svp.hosts.swap_projector`."""
-    classes = (SvpLlavaOnevisionConfig, SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor)
-    return swap_anyres(model, processor, choices, "llava_onevision", classes)
+    classes = SwappedClasses(
+        SvpLlavaOnevisionConfig, SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor
+    )
+    return swap_anyres(model, processor, choices, classes)

@@ -53,9 +53,36 @@ def rank_answers(
         kept = torch.topk(logits[first], most).indices.sort().values.tolist()
     else:
         kept = list(range(len(turns)))
-    plan, states = _run(language, visual, prefix_ids, [turns[index] for index in kept], positions)
-    scores = _log_likelihoods(language, plan, states, len(turns))
-    return answers[max(kept, key=lambda index: float(scores[index]))]
+    scores = likelihoods(language, visual, prefix_ids, [turns[index] for index in kept], positions)  # (len(kept),)
+    return answers[kept[int(scores.argmax())]]
+
+
+def likelihoods(
+    language: LanguageModel,
+    visual: Tensor,
+    prefix_ids: list[int],
+    turns: list[Turn],
+    positions: VisualPositions | None = None,
+) -> Tensor:
+    """The sum of the log-probabilities of each turn's answer tokens, in one packed pass.
+
+    Args:
+        language: the model.
+        visual: (1, T, D) real visual tokens of the picture.
+        prefix_ids: ids before the picture.
+        turns: of one picture, each seeing the picture and itself.
+        positions: of the visual tokens; None = one after another.
+
+    Returns:
+        (len(turns),) float32.
+    """
+    plan, states = _run(language, visual, prefix_ids, turns, positions)
+    labels = plan.labels[:, 1:]
+    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
+    log = language.logits(states[rows, columns]).log_softmax(-1)  # (P, V)
+    chosen = log.gather(1, labels[rows, columns][:, None])[:, 0]  # (P,)
+    owner = plan.turn[rows, columns + 1] - 1  # turns count from 1
+    return torch.zeros(len(turns), device=chosen.device).index_add(0, owner, chosen)
 
 
 def _run(
@@ -69,13 +96,3 @@ def _run(
     plan = splice(prefix_ids, [visual.shape[1]], [turns], "packed", language.max_length, visual.device, places)
     embeddings = plan.embeddings(language.embed(plan.ids), visual)
     return plan, language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
-
-
-def _log_likelihoods(language: LanguageModel, plan: Spliced, states: Tensor, count: int) -> Tensor:
-    """(count,) sum of the log-probabilities of each turn's answer tokens; by the turns' indices."""
-    labels = plan.labels[:, 1:]
-    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
-    log = language.logits(states[rows, columns]).log_softmax(-1)  # (P, V)
-    chosen = log.gather(1, labels[rows, columns][:, None])[:, 0]  # (P,)
-    owner = plan.expression[rows, columns + 1]
-    return torch.zeros(count, device=chosen.device).index_add(0, owner, chosen)

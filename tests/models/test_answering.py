@@ -8,14 +8,24 @@ import numpy as np
 import pytest
 import torch
 
+from lavis_svp.language.generate import generate_answers
+from lavis_svp.language.splice import VisualPositions
+from lavis_svp.models import answering
+from lavis_svp.models.ranking import likelihoods, rank_answers
+
 QUESTIONS = [["how many cups are there?", "what color is it?"], ["is there a cat?"]]
 ANSWERS = [["2", "red"], ["no"]]
 CANDIDATES = ["yes", "no", "2", "dark red", "0"]
 
 
-@pytest.fixture(scope="module")
-def model(make_model):
-    return make_model().eval()
+@pytest.fixture(scope="module", params=["index", "centroid"])
+def model(make_model, request):
+    made = make_model(language={"visual_positions": request.param}).eval()
+    with torch.no_grad():  # attention of random weights is all but even; sharp, it depends on the positions
+        for name, parameter in made.language.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                parameter.mul_(20.0)
+    return made
 
 
 @pytest.fixture
@@ -57,6 +67,10 @@ def slow_likelihood(model, samples, question, answer):
     visual = encoded.visual.tokens[:1, : encoded.counts[0]]
     turn = model.prompts.words_turn(question, answer)
     prefix = model.prompts.prefix_ids()
+    offsets, span = list(range(encoded.counts[0])), encoded.counts[0]
+    if encoded.positions is not None:
+        offsets, span = encoded.positions[0].offsets, encoded.positions[0].span
+    before = [*range(len(prefix)), *(len(prefix) + offset for offset in offsets)]
 
     def embedded(ids):
         return model.language.embed(torch.tensor([ids], dtype=torch.long))
@@ -66,9 +80,23 @@ def slow_likelihood(model, samples, question, answer):
         sequence = torch.cat([embedded(prefix), visual, embedded(turn.ids[:place])], 1)
         length = sequence.shape[1]
         mask = torch.full((length, length), torch.finfo(sequence.dtype).min).triu(1)[None, None]
-        states = model.language(sequence, mask, torch.arange(length)[None])
+        after = len(prefix) + span
+        positions = torch.tensor([[*before, *range(after, after + place)]])
+        states = model.language(sequence, mask, positions)
         total += float(model.language.logits(states[:, -1]).log_softmax(-1)[0, turn.ids[place]])
     return total
+
+
+@torch.no_grad()
+def test_likelihoods_are_those_of_the_words_one_by_one(model, asked):
+    sample, question = one(asked, 0, 0), QUESTIONS[0][0]
+    encoded = model.encode(sample)
+    turns = [model.prompts.words_turn(question, answer, index=index) for index, answer in enumerate(CANDIDATES)]
+    visual = encoded.visual.tokens[:, : encoded.counts[0]]
+    positions = None if encoded.positions is None else encoded.positions[0]
+    scores = likelihoods(model.language, visual, model.prompts.prefix_ids(), turns, positions)
+    slow = [slow_likelihood(model, sample, question, answer) for answer in CANDIDATES]
+    assert torch.allclose(scores, torch.tensor(slow), atol=1e-4)
 
 
 @torch.no_grad()
@@ -80,6 +108,24 @@ def test_rank_takes_the_likeliest_answer(model, asked):
     turns = {answer: model.prompts.words_turn(QUESTIONS[0][0], answer) for answer in CANDIDATES}
     first = {answer: turn.ids[turn.prompt_length] for answer, turn in turns.items()}
     assert model.predict_answers(sample, num_ans_candidates=1, **options)[0] in first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["generate", "rank"])
+def test_answers_are_given_with_the_positions_of_the_picture(model, asked, method, monkeypatch):
+    seen = []
+    for name, function in (("generate_answers", generate_answers), ("rank_answers", rank_answers)):
+
+        def spied(*arguments, function=function):
+            seen.extend(value for value in arguments if isinstance(value, (VisualPositions, list)))
+            return function(*arguments)
+
+        monkeypatch.setattr(answering, name, spied)
+    model.predict_answers(asked, inference_method=method, answer_list=CANDIDATES)
+    given = [one for value in seen for one in (value if isinstance(value, list) else [value])]
+    wanted = model.encode(asked).positions
+    assert wanted is None or all(one in given for one in wanted)
+    assert wanted is not None or not any(isinstance(one, VisualPositions) for one in given)
 
 
 def test_a_list_longer_than_the_candidates_is_cut_by_the_first_token(model, asked):

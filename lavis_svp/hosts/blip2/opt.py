@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, OPTForCausalLM, PreTrainedTokenizerBase
 
 from lavis_svp.hosts.blip2.base import ProjectedBlip2, embed
 from lavis_svp.hosts.blip2.options import DTYPES, Blip2OPTOptions, read_blip2_options
-from lavis_svp.hosts.blip2.parts import Vision, build_vision, vision_dim, vision_grid
+from lavis_svp.hosts.blip2.parts import Vision, blip2_recipe, build_vision
 from lavis_svp.hosts.blip2.sequence import IGNORED, Joined, join
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.projectors import VisualTokens
@@ -77,15 +77,8 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
         language = OPTForCausalLM.from_pretrained(options.opt_model, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(options.opt_model, use_fast=False)  # the fast one lacks OPT's start
         projector = dict(options.projector)
-        recipe = SwapRecipe(
-            name=projector.pop("name"),
-            vision_dim=vision_dim(vision.visual_encoder),
-            llm_dim=language.get_input_embeddings().embedding_dim,
-            grid=vision_grid(vision.visual_encoder),
-            options=projector,
-            superpixels=options.superpixels,
-            levels=options.levels,
-        )
+        name = projector.pop("name")
+        recipe = blip2_recipe(vision, language, name, projector, options.superpixels, options.levels)
         model = cls(vision, language, tokenizer, recipe, options)
         model.load_checkpoint_from_config(cfg)
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -64,6 +65,35 @@ def vision_grid(encoder: Any) -> Grid:
         return int(height), int(width)
     side = math.isqrt(int(encoder.num_patches))
     return side, side
+
+
+def blip2_recipe(
+    vision: Vision,
+    language: Any,
+    name: str,
+    options: Mapping[str, Any],
+    superpixels: Mapping[str, Any],
+    levels: Sequence[int] = (),
+) -> SwapRecipe:
+    """The recipe of a projector between an encoder and a language model, whose sizes it takes.
+
+    Args:
+        vision: the encoder.
+        language: OPT or T5.
+        name: a registered projector.
+        options: its own choices.
+        superpixels: ``name`` of a superpixel generator and its options.
+        levels: layers of the encoder, for projectors that fuse several.
+    """
+    return SwapRecipe(
+        name=name,
+        vision_dim=vision_dim(vision.visual_encoder),
+        llm_dim=language.get_input_embeddings().embedding_dim,
+        grid=vision_grid(vision.visual_encoder),
+        options=options,
+        superpixels=superpixels,
+        levels=tuple(levels),
+    )
 
 
 def build_checked(recipe: SwapRecipe, encoder: nn.Module) -> Projector:

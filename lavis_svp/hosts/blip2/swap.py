@@ -13,9 +13,8 @@ from lavis_svp.common.registry import unknown_name
 from lavis_svp.hosts.blip2.base import ProjectedBlip2
 from lavis_svp.hosts.blip2.opt import Blip2OPTSvp
 from lavis_svp.hosts.blip2.options import Blip2OPTOptions, Blip2T5Options
-from lavis_svp.hosts.blip2.parts import Vision, as_transformers_own, vision_dim, vision_grid
+from lavis_svp.hosts.blip2.parts import Vision, as_transformers_own, blip2_recipe
 from lavis_svp.hosts.blip2.t5 import Blip2T5Svp
-from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 from lavis_svp.hosts.weights import report_new
 
@@ -38,14 +37,7 @@ def swap_into_blip2(model: Blip2OPT | Blip2T5, processor: Any, choices: SwapChoi
     vision = Vision(model.visual_encoder, model.ln_vision)
     is_opt = isinstance(model, Blip2OPT)
     language = model.opt_model if is_opt else model.t5_model
-    recipe = SwapRecipe(
-        name=choices.projector,
-        vision_dim=vision_dim(vision.visual_encoder),
-        llm_dim=language.get_input_embeddings().embedding_dim,
-        grid=vision_grid(vision.visual_encoder),
-        options=choices.options,
-        superpixels=choices.superpixels,
-    )
+    recipe = blip2_recipe(vision, language, choices.projector, choices.options, choices.superpixels)
     text: dict[str, Any] = {"prompt": model.prompt, "max_txt_len": model.max_txt_len}
     swapped: ProjectedBlip2
     if is_opt:

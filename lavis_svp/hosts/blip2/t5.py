@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 
 from lavis_svp.hosts.blip2.base import ProjectedBlip2, embed
 from lavis_svp.hosts.blip2.options import DTYPES, Blip2T5Options, read_blip2_options
-from lavis_svp.hosts.blip2.parts import Vision, build_vision, vision_dim, vision_grid
+from lavis_svp.hosts.blip2.parts import Vision, blip2_recipe, build_vision
 from lavis_svp.hosts.blip2.sequence import IGNORED, join
 from lavis_svp.hosts.recipe import SwapRecipe
 from lavis_svp.projectors import VisualTokens
@@ -79,15 +79,8 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
         dtype = DTYPES[options.lm_precision]
         language = T5ForConditionalGeneration.from_pretrained(options.t5_model, config=config, dtype=dtype)
         projector = dict(options.projector)
-        recipe = SwapRecipe(
-            name=projector.pop("name"),
-            vision_dim=vision_dim(vision.visual_encoder),
-            llm_dim=language.config.hidden_size,
-            grid=vision_grid(vision.visual_encoder),
-            options=projector,
-            superpixels=options.superpixels,
-            levels=options.levels,
-        )
+        name = projector.pop("name")
+        recipe = blip2_recipe(vision, language, name, projector, options.superpixels, options.levels)
         model = cls(vision, language, T5TokenizerFast.from_pretrained(options.t5_model), recipe, options)
         model.load_checkpoint_from_config(cfg)
         return model
