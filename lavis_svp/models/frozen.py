@@ -19,6 +19,7 @@ from lavis_svp.encoders.families import family_of
 from lavis_svp.encoders.frame import VALID_CHANNEL
 from lavis_svp.encoders.sam import sam_identity
 from lavis_svp.heads.mask_head import Frame
+from lavis_svp.models.beside import beside_width, put_beside
 from lavis_svp.models.options import EncoderOptions, SamOptions
 from lavis_svp.projectors.structures import PatchFeatures
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, list_superpixels
@@ -113,6 +114,11 @@ class FrozenInputsMaker(nn.Module):
             }
             self.generator = build_superpixels(name, **options, **(modules if name == "sam" else {}))
 
+    @property
+    def patch_dim(self) -> int:
+        """C, channels of a patch as projectors get it: the encoder's, and those put beside them."""
+        return self.vision_encoder.dim + beside_width(self.recipe.encoder.beside)
+
     def ask(self, wants: Collection[str]) -> None:
         """From now on give these outputs of the vision encoder besides the patches.
 
@@ -141,6 +147,7 @@ class FrozenInputsMaker(nn.Module):
         encoder, sam = dataclasses.asdict(self.recipe.encoder), self.recipe.sam
         encoder["side"] = list(self.vision_encoder.size) if not isinstance(encoder["side"], int) else encoder["side"]
         levels, wants = encoder.pop("levels"), sorted(self.recipe.wants)
+        del encoder["beside"]  # added to what the cache holds
         if wants:
             encoder["wants"] = wants
         if "levels" in wants:
@@ -189,7 +196,19 @@ class FrozenInputsMaker(nn.Module):
         else:
             inputs = self.encode(image, samples.get("original_size"))
         inputs.region_maps = self._region_maps(samples, image, inputs)
-        return inputs
+        return dataclasses.replace(inputs, features=self.beside(inputs, image))
+
+    def beside(self, inputs: FrozenInputs, image: Tensor) -> PatchFeatures:
+        """The features with the channels that ``vision_encoder.beside`` names.
+
+        Args:
+            inputs: of the encoders.
+            image: (B, 4, S, S).
+        """
+        places = [(frame.input_size[0] / self.side, frame.input_size[1] / self.side) for frame in inputs.frames]
+        covered = [(1.0, 1.0)] * len(places) if self.fit == "pad" else places
+        names = self.recipe.encoder.beside
+        return put_beside(inputs.features, names, inputs.sam, image[:, :VALID_CHANNEL], covered)
 
     def _places(
         self, image: Tensor, original_sizes: Sequence[Any] | None

@@ -12,6 +12,7 @@ from lavis_svp.heads.readout import ReadoutOptions
 from lavis_svp.language.causal_lm import LanguageOptions
 from lavis_svp.language.prompts import PromptOptions
 from lavis_svp.language.splice import LAYOUTS
+from lavis_svp.models.beside import BESIDE
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class EncoderOptions:
             (-2 is LLaVA's and GLaMM's choice for CLIP).
         levels: indices, as for ``layer``, of the layers that a projector which fuses several gets besides; others
             take no notice.
+        beside: channels that every patch gets besides the encoder's, of ``sam`` (SAM's embedding, 256 channels) and
+            ``colour`` (mean RGB, 3). A departure from the paper; see ``models/beside.py``.
     """
 
     name: str = "dinov2_small_imgfocus"
@@ -34,11 +37,19 @@ class EncoderOptions:
     fit: Literal["stretch", "pad"] = "stretch"
     layer: int = -1
     levels: Sequence[int] = ()
+    beside: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.levels, str) or not all(isinstance(level, int) for level in self.levels):
             raise ValueError(f"model.vision_encoder.levels must be a list of whole numbers, got {self.levels!r}.")
         object.__setattr__(self, "levels", tuple(self.levels))  # hashable, as a FrozenRecipe must be
+        known = isinstance(self.beside, Sequence) and not isinstance(self.beside, str) and set(self.beside) <= set(BESIDE)
+        if not known or len(set(self.beside)) != len(self.beside):
+            raise ValueError(
+                f"model.vision_encoder.beside must be a list of some of {', '.join(BESIDE)}, each once; "
+                f"got {self.beside!r}."
+            )
+        object.__setattr__(self, "beside", tuple(self.beside))
         if not isinstance(self.side, int):
             object.__setattr__(self, "side", tuple(self.side))
 

@@ -120,7 +120,7 @@ class SvpRis(TextAnswers, BaseModel):
         self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels, weights)
         self.projector = build_projector(
             projector_name,
-            vision_dim=self.frozen.vision_encoder.dim,
+            vision_dim=self.frozen.patch_dim,
             llm_dim=self.language.dim,
             grid=self.frozen.vision_encoder.grid,
             **projector_options,

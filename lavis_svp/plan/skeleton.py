@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis_svp.models.beside import BESIDE, put_beside
 from lavis_svp.models.parameters import part_of
 from lavis_svp.models.svp_ris import MASK_SIZE, SvpRis
 from lavis_svp.plan.flops import Flops, count
@@ -134,7 +135,10 @@ def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
 
 def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualTokens:
     """Run the projector on one picture's features, with the inputs it asks for."""
-    projector, patches = model.projector, features.patches
+    projector, frozen, side = model.projector, model.frozen, model.options.sam.side
+    frame = torch.empty(1, BESIDE["sam"], 1, 1), torch.empty(1, BESIDE["colour"], side, side)
+    features = put_beside(features, frozen.recipe.encoder.beside, *frame, [(1.0, 1.0)])
+    patches = features.patches
     size = projector.mask_size or MASK_SIZE
     given = Superpixels(
         torch.empty(1, superpixels, patches.shape[1]),

@@ -19,7 +19,7 @@ class SSA(nn.Module):
 
     Args:
         vision_dim: C.
-        heads: attention heads; None: one for each 64 channels.
+        heads: attention heads; None: one of width 64 for each full 64 channels.
         blocks: how many.
         ffn_ratio: width of the FFN over C.
 
@@ -29,14 +29,17 @@ class SSA(nn.Module):
 
     def __init__(self, vision_dim: int, *, heads: int | None = None, blocks: int = 1, ffn_ratio: int = 2) -> None:
         super().__init__()
-        heads = max(1, vision_dim // HEAD_WIDTH) if heads is None else heads
+        inner = vision_dim
+        if heads is None:
+            heads = max(1, vision_dim // HEAD_WIDTH)
+            inner = heads * HEAD_WIDTH if vision_dim > HEAD_WIDTH else vision_dim
         if min(heads, blocks, ffn_ratio) < 1:
             raise ValueError(f"SSA needs at least one head and block: heads {heads}, blocks {blocks}, {ffn_ratio=}.")
-        if vision_dim % heads:
+        if inner % heads:
             raise ValueError(
                 f"SSA cannot split vision width {vision_dim} into {heads} heads: set model.projector.ssa_heads."
             )
-        self.blocks = nn.ModuleList(SSABlock(vision_dim, heads, ffn_ratio) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SSABlock(vision_dim, heads, ffn_ratio, inner) for _ in range(blocks))
 
     def forward(
         self, superpixels: Tensor, patches: Tensor, valid: Tensor, sspe: Tensor | None, position: Tensor | None
@@ -61,13 +64,13 @@ class SSA(nn.Module):
 class SSABlock(nn.Module):
     """One block of :class:`SSA`."""
 
-    def __init__(self, width: int, heads: int, ffn_ratio: int) -> None:
+    def __init__(self, width: int, heads: int, ffn_ratio: int, inner: int) -> None:
         super().__init__()
         self.heads = heads
         self.query_norm, self.key_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)  # softmax would not see it
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(width, inner, bias=False)  # softmax would not see it
+        self.value, self.out = nn.Linear(width, inner), nn.Linear(inner, width)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn_in, self.ffn_out = nn.Linear(width, ffn_ratio * width), nn.Linear(ffn_ratio * width, width)
         for last in (self.out, self.ffn_out):
@@ -86,7 +89,7 @@ class SSABlock(nn.Module):
         bias = torch.zeros_like(valid, dtype=queries.dtype).masked_fill(~valid, torch.finfo(queries.dtype).min)
         seen = F.scaled_dot_product_attention(
             self.split(queries), self.split(keys), self.split(values), attn_mask=bias[:, None, None, :]
-        )  # (B, heads, S, C / heads)
+        )  # (B, heads, S, inner / heads)
         superpixels = superpixels + self.out(seen.transpose(1, 2).flatten(2))  # (B, S, C)
         return superpixels + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(superpixels))))
 
