@@ -43,8 +43,8 @@ class EncoderOptions:
         if isinstance(self.levels, str) or not all(isinstance(level, int) for level in self.levels):
             raise ValueError(f"model.vision_encoder.levels must be a list of whole numbers, got {self.levels!r}.")
         object.__setattr__(self, "levels", tuple(self.levels))  # hashable, as a FrozenRecipe must be
-        known = isinstance(self.beside, Sequence) and not isinstance(self.beside, str) and set(self.beside) <= set(BESIDE)
-        if not known or len(set(self.beside)) != len(self.beside):
+        names = [] if isinstance(self.beside, str) else list(self.beside)
+        if not set(names) <= set(BESIDE) or len(set(names)) != len(self.beside):
             raise ValueError(
                 f"model.vision_encoder.beside must be a list of some of {', '.join(BESIDE)}, each once; "
                 f"got {self.beside!r}."
