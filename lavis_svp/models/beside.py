@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lavis_svp.projectors.overlap import interval_overlap
 from lavis_svp.projectors.structures import Grid, PatchFeatures
@@ -20,7 +21,7 @@ BESIDE = {"sam": 256, "colour": 3}
 """Names and their numbers of channels."""
 
 COLOUR_MEAN, COLOUR_STD = 0.5, 0.25
-"""Bring colours of 0 … 1 to about unit variance, as the other channels are."""
+"""Bring colours of 0 … 1 to about unit variance."""
 
 
 def beside_width(names: Sequence[str]) -> int:
@@ -37,6 +38,9 @@ def put_beside(
 ) -> PatchFeatures:
     """Append channels to every patch, and so to each inner layer; to the picture's summary, their mean.
 
+    They are given the size of the patch's own channels (root mean square): projectors normalise all together, and SAM's
+    embedding is 25 times smaller than DINOv2's features, so it would vanish.
+
     Args:
         features: patches (B, N, C) of pictures that all have the same grid.
         names: of :data:`BESIDE`, in the order of the channels.
@@ -50,12 +54,12 @@ def put_beside(
     if not names:
         return features
     maps = {"sam": sam, "colour": (pixels - COLOUR_MEAN) / COLOUR_STD}
-    added = torch.stack(
-        [
-            torch.cat([on_grid(maps[name][index], grid, covered[index]) for name in names], dim=1)
-            for index, grid in enumerate(features.grids)
-        ]
-    ).to(features.patches)  # (B, N, A)
+    groups = []
+    for name in names:
+        group = torch.stack([on_grid(maps[name][i], grid, covered[i]) for i, grid in enumerate(features.grids)])
+        groups.append(F.layer_norm(group, group.shape[2:]) if name == "sam" else group)  # (B, N, its channels)
+    size = features.patches.square().mean(2, keepdim=True).sqrt()  # (B, N, 1)
+    added = torch.cat(groups, dim=2).to(features.patches) * size  # (B, N, A)
     levels, summary = features.levels, features.summary
     if levels is not None:
         each = added[:, None].expand(-1, levels.shape[1], -1, -1)  # (B, L, N, A)

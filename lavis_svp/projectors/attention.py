@@ -30,13 +30,3 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, heads
         weights = scores.softmax(dim=-1)  # (B, heads, L, M)
         seen = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)  # (B, L, W)
     return seen, weights.detach().mean(dim=1)  # (B, L, W), (B, L, M)
-
-
-def check_heads(name: str, width: int, heads: int) -> None:
-    """Refuse a number of heads that does not divide the width.
-
-    Raises:
-        ValueError: names the projector and both numbers.
-    """
-    if heads < 1 or width % heads:
-        raise ValueError(f"{name} cannot split width {width} into {heads} heads: set model.projector.heads.")

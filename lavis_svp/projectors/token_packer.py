@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.projectors.attention import attend, check_heads
+from lavis_svp.projectors.attention import attend
 from lavis_svp.projectors.base import ProjectorOptions
 from lavis_svp.projectors.cell_projector import CellProjector, Cells
 from lavis_svp.projectors.mlp import token_mlp
@@ -43,7 +43,7 @@ class TokenPackerProjector(CellProjector):
     needs ``PatchFeatures.levels`` of that many.
 
     Raises:
-        ValueError: ``grid`` does not divide into s x s cells, or C into heads.
+        ValueError: ``grid`` does not divide into s x s cells, or there are more heads than C.
     """
 
     options_class = TokenPackerOptions
@@ -52,13 +52,16 @@ class TokenPackerProjector(CellProjector):
     def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: TokenPackerOptions | None = None) -> None:
         super().__init__(vision_dim, llm_dim, grid, options)
         opt, width = self.options, vision_dim
-        check_heads(self.name, width, opt.heads)
+        if not 1 <= opt.heads <= width:
+            raise ValueError(f"token_packer cannot split width {width} into {opt.heads} heads.")
         if opt.num_levels > 1:
             self.requires = frozenset({"levels"})
         self.coarse = nn.Sequential(nn.Linear(width, width, bias=False), nn.LayerNorm(width))
         self.fine_keys = fine_mlp(opt.num_levels * width, width)
         self.fine_values = fine_mlp(opt.num_levels * width, width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        inner = width - width % opt.heads  # C as published, where the heads divide it
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.out = nn.Linear(inner, width)
         self.head = token_mlp(width, llm_dim)
 
     def embed(self, cells: Cells, features: PatchFeatures) -> tuple[Tensor, Tensor]:

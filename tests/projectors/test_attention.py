@@ -1,10 +1,9 @@
 """Attention against PyTorch's own."""
 
-import pytest
 import torch
 from torch.nn import functional as F
 
-from lavis_svp.projectors.attention import attend, check_heads
+from lavis_svp.projectors.attention import attend
 
 
 def test_equals_scaled_dot_product_attention_and_tells_where_it_looked():
@@ -36,9 +35,3 @@ def test_softmax_stays_in_float32_under_autocast():
     exact = attend(queries, keys, values, allowed, 2)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(attend(queries, keys, values, allowed, 2)[0], exact)
-
-
-def test_heads_that_do_not_divide_are_refused():
-    check_heads("perceiver", 8, 4)
-    with pytest.raises(ValueError, match="width 8 into 3 heads"):
-        check_heads("perceiver", 8, 3)

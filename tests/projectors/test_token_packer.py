@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.testing import make_batch, make_projector
-from lavis_svp.projectors.token_packer import bilinear_weights
+from lavis_svp.projectors.token_packer import TokenPackerOptions, TokenPackerProjector, bilinear_weights
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 5])
@@ -68,3 +68,10 @@ def test_levels_are_required_and_counted():
     features.levels = None
     with pytest.raises(ValueError, match="'token_packer' needs levels"):
         projector(features)
+
+
+def test_a_width_that_the_heads_do_not_divide_loses_its_remainder_inside():
+    projector = TokenPackerProjector(19, 8, (4, 4), TokenPackerOptions(heads=4))
+    assert projector.query.out_features == 16 and projector.out.out_features == 19
+    with pytest.raises(ValueError, match="width 19 into 20 heads"):
+        TokenPackerProjector(19, 8, (4, 4), TokenPackerOptions(heads=20))
