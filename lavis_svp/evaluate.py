@@ -23,12 +23,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.cfg_path and not args.checkpoint:
         parser.error("give --cfg-path, --checkpoint, or both")
-    checkpoint, config = launch.configure(lambda: _read(args))
-    launch.run_command(lambda: _evaluate(config, checkpoint))
+    checkpoint, config = launch.configure(lambda: read_command(args))
+    launch.run_command(lambda: loaded_runner(config, checkpoint).evaluate(skip_reload=True))
 
 
-def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
-    """Choose the checkpoint and make the configuration."""
+def read_command(args: argparse.Namespace) -> tuple[Path | None, Any]:
+    """Choose the checkpoint and make the configuration.
+
+    Args:
+        args: ``cfg_path`` (or None), ``checkpoint`` (or None), ``options``; not both of the first two are None.
+
+    Returns:
+        the checkpoint, None where the model is to be as its configuration loads it; and LAVIS's Config.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or none in that folder.
+    """
     from omegaconf import OmegaConf
 
     import lavis_svp.runners  # noqa: F401  (LAVIS first, so that a missing one is said at once)
@@ -54,7 +64,13 @@ def _read(args: argparse.Namespace) -> tuple[Path | None, Any]:
     return checkpoint, launch.build_config(project)
 
 
-def _evaluate(config: Any, checkpoint: Path | None) -> None:
+def loaded_runner(config: Any, checkpoint: Path | None) -> Any:
+    """Build the runner and put the checkpoint's weights into its model.
+
+    Args:
+        config: of :func:`read_command`.
+        checkpoint: likewise.
+    """
     from lavis_svp.common.checkpoints import load_trained_state, read_checkpoint
 
     runner = launch.build_runner(config)
@@ -66,7 +82,7 @@ def _evaluate(config: Any, checkpoint: Path | None) -> None:
             runner.load_checkpoint(checkpoint)
         else:
             load_trained_state(runner._model, read_checkpoint(checkpoint)["model"], checkpoint)
-    runner.evaluate(skip_reload=True)
+    return runner
 
 
 if __name__ == "__main__":

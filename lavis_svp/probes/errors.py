@@ -1,0 +1,145 @@
+"""Where points are lost: every expression with a target falls into exactly one outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lavis_svp.datasets.refshapes.config import ATTRIBUTES
+from lavis_svp.heads.grounding import instance_of_region
+from lavis_svp.metrics.masks import iou
+from lavis_svp.probes.session import Answer, instances_of
+from lavis_svp.probes.templates import template_of
+from lavis_svp.superpixels.region_map import RegionMap
+
+GOOD_IOU = 0.5
+OUTCOMES = ("right", "bad_mask", "wrong_pick", "not_shown", "no_seg")
+"""IoU >= .5; else: the right region was picked; a wrong one although a token shows the target; no token shows it;
+no [SEG]."""
+BACKGROUND, SAME_LOOK = "background", "only_place"
+
+Row = dict[str, Any]
+"""One expression: kind, template, iou, outcome, differs."""
+
+
+def error_row(answer: Answer) -> Row | None:
+    """Judge one answer; None for an expression without a target."""
+    record, samples = answer.record, answer.samples
+    if not record["has_target"]:
+        return None
+    labels, words = instances_of(samples, answer.index)
+    target = owner_of(labels, samples["masks"][answer.index][answer.number])
+    regions, pick = answer.prediction.region_map, answer.prediction.pick
+    owners = None if regions is None else instance_of_region(regions, labels)
+    if owners is not None and pick is not None:
+        chosen = int(owners[pick])
+    else:
+        chosen = owner_of(labels, answer.prediction.mask)
+    value = float(iou(record["intersection"], record["union"]))
+    right = bool(record["pick_correct"]) if record["pick_correct"] is not None else chosen == target
+    if not record["answered"]:
+        outcome = "no_seg"
+    elif value >= GOOD_IOU:
+        outcome = "right"
+    elif owners is not None and target not in owners:
+        outcome = "not_shown"
+    else:
+        outcome = "bad_mask" if right else "wrong_pick"
+    return {
+        "expression_id": record["expression_id"],
+        "expression": record["expression"],
+        "kind": record["kind"],
+        "template": template_of(record["expression"], record["kind"]),
+        "iou": value,
+        "outcome": outcome,
+        "differs": differing(words, target, chosen) if outcome == "wrong_pick" else [],
+    }
+
+
+def owner_of(labels: np.ndarray, mask: np.ndarray) -> int:
+    """The instance with the best IoU with a mask, -1 where it touches none.
+
+    Args:
+        labels: (H, W) instances, -1 = none.
+        mask: (H, W) 0/1.
+    """
+    inside = labels[mask.astype(bool)]
+    inside = inside[inside >= 0]
+    if not len(inside):
+        return -1
+    count = int(labels.max()) + 1
+    shared = np.bincount(inside, minlength=count)
+    areas = np.bincount(labels[labels >= 0], minlength=count)
+    return int((shared / (areas + int(mask.astype(bool).sum()) - shared)).argmax())
+
+
+def differing(words: Sequence[Sequence[str]], target: int, chosen: int) -> list[str]:
+    """The attributes in which the chosen instance is not as the target.
+
+    Returns:
+        names of attributes; ``["background"]`` where no instance was chosen; ``["only_place"]`` where both look alike.
+    """
+    if chosen < 0 or target < 0:
+        return [BACKGROUND]
+    unlike = [
+        name
+        for name, values in ATTRIBUTES.items()
+        if set(words[target]) & set(values) != set(words[chosen]) & set(values)
+    ]
+    return unlike or [SAME_LOOK]
+
+
+def shown_instances(regions: RegionMap, labels: np.ndarray) -> set[int]:
+    """Instances that some region shows (covers it by more than half)."""
+    return {int(one) for one in instance_of_region(regions, labels) if one >= 0}
+
+
+def error_table(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """Shares of the outcomes over all, by kind, and by kind and template.
+
+    Returns:
+        {group: {"n", "giou", "share": {outcome: share}, "lost": {outcome: points of gIoU lost there},
+        "differs": {attribute: share of the wrong picks in which it differs}}}.
+    """
+    groups: dict[str, list[Row]] = {"all": list(rows)}
+    for row in groups["all"]:
+        groups.setdefault(row["kind"], []).append(row)
+        groups.setdefault(f"{row['kind']}: {row['template']}", []).append(row)
+    return {name: _group(found) for name, found in sorted(groups.items(), key=lambda item: _place(item[0])) if found}
+
+
+def _place(name: str) -> tuple[bool, str]:
+    return name != "all", name
+
+
+def _group(rows: Sequence[Row]) -> dict[str, Any]:
+    wrong = [row["differs"] for row in rows if row["outcome"] == "wrong_pick"]
+    names = (*ATTRIBUTES, SAME_LOOK, BACKGROUND)
+    return {
+        "n": len(rows),
+        "giou": sum(row["iou"] for row in rows) / len(rows),
+        "share": {one: sum(row["outcome"] == one for row in rows) / len(rows) for one in OUTCOMES},
+        "lost": {one: sum(1 - row["iou"] for row in rows if row["outcome"] == one) / len(rows) for one in OUTCOMES},
+        "wrong_picks": len(wrong),
+        "differs": {name: sum(name in found for found in wrong) / len(wrong) if wrong else None for name in names},
+    }
+
+
+def format_errors(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as text: shares in percent, points of gIoU lost in brackets; then what wrong picks got wrong."""
+    names = list(next(iter(table.values()))["differs"])
+    head = f"{'group':34}{'n':>5}{'gIoU':>6} |" + "".join(f"{one:>13}" for one in OUTCOMES)
+    head += " |" + "".join(f"{name:>11}" for name in names)
+    lines = ["outcome: share % (points of gIoU lost there); right of it: % of the wrong picks differing in ...", head]
+    for group, row in table.items():
+        line = f"{group:34}{row['n']:>5}{row['giou']:>6.3f} |"
+        line += "".join(_cell(row, one) for one in OUTCOMES) + " |"
+        line += "".join(f"{'–' if row['differs'][n] is None else round(100 * row['differs'][n]):>11}" for n in names)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any], outcome: str) -> str:
+    return f"{100 * row['share'][outcome]:>5.0f} ({row['lost'][outcome]:.3f})"

@@ -1,0 +1,128 @@
+"""The model, its data and its evaluation as a project YAML names them, for a probe to work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lavis.common.dist_utils import get_world_size
+from lavis.datasets.data_utils import prepare_sample
+from tqdm import tqdm
+
+from lavis_svp.metrics.records import Record
+from lavis_svp.runners.data import eval_loader
+from lavis_svp.tasks.facts import run_facts
+from lavis_svp.tasks.scoring import Prediction, score_picture, timed_predictions
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's answer to one expression.
+
+    Args:
+        samples: the batch it is of.
+        index: of the picture in the batch.
+        number: of the expression in the picture.
+        record: its scores, as the evaluation writes them.
+        prediction: mask, pick, region map.
+    """
+
+    samples: Mapping[str, Any]
+    index: int
+    number: int
+    record: Record
+    prediction: Prediction
+
+
+class Session:
+    """What a probe needs of a run.
+
+    Args:
+        runner: an ``lavis_svp`` runner whose model has its weights.
+        split: that is scored.
+        weights: the file the weights are from, to stand in the results.
+
+    Raises:
+        ValueError: the run has no such split, the model is no svp_ris, or there are several processes.
+    """
+
+    def __init__(self, runner: Any, split: str, weights: str) -> None:
+        if get_world_size() > 1:
+            raise ValueError(f"A probe runs in one process; this run has {get_world_size()}.")
+        if split not in runner.datasets:
+            raise ValueError(f"run.test_splits has no '{split}'; there are: {', '.join(runner.datasets)}.")
+        self.model = runner.bare_model.eval()
+        if not hasattr(self.model, "encode") or not hasattr(self.model, "predict_masks"):
+            raise ValueError(f"Probes look into svp_ris; model.arch gives {type(self.model).__name__}.")
+        self.runner, self.split, self.weights = runner, split, weights
+
+    def held_out(self) -> Iterator[Mapping[str, Any]]:
+        """Batches of the split, in evaluation's order, on the model's device."""
+        return self._moved(eval_loader(self.runner.datasets, self.split, self.runner.options, pin_memory=False))
+
+    def training(self, pictures: int) -> Iterator[Mapping[str, Any]]:
+        """Batches of the first ``pictures`` training pictures, the same in every run.
+
+        Raises:
+            ValueError: the YAML builds no training data.
+        """
+        if not self.runner.task.train_sets:
+            raise ValueError(
+                "This probe is fitted on training pictures: give a YAML whose data sets have a train split."
+            )
+        data = self.runner.task.train_sets[0]
+        size = self.runner.options.batch_size_eval
+        count = min(pictures, len(data))
+        return self._moved(
+            data.collater([data[i] for i in range(start, min(start + size, count))]) for start in range(0, count, size)
+        )
+
+    def records(self, progress: str) -> list[Record]:
+        """Score the split as ``lavis_svp.evaluate`` does with ``run.eval.mode: generative``."""
+        return [answer.record for answer in self.answers(progress)]
+
+    def answers(self, progress: str) -> Iterator[Answer]:
+        """Ask every expression of the split, and score the answers.
+
+        Args:
+            progress: what the bar says.
+        """
+        for samples in tqdm(self.held_out(), desc=progress, unit="batch", mininterval=1):
+            yield from answers_of(self.model, samples)
+
+    def facts(self) -> dict[str, Any]:
+        """The run section of a result: command, seed, machine, date, weights and settings, as in a summary."""
+        return {**self.runner.task.settings, **run_facts(), "split": self.split, "weights": self.weights}
+
+    def _moved(self, batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+        for batch in batches:
+            yield prepare_sample(batch, cuda_enabled=self.model.device.type == "cuda")
+
+
+@torch.no_grad()
+def answers_of(model: Any, samples: Mapping[str, Any]) -> list[Answer]:
+    """Ask and score one batch, generatively."""
+    predictions, ms = timed_predictions(model, samples, "generative")
+    found = []
+    for index, given in enumerate(predictions):
+        records = score_picture(samples, index, given, "generative", ms)
+        found += [
+            Answer(samples, index, number, record, prediction)
+            for number, (record, prediction) in enumerate(zip(records, given, strict=True))
+        ]
+    return found
+
+
+def instances_of(samples: Mapping[str, Any], index: int) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
+    """A picture's objects: (H, W) labels, -1 = none, and the words of each.
+
+    Raises:
+        ValueError: the data set does not give them.
+    """
+    given = samples.get("instances")
+    if given is None or given[index] is None:
+        raise ValueError("Probes need the annotated objects: set datasets.<name>.drawing.instances to true.")
+    return given[index]["labels"], given[index]["words"]
