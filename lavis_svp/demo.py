@@ -1,8 +1,8 @@
 """Segment what an expression names: ``python -m lavis_svp.demo [IMAGE] "EXPRESSION"``.
 
-Takes the shipped weights of ``svp_ris``/``tiny`` unless ``--checkpoint`` names others, prints the model's answer, and writes
-a picture: the image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered in words; an empty one
-asks for a caption. That needs a checkpoint of ``projects/svp/train/refshapes_vqa_tiny.yaml``.
+Takes the shipped weights of ``svp_ris``/``tiny`` unless ``--checkpoint`` names others, prints the model's answer, and
+writes a picture: the image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered
+in words; an empty one asks for a caption. That needs a checkpoint of ``projects/svp/train/refshapes_vqa_tiny.yaml``.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def _trained_model(checkpoint: Path) -> Any:
     found = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
     if found is None or not found.exists():
         raise FileNotFoundError(
-            f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), name another "
-            "with --checkpoint, or leave --checkpoint out for the shipped weights."
+            f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), name "
+            "another with --checkpoint, or leave --checkpoint out for the shipped weights."
         )
     print(f"Weights: the checkpoint {found}")
     config = OmegaConf.create(read_checkpoint(found)["config"])

@@ -1,9 +1,9 @@
 """``shipped``: a training checkpoint as the small file that comes with the package.
 
 One ``.safetensors`` file with what the zoo's weights do not hold: no frozen weights, no optimizer. Matrices are bf16.
-Vectors, scalars and running statistics stay as they are: they are under a hundredth of the bytes, a bf16 running variance
-would shift every state that it normalises, and a counter is no measurement to round. Beside it stands a record with its
-sha256. Its metadata says what it was trained from, and as which model: ``models/trained_as.py`` compares that.
+Vectors, scalars and running statistics stay as they are: they are under a hundredth of the bytes, a bf16 running
+variance would shift every state that it normalises, and a counter is no measurement to round. Beside it stands a record
+with its sha256. Its metadata says what it was trained from, and as which model: ``models/trained_as.py`` compares that.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class ShippedWeights:
     def absent(self) -> str:
         """What to say where the file is missing."""
         return (
-            f"'{self.name}' comes with the package, but {self.file} is not there (a slim installation, or a clone without "
-            f"it). Take the file from the repository, or train it: {self.train}; then name {self.checkpoint} as the "
+            f"'{self.name}' comes with the package, but {self.file} is not there (a slim installation, or a clone "
+            f"without it). Take the file from the repository, or train it: {self.train}; then name {self.checkpoint} as the "
             f"checkpoint, or make the file: python -m lavis_svp.export shipped {self.checkpoint}. To start without "
             "trained weights: model.load_finetuned: False."
         )
@@ -64,8 +64,8 @@ _SHIPPED = (
         licence="Apache-2.0",
         what="svp_ris/tiny, trained on RefShapes; needs the three above",
         notice=(
-            "Trained further from SmolLM2-135M-Instruct (Apache-2.0; by way of a Q4_1 file) and MobileSAM's mask decoder "
-            "(Apache-2.0; packaged as MIT), beside a frozen DINOv2-small; docs/tiny.md."
+            "Trained further from SmolLM2-135M-Instruct (Apache-2.0; by way of a Q4_1 file) and MobileSAM's mask "
+            "decoder (Apache-2.0; packaged as MIT), beside a frozen DINOv2-small; docs/tiny.md."
         ),
         train="bash run_scripts/train.sh",
         checkpoint="output/svp/refshapes_tiny",
