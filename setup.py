@@ -64,7 +64,7 @@ setup(
     license_files=["LICENSE", "NOTICE.md"],
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["lavis_svp", "lavis_svp.*"]),
-    package_data={"lavis_svp": ["**/*.yaml", "**/*.json"]},
+    package_data={"lavis_svp": ["**/*.yaml", "**/*.json", "weights/*.safetensors", "weights/*.md"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -1,8 +1,8 @@
 """Segment what an expression names: ``python -m lavis_svp.demo [IMAGE] "EXPRESSION"``.
 
-Takes the newest checkpoint that ``run_scripts/train.sh`` made, prints the model's answer, and writes a picture: the
-image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered in words; an empty one
-asks for a caption. That needs a checkpoint of ``projects/svp/train/refshapes_vqa_tiny.yaml``.
+Takes the shipped weights of ``svp_ris``/``tiny`` unless ``--checkpoint`` names others, prints the model's answer, and
+writes a picture: the image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered
+in words; an empty one asks for a caption. That needs a checkpoint of ``projects/svp/train/refshapes_vqa_tiny.yaml``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from lavis_svp import launch
 
-TRAINED = Path("output/svp/refshapes_tiny")
+MODEL_TYPE = "tiny"  # of the shipped weights
 ANSWERING = Path("output/svp/refshapes_vqa_tiny")
 MOST_WORDS = 60  # tokens of an answer
 DEMO_SEED = 1  # of the built-in picture: a RefShapes scene that no split holds
@@ -30,28 +30,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("expression", help='what to segment, such as "the red circle"')
     parser.add_argument("--question", action="store_true", help='the text is a question ("" = a caption)')
     parser.add_argument(
-        "--checkpoint", help=f"a checkpoint or its folder (default: {TRAINED}; with --question {ANSWERING})"
+        "--checkpoint",
+        help=f"a checkpoint or its folder (default: the shipped weights; with --question {ANSWERING})",
     )
     parser.add_argument("--out", default="output/demo.png", help="the picture to write (default: output/demo.png)")
     args = parser.parse_args(arguments)
-    checkpoint = Path(args.checkpoint or (ANSWERING if args.question else TRAINED))
+    given = Path(args.checkpoint) if args.checkpoint else None
     if args.question:
-        launch.configure(lambda: answer(args.image, args.expression, checkpoint))
+        launch.configure(lambda: answer(args.image, args.expression, given or ANSWERING))
     else:
-        launch.configure(lambda: segment(args.image, args.expression, checkpoint, Path(args.out)))
+        launch.configure(lambda: segment(args.image, args.expression, given, Path(args.out)))
 
 
-def segment(image: str | None, expression: str, checkpoint: Path, out: Path) -> None:
+def segment(image: str | None, expression: str, checkpoint: Path | None, out: Path) -> None:
     """Predict one mask and draw it.
 
     Args:
         image: path of a picture, or None for the built-in one.
         expression: what to segment.
-        checkpoint: a file, or a folder of which the newest is taken.
+        checkpoint: a file, or a folder of which the newest is taken; None = the shipped weights.
         out: the picture to write.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or no picture.
+        FileNotFoundError: there are no such weights, or no picture.
     """
     from lavis_svp.common.drawing import panel, save_png
     from lavis_svp.processors.referring import SvpReferringProcessor
@@ -91,30 +92,50 @@ def answer(image: str | None, question: str, checkpoint: Path) -> str:
     return said
 
 
-def _ready(image: str | None, checkpoint: Path) -> tuple[Any, dict[str, Any], np.ndarray]:
+def _ready(image: str | None, checkpoint: Path | None) -> tuple[Any, dict[str, Any], np.ndarray]:
     """The trained model, a batch of the picture without a text, and its pixels (H, W, 3)."""
+    from lavis_svp.datasets.pictures import read_picture
+    from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
+
+    model = _shipped_model() if checkpoint is None else _trained_model(checkpoint)
+    pixels = read_picture(Path(image)).pixels if image else _built_in_picture()
+    processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
+    return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
+
+
+def _shipped_model() -> Any:
+    """The model type as its own configuration loads it: with the weights that come with the package."""
+    from omegaconf import OmegaConf
+
+    import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
+    from lavis_svp.models.svp_ris import SvpRis
+    from lavis_svp.zoo import shipped_file
+
+    section = OmegaConf.load(SvpRis.default_config_path(MODEL_TYPE)).model
+    print(f"Weights: {section.finetuned}, shipped with the package: {shipped_file(section.finetuned)}")
+    return SvpRis.from_config(section).eval()
+
+
+def _trained_model(checkpoint: Path) -> Any:
+    """The model of a training's checkpoint, with the configuration stored in it."""
     from omegaconf import OmegaConf
 
     import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
     from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
-    from lavis_svp.datasets.pictures import read_picture
     from lavis_svp.models.svp_ris import SvpRis
-    from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 
     found = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
     if found is None or not found.exists():
         raise FileNotFoundError(
-            f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), or name "
-            "another with --checkpoint."
+            f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), name "
+            "another with --checkpoint, or leave --checkpoint out for the shipped weights."
         )
-    print(f"Checkpoint: {found}")
+    print(f"Weights: the checkpoint {found}")
     config = OmegaConf.create(read_checkpoint(found)["config"])
     launch.weights_from_checkpoint(config)
     model = SvpRis.from_config(config.model).eval()
     model.load_checkpoint(str(found))
-    pixels = read_picture(Path(image)).pixels if image else _built_in_picture()
-    processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
-    return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
+    return model
 
 
 def _built_in_picture() -> np.ndarray:

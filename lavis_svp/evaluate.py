@@ -1,7 +1,8 @@
 """Evaluate a model: ``python -m lavis_svp.evaluate --cfg-path project.yaml [--checkpoint file] [--options ...]``.
 
 Weights: the checkpoint's for what was trained, the zoo's for what was frozen. Without ``--checkpoint``, the newest one
-in ``run.output_dir``; if there is none, the model as its configuration loads it (``model.finetuned``), as in LAVIS.
+in ``run.output_dir``; if there is none, the model as its configuration loads it (``model.finetuned``; for ``svp_ris`` /
+``tiny`` the shipped weights, unless the YAML says ``load_finetuned: False``), as in LAVIS.
 With ``--checkpoint`` and no ``--cfg-path``, the configuration is the one stored in the checkpoint.
 """
 
@@ -75,7 +76,12 @@ def loaded_runner(config: Any, checkpoint: Path | None) -> Any:
 
     runner = launch.build_runner(config)
     if checkpoint is None:
-        logging.info("No checkpoint: the model is evaluated as its configuration loads it.")
+        model = config.model_cfg
+        loaded = [model.get(key) for key in ("pretrained", "finetuned") if model.get(f"load_{key}")]
+        if loaded:
+            logging.info("No checkpoint: evaluates the weights that the configuration loads: %s", ", ".join(loaded))
+        else:
+            logging.warning("No checkpoint, and the configuration loads none: an untrained model is evaluated.")
     else:
         logging.info("Evaluates %s", checkpoint)
         if hasattr(runner, "load_checkpoint"):

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Segment what an expression names, with the newest checkpoint that train.sh made; writes a picture.
+# Segment what an expression names, with the shipped weights; writes a picture.
 #
 #   bash run_scripts/demo.sh [IMAGE] "EXPRESSION" [--checkpoint FILE] [--out PICTURE.png]
 #
-# Without an image it draws a scene of its own.
+# Without an image it draws a scene of its own. What train.sh made: --checkpoint output/svp/refshapes_tiny
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -11,4 +11,4 @@ if help_wanted "$@"; then exit; fi
 [ $# -ge 1 ] || fail "An expression is missing." "See: bash run_scripts/demo.sh --help"
 
 bash "$root/run_scripts/setup.sh"
-exec "$python" -m lavis_svp.demo --checkpoint "$root/output/svp/refshapes_tiny" "$@"
+exec "$python" -m lavis_svp.demo "$@"

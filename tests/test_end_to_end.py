@@ -119,9 +119,6 @@ def test_the_demo_segments_and_draws(trained, tmp_path):
 def test_the_readmes_python(trained, monkeypatch):
     folder, _ = trained
     block = next(re.finditer(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)).group(1)
-    block = re.sub(
-        r'"output/svp/refshapes_tiny/checkpoint_\d+\.pth"', repr(str(folder / "out/checkpoint_5.pth")), block
-    )
     from PIL import Image
 
     with Image.open(next((folder / "data/images/refshapes").glob("test_*.png"))) as picture:

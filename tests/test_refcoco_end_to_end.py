@@ -73,6 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Calla
             "model": {
                 "arch": "svp_ris",
                 "model_type": "tiny",
+                "load_finetuned": False,
                 "vision_encoder": {"name": str(folder), "side": 84},
                 "sam": {"side": 128},
                 "superpixels": {"name": "grid"},

@@ -21,6 +21,7 @@ def load(name):
 
 results, superpixel_tables, loader_table = load("results"), load("superpixel_tables"), load("loader_table")
 runner_table, answering_table = load("runner_table"), load("answering_table")
+shipped_table = load("shipped_table")
 
 
 def test_the_readmes_table_is_made_from_the_files():
@@ -42,6 +43,52 @@ def test_the_runners_table_is_made_from_the_file_and_below_the_bar():
 
 def test_the_answers_tables_are_made_from_the_files():
     assert answering_table.DOCUMENT.read_text() == answering_table.document()
+
+
+def test_the_shipped_weights_table_is_made_from_the_files():
+    assert shipped_table.DOCUMENT.read_text() == shipped_table.document()
+
+
+@pytest.mark.parametrize("data", shipped_table.YAMLS)
+def test_the_shipped_weights_scores_are_those_of_the_file_in_the_package(data):
+    run = json.loads(shipped_table.path(data).read_text())["run"]
+    assert run["shipped_weights"] == {
+        "name": "svp_ris_tiny",
+        "sha256": shipped_table.read_record("svp_ris_tiny")["sha256"],
+    }
+    assert run["model"]["finetuned"] == "svp_ris_tiny"
+
+
+@pytest.fixture
+def shipped_results(tmp_path, monkeypatch):
+    """An empty folder of results, and a package that holds a file with the sha256 "abc"."""
+    monkeypatch.setattr(shipped_table, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(shipped_table, "read_record", lambda name: {"sha256": "abc"})
+    (tmp_path / "results").mkdir()
+    summary = json.loads((results.RESULTS / "refshapes__sam_seed42.json").read_text())
+    summary["run"]["shipped_weights"] = {"name": "svp_ris_tiny", "sha256": "abc"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    return tmp_path
+
+
+def test_the_shipped_table_before_and_after_a_result(shipped_results):
+    assert "Not measured yet" in shipped_table.table()
+    shipped_table.add("refshapes", shipped_results / "summary.json")
+    lines = shipped_table.table().splitlines()
+    assert lines[2].startswith("| refshapes | **0.708** | 0.679–0.737 | 0.782 (")
+    assert any(line.startswith("| *attribute reader that guesses* | 0.593 |  | 1.000 | 0.421 |") for line in lines)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "sha256 `abc`" in lines[-1] and "1200 expressions on 150 pictures" in lines[-1]
+
+
+@pytest.mark.parametrize("used", [None, {"name": "svp_ris_tiny", "sha256": "older"}])
+def test_scores_of_other_weights_are_not_taken_for_the_shipped_ones(shipped_results, used):
+    path = shipped_results / "summary.json"
+    path.write_text(json.dumps({"run": {"shipped_weights": used}}))
+    with pytest.raises(ValueError, match="Score the file as shipped: python -m lavis_svp.evaluate"):
+        shipped_table.add("refshapes", path)
+    with pytest.raises(ValueError, match="refshapes or photos"):
+        shipped_table.add("coco", path)
 
 
 @pytest.mark.slow

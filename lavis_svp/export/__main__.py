@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from lavis_svp import launch
-from lavis_svp.export import consolidate, merge
+from lavis_svp.export import consolidate, merge, shipped
 
-COMMANDS = (merge, consolidate)
+COMMANDS = (merge, consolidate, shipped)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

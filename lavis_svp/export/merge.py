@@ -91,7 +91,7 @@ def merge(
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out, or delete it.")
     path = find_weights(checkpoint)
-    section = _model_section(path, cfg_path, options)
+    section = model_section(path, cfg_path, options)
     model = SvpRis.from_config(section).eval()
     scale = model.language.embedding_std  # of the weights that the configuration names, before the trained ones come
     model.load_checkpoint(str(path))
@@ -173,7 +173,17 @@ def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: f
     return {**lavis, **options, "trainable": None, "learning_rates": {}}
 
 
-def _model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> Any:
+def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> Any:
+    """The model section that a checkpoint belongs to, set to load no weights but the named ones.
+
+    Args:
+        path: the checkpoint.
+        cfg_path: the project YAML; None = the configuration stored in the checkpoint.
+        options: overrides, as ``--options``.
+
+    Raises:
+        ValueError: no project YAML, and the checkpoint stores none.
+    """
     from omegaconf import OmegaConf
 
     from lavis_svp.common.checkpoints import read_checkpoint

@@ -151,9 +151,9 @@ LAVIS_KEYS = (
     "arch",  # registered name of the model
     "model_type",  # which default YAML
     "load_finetuned",  # load `finetuned` (a trained checkpoint)
-    "finetuned",  # path or zoo name of a trained checkpoint
+    "finetuned",  # path of a trained checkpoint, or name of shipped weights
     "load_pretrained",  # load `pretrained` before training
-    "pretrained",  # path or zoo name of a checkpoint to start from
+    "pretrained",  # likewise, to start from
 )
 
 

@@ -13,17 +13,21 @@ from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, differs, newest_checkpoint, read_checkpoint, shorten
 from lavis_svp.models.parameters import checkpoint_state, is_adapter, part_of, starts_random
+from lavis_svp.zoo.shipped import is_shipped, shipped_file
 
 
 def find_weights(where: str | Path) -> Path:
     """The file of trained weights at a place.
 
     Args:
-        where: a checkpoint (``.pth``), a bare state (``.safetensors``), or a folder, whose newest checkpoint it is.
+        where: a checkpoint (``.pth``), a bare state (``.safetensors``), a folder, whose newest checkpoint it is, or the
+            name of weights that come with the package.
 
     Raises:
         FileNotFoundError: nothing is there.
     """
+    if is_shipped(where):
+        return shipped_file(str(where))
     path = Path(where).expanduser()
     found = newest_checkpoint(path) if path.is_dir() else path
     if found is None or not found.exists():

@@ -36,6 +36,7 @@ from lavis_svp.models.stored import attach_stored
 from lavis_svp.models.texts import training_texts
 from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
+from lavis_svp.models.trained_as import check_trained_as
 from lavis_svp.projectors import VisualTokens, build_projector
 from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.structures import Superpixels
@@ -70,7 +71,7 @@ class SvpRis(TextAnswers, BaseModel):
     (captions, visual question answering): see :class:`~lavis_svp.models.answering.TextAnswers`.
 
     Supported model types:
-        - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), runs on a CPU.
+        - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), trained on RefShapes; runs on a CPU.
         - pretrain_vicuna7b: the paper's first stage, language model frozen.
         - refcoco_vicuna7b: the paper's second stage, LoRA.
         - glamm_vicuna7b: GLaMM's form, CLIP-L/336 and a visual token a patch: the baseline.
@@ -434,11 +435,15 @@ class SvpRis(TextAnswers, BaseModel):
     def load_checkpoint(self, url_or_filename: str) -> None:
         """Load trained weights: a LAVIS checkpoint (``{"model": state}``), its folder, or a ``.safetensors`` state.
 
+        Args:
+            url_or_filename: the file or folder, or the name of shipped weights (``svp_ris_tiny``).
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: a damaged file, or a checkpoint of another model; the message lists what does not fit.
         """
         path = find_weights(url_or_filename)
+        check_trained_as(self.options, path)
         load_trained_state(self, read_weights(path), path)
         logging.info("Loaded trained weights from %s", path)
 

