@@ -1,0 +1,320 @@
+"""Keep the comparison's runs in the repository and write docs/comparison.md's tables from them.
+
+    python benchmarks/comparison.py add [FOLDER ...]   take finished runs over; by default all of output/svp/comparison/
+    python benchmarks/comparison.py table              rewrite the tables
+
+A run's folder is what run_scripts/compare.sh wrote: output/svp/comparison/ROW_BUDGET_seedN. Of each run are kept its
+summary's scores and the IoU of every expression, so that rows are compared on the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "comparison"
+TIMES = ROOT / "docs" / "results" / "step_times.json"
+EXPRESSIONS = RESULTS / "expressions.json"
+DOCUMENT = ROOT / "docs" / "comparison.md"
+RUNS = ROOT / "output" / "svp" / "comparison"
+FOLDER = re.compile(r"(?P<row>\w+)_(?P<budget>steps|time)_seed(?P<seed>\d+)")
+KINDS = ("attribute", "relation", "superlative")
+BUDGETS = {"steps": "Equal steps", "time": "Equal time"}
+BASE = "svp"
+ROWS = (BASE, "mask_pool_geometry", "mask_pool", "avg_pool", "token_packer", "perceiver", "dpc_knn", "mlp", "svp_paper")
+RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
+MARKED = "<!-- {name}:begin -->", "<!-- {name}:end -->"
+
+
+# ---------------------------------------------------------------- taking runs over
+
+
+def add(folder: Path) -> Path:
+    """Take one run over.
+
+    Raises:
+        ValueError: a folder that compare.sh did not name, or scores of other expressions than the stored runs'.
+        FileNotFoundError: the run has not been scored.
+    """
+    match = FOLDER.fullmatch(folder.name)
+    if not match:
+        raise ValueError(f"A run's folder is named ROW_BUDGET_seedN, got {folder}.")
+    found = sorted((folder / "result").glob("*.summary.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"{folder} has no result/*.summary.json: has the run been scored?")
+    summary = json.loads(found[-1].read_text())
+    lines = found[-1].with_name(found[-1].name.replace(".summary.json", ".jsonl")).read_text().splitlines()
+    records = sorted((r for r in map(json.loads, lines) if r["has_target"]), key=lambda r: r["expression_id"])
+    expressions = [[r["expression_id"], r["image_id"], r["kind"]] for r in records]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if not EXPRESSIONS.is_file():
+        EXPRESSIONS.write_text(json.dumps(expressions) + "\n")
+    if json.loads(EXPRESSIONS.read_text()) != expressions:
+        raise ValueError(f"{folder} was scored on other expressions than the runs in {RESULTS}.")
+    steps = [line for line in map(json.loads, (folder / "log.txt").read_text().splitlines()) if "train_iters" in line]
+    entry = {
+        **match.groupdict(),
+        "seed": int(match["seed"]),
+        "steps": steps[-1]["train_iters"],
+        "headline": summary["headline"],
+        "by_kind": {kind: summary["by_kind"][kind] for kind in KINDS},
+        "n_acc": summary["overall"]["n_acc"],
+        "tokens": summary["overall"]["tokens_per_picture"],
+        "run": summary["run"],
+        "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
+    }
+    target = RESULTS / f"{folder.name}.json"
+    target.write_text(json.dumps(entry, sort_keys=True) + "\n")
+    return target
+
+
+# ---------------------------------------------------------------- statistics
+
+
+class Scores:
+    """gIoU of one row over seeds and pictures, ready to be resampled.
+
+    Args:
+        ious: one (N,) list a seed, in the order of ``expressions.json``.
+        expressions: N of [id, picture, kind].
+    """
+
+    def __init__(self, ious: list[list[float]], expressions: list[list[Any]]) -> None:
+        pictures = {picture: index for index, picture in enumerate(dict.fromkeys(e[1] for e in expressions))}
+        row = [pictures[picture] for _, picture, _ in expressions]
+        column = [KINDS.index(kind) for _, _, kind in expressions]
+        self.sums = np.zeros((len(ious), len(pictures), len(KINDS)))
+        self.counts = np.zeros((len(pictures), len(KINDS)))
+        for seed, values in enumerate(ious):
+            np.add.at(self.sums[seed], (row, column), values)
+        np.add.at(self.counts, (row, column), 1)
+
+    def giou(self, seeds: np.ndarray, pictures: np.ndarray) -> float:
+        """Mean over kinds of the mean IoU, for these (repeated) seeds and pictures."""
+        sums = self.sums[np.ix_(seeds, pictures)].sum(1)  # (seeds, kinds)
+        return float((sums / self.counts[pictures].sum(0)).mean())
+
+    def draws(self, pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(R,) gIoU for R draws of pictures, with seeds drawn anew for each."""
+        count = len(self.sums)
+        return np.array([self.giou(rng.integers(0, count, count), drawn) for drawn in pictures])
+
+
+def difference(one: Scores, other: Scores) -> tuple[float, float, float]:
+    """By how much ``one`` leads ``other`` in gIoU, with the 95 % interval over seeds and (shared) pictures."""
+    rng = np.random.default_rng(SEED)
+    count = len(one.counts)
+    pictures = rng.integers(0, count, (RESAMPLES, count))
+    everything = np.arange(count)
+    point = one.giou(np.arange(len(one.sums)), everything) - other.giou(np.arange(len(other.sums)), everything)
+    drawn = one.draws(pictures, rng) - other.draws(pictures, rng)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return point, float(low), float(high)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def stored() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(row, budget) -> its runs by seed."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*_seed*.json")):
+        entry = json.loads(path.read_text())
+        found.setdefault((entry["row"], entry["budget"]), []).append(entry)
+    return found
+
+
+def document() -> str:
+    """docs/comparison.md with its tables made from the stored runs and times."""
+    text, runs, times = DOCUMENT.read_text(), stored(), _times()
+    tables = {budget: score_table(budget, runs) for budget in BUDGETS}
+    tables |= {"cost": cost_table(times), "speed": speed_table(times), "commands": commands(runs)}
+    for name, table in tables.items():
+        begin, end = (mark.format(name=name) for mark in MARKED)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def _times() -> dict[str, Any] | None:
+    return json.loads(TIMES.read_text()) if TIMES.is_file() else None
+
+
+def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """Scores of all rows at one budget, and `svp`'s lead over each."""
+    heads = ["row", "seeds", "steps", "tokens", "gIoU", *KINDS, "pick", "cIoU", "N-acc", "`svp` minus row (95 %)"]
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    expressions = json.loads(EXPRESSIONS.read_text()) if EXPRESSIONS.is_file() else []
+    scores = {
+        row: Scores([one["ious"] for one in runs[row, budget]], expressions) for row in ROWS if (row, budget) in runs
+    }
+    for row in ROWS:
+        if row not in scores:
+            lines.append(_line([f"`{row}`", "not run", *[""] * (len(heads) - 2)]))
+            continue
+        entries = runs[row, budget]
+        lead = "–"
+        if row != BASE and BASE in scores:
+            lead = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference(scores[BASE], scores[row]))
+        lines.append(
+            _line(
+                [
+                    f"`{row}`",
+                    str(len(entries)),
+                    _range([e["steps"] for e in entries]),
+                    f"{statistics.fmean(e['tokens'] for e in entries):.0f}",
+                    "**" + _spread([e["headline"]["giou_macro"] for e in entries]) + "**",
+                    *(_spread([e["by_kind"][kind]["giou"] for e in entries]) for kind in KINDS),
+                    _spread([e["headline"]["pick_accuracy_macro"] for e in entries]),
+                    _spread([e["headline"]["ciou_macro"] for e in entries]),
+                    _spread([e["n_acc"] for e in entries]),
+                    lead,
+                ]
+            )
+        )
+    known = next((runs[key] for key in runs if key[0] == BASE), None)
+    if known:
+        for label, key in (
+            ("best single superpixel", "ceiling_single"),
+            ("attribute reader that guesses", "baseline_attribute"),
+            ("a random object", "baseline_random"),
+        ):
+            values = [known[0]["headline"][key + "_macro"], *(known[0]["by_kind"][kind][key] for kind in KINDS)]
+            cells = [f"*{label}*", "–", "", "", *(f"{value:.3f}" for value in values)]
+            lines.append(_line([*cells, *[""] * (len(heads) - len(cells))]))
+    return "\n".join(lines)
+
+
+def cost_table(times: dict[str, Any] | None) -> str:
+    """Time and memory of every row, as ratios to `svp` too."""
+    if times is None:
+        return "Not measured."
+    heads = [
+        "row",
+        "tokens",
+        "trained parameters, M",
+        "step, s",
+        "to `svp`",
+        "alignment step, s",
+        "forward of a step, s: projector / LM / mask decoder",
+        "inference of a picture, ms: projector / LM / mask decoder",
+        "peak memory, MB",
+    ]
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    base = times["rows"][BASE]["seconds"]["full: step"]
+    for row in (row for row in ROWS if row in times["rows"]):
+        entry = times["rows"][row]
+        seconds = entry["seconds"]
+        parts = ("projector", "language", "mask decoder")
+        lines.append(
+            _line(
+                [
+                    f"`{row}`",
+                    f"{entry['tokens']:.0f}",
+                    f"{entry['parameters'] / 1e6:.1f}",
+                    f"{seconds['full: step']:.2f}",
+                    f"{seconds['full: step'] / base:.2f}",
+                    f"{seconds['alignment']:.2f}" if "alignment" in seconds else "–",
+                    " / ".join(f"{seconds[f'full: forward: {part}']:.2f}" for part in parts),
+                    f"{1000 * seconds['inference: inference']:.0f}: "
+                    + " / ".join(f"{1000 * seconds[f'inference: {part}']:.0f}" for part in parts),
+                    f"{entry['memory_mb']:.0f}",
+                ]
+            )
+        )
+    frozen = " · ".join(f"{name} {value:.2f} s" for name, value in times["frozen_seconds_a_picture"].items())
+    return "\n".join([*lines, "", f"Computed once a picture, for every row: {frozen}. {_when(times)}"])
+
+
+def speed_table(times: dict[str, Any] | None) -> str:
+    """What each speed-up of the training step brings, and `mlp` beside it."""
+    if times is None:
+        return "Not measured."
+    heads = ["form of the step", "step, s", "middle half", "pictures/s", "expressions/s", "speed-up"]
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    entries = {
+        **times["rungs"],
+        "+ two masks a picture: the recipe (`svp`)": times["rows"][BASE],
+        "the recipe with `mlp`": times["rows"]["mlp"],
+    }
+    first = next(iter(entries.values()))["seconds"]["full: step"]
+    for name, entry in entries.items():
+        seconds = entry["seconds"]["full: step"]
+        lines.append(
+            _line(
+                [
+                    name,
+                    f"{seconds:.2f}",
+                    "–".join(f"{value:.2f}" for value in entry["spread"]),
+                    f"{times['pictures_per_step'] / seconds:.2f}",
+                    f"{times['expressions_per_step'] / seconds:.1f}",
+                    f"{first / seconds:.1f}",
+                ]
+            )
+        )
+    return "\n".join([*lines, "", _when(times)])
+
+
+def _when(times: dict[str, Any]) -> str:
+    run = times["run"]
+    return (
+        f"Medians of {run['rounds']} rounds in which rows take turns; `{run['command']}`, {run['date'][:10]}, "
+        f"{run['machine']['threads']} of {run['machine']['cpus']} CPUs, batches of {times['pictures_per_step']} "
+        f"pictures and {times['expressions_per_step']} expressions, seed {run['seed']}."
+    )
+
+
+def commands(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """One line a row and budget: what makes it again."""
+    lines = []
+    for (row, budget), entries in sorted(runs.items(), key=lambda item: (item[0][1], ROWS.index(item[0][0]))):
+        seeds = " ".join(str(entry["seed"]) for entry in entries)
+        dates = sorted({entry["run"]["date"][:10] for entry in entries})
+        threads = sorted({entry["run"]["machine"]["threads"] for entry in entries})
+        lines.append(
+            f'- `bash run_scripts/compare.sh {row} --seeds "{seeds}" --budget {budget}` '
+            f"({', '.join(dates)}; {' or '.join(map(str, threads))} thread)"
+        )
+    return "\n".join(lines) or "No run is stored yet."
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    half = (max(known) - min(known)) / 2
+    return f"{statistics.fmean(known):.3f}" + (f" ± {half:.3f}" if len(known) > 1 else "")
+
+
+def _range(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{min(values)}–{max(values)}"
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    subparsers.add_parser("add").add_argument("folders", type=Path, nargs="*")
+    subparsers.add_parser("table")
+    args = parser.parse_args()
+    if args.command == "add":
+        scored = [path for path in sorted(RUNS.glob("*_seed*")) if any((path / "result").glob("*.summary.json"))]
+        for folder in args.folders or scored:
+            print(add(folder))
+    DOCUMENT.write_text(document())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Time training steps and inference of the comparison's rows, side by side, and say what equal time is.
+
+    python benchmarks/step_times.py                all rows and rungs, ten minutes; docs/results/step_times.json
+    python benchmarks/step_times.py --quick        two rounds, not stored
+    python benchmarks/step_times.py steps ROW      the options that give ROW the time which `svp` takes
+
+A row is a YAML of projects/svp/comparison/. A rung is `svp` with the speed-ups taken away again, from the plain form
+(one sequence an expression, encoders and superpixels anew in every step) to the recipe. Rows take turns: in each round
+every row does an alignment step, a full step and a batch of inference on the same pictures, so that whatever else the
+machine does hits all alike; times are medians over the rounds after a warm-up. Threads: OMP_NUM_THREADS. Peak memory is
+of a child process a row, which does some steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import lavis_svp  # noqa: F401  (before LAVIS)
+
+from lavis.datasets.data_utils import prepare_sample  # isort: skip
+
+from lavis_svp import launch
+from lavis_svp.runners.data import eval_loader, train_loader
+from lavis_svp.runners.meter import TrainingMeter
+from lavis_svp.tasks.facts import run_facts
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "projects" / "svp" / "comparison"
+RESULTS = ROOT / "docs" / "results" / "step_times.json"
+BASE = "svp"
+PLAIN = {
+    "layout": "model.layout=separate",
+    "losses": "model.losses.resolution=original",
+    "masks": "model.sam.max_masks_per_picture=null",
+}
+RUNGS = {  # each takes one more of the plain form's choices back
+    "plain": ("uncached", *PLAIN.values()),
+    "plain, frozen half cached": tuple(PLAIN.values()),
+    "+ packed": (PLAIN["losses"], PLAIN["masks"]),
+    "+ losses at the decoder's size": (PLAIN["masks"],),
+}
+ROUNDS, QUICK_ROUNDS, WARM_UP = 9, 2, 2
+PARTS = {"projector": "projector", "language": "language.transformer", "mask decoder": "mask_head"}
+FROZEN = {"vision encoder": "vision_encoder", "SAM's encoder": "sam_encoder"}
+MEMORY_STEPS = 3
+KILOBYTE, MEGABYTE = 1024, 1e6
+
+
+class Clock:
+    """Seconds spent inside modules, by name.
+
+    Args:
+        modules: what to time; nothing else may call them meanwhile.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._start: dict[str, float] = {}
+        for name, module in modules.items():
+            module.register_forward_pre_hook(lambda *_, name=name: self._start.update({name: time.perf_counter()}))
+            module.register_forward_hook(lambda *_, name=name: self._stop(name))
+
+    def _stop(self, name: str) -> None:
+        self.seconds[name] += time.perf_counter() - self._start[name]
+
+    def take(self) -> dict[str, float]:
+        """Seconds since the last call."""
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
+        return taken
+
+
+class Row:
+    """One model with its optimizer and data, ready to step.
+
+    Args:
+        name: a YAML of the comparison.
+        options: laid over it; ``uncached`` is no option but takes the cached frozen half away.
+    """
+
+    def __init__(self, name: str, options: tuple[str, ...] = ()) -> None:
+        chosen = [option for option in options if "=" in option]
+        silent = ["run.output_dir=output/step_times", "run.log_to=[]", "run.save_every=0", "run.max_iters=100000"]
+        project = launch.read_project(ROWS / f"{name}.yaml", [*chosen, *silent])
+        self.runner = launch.build_runner(launch.build_config(project))
+        self.model = self.runner.model
+        self.cached = "uncached" not in options
+        self.alignment = int(self.model.options.aids.alignment_steps)
+        self.meter = TrainingMeter(self.runner.device)
+        self.stepper = self.runner.make_stepper(self.meter)
+        self.batches = self._batches()
+        parts = {part: self.model.get_submodule(where) for part, where in PARTS.items()}
+        self.clock = Clock(parts)
+
+    def _batches(self) -> Iterator[Any]:
+        runner = self.runner
+        for samples in train_loader(runner.datasets, runner.order, runner.options, 0, pin_memory=False):
+            yield samples if self.cached else {k: v for k, v in samples.items() if k not in ("frozen", "region_map")}
+
+    def step(self, aligns: bool) -> dict[str, float]:
+        """One optimizer step; seconds whole and by part."""
+        self.model.train()
+        start = time.perf_counter()
+        self.stepper.step(0 if aligns else self.alignment, self.batches)
+        whole = time.perf_counter() - start
+        forward = {f"forward: {part}": seconds for part, seconds in self.clock.take().items()}
+        return {"step": whole, **self.meter.timer.take(), **forward}
+
+    @torch.no_grad()
+    def infer(self, samples: Any) -> dict[str, float]:
+        """Answer all expressions of a batch, the frozen half cached; seconds a picture, whole and by part."""
+        self.model.eval()
+        start = time.perf_counter()
+        self.model.predict_masks(samples)
+        whole = time.perf_counter() - start
+        count = len(samples["text_input"])
+        return {part: seconds / count for part, seconds in {"inference": whole, **self.clock.take()}.items()}
+
+    def parameters(self) -> int:
+        """How many train."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+
+def row_names() -> list[str]:
+    """The comparison's rows, `svp` first."""
+    names = sorted(path.stem for path in ROWS.glob("*.yaml"))
+    return [BASE, *(name for name in names if name != BASE)]
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Time every row and rung.
+
+    Args:
+        rounds: how often each does its steps, warm-up not counted.
+    """
+    rows = {name: Row(name) for name in tqdm(row_names(), desc="building rows", unit="row")}
+    rungs = {name: Row(BASE, options) for name, options in tqdm(RUNGS.items(), desc="building rungs", unit="rung")}
+    base = rows[BASE]
+    test = iter(eval_loader(base.runner.datasets, "test", base.runner.options, pin_memory=False))
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    tokens: dict[str, list[float]] = defaultdict(list)
+    for turn in tqdm(range(rounds + WARM_UP), desc="rounds", unit="round"):
+        samples = prepare_sample(next(test), cuda_enabled=False)
+        for name, row in {**rows, **rungs}.items():
+            seen = {f"full: {part}": seconds for part, seconds in row.step(aligns=False).items()}
+            if row.alignment and name in rows:
+                seen["alignment"] = row.step(aligns=True)["step"]
+            if name in rows:
+                seen |= {f"inference: {part}": seconds for part, seconds in row.infer(samples).items()}
+                tokens[name].append(sum(row.model.encode(samples).counts) / len(samples["text_input"]))
+            if turn >= WARM_UP:
+                for part, seconds in seen.items():
+                    found[name][part].append(seconds)
+    medians = {name: {part: statistics.median(times) for part, times in parts.items()} for name, parts in found.items()}
+    per_step = base.runner.options.batch_size_train, base.runner.datasets["train"][0]["text_input"]
+    return {
+        "run": {**run_facts(), "rounds": rounds, "warm_up": WARM_UP, "seed": base.runner.options.seed},
+        "pictures_per_step": per_step[0],
+        "expressions_per_step": per_step[0] * len(per_step[1]),
+        "rows": {
+            name: {
+                "seconds": medians[name],
+                "spread": _spread(found[name]["full: step"]),
+                "alignment_steps": row.alignment,
+                "parameters": row.parameters(),
+                "tokens": statistics.fmean(tokens[name]),
+                "memory_mb": peak_memory(name),
+            }
+            for name, row in rows.items()
+        },
+        "rungs": {name: {"seconds": medians[name], "spread": _spread(found[name]["full: step"])} for name in rungs},
+        "frozen_seconds_a_picture": frozen_half(base, rounds),
+        "max_iters": int(launch.read_project(ROWS / f"{BASE}.yaml").run.max_iters),
+    }
+
+
+def _spread(times: list[float]) -> list[float]:
+    quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return [quarters[0], quarters[-1]]
+
+
+def frozen_half(row: Row, pictures: int) -> dict[str, float]:
+    """Median seconds a picture of what is computed once: both encoders and the superpixels."""
+    frozen, data = row.model.frozen, row.runner.datasets["test"]
+    clock = Clock({name: frozen.get_submodule(where) for name, where in FROZEN.items()})
+    times: dict[str, list[float]] = defaultdict(list)
+    for index in tqdm(range(pictures + WARM_UP), desc="frozen half", unit="picture"):
+        sample = data[index]
+        inputs = frozen.encode(sample["image"][None], [sample["original_size"]])
+        start = time.perf_counter()
+        frozen.generator(None, [inputs.sam_embedding(0)])
+        seconds = {**clock.take(), "superpixels": time.perf_counter() - start}
+        if index >= WARM_UP:
+            for name, value in seconds.items():
+                times[name].append(value)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(name: str) -> float:
+    """Peak resident memory in MB of a process that does some full steps of a row."""
+    done = subprocess.run(
+        [sys.executable, __file__, "memory", name], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return float(done.stdout.split()[-1])
+
+
+def equal_time_steps(content: dict[str, Any], name: str) -> int:
+    """Steps of a row that take the time of all steps of `svp`, alignment steps counted at their own price.
+
+    Args:
+        content: as stored.
+        name: the row.
+
+    Raises:
+        ValueError: the row was not measured.
+    """
+    if name not in content["rows"]:
+        raise ValueError(f"{RESULTS.name} has no row '{name}', only: {', '.join(content['rows'])}. Measure it first.")
+
+    def price(row: dict[str, Any]) -> float:
+        return row["alignment_steps"] * row["seconds"].get("alignment", 0.0)
+
+    base, row = content["rows"][BASE], content["rows"][name]
+    full = content["max_iters"] - base["alignment_steps"]
+    budget = price(base) + full * base["seconds"]["full: step"]
+    return row["alignment_steps"] + round((budget - price(row)) / row["seconds"]["full: step"])
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    commands = parser.add_subparsers(dest="command")
+    for command in ("steps", "memory"):
+        commands.add_parser(command).add_argument("row")
+    args = parser.parse_args()
+    if args.command == "steps":
+        print(f"run.max_iters={equal_time_steps(json.loads(RESULTS.read_text()), args.row)}")
+    elif args.command == "memory":
+        row = Row(args.row)
+        for _ in range(MEMORY_STEPS):
+            row.step(aligns=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTE / MEGABYTE)
+    else:
+        content = measure(QUICK_ROUNDS if args.quick else ROUNDS)
+        if not args.quick:
+            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        print(json.dumps({name: row["seconds"]["full: step"] for name, row in content["rows"].items()}))
+
+
+if __name__ == "__main__":
+    main()

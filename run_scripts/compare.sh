@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Train and evaluate the comparison of projectors, one row after another: the YAMLs of projects/svp/comparison/.
+#
+#   bash run_scripts/compare.sh [ROW ...] [--seeds "42 43 44"] [--budget steps|time] [--options KEY=VALUE ...]
+#
+# --budget steps (the default): every row trains as many steps as its YAML says. --budget time: as many as `svp` would take
+# the time for, by the step times measured side by side in docs/results/step_times.json; so the number is the same on any
+# machine. Results go to output/svp/comparison/ROW_BUDGET[_seedN]/; benchmarks/comparison.py makes docs/comparison.md of
+# them. A row that has its result is left out, an interrupted one goes on: the same command again continues.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/rows.sh"
+
+if help_wanted "$@"; then exit; fi
+budget=steps given=()
+while [ $# -gt 0 ] && [ "$1" != --options ]; do
+  case "$1" in
+    --budget=*) budget="${1#*=}" ;;
+    --budget)
+      [ $# -ge 2 ] || fail "--budget needs a value: steps or time."
+      budget="$2"
+      shift
+      ;;
+    *) given+=("$1") ;;
+  esac
+  shift
+done
+[ "$budget" = steps ] || [ "$budget" = time ] || fail "--budget is steps or time, got '$budget'."
+
+if [ "$budget" = time ]; then
+  bash "$root/run_scripts/setup.sh"
+  row_options() { "$python" "$root/benchmarks/step_times.py" steps "$1"; }
+fi
+run_rows comparison "_$budget" ${given[@]+"${given[@]}"} "$@"

@@ -1,0 +1,79 @@
+"""Rows of the ablation and the comparison differ from the tiny model's recipe in what they are named for only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lavis_svp import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("ablation", "comparison")
+ROWS = [path for folder in FOLDERS for path in sorted((ROOT / "projects/svp" / folder).glob("*.yaml"))]
+SHORTER = {"max_iters": 700, "min_lr": 2.0e-5, "eval": {"mode": "generative", "num_visualise": 12}}
+ABLATION = {
+    "full": {},
+    "sspe_off": {"projector": {"sspe": False}},
+    "sspe_bbox_mlp": {"projector": {"sspe": "bbox_mlp"}},
+    "ssa_off": {"projector": {"ssa": False}},
+    "ssa_no_shared_sspe": {"projector": {"ssa": "no_shared_sspe"}},
+    "add_to_tokens_none": {"projector": {"add_to_tokens": "none"}},
+    "add_to_tokens_before_mlp": {"projector": {"add_to_tokens": "before_mlp"}},
+    "order_raster": {"projector": {"token_order": "raster"}, "aids": {"shuffle_tokens": False}},
+    "order_area": {"projector": {"token_order": "area"}, "aids": {"shuffle_tokens": False}},
+    "order_random": {"projector": {"token_order": "random"}, "aids": {"shuffle_tokens": False}},
+    "positions_centroid": {"language": {"visual_positions": "centroid"}},
+    "global_mean": {"projector": {"global_token": "mean"}},
+    "global_cls": {"projector": {"global_token": "cls"}},
+    "mask_pool": {"projector": {"name": "mask_pool"}},
+    "mask_pool_geometry": {"projector": {"name": "mask_pool_geometry"}},
+}
+
+COMPARISON = {
+    "svp": {},
+    "svp_paper": {
+        "vision_encoder": {"beside": []},
+        "readout": {"state_norm": "none", "pointer": False, "pointer_position": False},
+        "losses": {"resolution": "original"},
+        "aids": {
+            "grounding": 0.0,
+            "word_alignment": 0.0,
+            "alignment_steps": 0,
+            "point_regression": 0.0,
+            "token_norm": False,
+        },
+    },
+    "mask_pool": {"projector": {"name": "mask_pool"}},
+    "mask_pool_geometry": {"projector": {"name": "mask_pool_geometry"}},
+    "avg_pool": {"projector": {"name": "avg_pool", "tokens_h": 5, "tokens_w": 4}},
+    "token_packer": {"projector": {"name": "token_packer", "scale": 4}},
+    "perceiver": {"projector": {"name": "perceiver", "num_queries": 20}},
+    "dpc_knn": {"projector": {"name": "dpc_knn", "count": 20}},
+    "mlp": {"projector": {"name": "mlp"}},
+}
+CHANGES = {"ablation": ABLATION, "comparison": COMPARISON}
+
+
+def resolved(path: Path) -> dict:
+    return OmegaConf.to_container(launch.build_config(launch.read_project(path)).config, resolve=True)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_row_is_known(folder):
+    assert {path.stem for path in ROWS if path.parent.name == folder} == set(CHANGES[folder])
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_row_changes_what_it_says(path):
+    recipe, row = resolved(ROOT / "projects/svp/train/refshapes_tiny.yaml"), resolved(path)
+    folder = path.parent.name
+    recipe["run"] |= {**SHORTER, "output_dir": f"output/svp/{folder}/{path.stem}"}
+    recipe["model"] = OmegaConf.to_container(OmegaConf.merge(recipe["model"], CHANGES[folder][path.stem]))
+    assert row == recipe
+
+
+def test_the_readme_has_every_row():
+    text = (ROOT / "projects/svp/README.md").read_text(encoding="utf-8")
+    assert [path.stem for path in ROWS if f"`{path.stem}`" not in text] == []
