@@ -71,7 +71,9 @@ def read_numbers(
         raise ValueError(f"R² of {len(about)} test examples that do not vary is not defined.")
     names = [""] * len(about)
     interval = ratio_interval(
-        cluster_sums(squared, test.pictures, names), cluster_sums(about, test.pictures, names), bootstrap
+        cluster_sums(squared, test.pictures.tolist(), names),
+        cluster_sums(about, test.pictures.tolist(), names),
+        bootstrap,
     )
     return {
         "r2": float(1 - squared.sum() / about.sum()),
@@ -115,8 +117,8 @@ def read_classes(
     return {
         "accuracy": float(right.mean()),
         "ci": ratio_interval(
-            cluster_sums(right, test.pictures, names),
-            cluster_sums(np.ones(len(right)), test.pictures, names),
+            cluster_sums(right, test.pictures.tolist(), names),
+            cluster_sums(np.ones(len(right)), test.pictures.tolist(), names),
             bootstrap,
         ),
         "majority": float((test.facts == most).float().mean()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES
 from lavis_svp.datasets.refshapes.wording import RANKS, RELATIONS, SUPERLATIVES
@@ -31,7 +32,7 @@ def template_of(text: str, kind: str) -> str:
     return "+".join(found) or OTHER
 
 
-def _named(text: str, wordings: dict[str, tuple[str, ...]]) -> str:
+def _named(text: str, wordings: Mapping[str, tuple[str, ...]]) -> str:
     for name, phrases in wordings.items():
         if any(_has(text, phrase.replace("{}", "").strip()) for phrase in phrases):
             return name

@@ -23,6 +23,8 @@ TOKENS_PER_PICTURE = 32
 """Most tokens of a picture that are kept, drawn by the seed: with a token a patch, hundreds show objects."""
 PAIRS_PER_PICTURE = 16
 """Most ordered pairs of tokens of a picture, drawn by the seed."""
+ANY_TEXT = "object"
+"""A sequence needs text after the picture; what it says does not matter, since visual tokens do not see it."""
 
 
 class Shown:
@@ -117,12 +119,12 @@ def gather_shown(model: Any, batches: Iterable[Mapping[str, Any]], seed: int) ->
 
 def _states(model: Any, encoded: Any) -> list[Tensor]:
     """The language model's last states at the visual tokens of each picture; no text after them is seen."""
-    empty = [[model.prompts.turn("", model.options.prompt.answers[0], index=0)] for _ in encoded.counts]
+    turn = model.prompts.turn(ANY_TEXT, model.options.prompt.answers[0], index=0)
     language = model.language
     plan = splice(
         model.prompts.prefix_ids(),
         encoded.counts,
-        empty,
+        [[turn]] * len(encoded.counts),
         "packed",
         language.max_length,
         model.device,
