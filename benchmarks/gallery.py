@@ -209,9 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{kind}: {good} of {len(values)} with IoU > {SUCCESS:g}, {bad} with IoU < {FAILURE:g}")
     runner = launch.build_runner(launch.build_config(project))
     (split,) = project.run.test_splits
-    datasets = [splits[split] for splits in runner.datasets.values() if split in splits]
-    model = runner.model.eval()
-    panels = {name: one for dataset in datasets for name, one in draw_panels(model, dataset, drawn).items()}
+    panels = draw_panels(runner.model.eval(), runner.datasets[split], drawn)
     print(f"{args.out}: {save_small(sheet(rows, panels), args.out):,} bytes")
 
 

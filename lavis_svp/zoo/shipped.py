@@ -51,9 +51,10 @@ class ShippedWeights:
         """What to say where the file is missing."""
         return (
             f"'{self.name}' comes with the package, but {self.file} is not there (a slim installation, or a clone "
-            f"without it). Take the file from the repository, or train it: {self.train}; then name {self.checkpoint} as "
-            f"the checkpoint, or make the file: python -m lavis_svp.export shipped {self.checkpoint}. To start without "
-            "trained weights: model.load_finetuned: False."
+            "without it). Take the file from the repository, or train it and name the result as the checkpoint "
+            f"({self.train}; {self.checkpoint}), or make the file from it "
+            f"(python -m lavis_svp.export shipped {self.checkpoint}). To start without trained weights: "
+            "model.load_finetuned: False."
         )
 
 
