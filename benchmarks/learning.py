@@ -1,9 +1,9 @@
 """Keep the controlled runs that found the tiny model's recipe, and write docs/learning.md's tables from them.
 
-    python benchmarks/learning.py add QUESTION RUN OUTPUT_DIR   read a finished run into docs/results/learning.json
-    python benchmarks/learning.py table                         rewrite the tables
+    python benchmarks/learning.py add QUESTION RUN OUTPUT_DIR COMMIT   read a finished run into docs/results/learning.json
+    python benchmarks/learning.py table                                rewrite the tables
 
-QUESTION names the table; one run may stand in several. OUTPUT_DIR is the run's ``run.output_dir``.
+QUESTION names the table; one run may stand in several. COMMIT is of the code that ran. OUTPUT_DIR is the run's ``run.output_dir``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ OWN_FOLDER = re.compile(r" ?run\.output_dir=\S+| --options$")
 MARKED = re.compile(r"<!-- runs:(?P<question>\w+):begin -->\n.*?<!-- runs:(?P=question):end -->", re.DOTALL)
 
 
-def add(question: str, name: str, folder: Path) -> dict[str, Any]:
+def add(question: str, name: str, folder: Path, commit: str) -> dict[str, Any]:
     """Read one run.
 
     Args:
         question: the table it belongs to.
         name: what the run is called there.
+        commit: of the code that ran it, under whose defaults its command holds.
         folder: its output folder, with ``log.txt`` and ``result/``.
 
     Raises:
@@ -56,6 +57,7 @@ def add(question: str, name: str, folder: Path) -> dict[str, Any]:
         "steps": steps[-1]["train_iters"],
         "grounding": steps[-1].get("train_loss_ground"),
         "seed": run["seed"],
+        "commit": commit,
         "date": run["date"][:10],
         "threads": run["machine"]["threads"],
         "command": re.sub(r"/\S*?/(lavis_svp)/", r"\1/", command),
@@ -107,7 +109,9 @@ def table(runs: list[dict[str, Any]]) -> str:
             _two(run["grounding"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    commands = [f"- {run['name']}: `{run['command']}` ({run['date']}, {run['threads']} thread)" for run in runs]
+    commands = [
+        f"- {run['name']}: `{run['command']}` ({run['commit']}, {run['date']}, {run['threads']} thread)" for run in runs
+    ]
     return "\n".join([*lines, "", *commands])
 
 
@@ -123,10 +127,11 @@ def main() -> None:
     adding.add_argument("question")
     adding.add_argument("name")
     adding.add_argument("folder", type=Path)
+    adding.add_argument("commit")
     commands.add_parser("table")
     args = parser.parse_args()
     if args.command == "add":
-        add(args.question, args.name, args.folder)
+        add(args.question, args.name, args.folder, args.commit)
     DOCUMENT.write_text(document())
 
 

@@ -17,7 +17,8 @@ import torch
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name != "common.sh")
+SOURCED = ("common.sh", "rows.sh")
+SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name not in SOURCED)
 LAUNCHED = {"train.sh": "lavis_svp.train", "eval.sh": "lavis_svp.evaluate"}
 TOOLS = ["awk", "basename", "bash", "cat", "cp", "cut", "df", "dirname", "du"]
 TOOLS += ["flock", "mkdir", "mv", "npm", "rm", "sed", "sha256sum", "sleep"]
@@ -94,7 +95,7 @@ def workshop(tmp_path: Path) -> Workshop:
     return Workshop(tmp_path)
 
 
-@pytest.mark.parametrize("script", [*(f"run_scripts/{name}" for name in SCRIPTS), "run_scripts/common.sh", ".ci/run"])
+@pytest.mark.parametrize("script", [*(f"run_scripts/{name}" for name in (*SCRIPTS, *SOURCED)), ".ci/run"])
 def test_scripts_are_valid_bash(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True)
 
@@ -364,6 +365,22 @@ def test_ablation_rows_run_one_after_another_and_once(workshop: Workshop) -> Non
     (workshop.folder / "exit_lavis_svp.train").write_text("3")
     assert workshop.run("run_scripts/ablation.sh", "full", "mask_pool")[0] == 3
     assert sum("lavis_svp.train" in line for line in workshop.log()) == 1, "a row that fails ends the script"
+
+
+def test_the_comparison_names_its_budget_and_reads_equal_time_from_the_measurement(workshop: Workshop) -> None:
+    shutil.copytree(ROOT / "projects/svp/comparison", workshop.root / "projects/svp/comparison")
+    assert workshop.run("run_scripts/compare.sh", "svp", "mlp", "--seeds", "1")[0] == 0
+    lines = [line for line in workshop.log() if "lavis_svp.train" in line]
+    assert [line.partition("--options ")[2] for line in lines] == [
+        f"run.output_dir=output/svp/comparison/{row}_steps_seed1 run.seed=1" for row in ("svp", "mlp")
+    ]
+    assert workshop.run("run_scripts/compare.sh", "mlp", "--budget", "time")[0] == 0
+    lines = workshop.log()
+    assert any(line.endswith("benchmarks/step_times.py steps mlp") for line in lines)
+    assert "output_dir=output/svp/comparison/mlp_time" in lines[-1]
+    for given, words in (("--budget tokens", "steps or time, got 'tokens'"), ("mlpp", "no row 'mlpp'")):
+        code, output = workshop.run("run_scripts/compare.sh", *given.split())
+        assert code == 1 and re.search(words, output), output
 
 
 @pytest.mark.parametrize(
