@@ -1,9 +1,10 @@
 """Keep the controlled runs that found the tiny model's recipe, and write docs/learning.md's tables from them.
 
-    python benchmarks/learning.py add QUESTION RUN OUTPUT_DIR COMMIT   read a finished run into docs/results/learning.json
-    python benchmarks/learning.py table                                rewrite the tables
+    python benchmarks/learning.py add QUESTION RUN FOLDER COMMIT   read a finished run into docs/results/learning.json
+    python benchmarks/learning.py table                            rewrite the tables
 
-QUESTION names the table; one run may stand in several. COMMIT is of the code that ran. OUTPUT_DIR is the run's ``run.output_dir``.
+QUESTION names the table; one run may stand in several. FOLDER is the run's ``run.output_dir``; COMMIT is of the code
+that ran it.
 """
 
 from __future__ import annotations
