@@ -1,8 +1,8 @@
-"""Keep results in the repository and write the README's table from them.
+"""Keep results in the repository and write docs/first_recipe.md's table from them.
 
     python benchmarks/results.py add NAME SUMMARY.json   copy a run's summary to docs/results/NAME.json
-    python benchmarks/results.py table                   rewrite the table in README.md
-    python benchmarks/results.py check                   exit code 1 if the README's table is not that of the files
+    python benchmarks/results.py table                   rewrite the table
+    python benchmarks/results.py check                   exit code 1 if the table is not that of the files
 
 NAME is ``<data>__<label>_seed<N>``, such as ``refshapes__felzenszwalb_seed42``: one table a data set; rows of one label
 are averaged, with their spread.
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs" / "first_recipe.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KINDS = ("attribute", "relation", "superlative")
 NAME = re.compile(r"(?P<data>[a-z0-9]+)__(?P<label>[a-z0-9_]+)_seed(?P<seed>\d+)")
@@ -128,10 +128,10 @@ def _spread(values: list[float | None], digits: int = 3) -> str:
     return _number(statistics.fmean(known), digits) + (f" ± {half:.{digits}f}" if len(known) > 1 else "")
 
 
-def readme_with(text: str) -> str:
-    """The README with ``text`` between the markers."""
-    before, rest = README.read_text().split(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+def document() -> str:
+    """The document with the table between the markers."""
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
@@ -147,9 +147,9 @@ def main() -> None:
     if args.command == "add":
         print(add(args.name, args.summary))
     elif args.command == "table":
-        README.write_text(readme_with(table()))
-    elif README.read_text() != readme_with(table()):
-        sys.exit("README.md's table differs from docs/results/: run python benchmarks/results.py table")
+        DOCUMENT.write_text(document())
+    elif DOCUMENT.read_text() != document():
+        sys.exit("docs/first_recipe.md differs from docs/results/: run python benchmarks/results.py table")
 
 
 if __name__ == "__main__":

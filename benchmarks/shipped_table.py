@@ -1,7 +1,7 @@
-"""Keep the scores of the shipped weights in the repository and write docs/tiny.md's table from them.
+"""Keep the scores of the shipped weights in the repository and write docs/tiny.md's and the README's table from them.
 
     python benchmarks/shipped_table.py add DATA SUMMARY.json   copy a summary to docs/results/shipped_DATA.json
-    python benchmarks/shipped_table.py table                   rewrite the table in docs/tiny.md
+    python benchmarks/shipped_table.py table                   rewrite the table in both
 
 DATA is refshapes or photos. Only the summary of an evaluation that loaded the shipped file is taken, and only while the
 package holds that very file.
@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 from lavis_svp.zoo.shipped import read_record  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
-DOCUMENT = ROOT / "docs" / "tiny.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+DOCUMENTS = (ROOT / "docs" / "tiny.md", ROOT / "README.md")
+BEGIN, END = "<!-- shipped:begin -->", "<!-- shipped:end -->"
 WEIGHTS = "svp_ris_tiny"
 YAMLS = {
     "refshapes": "projects/svp/eval/refshapes_seg_tiny.yaml",
@@ -114,10 +114,13 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def document() -> str:
-    """docs/tiny.md with the table between the markers."""
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+def documents() -> dict[Path, str]:
+    """The documents' texts with the table between the markers."""
+    made = {}
+    for document in DOCUMENTS:
+        before, rest = document.read_text().split(BEGIN)
+        made[document] = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return made
 
 
 def main() -> None:
@@ -132,7 +135,8 @@ def main() -> None:
     if args.command == "add":
         print(add(args.data, args.summary))
     else:
-        DOCUMENT.write_text(document())
+        for document, text in documents().items():
+            document.write_text(text)
 
 
 if __name__ == "__main__":
