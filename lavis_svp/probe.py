@@ -1,7 +1,8 @@
 """Probe a trained model: ``python -m lavis_svp.probe WHAT --cfg-path a.yaml [--checkpoint file] [--options ...]``.
 
-WHAT is ``errors`` (where points are lost), ``sspe`` (scores with SSPE, or the tokens, disturbed) or ``tokens`` (linear
-read-outs of what the tokens know). The weights are found as by ``lavis_svp.evaluate``. The result goes to
+WHAT is ``errors`` (where points are lost), ``sspe`` (scores with SSPE, or the tokens, disturbed), ``tokens`` (linear
+read-outs of what the tokens know) or ``absence`` (what tells that there is no such thing; fits ``model.presence``). The
+weights are found as by ``lavis_svp.evaluate``. The result goes to
 ``<run.output_dir>/result/probe_<WHAT>.json`` or to ``--out``, and a table of it to the screen. See docs/probes.md.
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TRAINING_PICTURES = 400
 SEEDS = (0, 1)
+REFUSED = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--targets", nargs="+", help="what `sspe` disturbs: sspe sspe_ssa sspe_tokens tokens; all of it"
     )
     parser.add_argument("--modes", nargs="+", help="how: average shuffle swap zero reorder; all of them")
+    parser.add_argument("--fit-on", default="val", help="`absence`: one of run.test_splits, not the first")
+    parser.add_argument("--refused", type=float, default=REFUSED, help="`absence`: largest share refused of a kind")
     args = parser.parse_args(arguments)
     if not args.cfg_path and not args.checkpoint:
         parser.error("give --cfg-path, --checkpoint, or both")
@@ -99,7 +103,17 @@ def _tokens(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any],
     return result, format_readouts(places)
 
 
-_PROBES = {"errors": _errors, "sspe": _sspe, "tokens": _tokens}
+def _absence(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], str]:
+    from lavis_svp.probes.absence import absence_table, format_absence, gather_evidence
+
+    if args.fit_on == session.split:
+        raise ValueError(f"--fit-on {args.fit_on} is the split that is judged; fit on other pictures.")
+    fitted_on = gather_evidence(session.model, session.split_batches(args.fit_on))
+    table = absence_table(fitted_on, gather_evidence(session.model, session.held_out()), args.refused)
+    return {"fitted_on": args.fit_on, **table}, format_absence(table)
+
+
+_PROBES = {"errors": _errors, "sspe": _sspe, "tokens": _tokens, "absence": _absence}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
     """Build the dataclass ``cls`` from ``values``, nested dataclass fields included.
 
     Args:
-        cls: a dataclass; a field whose type is itself a dataclass takes a nested mapping.
+        cls: a dataclass; a field whose type is itself a dataclass (or one or None) takes a nested mapping.
         values: the YAML section; None means all defaults.
         where: the section's place in the YAML, for messages.
 
@@ -60,7 +61,7 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
     hints = _type_hints(cls)
     built = {}
     for key, value in given.items():
-        kind = hints[key]
+        kind = _without_none(hints[key]) if value is not None else hints[key]
         nested = dataclasses.is_dataclass(kind) and not dataclasses.is_dataclass(value)
         built[key] = build_options(kind, value, f"{where}.{key}") if nested else value
     return cls(**built)
@@ -70,3 +71,9 @@ def _type_hints(cls: type) -> dict[str, Any]:
     import typing
 
     return typing.get_type_hints(cls)
+
+
+def _without_none(hint: Any) -> Any:
+    """``X`` of ``X | None``; any other type as it is."""
+    kinds = [kind for kind in getattr(hint, "__args__", ()) if kind is not type(None)]
+    return kinds[0] if isinstance(hint, types.UnionType) and len(kinds) == 1 else hint

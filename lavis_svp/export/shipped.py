@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "svp_ris_tiny"
 LIMIT = 60_000_000  # bytes: more does not belong into a repository
+STRUCTURED = ("origin", "model", "presence")  # entries of the metadata that are JSON
 SUMMARY = "result/*.summary.json"  # what a run writes at its end, with its command
 
 
@@ -32,16 +33,18 @@ def add_command(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder: its newest")
     parser.add_argument("out", type=Path, nargs="?", help=f"default: the package's own weights/{NAME}.safetensors")
     parser.add_argument("--command", help="what trained it; default: the command in the run's own summary")
-    parser.set_defaults(run=lambda args: ship(args.checkpoint, args.out, args.command))
+    parser.add_argument("--presence", type=Path, help="calibration: the JSON that `probe absence` wrote")
+    parser.set_defaults(run=lambda args: ship(args.checkpoint, args.out, args.command, args.presence))
 
 
-def ship(checkpoint: Path, out: Path | None = None, command: str | None = None) -> Path:
+def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, presence: Path | None = None) -> Path:
     """Write the file and its record, once a model that loads the file has been compared with the trained one.
 
     Args:
         checkpoint: a checkpoint of ``svp_ris`` with its configuration, or a folder of which the newest is taken.
         out: the ``.safetensors`` file; an older one is replaced. None = ``lavis_svp/weights/svp_ris_tiny.safetensors``.
         command: what trained it; None = as the summary beside the checkpoint says.
+        presence: what ``python -m lavis_svp.probe absence`` wrote about these weights; None = not calibrated.
 
     Returns:
         the file.
@@ -59,6 +62,7 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None) 
     from lavis_svp.common.checkpoints import read_checkpoint
     from lavis_svp.export.merge import model_section
     from lavis_svp.export.parity import compare, observe
+    from lavis_svp.models.presence import PRESENCE, read_fit
     from lavis_svp.models.pretrained import find_weights
     from lavis_svp.models.svp_ris import SvpRis
     from lavis_svp.zoo.shipped import get_shipped
@@ -72,6 +76,8 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None) 
     model = SvpRis.from_config(section).eval()
     model.load_checkpoint(str(path))
     metadata = describe(model.options, contents, command or _command_of(path.parent))
+    if presence is not None:
+        metadata[PRESENCE] = read_fit(presence)
     state = compact(model.checkpoint_state())
     check_size(state)
     before = observe(model)
@@ -186,7 +192,7 @@ def write_record(file: Path, metadata: Mapping[str, str]) -> None:
     from lavis_svp.metrics.files import write_json
     from lavis_svp.zoo.download import sha256_of
 
-    readable = {key: json.loads(value) if key in ("origin", "model") else value for key, value in metadata.items()}
+    readable = {key: json.loads(value) if key in STRUCTURED else value for key, value in metadata.items()}
     record = {"file": file.name, "size": file.stat().st_size, "sha256": sha256_of(file), **readable}
     write_json(file.with_suffix(".json"), record)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,7 @@ def generate_answers(
     visual_positions: Sequence[VisualPositions] | None = None,
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
+    seg_bonus: Callable[[Tensor, Tensor], Tensor | float] | None = None,
 ) -> Answers:
     """Answer every expression greedily.
 
@@ -58,6 +59,8 @@ def generate_answers(
         visual_positions: positions of each picture's visual tokens; None = one after another.
         max_new_tokens: longest answer, end-of-text token included; None = ``language.options.max_new_tokens``.
         min_new_tokens: tokens that come before the answer may end.
+        seg_bonus: from (P, D) first answer states and their (P,) pictures, what is added to the score of ``[SEG]`` as
+            the first word.
 
     Raises:
         ValueError: no token may be generated, or fewer than the least.
@@ -87,6 +90,8 @@ def generate_answers(
         scores = language.logits(state)  # (P, V)
         if step < min_new_tokens:
             scores[:, eos] = -torch.inf
+        if step == 0 and seg_bonus is not None:
+            scores[:, language.seg_id] += seg_bonus(state, picture)
         token = scores.argmax(-1)  # (P,)
         emits = (token == language.seg_id) & ~answered & ~finished
         seg_states = torch.where(emits[:, None], state, seg_states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,10 +171,17 @@ class TextAnswers:
         positions = None if encoded.positions is None else encoded.positions[picture]
         return rank_answers(self.language, visual, self.prompts.prefix_ids(), turn, answers, most, positions)
 
-    def _generated(self, encoded: Encoded, turns: list[list[Turn]], most: int | None = None, least: int = 0) -> Answers:
+    def _generated(
+        self,
+        encoded: Encoded,
+        turns: list[list[Turn]],
+        most: int | None = None,
+        least: int = 0,
+        seg_bonus: Callable[[Tensor, Tensor], Tensor | float] | None = None,
+    ) -> Answers:
         prefix, positions = self.prompts.prefix_ids(), encoded.positions
         tokens, counts = encoded.visual.tokens, encoded.counts
-        return generate_answers(self.language, tokens, counts, prefix, turns, positions, most, least)
+        return generate_answers(self.language, tokens, counts, prefix, turns, positions, most, least, seg_bonus)
 
     def _said(self, encoded: Encoded, answers: Answers) -> list[list[str]]:
         texts: list[list[str]] = [[] for _ in encoded.counts]

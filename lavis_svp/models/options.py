@@ -13,6 +13,7 @@ from lavis_svp.language.causal_lm import LanguageOptions
 from lavis_svp.language.prompts import PromptOptions
 from lavis_svp.language.splice import LAYOUTS
 from lavis_svp.models.beside import BESIDE
+from lavis_svp.models.presence import PresenceOptions, check_presence
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class ModelOptions:
         readout: see ``ReadoutOptions``.
         losses: see ``LossOptions``.
         aids: see :class:`AidOptions`.
+        presence: see ``PresenceOptions``; None = as the trained weights say, where they were calibrated.
         cache_frozen: keep what the frozen half makes of each picture in ``cache_root()``, and train from there.
         trainable: which parameters train, as patterns over their names (see ``models/trainable.py``); None = what
             ``language.tuning``, ``language.train_embeddings`` and ``sam.train_decoder`` say.
@@ -130,6 +132,7 @@ class ModelOptions:
     readout: ReadoutOptions = field(default_factory=ReadoutOptions)
     losses: LossOptions = field(default_factory=LossOptions)
     aids: AidOptions = field(default_factory=AidOptions)
+    presence: PresenceOptions | None = None
     cache_frozen: bool = False
     trainable: Sequence[str] | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
@@ -142,6 +145,8 @@ class ModelOptions:
                 raise ValueError(f"model.{section} needs a 'name'.")
         if self.aids.grounding and not self.readout.pointer:
             raise ValueError("model.aids.grounding needs model.readout.pointer: true.")
+        if self.presence is not None:
+            check_presence(self.presence, self.readout, self.prompt)
         patterns = self.trainable
         if patterns is not None and (isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns)):
             raise ValueError(f"model.trainable must be null or a list of patterns, got {patterns!r}.")

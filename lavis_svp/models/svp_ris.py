@@ -30,6 +30,7 @@ from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
 from lavis_svp.models.prediction import MaskPrediction, best_region
 from lavis_svp.models.prepare import prepare_datasets
+from lavis_svp.models.presence import PresenceOptions, check_presence, seg_bonus, stored_presence
 from lavis_svp.models.pretrained import find_weights, read_weights, start_from
 from lavis_svp.models.samples import as_lists, first_per_picture, step
 from lavis_svp.models.stored import attach_stored
@@ -111,6 +112,7 @@ class SvpRis(TextAnswers, BaseModel):
     def __init__(self, options: ModelOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
+        self.presence = options.presence or PresenceOptions()
         projector_options = dict(options.projector)
         projector_name = projector_options.pop("name")
         self.language = LanguageModel(options.language, weights)
@@ -366,7 +368,7 @@ class SvpRis(TextAnswers, BaseModel):
         if mode not in MODES:
             raise unknown_name("prediction mode", mode, MODES)
         encoded = self.encode(samples)
-        answers = self._answers(encoded, as_lists(samples["text_input"]), mode)
+        answers = self.answers(encoded, as_lists(samples["text_input"]), mode)
         prompts = self.read_prompts(encoded, answers.seg_states, answers.picture)
         everything = torch.arange(len(answers.picture), device=self.device)
         logits, _ = self._decode(encoded, prompts, answers.picture, everything)
@@ -392,12 +394,19 @@ class SvpRis(TextAnswers, BaseModel):
             )
         return predictions
 
-    def _answers(self, encoded: Encoded, expressions: list[list[str]], mode: str) -> Answers:
+    def answers(self, encoded: Encoded, expressions: list[list[str]], mode: str) -> Answers:
+        """What the model says to every expression, and the states that predict ``[SEG]``.
+
+        Args:
+            encoded: the pictures.
+            expressions: a list a picture.
+            mode: as for ``predict_masks``.
+        """
         answer = self.options.prompt.answers[0]
         turns = [[self.prompts.turn(text, answer, index=i) for i, text in enumerate(texts)] for texts in expressions]
         prefix, counts, positions = self.prompts.prefix_ids(), encoded.counts, encoded.positions
         if mode == "generative":
-            return self._generated(encoded, turns)
+            return self._generated(encoded, turns, seg_bonus=seg_bonus(self, encoded))
         plan = splice(prefix, counts, turns, "packed", self.language.max_length, self.device, positions)
         embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
         states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
@@ -445,6 +454,9 @@ class SvpRis(TextAnswers, BaseModel):
         path = find_weights(url_or_filename)
         check_trained_as(self.options, path)
         load_trained_state(self, read_weights(path), path)
+        if self.options.presence is None:
+            self.presence = stored_presence(path)
+            check_presence(self.presence, self.options.readout, self.options.prompt)
         logging.info("Loaded trained weights from %s", path)
 
 

@@ -10,9 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from lavis_svp.common.checkpoint_errors import CorruptCheckpointError, WrongCheckpointError
+from lavis_svp.common.checkpoint_errors import WrongCheckpointError
+from lavis_svp.common.metadata import read_metadata
 from lavis_svp.common.options import build_options
 from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.projectors.registry import PROJECTORS
@@ -36,6 +35,7 @@ ONLY_TRAINING = (
 )
 """Options that change nothing in what given weights say. Where they change which weights there are (an adapter), the
 comparison of names and shapes finds it."""
+SET_AFTER_TRAINING = ("presence", "presence.*")
 COUNTS_ALL_THE_SAME = ("aids.token_norm",)
 OTHER_INPUT = ("superpixels.*", "prompt.*", "sam.side", "vision_encoder.side", "vision_encoder.fit")
 """Options under which the weights run, on another input than they were trained on."""
@@ -79,19 +79,6 @@ def check_trained_as(options: ModelOptions, path: Path) -> None:
         logging.warning("%s gets another input than in training. %s.", path, "; ".join(other))
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file.
-
-    Raises:
-        CorruptCheckpointError: it is none, or damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise CorruptCheckpointError(f"{path} is no complete safetensors file: {error}") from error
-
-
 def flat_options(options: ModelOptions) -> dict[str, Any]:
     """``{"projector.name": "svp", ...}`` with the defaults of the chosen projector filled in; sequences as lists."""
     section = dataclasses.asdict(options)
@@ -103,8 +90,8 @@ def flat_options(options: ModelOptions) -> dict[str, Any]:
 
 
 def only_training(key: str) -> bool:
-    """Whether an option, by its flat key, changes nothing in what given weights say."""
-    return _matches(key, ONLY_TRAINING) and key not in COUNTS_ALL_THE_SAME
+    """Whether an option, by its flat key, is free to differ from the one that given weights were trained with."""
+    return _matches(key, (*ONLY_TRAINING, *SET_AFTER_TRAINING)) and key not in COUNTS_ALL_THE_SAME
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:

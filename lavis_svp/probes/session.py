@@ -46,14 +46,12 @@ class Session:
         weights: the file the weights are from, to stand in the results.
 
     Raises:
-        ValueError: the run has no such split, the model is no svp_ris, or there are several processes.
+        ValueError: the model is no svp_ris, or there are several processes.
     """
 
     def __init__(self, runner: Any, split: str, weights: str) -> None:
         if get_world_size() > 1:
             raise ValueError(f"A probe runs in one process; this run has {get_world_size()}.")
-        if split not in runner.datasets:
-            raise ValueError(f"run.test_splits has no '{split}'; there are: {', '.join(runner.datasets)}.")
         self.model = runner.bare_model.eval()
         if not hasattr(self.model, "encode") or not hasattr(self.model, "predict_masks"):
             raise ValueError(f"Probes look into svp_ris; model.arch gives {type(self.model).__name__}.")
@@ -61,7 +59,17 @@ class Session:
 
     def held_out(self) -> Iterator[Mapping[str, Any]]:
         """Batches of the split, in evaluation's order, on the model's device."""
-        return self._moved(eval_loader(self.runner.datasets, self.split, self.runner.options, pin_memory=False))
+        return self.split_batches(self.split)
+
+    def split_batches(self, split: str) -> Iterator[Mapping[str, Any]]:
+        """Batches of one of ``run.test_splits``.
+
+        Raises:
+            ValueError: the run has no such split.
+        """
+        if split not in self.runner.datasets:
+            raise ValueError(f"run.test_splits has no '{split}'; there are: {', '.join(self.runner.datasets)}.")
+        return self._moved(eval_loader(self.runner.datasets, split, self.runner.options, pin_memory=False))
 
     def training(self, pictures: int) -> Iterator[Mapping[str, Any]]:
         """Batches of the first ``pictures`` training pictures, the same in every run.

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, save_checkpoint
+from lavis_svp.common.metadata import read_metadata
 from lavis_svp.export import shipped
 from lavis_svp.export.__main__ import main
-from lavis_svp.models.trained_as import read_metadata
 from lavis_svp.zoo.download import sha256_of
 
 POINTER = {"readout": {"state_norm": "batch", "pointer": True}, "aids": {"token_norm": True, "word_alignment": 1.0}}

@@ -11,10 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lavis_svp.common.metadata import read_metadata
 from lavis_svp.metrics.masks import iou, mask_counts
 from lavis_svp.models.options import parse_model_options
 from lavis_svp.models.parameters import part_of
-from lavis_svp.models.trained_as import flat_options, only_training, read_metadata
+from lavis_svp.models.trained_as import flat_options, only_training
 from lavis_svp.zoo import list_shipped, list_weights, verify_shipped
 from lavis_svp.zoo.shipped import read_record, shipped_file
 

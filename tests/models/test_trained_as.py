@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import save_file
 
 from lavis_svp.common.checkpoints import CorruptCheckpointError, WrongCheckpointError
+from lavis_svp.common.metadata import read_metadata
 from lavis_svp.models.options import parse_model_options
-from lavis_svp.models.trained_as import check_trained_as, flat_options, model_json, only_training, read_metadata
+from lavis_svp.models.trained_as import check_trained_as, flat_options, model_json, only_training
 
 SECTION = {"projector": {"name": "svp"}, "readout": {"pointer": True}, "layout": "packed"}
 
