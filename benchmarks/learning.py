@@ -15,11 +15,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lavis_svp.datasets.refshapes.config import ATTRIBUTES
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "learning.json"
 DOCUMENT = ROOT / "docs" / "learning.md"
 KINDS = ("attribute", "relation", "superlative")
-SCORES = ("giou", "pick_accuracy", "seg_miss_rate")
+FEATURES = {"DINOv2": "none", "and SAM's embedding": "sam", "and the patch's colour": "sam_colour"}
 OWN_FOLDER = re.compile(r" ?run\.output_dir=\S+| --options$")
 MARKED = re.compile(r"<!-- runs:(?P<question>\w+):begin -->\n.*?<!-- runs:(?P=question):end -->", re.DOTALL)
 
@@ -83,7 +85,26 @@ def document() -> str:
     asked, placed = {run["question"] for run in runs}, {match["question"] for match in MARKED.finditer(text)}
     if asked != placed:
         raise ValueError(f"Questions without a place or without a run: {', '.join(sorted(asked ^ placed))}.")
+    begin, end = "<!-- features:begin -->\n", "<!-- features:end -->"
+    before, rest = text.split(begin)
+    text = f"{before}{begin}{features_table()}\n{end}{rest.split(end)[1]}"
     return MARKED.sub(lambda match: _marked(match["question"], runs), text)
+
+
+def features_table() -> str:
+    """Read-outs of the attributes from what stands beside each other in a patch, without any training."""
+    names = list(ATTRIBUTES)
+    lines = ["| channels of a patch | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    commands = []
+    for label, path in FEATURES.items():
+        result = json.loads((ROOT / "docs" / "results" / f"features_{path}.json").read_text())
+        found = result["places"]["encoder"]
+        cells = [f"{found[n]['accuracy']:.3f} ({found[n]['ci'][0]:.3f}–{found[n]['ci'][1]:.3f})" for n in names]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+        commands.append(f"- {label}: `{result['run']['command']}` ({result['run']['date'][:10]})")
+    found = result["places"]["encoder"]
+    lines.append("| " + " | ".join(["*most frequent class*", *(f"{found[n]['majority']:.3f}" for n in names)]) + " |")
+    return "\n".join([*lines, "", *commands])
 
 
 def _marked(question: str, runs: list[dict[str, Any]]) -> str:

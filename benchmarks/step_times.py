@@ -2,6 +2,7 @@
 
     python benchmarks/step_times.py                all rows and rungs, ten minutes; docs/results/step_times.json
     python benchmarks/step_times.py --quick        two rounds, not stored
+    python benchmarks/step_times.py memories       the peak memory of all rows anew, the stored times kept
     python benchmarks/step_times.py steps ROW      the options that give ROW the time which `svp` takes
 
 A row is a YAML of projects/svp/comparison/. A rung is `svp` with the speed-ups taken away again, from the plain form
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -183,7 +183,6 @@ def measure(rounds: int) -> dict[str, Any]:
         },
         "rungs": {name: {"seconds": medians[name], "spread": _spread(found[name]["full: step"])} for name in rungs},
         "frozen_seconds_a_picture": frozen_half(base, rounds),
-        "max_iters": int(launch.read_project(ROWS / f"{BASE}.yaml").run.max_iters),
     }
 
 
@@ -209,6 +208,12 @@ def frozen_half(row: Row, pictures: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def high_water_mark() -> float:
+    """Peak resident memory of this program in MB; ``getrusage`` would count the parent's before the exec as well."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.split("VmHWM:")[1].split()[0]) * KILOBYTE / MEGABYTE
+
+
 def peak_memory(name: str) -> float:
     """Peak resident memory in MB of a process that does some full steps of a row."""
     done = subprocess.run(
@@ -217,12 +222,13 @@ def peak_memory(name: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def equal_time_steps(content: dict[str, Any], name: str) -> int:
+def equal_time_steps(content: dict[str, Any], name: str, steps: int) -> int:
     """Steps of a row that take the time of all steps of `svp`, alignment steps counted at their own price.
 
     Args:
         content: as stored.
         name: the row.
+        steps: of `svp`, alignment steps included.
 
     Raises:
         ValueError: the row was not measured.
@@ -234,7 +240,7 @@ def equal_time_steps(content: dict[str, Any], name: str) -> int:
         return row["alignment_steps"] * row["seconds"].get("alignment", 0.0)
 
     base, row = content["rows"][BASE], content["rows"][name]
-    full = content["max_iters"] - base["alignment_steps"]
+    full = steps - base["alignment_steps"]
     budget = price(base) + full * base["seconds"]["full: step"]
     return row["alignment_steps"] + round((budget - price(row)) / row["seconds"]["full: step"])
 
@@ -246,14 +252,21 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     for command in ("steps", "memory"):
         commands.add_parser(command).add_argument("row")
+    commands.add_parser("memories")
     args = parser.parse_args()
     if args.command == "steps":
-        print(f"run.max_iters={equal_time_steps(json.loads(RESULTS.read_text()), args.row)}")
+        steps = int(launch.read_project(ROWS / f"{BASE}.yaml").run.max_iters)
+        print(f"run.max_iters={equal_time_steps(json.loads(RESULTS.read_text()), args.row, steps)}")
     elif args.command == "memory":
         row = Row(args.row)
         for _ in range(MEMORY_STEPS):
             row.step(aligns=False)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTE / MEGABYTE)
+        print(high_water_mark())
+    elif args.command == "memories":
+        content = json.loads(RESULTS.read_text())
+        for name, row in tqdm(content["rows"].items(), desc="peak memory", unit="row"):
+            row["memory_mb"] = peak_memory(name)
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     else:
         content = measure(QUICK_ROUNDS if args.quick else ROUNDS)
         if not args.quick:

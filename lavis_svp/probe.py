@@ -94,13 +94,20 @@ def _sspe(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], s
 
 
 def _tokens(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], str]:
-    from lavis_svp.probes.tokens import format_readouts, gather_shown, read_all
+    from lavis_svp.probes.tokens import gather_shown, read_all
+    from lavis_svp.probes.variance import format_tokens, variance_shares
 
     train = gather_shown(session.model, session.training(args.pictures), seed=0)
     test = gather_shown(session.model, session.held_out(), seed=0)
     places = read_all(train, test, args.seeds, session.runner.task.options.bootstrap)
-    result = {"training_pictures": train.count, "test_pictures": test.count, "seeds": args.seeds, "places": places}
-    return result, format_readouts(places)
+    result = {
+        "training_pictures": train.count,
+        "test_pictures": test.count,
+        "seeds": args.seeds,
+        "places": places,
+        "variance": variance_shares(train),
+    }
+    return result, format_tokens(result)
 
 
 def _absence(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], str]:

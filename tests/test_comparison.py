@@ -110,9 +110,9 @@ def test_equal_time_counts_alignment_steps_at_their_own_price():
         return {"alignment_steps": alignment_steps, "seconds": {"alignment": alignment, "full: step": full}}
 
     rows = {"svp": row(300, 0.5, 2.0), "mlp": row(300, 1.0, 5.0), "svp_paper": row(0, 9.9, 1.0)}
-    content = {"rows": rows, "max_iters": 700}  # svp: 150 s of alignment, 800 s of full steps
-    assert step_times.equal_time_steps(content, "svp") == 700
-    assert step_times.equal_time_steps(content, "mlp") == 300 + 130
-    assert step_times.equal_time_steps(content, "svp_paper") == 950
+    content = {"rows": rows}  # svp: 150 s of alignment, 800 s of full steps
+    assert step_times.equal_time_steps(content, "svp", 700) == 700
+    assert step_times.equal_time_steps(content, "mlp", 700) == 300 + 130
+    assert step_times.equal_time_steps(content, "svp_paper", 700) == 950
     with pytest.raises(ValueError, match="no row 'none'"):
-        step_times.equal_time_steps(content, "none")
+        step_times.equal_time_steps(content, "none", 700)

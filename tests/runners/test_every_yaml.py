@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
-TRAINING = [path for path in PROJECTS if {"train", "ablation"} & set(path.parts)]
+TRAINING = [path for path in PROJECTS if {"train", "ablation", "comparison"} & set(path.parts)]
 QUICK = {"refshapes_tiny", "refshapes_vqa_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
 SIDE = 128  # of SAM
 
@@ -111,8 +111,9 @@ def test_a_training_yaml_takes_a_step(path, tmp_path, run_toy, parts, refcoco_fa
 @pytest.mark.parametrize("path", cases([path for path in PROJECTS if "eval" in path.parts]))
 def test_an_evaluation_yaml_scores_its_split(path, tmp_path, run_toy, parts, refcoco_family):
     run_toy(tmp_path, main=partial(run_project, path=path, parts=parts, refcoco=refcoco_family))
-    (summary,) = (tmp_path / "out/result").glob("*.summary.json")
-    assert json.loads(summary.read_text())["overall"]["n"] > 0
+    summaries = [json.loads(file.read_text()) for file in (tmp_path / "out/result").glob("*.summary.json")]
+    assert len(summaries) == len(OmegaConf.load(path).run.test_splits)
+    assert all(summary["overall"]["n"] > 0 for summary in summaries)
 
 
 FILES = sorted((ROOT / "projects").rglob("*.json"))
