@@ -58,7 +58,7 @@ def interval_overlap(edges: Tensor, pixels: int) -> Tensor:
         ValueError: no pixel, or a cell without length.
     """
     lengths = edges[:, 1:] - edges[:, :1]  # (cells, 1)
-    if pixels < 1 or bool((lengths <= 0).any()):
+    if pixels < 1 or (not lengths.is_meta and bool((lengths <= 0).any())):  # the meta device has no values
         raise ValueError(f"An axis needs pixels and cells of positive length, got {pixels} pixels and {edges}.")
     pixel = torch.arange(pixels + 1, dtype=torch.float64) / pixels
     start = torch.maximum(pixel[None, :-1], edges[:, :1].double())

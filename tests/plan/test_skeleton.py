@@ -167,7 +167,7 @@ def test_what_a_projector_asks_of_the_encoder_is_counted(monkeypatch):
     def skeleton(wants, levels):
         monkeypatch.setattr(MlpProjector, "requires", frozenset(wants))
         options = options_of("tiny")
-        encoder = dataclasses.replace(options.vision_encoder, levels=levels, side=[112, 224])
+        encoder = dataclasses.replace(options.vision_encoder, levels=levels, side=[112, 224], beside=())
         return SvpRis.skeleton(dataclasses.replace(options, vision_encoder=encoder, projector={"name": "mlp"}))
 
     plain = part_flops(skeleton((), ()), 5, 0)

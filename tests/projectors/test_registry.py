@@ -56,7 +56,6 @@ def test_a_name_is_taken_once():
         ("patch_merger", {"eps": 0.0}, "eps"),
         ("perceiver", {"num_queries": 0}, "num_queries"),
         ("perceiver", {"depth": 0}, "depth"),
-        ("token_packer", {"scale": 2, "heads": 3}, "width 16 into 3 heads.*model.projector.heads"),
         ("token_packer", {"scale": 5}, "Nearest grids that do: 5x5 and 10x5"),
         ("token_packer", {"scale": 2, "num_levels": 0}, "num_levels"),
         ("dpc_knn", {"kind": "varying"}, "fixed, threshold"),

@@ -19,6 +19,7 @@ def run_task(arguments, task, name, vision, language):
     project = launch.read_project(ROOT / f"projects/svp/eval/refshapes_{name}_tiny.yaml")
     changes = {
         "model": {
+            "load_finetuned": False,
             "vision_encoder": {"name": str(vision), "side": 84},
             "sam": {"side": 128},
             "superpixels": {"name": "grid", "grid": {"rows": 2, "cols": 2}},
