@@ -78,7 +78,13 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Calla
                 "sam": {"side": 128},
                 "superpixels": {"name": "grid"},
                 "language": {"name": str(tiny_llama), "num_layers": None},
-                "aids": {"alignment_steps": 0, "grounding": 0.0, "word_alignment": 0.0, "point_regression": 0.0},
+                "aids": {
+                    "alignment_steps": 0,
+                    "grounding": 0.0,
+                    "word_alignment": 0.0,
+                    "place_alignment": 0.0,
+                    "point_regression": 0.0,
+                },
             },
             "datasets": {name: {"type": "default", "vis_processor": sizes}},
             "run": {

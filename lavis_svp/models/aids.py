@@ -22,10 +22,13 @@ from lavis_svp.heads.mask_head import Frame, MaskHead
 from lavis_svp.heads.readout import SegPrompts
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.options import AidOptions
+from lavis_svp.models.tokens import token_places
 
 if TYPE_CHECKING:
     from lavis_svp.models.svp_ris import Encoded
 
+PLACE_WORDS = ("left", "right", "above", "below", "top", "bottom")
+PLACE_SCALE = 8.0  # a cosine of 1/4 then says "nearly at the edge"; the sides are symmetric, so there is no bias
 NO_INSTANCE_WEIGHT = 0.15  # of a token that shows no named instance, in word alignment; measured in the prototype
 
 
@@ -41,7 +44,7 @@ class AidInputs:
 
 
 class TrainingAids(nn.Module):
-    """Word alignment, listwise grounding and point regression.
+    """Alignment with words and places, listwise grounding and point regression.
 
     Args:
         options: weights; 0 turns an aid off.
@@ -59,6 +62,7 @@ class TrainingAids(nn.Module):
         return {
             "loss_ground": self.options.grounding,
             "loss_word": self.options.word_alignment,
+            "loss_place": self.options.place_alignment,
             "loss_point": self.options.point_regression,
         }
 
@@ -116,6 +120,26 @@ class TrainingAids(nn.Module):
         words = word_embeddings(language, vocabulary, device)
         return word_alignment_loss(
             torch.cat(tokens), words, torch.cat(labels).to(device), torch.cat(weights).to(device), self.scale, self.bias
+        )
+
+    def place_loss(self, encoded: Encoded, language: LanguageModel) -> Tensor | None:
+        """Agreement of every visual token with the words for its place: a token at x is right to x, left to 1 - x.
+
+        A token of the whole picture has no place and counts nothing.
+
+        Returns:
+            the mean over tokens and words; None when the aid is off.
+        """
+        if not self.options.place_alignment or not self.training:
+            return None
+        visual = encoded.visual
+        placed = visual.valid if visual.order is None else visual.valid & (visual.order >= 0)  # (B, T)
+        y, x = token_places(visual, encoded.frozen)[placed].unbind(1)  # (M,) each
+        labels = torch.stack([1 - x, x, 1 - y, y, 1 - y, y], dim=1)  # (M, words)
+        words = word_embeddings(language, list(PLACE_WORDS), x.device)  # (words, D)
+        scale = torch.full_like(x[:1], PLACE_SCALE)
+        return word_alignment_loss(
+            visual.tokens[placed], words, labels, torch.ones_like(x), scale, torch.zeros_like(scale)
         )
 
 

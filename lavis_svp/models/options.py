@@ -79,7 +79,8 @@ class AidOptions:
     Args:
         grounding: weight of the listwise loss that the pointer picks the target's token (needs readout.pointer).
         word_alignment: weight of the loss that ties visual tokens to the words naming their instance.
-        alignment_steps: first optimizer steps that train the projector by word alignment alone.
+        place_alignment: weight of the loss that ties visual tokens to the words for their place (left, right, ...).
+        alignment_steps: first optimizer steps that train the projector by word and place alignment alone.
         point_regression: weight of the squared distance between the prompt and SAM's embedding of the target's centre.
         token_norm: layer norm on the visual tokens, scaled to the language model's embeddings.
         shuffle_tokens: random order of the visual tokens in training, so that order carries no information.
@@ -87,6 +88,7 @@ class AidOptions:
 
     grounding: float = 0.0
     word_alignment: float = 0.0
+    place_alignment: float = 0.0
     alignment_steps: int = 0
     point_regression: float = 0.0
     token_norm: bool = False

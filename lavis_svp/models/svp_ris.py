@@ -234,10 +234,15 @@ class SvpRis(TextAnswers, BaseModel):
         return {**losses, "stats": {"tokens_per_picture": encoded.visual.valid.sum(1).float().mean()}}
 
     def _losses(self, encoded: Encoded, samples: Mapping[str, Any]) -> dict[str, Tensor]:
-        aligned = self.aids.alignment_loss(encoded, samples, self.language, self.device)
+        aligned = {
+            "loss_word": self.aids.alignment_loss(encoded, samples, self.language, self.device),
+            "loss_place": self.aids.place_loss(encoded, self.language),
+        }
         if self.training and self.aids.in_alignment_stage(step(samples)):
-            # a batch without named instances goes backward through the projector all the same, as _no_masks does
-            return self._total({"loss_word": 0.0 * encoded.visual.tokens.sum() if aligned is None else aligned})
+            if aligned["loss_word"] is None:
+                # a batch without named instances goes backward through the projector all the same, as _no_masks does
+                aligned["loss_word"] = 0.0 * encoded.visual.tokens.sum()
+            return self._total(aligned)
         said = training_texts(samples)
         alone = self.options.layout != "conversation"
         turns = [
@@ -264,9 +269,7 @@ class SvpRis(TextAnswers, BaseModel):
         if len(rows) != wanted:
             raise ValueError(f"{wanted} expressions have a target but the text holds {len(rows)} [SEG] tokens.")
         losses.update(self._mask_losses(encoded, states[rows, columns], picture, expression, said.masks))
-        if aligned is not None:
-            losses["loss_word"] = aligned
-        return self._total(losses)
+        return self._total({**losses, **aligned})
 
     def _mask_losses(
         self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[Any]]

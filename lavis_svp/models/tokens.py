@@ -65,6 +65,24 @@ def centroid_positions(visual: VisualTokens, features: PatchFeatures) -> list[Vi
     return [VisualPositions(row[:count], span) for row, count, span in zip(offsets, counts, spans, strict=True)]
 
 
+def token_places(visual: VisualTokens, frozen: FrozenInputs) -> Tensor:
+    """Where each token's centroid lies in its picture: (B, T, 2) y and x, from 0 to 1.
+
+    Args:
+        visual: tokens with their ``assignment`` to patches.
+        frozen: grids and extents of the pictures.
+
+    Raises:
+        ValueError: the projector does not say which patches its tokens come from.
+    """
+    if visual.assignment is None:
+        raise ValueError("This projector does not say which patches its tokens come from; turn place_alignment off.")
+    device = visual.tokens.device
+    patches = centroids(visual.assignment.detach(), *frozen.features.coordinates())  # (B, T, 2)
+    spans = torch.tensor(frozen.features.grids, device=device) * torch.tensor(frozen.extents, device=device)  # (B, 2)
+    return (patches / spans[:, None]).clamp(0.0, 1.0).float()  # (B, T, 2)
+
+
 def token_positions(visual: VisualTokens, frozen: FrozenInputs, head: MaskHead) -> Tensor:
     """SAM's positional encoding of each token's place: the mean over its patches' centres.
 

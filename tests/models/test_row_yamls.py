@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("ablation", "comparison")
 ROWS = [path for folder in FOLDERS for path in sorted((ROOT / "projects/svp" / folder).glob("*.yaml"))]
 SHORTER = {"min_lr": 2.0e-5, "eval": {"mode": "generative", "num_visualise": 12}}
-STEPS = {"ablation": 700, "comparison": 1500}
+STEPS = {"ablation": 700, "comparison": 1000}
 ABLATION = {
     "full": {},
     "sspe_off": {"projector": {"sspe": False}},
@@ -41,6 +41,7 @@ COMPARISON = {
         "aids": {
             "grounding": 0.0,
             "word_alignment": 0.0,
+            "place_alignment": 0.0,
             "alignment_steps": 0,
             "point_regression": 0.0,
             "token_norm": False,
