@@ -45,7 +45,7 @@ from lavis_svp.zoo import Weights
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
 MODES = ("generative", "teacher_forced")
-MASK_SIZE = (32, 32)  # of the superpixels' masks where the projector itself needs none but the pointer does
+OUTLINE_SIZE = (96, 96)  # of the superpixels' masks that prompt SAM: its low-resolution masks at side 384
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Encoded:
     frozen: FrozenInputs
     superpixels: Superpixels | None
     visual: VisualTokens
+    outlines: Superpixels | None = None  # the same superpixels with masks fine enough to prompt SAM; see pointer_mask
     positions: list[VisualPositions] | None = None  # of the visual tokens; None: one after another
 
     @property
@@ -181,22 +182,18 @@ class SvpRis(TextAnswers, BaseModel):
     def encode(self, samples: Mapping[str, Any]) -> Encoded:
         """Run the frozen half (or take it from ``samples``) and the projector."""
         frozen = self.frozen(samples)
-        superpixels = None
+        superpixels = outlines = None
         if frozen.region_maps is not None and "superpixels" in self.projector.requires:
-            superpixels = Superpixels.from_region_maps(
-                frozen.region_maps,
-                frozen.features.grids,
-                frozen.extents,
-                mask_size=self.projector.mask_size or MASK_SIZE
-                if self.options.readout.pointer_mask
-                else self.projector.mask_size,
-                device=self.device,
-            )
+            where = (frozen.region_maps, frozen.features.grids, frozen.extents)
+            superpixels = Superpixels.from_region_maps(*where, mask_size=self.projector.mask_size, device=self.device)
+            if self.options.readout.pointer_mask:
+                outlines = Superpixels.from_region_maps(*where, mask_size=OUTLINE_SIZE, device=self.device)
         visual = self.projector(frozen.features, superpixels)
         if self.training and self.options.aids.shuffle_tokens:
             visual = shuffled(visual)
         centred = self.options.language.visual_positions == "centroid"
-        return Encoded(frozen, superpixels, visual, centroid_positions(visual, frozen.features) if centred else None)
+        positions = centroid_positions(visual, frozen.features) if centred else None
+        return Encoded(frozen, superpixels, visual, outlines, positions)
 
     def prepare_datasets(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """With ``cache_frozen``: compute the frozen half for every picture that is not stored yet, and attach it.
@@ -335,7 +332,7 @@ class SvpRis(TextAnswers, BaseModel):
             positions = token_positions(visual, encoded.frozen, self.mask_head)
             point = self.mask_head.point_token
         if options.pointer_mask:
-            areas = token_areas(visual, encoded.superpixels, encoded.frozen.features.grids)
+            areas = token_areas(visual, encoded.outlines, encoded.frozen.features.grids)
         return self.readout(states, picture, visual.tokens, visual.valid, positions, areas, point)
 
     def _decode(self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
