@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lavis_svp.models.beside import BESIDE, put_beside
 from lavis_svp.models.parameters import part_of
-from lavis_svp.models.svp_ris import MASK_SIZE, SvpRis
+from lavis_svp.models.svp_ris import OUTLINE_SIZE, SvpRis
 from lavis_svp.plan.flops import Flops, count
 from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTokens
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE, SamSuperpixels
@@ -139,10 +139,10 @@ def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualT
     frame = torch.empty(1, BESIDE["sam"], 1, 1), torch.empty(1, BESIDE["colour"], side, side)
     features = put_beside(features, frozen.recipe.encoder.beside, *frame, [(1.0, 1.0)])
     patches = features.patches
-    size = projector.mask_size or MASK_SIZE
+    size = projector.mask_size
     given = Superpixels(
         torch.empty(1, superpixels, patches.shape[1]),
-        torch.empty(1, superpixels, *size),
+        None if size is None else torch.empty(1, superpixels, *size),
         torch.ones(1, superpixels, dtype=torch.bool),
     )
     return projector(features, given if "superpixels" in projector.requires else None)
@@ -157,7 +157,7 @@ def read_out(model: SvpRis, visual: VisualTokens) -> Tensor:
         given["positions"] = torch.empty(*tokens.shape[:2], model.mask_head.point_token.shape[0])
         given["point_token"] = model.mask_head.point_token
     if options.pointer_mask:
-        given["areas"] = torch.empty(*tokens.shape[:2], *MASK_SIZE)
+        given["areas"] = torch.empty(*tokens.shape[:2], *OUTLINE_SIZE)
     readout = model.readout.eval()
     return readout(torch.empty(1, model.language.dim), picture, tokens, visual.valid, **given).sparse
 

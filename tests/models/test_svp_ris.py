@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.models.svp_ris import OUTLINE_SIZE
 from lavis_svp.projectors import list_projectors
 
 AIDS = {
@@ -202,3 +203,15 @@ def test_tiny_and_extreme_pictures_are_segmented(make_model, size):
     prediction = model.predict_masks(samples, "teacher_forced")[0][0]
     assert prediction.mask.shape == size and np.isfinite(prediction.logits).all()
     assert prediction.tokens >= 1
+
+
+@pytest.mark.parametrize("projector", [{"name": "svp", "sspe_width": 16, "mask_size": 2}, {"name": "mask_pool"}])
+def test_pointer_mask_prompts_with_outlines_as_fine_whatever_the_projector_needs(make_model, batch, projector):
+    encoded = make_model(**AIDS, projector=projector).encode(batch)
+    assert encoded.outlines.masks.shape[2:] == OUTLINE_SIZE
+    for picture, region_map in enumerate(encoded.frozen.region_maps):
+        shares = [float((region_map.labels == region).mean()) for region in range(region_map.count)]
+        outlines = encoded.outlines.masks[picture, : len(shares)].mean((1, 2))
+        # a picture that is not square fills a part of its frame: shares keep their proportions
+        torch.testing.assert_close(outlines / outlines.sum(), torch.tensor(shares) / sum(shares), atol=1e-4, rtol=0)
+    assert make_model().encode(batch).outlines is None
