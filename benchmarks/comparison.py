@@ -30,6 +30,8 @@ KINDS = ("attribute", "relation", "superlative")
 BUDGETS = {"steps": "Equal steps", "time": "Equal time"}
 BASE = "svp"
 ROWS = (BASE, "mask_pool_geometry", "mask_pool", "avg_pool", "token_packer", "perceiver", "dpc_knn", "mlp", "svp_paper")
+READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
+PLACES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 MARKED = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 
@@ -138,7 +140,12 @@ def document() -> str:
     """docs/comparison.md with its tables made from the stored runs and times."""
     text, runs, times = DOCUMENT.read_text(), stored(), _times()
     tables = {budget: score_table(budget, runs) for budget in BUDGETS}
-    tables |= {"cost": cost_table(times), "speed": speed_table(times), "commands": commands(runs)}
+    tables |= {
+        "tokens": knowledge_table(),
+        "cost": cost_table(times),
+        "speed": speed_table(times),
+        "commands": commands(runs),
+    }
     for name, table in tables.items():
         begin, end = (mark.format(name=name) for mark in MARKED)
         before, rest = text.split(begin)
@@ -193,6 +200,23 @@ def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]]) 
             cells = [f"*{label}*", "–", "", "", *(f"{value:.3f}" for value in values)]
             lines.append(_line([*cells, *[""] * (len(heads) - len(cells))]))
     return "\n".join(lines)
+
+
+def knowledge_table() -> str:
+    """What read-outs find in the frozen features, the tokens and the language model's states of the probed rows."""
+    found = {row: RESULTS / f"tokens_{row}.json" for row in ROWS}
+    probes = {row: json.loads(path.read_text()) for row, path in found.items() if path.is_file()}
+    if not probes:
+        return "Not measured."
+    heads = ["row", "read from", *READ_OUTS]
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    for row, probe in probes.items():
+        for place, label in PLACES.items():
+            values = [probe["places"][place][name] for name in READ_OUTS]
+            cells = [f"{value.get('r2', value.get('accuracy')):.2f}" for value in values]
+            lines.append(_line([f"`{row}`", label, *cells]))
+    runs = [f"- `{row}`: `{probe['run']['command']}` ({probe['run']['date'][:10]})" for row, probe in probes.items()]
+    return "\n".join([*lines, "", *runs])
 
 
 def cost_table(times: dict[str, Any] | None) -> str:
@@ -278,6 +302,8 @@ def commands(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     """One line a row and budget: what makes it again."""
     lines = []
     for (row, budget), entries in sorted(runs.items(), key=lambda item: (item[0][1], ROWS.index(item[0][0]))):
+        if entries[0]["budget"] != budget:
+            continue  # the base row's time runs are its steps runs
         seeds = " ".join(str(entry["seed"]) for entry in entries)
         dates = sorted({entry["run"]["date"][:10] for entry in entries})
         threads = sorted({entry["run"]["machine"]["threads"] for entry in entries})

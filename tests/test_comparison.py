@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,11 @@ EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3]] for i in range(90)]  #
 def test_the_documents_tables_are_made_from_the_files():
     assert comparison.DOCUMENT.read_text() == comparison.document()
     assert learning.DOCUMENT.read_text() == learning.document()
+
+
+def test_stored_commands_name_no_machines_folder():
+    for path in comparison.RESULTS.parent.rglob("*.json"):
+        assert not re.search(r"[ =']/\w+/", path.read_text()), path
 
 
 def test_a_row_that_is_better_everywhere_leads_by_that_much():
