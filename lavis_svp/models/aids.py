@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from lavis_svp.heads.grounding import (
 from lavis_svp.heads.mask_head import Frame, MaskHead
 from lavis_svp.heads.readout import SegPrompts
 from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.models.encoded import Encoded
 from lavis_svp.models.options import AidOptions
 from lavis_svp.models.tokens import token_places
-
-if TYPE_CHECKING:
-    from lavis_svp.models.svp_ris import Encoded
 
 PLACE_WORDS = ("left", "right", "above", "below", "top", "bottom")
 PLACE_SCALE = 8.0  # a cosine of 1/4 then says "nearly at the edge"; the sides are symmetric, so there is no bias

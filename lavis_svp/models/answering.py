@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,9 @@ from lavis_svp.common.registry import unknown_name
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptOptions, PromptWriter, Turn
+from lavis_svp.models.encoded import Encoded
 from lavis_svp.models.ranking import rank_answers
 from lavis_svp.models.samples import as_lists
-
-if TYPE_CHECKING:
-    from lavis_svp.models.svp_ris import Encoded
 
 INFERENCE_METHODS = ("generate", "rank")
 ANY_ANSWER = "?"  # stands where a turn needs an answer and only its prompt is used

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lavis_svp.heads.grounding import region_iou
+from lavis_svp.heads.readout import SegPrompts
+from lavis_svp.models.encoded import Encoded
 from lavis_svp.superpixels import RegionMap
 
 
@@ -46,3 +49,27 @@ def best_region(region_map: RegionMap, mask: np.ndarray) -> int | None:
     """
     iou = region_iou(region_map, mask)
     return int(iou.argmax()) if iou.max() > 0 else None
+
+
+def pointed_region(encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:
+    """The region whose token the pointer scored best, or without a pointer the one that fits the mask best.
+
+    Args:
+        encoded: the pictures.
+        prompts: what the mask decoder got.
+        row: of the prompt.
+        picture: whose the prompt is.
+        mask: (H, W) 0/1 that was decoded from it.
+
+    Returns:
+        its index in the picture's region map; None without superpixels.
+    """
+    maps, order = encoded.frozen.region_maps, encoded.visual.order
+    if maps is None or order is None:
+        return None
+    if prompts.scores is None:
+        return best_region(maps[picture], mask)
+    regions = order[picture] >= 0  # neither padding nor a token of the whole picture
+    if not bool(regions.any()):
+        return None
+    return int(order[picture, int(prompts.scores[row].masked_fill(~regions, -torch.inf).argmax())])

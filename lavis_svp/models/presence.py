@@ -28,7 +28,8 @@ from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
 from lavis_svp.models.samples import as_lists
 
 if TYPE_CHECKING:
-    from lavis_svp.models.svp_ris import Encoded, SvpRis
+    from lavis_svp.models.encoded import Encoded
+    from lavis_svp.models.svp_ris import SvpRis
 
 
 PRESENCE = "presence"  # the metadata's entry: bias and evidence as JSON

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,29 @@ from torch import Tensor
 
 from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.heads.losses import mask_bce, mask_dice, mean_over_masks
-from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
+from lavis_svp.heads.mask_head import MaskHead, to_original
 from lavis_svp.heads.readout import SegPrompts, SegReadout
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers
 from lavis_svp.language.prompts import PromptWriter
-from lavis_svp.language.splice import VisualPositions, splice
-from lavis_svp.models.aids import AidInputs, TrainingAids
-from lavis_svp.models.answering import TextAnswers, training_turn
-from lavis_svp.models.frozen import FrozenInputs, FrozenInputsMaker
+from lavis_svp.language.splice import splice
+from lavis_svp.models.aids import TrainingAids
+from lavis_svp.models.answering import TextAnswers
+from lavis_svp.models.encoded import Encoded
+from lavis_svp.models.frozen import FrozenInputsMaker
 from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
-from lavis_svp.models.prediction import MaskPrediction, best_region
+from lavis_svp.models.prediction import MaskPrediction, pointed_region
 from lavis_svp.models.prepare import prepare_datasets
 from lavis_svp.models.presence import PresenceOptions, check_presence, seg_bonus, stored_presence
 from lavis_svp.models.pretrained import find_weights, read_weights, start_from
-from lavis_svp.models.samples import as_lists, first_per_picture, step
+from lavis_svp.models.samples import as_lists
 from lavis_svp.models.stored import attach_stored
-from lavis_svp.models.texts import training_texts
-from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
+from lavis_svp.models.tokens import centroid_positions, framed_areas, shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
 from lavis_svp.models.trained_as import check_trained_as
-from lavis_svp.projectors import VisualTokens, build_projector
+from lavis_svp.models.training_losses import TrainingLosses
+from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.structures import Superpixels
 from lavis_svp.zoo import Weights
@@ -48,24 +47,8 @@ MODES = ("generative", "teacher_forced")
 OUTLINE_SIZE = (96, 96)  # of the superpixels' masks that prompt SAM: its low-resolution masks at side 384
 
 
-@dataclass
-class Encoded:
-    """Frozen inputs and visual tokens of a batch."""
-
-    frozen: FrozenInputs
-    superpixels: Superpixels | None
-    visual: VisualTokens
-    outlines: Superpixels | None = None  # the same superpixels with masks fine enough to prompt SAM; see pointer_mask
-    positions: list[VisualPositions] | None = None  # of the visual tokens; None: one after another
-
-    @property
-    def counts(self) -> list[int]:
-        """Real visual tokens of each picture."""
-        return [int(n) for n in self.visual.valid.sum(1)]
-
-
 @registry.register_model("svp_ris")
-class SvpRis(TextAnswers, BaseModel):
+class SvpRis(TrainingLosses, TextAnswers, BaseModel):
     """Referring image segmentation with superpixels as visual words (arXiv 2509.13676).
 
     Frozen vision encoder -> projector -> causal language model; the state that predicts ``[SEG]`` prompts a trainable
@@ -227,100 +210,8 @@ class SvpRis(TextAnswers, BaseModel):
             ``stats``, numbers for the log: ``tokens_per_picture``, the mean count of visual tokens.
         """
         encoded = self.encode(samples)
-        losses = self._losses(encoded, samples)
+        losses = self.losses(encoded, samples)
         return {**losses, "stats": {"tokens_per_picture": encoded.visual.valid.sum(1).float().mean()}}
-
-    def _losses(self, encoded: Encoded, samples: Mapping[str, Any]) -> dict[str, Tensor]:
-        aligned = {
-            "loss_word": self.aids.alignment_loss(encoded, samples, self.language, self.device),
-            "loss_place": self.aids.place_loss(encoded, self.language),
-        }
-        if self.training and self.aids.in_alignment_stage(step(samples)):
-            if aligned["loss_word"] is None:
-                # a batch without named instances goes backward through the projector all the same, as _no_masks does
-                aligned["loss_word"] = 0.0 * encoded.visual.tokens.sum()
-            return self._total(aligned)
-        said = training_texts(samples)
-        alone = self.options.layout != "conversation"
-        turns = [
-            [
-                training_turn(self.prompts, text, answer, real, index, first=index == 0 or alone)
-                for index, (text, answer, real) in enumerate(zip(*picture, strict=True))
-            ]
-            for picture in zip(said.texts, said.answers, said.has_target, strict=True)
-        ]
-        plan = splice(
-            self.prompts.prefix_ids(),
-            encoded.counts,
-            turns,
-            self.options.layout,
-            self.language.max_length,
-            self.device,
-            encoded.positions,
-        )
-        embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
-        states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
-        losses = {"loss_ce": self.language.loss(states, plan.labels)}
-        rows, columns, picture, expression = plan.before_token(self.language.seg_id)
-        wanted = sum(sum(reals) for reals in said.has_target)
-        if len(rows) != wanted:
-            raise ValueError(f"{wanted} expressions have a target but the text holds {len(rows)} [SEG] tokens.")
-        losses.update(self._mask_losses(encoded, states[rows, columns], picture, expression, said.masks))
-        return self._total({**losses, **aligned})
-
-    def _mask_losses(
-        self, encoded: Encoded, states: Tensor, picture: Tensor, expression: Tensor, masks: list[list[Any]]
-    ) -> dict[str, Tensor]:
-        if len(states) == 0:
-            return self._no_masks(encoded, states)
-        prompts = self.read_prompts(encoded, states, picture)
-        targets = [masks[p][e] for p, e in zip(picture.tolist(), expression.tolist(), strict=True)]
-        inputs = AidInputs(encoded, prompts, picture, targets, self.mask_head)
-        losses = self.aids.prompt_losses(inputs)
-        kept = first_per_picture(picture, self.options.sam.max_masks_per_picture)
-        logits, _ = self._decode(encoded, prompts, picture, kept)
-        bce, dice = [], []
-        for row, index in enumerate(kept.tolist()):
-            frame = encoded.frozen.frames[int(picture[index])]
-            scores, target = self._comparable(logits[row], targets[index], frame)
-            bce.append(mask_bce(scores, target))
-            dice.append(mask_dice(scores, target))
-        return {**losses, "loss_bce": mean_over_masks(bce), "loss_dice": mean_over_masks(dice)}
-
-    def _no_masks(self, encoded: Encoded, states: Tensor) -> dict[str, Tensor]:
-        """Losses of zero for a batch without any target.
-
-        Every part runs all the same, on a state of zeros: processes that train together exchange the gradients of (and
-        under ZeRO-3 gather) the same parts in every batch.
-        """
-        picture = torch.zeros(1, dtype=torch.long, device=self.device)
-        prompts = self.read_prompts(encoded, states.new_zeros(1, states.shape[-1]), picture)
-        logits, _ = self._decode(encoded, prompts, picture, picture)
-        nothing = 0.0 * (logits.sum() + prompts.sparse.sum())
-        return {"loss_bce": nothing, "loss_dice": nothing}
-
-    def _comparable(self, logits: Tensor, target: np.ndarray, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Logits and target of one mask at the resolution the loss is taken at, padding excluded."""
-        if tuple(target.shape) != frame.original_size:
-            raise ValueError(f"A mask of {target.shape} belongs to a picture of {frame.original_size}.")
-        truth = torch.as_tensor(target, device=logits.device).float()
-        if self.options.losses.resolution == "original":
-            return to_original(logits[None], frame)[0], truth
-        size = (int(logits.shape[0]), int(logits.shape[1]))
-        inside = frame_share(frame, size, logits.device) > 0  # (4h, 4w)
-        rows, columns = int(inside[:, 0].sum()), int(inside[0].sum())
-        return logits[:rows, :columns], to_frame(truth[None], frame, size)[0, :rows, :columns]
-
-    def _total(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        weights = {
-            "loss_ce": self.options.losses.ce,
-            "loss_bce": self.options.losses.bce,
-            "loss_dice": self.options.losses.dice,
-            **self.aids.weights(),
-        }
-        present = {name: value for name, value in losses.items() if value is not None}
-        total = sum((weights[name] * value for name, value in present.items()), torch.zeros((), device=self.device))
-        return {"loss": total, **present}
 
     # ---------------------------------------------------------------- masks
 
@@ -335,22 +226,18 @@ class SvpRis(TextAnswers, BaseModel):
             areas = token_areas(visual, encoded.outlines, encoded.frozen.features.grids)
         return self.readout(states, picture, visual.tokens, visual.valid, positions, areas, point)
 
-    def _decode(self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks of the prompts at the rows ``kept``: (K, 4h, 4w) logits and (K,) SAM's own estimates of their IoU.
+
+        Args:
+            encoded: the pictures.
+            prompts: P of them.
+            picture: (P,) whose each is.
+            kept: (K,) which to decode.
+        """
         area = None
         if prompts.area is not None:
-            rows, columns = encoded.frozen.sam.shape[-2:]
-            size = (4 * rows, 4 * columns)
-            frames = [encoded.frozen.frames[int(p)] for p in picture[kept]]
-            extents = [encoded.frozen.extents[int(p)] for p in picture[kept]]
-            area = torch.cat(
-                [
-                    # a grid that the picture fills has the picture's field of view, a padded one has SAM's own
-                    to_frame(
-                        a[None], f if extent == (1.0, 1.0) else Frame(f.side, (f.side, f.side), f.original_size), size
-                    )
-                    for a, f, extent in zip(prompts.area[kept], frames, extents, strict=True)
-                ]
-            )  # (P, 4h, 4w)
+            area = framed_areas(prompts.area[kept], encoded.frozen, picture[kept])  # (K, 4h, 4w)
         return self.mask_head(encoded.frozen.sam, prompts.sparse[kept], picture[kept], area)
 
     @torch.no_grad()
@@ -371,7 +258,7 @@ class SvpRis(TextAnswers, BaseModel):
         answers = self.answers(encoded, as_lists(samples["text_input"]), mode)
         prompts = self.read_prompts(encoded, answers.seg_states, answers.picture)
         everything = torch.arange(len(answers.picture), device=self.device)
-        logits, _ = self._decode(encoded, prompts, answers.picture, everything)
+        logits, _ = self.decode(encoded, prompts, answers.picture, everything)
         predictions: list[list[MaskPrediction]] = [[] for _ in encoded.frozen.frames]
         for row, picture in enumerate(answers.picture.tolist()):
             full = to_original(logits[row : row + 1], encoded.frozen.frames[picture])[0]
@@ -387,7 +274,7 @@ class SvpRis(TextAnswers, BaseModel):
                     score=score,
                     answered=answered,
                     text=self.prompts.decode(answers.ids[row]),
-                    pick=_pick(encoded, prompts, row, picture, mask.cpu().numpy()) if answered else None,
+                    pick=pointed_region(encoded, prompts, row, picture, mask.cpu().numpy()) if answered else None,
                     region_map=region_map,
                     tokens=encoded.counts[picture],
                 )
@@ -458,16 +345,3 @@ class SvpRis(TextAnswers, BaseModel):
             self.presence = stored_presence(path)
             check_presence(self.presence, self.options.readout, self.options.prompt)
         logging.info("Loaded trained weights from %s", path)
-
-
-def _pick(encoded: Encoded, prompts: SegPrompts, row: int, picture: int, mask: np.ndarray) -> int | None:
-    """The region whose token the pointer scored best, or without a pointer the one that fits the mask best."""
-    maps, order = encoded.frozen.region_maps, encoded.visual.order
-    if maps is None or order is None:
-        return None
-    if prompts.scores is None:
-        return best_region(maps[picture], mask)
-    regions = order[picture] >= 0  # neither padding nor a token of the whole picture
-    if not bool(regions.any()):
-        return None
-    return int(order[picture, int(prompts.scores[row].masked_fill(~regions, -torch.inf).argmax())])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavis_svp.heads.mask_head import MaskHead
+from lavis_svp.heads.mask_head import Frame, MaskHead, to_frame
 from lavis_svp.language.splice import VisualPositions
 from lavis_svp.models.frozen import FrozenInputs
 from lavis_svp.projectors.order import centroids
@@ -129,3 +129,24 @@ def token_areas(visual: VisualTokens, superpixels: Superpixels | None, grids: li
     member = visual.assignment.float()
     member = member / member.amax(-1, keepdim=True).clamp_min(1e-6)
     return member.reshape(*member.shape[:2], *grids[0])  # (B, T, h, w)
+
+
+def framed_areas(areas: Tensor, frozen: FrozenInputs, picture: Tensor) -> Tensor:
+    """Areas over the patch grid's field of view, as SAM's mask decoder takes a mask: over its own frame.
+
+    Args:
+        areas: (K, Hm, Wm) in [0, 1], see :func:`token_areas`.
+        frozen: frames and extents of the pictures, and SAM's embeddings (B, 256, h, w).
+        picture: (K,) whose each is.
+
+    Returns:
+        (K, 4h, 4w).
+    """
+    rows, columns = frozen.sam.shape[-2:]
+    framed = []
+    for area, index in zip(areas, picture.tolist(), strict=True):
+        frame = frozen.frames[index]
+        if frozen.extents[index] != (1.0, 1.0):  # a padded grid has SAM's field of view, not the picture's
+            frame = Frame(frame.side, (frame.side, frame.side), frame.original_size)
+        framed.append(to_frame(area[None], frame, (4 * rows, 4 * columns)))  # (1, 4h, 4w)
+    return torch.cat(framed)  # (K, 4h, 4w)
