@@ -9,7 +9,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from lavis_svp.heads.mask_head import Frame, MaskHead
 from lavis_svp.language.splice import VisualPositions
 from lavis_svp.models.frozen import FrozenInputs
-from lavis_svp.models.tokens import centroid_positions, shuffled, token_areas, token_positions
+from lavis_svp.models.tokens import centroid_positions, framed_areas, shuffled, token_areas, token_positions
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTokens
 
@@ -54,6 +54,22 @@ def test_the_area_of_a_whole_picture_token_is_the_picture():
     areas = token_areas(visual, superpixels, [(2, 2)])
     assert areas[0, 0].eq(1).all()
     torch.testing.assert_close(areas[0, 1:], masks[0, [1, 0]])
+
+
+def test_areas_are_framed_as_the_patch_grid_saw_the_picture():
+    features = PatchFeatures(torch.zeros(1, 8, 3), [(2, 4)], torch.ones(1, 8, dtype=torch.bool))
+    frame = Frame(64, (32, 64), (100, 200))  # twice as wide as high: it fills the upper half of SAM's square
+    areas = torch.ones(1, 2, 4)
+    stretched = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(1.0, 1.0)])
+    framed = framed_areas(areas, stretched, torch.tensor([0]))
+    assert framed.shape == (1, 16, 16)
+    assert framed[0, :8].eq(1).all() and framed[0, 8:].eq(0).all()
+    padded = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
+    upper = torch.tensor(
+        [[[1.0] * 4, [0.0] * 4]]
+    )  # a grid padded like SAM: the upper row is the picture
+    framed = framed_areas(upper, padded, torch.tensor([0]))
+    assert framed[0, :8].eq(1).all() and framed[0, 8:].eq(0).all()
 
 
 def test_shuffling_leaves_a_whole_picture_token_in_front():
