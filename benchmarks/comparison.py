@@ -29,7 +29,18 @@ FOLDER = re.compile(r"(?P<row>\w+)_(?P<budget>steps|time)_seed(?P<seed>\d+)")
 KINDS = ("attribute", "relation", "superlative")
 BUDGETS = {"steps": "Equal steps", "time": "Equal time"}
 BASE = "svp"
-ROWS = (BASE, "mask_pool_geometry", "mask_pool", "avg_pool", "token_packer", "perceiver", "dpc_knn", "mlp", "svp_paper")
+SAME_TIME = (BASE, "svp_zero_start")  # rows that do the work of BASE: their runs of equal steps took equal time
+ROWS = (
+    *SAME_TIME,
+    "mask_pool_geometry",
+    "mask_pool",
+    "avg_pool",
+    "token_packer",
+    "perceiver",
+    "dpc_knn",
+    "mlp",
+    "svp_paper",
+)
 READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
 PLACES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
@@ -131,8 +142,9 @@ def stored() -> dict[tuple[str, str], list[dict[str, Any]]]:
     for path in sorted(RESULTS.glob("*_seed*.json")):
         entry = json.loads(path.read_text())
         found.setdefault((entry["row"], entry["budget"]), []).append(entry)
-    if (BASE, "steps") in found:  # its time is the measure
-        found.setdefault((BASE, "time"), found[BASE, "steps"])
+    for row in SAME_TIME:
+        if (row, "steps") in found:
+            found.setdefault((row, "time"), found[row, "steps"])
     return found
 
 
@@ -303,7 +315,7 @@ def commands(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     lines = []
     for (row, budget), entries in sorted(runs.items(), key=lambda item: (item[0][1], ROWS.index(item[0][0]))):
         if entries[0]["budget"] != budget:
-            continue  # the base row's time runs are its steps runs
+            continue  # see SAME_TIME
         seeds = " ".join(str(entry["seed"]) for entry in entries)
         dates = sorted({entry["run"]["date"][:10] for entry in entries})
         threads = sorted({entry["run"]["machine"]["threads"] for entry in entries})

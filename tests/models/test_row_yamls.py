@@ -34,6 +34,7 @@ ABLATION = {
 
 COMPARISON = {
     "svp": {},
+    "svp_zero_start": {"projector": {"sspe_start": "zero"}},
     "svp_paper": {
         "vision_encoder": {"beside": []},
         "readout": {"state_norm": "none", "pointer": False, "pointer_position": False},

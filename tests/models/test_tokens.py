@@ -65,9 +65,7 @@ def test_areas_are_framed_as_the_patch_grid_saw_the_picture():
     assert framed.shape == (1, 16, 16)
     assert framed[0, :8].eq(1).all() and framed[0, 8:].eq(0).all()
     padded = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
-    upper = torch.tensor(
-        [[[1.0] * 4, [0.0] * 4]]
-    )  # a grid padded like SAM: the upper row is the picture
+    upper = torch.tensor([[[1.0] * 4, [0.0] * 4]])  # a grid padded like SAM: the upper row is the picture
     framed = framed_areas(upper, padded, torch.tensor([0]))
     assert framed[0, :8].eq(1).all() and framed[0, 8:].eq(0).all()
 
