@@ -4,7 +4,8 @@
     python benchmarks/comparison.py table              rewrite the tables
 
 A run's folder is what run_scripts/compare.sh wrote: output/svp/comparison/ROW_BUDGET_seedN. Of each run are kept its
-summary's scores and the IoU of every expression, so that rows are compared on the same pictures.
+summary's scores and the IoU of every expression, so that rows are compared on the same pictures. Runs with
+``model.aids.place_alignment`` are kept apart, in the folder ``places``, and make tables of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ DOCUMENT = ROOT / "docs" / "comparison.md"
 RUNS = ROOT / "output" / "svp" / "comparison"
 FOLDER = re.compile(r"(?P<row>\w+)_(?P<budget>steps|time)_seed(?P<seed>\d+)")
 KINDS = ("attribute", "relation", "superlative")
-BUDGETS = {"steps": "Equal steps", "time": "Equal time"}
+BUDGETS = ("steps", "time")
+PLACES = "places"  # the recipe with words for places; "" is the recipe as it stands
+OPTIONS = {"": "", PLACES: " --options model.aids.place_alignment=1.0"}
 BASE = "svp"
 SAME_TIME = (BASE, "svp_zero_start")  # rows that do the work of BASE: their runs of equal steps took equal time
 ROWS = (
@@ -42,7 +45,7 @@ ROWS = (
     "svp_paper",
 )
 READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
-PLACES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
+STAGES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 MARKED = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 
@@ -84,7 +87,9 @@ def add(folder: Path) -> Path:
         "run": summary["run"],
         "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
     }
-    target = RESULTS / f"{folder.name}.json"
+    recipe = PLACES if summary["run"]["model"]["aids"]["place_alignment"] else ""
+    target = RESULTS / recipe / f"{folder.name}.json"
+    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(entry, sort_keys=True) + "\n")
     return target
 
@@ -136,10 +141,10 @@ def difference(one: Scores, other: Scores) -> tuple[float, float, float]:
 # ---------------------------------------------------------------- tables
 
 
-def stored() -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(row, budget) -> its runs by seed."""
+def stored(recipe: str = "") -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(row, budget) -> its runs by seed, of a recipe of ``OPTIONS``."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("*_seed*.json")):
+    for path in sorted((RESULTS / recipe).glob("*_seed*.json")):
         entry = json.loads(path.read_text())
         found.setdefault((entry["row"], entry["budget"]), []).append(entry)
     for row in SAME_TIME:
@@ -150,13 +155,18 @@ def stored() -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 def document() -> str:
     """docs/comparison.md with its tables made from the stored runs and times."""
-    text, runs, times = DOCUMENT.read_text(), stored(), _times()
-    tables = {budget: score_table(budget, runs) for budget in BUDGETS}
+    text, times = DOCUMENT.read_text(), _times()
+    runs = {recipe: stored(recipe) for recipe in OPTIONS}
+    tables = {
+        "_".join(filter(None, (recipe, budget))): score_table(budget, runs[recipe], complete=not recipe)
+        for recipe in OPTIONS
+        for budget in BUDGETS
+    }
     tables |= {
         "tokens": knowledge_table(),
         "cost": cost_table(times),
         "speed": speed_table(times),
-        "commands": commands(runs),
+        "commands": "\n".join(commands(runs[recipe], recipe) for recipe in OPTIONS if runs[recipe]),
     }
     for name, table in tables.items():
         begin, end = (mark.format(name=name) for mark in MARKED)
@@ -169,8 +179,8 @@ def _times() -> dict[str, Any] | None:
     return json.loads(TIMES.read_text()) if TIMES.is_file() else None
 
 
-def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
-    """Scores of all rows at one budget, and `svp`'s lead over each."""
+def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], complete: bool = True) -> str:
+    """Scores of the rows at one budget, and `svp`'s lead over each; ``complete`` names those that were not run."""
     heads = ["row", "seeds", "steps", "tokens", "gIoU", *KINDS, "pick", "cIoU", "N-acc", "`svp` minus row (95 %)"]
     lines = [_line(heads), "|" + "---|" * len(heads)]
     expressions = json.loads(EXPRESSIONS.read_text()) if EXPRESSIONS.is_file() else []
@@ -179,7 +189,8 @@ def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]]) 
     }
     for row in ROWS:
         if row not in scores:
-            lines.append(_line([f"`{row}`", "not run", *[""] * (len(heads) - 2)]))
+            if complete:
+                lines.append(_line([f"`{row}`", "not run", *[""] * (len(heads) - 2)]))
             continue
         entries = runs[row, budget]
         lead = "–"
@@ -223,8 +234,8 @@ def knowledge_table() -> str:
     heads = ["row", "read from", *READ_OUTS]
     lines = [_line(heads), "|" + "---|" * len(heads)]
     for row, probe in probes.items():
-        for place, label in PLACES.items():
-            values = [probe["places"][place][name] for name in READ_OUTS]
+        for stage, label in STAGES.items():
+            values = [probe["places"][stage][name] for name in READ_OUTS]
             cells = [f"{value.get('r2', value.get('accuracy')):.2f}" for value in values]
             lines.append(_line([f"`{row}`", label, *cells]))
     runs = [f"- `{row}`: `{probe['run']['command']}` ({probe['run']['date'][:10]})" for row, probe in probes.items()]
@@ -310,8 +321,8 @@ def _when(times: dict[str, Any]) -> str:
     )
 
 
-def commands(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
-    """One line a row and budget: what makes it again."""
+def commands(runs: dict[tuple[str, str], list[dict[str, Any]]], recipe: str = "") -> str:
+    """One line a row and budget of a recipe: what makes it again."""
     lines = []
     for (row, budget), entries in sorted(runs.items(), key=lambda item: (item[0][1], ROWS.index(item[0][0]))):
         if entries[0]["budget"] != budget:
@@ -320,10 +331,10 @@ def commands(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
         dates = sorted({entry["run"]["date"][:10] for entry in entries})
         threads = sorted({entry["run"]["machine"]["threads"] for entry in entries})
         lines.append(
-            f'- `bash run_scripts/compare.sh {row} --seeds "{seeds}" --budget {budget}` '
+            f'- `bash run_scripts/compare.sh {row} --seeds "{seeds}" --budget {budget}{OPTIONS[recipe]}` '
             f"({', '.join(dates)}; {' or '.join(map(str, threads))} thread)"
         )
-    return "\n".join(lines) or "No run is stored yet."
+    return "\n".join(lines)
 
 
 def _line(cells: list[str]) -> str:

@@ -82,7 +82,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Calla
                     "alignment_steps": 0,
                     "grounding": 0.0,
                     "word_alignment": 0.0,
-                    "place_alignment": 0.0,
                     "point_regression": 0.0,
                 },
             },

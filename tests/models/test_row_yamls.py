@@ -42,7 +42,6 @@ COMPARISON = {
         "aids": {
             "grounding": 0.0,
             "word_alignment": 0.0,
-            "place_alignment": 0.0,
             "alignment_steps": 0,
             "point_regression": 0.0,
             "token_norm": False,

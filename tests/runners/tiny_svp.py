@@ -38,7 +38,6 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
             "aids": {
                 "grounding": 0.0,
                 "word_alignment": 0.0,
-                "place_alignment": 0.0,
                 "alignment_steps": 0,
                 "point_regression": 0.0,
                 "shuffle_tokens": False,
