@@ -4,8 +4,8 @@
     python benchmarks/comparison.py table              rewrite the tables
 
 A run's folder is what run_scripts/compare.sh wrote: output/svp/comparison/ROW_BUDGET_seedN. Of each run are kept its
-summary's scores and the IoU of every expression, so that rows are compared on the same pictures. Runs with
-``model.aids.place_alignment`` are kept apart, in the folder ``places``, and make tables of their own.
+summary's scores and the IoU of every expression, so that rows are compared on the same pictures. Runs without
+``model.aids.place_alignment`` are kept apart, in the folder ``no_places``, and make tables of their own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ RUNS = ROOT / "output" / "svp" / "comparison"
 FOLDER = re.compile(r"(?P<row>\w+)_(?P<budget>steps|time)_seed(?P<seed>\d+)")
 KINDS = ("attribute", "relation", "superlative")
 BUDGETS = ("steps", "time")
-PLACES = "places"  # the recipe with words for places; "" is the recipe as it stands
-OPTIONS = {"": "", PLACES: " --options model.aids.place_alignment=1.0"}
+NO_PLACES = "no_places"  # the rows without words for places; "" is the rows as they stand
+OPTIONS = {"": "", NO_PLACES: " --options model.aids.place_alignment=0"}
+PAPER = "svp_paper"  # has no aid as it stands
 BASE = "svp"
 SAME_TIME = (BASE, "svp_zero_start")  # rows that do the work of BASE: their runs of equal steps took equal time
 ROWS = (
@@ -87,7 +88,8 @@ def add(folder: Path) -> Path:
         "run": summary["run"],
         "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
     }
-    recipe = PLACES if summary["run"]["model"]["aids"]["place_alignment"] else ""
+    placed = summary["run"]["model"]["aids"]["place_alignment"] or match["row"] == PAPER
+    recipe = "" if placed else NO_PLACES
     target = RESULTS / recipe / f"{folder.name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(entry, sort_keys=True) + "\n")

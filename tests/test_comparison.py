@@ -61,7 +61,7 @@ def test_seeds_widen_the_interval():
     assert widths[1] > 1.5 * widths[0]
 
 
-def run_folder(tmp_path, name, shift=0.0, places=0.0):
+def run_folder(tmp_path, name, shift=0.0, places=1.0):
     folder = tmp_path / name
     (folder / "result").mkdir(parents=True)
     kind = dict.fromkeys(("giou", "ceiling_single", "baseline_attribute", "baseline_random"), 0.5)
@@ -102,10 +102,10 @@ def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
     assert next(line for line in table if "`mlp`" in line).endswith("+0.100 (+0.100 to +0.100) |")
     assert any("`perceiver` | not run" in line for line in table)
     assert 'compare.sh mlp --seeds "1 2" --budget steps' in comparison.commands(comparison.stored())
-    comparison.add(run_folder(tmp_path, "svp_steps_seed3", places=1.0))
+    comparison.add(run_folder(tmp_path, "svp_steps_seed3", places=0.0))
     assert [run["seed"] for run in comparison.stored()["svp", "time"]] == [1, 2]
-    assert [run["seed"] for run in comparison.stored("places")["svp", "time"]] == [3]
-    assert comparison.commands(comparison.stored("places"), "places").count("model.aids.place_alignment=1.0") == 1
+    assert [run["seed"] for run in comparison.stored("no_places")["svp", "time"]] == [3]
+    assert comparison.commands(comparison.stored("no_places"), "no_places").count("model.aids.place_alignment=0") == 1
     with pytest.raises(ValueError, match="named ROW_BUDGET_seedN"):
         comparison.add(tmp_path / "mlp")
     (tmp_path / "svp_time_seed1").mkdir()

@@ -32,6 +32,7 @@ ABLATION = {
     "mask_pool_geometry": {"projector": {"name": "mask_pool_geometry"}},
 }
 
+PLACES = {"aids": {"place_alignment": 1.0}}  # short runs differ less with it
 COMPARISON = {
     "svp": {},
     "svp_zero_start": {"projector": {"sspe_start": "zero"}},
@@ -55,6 +56,7 @@ COMPARISON = {
     "dpc_knn": {"projector": {"name": "dpc_knn", "count": 20}},
     "mlp": {"projector": {"name": "mlp"}},
 }
+COMPARISON = {row: changes if row == "svp_paper" else changes | PLACES for row, changes in COMPARISON.items()}
 CHANGES = {"ablation": ABLATION, "comparison": COMPARISON}
 
 
