@@ -42,9 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "projects" / "svp" / "comparison"
 RESULTS = ROOT / "docs" / "results" / "step_times.json"
 BASE = "svp"
-SAME_WORK = {
-    "svp_zero_start": BASE
-}  # rows that differ in their initial numbers alone: not timed, the other's times hold
+SAME_WORK = {"svp_zero_start": BASE}  # rows that differ from another in initial numbers alone share its times
 PLAIN = {
     "layout": "model.layout=separate",
     "losses": "model.losses.resolution=original",
