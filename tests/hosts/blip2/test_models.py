@@ -124,7 +124,8 @@ def test_only_norm_and_projector_train(make, kind, samples):
 def test_training_lowers_the_loss(make, kind, samples):
     model = make(kind, projector={"name": "svp", "sspe_width": 16, "mask_size": 8})
     model.eval()  # drop-out of the frozen language model would hide the small gain
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3)
+    # random weights answer with huge logits: at learning rates of 1e-3 and above the loss of t5 jumps about
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-5)
     batch = {**samples, "text_input": ["cup", "dog", "cat"], "text_output": ["cup", "dog", "cat"]}
     losses = []
     for _ in range(12):
