@@ -46,6 +46,7 @@ COMPARISON = {
             "alignment_steps": 0,
             "point_regression": 0.0,
             "token_norm": False,
+            "shuffle_tokens": False,
         },
     },
     "mask_pool": {"projector": {"name": "mask_pool"}},
