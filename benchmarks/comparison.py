@@ -183,7 +183,8 @@ def _times() -> dict[str, Any] | None:
 
 def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], complete: bool = True) -> str:
     """Scores of the rows at one budget, and `svp`'s lead over each; ``complete`` names those that were not run."""
-    heads = ["row", "seeds", "steps", "tokens", "gIoU", *KINDS, "pick", "cIoU", "N-acc", "`svp` minus row (95 %)"]
+    heads = ["row", "seeds", "steps", "tokens", "gIoU", *KINDS, "`svp` minus row (95 %)"]
+    heads += ["[SEG] missed, attribute", "gIoU where answered", "pick", "cIoU", "N-acc"]
     lines = [_line(heads), "|" + "---|" * len(heads)]
     expressions = json.loads(EXPRESSIONS.read_text()) if EXPRESSIONS.is_file() else []
     scores = {
@@ -207,10 +208,12 @@ def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], 
                     f"{statistics.fmean(e['tokens'] for e in entries):.0f}",
                     "**" + _spread([e["headline"]["giou_macro"] for e in entries]) + "**",
                     *(_spread([e["by_kind"][kind]["giou"] for e in entries]) for kind in KINDS),
+                    lead,
+                    _spread([e["by_kind"]["attribute"]["seg_miss_rate"] for e in entries]),
+                    _spread([giou_where_answered(e["by_kind"]) for e in entries]),
                     _spread([e["headline"]["pick_accuracy_macro"] for e in entries]),
                     _spread([e["headline"]["ciou_macro"] for e in entries]),
                     _spread([e["n_acc"] for e in entries]),
-                    lead,
                 ]
             )
         )
@@ -225,6 +228,16 @@ def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], 
             cells = [f"*{label}*", "–", "", "", *(f"{value:.3f}" for value in values)]
             lines.append(_line([*cells, *[""] * (len(heads) - len(cells))]))
     return "\n".join(lines)
+
+
+def giou_where_answered(by_kind: dict[str, dict[str, float]]) -> float | None:
+    """Mean over kinds of the gIoU of expressions for which `[SEG]` was written, or None if a kind has none.
+
+    An expression whose `[SEG]` was missed has IoU 0, so the sum over the others is that over all.
+    """
+    if any(by_kind[kind]["seg_miss_rate"] == 1 for kind in KINDS):
+        return None
+    return statistics.fmean(by_kind[kind]["giou"] / (1 - by_kind[kind]["seg_miss_rate"]) for kind in KINDS)
 
 
 def knowledge_table() -> str:

@@ -64,7 +64,9 @@ def test_seeds_widen_the_interval():
 def run_folder(tmp_path, name, shift=0.0, places=1.0):
     folder = tmp_path / name
     (folder / "result").mkdir(parents=True)
-    kind = dict.fromkeys(("giou", "ceiling_single", "baseline_attribute", "baseline_random"), 0.5)
+    kind = dict.fromkeys(("giou", "ceiling_single", "baseline_attribute", "baseline_random"), 0.5) | {
+        "seg_miss_rate": 0.2
+    }
     headline = {f"{key}_macro": 0.5 for key in (*kind, "pick_accuracy", "ciou")}
     machine, model = {"threads": 1, "cpus": 2}, {"aids": {"place_alignment": places}}
     summary = {
@@ -99,7 +101,7 @@ def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
         comparison.add(run_folder(tmp_path, f"svp_steps_seed{seed}", shift=1))
         comparison.add(run_folder(tmp_path, f"mlp_steps_seed{seed}"))
     table = comparison.score_table("steps", comparison.stored()).splitlines()
-    assert next(line for line in table if "`mlp`" in line).endswith("+0.100 (+0.100 to +0.100) |")
+    assert next(line for line in table if "`mlp`" in line).count("+0.100 (+0.100 to +0.100)") == 1
     assert any("`perceiver` | not run" in line for line in table)
     assert 'compare.sh mlp --seeds "1 2" --budget steps' in comparison.commands(comparison.stored())
     comparison.add(run_folder(tmp_path, "svp_steps_seed3", places=0.0))
@@ -111,6 +113,16 @@ def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
     (tmp_path / "svp_time_seed1").mkdir()
     with pytest.raises(FileNotFoundError, match="has the run been scored"):
         comparison.add(tmp_path / "svp_time_seed1")
+
+
+def test_giou_where_answered_leaves_out_what_was_refused():
+    by_kind = {
+        kind: {"giou": 0.6, "seg_miss_rate": miss}
+        for kind, miss in zip(comparison.KINDS, (0.25, 0.0, 0.0), strict=True)
+    }
+    assert comparison.giou_where_answered(by_kind) == pytest.approx((0.8 + 0.6 + 0.6) / 3)
+    by_kind["attribute"] = {"giou": 0.0, "seg_miss_rate": 1.0}
+    assert comparison.giou_where_answered(by_kind) is None
 
 
 def test_equal_time_counts_alignment_steps_at_their_own_price():
