@@ -85,6 +85,7 @@ def add(folder: Path) -> Path:
         "by_kind": {kind: summary["by_kind"][kind] for kind in KINDS},
         "n_acc": summary["overall"]["n_acc"],
         "tokens": summary["overall"]["tokens_per_picture"],
+        "forced": summary["teacher_forced"]["headline"]["giou_macro"] if "teacher_forced" in summary else None,
         "run": summary["run"],
         "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
     }
@@ -184,7 +185,7 @@ def _times() -> dict[str, Any] | None:
 def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], complete: bool = True) -> str:
     """Scores of the rows at one budget, and `svp`'s lead over each; ``complete`` names those that were not run."""
     heads = ["row", "seeds", "steps", "tokens", "gIoU", *KINDS, "`svp` minus row (95 %)"]
-    heads += ["[SEG] missed, attribute", "gIoU where answered", "pick", "cIoU", "N-acc"]
+    heads += ["[SEG] missed, attribute", "gIoU where answered", "with [SEG] given", "pick", "cIoU", "N-acc"]
     lines = [_line(heads), "|" + "---|" * len(heads)]
     expressions = json.loads(EXPRESSIONS.read_text()) if EXPRESSIONS.is_file() else []
     scores = {
@@ -211,6 +212,7 @@ def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], 
                     lead,
                     _spread([e["by_kind"]["attribute"]["seg_miss_rate"] for e in entries]),
                     _spread([giou_where_answered(e["by_kind"]) for e in entries]),
+                    _spread([e.get("forced") for e in entries]),
                     _spread([e["headline"]["pick_accuracy_macro"] for e in entries]),
                     _spread([e["headline"]["ciou_macro"] for e in entries]),
                     _spread([e["n_acc"] for e in entries]),

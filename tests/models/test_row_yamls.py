@@ -12,8 +12,10 @@ from lavis_svp import launch
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("ablation", "comparison")
 ROWS = [path for folder in FOLDERS for path in sorted((ROOT / "projects/svp" / folder).glob("*.yaml"))]
-SHORTER = {"min_lr": 2.0e-5, "eval": {"mode": "generative", "num_visualise": 12}}
-STEPS = {"ablation": 700, "comparison": 1000}
+SHORTER = {
+    "ablation": {"min_lr": 2.0e-5, "max_iters": 700, "eval": {"mode": "generative", "num_visualise": 12}},
+    "comparison": {"min_lr": 2.0e-5, "max_iters": 1000},
+}
 ABLATION = {
     "full": {},
     "sspe_off": {"projector": {"sspe": False}},
@@ -74,7 +76,7 @@ def test_every_row_is_known(folder):
 def test_a_row_changes_what_it_says(path):
     recipe, row = resolved(ROOT / "projects/svp/train/refshapes_tiny.yaml"), resolved(path)
     folder = path.parent.name
-    recipe["run"] |= {**SHORTER, "max_iters": STEPS[folder], "output_dir": f"output/svp/{folder}/{path.stem}"}
+    recipe["run"] |= {**SHORTER[folder], "output_dir": f"output/svp/{folder}/{path.stem}"}
     recipe["model"] = OmegaConf.to_container(OmegaConf.merge(recipe["model"], CHANGES[folder][path.stem]))
     assert row == recipe
 
