@@ -3,9 +3,9 @@
     python benchmarks/comparison.py add [FOLDER ...]   take finished runs over; by default all of output/svp/comparison/
     python benchmarks/comparison.py table              rewrite the tables
 
-A run's folder is what run_scripts/compare.sh wrote: output/svp/comparison/ROW_BUDGET_seedN. Of each run are kept its
-summary's scores and the IoU of every expression, so that rows are compared on the same pictures. Runs without
-``model.aids.place_alignment`` are kept apart, in the folder ``no_places``, and make tables of their own.
+A run's folder is what run_scripts/compare.sh wrote: output/svp/comparison/[VARIANT/]ROW_BUDGET_seedN. Of each run are
+kept its summary's scores and the IoU of every expression, so that rows are compared on the same pictures. Variants are
+the rows with options of their own (``VARIANTS``); each makes tables of its own.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "comparison"
+EXPRESSIONS = "expressions.json"  # in a variant's folder: what the IoUs are of
 TIMES = ROOT / "docs" / "results" / "step_times.json"
-EXPRESSIONS = RESULTS / "expressions.json"
 DOCUMENT = ROOT / "docs" / "comparison.md"
 RUNS = ROOT / "output" / "svp" / "comparison"
 FOLDER = re.compile(r"(?P<row>\w+)_(?P<budget>steps|time)_seed(?P<seed>\d+)")
 KINDS = ("attribute", "relation", "superlative")
-BUDGETS = ("steps", "time")
-NO_PLACES = "no_places"  # the rows without words for places; "" is the rows as they stand
-OPTIONS = {"": "", NO_PLACES: " --options model.aids.place_alignment=0"}
-PAPER = "svp_paper"  # has no aid as it stands
+VARIANTS = {  # name, the value of --into -> options; "" is the rows as they stand
+    "": (),
+    "no_places": ("model.aids.place_alignment=0",),
+    "crowded": ("datasets.refshapes_seg.type=crowded",),
+}
+BUDGETS = {"": ("steps", "time"), "no_places": ("steps", "time"), "crowded": ("steps",)}  # of each variant's tables
 BASE = "svp"
 SAME_TIME = (BASE, "svp_zero_start")  # rows that do the work of BASE: their runs of equal steps took equal time
 ROWS = (
@@ -58,7 +60,8 @@ def add(folder: Path) -> Path:
     """Take one run over.
 
     Raises:
-        ValueError: a folder that compare.sh did not name, or scores of other expressions than the stored runs'.
+        ValueError: a folder that compare.sh did not name, options that are not its variant's, or scores of other
+            expressions than the stored runs'.
         FileNotFoundError: the run has not been scored.
     """
     match = FOLDER.fullmatch(folder.name)
@@ -71,11 +74,17 @@ def add(folder: Path) -> Path:
     lines = found[-1].with_name(found[-1].name.replace(".summary.json", ".jsonl")).read_text().splitlines()
     records = sorted((r for r in map(json.loads, lines) if r["has_target"]), key=lambda r: r["expression_id"])
     expressions = [[r["expression_id"], r["image_id"], r["kind"]] for r in records]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if not EXPRESSIONS.is_file():
-        EXPRESSIONS.write_text(json.dumps(expressions) + "\n")
-    if json.loads(EXPRESSIONS.read_text()) != expressions:
-        raise ValueError(f"{folder} was scored on other expressions than the runs in {RESULTS}.")
+    variant = folder.parent.name if folder.parent.name in VARIANTS else ""
+    given = {option for options in VARIANTS.values() for option in options if option in summary["run"]["command"]}
+    if given != set(VARIANTS[variant]):
+        raise ValueError(f"{folder} was trained with {sorted(given)}, which is another variant; see --into.")
+    target = RESULTS / variant / f"{folder.name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stored_expressions = target.with_name(EXPRESSIONS)
+    if not stored_expressions.is_file():
+        stored_expressions.write_text(json.dumps(expressions) + "\n")
+    if json.loads(stored_expressions.read_text()) != expressions:
+        raise ValueError(f"{folder} was scored on other expressions than the runs in {target.parent}.")
     steps = [line for line in map(json.loads, (folder / "log.txt").read_text().splitlines()) if "train_iters" in line]
     entry = {
         **match.groupdict(),
@@ -89,10 +98,6 @@ def add(folder: Path) -> Path:
         "run": summary["run"],
         "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
     }
-    placed = summary["run"]["model"]["aids"]["place_alignment"] or match["row"] == PAPER
-    recipe = "" if placed else NO_PLACES
-    target = RESULTS / recipe / f"{folder.name}.json"
-    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(entry, sort_keys=True) + "\n")
     return target
 
@@ -144,10 +149,10 @@ def difference(one: Scores, other: Scores) -> tuple[float, float, float]:
 # ---------------------------------------------------------------- tables
 
 
-def stored(recipe: str = "") -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(row, budget) -> its runs by seed, of a recipe of ``OPTIONS``."""
+def stored(variant: str = "") -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(row, budget) -> its runs by seed, of a variant."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted((RESULTS / recipe).glob("*_seed*.json")):
+    for path in sorted((RESULTS / variant).glob("*_seed*.json")):
         entry = json.loads(path.read_text())
         found.setdefault((entry["row"], entry["budget"]), []).append(entry)
     for row in SAME_TIME:
@@ -159,17 +164,17 @@ def stored(recipe: str = "") -> dict[tuple[str, str], list[dict[str, Any]]]:
 def document() -> str:
     """docs/comparison.md with its tables made from the stored runs and times."""
     text, times = DOCUMENT.read_text(), _times()
-    runs = {recipe: stored(recipe) for recipe in OPTIONS}
+    runs = {variant: stored(variant) for variant in VARIANTS}
     tables = {
-        "_".join(filter(None, (recipe, budget))): score_table(budget, runs[recipe], complete=not recipe)
-        for recipe in OPTIONS
-        for budget in BUDGETS
+        "_".join(filter(None, (variant, budget))): score_table(budget, runs[variant], variant)
+        for variant in VARIANTS
+        for budget in BUDGETS[variant]
     }
     tables |= {
         "tokens": knowledge_table(),
         "cost": cost_table(times),
         "speed": speed_table(times),
-        "commands": "\n".join(commands(runs[recipe], recipe) for recipe in OPTIONS if runs[recipe]),
+        "commands": "\n".join(commands(runs[variant], variant) for variant in VARIANTS if runs[variant]),
     }
     for name, table in tables.items():
         begin, end = (mark.format(name=name) for mark in MARKED)
@@ -182,18 +187,20 @@ def _times() -> dict[str, Any] | None:
     return json.loads(TIMES.read_text()) if TIMES.is_file() else None
 
 
-def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], complete: bool = True) -> str:
-    """Scores of the rows at one budget, and `svp`'s lead over each; ``complete`` names those that were not run."""
+def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], variant: str = "") -> str:
+    """Scores of a variant's rows at one budget, and `svp`'s lead over each; as they stand, also those not run."""
+    if variant and not runs:
+        return "Not run."
     heads = ["row", "seeds", "steps", "tokens", "gIoU", *KINDS, "`svp` minus row (95 %)"]
     heads += ["[SEG] missed, attribute", "gIoU where answered", "with [SEG] given", "pick", "cIoU", "N-acc"]
     lines = [_line(heads), "|" + "---|" * len(heads)]
-    expressions = json.loads(EXPRESSIONS.read_text()) if EXPRESSIONS.is_file() else []
+    expressions = json.loads((RESULTS / variant / EXPRESSIONS).read_text()) if runs else []
     scores = {
         row: Scores([one["ious"] for one in runs[row, budget]], expressions) for row in ROWS if (row, budget) in runs
     }
     for row in ROWS:
         if row not in scores:
-            if complete:
+            if not variant:
                 lines.append(_line([f"`{row}`", "not run", *[""] * (len(heads) - 2)]))
             continue
         entries = runs[row, budget]
@@ -338,9 +345,9 @@ def _when(times: dict[str, Any]) -> str:
     )
 
 
-def commands(runs: dict[tuple[str, str], list[dict[str, Any]]], recipe: str = "") -> str:
-    """One line a row and budget of a recipe: what makes it again."""
-    lines = []
+def commands(runs: dict[tuple[str, str], list[dict[str, Any]]], variant: str = "") -> str:
+    """One line a row and budget of a variant: what makes it again."""
+    lines, more = [], f" --into {variant} --options {' '.join(VARIANTS[variant])}" if variant else ""
     for (row, budget), entries in sorted(runs.items(), key=lambda item: (item[0][1], ROWS.index(item[0][0]))):
         if entries[0]["budget"] != budget:
             continue  # see SAME_TIME
@@ -348,7 +355,7 @@ def commands(runs: dict[tuple[str, str], list[dict[str, Any]]], recipe: str = ""
         dates = sorted({entry["run"]["date"][:10] for entry in entries})
         threads = sorted({entry["run"]["machine"]["threads"] for entry in entries})
         lines.append(
-            f'- `bash run_scripts/compare.sh {row} --seeds "{seeds}" --budget {budget}{OPTIONS[recipe]}` '
+            f'- `bash run_scripts/compare.sh {row} --seeds "{seeds}" --budget {budget}{more}` '
             f"({', '.join(dates)}; {' or '.join(map(str, threads))} thread)"
         )
     return "\n".join(lines)
@@ -378,7 +385,8 @@ def main() -> None:
     subparsers.add_parser("table")
     args = parser.parse_args()
     if args.command == "add":
-        scored = [path for path in sorted(RUNS.glob("*_seed*")) if any((path / "result").glob("*.summary.json"))]
+        runs = sorted([*RUNS.glob("*_seed*"), *RUNS.glob("*/*_seed*")])
+        scored = [path for path in runs if any((path / "result").glob("*.summary.json"))]
         for folder in args.folders or scored:
             print(add(folder))
     DOCUMENT.write_text(document())

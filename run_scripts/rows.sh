@@ -6,9 +6,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 row_options() { :; }
 
 # run_rows KIND SUFFIX ARGS...: train the rows among ARGS (all of them without any) of projects/svp/KIND/; results go to
-# output/svp/KIND/ROW SUFFIX[_seedN]/ below the current folder. A row that has its result is left out.
+# output/svp/KIND/[INTO/]ROW SUFFIX[_seedN]/ below the current folder. A row that has its result is left out.
 run_rows() {
-  local kind="$1" suffix="$2" folder="$root/projects/svp/$1" rows=() seeds="" arguments=() row seed output chosen extra yaml
+  local kind="$1" suffix="$2" folder="$root/projects/svp/$1" rows=() seeds="" into="" arguments=() row seed output
+  local chosen extra yaml
   shift 2
   while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
     [ -f "$folder/$1.yaml" ] || fail "There is no row '$1'. Rows:" "$(cd "$folder" && printf '  %s\n' *.yaml)"
@@ -24,10 +25,17 @@ run_rows() {
         seeds="$2"
         shift
         ;;
+      --into=*) into="${1#*=}" ;;
+      --into)
+        [ $# -ge 2 ] || fail '--into needs a value, as in: --into crowded'
+        into="$2"
+        shift
+        ;;
       *) arguments+=("$1") ;;
     esac
     shift
   done
+  case "$into" in *[!A-Za-z0-9_]*) fail "--into takes letters, digits and _, got '$into'." ;; esac
   [ $# -eq 0 ] || shift
   case "$*" in *run.output_dir=* | *run.seed=*) fail "Rows have their own output_dir; seeds are given by --seeds." ;; esac
   if [ ${#rows[@]} -eq 0 ]; then
@@ -36,7 +44,7 @@ run_rows() {
 
   for row in "${rows[@]}"; do
     for seed in ${seeds:-own}; do
-      output="output/svp/$kind/$row$suffix" chosen=()
+      output="output/svp/$kind/${into:+$into/}$row$suffix" chosen=()
       if [ "$seed" != own ]; then
         whole --seeds "$seed" 0
         output+="_seed$seed" chosen=("run.seed=$seed")

@@ -61,19 +61,19 @@ def test_seeds_widen_the_interval():
     assert widths[1] > 1.5 * widths[0]
 
 
-def run_folder(tmp_path, name, shift=0.0, places=1.0):
+def run_folder(tmp_path, name, shift=0.0, command="python"):
     folder = tmp_path / name
     (folder / "result").mkdir(parents=True)
     kind = dict.fromkeys(("giou", "ceiling_single", "baseline_attribute", "baseline_random"), 0.5) | {
         "seg_miss_rate": 0.2
     }
     headline = {f"{key}_macro": 0.5 for key in (*kind, "pick_accuracy", "ciou")}
-    machine, model = {"threads": 1, "cpus": 2}, {"aids": {"place_alignment": places}}
+    machine = {"threads": 1, "cpus": 2}
     summary = {
         "headline": headline,
         "by_kind": dict.fromkeys(comparison.KINDS, kind),
         "overall": {"n_acc": None, "tokens_per_picture": 20.0},
-        "run": {"date": "2026-01-01T00:00:00", "command": "python", "machine": machine, "model": model},
+        "run": {"date": "2026-01-01T00:00:00", "command": command, "machine": machine},
     }
     (folder / "result/test.summary.json").write_text(json.dumps(summary))
     records = [
@@ -96,7 +96,6 @@ def run_folder(tmp_path, name, shift=0.0, places=1.0):
 
 def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(comparison, "EXPRESSIONS", tmp_path / "results/expressions.json")
     for seed in (1, 2):
         comparison.add(run_folder(tmp_path, f"svp_steps_seed{seed}", shift=1))
         comparison.add(run_folder(tmp_path, f"mlp_steps_seed{seed}"))
@@ -104,7 +103,12 @@ def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
     assert next(line for line in table if "`mlp`" in line).count("+0.100 (+0.100 to +0.100)") == 1
     assert any("`perceiver` | not run" in line for line in table)
     assert 'compare.sh mlp --seeds "1 2" --budget steps' in comparison.commands(comparison.stored())
-    comparison.add(run_folder(tmp_path, "svp_steps_seed3", places=0.0))
+    command = "python --options model.aids.place_alignment=0"
+    with pytest.raises(ValueError, match="another variant"):
+        comparison.add(run_folder(tmp_path, "svp_steps_seed3", command=command))
+    with pytest.raises(ValueError, match="another variant"):
+        comparison.add(run_folder(tmp_path / "no_places", "svp_steps_seed4"))
+    comparison.add(run_folder(tmp_path / "no_places", "svp_steps_seed3", command=command))
     assert [run["seed"] for run in comparison.stored()["svp", "time"]] == [1, 2]
     assert [run["seed"] for run in comparison.stored("no_places")["svp", "time"]] == [3]
     assert comparison.commands(comparison.stored("no_places"), "no_places").count("model.aids.place_alignment=0") == 1

@@ -17,6 +17,7 @@ from lavis_svp.datasets.caches import SuperpixelCache
 from lavis_svp.datasets.layout import MissingDataError, Origin, annotation_files, doctor_command, find_pictures
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.refshapes.config import RefShapesConfig
 from lavis_svp.datasets.settings import BuildInfo, DatasetOptions, RefShapesOptions
 from lavis_svp.datasets.shards.opening import OpenedShards, check_origin, open_shards
 from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
@@ -218,7 +219,7 @@ class RefShapesBuilder(ReferringBuilder):
     def make_data(self) -> None:
         """Render the pictures and write the annotations, unless they are there."""
         info = cast(RefShapesOptions, self.settings()).build_info
-        make_refshapes(self.root(), info.sizes, info.seed)
+        make_refshapes(self.root(), info.sizes, info.seed, info.scene)
 
 
 @registry.register_builder("photos_seg")
@@ -252,12 +253,14 @@ class ShardsBuilder(ReferringBuilder):
         return dataclasses.replace(settings, build_info=dataclasses.replace(info, shards=shards))
 
 
-def make_refshapes(root: Path, sizes: Mapping[str, int] | None, seed: int) -> None:
+def make_refshapes(
+    root: Path, sizes: Mapping[str, int] | None, seed: int, scene: RefShapesConfig | None = None
+) -> None:
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
     from lavis_svp.datasets.refshapes import build_refshapes
     from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, manifest_path
 
-    build_refshapes(root, sizes or _sizes_made(manifest_path(root)) or DEFAULT_SIZES, seed)
+    build_refshapes(root, sizes or _sizes_made(manifest_path(root)) or DEFAULT_SIZES, seed, scene)
 
 
 def _sizes_made(manifest: Path) -> dict[str, int] | None:

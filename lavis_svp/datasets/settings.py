@@ -8,6 +8,7 @@ from typing import Any
 
 from lavis_svp.common.options import build_options, check_keys
 from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.refshapes.config import RefShapesConfig
 
 LAVIS_SPLITS = ("train", "val", "test")
 
@@ -85,10 +86,12 @@ class RefShapesBuildInfo(BuildInfo):
     Args:
         sizes: pictures per split; None = what is there already, else the generator's own. Splits left out are empty.
         seed: of the pictures and expressions.
+        scene: what pictures and expressions look like; give other scenes a ``root`` of their own.
     """
 
     sizes: dict[str, int] | None = None
     seed: int = 0
+    scene: RefShapesConfig = field(default_factory=RefShapesConfig)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ NEEDED = {
     "refcoco_plus_seg": {"default", "train", "val", "testA", "testB", "test"},
     "refcocog_seg": {"default", "train", "val", "test", "google", "google_train", "google_val"},
     "grefcoco_seg": {"default", "train", "val", "testA", "testB", "test"},
-    "refshapes_seg": {"default", "train", "val", "test"},
+    "refshapes_seg": {"default", "train", "val", "test", "crowded"},
     "photos_seg": {"default"},
     "referring_shards_seg": {"default"},
 }
@@ -230,6 +230,28 @@ def test_refshapes_is_made_on_first_use(tmp_path):
     unsized = {key: value for key, value in changes.items() if "sizes" not in key}
     train = built("refshapes_seg", "train", **unsized)["train"]  # no size asked for: what is there stays
     assert len(train) == 2 and len(train[0]["text_input"]) == 3
+
+
+def test_crowded_refshapes_has_more_and_smaller_objects(tmp_path):
+    changes = {"vis_processor.train.image_size": 64, "vis_processor.eval.image_size": 64, "build_info.sizes.test": 3}
+    usual, crowded = (
+        built("refshapes_seg", kind, **changes, **{"build_info.root": tmp_path / kind, **more})
+        for kind, more in (
+            ("test", {}),
+            ("crowded", {"build_info.annotations.train": "null", "build_info.annotations.val": "null"}),
+        )
+    )
+    counts = [[len(dataset["test"][i]["instances"]["words"]) for i in range(3)] for dataset in (usual, crowded)]
+    assert max(counts[0]) <= 8 <= min(counts[1])
+
+
+def test_scenes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="from 1 to 15 objects; got min_objects 3, max_objects 16"):
+        built("refshapes_seg", "test", **{"build_info.scene.max_objects": 16})
+    with pytest.raises(ValueError, match="the large ones above the small ones"):
+        built("refshapes_seg", "test", **{"build_info.scene.small_radius": "[60, 80]"})
+    with pytest.raises(ValueError, match="did you mean 'max_objects'"):
+        built("refshapes_seg", "test", **{"build_info.scene.max_object": 4})
 
 
 def test_photos_are_made_on_first_use(tmp_path, handmade, monkeypatch):

@@ -12,14 +12,19 @@ from typing import Any
 from tqdm import tqdm
 
 from lavis_svp.datasets.refshapes import refcoco_format
-from lavis_svp.datasets.refshapes.config import GENERATOR_VERSION, SHAPES, SPLITS, RefShapesConfig
+from lavis_svp.datasets.refshapes.config import (
+    ANNOTATIONS_PER_IMAGE,
+    GENERATOR_VERSION,
+    SHAPES,
+    SPLITS,
+    RefShapesConfig,
+)
 from lavis_svp.datasets.refshapes.picture import ShapesPicture, make_picture
 
 NAME = "refshapes"
 DEFAULT_SIZES = {"train": 1600, "val": 60, "test": 200}
 
 _IMAGES_PER_SPLIT = 1_000_000
-_ANNOTATIONS_PER_IMAGE = 16
 _SENTENCES_PER_IMAGE = 64
 
 
@@ -105,7 +110,7 @@ def _entries(picture: ShapesPicture, config: RefShapesConfig) -> tuple[dict, lis
     """The image entry, the annotations and the refs of a picture; ids follow from split and index."""
     image_id = SPLITS.index(picture.split) * _IMAGES_PER_SPLIT + picture.index + 1
     image = {"id": image_id, "file_name": picture.file_name, "width": config.side, "height": config.side}
-    ann_ids = [image_id * _ANNOTATIONS_PER_IMAGE + i for i in range(len(picture.scene.objects))]
+    ann_ids = [image_id * ANNOTATIONS_PER_IMAGE + i for i in range(len(picture.scene.objects))]
     annotations = [
         refcoco_format.annotation(
             ann_id, image_id, SHAPES.index(item.shape) + 1, mask, (item.color, item.texture, item.size)
@@ -124,7 +129,7 @@ def _entries(picture: ShapesPicture, config: RefShapesConfig) -> tuple[dict, lis
         place = len(ann_ids) if target is None else target
         refs.append(
             refcoco_format.ref(
-                image_id * _ANNOTATIONS_PER_IMAGE + place,
+                image_id * ANNOTATIONS_PER_IMAGE + place,
                 None if target is None else annotations[target],
                 image,
                 picture.split,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 # Raised by hand whenever the same seed would give other pictures or expressions; old files are then made anew.
 GENERATOR_VERSION = 2
 
+ANNOTATIONS_PER_IMAGE = 16
+"""Annotation ids kept for a picture: one an object, and one for what is not there."""
+
 SPLITS = ("train", "val", "test")
 KINDS = ("attribute", "relation", "superlative", "no_target")
 
@@ -79,6 +82,19 @@ class RefShapesConfig:
     """Expressions of each kind in a val or test picture: exactly so many."""
     min_train_quota: int = 2
     """Fewest expressions of each kind in a training picture; scenes that cannot give them are drawn again."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_objects <= self.max_objects < ANNOTATIONS_PER_IMAGE:
+            raise ValueError(
+                f"A RefShapes picture has from 1 to {ANNOTATIONS_PER_IMAGE - 1} objects; got min_objects "
+                f"{self.min_objects}, max_objects {self.max_objects}."
+            )
+        radii = [*self.small_radius, *self.large_radius]
+        if len(radii) != 4 or radii[0] <= 0 or radii != sorted(radii) or 2 * radii[3] >= self.side:
+            raise ValueError(
+                "small_radius and large_radius must be [from, to] in pixels, the large ones above the small ones and "
+                f"below half of the side {self.side}; got {self.small_radius} and {self.large_radius}."
+            )
 
     def quota(self, split: str) -> dict[str, int]:
         """Most expressions of each kind in a picture of ``split``."""

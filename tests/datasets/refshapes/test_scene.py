@@ -63,7 +63,7 @@ def test_small_and_large_are_told_apart_by_radius():
 
 
 def test_no_room_gives_no_scene():
-    config = RefShapesConfig(min_objects=8, small_radius=(70.0, 72.0), large_radius=(70.0, 72.0), overlap_share=0.0)
+    config = RefShapesConfig(min_objects=8, small_radius=(66.0, 68.0), large_radius=(70.0, 72.0), overlap_share=0.0)
     assert sample_scene(np.random.default_rng(0), config) is None
 
 
