@@ -59,7 +59,8 @@ def _probe(args: argparse.Namespace, config: Any, checkpoint: Path | None) -> No
     splits = list(runner.options.test_splits)
     if not splits:
         raise ValueError("Nothing to probe: set run.test_splits.")
-    weights = checkpoint.name if checkpoint else Path(config.model_cfg.get("finetuned") or "untrained").name
+    finetuned = config.model_cfg.get("finetuned") if config.model_cfg.get("load_finetuned") else None
+    weights = checkpoint.name if checkpoint else Path(finetuned or "untrained").name
     session = Session(runner, splits[0], weights)
     with torch.no_grad():
         result, table = _PROBES[args.what](args, session)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -251,13 +251,29 @@ def set_aside(folder: Path) -> Path | None:
     ]
     if not any(path.is_file() or any(path.iterdir()) for path in leftovers):
         return None
+    curves = [folder / name for name in (TENSORBOARD, WANDB_ID) if (folder / name).exists()]
+    target = _move_to_earlier(folder, [*leftovers, *curves])
+    (folder / "result").mkdir(exist_ok=True)
+    return target
+
+
+def set_newer_aside(path: Path) -> Path | None:
+    """Move a run's checkpoints that are newer than one of them into ``earlier-<n>/``, so that the run goes on from it.
+
+    Returns:
+        The folder they are in now; None where there was none.
+    """
+    ordered = numbered_checkpoints(path.parent)  # the newest first
+    newer = ordered[: ordered.index(path)] if path in ordered else []
+    return _move_to_earlier(path.parent, newer) if newer else None
+
+
+def _move_to_earlier(folder: Path, paths: Iterable[Path]) -> Path:
     number = 1 + sum(1 for _ in folder.glob("earlier-*"))
     target = folder / f"earlier-{number}"
     target.mkdir()
-    curves = [folder / name for name in (TENSORBOARD, WANDB_ID) if (folder / name).exists()]
-    for path in [*leftovers, *curves]:
+    for path in paths:
         path.rename(target / path.name)
-    (folder / "result").mkdir(exist_ok=True)
     return target
 
 

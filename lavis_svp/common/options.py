@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -38,6 +39,27 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
         close = difflib.get_close_matches(str(key), known_keys, n=1)
         hints.append(f"'{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
     raise ValueError(f"Unknown key {', '.join(hints)} in {where}. Known keys: {', '.join(known_keys)}.")
+
+
+def check_whole_number(where: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number of at least ``least``; ``where`` is the key, for the message.
+
+    Raises:
+        ValueError: names the key and what it got.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{where} must be a whole number of at least {least}, got {value!r}.")
+
+
+def check_weight(where: str, value: Any) -> None:
+    """Refuse what is no finite number of at least 0; ``where`` is the key, for the message.
+
+    Raises:
+        ValueError: names the key and what it got.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise ValueError(f"{where} must be a number of at least 0, got {value!r}.")
 
 
 def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, where: str) -> T:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis_svp.common.options import check_weight
+
 DICE_SCALE = 1000.0  # GLaMM and LISA divide the pixel sums by this before adding epsilon
 EPSILON = 1e-6
 
@@ -29,6 +31,8 @@ class LossOptions:
     resolution: str = "original"
 
     def __post_init__(self) -> None:
+        for name in ("ce", "bce", "dice"):
+            check_weight(f"model.losses.{name}", getattr(self, name))
         if self.resolution not in ("original", "low"):
             raise ValueError(f"model.losses.resolution is '{self.resolution}'; known: original, low.")
 

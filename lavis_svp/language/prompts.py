@@ -159,7 +159,9 @@ class PromptWriter:
         self.options = options
         self.style = conversation_styles.get(options.style)
         self.max_turn_tokens = max_turn_tokens
-        self.special = tuple(t for t in {SEG_TOKEN, IMAGE_MARKER, *tokenizer.all_special_tokens} if len(t) > 2)
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        markers = {SEG_TOKEN, IMAGE_MARKER, *tokenizer.all_special_tokens, *added}
+        self.special = tuple(marker for marker in markers if len(marker) > 2)
 
     def prefix_ids(self) -> list[int]:
         """Ids before the visual tokens: the begin-of-text token, if the tokenizer has one, and ``before_image``."""

@@ -142,9 +142,14 @@ class TrainingAids(nn.Module):
 
 
 def word_embeddings(language: LanguageModel, vocabulary: list[str], device: torch.device) -> Tensor:
-    """(V, D) mean input embedding of each word's tokens, as the word stands inside a sentence."""
+    """(V, D) mean input embedding of each word's tokens, as the word stands inside a sentence.
+
+    Without gradient: tokens move towards words, not words towards tokens.
+    """
     ids = [language.tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in vocabulary]
-    embedded = language.embed(torch.tensor([one for word in ids for one in word], device=device))  # (all tokens, D)
+    embedded = language.embed(
+        torch.tensor([one for word in ids for one in word], device=device)
+    ).detach()  # (tokens, D)
     return torch.stack([word.mean(0) for word in embedded.split([len(word) for word in ids])])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lavis_svp.common.options import build_options, plain
+from lavis_svp.common.options import build_options, check_weight, check_whole_number, plain
 from lavis_svp.heads.losses import LossOptions
 from lavis_svp.heads.readout import ReadoutOptions
 from lavis_svp.language.causal_lm import LanguageOptions
@@ -71,6 +71,10 @@ class SamOptions:
     train_decoder: bool = True
     max_masks_per_picture: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_masks_per_picture is not None:
+            check_whole_number("model.sam.max_masks_per_picture", self.max_masks_per_picture, 1)
+
 
 @dataclass(frozen=True)
 class AidOptions:
@@ -95,6 +99,9 @@ class AidOptions:
     shuffle_tokens: bool = False
 
     def __post_init__(self) -> None:
+        check_whole_number("model.aids.alignment_steps", self.alignment_steps, 0)
+        for name in ("grounding", "word_alignment", "place_alignment", "point_regression"):
+            check_weight(f"model.aids.{name}", getattr(self, name))
         if self.alignment_steps and not self.word_alignment:
             raise ValueError("model.aids.alignment_steps needs a word_alignment weight above 0.")
 

@@ -50,4 +50,4 @@ def first_per_picture(picture: Tensor, most: int | None) -> Tensor:
         seen[value] = seen.get(value, 0) + 1
         if seen[value] <= most:
             kept.append(index)
-    return torch.tensor(kept, device=picture.device)
+    return torch.tensor(kept, dtype=torch.long, device=picture.device)

@@ -49,18 +49,32 @@ class Resumer:
         return self._load(Path(path))
 
     def _find(self) -> Path | None:
-        """In the main process: clean up, then choose the file."""
+        """In the main process: clean up, then choose the file.
+
+        A named checkpoint of this folder is taken, and newer ones are set aside. One from elsewhere starts a run, which
+        later continues with its own checkpoints.
+        """
         options = self.runner.options
         checkpoints.remove_unfinished(self.folder)
         choice = options.resume_ckpt_path or options.resume
+        named = None if choice in ("auto", "never") else Path(choice)
+        if named is not None and not named.exists():
+            raise FileNotFoundError(f"run.resume names {named}, which is not there.")
+        if named is not None and named.resolve().parent == self.folder.resolve():
+            named = self.folder / named.name
+            self._say_aside(checkpoints.set_newer_aside(named), "checkpoints newer than run.resume's")
+            return named
         newest = None if choice == "never" else checkpoints.newest_checkpoint(self.folder)
-        if choice not in ("auto", "never") and newest is None:
-            newest = Path(choice)  # a run started from elsewhere continues with its own checkpoints
-        if newest is None or newest.parent != self.folder:
-            aside = checkpoints.set_aside(self.folder)
-            if aside is not None:
-                logging.warning("%s holds an earlier run; it is now in %s.", self.folder, aside)
-        return newest
+        if newest is not None and named is not None:
+            logging.warning("run.resume's %s started this run, which has got to %s.", named, newest)
+        found = newest or named
+        if found is None or found.parent != self.folder:
+            self._say_aside(checkpoints.set_aside(self.folder), "an earlier run")
+        return found
+
+    def _say_aside(self, aside: Path | None, what: str) -> None:
+        if aside is not None:
+            logging.warning("%s held %s, now in %s.", self.folder, what, aside)
 
     def _load(self, path: Path) -> int:
         runner = self.runner

@@ -25,7 +25,9 @@ class RunOptions:
     distributed: bool = True  # overwritten at start: True if started with torch.distributed.run
     dist_url: str = "env://"  # where the processes meet
     evaluate: bool = False  # True: evaluate valid_splits and test_splits, do not train
-    seed: int = 42  # all randomness is a function of (seed, process, step)
+    seed: int = (
+        42  # all randomness is a function of (seed, process, step); which expressions: drawing.seed of a data set
+    )
 
     # data
     train_splits: tuple[str, ...] = ("train",)  # splits that are trained on: train or none
@@ -66,6 +68,7 @@ class RunOptions:
     keep_checkpoints: int = 2  # newest checkpoints to keep, beside checkpoint_best
     checkpoint_format: str = "whole"  # numbered checkpoints: whole, or shards (runner_deepspeed: in parts)
     resume: str = "auto"  # auto: newest checkpoint in output_dir; never: start anew; or a checkpoint's path
+    # (one from elsewhere starts the run; one of output_dir goes back to it, and newer ones are set aside)
     resume_ckpt_path: str | None = None  # LAVIS's name for resume: <path>
     log_freq: int = 50  # steps between lines in log.txt
     log_to: tuple[str, ...] = ("auto",)  # beside log.txt: tensorboard, wandb or []; auto: tensorboard if installed

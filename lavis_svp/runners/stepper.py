@@ -19,6 +19,7 @@ from lavis_svp.runners.run_options import SCHEDULES, RunOptions
 from lavis_svp.runners.schedule import lr_factor
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SKIPPED_SCALING = 40  # fp16: the loss scale begins at 2 ** 16 and halves with each
 MOST_SKIPPED = 10  # updates in a row that may be skipped for a gradient that is not finite
 
 
@@ -151,11 +152,13 @@ class Stepper:
             self.scaler.unscale_(self.optimizer)
         most = self.options.grad_clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, most).item()
+        finite = norm - norm == 0  # neither inf nor nan
         if self.scaler:
             self.scaler.step(self.optimizer)  # skips by itself what is not finite
             self.scaler.update()
-        elif norm - norm == 0:  # neither inf nor nan
+        elif finite:
             self.optimizer.step()
+        if finite:
             self._skipped = 0
         else:
             self._skip(step, norm)
@@ -164,7 +167,7 @@ class Stepper:
     def _skip(self, step: int, norm: float) -> None:
         self._skipped += 1
         logging.warning("step %d: the gradient's norm is %s; this update is skipped.", step, norm)
-        if self._skipped >= MOST_SKIPPED:
+        if self._skipped >= (MOST_SKIPPED_SCALING if self.scaler else MOST_SKIPPED):
             raise FloatingPointError(
                 f"The gradient was not finite in {self._skipped} steps in a row, up to step {step}. "
                 "Lower run.init_lr, set run.grad_clip, or train without amp."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,9 +53,11 @@ class SvpTask(BaseTask):
             ValueError: an unknown key or an impossible value in ``run.eval``.
         """
         run, model, datasets = plain(cfg.run_cfg), plain(cfg.model_cfg), plain(cfg.datasets_cfg)
+        _warn_of_alignment_alone(run, model)
         settings = {
             "seed": run.get("seed"),
-            "model": {key: model.get(key) for key in ("arch", "model_type", "finetuned", *MODEL_PARTS)},
+            "model": {key: model.get(key) for key in ("arch", "model_type", *MODEL_PARTS)}
+            | {"finetuned": model.get("finetuned") if model.get("load_finetuned") else None},
             "model_digest": digest(model),
             "shipped_weights": shipped_facts(model),
             "datasets": {name: {"digest": digest(section)} for name, section in datasets.items()},
@@ -158,3 +161,15 @@ def result_folder(name: str) -> Path:
             f'or call registry.register_path("{name}", folder) first.'
         )
     return Path(path)
+
+
+def _warn_of_alignment_alone(run: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """A run may be shorter than the alignment stage, as smoke tests are, but should not be so unseen."""
+    aligned, steps = (model.get("aids") or {}).get("alignment_steps") or 0, run.get("max_iters") or 0
+    if steps and aligned >= steps and not run.get("evaluate"):
+        logging.warning(
+            "All %d steps of run.max_iters align the projector alone (model.aids.alignment_steps: %d); language model, "
+            "read-out and mask decoder will not learn. Train longer, or lower alignment_steps.",
+            steps,
+            aligned,
+        )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AddedToken
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.language.causal_lm import load_tokenizer
@@ -50,6 +51,14 @@ def test_markers_inside_an_expression_stay_words(tokenizer, text):
     turn = writer.turn(text, "[SEG]")
     special = {tokenizer.convert_tokens_to_ids(SEG_TOKEN), *tokenizer.all_special_ids}
     assert not special & set(turn.ids[: turn.prompt_length])
+
+
+def test_special_tokens_that_have_no_role_stay_words_too(tiny_llama):
+    tokenizer = load_tokenizer(str(tiny_llama))
+    tokenizer.add_tokens([AddedToken("<repo_name>", special=True)])
+    assert "<repo_name>" not in tokenizer.all_special_tokens
+    turn = PromptWriter(tokenizer, PromptOptions(), 128).turn("<repo_name> cup", "[SEG]")
+    assert tokenizer.convert_tokens_to_ids("<repo_name>") not in turn.ids
 
 
 def test_defuse_markers_breaks_the_marker_only():

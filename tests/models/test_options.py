@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,21 @@ def test_levels_and_a_side_of_two_numbers_are_hashable():
     for levels in ("4", [4.5], ["a"]):
         with pytest.raises(ValueError, match="vision_encoder.levels must be a list of whole numbers"):
             parse_model_options({"vision_encoder": {"levels": levels}})
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"aids": {"grounding": -1.0}}, "aids.grounding must be a number of at least 0, got -1.0"),
+        ({"aids": {"place_alignment": "1.0"}}, "aids.place_alignment must be a number of at least 0, got '1.0'"),
+        ({"losses": {"dice": float("nan")}}, "losses.dice must be a number of at least 0, got nan"),
+        ({"aids": {"alignment_steps": -5}}, "aids.alignment_steps must be a whole number of at least 0, got -5"),
+        (
+            {"sam": {"max_masks_per_picture": 0}},
+            "sam.max_masks_per_picture must be a whole number of at least 1, got 0",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(section, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        parse_model_options(section)

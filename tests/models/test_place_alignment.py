@@ -99,6 +99,15 @@ def test_a_token_of_the_whole_picture_has_no_place(make_model, batch):
     assert (model.aids.place_loss(encoded, model.language) - before).abs() > 1e-5
 
 
+def test_words_do_not_move_towards_tokens(make_model, batch):
+    model = make_model(
+        aids={"place_alignment": 1.0, "word_alignment": 1.0, "alignment_steps": 2}, language={"train_embeddings": "all"}
+    )
+    model({**batch, **FIRST})["loss"].backward()
+    moved = [name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()]
+    assert moved and not [name for name in moved if "embed_tokens" in name]
+
+
 def test_the_alignment_stage_trains_places_too_and_alone_where_nothing_is_named(make_model, batch):
     model = make_model(aids={"place_alignment": 1.0, "word_alignment": 1.0, "alignment_steps": 2})
     losses = model({**batch, **FIRST})

@@ -92,6 +92,29 @@ def test_a_path_continues_another_folders_run(finished, tmp_path_factory, run_to
     same_training(final_state(other, 4), final_state(finished, 4))
 
 
+def test_a_path_goes_back_in_the_same_folder(finished, run_toy, final_state, same_training):
+    reference = final_state(finished, 4)
+    run_toy(finished, *QUICK, f"run.resume={finished / 'out/checkpoint_3.pth'}")
+    said = (finished / "log").read_text()
+    assert "Resume at step 3" in said and "newer than run.resume's" in said
+    same_training(final_state(finished, 4), reference)
+    assert (finished / "out/earlier-1/checkpoint_4.pth").exists()
+
+
+def test_a_run_started_elsewhere_goes_on_with_its_own(finished, tmp_path_factory, run_toy):
+    other = tmp_path_factory.mktemp("other")
+    resume = f"run.resume={finished / 'out/checkpoint_3.pth'}"
+    for _ in range(2):
+        run_toy(other, *QUICK, resume)
+    assert "which has got to" in (other / "log").read_text() and not (other / "out/earlier-1").exists()
+
+
+def test_a_path_that_is_not_there_is_an_error(finished, run_toy):
+    assert run_toy(finished, *QUICK, "run.resume=no/checkpoint_3.pth", check=False) == [1]
+    assert "run.resume names no/checkpoint_3.pth, which is not there" in (finished / "log").read_text()
+    assert (finished / "out/checkpoint_4.pth").exists()
+
+
 def test_a_checkpoint_of_another_model_is_an_error(finished, run_toy):
     assert run_toy(finished, *QUICK, "run.max_iters=6", "model.norm=false", check=False) == [1]
     said = (finished / "log").read_text()

@@ -11,7 +11,7 @@ from torch import nn
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer
 from lavis_svp.runners.run_options import RunOptions
-from lavis_svp.runners.stepper import MOST_SKIPPED, Stepper, autocast, build_scaler, split_losses
+from lavis_svp.runners.stepper import MOST_SKIPPED, MOST_SKIPPED_SCALING, Stepper, autocast, build_scaler, split_losses
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,14 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_many_stop_the_run():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with pytest.raises(FloatingPointError, match="in a row"):
         stepper.step(9, bad)
+
+
+def test_a_diverged_run_stops_under_loss_scaling_too():
+    stepper, _, _ = make(amp=True, amp_dtype="fp16")
+    bad = batches(2, scale=float("nan"))
+    with pytest.raises(FloatingPointError, match=f"in {MOST_SKIPPED_SCALING} steps in a row"):
+        for step in range(MOST_SKIPPED_SCALING):
+            stepper.step(step, bad)
 
 
 def test_the_schedule_reaches_the_optimizer():

@@ -158,6 +158,15 @@ def test_wrong_settings_name_the_key(section, message):
         ReferringSegmentationTask.setup_task(cfg=config(eval=section))
 
 
+def test_a_run_that_only_aligns_says_so(caplog):
+    for steps, said in ((100, 0), (101, 0), (50, 1)):
+        caplog.clear()
+        cfg = config(max_iters=steps)
+        cfg.model_cfg = {**cfg.model_cfg, "aids": {"alignment_steps": 99}}
+        ReferringSegmentationTask.setup_task(cfg=cfg)
+        assert caplog.text.count("All 50 steps of run.max_iters align the projector alone") == said
+
+
 def test_no_result_folder_says_who_sets_it(pictures, set_model, monkeypatch):
     monkeypatch.delitem(registry.mapping["paths"], "result_dir", raising=False)
     with pytest.raises(ValueError, match="no 'result_dir': runners set it"):
