@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "comparison"
@@ -60,13 +63,13 @@ def add(folder: Path) -> Path:
     """Take one run over.
 
     Raises:
-        ValueError: a folder that compare.sh did not name, options that are not its variant's, or scores of other
-            expressions than the stored runs'.
+        ValueError: a folder that compare.sh did not name, a command that is not its row's and variant's, or scores of
+            other expressions than the stored runs'.
         FileNotFoundError: the run has not been scored.
     """
     match = FOLDER.fullmatch(folder.name)
-    if not match:
-        raise ValueError(f"A run's folder is named ROW_BUDGET_seedN, got {folder}.")
+    if not match or match["row"] not in ROWS:
+        raise ValueError(f"A run's folder is named ROW_BUDGET_seedN, with a row of {', '.join(ROWS)}; got {folder}.")
     found = sorted((folder / "result").glob("*.summary.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(f"{folder} has no result/*.summary.json: has the run been scored?")
@@ -75,9 +78,7 @@ def add(folder: Path) -> Path:
     records = sorted((r for r in map(json.loads, lines) if r["has_target"]), key=lambda r: r["expression_id"])
     expressions = [[r["expression_id"], r["image_id"], r["kind"]] for r in records]
     variant = folder.parent.name if folder.parent.name in VARIANTS else ""
-    given = {option for options in VARIANTS.values() for option in options if option in summary["run"]["command"]}
-    if given != set(VARIANTS[variant]):
-        raise ValueError(f"{folder} was trained with {sorted(given)}, which is another variant; see --into.")
+    check_command(summary["run"]["command"], match["row"], match["budget"], variant)
     target = RESULTS / variant / f"{folder.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     stored_expressions = target.with_name(EXPRESSIONS)
@@ -102,11 +103,28 @@ def add(folder: Path) -> Path:
     return target
 
 
+def check_command(command: str, row: str, budget: str, variant: str) -> None:
+    """Refuse a run that was not the row as it stands, with its variant's options alone.
+
+    Raises:
+        ValueError: says what the command should have been.
+    """
+    words = shlex.split(command)
+    options = words[words.index("--options") + 1 :] if "--options" in words else []
+    own = ["run.output_dir", "run.seed", *(["run.max_iters"] if budget == "time" else [])]
+    others = [option for option in options if option.partition("=")[0] not in own]
+    if f"projects/svp/comparison/{row}.yaml" not in words or sorted(others) != sorted(VARIANTS[variant]):
+        raise ValueError(
+            f"'{command}' is not row '{row}' at equal {budget} with the options {list(VARIANTS[variant])} of "
+            f"variant '{variant}'; compare.sh keeps others apart with --into."
+        )
+
+
 # ---------------------------------------------------------------- statistics
 
 
 class Scores:
-    """gIoU of one row over seeds and pictures, ready to be resampled.
+    """IoUs of one row over seeds and pictures, summed by picture and kind.
 
     Args:
         ious: one (N,) list a seed, in the order of ``expressions.json``.
@@ -123,27 +141,60 @@ class Scores:
             np.add.at(self.sums[seed], (row, column), values)
         np.add.at(self.counts, (row, column), 1)
 
-    def giou(self, seeds: np.ndarray, pictures: np.ndarray) -> float:
-        """Mean over kinds of the mean IoU, for these (repeated) seeds and pictures."""
-        sums = self.sums[np.ix_(seeds, pictures)].sum(1)  # (seeds, kinds)
-        return float((sums / self.counts[pictures].sum(0)).mean())
+    def by_seed(self) -> np.ndarray:
+        """(seeds,) gIoU of each seed on all pictures."""
+        return self._giou(self.sums.sum(1), self.counts.sum(0))  # (seeds,)
 
-    def draws(self, pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(R,) gIoU for R draws of pictures, with seeds drawn anew for each."""
-        count = len(self.sums)
-        return np.array([self.giou(rng.integers(0, count, count), drawn) for drawn in pictures])
+    def draws(self, pictures: np.ndarray) -> np.ndarray:
+        """(R,) gIoU, seeds together, of R draws of pictures, (R, P) indices."""
+        return self._giou(self.sums.mean(0)[pictures].sum(1), self.counts[pictures].sum(1))  # (R,)
+
+    @staticmethod
+    def _giou(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Mean over the kinds, the last axis, of the mean IoU."""
+        return (sums / counts).mean(-1)
 
 
-def difference(one: Scores, other: Scores) -> tuple[float, float, float]:
-    """By how much ``one`` leads ``other`` in gIoU, with the 95 % interval over seeds and (shared) pictures."""
-    rng = np.random.default_rng(SEED)
+@dataclass(frozen=True)
+class Lead:
+    """By how much one row's gIoU is above another's.
+
+    Args:
+        point: the difference.
+        low: of its 95 % interval.
+        high: likewise.
+        seeds: whether the interval is over seeds too; over pictures alone where a row has one seed.
+    """
+
+    point: float
+    low: float
+    high: float
+    seeds: bool
+
+    def __str__(self) -> str:
+        return f"{self.point:+.3f} ({self.low:+.3f} to {self.high:+.3f}{'' if self.seeds else ' over pictures'})"
+
+
+def difference(one: Scores, other: Scores) -> Lead:
+    """By how much ``one`` leads ``other``.
+
+    The variance of the difference is that over drawn pictures, which both share, plus that of each row's seeds; the
+    quantile is Student's with Welch and Satterthwaite's degrees of freedom, since seeds are few.
+    """
     count = len(one.counts)
-    pictures = rng.integers(0, count, (RESAMPLES, count))
-    everything = np.arange(count)
-    point = one.giou(np.arange(len(one.sums)), everything) - other.giou(np.arange(len(other.sums)), everything)
-    drawn = one.draws(pictures, rng) - other.draws(pictures, rng)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return point, float(low), float(high)
+    pictures = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
+    drawn = one.draws(pictures) - other.draws(pictures)
+    seeds = one.by_seed(), other.by_seed()
+    point = float(seeds[0].mean() - seeds[1].mean())
+    tail = (1 - LEVEL) / 2
+    if min(map(len, seeds)) < 2:
+        low, high = np.quantile(drawn, [tail, 1 - tail])
+        return Lead(point, float(low), float(high), seeds=False)
+    parts = [(drawn.var(ddof=1), count - 1), *((values.var(ddof=1) / len(values), len(values) - 1) for values in seeds)]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance else 1.0
+    half = float(scipy.stats.t.ppf(1 - tail, freedom) * variance**0.5)
+    return Lead(point, point - half, point + half, seeds=True)
 
 
 # ---------------------------------------------------------------- tables
@@ -206,7 +257,7 @@ def score_table(budget: str, runs: dict[tuple[str, str], list[dict[str, Any]]], 
         entries = runs[row, budget]
         lead = "–"
         if row != BASE and BASE in scores:
-            lead = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference(scores[BASE], scores[row]))
+            lead = str(difference(scores[BASE], scores[row]))
         lines.append(
             _line(
                 [
@@ -386,6 +437,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "add":
         runs = sorted([*RUNS.glob("*_seed*"), *RUNS.glob("*/*_seed*")])
+        runs = [path for path in runs if FOLDER.fullmatch(path.name) and path.parent.name in (RUNS.name, *VARIANTS)]
         scored = [path for path in runs if any((path / "result").glob("*.summary.json"))]
         for folder in args.folders or scored:
             print(add(folder))
