@@ -355,7 +355,11 @@ def cost_table(times: dict[str, Any] | None) -> str:
             )
         )
     frozen = " · ".join(f"{name} {value:.2f} s" for name, value in times["frozen_seconds_a_picture"].items())
-    return "\n".join([*lines, "", f"Computed once a picture, for every row: {frozen}. {_when(times)}"])
+    note = f"Computed once a picture, for every row: {frozen}. {_when(times)}"
+    if "inference_run" in times:
+        run = times["inference_run"]
+        note += f" Inference likewise: `{run['command']}`, {run['date'][:10]}."
+    return "\n".join([*lines, "", note])
 
 
 def speed_table(times: dict[str, Any] | None) -> str:

@@ -3,8 +3,8 @@
     python benchmarks/shipped_table.py add DATA SUMMARY.json   copy a summary to docs/results/shipped_DATA.json
     python benchmarks/shipped_table.py table                   rewrite the table in both
 
-DATA is refshapes or photos. Only the summary of an evaluation that loaded the shipped file is taken, and only while the
-package holds that very file.
+DATA is refshapes, refshapes_fresh or photos. Only the summary of an evaluation that loaded the shipped file is taken,
+and only while the package holds that very file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ BEGIN, END = "<!-- shipped:begin -->", "<!-- shipped:end -->"
 WEIGHTS = "svp_ris_tiny"
 YAMLS = {
     "refshapes": "projects/svp/eval/refshapes_seg_tiny.yaml",
+    "refshapes_fresh": "projects/svp/eval/refshapes_fresh_tiny.yaml",
     "photos": "projects/svp/eval/photos_tiny.yaml",
 }
 KINDS = ("attribute", "relation", "superlative")

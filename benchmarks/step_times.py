@@ -3,13 +3,15 @@
     python benchmarks/step_times.py                all rows and rungs, ten minutes; docs/results/step_times.json
     python benchmarks/step_times.py --quick        two rounds, not stored
     python benchmarks/step_times.py memories       the peak memory of all rows anew, the stored times kept
+    python benchmarks/step_times.py inferences     inference of all rows anew, the stored times of steps kept
     python benchmarks/step_times.py steps ROW      the options that give ROW the time which `svp` takes
 
 A row is a YAML of projects/svp/comparison/. A rung is `svp` with the speed-ups taken away again, from the plain form
 (one sequence an expression, encoders and superpixels anew in every step) to the recipe. Rows take turns: in each round
 every row does an alignment step, a full step and a batch of inference on the same pictures, so that whatever else the
-machine does hits all alike; times are medians over the rounds after a warm-up. Threads: OMP_NUM_THREADS. Peak memory is
-of a child process a row, which does some steps.
+machine does hits all alike; times are medians over the rounds after a warm-up. These models are not trained and would
+write answers as long as allowed; allowed is what a trained one writes, `[SEG]` and the end. Threads: OMP_NUM_THREADS.
+Peak memory is of a child process a row, which does some steps.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ ROUNDS, QUICK_ROUNDS, WARM_UP = 9, 2, 2
 PARTS = {"projector": "projector", "language": "language.transformer", "mask decoder": "mask_head"}
 FROZEN = {"vision encoder": "vision_encoder", "SAM's encoder": "sam_encoder"}
 MEMORY_STEPS = 3
+ANSWER = "model.language.max_new_tokens=2"  # as long as a trained model's
 KILOBYTE, MEGABYTE = 1024, 1e6
 
 
@@ -95,7 +98,7 @@ class Row:
     def __init__(self, name: str, options: tuple[str, ...] = ()) -> None:
         chosen = [option for option in options if "=" in option]
         silent = ["run.output_dir=output/step_times", "run.log_to=[]", "run.save_every=0", "run.max_iters=100000"]
-        project = launch.read_project(ROWS / f"{name}.yaml", [*chosen, *silent])
+        project = launch.read_project(ROWS / f"{name}.yaml", [*chosen, *silent, ANSWER])
         self.runner = launch.build_runner(launch.build_config(project))
         self.model = self.runner.model
         self.cached = "uncached" not in options
@@ -133,6 +136,21 @@ class Row:
     def parameters(self) -> int:
         """How many train."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+
+def measure_inference(rounds: int) -> dict[str, dict[str, float]]:
+    """Time the inference of every row alone: its parts' seconds a picture, by row."""
+    rows = {name: Row(name) for name in tqdm(row_names(), desc="building rows", unit="row")}
+    base = rows[BASE].runner
+    test = iter(eval_loader(base.datasets, "test", base.options, pin_memory=False))
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for turn in tqdm(range(rounds + WARM_UP), desc="rounds", unit="round"):
+        samples = prepare_sample(next(test), cuda_enabled=False)
+        for name, row in rows.items():
+            for part, seconds in row.infer(samples).items():
+                if turn >= WARM_UP:
+                    found[name][f"inference: {part}"].append(seconds)
+    return {name: {part: statistics.median(times) for part, times in parts.items()} for name, parts in found.items()}
 
 
 def row_names() -> list[str]:
@@ -255,6 +273,7 @@ def main() -> None:
     for command in ("steps", "memory"):
         commands.add_parser(command).add_argument("row")
     commands.add_parser("memories")
+    commands.add_parser("inferences")
     args = parser.parse_args()
     if args.command == "steps":
         steps = int(launch.read_project(ROWS / f"{BASE}.yaml").run.max_iters)
@@ -268,6 +287,12 @@ def main() -> None:
         content = json.loads(RESULTS.read_text())
         for name, row in tqdm(content["rows"].items(), desc="peak memory", unit="row"):
             row["memory_mb"] = peak_memory(name)
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    elif args.command == "inferences":
+        content = json.loads(RESULTS.read_text())
+        for name, seconds in measure_inference(ROUNDS).items():
+            content["rows"][name]["seconds"] |= seconds
+        content["inference_run"] = {**run_facts(), "rounds": ROUNDS}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     else:
         content = measure(QUICK_ROUNDS if args.quick else ROUNDS)

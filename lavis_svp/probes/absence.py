@@ -65,7 +65,8 @@ def fit_presence(found: Evidence, refused: float) -> PresenceOptions:
 
     Args:
         found: on pictures that the model was not trained on.
-        refused: largest share of the expressions of a kind with a target that may be refused, in [0, 1).
+        refused: share of the expressions of a kind with a target that may be refused, to the nearest quantile: with
+            few expressions it can be one of them more; in [0, 1).
 
     Raises:
         ValueError: a share outside of [0, 1), or expressions of one sort only.
