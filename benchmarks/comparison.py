@@ -52,6 +52,7 @@ ROWS = (
 )
 READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
 STAGES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
+QUARTERS = 4  # of the expressions, by the size of the target
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 MARKED = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 
@@ -76,7 +77,7 @@ def add(folder: Path) -> Path:
     summary = json.loads(found[-1].read_text())
     lines = found[-1].with_name(found[-1].name.replace(".summary.json", ".jsonl")).read_text().splitlines()
     records = sorted((r for r in map(json.loads, lines) if r["has_target"]), key=lambda r: r["expression_id"])
-    expressions = [[r["expression_id"], r["image_id"], r["kind"]] for r in records]
+    expressions = [[r["expression_id"], r["image_id"], r["kind"], r["gt_area"]] for r in records]
     variant = folder.parent.name if folder.parent.name in VARIANTS else ""
     check_command(summary["run"]["command"], match["row"], match["budget"], variant)
     target = RESULTS / variant / f"{folder.name}.json"
@@ -128,13 +129,13 @@ class Scores:
 
     Args:
         ious: one (N,) list a seed, in the order of ``expressions.json``.
-        expressions: N of [id, picture, kind].
+        expressions: N of [id, picture, kind, pixels of the target].
     """
 
     def __init__(self, ious: list[list[float]], expressions: list[list[Any]]) -> None:
         pictures = {picture: index for index, picture in enumerate(dict.fromkeys(e[1] for e in expressions))}
-        row = [pictures[picture] for _, picture, _ in expressions]
-        column = [KINDS.index(kind) for _, _, kind in expressions]
+        row = [pictures[picture] for _, picture, *_ in expressions]
+        column = [KINDS.index(kind) for _, _, kind, _ in expressions]
         self.sums = np.zeros((len(ious), len(pictures), len(KINDS)))
         self.counts = np.zeros((len(pictures), len(KINDS)))
         for seed, values in enumerate(ious):
@@ -222,6 +223,8 @@ def document() -> str:
         for budget in BUDGETS[variant]
     }
     tables |= {
+        "sizes": size_table(runs[""]),
+        "crowded_sizes": size_table(runs["crowded"], "crowded"),
         "tokens": knowledge_table(),
         "cost": cost_table(times),
         "speed": speed_table(times),
@@ -298,6 +301,26 @@ def giou_where_answered(by_kind: dict[str, dict[str, float]]) -> float | None:
     if any(by_kind[kind]["seg_miss_rate"] == 1 for kind in KINDS):
         return None
     return statistics.fmean(by_kind[kind]["giou"] / (1 - by_kind[kind]["seg_miss_rate"]) for kind in KINDS)
+
+
+def size_table(runs: dict[tuple[str, str], list[dict[str, Any]]], variant: str = "") -> str:
+    """Mean IoU of a variant's rows over quarters of the expressions, by the size of their targets."""
+    if not runs:
+        return "Not run."
+    areas = np.array([area for *_, area in json.loads((RESULTS / variant / EXPRESSIONS).read_text())])
+    edges = np.quantile(areas, np.linspace(0, 1, QUARTERS + 1))
+    quarter = np.digitize(areas, edges[1:-1])  # (N,) 0 to 3
+    spans = [f"{low:.0f} to {high:.0f} pixels" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    heads = ["row", "budget", "seeds", *spans]
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    for row in ROWS:
+        for budget in BUDGETS[variant]:
+            entries = runs.get((row, budget), [])
+            if entries and entries[0]["budget"] == budget:  # see SAME_TIME
+                ious = np.mean([entry["ious"] for entry in entries], axis=0)  # (N,)
+                cells = [f"{ious[quarter == one].mean():.3f}" for one in range(QUARTERS)]
+                lines.append(_line([f"`{row}`", budget, str(len(entries)), *cells]))
+    return "\n".join(lines)
 
 
 def knowledge_table() -> str:

@@ -23,7 +23,7 @@ def load(name):
 
 
 comparison, learning = load("comparison"), load("learning")
-EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3]] for i in range(90)]  # 30 pictures, one of each kind
+EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3], 100 + i] for i in range(90)]  # 30 pictures, one of each kind
 
 
 def test_the_documents_tables_are_made_from_the_files():
@@ -47,7 +47,12 @@ def test_a_row_that_is_better_everywhere_leads_by_that_much():
 
 
 def test_the_headline_averages_kinds_whatever_their_numbers():
-    expressions = [["a", 0, "attribute"], ["b", 0, "attribute"], ["c", 1, "relation"], ["d", 1, "superlative"]]
+    expressions = [
+        ["a", 0, "attribute", 9],
+        ["b", 0, "attribute", 9],
+        ["c", 1, "relation", 9],
+        ["d", 1, "superlative", 9],
+    ]
     scores = comparison.Scores([[1.0, 1.0, 0.5, 0.0]], expressions)
     assert scores.by_seed() == pytest.approx([0.5])
     assert scores.draws(np.array([[0, 1], [0, 1]])) == pytest.approx([0.5, 0.5])
@@ -58,7 +63,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     held = []
     for _ in range(150):
-        truth = rng.normal(0.6, 0.1, 30)[[picture for _, picture, _ in EXPRESSIONS]]
+        truth = rng.normal(0.6, 0.1, 30)[[picture for _, picture, *_ in EXPRESSIONS]]
         rows = [truth + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 90)) for _ in range(2)]
         lead = comparison.difference(*(comparison.Scores(list(row), EXPRESSIONS) for row in rows))
         held.append(lead.low < 0 < lead.high)
@@ -96,11 +101,12 @@ def run_folder(tmp_path, name, shift=0.0, options=""):
             "expression_id": e,
             "image_id": p,
             "kind": k,
+            "gt_area": area,
             "has_target": True,
             "intersection": 50 + 10 * shift,
             "union": 100,
         }
-        for e, p, k in EXPRESSIONS
+        for e, p, k, area in EXPRESSIONS
     ]
     (folder / "result/test.jsonl").write_text(
         "\n".join(map(json.dumps, [*records, records[0] | {"has_target": False}]))
@@ -117,6 +123,8 @@ def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
     table = comparison.score_table("steps", comparison.stored()).splitlines()
     assert next(line for line in table if "`mlp`" in line).count("+0.100 (+0.100 to +0.100) ") == 1
     assert any("`perceiver` | not run" in line for line in table)
+    sizes = comparison.size_table(comparison.stored()).splitlines()
+    assert sizes[0].startswith("| row | budget | seeds | 100 to 122 pixels |") and sizes[3].endswith("| 0.500 |")
     assert 'compare.sh mlp --seeds "1 2" --budget steps' in comparison.commands(comparison.stored())
     places = "model.aids.place_alignment=0"
     wrong = [("", places), ("", "model.layout=conversation"), ("", "run.max_iters=9"), ("no_places", "")]
