@@ -50,7 +50,7 @@ def add(data: str, summary: Path) -> Path:
         ValueError: an unknown data set, or a summary that is not of the shipped file as the package holds it.
     """
     if data not in YAMLS:
-        raise ValueError(f"The data is {' or '.join(YAMLS)}, got '{data}'.")
+        raise ValueError(f"The data is one of {', '.join(YAMLS)}; got '{data}'.")
     content = json.loads(summary.read_text())
     used = (content.get("run") or {}).get("shipped_weights")
     held = {"name": WEIGHTS, "sha256": (read_record(WEIGHTS) or {}).get("sha256")}

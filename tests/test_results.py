@@ -88,7 +88,7 @@ def test_scores_of_other_weights_are_not_taken_for_the_shipped_ones(shipped_resu
     path.write_text(json.dumps({"run": {"shipped_weights": used}}))
     with pytest.raises(ValueError, match="Score the file as shipped: python -m lavis_svp.evaluate"):
         shipped_table.add("refshapes", path)
-    with pytest.raises(ValueError, match="refshapes or photos"):
+    with pytest.raises(ValueError, match="one of refshapes, refshapes_fresh, photos; got"):
         shipped_table.add("coco", path)
 
 
