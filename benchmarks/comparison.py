@@ -16,12 +16,11 @@ import re
 import shlex
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from leads import KINDS, Scores, difference
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "comparison"
@@ -30,7 +29,6 @@ TIMES = ROOT / "docs" / "results" / "step_times.json"
 DOCUMENT = ROOT / "docs" / "comparison.md"
 RUNS = ROOT / "output" / "svp" / "comparison"
 FOLDER = re.compile(r"(?P<row>\w+)_(?P<budget>steps|time)_seed(?P<seed>\d+)")
-KINDS = ("attribute", "relation", "superlative")
 VARIANTS = {  # name, the value of --into -> options; "" is the rows as they stand
     "": (),
     "no_places": ("model.aids.place_alignment=0",),
@@ -53,7 +51,6 @@ ROWS = (
 READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
 STAGES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
 QUARTERS = 4  # of the expressions, by the size of the target
-RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 MARKED = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 
 
@@ -119,83 +116,6 @@ def check_command(command: str, row: str, budget: str, variant: str) -> None:
             f"'{command}' is not row '{row}' at equal {budget} with the options {list(VARIANTS[variant])} of "
             f"variant '{variant}'; compare.sh keeps others apart with --into."
         )
-
-
-# ---------------------------------------------------------------- statistics
-
-
-class Scores:
-    """IoUs of one row over seeds and pictures, summed by picture and kind.
-
-    Args:
-        ious: one (N,) list a seed, in the order of ``expressions.json``.
-        expressions: N of [id, picture, kind, pixels of the target].
-    """
-
-    def __init__(self, ious: list[list[float]], expressions: list[list[Any]]) -> None:
-        pictures = {picture: index for index, picture in enumerate(dict.fromkeys(e[1] for e in expressions))}
-        row = [pictures[picture] for _, picture, *_ in expressions]
-        column = [KINDS.index(kind) for _, _, kind, _ in expressions]
-        self.sums = np.zeros((len(ious), len(pictures), len(KINDS)))
-        self.counts = np.zeros((len(pictures), len(KINDS)))
-        for seed, values in enumerate(ious):
-            np.add.at(self.sums[seed], (row, column), values)
-        np.add.at(self.counts, (row, column), 1)
-
-    def by_seed(self) -> np.ndarray:
-        """(seeds,) gIoU of each seed on all pictures."""
-        return self._giou(self.sums.sum(1), self.counts.sum(0))  # (seeds,)
-
-    def draws(self, pictures: np.ndarray) -> np.ndarray:
-        """(R,) gIoU, seeds together, of R draws of pictures, (R, P) indices."""
-        return self._giou(self.sums.mean(0)[pictures].sum(1), self.counts[pictures].sum(1))  # (R,)
-
-    @staticmethod
-    def _giou(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Mean over the kinds, the last axis, of the mean IoU."""
-        return (sums / counts).mean(-1)
-
-
-@dataclass(frozen=True)
-class Lead:
-    """By how much one row's gIoU is above another's.
-
-    Args:
-        point: the difference.
-        low: of its 95 % interval.
-        high: likewise.
-        seeds: whether the interval is over seeds too; over pictures alone where a row has one seed.
-    """
-
-    point: float
-    low: float
-    high: float
-    seeds: bool
-
-    def __str__(self) -> str:
-        return f"{self.point:+.3f} ({self.low:+.3f} to {self.high:+.3f}{'' if self.seeds else ' over pictures'})"
-
-
-def difference(one: Scores, other: Scores) -> Lead:
-    """By how much ``one`` leads ``other``.
-
-    The variance of the difference is that over drawn pictures, which both share, plus that of each row's seeds; the
-    quantile is Student's with Welch and Satterthwaite's degrees of freedom, since seeds are few.
-    """
-    count = len(one.counts)
-    pictures = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    drawn = one.draws(pictures) - other.draws(pictures)
-    seeds = one.by_seed(), other.by_seed()
-    point = float(seeds[0].mean() - seeds[1].mean())
-    tail = (1 - LEVEL) / 2
-    if min(map(len, seeds)) < 2:
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-        return Lead(point, float(low), float(high), seeds=False)
-    parts = [(drawn.var(ddof=1), count - 1), *((values.var(ddof=1) / len(values), len(values) - 1) for values in seeds)]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance else 1.0
-    half = float(scipy.stats.t.ppf(1 - tail, freedom) * variance**0.5)
-    return Lead(point, point - half, point + half, seeds=True)
 
 
 # ---------------------------------------------------------------- tables

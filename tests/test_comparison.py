@@ -22,7 +22,7 @@ def load(name):
     return module
 
 
-comparison, learning = load("comparison"), load("learning")
+leads, comparison, learning = map(load, ("leads", "comparison", "learning"))
 EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3], 100 + i] for i in range(90)]  # 30 pictures, one of each kind
 
 
@@ -39,11 +39,11 @@ def test_stored_commands_name_no_machines_folder():
 def test_a_row_that_is_better_everywhere_leads_by_that_much():
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.8, (3, 90))
-    one, other = comparison.Scores(list(low + 0.1), EXPRESSIONS), comparison.Scores(list(low), EXPRESSIONS)
-    lead = comparison.difference(one, other)
+    one, other = leads.Scores(list(low + 0.1), EXPRESSIONS), leads.Scores(list(low), EXPRESSIONS)
+    lead = leads.difference(one, other)
     assert lead.point == pytest.approx(0.1) and lead.seeds
     assert lead.low < 0.1 < lead.high and lead.high - lead.low < 0.3
-    assert comparison.difference(one, one).point == 0
+    assert leads.difference(one, one).point == 0
 
 
 def test_the_headline_averages_kinds_whatever_their_numbers():
@@ -53,7 +53,7 @@ def test_the_headline_averages_kinds_whatever_their_numbers():
         ["c", 1, "relation", 9],
         ["d", 1, "superlative", 9],
     ]
-    scores = comparison.Scores([[1.0, 1.0, 0.5, 0.0]], expressions)
+    scores = leads.Scores([[1.0, 1.0, 0.5, 0.0]], expressions)
     assert scores.by_seed() == pytest.approx([0.5])
     assert scores.draws(np.array([[0, 1], [0, 1]])) == pytest.approx([0.5, 0.5])
 
@@ -65,16 +65,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     for _ in range(150):
         truth = rng.normal(0.6, 0.1, 30)[[picture for _, picture, *_ in EXPRESSIONS]]
         rows = [truth + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 90)) for _ in range(2)]
-        lead = comparison.difference(*(comparison.Scores(list(row), EXPRESSIONS) for row in rows))
+        lead = leads.difference(*(leads.Scores(list(row), EXPRESSIONS) for row in rows))
         held.append(lead.low < 0 < lead.high)
     assert np.mean(held) >= 0.92
 
 
 def test_one_seed_gives_an_interval_over_pictures_and_says_so():
     rng = np.random.default_rng(0)
-    one, many = (comparison.Scores(list(rng.uniform(0, 1, (count, 90))), EXPRESSIONS) for count in (1, 3))
-    assert "over pictures" in str(comparison.difference(one, many))
-    assert "over pictures" not in str(comparison.difference(many, many))
+    one, many = (leads.Scores(list(rng.uniform(0, 1, (count, 90))), EXPRESSIONS) for count in (1, 3))
+    assert "over pictures" in str(leads.difference(one, many))
+    assert "over pictures" not in str(leads.difference(many, many))
 
 
 def run_folder(tmp_path, name, shift=0.0, options=""):

@@ -200,4 +200,6 @@ def test_a_killed_run_continues_its_curves(tmp_path, run_toy, processes):
     wanted |= {f"time_{section}" for section in ("data", "forward", "backward", "update")}
     assert {f"train_{name}" for name in wanted} <= set(lines[0])
     assert {f"train/{name}" for name in wanted} <= set(whole.Tags()["scalars"])
-    assert all(0 < line["train_time_forward"] < line["train_seconds_per_iter"] for line in lines)
+    assert all(line["train_time_forward"] > 0 for line in lines)
+    if processes == 1:  # sections are means over the processes, seconds_per_iter is the main process's clock
+        assert all(line["train_time_forward"] < line["train_seconds_per_iter"] for line in lines)
