@@ -31,6 +31,22 @@ def test_the_documents_tables_are_made_from_the_files():
     assert learning.DOCUMENT.read_text() == learning.document()
 
 
+@pytest.mark.parametrize(
+    ("row", "budget"),
+    [("svp", "time"), ("mlp", "time"), ("mask_pool", "time"), ("avg_pool", "time"), ("mlp", "steps")]
+    + [("token_packer", "steps"), ("dpc_knn", "steps")],
+)
+def test_the_readme_gives_the_stored_scores(row, budget):
+    """In the paragraph on the paper's claim, in the form .719, behind the row's name."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    claim = text[text.index("**Does the paper's claim hold") : text.index("Time of the default command")]
+    runs = comparison.stored()[row, budget]
+    mean = np.mean([run["headline"]["giou_macro"] for run in runs])
+    assert re.search(rf"`{row}`.*?{re.escape(f'{mean:.3f}'[1:])}", claim, re.DOTALL), (
+        f"{row} at equal {budget}: {mean:.3f}"
+    )
+
+
 def test_stored_commands_name_no_machines_folder():
     for path in comparison.RESULTS.parent.rglob("*.json"):
         assert not re.search(r"[ =']/\w+/", path.read_text()), path
