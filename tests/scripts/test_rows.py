@@ -60,6 +60,9 @@ def test_ablation_rows_run_one_after_another_and_once(workshop) -> None:
         ("sspe_off", f"--options run.output_dir=output/svp/ablation/sspe_off_seed{seed} run.seed={seed}")
         for seed in (1, 2)
     ]
+    assert launched("sspe_off", "--into", "short", "--options", "run.max_iters=2") == [
+        ("sspe_off", "--options run.output_dir=output/svp/ablation/short/sspe_off run.max_iters=2")
+    ]
     (workshop.folder / "exit_lavis_svp.train").write_text("3")
     assert workshop.run("run_scripts/ablation.sh", "full", "mask_pool")[0] == 3
     assert sum("lavis_svp.train" in line for line in workshop.log()) == 1, "a row that fails ends the script"
@@ -87,6 +90,7 @@ def test_the_comparison_names_its_budget_and_reads_equal_time_from_the_measureme
         ("spe_off", "no row 'spe_off'.*sspe_off.yaml"),
         ("full --seeds one", "--seeds must be a whole number"),
         ("full --options run.seed=3", "given by --seeds"),
+        ("full --into ../elsewhere", "letters, digits and _, got '../elsewhere'"),
         ("--cfg-path full.yaml", "Name a row"),
     ],
 )
