@@ -22,7 +22,9 @@ def load(name):
     return module
 
 
-leads, comparison, learning = map(load, ("leads", "comparison", "learning"))
+leads, runs, step_tables, comparison, learning = map(
+    load, ("leads", "comparison_runs", "step_tables", "comparison", "learning")
+)
 EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3], 100 + i] for i in range(90)]  # 30 pictures, one of each kind
 
 
@@ -132,7 +134,7 @@ def run_folder(tmp_path, name, shift=0.0, options=""):
 
 
 def test_runs_are_taken_over_and_make_a_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     for seed in (1, 2):
         comparison.add(run_folder(tmp_path, f"svp_steps_seed{seed}", shift=1))
         comparison.add(run_folder(tmp_path, f"mlp_steps_seed{seed}"))
