@@ -21,11 +21,7 @@ from leads import KINDS, Scores, difference
 from step_tables import cost_table, speed_table, stored_times, table_line
 
 DOCUMENT = ROOT / "docs" / "comparison.md"
-BUDGETS = {  # of each variant's tables
-    "": ("steps", "time"),
-    "no_places": ("steps", "time"),
-    "crowded": ("steps", "time"),
-}
+BUDGETS = ("steps", "time")
 READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
 STAGES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
 QUARTERS = 4  # of the expressions, by the size of the target
@@ -39,7 +35,7 @@ def document() -> str:
     tables = {
         "_".join(filter(None, (variant, budget))): score_table(budget, runs[variant], variant)
         for variant in VARIANTS
-        for budget in BUDGETS[variant]
+        for budget in BUDGETS
     }
     tables |= {
         "sizes": size_table(runs[""]),
@@ -129,7 +125,7 @@ def size_table(runs: dict[tuple[str, str], list[dict[str, Any]]], variant: str =
     heads = ["row", "budget", "seeds", *spans]
     lines = [table_line(heads), "|" + "---|" * len(heads)]
     for row in ROWS:
-        for budget in BUDGETS[variant]:
+        for budget in BUDGETS:
             entries = runs.get((row, budget), [])
             if entries and entries[0]["budget"] == budget:  # see SAME_TIME
                 ious = np.mean([entry["ious"] for entry in entries], axis=0)  # (N,)
