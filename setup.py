@@ -47,7 +47,7 @@ EXTRAS = {
     # Converting the embedded weights.
     "zoo": ["accelerate>=1.0", "gguf>=0.10", "onnx>=1.16", "onnxruntime>=1.18"],
     "deepspeed": ["deepspeed>=0.16"],
-    # Curves and pictures beside log.txt (run.log_to).
+    # Curves and images beside log.txt (run.log_to).
     "log": ["tensorboard>=2.18"],
     "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
 }

@@ -53,7 +53,7 @@ def tables() -> str:
 
 
 def _vqa(content: dict[str, Any]) -> str:
-    head = ["questions", "n", "accuracy, %", "95 % interval", "commonest answer, %", "another picture, %"]
+    head = ["questions", "n", "accuracy, %", "95 % interval", "commonest answer, %", "another image, %"]
     rows = [*content["by_kind"].items(), ("all", content["overall"])]
     body = [
         [
@@ -73,13 +73,13 @@ def _continued(content: dict[str, Any]) -> str:
     overall = content["overall"]
     return (
         f"Continued (vqa_more below), all questions: **{overall['accuracy']:.1f}** %, "
-        f"with another picture {overall['blind']:.1f} %."
+        f"with another image {overall['blind']:.1f} %."
     )
 
 
 def _captions(content: dict[str, Any]) -> str:
     names = [name for name in CAPTION_SCORES if name in content["scores"]]
-    rows = [("its picture", content["scores"]), ("another picture", content["blind"])]
+    rows = [("its image", content["scores"]), ("another image", content["blind"])]
     return _markdown(
         ["caption of", *names], [[label, *(f"{scores[name]:.3f}" for name in names)] for label, scores in rows]
     )

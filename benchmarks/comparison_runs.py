@@ -1,7 +1,7 @@
 """The comparison's finished runs: taken over from their folders, and read again.
 
 A run's folder is what run_scripts/compare.sh wrote: output/svp/comparison/[VARIANT/]ROW_BUDGET_seedN. Of each run are
-kept its summary's scores and the IoU of every expression, so that rows are compared on the same pictures. Variants are
+kept its summary's scores and the IoU of every expression, so that rows are compared on the same images. Variants are
 the rows with options of their own (``VARIANTS``).
 """
 
@@ -82,7 +82,7 @@ def add(folder: Path) -> Path:
         "headline": summary["headline"],
         "by_kind": {kind: summary["by_kind"][kind] for kind in KINDS},
         "n_acc": summary["overall"]["n_acc"],
-        "tokens": summary["overall"]["tokens_per_picture"],
+        "tokens": summary["overall"]["tokens_per_image"],
         "forced": summary["teacher_forced"]["headline"]["giou_macro"] if "teacher_forced" in summary else None,
         "run": summary["run"],
         "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
@@ -121,5 +121,5 @@ def stored(variant: str = "") -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def stored_expressions(variant: str) -> list[list[Any]]:
-    """Of a variant's stored runs: (identifier, picture, kind, pixels of the target) of every expression."""
+    """Of a variant's stored runs: (identifier, image, kind, pixels of the target) of every expression."""
     return json.loads((RESULTS / variant / EXPRESSIONS).read_text())

@@ -4,7 +4,7 @@
 
 It reads the records that the evaluation wrote (``run.output_dir``/result/*.jsonl), draws from each kind at random, with
 a fixed seed, among the expressions with an IoU above .8 and among those below .3, asks the model again about these few,
-and draws picture, superpixels, predicted mask and target: successes in the left column, failures in the right. How many
+and draws image, superpixels, predicted mask and target: successes in the left column, failures in the right. How many
 there were to draw from stands under each. An expression without a target succeeds where no mask is given.
 """
 
@@ -34,7 +34,7 @@ from lavis_svp.tasks.gallery import caption  # noqa: E402
 
 SUCCESS, FAILURE = 0.8, 0.3  # IoU above, IoU below
 SEED = 0
-SIDE = 150  # pixels of a picture on the sheet
+SIDE = 150  # pixels of an image on the sheet
 LIMIT = 600_000  # bytes of a sheet
 PALETTES = (256, 128, 64, 32)  # colours, fewer until the sheet is small enough
 SAME = 0.1  # IoU by which an answer may differ from its record: the frozen half is stored in half precision
@@ -63,7 +63,7 @@ def record_iou(record: Record) -> float:
 
 
 def draw(records: Sequence[Record], each: int, seed: int = SEED) -> list[tuple[Draw | None, Draw | None]]:
-    """Draw successes and failures of every kind, from different pictures as long as there are any.
+    """Draw successes and failures of every kind, from different images as long as there are any.
 
     Args:
         records: of an evaluation.
@@ -153,7 +153,7 @@ def draw_panels(model: Any, dataset: Any, drawn: Sequence[Draw]) -> dict[str, Im
 
     Args:
         model: in evaluation mode, as it was scored.
-        dataset: the split that was scored; pictures without a drawn expression are left out of it.
+        dataset: the split that was scored; images without a drawn expression are left out of it.
         drawn: the expressions.
 
     Returns:
@@ -165,9 +165,9 @@ def draw_panels(model: Any, dataset: Any, drawn: Sequence[Draw]) -> dict[str, Im
     from tqdm import tqdm
 
     wanted = {one.record["expression_id"]: one for one in drawn}
-    pictures = {one.record["image_id"] for one in drawn}
+    images = {one.record["image_id"] for one in drawn}
     panels: dict[str, Image.Image] = {}
-    dataset.leave_out([picture for picture in dataset.annotation if picture.image_id not in pictures])
+    dataset.leave_out([image for image in dataset.annotation if image.image_id not in images])
     for index in tqdm(range(len(dataset)), desc="Drawing", unit="item"):
         samples = dataset.collater([dataset[index]])
         hits = [number for number, name in enumerate(samples["expression_ids"][0]) if name in wanted]
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, draw, write."""
     parser = launch.build_parser("Draw successes and failures of an evaluation by kind.")
     parser.add_argument("--records", type=Path, help="a result file; default: the newest of run.output_dir")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write")
+    parser.add_argument("--out", type=Path, required=True, help="the image to write")
     parser.add_argument("--each", type=int, default=2, help="successes and failures of each kind (default 2)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the draw (default {SEED})")
     args = parser.parse_args(arguments)

@@ -13,30 +13,30 @@ RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 
 
 class Scores:
-    """IoUs of one row over seeds and pictures, summed by picture and kind.
+    """IoUs of one row over seeds and images, summed by image and kind.
 
     Args:
         ious: one (N,) list a seed, in the order of ``expressions.json``.
-        expressions: N of [id, picture, kind, pixels of the target].
+        expressions: N of [id, image, kind, pixels of the target].
     """
 
     def __init__(self, ious: list[list[float]], expressions: list[list[Any]]) -> None:
-        pictures = {picture: index for index, picture in enumerate(dict.fromkeys(e[1] for e in expressions))}
-        row = [pictures[picture] for _, picture, *_ in expressions]
+        images = {image: index for index, image in enumerate(dict.fromkeys(e[1] for e in expressions))}
+        row = [images[image] for _, image, *_ in expressions]
         column = [KINDS.index(kind) for _, _, kind, _ in expressions]
-        self.sums = np.zeros((len(ious), len(pictures), len(KINDS)))
-        self.counts = np.zeros((len(pictures), len(KINDS)))
+        self.sums = np.zeros((len(ious), len(images), len(KINDS)))
+        self.counts = np.zeros((len(images), len(KINDS)))
         for seed, values in enumerate(ious):
             np.add.at(self.sums[seed], (row, column), values)
         np.add.at(self.counts, (row, column), 1)
 
     def by_seed(self) -> np.ndarray:
-        """(seeds,) gIoU of each seed on all pictures."""
+        """(seeds,) gIoU of each seed on all images."""
         return self._giou(self.sums.sum(1), self.counts.sum(0))  # (seeds,)
 
-    def draws(self, pictures: np.ndarray) -> np.ndarray:
-        """(R,) gIoU, seeds together, of R draws of pictures, (R, P) indices."""
-        return self._giou(self.sums.mean(0)[pictures].sum(1), self.counts[pictures].sum(1))  # (R,)
+    def draws(self, images: np.ndarray) -> np.ndarray:
+        """(R,) gIoU, seeds together, of R draws of images, (R, P) indices."""
+        return self._giou(self.sums.mean(0)[images].sum(1), self.counts[images].sum(1))  # (R,)
 
     @staticmethod
     def _giou(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ class Lead:
         point: the difference.
         low: of its 95 % interval.
         high: likewise.
-        seeds: whether the interval is over seeds too; over pictures alone where a row has one seed.
+        seeds: whether the interval is over seeds too; over images alone where a row has one seed.
     """
 
     point: float
@@ -61,18 +61,18 @@ class Lead:
     seeds: bool
 
     def __str__(self) -> str:
-        return f"{self.point:+.3f} ({self.low:+.3f} to {self.high:+.3f}{'' if self.seeds else ' over pictures'})"
+        return f"{self.point:+.3f} ({self.low:+.3f} to {self.high:+.3f}{'' if self.seeds else ' over images'})"
 
 
 def difference(one: Scores, other: Scores) -> Lead:
     """By how much ``one`` leads ``other``.
 
-    The variance of the difference is that over drawn pictures, which both share, plus that of each row's seeds; the
+    The variance of the difference is that over drawn images, which both share, plus that of each row's seeds; the
     quantile is Student's with Welch and Satterthwaite's degrees of freedom, since seeds are few.
     """
     count = len(one.counts)
-    pictures = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    drawn = one.draws(pictures) - other.draws(pictures)
+    images = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
+    drawn = one.draws(images) - other.draws(images)
     seeds = one.by_seed(), other.by_seed()
     point = float(seeds[0].mean() - seeds[1].mean())
     tail = (1 - LEVEL) / 2

@@ -56,7 +56,7 @@ def add(question: str, name: str, folder: Path, commit: str) -> dict[str, Any]:
             kind: {key: kinds[kind][key] for key in ("giou", "pick_accuracy", "seg_miss_rate")} for kind in KINDS
         },
         "n_acc": summary["overall"]["n_acc"],
-        "tokens": summary["overall"]["tokens_per_picture"],
+        "tokens": summary["overall"]["tokens_per_image"],
         "steps": steps[-1]["train_iters"],
         "grounding": steps[-1].get("train_loss_ground"),
         "seed": run["seed"],

@@ -1,11 +1,11 @@
-"""Measure the data loader: pictures in a folder against the same pictures in shards.
+"""Measure the data loader: images in a folder against the same images in shards.
 
     python benchmarks/loader.py           about five minutes on two cores, into docs/results/ and docs/data.md
-    python benchmarks/loader.py --quick   a few pictures, once, not stored
+    python benchmarks/loader.py --quick   a few images, once, not stored
     python benchmarks/loader.py --table   rewrite the table in docs/data.md from the stored result
 
-Pictures of COCO's size with COCO's number of objects and three sentences each are drawn from the seed. "bytes" reads
-picture files and masks only, with the files dropped from the page cache first ("cold") or not; "samples" are whole
+Images of COCO's size with COCO's number of objects and three sentences each are drawn from the seed. "bytes" reads
+image files and masks only, with the files dropped from the page cache first ("cold") or not; "samples" are whole
 training batches at the tiny model's side through torch's DataLoader. The last line is JSON.
 """
 
@@ -32,11 +32,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from lavis_svp.datasets.coco_expressions import CocoExpressions
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.shards.source import ShardSource
 from lavis_svp.datasets.shards.write import Plan, convert
-from lavis_svp.datasets.source import PictureFolder
+from lavis_svp.datasets.source import ImageFolder
 from lavis_svp.encoders.frame import fit_frame
 from lavis_svp.runners.loaders import SampleKey, build_loader
 from lavis_svp.runners.randomness import epoch_permutation
@@ -47,17 +47,17 @@ OBJECTS = 7  # COCO's mean
 SENTENCES = 3
 SIDE = 384
 BATCH = 4
-PICTURES, SAMPLES = 400, 400
+IMAGES, SAMPLES = 400, 400
 PER_SHARD = 20  # several times the window of near-sequential reading
 REPEATS = 7
 FORMS = ("folder", "shards", "shards, near-sequential")
 
 
-def draw(folder: Path, pictures: int) -> Path:
-    """Write pictures and their ``instances.json``; returns the latter."""
+def draw(folder: Path, count: int) -> Path:
+    """Write images and their ``instances.json``; returns the latter."""
     rng = np.random.default_rng(SEED)
     images, annotations = [], []
-    for image_id in tqdm(range(1, pictures + 1), desc="drawing"):
+    for image_id in tqdm(range(1, count + 1), desc="drawing"):
         coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         smooth = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC).astype(np.float32)
         pixels = np.clip(smooth + rng.normal(0, 9, (*SIZE, 3)), 0, 255).astype(np.uint8)
@@ -72,27 +72,27 @@ def draw(folder: Path, pictures: int) -> Path:
             one: dict[str, Any] = {"id": image_id * 10 + place, "image_id": image_id, "category_id": 1, "iscrowd": 0}
             one["segmentation"] = [[float(value) for value in np.round(outline, 1).ravel()]]
             if place < SENTENCES:
-                one["expressions"] = [f"object number {place} of the picture"]
+                one["expressions"] = [f"object number {place} of the image"]
             annotations.append(one)
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "instances.json").write_text(json.dumps(content))
     return folder / "instances.json"
 
 
-def frame(picture: np.ndarray) -> torch.Tensor:
+def frame(image: np.ndarray) -> torch.Tensor:
     """A vis_processor: SAM's frame."""
-    return fit_frame(picture, SIDE)
+    return fit_frame(image, SIDE)
 
 
-def forms(folder: Path, pictures: int) -> dict[str, ReferringDataset]:
+def forms(folder: Path, images: int) -> dict[str, ReferringDataset]:
     """The same data set three times."""
-    source, store = CocoExpressions(draw(folder, pictures)), PictureFolder(folder)
-    convert(Plan(source, store, {"drawn": SEED}, pictures_per_shard=PER_SHARD), folder / "shards")
+    source, store = CocoExpressions(draw(folder, images)), ImageFolder(folder)
+    convert(Plan(source, store, {"drawn": SEED}, images_per_shard=PER_SHARD), folder / "shards")
     shards = ShardSource(folder / "shards")
 
     def make(source: Any, store: Any, shuffle: str) -> ReferringDataset:
-        options = DrawingOptions(shuffle=shuffle, skip_broken=False)
-        return ReferringDataset(frame, None, train=True, options=options, source=source, pictures=store)
+        options = SamplingOptions(shuffle=shuffle, skip_broken=False)
+        return ReferringDataset(frame, None, train=True, options=options, source=source, images=store)
 
     sources = [(source, store, "global"), (shards, shards, "global"), (shards, shards, "shards")]
     return {name: make(*given) for name, given in zip(FORMS, sources, strict=True)}
@@ -117,19 +117,19 @@ def drop_from_memory(folder: Path) -> None:
 
 
 def read_bytes(dataset: ReferringDataset, epoch: int) -> float:
-    """Pictures a second, when files are read and target masks decoded, one after the other."""
+    """Images a second, when files are read and target masks decoded, one after the other."""
     order = order_of(dataset, epoch)
     start = time.perf_counter()
     for index in order:
-        picture = dataset.annotation[index]
-        dataset.picture_file(picture).read_bytes()
-        for expression in picture.expressions:
-            dataset.source.target_mask(picture, expression)
+        image = dataset.annotation[index]
+        dataset.image_file(image).read_bytes()
+        for expression in image.expressions:
+            dataset.source.target_mask(image, expression)
     return len(order) / (time.perf_counter() - start)
 
 
 def read_samples(dataset: ReferringDataset, epoch: int, workers: int, samples: int) -> float:
-    """Pictures a second, when a DataLoader makes whole batches."""
+    """Images a second, when a DataLoader makes whole batches."""
     order = order_of(dataset, epoch)[:samples]
     keys = [[SampleKey(int(one), epoch) for one in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
     start = time.perf_counter()
@@ -138,9 +138,9 @@ def read_samples(dataset: ReferringDataset, epoch: int, workers: int, samples: i
     return len(order) / (time.perf_counter() - start)
 
 
-def measure(folder: Path, pictures: int, samples: int, repeats: int) -> dict[str, dict[str, dict[str, Any]]]:
+def measure(folder: Path, images: int, samples: int, repeats: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Form -> way to measure -> median and runs; the forms take turns, so that a busy moment hits all of them."""
-    datasets = forms(folder, pictures)
+    datasets = forms(folder, images)
 
     def cold(dataset: ReferringDataset, epoch: int) -> float:
         drop_from_memory(folder)
@@ -177,10 +177,10 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    pictures, samples, repeats = (40, 8, 1) if args.quick else (PICTURES, SAMPLES, REPEATS)
+    images, samples, repeats = (40, 8, 1) if args.quick else (IMAGES, SAMPLES, REPEATS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = measure(folder, pictures, samples, repeats)
+        rows = measure(folder, images, samples, repeats)
         sizes = [path.stat().st_size for path in folder.glob("*.jpg")]
     folder_row, shard_row, near_row = (rows[form] for form in FORMS)
     summary = {
@@ -200,12 +200,12 @@ def main() -> None:
             },
             "seed": SEED,
             "repeats": repeats,
-            "pictures": pictures,
+            "images": images,
             "samples": samples,
             "size": SIZE,
             "kilobytes": statistics.fmean(sizes) / 1e3,
         }
-        content = {"run": run, "summary": summary, "pictures_per_second": rows}
+        content = {"run": run, "summary": summary, "images_per_second": rows}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
         write_table()
     print(json.dumps(rows if args.quick else summary))

@@ -24,15 +24,15 @@ def document() -> str:
 
 
 def table(content: dict[str, Any]) -> str:
-    """Pictures a second: one row a form, one column a way to measure; and where the numbers come from."""
-    run, rows = content["run"], content["pictures_per_second"]
+    """Images a second: one row a form, one column a way to measure; and where the numbers come from."""
+    run, rows = content["run"], content["images_per_second"]
     columns = list(next(iter(rows.values())))
-    lines = ["| pictures a second | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    lines = ["| images a second | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for form, by_column in rows.items():
         cells = [f"{by_column[name]['median']:.0f} ({_spread(by_column[name]['runs'])})" for name in columns]
         lines.append(f"| {form} | " + " | ".join(cells) + " |")
     facts = (
-        f"Medians of {run['repeats']} interleaved runs (smallest to largest) over {run['pictures']} pictures of "
+        f"Medians of {run['repeats']} interleaved runs (smallest to largest) over {run['images']} images of "
         f"{run['size'][1]} x {run['size'][0]} pixels, {run['kilobytes']:.0f} kB each; `{run['command']}`, "
         f"{run['date'][:10]}, {run['machine']['cpus']} CPUs ({run['machine']['cpu']}), load average "
         f"{run['machine']['load']:.1f} when it began, seed {run['seed']}. "

@@ -43,7 +43,7 @@ def example() -> str:
 
 def overview() -> str:
     """A line for each full-scale type."""
-    lines = ["| type | tokens | parameters | that train | TFLOP a training picture | GB a GPU | steps | hours |"]
+    lines = ["| type | tokens | parameters | that train | TFLOP a training image | GB a GPU | steps | hours |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name in TYPES:
         plan = plan_of(name)

@@ -86,7 +86,7 @@ def _table(runs: dict[str, list[dict[str, Any]]]) -> str:
             _spread([s["overall"]["n_acc"] for s in summaries]),
             _spread([s["with_target"]["seg_miss_rate"] for s in summaries]),
             _spread([s.get("teacher_forced", {}).get("headline", {}).get("giou_macro") for s in summaries]),
-            _spread([s["overall"]["tokens_per_picture"] for s in summaries], digits=1),
+            _spread([s["overall"]["tokens_per_image"] for s in summaries], digits=1),
         ]
         lines.append("| " + " | ".join(cells) + " |")
         ceiling = [_number(summaries[0]["by_kind"][kind]["ceiling_single"]) for kind in KINDS]
@@ -111,8 +111,8 @@ def _note(label: str, summary: dict[str, Any]) -> str:
     return (
         f"- `{label}`, seed {run['seed']}: `{run['command']}` ({run['date'][:10]}, {run['machine']['cpus']} CPUs; "
         f"language model: {language['num_layers'] or 'all'} layers, tuned {language['tuning']}; "
-        f"{summary['overall']['n']} expressions on {summary['overall']['n_pictures']} pictures; "
-        f"95 % interval of the headline over pictures {'–'.join(_number(value) for value in interval)})"
+        f"{summary['overall']['n']} expressions on {summary['overall']['n_images']} images; "
+        f"95 % interval of the headline over images {'–'.join(_number(value) for value in interval)})"
     )
 
 

@@ -92,7 +92,7 @@ def _rows(data: str, content: dict[str, Any], width: int) -> list[str]:
         _number(head["ciou_macro"]),
         _number(content["overall"]["n_acc"]),
         _number(content.get("teacher_forced", {}).get("headline", {}).get("giou_macro")),
-        _number(content["overall"]["tokens_per_picture"], 1),
+        _number(content["overall"]["tokens_per_image"], 1),
     ]
     rows = [cells]
     for label, key in BASELINES:
@@ -106,7 +106,7 @@ def _note(data: str, content: dict[str, Any]) -> str:
     run = content["run"]
     return (
         f"- {data}: `{run['command']}` ({run['date'][:10]}, {run['machine']['cpus']} CPUs; {content['overall']['n']} "
-        f"expressions on {content['overall']['n_pictures']} pictures; seed {run['seed']}; file "
+        f"expressions on {content['overall']['n_images']} images; seed {run['seed']}; file "
         f"sha256 `{run['shipped_weights']['sha256'][:12]}`)"
     )
 

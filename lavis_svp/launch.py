@@ -203,8 +203,8 @@ def build_runner(config: Any) -> Any:
     datasets = task.build_datasets(config)
     seed_all(run.seed, "model")  # the same weights in every process, and whatever the data sets drew
     model = task.build_model(config)
-    if hasattr(model, "prepare_datasets"):
-        model.prepare_datasets(datasets)
+    if hasattr(model, "precompute_features"):
+        model.precompute_features(datasets)
     return registry.get_runner_class(run.runner)(cfg=config, job_id="", task=task, model=model, datasets=datasets)
 
 

@@ -18,7 +18,7 @@ from lavis_svp import evaluate, launch
 if TYPE_CHECKING:
     from lavis_svp.probes.session import Session
 
-TRAINING_PICTURES = 400
+TRAINING_IMAGES = 400
 SEEDS = (0, 1)
 REFUSED = 0.05
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     parser.add_argument(
-        "--pictures", type=int, default=TRAINING_PICTURES, help="training pictures that means and read-outs are made of"
+        "--images", type=int, default=TRAINING_IMAGES, help="training images that means and read-outs are made of"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of shuffles, swaps and fits")
     parser.add_argument(
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.cfg_path and not args.checkpoint:
         parser.error("give --cfg-path, --checkpoint, or both")
-    if args.pictures < 2:
-        parser.error(f"--pictures must be at least 2, got {args.pictures}")
+    if args.images < 2:
+        parser.error(f"--images must be at least 2, got {args.images}")
     checkpoint, config = launch.configure(lambda: evaluate.read_command(args))
     launch.run_command(lambda: _probe(args, config, checkpoint))
 
@@ -83,7 +83,7 @@ def _sspe(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], s
     from lavis_svp.probes.disturb import collect
 
     model = session.model
-    bank = collect(model.projector, (model.encode(samples) for samples in session.training(args.pictures)))
+    bank = collect(model.projector, (model.encode(samples) for samples in session.training(args.images)))
     result = compare(
         model.projector,
         bank,
@@ -91,19 +91,19 @@ def _sspe(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], s
         session.records,
         session.runner.task.options.bootstrap,
     )
-    return {"training_pictures": len(bank), **result}, format_comparison(result)
+    return {"training_images": len(bank), **result}, format_comparison(result)
 
 
 def _tokens(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], str]:
     from lavis_svp.probes.tokens import gather_shown, read_all
     from lavis_svp.probes.variance import format_tokens, variance_shares
 
-    train = gather_shown(session.model, session.training(args.pictures), seed=0)
+    train = gather_shown(session.model, session.training(args.images), seed=0)
     test = gather_shown(session.model, session.held_out(), seed=0)
     places = read_all(train, test, args.seeds, session.runner.task.options.bootstrap)
     result = {
-        "training_pictures": train.count,
-        "test_pictures": test.count,
+        "training_images": train.count,
+        "test_images": test.count,
         "seeds": args.seeds,
         "places": places,
         "variance": variance_shares(train),
@@ -115,7 +115,7 @@ def _absence(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any]
     from lavis_svp.probes.absence import absence_table, format_absence, gather_evidence
 
     if args.fit_on == session.split:
-        raise ValueError(f"--fit-on {args.fit_on} is the split that is judged; fit on other pictures.")
+        raise ValueError(f"--fit-on {args.fit_on} is the split that is judged; fit on other images.")
     fitted_on = gather_evidence(session.model, session.split_batches(args.fit_on))
     table = absence_table(fitted_on, gather_evidence(session.model, session.held_out()), args.refused)
     return {"fitted_on": args.fit_on, **table}, format_absence(table)

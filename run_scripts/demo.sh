@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Segment what an expression names, with the shipped weights; writes a picture.
+# Segment what an expression names, with the shipped weights; writes an image.
 #
-#   bash run_scripts/demo.sh [IMAGE] "EXPRESSION" [--checkpoint FILE] [--out PICTURE.png]
+#   bash run_scripts/demo.sh [IMAGE] "EXPRESSION" [--checkpoint FILE] [--out IMAGE.png]
 #
 # Without an image it draws a scene of its own. What train.sh made: --checkpoint output/svp/refshapes_tiny
 set -euo pipefail

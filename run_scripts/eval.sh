@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate a trained model: the table, one JSON line per expression, and pictures.
+# Evaluate a trained model: the table, one JSON line per expression, and images.
 #
 #   bash run_scripts/eval.sh
 #   bash run_scripts/eval.sh [--nproc N] [--cfg-path FILE.yaml] [--checkpoint FILE] [--options KEY=VALUE ...]

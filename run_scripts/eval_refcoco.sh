@@ -5,7 +5,7 @@
 #
 # SVP_DATA is the folder that holds refcoco/, refcoco+/ and refcocog/. Results go to output/svp/eval/<data set>_<split>/
 # below the current folder. The YAMLs are projects/svp/eval/refcoco*_tiny.yaml; another model is chosen by options and, if
-# its picture has another size, IMAGE_SIZE:
+# its image has another size, IMAGE_SIZE:
 #   IMAGE_SIZE=1024 bash run_scripts/eval_refcoco.sh --checkpoint FILE --options model.model_type=refcoco_vicuna7b
 # A split that fails ends the script; SPLITS="refcoco:testB refcocog:test" does only these.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train. Without arguments: set up what is missing, train the tiny SVP model on RefShapes, evaluate it, print the
-# table and write pictures.
+# table and write images.
 #
 #   bash run_scripts/train.sh
 #   bash run_scripts/train.sh [--nproc N] --cfg-path FILE.yaml [--options KEY=VALUE ...]

@@ -170,6 +170,6 @@ def fake_refcoco() -> Any:
 
 @pytest.fixture(scope="session")
 def refcoco_family(fake_refcoco: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with small RefCOCO, RefCOCO+ and RefCOCOg; some training pictures of each are held out in another."""
+    """A root with small RefCOCO, RefCOCO+ and RefCOCOg; some training images of each are held out in another."""
     root: Path = fake_refcoco.make_tree(tmp_path_factory.mktemp("family"), references=120)
     return root

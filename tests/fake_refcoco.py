@@ -1,9 +1,9 @@
 """Make small RefCOCO, RefCOCO+ and RefCOCOg trees in the true format: ``python tests/fake_refcoco.py --root DIR``.
 
 As published: ``<root>/refcoco/{instances.json, refs(unc).p}`` and so on, pickles with Python 2's byte strings, all
-annotations of the pictures (referred to or not, a crowd's uncompressed run lengths among them), pictures as
-``<root>/images/mscoco/images/train2014/COCO_train2014_%012d.jpg``. RefCOCO and RefCOCO+ share their pictures; some of
-RefCOCOg's training pictures are held out in RefCOCO, as in the true ones. Drawn and written from the seed alone.
+annotations of the images (referred to or not, a crowd's uncompressed run lengths among them), images as
+``<root>/images/mscoco/images/train2014/COCO_train2014_%012d.jpg``. RefCOCO and RefCOCO+ share their images; some of
+RefCOCOg's training images are held out in RefCOCO, as in the true ones. Drawn and written from the seed alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-PICTURES = "images/mscoco/images/train2014"
+IMAGES = "images/mscoco/images/train2014"
 CATEGORIES = {"person": 1, "car": 3, "dog": 18, "cup": 47, "chair": 62}
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 210), "yellow": (235, 205, 40)}
 CYCLE = ("train", "val", "testA", "testB", *("train",) * 6)
-"""Splits of RefCOCO's pictures, again and again."""
+"""Splits of RefCOCO's images, again and again."""
 CYCLE_G = ("train", "val", "test", *("train",) * 7)
 SENTENCE_START = {"refcoco": 0, "refcoco+": 100_000, "refcocog": 200_000}
 PEOPLE, THINGS = "testA", "testB"
@@ -41,7 +41,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and everything in it."""
+    """One image and everything in it."""
 
     image: dict[str, Any]
     things: list[Thing]
@@ -49,7 +49,7 @@ class Scene:
 
 
 def make_tree(root: Path, references: int = 300, seed: int = 0) -> Path:
-    """Write the three data sets and their pictures; what is there already is written again, the same.
+    """Write the three data sets and their images; what is there already is written again, the same.
 
     Args:
         root: the folder that gets ``refcoco/``, ``refcoco+/``, ``refcocog/`` and ``images/``.
@@ -62,7 +62,7 @@ def make_tree(root: Path, references: int = 300, seed: int = 0) -> Path:
     if references < 12:
         raise ValueError(f"Fewer than 12 references leave a split empty, got {references}.")
     root = Path(root)
-    folder = root / PICTURES
+    folder = root / IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     scenes: dict[int, Scene] = {}
 
@@ -71,7 +71,7 @@ def make_tree(root: Path, references: int = 300, seed: int = 0) -> Path:
             scenes[number] = draw_scene(number, seed, folder)
         return scenes[number]
 
-    def partly_shared(number: int) -> Scene:  # every other picture of RefCOCOg is one of RefCOCO, whatever its split
+    def partly_shared(number: int) -> Scene:  # every other image of RefCOCOg is one of RefCOCO, whatever its split
         return scene(1 + number * 3 // 2) if number % 2 == 0 else scene(1_000_000 + number)
 
     for name, partition, cycle, source, words in (
@@ -85,16 +85,16 @@ def make_tree(root: Path, references: int = 300, seed: int = 0) -> Path:
 
 
 def draw_scene(number: int, seed: int, folder: Path) -> Scene:
-    """Draw one picture into ``folder`` and say what is in it."""
+    """Draw one image into ``folder`` and say what is in it."""
     rng = np.random.default_rng([seed, number])
     width, height = int(rng.integers(72, 129)), int(rng.integers(64, 105))
     image_id = 1 + number * 37 % 581_921 + 581_921 * (number // 581_921)
     pixels = rng.integers(90, 150, (height, width, 1), dtype=np.uint8).repeat(3, axis=2)
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
+    canvas = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(canvas)
     things = []
     for place in range(int(rng.integers(3, 6))):
-        # one person and one other thing at least, so that testA and testB can be made of any picture
+        # one person and one other thing at least, so that testA and testB can be made of any image
         category = ("person", "dog")[place] if place < 2 else str(rng.choice(list(CATEGORIES)))
         colour = str(rng.choice(list(COLOURS)))
         polygons = _outline(category, width, height, rng)
@@ -114,7 +114,7 @@ def draw_scene(number: int, seed: int, folder: Path) -> Scene:
         things.append(Thing(annotation, category, colour, (float(points[:, 0].mean()), float(points[:, 1].mean()))))
     crowd = [_crowd(image_id, height, width)] if number % 5 == 0 else []
     name = f"COCO_train2014_{image_id:012d}.jpg"
-    picture.save(folder / name, quality=92)
+    canvas.save(folder / name, quality=92)
     image = {"license": 1, "file_name": name, "height": height, "width": width, "id": image_id}
     return Scene(image, things, crowd)
 
@@ -241,7 +241,7 @@ def _in_full(thing: Thing, scene: Scene) -> list[str]:
     near = "above" if thing.centre[1] < other.centre[1] else "below"
     return [
         f"a {thing.colour} {thing.category} {near} a {other.colour} {other.category}",
-        f"the {thing.colour} {thing.category} in the {_side(thing, scene)} half of the picture",
+        f"the {thing.colour} {thing.category} in the {_side(thing, scene)} half of the image",
     ]
 
 

@@ -25,7 +25,7 @@ def load(name):
 leads, runs, step_tables, comparison, learning = map(
     load, ("leads", "comparison_runs", "step_tables", "comparison", "learning")
 )
-EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3], 100 + i] for i in range(90)]  # 30 pictures, one of each kind
+EXPRESSIONS = [[f"e{i}", i // 3, comparison.KINDS[i % 3], 100 + i] for i in range(90)]  # 30 images, one of each kind
 
 
 def test_the_documents_tables_are_made_from_the_files():
@@ -79,22 +79,22 @@ def test_the_headline_averages_kinds_whatever_their_numbers():
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    """Rows that differ by luck alone: the seed's, the picture's and the expression's."""
+    """Rows that differ by luck alone: the seed's, the image's and the expression's."""
     rng = np.random.default_rng(0)
     held = []
     for _ in range(150):
-        truth = rng.normal(0.6, 0.1, 30)[[picture for _, picture, *_ in EXPRESSIONS]]
+        truth = rng.normal(0.6, 0.1, 30)[[image for _, image, *_ in EXPRESSIONS]]
         rows = [truth + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 90)) for _ in range(2)]
         lead = leads.difference(*(leads.Scores(list(row), EXPRESSIONS) for row in rows))
         held.append(lead.low < 0 < lead.high)
     assert np.mean(held) >= 0.92
 
 
-def test_one_seed_gives_an_interval_over_pictures_and_says_so():
+def test_one_seed_gives_an_interval_over_images_and_says_so():
     rng = np.random.default_rng(0)
     one, many = (leads.Scores(list(rng.uniform(0, 1, (count, 90))), EXPRESSIONS) for count in (1, 3))
-    assert "over pictures" in str(leads.difference(one, many))
-    assert "over pictures" not in str(leads.difference(many, many))
+    assert "over images" in str(leads.difference(one, many))
+    assert "over images" not in str(leads.difference(many, many))
 
 
 def run_folder(tmp_path, name, shift=0.0, options=""):
@@ -112,7 +112,7 @@ def run_folder(tmp_path, name, shift=0.0, options=""):
     summary = {
         "headline": headline,
         "by_kind": dict.fromkeys(comparison.KINDS, kind),
-        "overall": {"n_acc": None, "tokens_per_picture": 20.0},
+        "overall": {"n_acc": None, "tokens_per_image": 20.0},
         "run": {"date": "2026-01-01T00:00:00", "command": command, "machine": machine},
     }
     (folder / "result/test.summary.json").write_text(json.dumps(summary))

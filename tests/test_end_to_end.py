@@ -26,7 +26,7 @@ def options(folder: Path, **more: object) -> list[str]:
         "datasets.refshapes_seg.build_info.sizes.train": 8,
         "datasets.refshapes_seg.build_info.sizes.val": 0,
         "datasets.refshapes_seg.build_info.sizes.test": 2,
-        "datasets.refshapes_seg.drawing.expressions_per_picture": 2,
+        "datasets.refshapes_seg.drawing.expressions_per_image": 2,
         "model.aids.alignment_steps": 2,
         "run.batch_size_train": 2,
         "run.warmup_steps": 1,
@@ -78,9 +78,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_training_prints_the_table_and_draws(trained):
     folder, said = trained
-    assert "generative answers" in said and "attribute reader" in said and "visual tokens a picture" in said
+    assert "generative answers" in said and "attribute reader" in said and "visual tokens an image" in said
     result = folder / "out/result"
-    assert len(list((result / "pictures/test").glob("*.png"))) == 2
+    assert len(list((result / "images/test").glob("*.png"))) == 2
     summary = json.loads(next(result.glob("test_*.summary.json")).read_text())
     assert summary["overall"]["n"] == 16 and summary["run"]["command"].startswith("python -m lavis_svp.train")
     lines = next(result.glob("test_*.jsonl")).read_text().splitlines()
@@ -112,8 +112,8 @@ def test_the_demo_segments_and_draws(trained, tmp_path):
     from PIL import Image
 
     Image.new("L", (40, 700), 99).save(tmp_path / "grey.png")
-    picture = str(tmp_path / "grey.png")
-    run("lavis_svp.demo", picture, "the [SEG] cup", "--checkpoint", checkpoint, "--out", str(out), folder=folder)
+    image = str(tmp_path / "grey.png")
+    run("lavis_svp.demo", image, "the [SEG] cup", "--checkpoint", checkpoint, "--out", str(out), folder=folder)
 
 
 def test_the_readmes_python(trained, monkeypatch):
@@ -121,8 +121,8 @@ def test_the_readmes_python(trained, monkeypatch):
     block = next(re.finditer(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)).group(1)
     from PIL import Image
 
-    with Image.open(next((folder / "data/images/refshapes").glob("test_*.png"))) as picture:
-        names: dict[str, object] = {"picture": picture.resize((300, 200))}
+    with Image.open(next((folder / "data/images/refshapes").glob("test_*.png"))) as image:
+        names: dict[str, object] = {"image": image.resize((300, 200))}
     exec(block, names)
     assert names["mask"].shape == (200, 300)
 

@@ -32,8 +32,8 @@ def test_every_split_has_references_with_masks(tree, name):
     assert source.splits() == SPLITS[name]
     assert sum(source.counts(split).references for split in source.splits()) == 40
     for split in source.splits():
-        for picture in source.pictures(split):
-            assert all(source.target_mask(picture, one).any() for one in picture.expressions)
+        for image in source.images(split):
+            assert all(source.target_mask(image, one).any() for one in image.expressions)
 
 
 def test_doctor_passes_for_a_subset_only(tree, capsys):
@@ -49,9 +49,9 @@ def test_people_and_things(tree):
     kinds = {
         split: {
             one.category
-            for picture in source.pictures(split)
-            for one in source.instances(picture.image_id)
-            if one.annotation_id in {target for said in picture.expressions for target in said.targets}
+            for image in source.images(split)
+            for one in source.instances(image.image_id)
+            if one.annotation_id in {target for said in image.expressions for target in said.targets}
         }
         for split in ("testA", "testB")
     }
@@ -59,10 +59,8 @@ def test_people_and_things(tree):
 
 
 def test_joint_training_would_leak(tree):
-    held = {
-        picture.image_id for split in ("val", "testA", "testB") for picture in read(tree, "refcoco").pictures(split)
-    }
-    assert held & {picture.image_id for picture in read(tree, "refcocog").pictures("train")}
+    held = {image.image_id for split in ("val", "testA", "testB") for image in read(tree, "refcoco").images(split)}
+    assert held & {image.image_id for image in read(tree, "refcocog").images("train")}
 
 
 def test_the_pickle_is_python_2s(tree):

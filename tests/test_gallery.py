@@ -64,22 +64,22 @@ def test_the_draw_is_the_same_in_any_order_and_another_with_another_seed(gallery
     assert seen == {str(n) for n in (*range(23), *range(50, 60))}  # each can be drawn, and no other
 
 
-def test_pictures_repeat_only_when_there_are_no_others(gallery):
+def test_images_repeat_only_when_there_are_no_others(gallery):
     same = [record(n, "attribute", 90, image=n // 10) for n in range(20)]
     for seed in range(5):
         drawn = [row[0].record["image_id"] for row in gallery.draw(same, 3, seed)]
         assert sorted(drawn[:2]) == [0, 1] and len(drawn) == 3
 
 
-class Pictures:
-    """A data set of one expression a picture."""
+class Images:
+    """A data set of one expression an image."""
 
     def __init__(self):
         self.annotation = [SimpleNamespace(image_id=n) for n in range(60)]
 
-    def leave_out(self, pictures):
-        dropped = {picture.image_id for picture in pictures}
-        self.annotation = [picture for picture in self.annotation if picture.image_id not in dropped]
+    def leave_out(self, images):
+        dropped = {image.image_id for image in images}
+        self.annotation = [image for image in self.annotation if image.image_id not in dropped]
 
     def __len__(self):
         return len(self.annotation)
@@ -114,7 +114,7 @@ def model_of(records):
 def test_panels_are_drawn_and_laid_out(gallery, tmp_path):
     rows = gallery.draw(RECORDS, 2)
     drawn = [one for row in rows for one in row if one]
-    panels = gallery.draw_panels(model_of(RECORDS), Pictures(), drawn)
+    panels = gallery.draw_panels(model_of(RECORDS), Images(), drawn)
     assert set(panels) == {one.record["expression_id"] for one in drawn}
     image, one = gallery.sheet(rows, panels), next(iter(panels.values()))
     assert image.width > 2 * one.width and image.height >= 4 * one.height
@@ -131,7 +131,7 @@ def test_records_of_another_model_are_told(gallery):
     other = [{**row, "intersection": 55} for row in RECORDS]
     drawn = [one for row in gallery.draw(RECORDS, 1) for one in row if one]
     with pytest.raises(ValueError, match="another model"):
-        gallery.draw_panels(model_of(other), Pictures(), drawn)
+        gallery.draw_panels(model_of(other), Images(), drawn)
 
 
 def test_missing_records_are_told(gallery, tmp_path):
@@ -140,7 +140,7 @@ def test_missing_records_are_told(gallery, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny_refshapes", "tiny_photos"])
-def test_the_documents_pictures_are_there_and_small(gallery, name):
+def test_the_documents_images_are_there_and_small(gallery, name):
     path = ROOT / f"docs/figures/{name}.png"
     assert path.stat().st_size <= gallery.LIMIT and Image.open(path).width > 4 * gallery.SIDE
     assert f"figures/{name}.png" in (ROOT / "docs/tiny.md").read_text()

@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = ROOT / "projects/svp/train/refcoco_joint_tiny.yaml"
 SETS = {"refcoco_seg": "refcoco", "refcoco_plus_seg": "refcoco+", "refcocog_seg": "refcocog"}
 SEEN: list[tuple[int, tuple[str, ...]]] = []
-"""(image id, expression ids) of each picture that the toy was trained on, in order."""
+"""(image id, expression ids) of each image that the toy was trained on, in order."""
 
 
 @registry.register_model("joint_toy")
 class JointToy(BaseModel):
-    """Learns how much of a picture is asked for, and predicts the whole picture."""
+    """Learns how much of an image is asked for, and predicts the whole image."""
 
     PRETRAINED_MODEL_CONFIG_DICT: dict[str, str] = {}
 
@@ -72,16 +72,16 @@ def held_out(root: Path) -> set[int]:
     from lavis_svp.datasets.leaks import read_use
 
     uses = [read_use(root, name, "umd" if name == "refcocog" else "unc") for name in SETS.values()]
-    return {image_id for use in uses if use for pictures in use.held_out().values() for image_id in pictures}
+    return {image_id for use in uses if use for images in use.held_out().values() for image_id in images}
 
 
-def test_the_yaml_trains_on_all_three_without_held_out_pictures(run, refcoco_family):
+def test_the_yaml_trains_on_all_three_without_held_out_images(run, refcoco_family):
     seen, out = run("on", "run.max_iters=40")
     assert not {image_id for image_id, _ in seen} & held_out(refcoco_family)
     report = json.loads((out / "result/image_disjoint.json").read_text())
     lines = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
     assert {"image_disjoint": report} in lines
-    assert report["left_out"] and report["shared"]["refcocog_seg"]["pictures"] > 0
+    assert report["left_out"] and report["shared"]["refcocog_seg"]["images"] > 0
     assert set(report["shared"]) == set(SETS) and report["not_checked"] == ["grefcoco (unc)"]
 
 
@@ -89,7 +89,7 @@ def test_without_the_filter_they_are_trained_on_and_counted(run, refcoco_family)
     seen, out = run("off", "run.image_disjoint=false", "run.max_iters=40")
     assert {image_id for image_id, _ in seen} & held_out(refcoco_family)
     report = json.loads((out / "result/image_disjoint.json").read_text())
-    assert not report["left_out"] and report["shared"]["refcocog_seg"]["pictures"] > 0
+    assert not report["left_out"] and report["shared"]["refcocog_seg"]["images"] > 0
 
 
 def test_a_killed_joint_run_ends_as_an_uninterrupted_one(run):
@@ -105,7 +105,7 @@ def test_a_killed_joint_run_ends_as_an_uninterrupted_one(run):
 
 def test_ratios_choose_how_much_comes_from_each(run, fake_refcoco):
     ratios = [f"run.train_dataset_ratios.{name}={weight}" for name, weight in zip(SETS, (1, 2, 13), strict=True)]
-    seen, _ = run("ratios", *ratios, "run.max_iters=16")  # 64 pictures
+    seen, _ = run("ratios", *ratios, "run.max_iters=16")  # 64 images
     numbers = [int(ids[0].split("-")[1]) for _, ids in seen]
     starts = sorted(fake_refcoco.SENTENCE_START.values())
     drawn = Counter(sum(number >= start for start in starts) for number in numbers)

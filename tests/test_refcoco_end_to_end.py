@@ -141,7 +141,7 @@ def test_shards_train_and_score_as_the_folder_does(name, tree, project, new_cach
     place = f"datasets.{name}.build_info.shards"
     cache, shards = new_cache(), tmp_path / "shards"
     run("lavis_svp.train", *project(name, tmp_path / "folder", **{root: tree}), cache=cache)
-    asked = ["--dataset", NAMES[name], "--root", str(tree), "--pictures-per-shard", "4"]
+    asked = ["--dataset", NAMES[name], "--root", str(tree), "--images-per-shard", "4"]
     run("lavis_svp.datasets.shards", "convert", "--out", str(shards), *asked, cache=cache)
     run("lavis_svp.datasets.shards", "validate", str(shards), cache=cache)
     # a cache of its own: what the folder's training stored does not help this one
@@ -160,7 +160,7 @@ def test_shards_with_superpixels_and_features_need_no_cache(tree, project, new_c
     (superpixels,) = (cache / "lavis_svp/superpixels").iterdir()
     (features,) = (cache / "lavis_svp/features").iterdir()
     asked = ["--dataset", "refcoco", "--root", str(tree), "--splits", "train", "testA", "testB"]
-    asked += ["--superpixels", str(superpixels), "--features", str(features), "--pictures-per-shard", "5"]
+    asked += ["--superpixels", str(superpixels), "--features", str(features), "--images-per-shard", "5"]
     run("lavis_svp.datasets.shards", "convert", "--out", str(shards), *asked, cache=cache)
     empty = new_cache()
     said = run("lavis_svp.train", *project(name, tmp_path / "from_shards", **{place: shards}), cache=empty)
@@ -177,7 +177,7 @@ def test_shards_with_superpixels_and_features_need_no_cache(tree, project, new_c
 
 def test_a_broken_shard_costs_its_samples_only(tree, project, new_cache, tmp_path):
     name, cache, shards = "refcoco_seg", new_cache(), tmp_path / "shards"
-    asked = ["--dataset", "refcoco", "--root", str(tree), "--pictures-per-shard", "3"]
+    asked = ["--dataset", "refcoco", "--root", str(tree), "--images-per-shard", "3"]
     run("lavis_svp.datasets.shards", "convert", "--out", str(shards), *asked, cache=cache)
     (shards / "train-000000.tar").unlink()
     options = {f"datasets.{name}.build_info.shards": shards, "run.max_iters": 8}

@@ -79,7 +79,7 @@ def test_the_shipped_table_before_and_after_a_result(shipped_results):
     assert lines[2].startswith("| refshapes | **0.708** | 0.679–0.737 | 0.782 (")
     assert any(line.startswith("| *attribute reader that guesses* | 0.593 |  | 1.000 | 0.421 |") for line in lines)
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    assert "sha256 `abc`" in lines[-1] and "1200 expressions on 150 pictures" in lines[-1]
+    assert "sha256 `abc`" in lines[-1] and "1200 expressions on 150 images" in lines[-1]
 
 
 @pytest.mark.parametrize("used", [None, {"name": "svp_ris_tiny", "sha256": "older"}])

@@ -148,7 +148,7 @@ def test_the_full_scale_stages_are_glamms_recipe():
 SMALL = {
     "datasets.refshapes_seg.build_info.sizes.train": 8,
     "datasets.refshapes_seg.build_info.sizes.test": 2,
-    "datasets.refshapes_seg.drawing.expressions_per_picture": 2,
+    "datasets.refshapes_seg.drawing.expressions_per_image": 2,
     "run.accum_grad_iters": 1,
     "run.warmup_steps": 1,
     "run.max_iters": 3,

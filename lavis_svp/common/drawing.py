@@ -1,4 +1,4 @@
-"""Pictures of a result with Pillow alone: the image, its superpixels, the predicted and the true mask, a caption."""
+"""Images of a result with Pillow alone: the image, its superpixels, the predicted and the true mask, a caption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHADE_FILL = 0.65
 """Share of the shade outside a mask."""
 
 SIDE = 256
-"""Default longest side of a picture in a panel, in pixels."""
+"""Default longest side of an image in a panel, in pixels."""
 
 GAP = 8
 FONT_SIZE = 14
@@ -52,67 +52,67 @@ def borders(labels: np.ndarray) -> np.ndarray:
     return edge
 
 
-def draw_regions(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Lay the superpixels over a picture: colours that tell them apart, and their borders.
+def draw_regions(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Lay the superpixels over an image: colours that tell them apart, and their borders.
 
     Args:
-        picture: (H, W, 3) uint8.
-        labels: (H', W') integers at any resolution over the whole picture; negative = no region, left as it is.
+        image: (H, W, 3) uint8.
+        labels: (H', W') integers at any resolution over the whole image; negative = no region, left as it is.
 
     Returns:
         (H, W, 3) uint8, a new array.
     """
-    labels = nearest(labels, picture.shape[:2])
+    labels = nearest(labels, image.shape[:2])
     colours = region_colours(int(labels.max(initial=-1)) + 1)
-    drawn = picture.copy()
+    drawn = image.copy()
     inside = labels >= 0
-    drawn[inside] = _blend(picture[inside], colours[labels[inside]], REGION_FILL)
+    drawn[inside] = _blend(image[inside], colours[labels[inside]], REGION_FILL)
     drawn[borders(labels)] = BORDER_COLOUR
     return drawn
 
 
-def draw_mask(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTED_COLOUR) -> np.ndarray:
-    """Show a mask on a picture: inside as it is, with a border; outside dark, so that no colour can hide it.
+def draw_mask(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTED_COLOUR) -> np.ndarray:
+    """Show a mask on an image: inside as it is, with a border; outside dark, so that no colour can hide it.
 
     Args:
-        picture: (H, W, 3) uint8.
-        mask: (H', W') 0/1 at any resolution over the whole picture.
+        image: (H, W, 3) uint8.
+        mask: (H', W') 0/1 at any resolution over the whole image.
         colour: of the border, RGB.
 
     Returns:
         (H, W, 3) uint8, a new array.
     """
-    inside = nearest(mask, picture.shape[:2]) > 0
-    drawn = picture.copy()
-    drawn[~inside] = _blend(picture[~inside], np.array(SHADE, np.uint8), SHADE_FILL)
+    inside = nearest(mask, image.shape[:2]) > 0
+    drawn = image.copy()
+    drawn[~inside] = _blend(image[~inside], np.array(SHADE, np.uint8), SHADE_FILL)
     drawn[_thickened(borders(inside))] = colour
     return drawn
 
 
 def panel(
-    picture: np.ndarray,
+    image: np.ndarray,
     labels: np.ndarray | None,
     predicted: np.ndarray,
     truth: np.ndarray | None = None,
     caption: str = "",
     side: int = SIDE,
 ) -> Image.Image:
-    """Draw one result as a row of pictures with titles above and a caption below.
+    """Draw one result as a row of images with titles above and a caption below.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
-        labels: (H', W') superpixel ids at any resolution, -1 = none; None leaves that picture out.
+        image: (H, W, 3) uint8 RGB.
+        labels: (H', W') superpixel ids at any resolution, -1 = none; None leaves that image out.
         predicted: (H', W') 0/1 mask, all zero = nothing was found.
-        truth: (H', W') 0/1 mask, all zero = there is no target; None (a demo) leaves that picture out.
+        truth: (H', W') 0/1 mask, all zero = there is no target; None (a demo) leaves that image out.
         caption: text below, wrapped, and cut after a few lines.
-        side: longest side of each picture in pixels; small pictures are enlarged to it.
+        side: longest side of each image in pixels; small images are enlarged to it.
 
     Raises:
-        ValueError: ``picture`` is not (H, W, 3) uint8.
+        ValueError: ``image`` is not (H, W, 3) uint8.
     """
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"A picture to draw on is (H, W, 3) uint8, got {picture.shape} {picture.dtype}.")
-    small = _fitted(picture, side)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"An image to draw on is (H, W, 3) uint8, got {image.shape} {image.dtype}.")
+    small = _fitted(image, side)
     cells = [("image", small)]
     if labels is not None:
         cells.append((f"{_count(labels)} superpixels", draw_regions(small, labels)))
@@ -122,16 +122,16 @@ def panel(
     return _laid_out(cells, caption, side)
 
 
-def regions_panel(picture: np.ndarray, labels: np.ndarray, caption: str = "", side: int = SIDE) -> Image.Image:
-    """Draw a picture beside its superpixels.
+def regions_panel(image: np.ndarray, labels: np.ndarray, caption: str = "", side: int = SIDE) -> Image.Image:
+    """Draw an image beside its superpixels.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         labels: (H', W') superpixel ids at any resolution, -1 = none.
         caption: text below.
-        side: longest side of each picture in pixels.
+        side: longest side of each image in pixels.
     """
-    small = _fitted(picture, side)
+    small = _fitted(image, side)
     return _laid_out([("image", small), (f"{_count(labels)} superpixels", draw_regions(small, labels))], caption, side)
 
 
@@ -171,14 +171,14 @@ def save_png(path: str | Path, image: Image.Image | np.ndarray) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(unfinished, format="PNG")
+    drawn = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    drawn.save(unfinished, format="PNG")
     os.replace(unfinished, target)
     return target
 
 
 def _laid_out(cells: Sequence[tuple[str, np.ndarray]], caption: str, side: int) -> Image.Image:
-    """Titles, pictures and caption on one sheet; each cell is ``side`` wide, whatever the picture's shape."""
+    """Titles, images and caption on one sheet; each cell is ``side`` wide, whatever the image's shape."""
     font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 4
     width = len(cells) * side + (len(cells) + 1) * GAP
@@ -224,12 +224,12 @@ def _shortened(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
     return word + "..."
 
 
-def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
-    """The picture with its longest side ``side`` and at least one pixel in the other."""
-    height, width = picture.shape[:2]
+def _fitted(image: np.ndarray, side: int) -> np.ndarray:
+    """The image with its longest side ``side`` and at least one pixel in the other."""
+    height, width = image.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 def _blend(below: np.ndarray, colour: np.ndarray, share: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reading pictures with Pillow so that damage is an error."""
+"""Reading images with Pillow so that damage is an error."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Sample a mask or label map at the pixel centres of another resolution over the same picture.
+    """Sample a mask or label map at the pixel centres of another resolution over the same image.
 
     Args:
         array: (H', W').

@@ -111,12 +111,12 @@ def adapt_lavis() -> None:
     from lavis_svp.register import register
 
     transformers_names.restore_generate()
-    names.explain_unknown_names()
+    names.patch_registry_errors()
     names.show_registered_names()
     names.set_cache_root()
     runtime.run_without_cuda()
-    runtime.start_processes_anywhere()
-    runtime.place_output()
-    runners.take_the_models_groups()
+    runtime.patch_init_distributed()
+    runtime.patch_output_dir()
+    runners.patch_optimizer_groups()
     runners.mix_by_ratio()
     register()

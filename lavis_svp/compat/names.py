@@ -11,7 +11,7 @@ from lavis_svp.common.registry import unknown_name
 STOCK_CACHE_ROOT = "/export/home/.cache/lavis"  # a folder of its authors' machines, in LAVIS's default.yaml
 
 
-def explain_unknown_names() -> None:
+def patch_registry_errors() -> None:
     """Make lookups of unknown names raise an error that lists the known ones; LAVIS answers None.
 
     LAVIS itself relies on the None in one place, ``load_dataset``, which then prints the known datasets and exits the

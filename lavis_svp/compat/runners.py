@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def take_the_models_groups() -> None:
+def patch_optimizer_groups() -> None:
     """Let a model that has ``get_optimizer_params`` say what trains at which rate; LAVIS 1.0.2 does not ask it."""
     from lavis.runners.runner_base import RunnerBase
 

@@ -19,7 +19,7 @@ def load_opencv_before_decord() -> None:
     import cv2  # noqa: F401
 
 
-def place_output() -> None:
+def patch_output_dir() -> None:
     """Resolve ``run.output_dir`` against the current directory, and let a second runner follow a first one."""
     from lavis.common.registry import registry
     from lavis.runners.runner_base import RunnerBase
@@ -89,7 +89,7 @@ def run_without_cuda() -> None:
         PrefetchLoader.__iter__ = lambda self: iter(self.loader)
 
 
-def start_processes_anywhere() -> None:
+def patch_init_distributed() -> None:
     """Make ``init_distributed_mode`` use gloo on a CPU; LAVIS knows nccl only."""
     from lavis.common import dist_utils
 

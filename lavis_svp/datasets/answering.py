@@ -1,4 +1,4 @@
-"""The data set of questions and captions: one item = one picture with some of its texts."""
+"""The data set of questions and captions: one item = one image with some of its texts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 from lavis_svp.datasets.augment import mirror_text
 from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, Picture
+from lavis_svp.datasets.refcoco import Expression, ReferredImage
 from lavis_svp.datasets.referring import MIRRORED_SUFFIX, ReferringDataset
 
 _ANSWER_STREAM = 1  # of the random numbers; the base class draws from its own
 
 
 class AnsweringDataset(ReferringDataset):
-    """Pictures with texts that are answered in words; drawn, cached and collated as expressions are.
+    """Images with texts that are answered in words; drawn, cached and collated as expressions are.
 
     A sample is :class:`~lavis_svp.datasets.referring.ReferringDataset`'s with the words in ``text_output``: in
     training one of a text's answers, drawn anew each epoch; in evaluation the first. ``masks`` holds None. An empty
-    ``text_input`` asks for a caption. A mirrored picture's answers are mirrored, too; one whose answers cannot be is
+    ``text_input`` asks for a caption. A mirrored image's answers are mirrored, too; one whose answers cannot be is
     not mirrored.
 
     With ``drawing.max_expressions`` 1, an item of an evaluation is one text, and ``text_input`` a string: the form that
@@ -43,10 +43,10 @@ class AnsweringDataset(ReferringDataset):
     """The files that evaluation reads: (questions, annotations) or (captions,)."""
 
     def sample(self, index: int) -> dict[str, Any]:
-        """One picture with some of its texts, or an error that names it; see :meth:`ReferringDataset.sample`."""
+        """One image with some of its texts, or an error that names it; see :meth:`ReferringDataset.sample`."""
         sample = super().sample(index)
-        picture = self.annotation[self._items[index][0]]
-        by_id = {expression.expression_id: expression.answers or () for expression in picture.expressions}
+        image = self.annotation[self._items[index][0]]
+        by_id = {expression.expression_id: expression.answers or () for expression in image.expressions}
         rng = np.random.default_rng([self.options.seed, self.epoch, index, _ANSWER_STREAM])
         mirrored = sample["image_key"].endswith(MIRRORED_SUFFIX)
         said = [self._answer(by_id[name], rng, mirrored) for name in sample["expression_ids"]]
@@ -67,8 +67,8 @@ class AnsweringDataset(ReferringDataset):
     def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
         return [None] * len(expressions)
 
-    def _clean(self, picture: Picture, text: str) -> str:
-        return super()._clean(picture, text) if text else ""  # a caption
+    def _clean(self, image: ReferredImage, text: str) -> str:
+        return super()._clean(image, text) if text else ""  # a caption
 
     def _answer(self, answers: Sequence[str], rng: np.random.Generator, mirrored: bool) -> str | None:
         if not answers:

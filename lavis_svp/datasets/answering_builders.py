@@ -26,8 +26,8 @@ from lavis_svp.datasets.builders import (
     processor,
     processors,
 )
-from lavis_svp.datasets.layout import MissingDataError, annotation_files, find_pictures
-from lavis_svp.datasets.refcoco import Picture, RefCOCO, load_json
+from lavis_svp.datasets.layout import MissingDataError, annotation_files, find_images
+from lavis_svp.datasets.refcoco import RefCOCO, ReferredImage, load_json
 from lavis_svp.datasets.refshapes.answers import annotations_path, build_answers, captions_path, questions_path
 from lavis_svp.datasets.refshapes.build import NAME
 from lavis_svp.datasets.refshapes.questions import ANSWERS
@@ -35,7 +35,7 @@ from lavis_svp.datasets.source import AnnotationSource
 from lavis_svp.datasets.text_sources import TextSource, read_captions, read_vqa
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015", "train2017", "val2017")
-"""Where COCO's pictures lie below the folder that holds them all; looked for below ``images.storage``."""
+"""Where COCO's images lie below the folder that holds them all; looked for below ``images.storage``."""
 
 
 class AnsweringBuilder(BaseDatasetBuilder):
@@ -74,7 +74,7 @@ class AnsweringBuilder(BaseDatasetBuilder):
         """Build every split of the section.
 
         Raises:
-            MissingDataError: a file or the pictures are not there.
+            MissingDataError: a file or the images are not there.
         """
         self.build_processors()
         settings = self.settings()
@@ -87,17 +87,17 @@ class AnsweringBuilder(BaseDatasetBuilder):
                 raise MissingDataError(
                     f"{self.name} needs {' and '.join(missing)}; set datasets.{self.name}.build_info."
                 )
-            pictures, train = self.read(files, split), split == "train"
+            images, train = self.read(files, split), split == "train"
             mode = "train" if train else "eval"
             datasets[split] = (self.train_dataset_cls if train else self.eval_dataset_cls)(
                 self.vis_processors[mode],
                 self.text_processors[mode],
-                self.picture_folder(pictures[0]),
+                self.image_folder(images[0]),
                 splits=(split,),
                 train=train,
                 options=settings.drawing,
                 superpixel_cache=superpixels,
-                source=TextSource({split: pictures}, objects),
+                source=TextSource({split: images}, objects),
             )
             datasets[split].ground_truth, datasets[split].answer_list = files, answer_list
             if len(files) > 1:  # questions and answers
@@ -114,20 +114,20 @@ class AnsweringBuilder(BaseDatasetBuilder):
         """The files of each LAVIS split: (questions[, annotations]) or (captions,)."""
         raise NotImplementedError
 
-    def read(self, files: tuple[Path, ...], split: str) -> list[Picture]:
-        """The pictures of a split with their texts."""
+    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
+        """The images of a split with their texts."""
         raise NotImplementedError
 
-    def picture_folder(self, first: Picture) -> Path:
-        """The folder that a split's pictures' names are relative to: ``images.storage``, or COCO's own below it.
+    def image_folder(self, first: ReferredImage) -> Path:
+        """The folder that a split's images' names are relative to: ``images.storage``, or COCO's own below it.
 
         Raises:
-            MissingDataError: it is not named, or does not hold the first picture.
+            MissingDataError: it is not named, or does not hold the first image.
         """
         storage = self.settings().build_info.images.storage
         key = f"datasets.{self.name}.build_info.images.storage"
         if storage is None:
-            raise MissingDataError(f"Set {key} to the folder that holds {first.file_name} and the other pictures.")
+            raise MissingDataError(f"Set {key} to the folder that holds {first.file_name} and the other images.")
         folder = below_cache_root(storage)
         for place in (folder, *(folder / name for name in COCO_FOLDERS)):
             if (place / first.file_name).is_file():
@@ -137,7 +137,7 @@ class AnsweringBuilder(BaseDatasetBuilder):
         )
 
     def objects(self) -> AnnotationSource | None:
-        """What knows the pictures' annotated objects."""
+        """What knows the images' annotated objects."""
         return None
 
     def answer_list(self) -> list[str] | None:
@@ -161,8 +161,8 @@ class VqaFilesBuilder(AnsweringBuilder):
             for split, one in sections.items()
         }
 
-    def read(self, files: tuple[Path, ...], split: str) -> list[Picture]:
-        """The pictures with their questions; without answers they can be evaluated, not trained on."""
+    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
+        """The images with their questions; without answers they can be evaluated, not trained on."""
         if split == "train" and len(files) < 2:
             raise ValueError(f"datasets.{self.name}: training needs the answers (annotations) of {files[0]}.")
         return read_vqa(files[0], files[1] if len(files) > 1 else None, split)
@@ -191,13 +191,13 @@ class CaptionFilesBuilder(AnsweringBuilder):
         sections = split_sections(self.settings().build_info.annotations, CaptionFiles, where)
         return {split: (below_cache_root(one.captions),) for split, one in sections.items()}
 
-    def read(self, files: tuple[Path, ...], split: str) -> list[Picture]:
-        """The pictures with their captions."""
+    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
+        """The images with their captions."""
         return read_captions(files[0], split)
 
 
 class RefShapesAnswersBuilder(AnsweringBuilder):
-    """Texts about RefShapes' pictures, which are those of ``refshapes_seg``."""
+    """Texts about RefShapes' images, which are those of ``refshapes_seg``."""
 
     options_cls = RefShapesAnswersOptions
 
@@ -212,16 +212,16 @@ class RefShapesAnswersBuilder(AnsweringBuilder):
         return {split: one.split for split, one in sections.items()}
 
     def make_data(self) -> None:
-        """Render the pictures and write the annotations and the texts, unless they are there."""
+        """Render the images and write the annotations and the texts, unless they are there."""
         info = self.settings().build_info
         make_refshapes(self.root(), info.sizes, info.seed)
         build_answers(self.root(), info.question_seed)
 
-    def picture_folder(self, first: Picture) -> Path:
-        """Where RefShapes' pictures are."""
+    def image_folder(self, first: ReferredImage) -> Path:
+        """Where RefShapes' images are."""
         storage = self.settings().build_info.images.storage
         given = None if storage is None else below_cache_root(storage)
-        return find_pictures(self.root(), NAME, first.file_name, given)
+        return find_images(self.root(), NAME, first.file_name, given)
 
     def objects(self) -> AnnotationSource:
         """RefShapes' own annotations."""
@@ -231,7 +231,7 @@ class RefShapesAnswersBuilder(AnsweringBuilder):
 
 @registry.register_builder("refshapes_vqa")
 class RefShapesVqaBuilder(RefShapesAnswersBuilder):
-    """Questions about RefShapes' pictures, made on first use. Types: default, train, val, test."""
+    """Questions about RefShapes' images, made on first use. Types: default, train, val, test."""
 
     name = "refshapes_vqa"
     DATASET_CONFIG_DICT = config_files("refshapes_vqa")
@@ -243,8 +243,8 @@ class RefShapesVqaBuilder(RefShapesAnswersBuilder):
             for split, own in self.splits().items()
         }
 
-    def read(self, files: tuple[Path, ...], split: str) -> list[Picture]:
-        """The pictures with their questions."""
+    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
+        """The images with their questions."""
         return read_vqa(files[0], files[1], split)
 
     def answer_list(self) -> list[str]:
@@ -254,7 +254,7 @@ class RefShapesVqaBuilder(RefShapesAnswersBuilder):
 
 @registry.register_builder("refshapes_caption")
 class RefShapesCaptionBuilder(RefShapesAnswersBuilder):
-    """Captions of RefShapes' pictures, made on first use. Types: default, train, val, test."""
+    """Captions of RefShapes' images, made on first use. Types: default, train, val, test."""
 
     name = "refshapes_caption"
     DATASET_CONFIG_DICT = config_files("refshapes_caption")
@@ -263,6 +263,6 @@ class RefShapesCaptionBuilder(RefShapesAnswersBuilder):
         """The captions' file of each split."""
         return {split: (captions_path(self.root(), own),) for split, own in self.splits().items()}
 
-    def read(self, files: tuple[Path, ...], split: str) -> list[Picture]:
-        """The pictures with their captions."""
+    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
+        """The images with their captions."""
         return read_captions(files[0], split)

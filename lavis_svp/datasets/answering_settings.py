@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lavis_svp.common.options import build_options, check_keys
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.settings import LAVIS_SPLITS, ImagesOptions
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class FilesBuildInfo:
 
     Args:
         annotations: the files of LAVIS's train, val and test; those left out or null are not built.
-        images: where the pictures are; ``storage`` is the folder that the files' names are relative to, or the one
+        images: where the images are; ``storage`` is the folder that the files' names are relative to, or the one
             above COCO's ``train2014``, ``val2014`` ...
         answer_list: JSON list of answers to choose from with ``run.inference_method: rank``; null = none.
     """
@@ -71,7 +71,7 @@ class RefShapesAnswersBuildInfo:
     Args:
         root: as for ``refshapes_seg``.
         sizes: as for ``refshapes_seg``; sections of one run that share a root must agree.
-        seed: of the pictures, as for ``refshapes_seg``.
+        seed: of the images, as for ``refshapes_seg``.
         question_seed: of the questions.
         annotations: which of RefShapes' splits stand behind LAVIS's train, val and test.
         images: as for ``refshapes_seg``.
@@ -105,7 +105,7 @@ class _AnsweringOptions:
     vis_processor: dict[str, Any] | None = None
     text_processor: dict[str, Any] | None = None
     superpixels: dict[str, Any] | None = None
-    drawing: DrawingOptions = field(default_factory=DrawingOptions)
+    drawing: SamplingOptions = field(default_factory=SamplingOptions)
 
 
 @dataclass(frozen=True)

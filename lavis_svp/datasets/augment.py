@@ -1,4 +1,4 @@
-"""Mirroring a picture together with what is said about it."""
+"""Mirroring an image together with what is said about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTNER = {
     "leftwards": "rightwards",
 }
 SWAPS = {**_PARTNER, **{right: left for left, right in _PARTNER.items()}}
-"""Words that trade places when the picture is mirrored. Hyphens end a word: "left-hand" is covered by "left"."""
+"""Words that trade places when the image is mirrored. Hyphens end a word: "left-hand" is covered by "left"."""
 
 _SIDES = "left|right"
 _BLOCKERS = re.compile(
@@ -56,7 +56,7 @@ def can_mirror(text: str) -> bool:
 
 
 def mirror_text(text: str) -> str:
-    """The sentence for the mirrored picture: left and right trade places; all else stays.
+    """The sentence for the mirrored image: left and right trade places; all else stays.
 
     Mirroring twice gives the sentence back.
 

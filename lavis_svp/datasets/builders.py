@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 
 from lavis_svp.common.options import build_options, check_keys
 from lavis_svp.datasets.caches import SuperpixelCache
-from lavis_svp.datasets.layout import MissingDataError, Origin, annotation_files, doctor_command, find_pictures
+from lavis_svp.datasets.layout import MissingDataError, Origin, annotation_files, doctor_command, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
 from lavis_svp.datasets.settings import BuildInfo, DatasetOptions, RefShapesOptions
 from lavis_svp.datasets.shards.opening import OpenedShards, check_origin, open_shards
-from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
+from lavis_svp.datasets.source import AnnotationSource, ImageFolder, ImageStore
 from lavis_svp.superpixels.cache import check_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
@@ -64,9 +64,9 @@ class ReferringBuilder(BaseDatasetBuilder):
         info = self.settings().build_info
         if info.root is not None:
             return below_cache_root(info.root)
-        pictures = info.images.storage
-        if pictures is not None:
-            folder = below_cache_root(pictures)
+        images = info.images.storage
+        if images is not None:
+            folder = below_cache_root(images)
             if not annotation_files(folder, self._spec_name(), info.split_by).missing():
                 return folder
         return below_cache_root(DATA_FOLDER)
@@ -85,7 +85,7 @@ class ReferringBuilder(BaseDatasetBuilder):
         """Build every split of the section; the annotations are read once for all of them.
 
         Raises:
-            MissingDataError: annotations or pictures are not there; the message names the doctor's command.
+            MissingDataError: annotations or images are not there; the message names the doctor's command.
             UnknownNameError: the annotations have no such split.
         """
         self.build_processors()
@@ -96,23 +96,23 @@ class ReferringBuilder(BaseDatasetBuilder):
         if opened is not None and opened.superpixels is not None:
             superpixels = opened.superpixels  # what the section asks for, made already
         source: AnnotationSource = self._read(info.split_by) if opened is None else opened.source
-        pictures: PictureStore | None = None if opened is None else opened.source
+        images: ImageStore | None = None if opened is None else opened.source
         datasets = {}
         for lavis_split, section in info.lavis_splits(f"datasets.{self.name}.build_info").items():
-            if pictures is None:
-                pictures = PictureFolder(self._pictures(source, section.splits[0], info.images.storage))
+            if images is None:
+                images = ImageFolder(self._images(source, section.splits[0], info.images.storage))
             train = lavis_split == "train"
             mode = "train" if train else "eval"
             datasets[lavis_split] = (self.train_dataset_cls if train else self.eval_dataset_cls)(
                 self.vis_processors[mode],
                 self.text_processors[mode],
-                pictures.folder,
+                images.folder,
                 splits=section.splits,
                 train=train,
                 options=settings.drawing,
                 superpixel_cache=superpixels,
                 source=source,
-                pictures=pictures,
+                images=images,
                 stored_superpixels=None if opened is None else opened.superpixels,
                 stored_features=None if opened is None else opened.features,
             )
@@ -146,15 +146,15 @@ class ReferringBuilder(BaseDatasetBuilder):
             )
         return RefCOCO(files.instances, files.refs)
 
-    def _pictures(self, source: AnnotationSource, split: str, storage: str | None) -> Path:
-        first = source.pictures(split)[0]
+    def _images(self, source: AnnotationSource, split: str, storage: str | None) -> Path:
+        first = source.images(split)[0]
         given = None if storage is None else below_cache_root(storage)
         try:
-            return find_pictures(self.root(), self._spec_name(), first.file_name, given)
+            return find_images(self.root(), self._spec_name(), first.file_name, given)
         except MissingDataError as error:
             command = doctor_command(self.root(), self._spec_name())
             raise MissingDataError(
-                f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the pictures there: {command}"
+                f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the images there: {command}"
             ) from error
 
     def _spec_name(self) -> str:
@@ -217,7 +217,7 @@ class RefShapesBuilder(ReferringBuilder):
     DATASET_CONFIG_DICT = config_files("refshapes")
 
     def make_data(self) -> None:
-        """Render the pictures and write the annotations, unless they are there."""
+        """Render the images and write the annotations, unless they are there."""
         info = cast(RefShapesOptions, self.settings()).build_info
         make_refshapes(self.root(), info.sizes, info.seed, info.scene)
 

@@ -12,14 +12,14 @@ from lavis_svp.superpixels.region_map import RegionMap
 
 
 class SuperpixelCache(Protocol):
-    """What gives a picture's superpixels."""
+    """What gives an image's superpixels."""
 
-    def get(self, image_key: str, picture: np.ndarray) -> RegionMap:
-        """The region map of a (H, W, 3) uint8 picture, computed or from a cache."""
+    def get(self, image_key: str, image: np.ndarray) -> RegionMap:
+        """The region map of a (H, W, 3) uint8 image, computed or from a cache."""
 
 
 class FrozenCache(Protocol):
-    """What gives the outputs of the frozen encoders for a picture."""
+    """What gives the outputs of the frozen encoders for an image."""
 
     def get(self, image_key: str) -> Mapping[str, torch.Tensor] | None:
         """``{"patches": (N, C), "sam": (256, h, w)}`` or None where nothing is stored."""

@@ -16,11 +16,11 @@ OTHER_TEXT_KEYS = ("caption", "captions", "expression", "sentences", "refer", "d
 
 
 class CocoExpressions(RefCOCO):
-    """Pictures, masks and expressions of a COCO ``instances.json``.
+    """Images, masks and expressions of a COCO ``instances.json``.
 
     Each annotation may have one more key, ``expressions``: a text or a list of texts that name this object. They may
-    stand in a file of their own instead: ``{"<annotation id>": text or list of texts}``. A picture's split is its
-    ``split``, "train" if it has none. Expression ids are ``<annotation id>-<number>``. Pictures without expressions are
+    stand in a file of their own instead: ``{"<annotation id>": text or list of texts}``. An image's split is its
+    ``split``, "train" if it has none. Expression ids are ``<annotation id>-<number>``. Images without expressions are
     left out.
 
     Args:
@@ -73,7 +73,7 @@ class CocoExpressions(RefCOCO):
             raise ValueError(f"{where} must have a text, or a list of texts that are not empty; it has {given!r}.")
         image_id = int(annotation["image_id"])
         if image_id not in images:
-            raise ValueError(f"{where} is about picture {image_id}, which is not there.")
+            raise ValueError(f"{where} is about image {image_id}, which is not there.")
         try:
             inside(str(images[image_id]["file_name"]))
         except ValueError as error:

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Changes a picture's colours, never its geometry.
+    """Changes an image's colours, never its geometry.
 
     Args:
         brightness, contrast, saturation: largest relative change, in [0, 1]; each factor is drawn evenly from
@@ -26,15 +26,15 @@ class ColorJitter:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change one picture.
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change one image.
 
         Args:
-            picture: (H, W, 3) uint8 RGB; left as it is.
+            image: (H, W, 3) uint8 RGB; left as it is.
             rng: source of chance.
 
         Returns:
-            (H, W, 3) uint8; the picture itself if all changes are off.
+            (H, W, 3) uint8; the image itself if all changes are off.
         """
         steps = (
             (self.brightness, ImageEnhance.Brightness),
@@ -42,9 +42,9 @@ class ColorJitter:
             (self.saturation, ImageEnhance.Color),
         )
         if not any(amount for amount, _ in steps):
-            return picture
-        image = Image.fromarray(picture)
+            return image
+        pil_image = Image.fromarray(image)
         for amount, enhance in steps:
             if amount:
-                image = enhance(image).enhance(rng.uniform(1.0 - amount, 1.0 + amount))
-        return np.array(image)
+                pil_image = enhance(pil_image).enhance(rng.uniform(1.0 - amount, 1.0 + amount))
+        return np.array(pil_image)

@@ -13,18 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lavis_svp.datasets.images import BadImageError, read_image
 from lavis_svp.datasets.layout import (
     PUBLIC,
     SPECS,
     MissingDataError,
     annotation_files,
     dataset_spec,
-    find_pictures,
-    picture_folders,
+    find_images,
+    image_folders,
 )
-from lavis_svp.datasets.pictures import BadPictureError, read_picture
-from lavis_svp.datasets.published import COUNTS, PICTURE_SOURCE, SOURCES
-from lavis_svp.datasets.refcoco import Picture, RefCOCO
+from lavis_svp.datasets.published import COUNTS, IMAGE_SOURCE, SOURCES
+from lavis_svp.datasets.refcoco import RefCOCO, ReferredImage
 
 _SHOWN = 5
 """How many missing files are named."""
@@ -55,7 +55,7 @@ class Diagnosis:
 
 
 def diagnose(
-    root: str | Path, dataset: str, split_by: str, pictures: str | Path | None = None, subset: bool = False
+    root: str | Path, dataset: str, split_by: str, images: str | Path | None = None, subset: bool = False
 ) -> Diagnosis:
     """Check one data set.
 
@@ -63,7 +63,7 @@ def diagnose(
         root: the folder that holds ``refcoco/`` ...
         dataset: a key of ``layout.SPECS``.
         split_by: one of its partitions.
-        pictures: where the pictures are; None = found below ``root``.
+        images: where the images are; None = found below ``root``.
         subset: other counts than the published ones are no problem.
     """
     found = Diagnosis(dataset, split_by)
@@ -73,17 +73,17 @@ def diagnose(
         found.lines.append(f"{'MISSING ' if path in missing else 'found   '} {path}")
     if missing:
         found.problems.append(SOURCES[dataset])
-        found.problems += _where_pictures_go(root, dataset, pictures)
+        found.problems += _where_images_go(root, dataset, images)
         return found
     try:
         source = RefCOCO(files.instances, files.refs)
-        splits = {split: source.pictures(split) for split in source.splits()}
+        splits = {split: source.images(split) for split in source.splits()}
     except ValueError as error:
         found.problems.append(str(error))
         return found
-    found.images = {split: {picture.image_id for picture in chosen} for split, chosen in splits.items()}
+    found.images = {split: {image.image_id for image in chosen} for split, chosen in splits.items()}
     _compare_counts(found, source, subset)
-    _check_pictures(found, root, splits, pictures)
+    _check_images(found, root, splits, images)
     return found
 
 
@@ -102,56 +102,56 @@ def _compare_counts(found: Diagnosis, source: RefCOCO, subset: bool) -> None:
         found.lines.append(f"{split + ':':<7} {', '.join(cells)}")
 
 
-def _check_pictures(
-    found: Diagnosis, root: str | Path, splits: dict[str, list[Picture]], pictures: str | Path | None
+def _check_images(
+    found: Diagnosis, root: str | Path, splits: dict[str, list[ReferredImage]], images: str | Path | None
 ) -> None:
-    wanted = {picture.file_name for chosen in splits.values() for picture in chosen}
+    wanted = {image.file_name for chosen in splits.values() for image in chosen}
     try:
-        folder = next(_folders_with(root, found.dataset, sorted(wanted), pictures))
+        folder = next(_folders_with(root, found.dataset, sorted(wanted), images))
     except StopIteration:
-        found.problems.append(f"None of the {len(wanted):,} pictures was found.")
-        found.problems += _where_pictures_go(root, found.dataset, pictures)
+        found.problems.append(f"None of the {len(wanted):,} images was found.")
+        found.problems += _where_images_go(root, found.dataset, images)
         return
     lacking = sorted(name for name in wanted if not (folder / name).is_file())
-    found.lines.append(f"{len(wanted) - len(lacking):,} of {len(wanted):,} pictures found in {folder}")
+    found.lines.append(f"{len(wanted) - len(lacking):,} of {len(wanted):,} images found in {folder}")
     if lacking:
         named = ", ".join(lacking[:_SHOWN]) + (" ..." if len(lacking) > _SHOWN else "")
-        found.problems.append(f"{len(lacking):,} pictures are missing: {named}. {_picture_source(found.dataset)}")
+        found.problems.append(f"{len(lacking):,} images are missing: {named}. {_image_source(found.dataset)}")
     for chosen in splits.values():
-        first = next((picture for picture in chosen if picture.file_name not in lacking), None)
+        first = next((image for image in chosen if image.file_name not in lacking), None)
         if first is not None:
-            found.problems += _check_one_picture(folder / first.file_name, first.size)
+            found.problems += _check_one_image(folder / first.file_name, first.size)
 
 
-def _folders_with(root: str | Path, dataset: str, names: Sequence[str], pictures: str | Path | None) -> Iterator[Path]:
-    """Folders that hold at least one of the pictures; the first names alone decide in nearly every case."""
+def _folders_with(root: str | Path, dataset: str, names: Sequence[str], images: str | Path | None) -> Iterator[Path]:
+    """Folders that hold at least one of the images; the first names alone decide in nearly every case."""
     for name in names:
         try:
-            yield find_pictures(root, dataset, name, pictures)
+            yield find_images(root, dataset, name, images)
         except MissingDataError:
             continue
 
 
-def _check_one_picture(path: Path, annotated: tuple[int, int]) -> list[str]:
+def _check_one_image(path: Path, annotated: tuple[int, int]) -> list[str]:
     try:
-        loaded = read_picture(path)
-    except BadPictureError as error:
+        loaded = read_image(path)
+    except BadImageError as error:
         return [str(error)]
     sizes = (loaded.stored_size, loaded.pixels.shape[:2])
     return [] if annotated in sizes else [f"{path} is {sizes[0]} (height, width), annotated as {annotated}."]
 
 
-def _where_pictures_go(root: str | Path, dataset: str, pictures: str | Path | None) -> list[str]:
-    looked = "\n      ".join(str(folder) for folder in picture_folders(root, dataset, pictures))
-    return [_picture_source(dataset), f"Pictures are looked for in, first to last:\n      {looked}"]
+def _where_images_go(root: str | Path, dataset: str, images: str | Path | None) -> list[str]:
+    looked = "\n      ".join(str(folder) for folder in image_folders(root, dataset, images))
+    return [_image_source(dataset), f"Images are looked for in, first to last:\n      {looked}"]
 
 
-def _picture_source(dataset: str) -> str:
-    return PICTURE_SOURCE if dataset_spec(dataset).pictures is None else SOURCES[dataset]
+def _image_source(dataset: str) -> str:
+    return IMAGE_SOURCE if dataset_spec(dataset).images is None else SOURCES[dataset]
 
 
-def shared_pictures(found: Sequence[Diagnosis]) -> list[str]:
-    """Held-out pictures of one data set that stand in the training split of one: joint training has seen them."""
+def shared_images(found: Sequence[Diagnosis]) -> list[str]:
+    """Held-out images of one data set that stand in the training split of one: joint training has seen them."""
     lines = []
     for trained in found:
         for held in found:
@@ -159,7 +159,7 @@ def shared_pictures(found: Sequence[Diagnosis]) -> list[str]:
                 count = len(images & trained.images.get("train", set())) if split != "train" else 0
                 if count:
                     lines.append(
-                        f"{count:,} of {len(images):,} pictures of {held.dataset} ({held.split_by}) {split} are in the "
+                        f"{count:,} of {len(images):,} images of {held.dataset} ({held.split_by}) {split} are in the "
                         f"training split of {trained.dataset} ({trained.split_by})."
                     )
     return lines
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", required=True, type=Path, help="the folder that holds refcoco/, refcoco+/ ...")
     parser.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
     parser.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
-    parser.add_argument("--images", type=Path, help="the pictures' folder or one above it; default: below the root")
+    parser.add_argument("--images", type=Path, help="the images' folder or one above it; default: below the root")
     parser.add_argument("--subset", action="store_true", help="counts need not be the published ones")
     given = parser.parse_args(arguments)
     names = given.dataset or list(PUBLIC)
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names
     ]
     print("\n\n".join(diagnosis.text() for diagnosis in found))
-    shared = shared_pictures(found)
+    shared = shared_images(found)
     if shared:
         print("\nFor training on several of them, or against leaks:\n  " + "\n  ".join(shared))
     return int(any(diagnosis.problems for diagnosis in found))

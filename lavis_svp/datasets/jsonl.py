@@ -1,8 +1,8 @@
-"""Reader of the JSONL schema: one line a picture, with its expressions and what they name.
+"""Reader of the JSONL schema: one line an image, with its expressions and what they name.
 
 ``{"image": "a/b.jpg", "expressions": [{"text": "the red cup", "segmentation": ...}]}``. A segmentation is a list of
-polygons, COCO's run lengths, or the path of a mask picture (anything but black is the object); all in the frame in
-which the picture is stored. Optional: ``id`` (a number; default: the line's), ``split`` (default "train"),
+polygons, COCO's run lengths, or the path of a mask image (anything but black is the object); all in the frame in
+which the image is stored. Optional: ``id`` (a number; default: the line's), ``split`` (default "train"),
 ``instances`` (``[{"segmentation", "category", "attributes"}]``), to which an expression's ``targets`` (their places in
 the list, from 0; none = the expression fits nothing) refer in place of a segmentation of its own, and ``kind``.
 """
@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from lavis_svp.common.options import check_keys
-from lavis_svp.datasets.pictures import read_picture
-from lavis_svp.datasets.refcoco import Instance, Picture, RefCOCO
+from lavis_svp.datasets.images import read_image
+from lavis_svp.datasets.refcoco import Instance, RefCOCO, ReferredImage
 from lavis_svp.datasets.source import inside
 
 DEFAULT_SPLIT = "train"
@@ -28,15 +28,15 @@ EXPRESSION_KEYS = ("text", "segmentation", "targets", "kind")
 INSTANCE_KEYS = ("segmentation", "category", "attributes")
 _OPAQUE = 255
 _UNREADABLE = (0, 0)
-"""Size of a picture that cannot be opened; reading it then says why."""
+"""Size of an image that cannot be opened; reading it then says why."""
 
 
 class JsonlSource(RefCOCO):
-    """Pictures, masks and expressions of a JSONL file.
+    """Images, masks and expressions of a JSONL file.
 
     Args:
         path: the file.
-        folder: pictures and mask pictures are relative to it; None = the file's own folder.
+        folder: images and mask images are relative to it; None = the file's own folder.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,25 +67,25 @@ class JsonlSource(RefCOCO):
         content = {"images": self._new_images, "annotations": self._new_annotations, "categories": categories}
         self._take(content, self._new_references)
 
-    def mask(self, picture: Picture, instance: Instance) -> np.ndarray:
+    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
         """The mask of one object, (H, W) uint8 in {0, 1}.
 
         Raises:
-            FileNotFoundError: no such mask picture.
-            ValueError: a mask of another size than the picture, or a damaged one.
+            FileNotFoundError: no such mask image.
+            ValueError: a mask of another size than the image, or a damaged one.
         """
         if not isinstance(instance.segmentation, str):
-            return super().mask(picture, instance)
+            return super().mask(image, instance)
         path = self.folder / instance.segmentation
-        mask = read_picture(path).pixels.any(2).astype(np.uint8)  # (H, W)
+        mask = read_image(path).pixels.any(2).astype(np.uint8)  # (H, W)
         if _partly_transparent(path):  # shown white, it would count as the object
             raise ValueError(f"{path} is transparent in part, so what is object is not told. Save it without alpha.")
-        if mask.shape != picture.size:
-            raise ValueError(f"{path} is {mask.shape} (height, width), its picture {picture.file_name} {picture.size}.")
+        if mask.shape != image.size:
+            raise ValueError(f"{path} is {mask.shape} (height, width), its image {image.file_name} {image.size}.")
         return mask
 
     def _read_line(self, line: Any, number: int) -> int:
-        """Take one line; the id of its picture."""
+        """Take one line; the id of its image."""
         if not isinstance(line, Mapping):
             raise ValueError(f"a line is a JSON object, got {type(line).__name__}")
         check_keys(line, LINE_KEYS, "a line")
@@ -117,7 +117,7 @@ class JsonlSource(RefCOCO):
         if ("segmentation" in expression) == ("targets" in expression):
             raise ValueError(
                 f"expression {expression['text']!r} needs either a segmentation or targets (targets: [] = it fits "
-                "nothing in the picture)"
+                "nothing in the image)"
             )
         if "segmentation" in expression:
             return [self._add_object({"segmentation": expression["segmentation"]}, image_id)]
@@ -131,7 +131,7 @@ class JsonlSource(RefCOCO):
         check_keys(instance, INSTANCE_KEYS, "an instance")
         segmentation = instance.get("segmentation")
         if not segmentation or not isinstance(segmentation, str | list | Mapping):
-            raise ValueError(f"a segmentation is polygons, run lengths or a mask picture's path, got {segmentation!r}")
+            raise ValueError(f"a segmentation is polygons, run lengths or a mask image's path, got {segmentation!r}")
         if isinstance(segmentation, str):
             inside(segmentation)
         category = str(instance.get("category") or "")
@@ -168,7 +168,7 @@ def _partly_transparent(path: Path) -> bool:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture as stored, out of its header."""
+    """(H, W) of an image as stored, out of its header."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -18,13 +18,13 @@ class DatasetSpec:
         folder: its folder below the root.
         split_by: the partitions that exist; the first is the usual one.
         refs: the stem of the references' file, "refs" or "grefs".
-        pictures: folder of its pictures below the root, None = COCO train2014.
+        images: folder of its images below the root, None = COCO train2014.
     """
 
     folder: str
     split_by: tuple[str, ...]
     refs: str = "refs"
-    pictures: str | None = None
+    images: str | None = None
 
 
 SPECS = {
@@ -32,8 +32,8 @@ SPECS = {
     "refcoco+": DatasetSpec("refcoco+", ("unc",)),
     "refcocog": DatasetSpec("refcocog", ("umd", "google")),
     "grefcoco": DatasetSpec("grefcoco", ("unc",), refs="grefs"),
-    "refshapes": DatasetSpec("refshapes", ("svp",), pictures="images/refshapes"),
-    "photos": DatasetSpec("photos", ("svp",), pictures="images/photos"),
+    "refshapes": DatasetSpec("refshapes", ("svp",), images="images/refshapes"),
+    "photos": DatasetSpec("photos", ("svp",), images="images/photos"),
 }
 
 PUBLIC = ("refcoco", "refcoco+", "refcocog", "grefcoco")
@@ -54,7 +54,7 @@ TRAIN2014_FOLDERS = (
     "images",
     ".",
 )
-"""Where COCO's train2014 pictures are looked for, below the root or below the folder that was given for pictures."""
+"""Where COCO's train2014 images are looked for, below the root or below the folder that was given for images."""
 
 REFS_SUFFIXES = (".p", ".json")
 
@@ -123,34 +123,34 @@ def annotation_files(root: str | Path, name: str, split_by: str | None = None) -
     return AnnotationFiles(folder / "instances.json", refs)
 
 
-def picture_folders(root: str | Path, name: str, pictures: str | Path | None = None) -> Iterator[Path]:
-    """The folders in which the pictures of ``name`` may lie, likeliest first.
+def image_folders(root: str | Path, name: str, images: str | Path | None = None) -> Iterator[Path]:
+    """The folders in which the images of ``name`` may lie, likeliest first.
 
     Args:
         root: as for :func:`annotation_files`.
         name: a key of ``SPECS``.
-        pictures: a folder given by the user, the pictures' own or one above it; None = below ``root``.
+        images: a folder given by the user, the images' own or one above it; None = below ``root``.
     """
-    own = dataset_spec(name).pictures
-    if pictures is not None:
-        yield Path(pictures)
-    base = Path(root if pictures is None else pictures)
+    own = dataset_spec(name).images
+    if images is not None:
+        yield Path(images)
+    base = Path(root if images is None else images)
     for folder in TRAIN2014_FOLDERS if own is None else (own,):
         yield base / folder
 
 
-def find_pictures(root: str | Path, name: str, file_name: str, pictures: str | Path | None = None) -> Path:
-    """The first possible picture folder that holds ``file_name``.
+def find_images(root: str | Path, name: str, file_name: str, images: str | Path | None = None) -> Path:
+    """The first possible image folder that holds ``file_name``.
 
     Raises:
         MissingDataError: none does; the message lists where it was looked for.
     """
-    folders = list(picture_folders(root, name, pictures))
+    folders = list(image_folders(root, name, images))
     for folder in folders:
         if (folder / file_name).is_file():
             return folder
     looked = "\n  ".join(str(folder) for folder in folders)
-    raise MissingDataError(f"No folder with the pictures of {name}: {file_name} is in none of\n  {looked}")
+    raise MissingDataError(f"No folder with the images of {name}: {file_name} is in none of\n  {looked}")
 
 
 def doctor_command(root: str | Path, name: str) -> str:

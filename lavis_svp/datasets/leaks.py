@@ -1,9 +1,9 @@
-"""Counts the pictures of one split that stand in another: ``python -m lavis_svp.datasets.leaks --root DIR``.
+"""Counts the images of one split that stand in another: ``python -m lavis_svp.datasets.leaks --root DIR``.
 
-RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO were all made from COCO's train2014 pictures and split each on its own, so that
-the training split of one holds pictures of another's val and test. The table has a row for each val or test split and
-a column for each training split; a cell says how many pictures they share, and how many training expressions those
-pictures have. Only the files of references are read, neither ``instances.json`` nor pictures.
+RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO were all made from COCO's train2014 images and split each on its own, so that
+the training split of one holds images of another's val and test. The table has a row for each val or test split and
+a column for each training split; a cell says how many images they share, and how many training expressions those
+images have. Only the files of references are read, neither ``instances.json`` nor images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavis_svp.datasets.layout import PUBLIC, annotation_files, dataset_spec
-from lavis_svp.datasets.refcoco import split_pictures
+from lavis_svp.datasets.refcoco import split_images
 from lavis_svp.metrics.table import format_table
 
 TRAIN = "train"
@@ -26,7 +26,7 @@ _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+")
 
 
 def coco_id(file_name: str) -> int | None:
-    """COCO's id of a picture by its file name; None for a picture that is not COCO's.
+    """COCO's id of an image by its file name; None for an image that is not COCO's.
 
     The ids of other data sets count something else and must never be compared with COCO's, so the name decides.
 
@@ -40,7 +40,7 @@ def coco_id(file_name: str) -> int | None:
 
 @dataclass(frozen=True)
 class SplitUse:
-    """Which COCO pictures the splits of one data set in one partition are about.
+    """Which COCO images the splits of one data set in one partition are about.
 
     Args:
         dataset: its name.
@@ -59,7 +59,7 @@ class SplitUse:
 
     def held_out(self) -> dict[str, Counter[int]]:
         """Every split but train, by its full name, e.g. "refcoco (unc) testA"."""
-        return {f"{self.name} {split}": pictures for split, pictures in self.splits.items() if split != TRAIN}
+        return {f"{self.name} {split}": images for split, images in self.splits.items() if split != TRAIN}
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Shared:
     """What a training split shares with others.
 
     Args:
-        pictures: how many of its pictures.
+        images: how many of its images.
         expressions: how many sentences these have in the training split.
     """
 
-    pictures: int
+    images: int
     expressions: int
 
     def __str__(self) -> str:
-        return f"{self.pictures:,} ({self.expressions:,})"
+        return f"{self.images:,} ({self.expressions:,})"
 
 
 def title(dataset: str, split_by: str) -> str:
@@ -95,11 +95,11 @@ def read_use(root: str | Path, dataset: str, split_by: str) -> SplitUse | None:
         ValueError: the file is damaged.
     """
     path = annotation_files(root, dataset, split_by).refs
-    return SplitUse(dataset, split_by, split_pictures(path)) if path.is_file() else None
+    return SplitUse(dataset, split_by, split_images(path)) if path.is_file() else None
 
 
 def shared(train: Mapping[int, int], held_out: Collection[int]) -> Shared:
-    """Count what a training split shares with held-out pictures.
+    """Count what a training split shares with held-out images.
 
     Args:
         train: {image id: number of sentences}.
@@ -112,11 +112,11 @@ def shared(train: Mapping[int, int], held_out: Collection[int]) -> Shared:
 def leak_table(found: Sequence[SplitUse]) -> list[list[str]]:
     """Rows of text: a head, one row for each held-out split, their union, and what the training splits hold in all."""
     trains = {use.name: use.splits[TRAIN] for use in found if TRAIN in use.splits}
-    held = {name: pictures for use in found for name, pictures in use.held_out().items()}
+    held = {name: images for use in found for name, images in use.held_out().items()}
     union = set().union(*held.values())
-    rows = [["", "pictures", *(f"{name} train" for name in trains)]]
-    for name, pictures in [*held.items(), ("any of them", union)]:
-        rows.append([name, f"{len(pictures):,}", *(str(shared(train, pictures)) for train in trains.values())])
+    rows = [["", "images", *(f"{name} train" for name in trains)]]
+    for name, images in [*held.items(), ("any of them", union)]:
+        rows.append([name, f"{len(images):,}", *(str(shared(train, images)) for train in trains.values())])
     whole = [str(Shared(len(train), sum(train.values()))) for train in trains.values()]
     return [*rows, ["the training split holds", "", *whole]]
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = [use for use in read.values() if use is not None]
     absent = [title(*key) for key, use in read.items() if use is None]
     if found:
-        print("Pictures of each training split that are held out elsewhere (and their training expressions):\n")
+        print("Images of each training split that are held out elsewhere (and their training expressions):\n")
         print(format_table(leak_table(found)))
     if absent:
         print(f"\nNot there, so not counted: {', '.join(absent)}. See python -m lavis_svp.datasets.doctor --help")

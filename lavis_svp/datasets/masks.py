@@ -15,7 +15,7 @@ _RUN_BITS = 5
 _SIGN_BIT = 0x10
 _MORE_BIT = 0x20
 _FIRST_CHARACTER = 48
-_LONGEST = 9  # characters: 45 bits, far beyond the pixels of any picture
+_LONGEST = 9  # characters: 45 bits, far beyond the pixels of any image
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -28,7 +28,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         segmentation: a list of polygons ``[x0, y0, x1, y1, ...]`` in pixels, a run-length code
             ``{"size": [H, W], "counts": list | str | bytes}``, a list of such codes, or nothing at all.
             Polygons of fewer than three points have no area and are left out.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
 
     Returns:
         (H, W) uint8, 1 = object; all zero for an empty segmentation.
@@ -76,8 +76,8 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"A run-length code's size is [height, width], got {code['size']!r}.") from error
     if (height, width) != tuple(size):
         raise ValueError(
-            f"The mask is {height}x{width} (height x width), the picture {size[0]}x{size[1]}. "
-            "Masks must have their picture's size; is this the right picture, in its original resolution?"
+            f"The mask is {height}x{width} (height x width), the image {size[0]}x{size[1]}. "
+            "Masks must have their image's size; is this the right image, in its original resolution?"
         )
     counts = code["counts"]
     runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else _whole_numbers(counts)

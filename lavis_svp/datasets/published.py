@@ -38,7 +38,7 @@ COUNTS: dict[tuple[str, str], dict[str, SplitCounts]] = {
         "testB": SplitCounts(None, 750, None),
     },
 }
-"""(data set, partition) -> split -> references, pictures, sentences; None = no published number known to us."""
+"""(data set, partition) -> split -> references, images, sentences; None = no published number known to us."""
 
 _ARCHIVED = (
     "The first host (bvision at UNC) is gone. The Internet Archive's Wayback Machine keeps its {folder}.zip, "
@@ -58,8 +58,8 @@ SOURCES = {
 }
 """How to get the annotations."""
 
-PICTURE_SOURCE = (
-    "The pictures are COCO's train2014 (82,783 files, 13 GB), train2014.zip from COCO's own site, cocodataset.org. "
+IMAGE_SOURCE = (
+    "The images are COCO's train2014 (82,783 files, 13 GB), train2014.zip from COCO's own site, cocodataset.org. "
     "Unpack it to images/mscoco/images/train2014/ in the root, or anywhere and say so with --images "
     "(YAML: build_info.images.storage)."
 )

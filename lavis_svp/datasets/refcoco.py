@@ -1,4 +1,4 @@
-"""Reader of the RefCOCO format: a file of references, an ``instances.json``, pictures.
+"""Reader of the RefCOCO format: a file of references, an ``instances.json``, images.
 
 Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the plugin's own data sets. Needs neither LAVIS nor torch.
 """
@@ -19,16 +19,16 @@ from lavis_svp.datasets.masks import decode_segmentation
 from lavis_svp.datasets.unpickling import load_plain_pickle
 
 NO_TARGET = -1
-"""The annotation id that gRefCOCO gives to an expression that fits nothing in the picture."""
+"""The annotation id that gRefCOCO gives to an expression that fits nothing in the image."""
 
 
 ANY_SIZE = (0, 0)
-"""Size of a picture whose file does not tell it; only pictures without masks may have it."""
+"""Size of an image whose file does not tell it; only images without masks may have it."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One annotated object of a picture.
+    """One annotated object of an image.
 
     Args:
         annotation_id: its id in ``instances.json``.
@@ -50,7 +50,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence about a picture, and the objects it names.
+    """One sentence about an image, and the objects it names.
 
     Args:
         expression_id: unique in its file: the reference's id and the sentence's.
@@ -70,8 +70,8 @@ class Expression:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of one split, with its expressions.
+class ReferredImage:
+    """One image of one split, with its expressions.
 
     Args:
         image_id: its id in ``instances.json``.
@@ -92,7 +92,7 @@ class SplitCounts(NamedTuple):
     """How much a split holds; None = not known."""
 
     references: int | None
-    pictures: int | None
+    images: int | None
     sentences: int | None
 
 
@@ -131,19 +131,19 @@ class RefCOCO:
         chosen = [reference for reference in self._references if reference["split"] == split]
         return SplitCounts(
             references=len(chosen),
-            pictures=len({reference["image_id"] for reference in chosen}),
+            images=len({reference["image_id"] for reference in chosen}),
             sentences=sum(len(reference["sentences"]) for reference in chosen),
         )
 
-    def pictures(self, split: str) -> list[Picture]:
-        """The pictures of one split by ascending id, each with all its expressions.
+    def images(self, split: str) -> list[ReferredImage]:
+        """The images of one split by ascending id, each with all its expressions.
 
         Args:
             split: an exact name: "test" is not "testA".
 
         Raises:
             UnknownNameError: no reference has this split.
-            ValueError: a reference names a picture or an annotation that does not exist, or has an empty sentence.
+            ValueError: a reference names an image or an annotation that does not exist, or has an empty sentence.
         """
         if split not in self.splits():
             raise unknown_name(f"split of {self.refs_path}", split, self.splits())
@@ -152,33 +152,33 @@ class RefCOCO:
         chosen = [reference for reference in self._references if reference["split"] == split]
         for reference in sorted(chosen, key=lambda reference: int(reference["ref_id"])):
             grouped.setdefault(int(reference["image_id"]), []).extend(self._expressions(reference, seen))
-        return [self._picture(image_id, split, grouped[image_id]) for image_id in sorted(grouped)]
+        return [self._image(image_id, split, grouped[image_id]) for image_id in sorted(grouped)]
 
     def instances(self, image_id: int) -> list[Instance]:
-        """All annotated objects of a picture by ascending annotation id, referred to or not."""
+        """All annotated objects of an image by ascending annotation id, referred to or not."""
         return [self._instance(annotation_id) for annotation_id in self._of_image.get(image_id, [])]
 
-    def target_mask(self, picture: Picture, expression: Expression) -> np.ndarray:
+    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
         """The union of an expression's targets, (H, W) uint8 in {0, 1}; all zero if it has none.
 
         Raises:
-            ValueError: a mask that does not fit the picture; names picture and annotation.
+            ValueError: a mask that does not fit the image; names image and annotation.
         """
-        mask = np.zeros(picture.size, np.uint8)
+        mask = np.zeros(image.size, np.uint8)
         for annotation_id in expression.targets:
-            mask |= self.mask(picture, self._instance(annotation_id))
+            mask |= self.mask(image, self._instance(annotation_id))
         return mask
 
-    def mask(self, picture: Picture, instance: Instance) -> np.ndarray:
+    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
         """The mask of one object, (H, W) uint8 in {0, 1}.
 
         Raises:
-            ValueError: see :func:`lavis_svp.datasets.masks.decode_segmentation`; names picture and annotation.
+            ValueError: see :func:`lavis_svp.datasets.masks.decode_segmentation`; names image and annotation.
         """
         try:
-            return decode_segmentation(instance.segmentation, picture.size)
+            return decode_segmentation(instance.segmentation, image.size)
         except ValueError as error:
-            raise ValueError(f"{picture.file_name}, annotation {instance.annotation_id}: {error}") from error
+            raise ValueError(f"{image.file_name}, annotation {instance.annotation_id}: {error}") from error
 
     def _instance(self, annotation_id: int) -> Instance:
         annotation = self._annotations[annotation_id]
@@ -186,18 +186,19 @@ class RefCOCO:
         attributes = tuple(str(word) for word in annotation.get("attributes") or ())
         return Instance(annotation_id, category, attributes, annotation.get("segmentation"))
 
-    def _picture(self, image_id: int, split: str, expressions: list[Expression]) -> Picture:
+    def _image(self, image_id: int, split: str, expressions: list[Expression]) -> ReferredImage:
         image = self._images[image_id]
         name = PurePosixPath(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{self.instances_path}: picture {image_id} has a file name outside its folder: {name}.")
-        return Picture(image_id, str(name), (int(image["height"]), int(image["width"])), split, tuple(expressions))
+            raise ValueError(f"{self.instances_path}: image {image_id} has a file name outside its folder: {name}.")
+        size = (int(image["height"]), int(image["width"]))
+        return ReferredImage(image_id, str(name), size, split, tuple(expressions))
 
     def _expressions(self, reference: Mapping[str, Any], seen: dict[str, int]) -> Iterable[Expression]:
         where = f"{self.refs_path}: reference {reference['ref_id']}"
         image_id = int(reference["image_id"])
         if image_id not in self._images:
-            raise ValueError(f"{where} is about picture {image_id}, which {self.instances_path} does not have.")
+            raise ValueError(f"{where} is about image {image_id}, which {self.instances_path} does not have.")
         targets = self._targets(reference, where)
         for sentence in reference["sentences"]:
             text = str(sentence.get("sent") or "").strip() or str(sentence.get("raw") or "").strip()
@@ -220,9 +221,9 @@ class RefCOCO:
         for annotation_id in ids:
             annotation = self._annotations.get(annotation_id)
             if annotation is None or int(annotation["image_id"]) != int(reference["image_id"]):
-                has = "no such annotation" if annotation is None else f"it under picture {annotation['image_id']}"
+                has = "no such annotation" if annotation is None else f"it under image {annotation['image_id']}"
                 raise ValueError(
-                    f"{where} names annotation {annotation_id} of picture {reference['image_id']}; "
+                    f"{where} names annotation {annotation_id} of image {reference['image_id']}; "
                     f"{self.instances_path} has {has}. Do the two files belong to the same release?"
                 )
         return tuple(ids)
@@ -268,8 +269,8 @@ def _load_references(path: Path) -> list[dict[str, Any]]:
     return references
 
 
-def split_pictures(refs_path: str | Path) -> dict[str, Counter[int]]:
-    """Which pictures each split is about, from the references alone, which are read fast.
+def split_images(refs_path: str | Path) -> dict[str, Counter[int]]:
+    """Which images each split is about, from the references alone, which are read fast.
 
     Args:
         refs_path: ``refs(unc).p``, ``grefs(unc).json`` ...
@@ -283,6 +284,6 @@ def split_pictures(refs_path: str | Path) -> dict[str, Counter[int]]:
     """
     splits: dict[str, Counter[int]] = {}
     for reference in _load_references(Path(refs_path)):
-        pictures = splits.setdefault(str(reference["split"]), Counter())
-        pictures[int(reference["image_id"])] += len(reference["sentences"])
+        images = splits.setdefault(str(reference["split"]), Counter())
+        images[int(reference["image_id"])] += len(reference["sentences"])
     return splits

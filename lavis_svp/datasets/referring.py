@@ -1,4 +1,4 @@
-"""The data set of referring expressions: one item = one picture with some of its expressions."""
+"""The data set of referring expressions: one item = one image with some of its expressions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils.data import Dataset
 
 from lavis_svp.datasets.augment import can_mirror, mirror_text
 from lavis_svp.datasets.caches import FrozenCache, StoredFeatures, StoredSuperpixels, SuperpixelCache
-from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, draw_for_training, in_chunks
+from lavis_svp.datasets.drawing import SamplingOptions, choose_for_evaluation, draw_for_training, in_chunks
+from lavis_svp.datasets.images import ImageFile, read_image
 from lavis_svp.datasets.layout import Origin
-from lavis_svp.datasets.pictures import PictureFile, read_picture
 from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, Picture, RefCOCO
+from lavis_svp.datasets.refcoco import Expression, RefCOCO, ReferredImage
 from lavis_svp.datasets.shards.order import shard_order
 from lavis_svp.datasets.skipping import SetupError, substitutes
-from lavis_svp.datasets.source import AnnotationSource, PictureFolder, PictureStore
+from lavis_svp.datasets.source import AnnotationSource, ImageFolder, ImageStore
 from lavis_svp.datasets.targets import candidate_indices, instance_labels, target_masks
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
@@ -29,35 +29,35 @@ SKIPPED = "skipped"
 """Key of the samples left out for being broken; see :meth:`ReferringDataset.__getitem__`."""
 
 MIRRORED_SUFFIX = "-mirrored"
-"""Ends the image key of a mirrored picture, which has other superpixels and features than its original."""
+"""Ends the image key of a mirrored image, which has other superpixels and features than its original."""
 
 
 class ReferringDataset(Dataset[dict[str, Any]]):
-    """Pictures with referring expressions and their masks, with the interface of LAVIS's ``BaseDataset``.
+    """Images with referring expressions and their masks, with the interface of LAVIS's ``BaseDataset``.
 
-    In training an item is a picture with a few of its sentences, drawn anew for each epoch from
+    In training an item is an image with a few of its sentences, drawn anew for each epoch from
     (seed, epoch, index) alone, so that worker processes and resumed runs draw the same. In evaluation every sentence
     (of the protocol) is in exactly one item. :meth:`__getitem__` documents a sample.
 
-    RefCOCO's masks are in the frame in which the picture is stored. A picture with an EXIF orientation is turned
-    upright and its masks are turned with it; if instead the annotated size is that of the upright picture, the masks
+    RefCOCO's masks are in the frame in which the image is stored. An image with an EXIF orientation is turned
+    upright and its masks are turned with it; if instead the annotated size is that of the upright image, the masks
     are taken as upright already.
 
     Args:
         vis_processor: (H, W, 3) uint8 -> (4, S, S) tensor; called with ``rng=`` if it has ``takes_rng = True``.
-            Its ``hflip_prob``, if it has one, says how often a training picture is mirrored, with its masks and with
-            left and right swapped in its sentences; pictures with a sentence that cannot be mirrored stay as they are.
+            Its ``hflip_prob``, if it has one, says how often a training image is mirrored, with its masks and with
+            left and right swapped in its sentences; images with a sentence that cannot be mirrored stay as they are.
             None needs ``options.load_image = False``.
         text_processor: cleans an expression; None leaves it as it is.
-        vis_root: the folder that holds the pictures.
+        vis_root: the folder that holds the images.
         ann_paths: ``[instances.json, refs(...).p]``.
         splits: exact split names; several are put one after another.
         train: draw sentences (True) or go through all of them (False).
-        options: see :class:`~lavis_svp.datasets.drawing.DrawingOptions`.
+        options: see :class:`~lavis_svp.datasets.drawing.SamplingOptions`.
         superpixel_cache: gives ``region_map``; may be set later.
         frozen_cache: gives ``frozen``; may be set later.
         source: the annotations, if they are in memory already; then ``ann_paths`` is not read.
-        pictures: where the pictures are, if not in ``vis_root``.
+        images: where the images are, if not in ``vis_root``.
         stored_superpixels, stored_features: what came with the data; a model checks their settings against its own
             before it uses them. The superpixels are ``superpixel_cache`` unless another one is given.
 
@@ -77,11 +77,11 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         *,
         splits: Sequence[str] = ("train",),
         train: bool = False,
-        options: DrawingOptions | None = None,
+        options: SamplingOptions | None = None,
         superpixel_cache: SuperpixelCache | None = None,
         frozen_cache: FrozenCache | None = None,
         source: AnnotationSource | None = None,
-        pictures: PictureStore | None = None,
+        images: ImageStore | None = None,
         stored_superpixels: StoredSuperpixels | None = None,
         stored_features: StoredFeatures | None = None,
     ) -> None:
@@ -90,16 +90,16 @@ class ReferringDataset(Dataset[dict[str, Any]]):
                 raise ValueError(f"ann_paths must be [instances.json, the references' file], got {list(ann_paths)}.")
             source = RefCOCO(ann_paths[0], ann_paths[1])
         self.source = source
-        self.options = options or DrawingOptions()
+        self.options = options or SamplingOptions()
         self.train = train
         self.vis_root = str(vis_root)
-        self.pictures: PictureStore = PictureFolder(vis_root) if pictures is None else pictures
+        self.images: ImageStore = ImageFolder(vis_root) if images is None else images
         self.stored_superpixels, self.stored_features = stored_superpixels, stored_features
         self.superpixel_cache = stored_superpixels if superpixel_cache is None else superpixel_cache
         self.frozen_cache = frozen_cache
         self.epoch = 0
         self.set_processors(vis_processor, text_processor)
-        self.annotation: list[Picture] = [picture for split in splits for picture in source.pictures(split)]
+        self.annotation: list[ReferredImage] = [image for split in splits for image in source.images(split)]
         self._items = self._list_items()
 
     def __len__(self) -> int:
@@ -115,39 +115,39 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         """Choose which draw of sentences training gets; call it before each epoch, before workers start."""
         self.epoch = epoch
 
-    def leave_out(self, pictures: Collection[Picture]) -> None:
-        """Drop some of the pictures in ``annotation``, with all their expressions.
+    def leave_out(self, images: Collection[ReferredImage]) -> None:
+        """Drop some of the images in ``annotation``, with all their expressions.
 
         Args:
-            pictures: told by their ids in this data set; those that are not in it are ignored.
+            images: told by their ids in this data set; those that are not in it are ignored.
         """
-        dropped = {(picture.image_id, picture.split) for picture in pictures}
+        dropped = {(image.image_id, image.split) for image in images}
         self.annotation = [one for one in self.annotation if (one.image_id, one.split) not in dropped]
         self._items = self._list_items()
 
     def expression_ids(self) -> list[str]:
         """Ids of all expressions that the items hold, in order; in training, of all that can be drawn."""
         return [
-            self.annotation[picture].expressions[index].expression_id
-            for picture, chosen in self._items
-            for index in (range(len(self.annotation[picture].expressions)) if self.train else chosen)
+            self.annotation[image].expressions[index].expression_id
+            for image, chosen in self._items
+            for index in (range(len(self.annotation[image].expressions)) if self.train else chosen)
         ]
 
-    def picture_file(self, picture: Picture) -> PictureFile:
-        """Where the bytes of one of the pictures in ``annotation`` are."""
-        return self.pictures.file(picture)
+    def image_file(self, image: ReferredImage) -> ImageFile:
+        """Where the bytes of one of the images in ``annotation`` are."""
+        return self.images.file(image)
 
     def pixels(self, image_id: int, split: str) -> np.ndarray:
-        """A picture of this data set, (H, W, 3) uint8, upright.
+        """An image of this data set, (H, W, 3) uint8, upright.
 
         Raises:
-            ValueError: no such picture here.
-            BadPictureError: it cannot be decoded.
+            ValueError: no such image here.
+            BadImageError: it cannot be decoded.
         """
-        for picture in self.annotation:
-            if (picture.image_id, picture.split) == (image_id, split):
-                return read_picture(self.picture_file(picture)).pixels
-        raise ValueError(f"This data set has no picture {image_id} in split '{split}'.")
+        for image in self.annotation:
+            if (image.image_id, image.split) == (image_id, split):
+                return read_image(self.image_file(image)).pixels
+        raise ValueError(f"This data set has no image {image_id} in split '{split}'.")
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
         """The order in which an epoch visits the items, if ``drawing.shuffle`` asks for one of this data set's own.
@@ -162,11 +162,11 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         """
         if self.options.shuffle == "global":
             return None
-        shards = [self.pictures.shard(self.annotation[number]) for number, _ in self._items]
+        shards = [self.images.shard(self.annotation[number]) for number, _ in self._items]
         return shard_order(shards, self.options.shuffle_shards, seed, epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One picture with some of its expressions; in training, another one in place of a broken one.
+        """One image with some of its expressions; in training, another one in place of a broken one.
 
         Returns:
             As :meth:`sample`. In training with ``drawing.skip_broken``, a sample that cannot be read is replaced by the
@@ -175,7 +175,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
         Raises:
             RuntimeError: too many samples in a row are broken.
-            BadPictureError, OSError, ValueError: as :meth:`sample`; in evaluation always, since a score over the rest
+            BadImageError, OSError, ValueError: as :meth:`sample`; in evaluation always, since a score over the rest
                 would be another score.
         """
         if not (self.train and self.options.skip_broken):
@@ -187,8 +187,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             except SetupError:
                 raise
             except (OSError, ValueError) as error:
-                picture = self.annotation[self._items[tried][0]]
-                skipped.append(f"{picture.file_name} ({picture.split}): {type(error).__name__}: {error}")
+                image = self.annotation[self._items[tried][0]]
+                skipped.append(f"{image.file_name} ({image.split}): {type(error).__name__}: {error}")
                 continue
             return sample | {SKIPPED: skipped}
         raise RuntimeError(
@@ -196,7 +196,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         )
 
     def sample(self, index: int) -> dict[str, Any]:
-        """One picture with some of its expressions, or an error that names it.
+        """One image with some of its expressions, or an error that names it.
 
         Returns:
             "image": (4, S, S) float RGB in [0, 1] and validity; "image_id"; "image_key": sha256 of the file;
@@ -208,28 +208,28 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "region_map" and "frozen" where a cache gives them.
 
         Raises:
-            BadPictureError: the picture cannot be decoded.
-            ValueError: masks of another size than the picture, an empty expression, features that are missing.
+            BadImageError: the image cannot be decoded.
+            ValueError: masks of another size than the image, an empty expression, features that are missing.
         """
         number, chosen = self._items[index]
-        picture = self.annotation[number]
+        image = self.annotation[number]
         rng = np.random.default_rng([self.options.seed, self.epoch, index])
         if self.train:
-            chosen = draw_for_training(len(picture.expressions), self.options.expressions_per_picture, rng)
-        expressions = [picture.expressions[i] for i in chosen]
-        texts = [self._clean(picture, expression.text) for expression in expressions]
+            chosen = draw_for_training(len(image.expressions), self.options.expressions_per_image, rng)
+        expressions = [image.expressions[i] for i in chosen]
+        texts = [self._clean(image, expression.text) for expression in expressions]
         answers = [answer for expression in expressions for answer in expression.answers or ()]
         mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts + answers))
-        file = self.picture_file(picture)
-        loaded = read_picture(file)
-        place = Placement(picture, loaded, mirrored, file)
+        file = self.image_file(image)
+        loaded = read_image(file)
+        place = Placement(image, loaded, mirrored, file)
         pixels = place.mirror(loaded.pixels)
         key = loaded.key + (MIRRORED_SUFFIX if mirrored else "")
         sample: dict[str, Any] = {
-            "image_id": picture.image_id,
+            "image_id": image.image_id,
             "image_key": key,
-            "file_name": picture.file_name,
-            "split": picture.split,
+            "file_name": image.file_name,
+            "split": image.split,
             "original_size": pixels.shape[:2],
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
@@ -238,7 +238,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "masks": self._masks(place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
             "instances": instance_labels(self.source, place) if self.options.instances else None,
-            "candidates": candidate_indices(self.source, picture, chosen),
+            "candidates": candidate_indices(self.source, image, chosen),
             SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
         return sample | self._inputs(key, pixels, file, rng)
@@ -263,28 +263,28 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def displ_item(self, index: int) -> dict[str, Any]:
         """What LAVIS's dataset browser shows of an item."""
         number, chosen = self._items[index]
-        picture = self.annotation[number]
-        shown = picture.expressions if self.train else [picture.expressions[i] for i in chosen]
-        return {"file": picture.file_name, "expressions": [expression.text for expression in shown]}
+        image = self.annotation[number]
+        shown = image.expressions if self.train else [image.expressions[i] for i in chosen]
+        return {"file": image.file_name, "expressions": [expression.text for expression in shown]}
 
     def _list_items(self) -> list[tuple[int, list[int]]]:
         """(index into ``annotation``, the expressions of the item); none listed where they are drawn later."""
         if self.train:
             return [(number, []) for number in range(len(self.annotation))]
         items = []
-        for number, picture in enumerate(self.annotation):
-            rng = np.random.default_rng([self.options.seed, picture.image_id])
-            chosen = choose_for_evaluation(len(picture.expressions), self.options.protocol, rng)
+        for number, image in enumerate(self.annotation):
+            rng = np.random.default_rng([self.options.seed, image.image_id])
+            chosen = choose_for_evaluation(len(image.expressions), self.options.protocol, rng)
             items += [(number, chunk) for chunk in in_chunks(chosen, self.options.max_expressions)]
         return items
 
-    def _clean(self, picture: Picture, text: str) -> str:
+    def _clean(self, image: ReferredImage, text: str) -> str:
         if self.text_processor is None:
             return text
         try:
             return self.text_processor(text)
         except ValueError as error:
-            raise ValueError(f"An expression of {picture.file_name}: {error}") from error
+            raise ValueError(f"An expression of {image.file_name}: {error}") from error
 
     def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
         return target_masks(self.source, place, expressions)
@@ -292,8 +292,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def _draw_mirroring(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))
 
-    def _inputs(self, key: str, pixels: np.ndarray, file: PictureFile, rng: np.random.Generator) -> dict[str, Any]:
-        """The optional keys: the picture for the encoders, its superpixels, what is stored of it."""
+    def _inputs(self, key: str, pixels: np.ndarray, file: ImageFile, rng: np.random.Generator) -> dict[str, Any]:
+        """The optional keys: the image for the encoders, its superpixels, what is stored of it."""
         inputs: dict[str, Any] = {}
         if self.options.load_image:
             if self.vis_processor is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lavis_svp.common.options import build_options, check_keys
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
 
 LAVIS_SPLITS = ("train", "val", "test")
@@ -18,7 +18,7 @@ class ImagesOptions:
     """``build_info.images``.
 
     Args:
-        storage: the folder with the pictures or one above it, absolute or below LAVIS's ``cache_root``; None = found
+        storage: the folder with the images or one above it, absolute or below LAVIS's ``cache_root``; None = found
             below ``root``, see ``TRAIN2014_FOLDERS`` in ``layout.py``. LAVIS's ``load_dataset(vis_path=...)`` sets it.
     """
 
@@ -45,9 +45,9 @@ class BuildInfo:
             None = ``images.storage`` if the annotations are there, else ``data`` below ``cache_root``.
         split_by: "unc", "umd", "google" ...; None = the data set's usual one.
         annotations: which splits LAVIS's train, val and test are made of; those left out or null are not built.
-        images: where the pictures are.
+        images: where the images are.
         shards: a folder of shards (``python -m lavis_svp.datasets.shards``) to read in place of annotation files and
-            pictures; absolute, or below LAVIS's ``cache_root``. ``root`` and ``images`` are then not used.
+            images; absolute, or below LAVIS's ``cache_root``. ``root`` and ``images`` are then not used.
         use_stored: take superpixels and frozen features out of the shards, if they hold any; the model refuses those
             that it would not make itself. False = leave them.
     """
@@ -84,9 +84,9 @@ class RefShapesBuildInfo(BuildInfo):
     """``build_info`` of RefShapes.
 
     Args:
-        sizes: pictures per split; None = what is there already, else the generator's own. Splits left out are empty.
-        seed: of the pictures and expressions.
-        scene: what pictures and expressions look like; give other scenes a ``root`` of their own.
+        sizes: images per split; None = what is there already, else the generator's own. Splits left out are empty.
+        seed: of the images and expressions.
+        scene: what images and expressions look like; give other scenes a ``root`` of their own.
     """
 
     sizes: dict[str, int] | None = None
@@ -106,7 +106,7 @@ class DatasetOptions:
         text_processor: likewise, by default svp_referring.
         superpixels: a superpixel processor's section (``name`` is by default svp_superpixel); None = the model makes
             the superpixels.
-        drawing: which expressions are used, see :class:`~lavis_svp.datasets.drawing.DrawingOptions`.
+        drawing: which expressions are used, see :class:`~lavis_svp.datasets.drawing.SamplingOptions`.
         build_info: where the data are.
     """
 
@@ -116,7 +116,7 @@ class DatasetOptions:
     vis_processor: dict[str, Any] | None = None
     text_processor: dict[str, Any] | None = None
     superpixels: dict[str, Any] | None = None
-    drawing: DrawingOptions = field(default_factory=DrawingOptions)
+    drawing: SamplingOptions = field(default_factory=SamplingOptions)
     build_info: BuildInfo = field(default_factory=BuildInfo)
 
 

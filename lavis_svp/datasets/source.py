@@ -1,4 +1,4 @@
-"""What a data set is read from: something that knows the annotations, and something that has the pictures."""
+"""What a data set is read from: something that knows the annotations, and something that has the images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from lavis_svp.datasets.pictures import PictureFile
-from lavis_svp.datasets.refcoco import Expression, Instance, Picture, SplitCounts
+from lavis_svp.datasets.images import ImageFile
+from lavis_svp.datasets.refcoco import Expression, Instance, ReferredImage, SplitCounts
 
 
 class AnnotationSource(Protocol):
-    """Pictures by split, their expressions, objects and masks.
+    """Images by split, their expressions, objects and masks.
 
     :class:`~lavis_svp.datasets.refcoco.RefCOCO` reads them from annotation files,
     :class:`~lavis_svp.datasets.shards.source.ShardSource` from shards.
@@ -24,34 +24,34 @@ class AnnotationSource(Protocol):
     def counts(self, split: str) -> SplitCounts:
         """How much a split holds; zeros if there is no such split."""
 
-    def pictures(self, split: str) -> list[Picture]:
-        """The pictures of one split by ascending id; an unknown split is an error."""
+    def images(self, split: str) -> list[ReferredImage]:
+        """The images of one split by ascending id; an unknown split is an error."""
 
     def instances(self, image_id: int) -> list[Instance]:
-        """All annotated objects of a picture by ascending annotation id."""
+        """All annotated objects of an image by ascending annotation id."""
 
-    def target_mask(self, picture: Picture, expression: Expression) -> np.ndarray:
+    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
         """The union of an expression's targets, (H, W) uint8 in {0, 1}."""
 
-    def mask(self, picture: Picture, instance: Instance) -> np.ndarray:
+    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
         """The mask of one object, (H, W) uint8 in {0, 1}."""
 
 
-class PictureStore(Protocol):
-    """Where the picture files of a data set are."""
+class ImageStore(Protocol):
+    """Where the image files of a data set are."""
 
     folder: Path
-    """Of the pictures, or of the shards."""
+    """Of the images, or of the shards."""
 
-    def file(self, picture: Picture) -> PictureFile:
-        """The place of one picture's file; that it is there is not checked."""
+    def file(self, image: ReferredImage) -> ImageFile:
+        """The place of one image's file; that it is there is not checked."""
 
-    def shard(self, picture: Picture) -> int:
-        """Number of the large file that the picture is in; pictures with one number are read fast together."""
+    def shard(self, image: ReferredImage) -> int:
+        """Number of the large file that the image is in; images with one number are read fast together."""
 
 
-class PictureFolder:
-    """Pictures as single files in a folder.
+class ImageFolder:
+    """Images as single files in a folder.
 
     Args:
         folder: file names are relative to it.
@@ -60,11 +60,11 @@ class PictureFolder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def file(self, picture: Picture) -> Path:
-        """The path of a picture."""
-        return self.folder / picture.file_name
+    def file(self, image: ReferredImage) -> Path:
+        """The path of an image."""
+        return self.folder / image.file_name
 
-    def shard(self, picture: Picture) -> int:
+    def shard(self, image: ReferredImage) -> int:
         """Always 0: every file is as near as any other."""
         return 0
 

@@ -1,4 +1,4 @@
-"""What a sample says of a picture's objects: masks of its expressions, all instances, candidates."""
+"""What a sample says of an image's objects: masks of its expressions, all instances, candidates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, Picture
+from lavis_svp.datasets.refcoco import Expression, ReferredImage
 from lavis_svp.datasets.source import AnnotationSource
 
 
@@ -17,8 +17,8 @@ def target_masks(source: AnnotationSource, place: Placement, expressions: Sequen
 
     Args:
         source: has the annotations.
-        place: the picture's frame.
-        expressions: of that picture.
+        place: the image's frame.
+        expressions: of that image.
     """
     masks: dict[tuple[int, ...], np.ndarray] = {}
     for expression in expressions:
@@ -28,11 +28,11 @@ def target_masks(source: AnnotationSource, place: Placement, expressions: Sequen
 
 
 def instance_labels(source: AnnotationSource, place: Placement) -> dict[str, Any]:
-    """All objects of a picture in one label map; where two overlap, the smaller one is on top.
+    """All objects of an image in one label map; where two overlap, the smaller one is on top.
 
     Args:
         source: has the annotations.
-        place: the picture's frame.
+        place: the image's frame.
 
     Returns:
         "labels": (H, W) int32, -1 = none; "words": a list of words for each object.
@@ -45,22 +45,22 @@ def instance_labels(source: AnnotationSource, place: Placement) -> dict[str, Any
     return {"labels": labels, "words": [instance.words for instance in objects]}
 
 
-def candidate_indices(source: AnnotationSource, picture: Picture, chosen: Sequence[int]) -> list[list[int]] | None:
-    """Candidates as places in the picture's instances, for each chosen expression; None if the data name none.
+def candidate_indices(source: AnnotationSource, image: ReferredImage, chosen: Sequence[int]) -> list[list[int]] | None:
+    """Candidates as places in the image's instances, for each chosen expression; None if the data name none.
 
     Args:
         source: has the annotations.
-        picture: whose.
+        image: whose.
         chosen: places in its expressions.
 
     Raises:
-        ValueError: a candidate that is no annotation of the picture.
+        ValueError: a candidate that is no annotation of the image.
     """
-    given = [picture.expressions[i].candidates for i in chosen]
+    given = [image.expressions[i].candidates for i in chosen]
     if all(candidates is None for candidates in given):
         return None
-    index = {one.annotation_id: number for number, one in enumerate(source.instances(picture.image_id))}
+    index = {one.annotation_id: number for number, one in enumerate(source.instances(image.image_id))}
     unknown = {one for candidates in given for one in candidates or () if one not in index}
     if unknown:
-        raise ValueError(f"{picture.file_name} has no annotations {sorted(unknown)}, named as candidates.")
+        raise ValueError(f"{image.file_name} has no annotations {sorted(unknown)}, named as candidates.")
     return [[index[one] for one in candidates or ()] for candidates in given]

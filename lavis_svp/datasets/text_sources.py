@@ -1,4 +1,4 @@
-"""Readers of questions and captions: VQAv2's files, COCO's captions, from any pictures."""
+"""Readers of questions and captions: VQAv2's files, COCO's captions, from any images."""
 
 from __future__ import annotations
 
@@ -9,78 +9,78 @@ from typing import Any
 import numpy as np
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.datasets.refcoco import ANY_SIZE, Expression, Instance, Picture, SplitCounts, load_json
+from lavis_svp.datasets.refcoco import ANY_SIZE, Expression, Instance, ReferredImage, SplitCounts, load_json
 from lavis_svp.datasets.source import AnnotationSource, inside
 
 CAPTION_KIND = "caption"
 COCO_NAME = "COCO_{subtype}_{image_id:012d}.jpg"
-"""How COCO's pictures of 2014, and so VQAv2's, are named; ``subtype`` stands in the questions' file."""
+"""How COCO's images of 2014, and so VQAv2's, are named; ``subtype`` stands in the questions' file."""
 
 
 class TextSource:
-    """Pictures by split, with questions or the wish for a caption, and the words that answer them.
+    """Images by split, with questions or the wish for a caption, and the words that answer them.
 
     An :class:`~lavis_svp.datasets.source.AnnotationSource`, so that what is made for expressions serves texts, too.
 
     Args:
-        pictures: {split: its pictures}; each of their expressions has ``answers``.
-        objects: knows the pictures' annotated objects, for the aids that use them; None = there are none.
+        images: {split: its images}; each of their expressions has ``answers``.
+        objects: knows the images' annotated objects, for the aids that use them; None = there are none.
     """
 
-    def __init__(self, pictures: Mapping[str, list[Picture]], objects: AnnotationSource | None = None) -> None:
-        self._pictures, self._objects = dict(pictures), objects
+    def __init__(self, images: Mapping[str, list[ReferredImage]], objects: AnnotationSource | None = None) -> None:
+        self._images, self._objects = dict(images), objects
 
     def splits(self) -> list[str]:
         """Names of all splits, sorted."""
-        return sorted(self._pictures)
+        return sorted(self._images)
 
     def counts(self, split: str) -> SplitCounts:
         """How much a split holds."""
-        pictures = self._pictures.get(split, [])
-        return SplitCounts(None, len(pictures), sum(len(picture.expressions) for picture in pictures))
+        images = self._images.get(split, [])
+        return SplitCounts(None, len(images), sum(len(image.expressions) for image in images))
 
-    def pictures(self, split: str) -> list[Picture]:
-        """The pictures of one split by ascending id.
+    def images(self, split: str) -> list[ReferredImage]:
+        """The images of one split by ascending id.
 
         Raises:
             UnknownNameError: no such split.
         """
-        if split not in self._pictures:
-            raise unknown_name("split", split, self._pictures)
-        return self._pictures[split]
+        if split not in self._images:
+            raise unknown_name("split", split, self._images)
+        return self._images[split]
 
     def instances(self, image_id: int) -> list[Instance]:
-        """All annotated objects of a picture."""
+        """All annotated objects of an image."""
         return [] if self._objects is None else self._objects.instances(image_id)
 
-    def target_mask(self, picture: Picture, expression: Expression) -> np.ndarray:
+    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
         """Texts have no masks.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"'{expression.text}' of {picture.file_name} is answered in words; it has no mask.")
+        raise ValueError(f"'{expression.text}' of {image.file_name} is answered in words; it has no mask.")
 
-    def mask(self, picture: Picture, instance: Instance) -> np.ndarray:
+    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
         """The mask of one object, (H, W) uint8 in {0, 1}."""
         if self._objects is None:
-            raise ValueError(f"No objects of {picture.file_name} are annotated.")
-        return self._objects.mask(picture, instance)
+            raise ValueError(f"No objects of {image.file_name} are annotated.")
+        return self._objects.mask(image, instance)
 
 
-def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Picture]:
+def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[ReferredImage]:
     """Read VQAv2's files.
 
-    A question's picture is ``COCO_<data_subtype>_<image id>.jpg``, or what its own key ``image`` says, as in LAVIS's
+    A question's image is ``COCO_<data_subtype>_<image id>.jpg``, or what its own key ``image`` says, as in LAVIS's
     files; ``height`` and ``width`` may stand there, too.
 
     Args:
         questions: ``v2_OpenEnded_mscoco_train2014_questions.json`` or a file of that format.
         annotations: ``v2_mscoco_train2014_annotations.json``; None = the answers are not known (a test split).
-        split: name to give the pictures.
+        split: name to give the images.
 
     Returns:
-        the pictures by ascending id, each with its questions; their kind is VQAv2's ``question_type``.
+        the images by ascending id, each with its questions; their kind is VQAv2's ``question_type``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -104,18 +104,18 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Pict
         if not text:
             raise ValueError(f"{where} is empty.")
         grouped.setdefault(image_id, []).append(Expression(str(number), text, kind, (), answers=said))
-    return _pictures(grouped, names, sizes, split)
+    return _images(grouped, names, sizes, split)
 
 
-def read_captions(path: Path, split: str) -> list[Picture]:
+def read_captions(path: Path, split: str) -> list[ReferredImage]:
     """Read COCO's captions, such as ``captions_train2014.json``.
 
     Args:
         path: of the file.
-        split: name to give the pictures.
+        split: name to give the images.
 
     Returns:
-        the pictures by ascending id; each has one text, which is empty and has all its captions as answers. Pictures
+        the images by ascending id; each has one text, which is empty and has all its captions as answers. Images
         without a caption are left out.
 
     Raises:
@@ -133,26 +133,26 @@ def read_captions(path: Path, split: str) -> list[Picture]:
     images = {_number(image, "id", f"{path}, images"): image for image in content["images"]}
     unknown = sorted(set(captions) - set(images))
     if unknown:
-        raise ValueError(f"{path} has captions of pictures {unknown[:5]}, which are not among its images.")
+        raise ValueError(f"{path} has captions of images {unknown[:5]}, which are not among its images.")
     grouped = {
         image_id: [Expression(str(image_id), "", CAPTION_KIND, (), answers=tuple(said))]
         for image_id, said in captions.items()
     }
     names = {
-        image_id: _inside(str(images[image_id]["file_name"]), f"{path}, picture {image_id}") for image_id in captions
+        image_id: _inside(str(images[image_id]["file_name"]), f"{path}, image {image_id}") for image_id in captions
     }
     sizes = {image_id: _size(image) for image_id, image in images.items()}
-    return _pictures(grouped, names, sizes, split)
+    return _images(grouped, names, sizes, split)
 
 
-def _pictures(
+def _images(
     grouped: Mapping[int, list[Expression]],
     names: Mapping[int, str],
     sizes: Mapping[int, tuple[int, int]],
     split: str,
-) -> list[Picture]:
+) -> list[ReferredImage]:
     return [
-        Picture(image_id, names[image_id], sizes[image_id], split, tuple(grouped[image_id]))
+        ReferredImage(image_id, names[image_id], sizes[image_id], split, tuple(grouped[image_id]))
         for image_id in sorted(grouped)
     ]
 
@@ -179,7 +179,7 @@ def _mapping(path: Path, *keys: str) -> Mapping[str, Any]:
 
 def _subtype(content: Mapping[str, Any], path: Path) -> str:
     if not content.get("data_subtype"):
-        raise ValueError(f"{path} has neither data_subtype nor a question's image: its pictures cannot be named.")
+        raise ValueError(f"{path} has neither data_subtype nor a question's image: its images cannot be named.")
     return str(content["data_subtype"])
 
 

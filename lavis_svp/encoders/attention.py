@@ -72,7 +72,7 @@ def block_attention(
         family: says what its modules are called.
         states: (B, T, C), the hidden state that enters the block.
         block: index of the block, from 0.
-        pixels: (B, 3, H, W) normalised pictures, for models that rotate.
+        pixels: (B, 3, H, W) normalised images, for models that rotate.
     """
     names, heads = family.names, network.config.num_attention_heads
     module = network.get_submodule(names.blocks).get_submodule(str(block))

@@ -43,18 +43,18 @@ def cls_and_registers(config: PretrainedConfig) -> int:
     return 1 + config.num_register_tokens
 
 
-def picture(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
-    """The picture (B, 3, H, W) itself; the model knows any side."""
+def image(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
+    """The image (B, 3, H, W) itself; the model knows any side."""
     return {"pixel_values": pixels}
 
 
-def picture_of_any_side(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
-    """The picture (B, 3, H, W), and the word that its positions are interpolated to its side."""
+def image_of_any_side(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
+    """The image (B, 3, H, W), and the word that its positions are interpolated to its side."""
     return {"pixel_values": pixels, "interpolate_pos_encoding": True}
 
 
 def cut_patches(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
-    """The picture as NaFlex wants it (arXiv 2502.14786, section 2.4.2): its patches, which count, and the grid.
+    """The image as NaFlex wants it (arXiv 2502.14786, section 2.4.2): its patches, which count, and the grid.
 
     Args:
         pixels: (B, 3, H, W).
@@ -100,7 +100,7 @@ class VisionFamily:
         std: what it is then divided by.
         prefix_tokens: number of tokens before the patches, from the model's config; the first of them is CLS.
         names: of the modules that attention is computed from.
-        inputs: what the model's forward gets for normalised pictures, their valid patches and the patch's side.
+        inputs: what the model's forward gets for normalised images, their valid patches and the patch's side.
         masked: whether its attention leaves out patches that are not valid.
     """
 
@@ -109,7 +109,7 @@ class VisionFamily:
     std: Colour
     prefix_tokens: Callable[[PretrainedConfig], int]
     names: BlockNames
-    inputs: Inputs = picture
+    inputs: Inputs = image
     masked: bool = False
 
 
@@ -117,8 +117,8 @@ _DINOV2_NAMES = BlockNames("encoder.layer", "norm1", "attention.attention.query"
 _CLIP_NAMES = BlockNames("vision_model.encoder.layers", "layer_norm1", "self_attn.q_proj", "self_attn.k_proj")
 _DINOV3_NAMES = BlockNames("layer", "norm1", "attention.q_proj", "attention.k_proj", rotary="rope_embeddings")
 
-_CLIP = VisionFamily(CLIPVisionModel, CLIP_MEAN, CLIP_STD, cls_token, _CLIP_NAMES, picture_of_any_side)
-_SIGLIP = VisionFamily(SiglipVisionModel, SIGLIP_MEAN, SIGLIP_STD, no_prefix, _CLIP_NAMES, picture_of_any_side)
+_CLIP = VisionFamily(CLIPVisionModel, CLIP_MEAN, CLIP_STD, cls_token, _CLIP_NAMES, image_of_any_side)
+_SIGLIP = VisionFamily(SiglipVisionModel, SIGLIP_MEAN, SIGLIP_STD, no_prefix, _CLIP_NAMES, image_of_any_side)
 _NAFLEX = VisionFamily(Siglip2VisionModel, SIGLIP_MEAN, SIGLIP_STD, no_prefix, _CLIP_NAMES, cut_patches, masked=True)
 # By the "model_type" of the model's config; to support another kind of model, add its line.
 FAMILIES: Mapping[str, VisionFamily] = {

@@ -1,4 +1,4 @@
-"""The encoders' frame: a picture at the top left of an S x S square, with a channel that says where it is."""
+"""The encoders' frame: an image at the top left of an S x S square, with a channel that says where it is."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 VALID_CHANNEL = 3
-"""Of a framed picture (4, S, S): RGB, then 1 where the picture is."""
+"""Of a framed image (4, S, S): RGB, then 1 where the image is."""
 
 
 def frame_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """(h, w) of a picture in the frame: the longer side becomes ``side``, the other keeps the proportion, at least 1.
+    """(h, w) of an image in the frame: the longer side becomes ``side``, the other keeps the proportion, at least 1.
 
     Rounds as SAM's own preprocessing does.
     """
@@ -19,21 +19,21 @@ def frame_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def fit_frame(picture: np.ndarray, side: int) -> torch.Tensor:
-    """Put a picture into SAM's frame.
+def fit_frame(image: np.ndarray, side: int) -> torch.Tensor:
+    """Put an image into SAM's frame.
 
     The same frame serves the vision encoder, so patches and superpixels see the same field of view.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         side: S, SAM's input side in pixels.
 
     Returns:
         (4, S, S) float32: RGB in [0, 1], antialiased bilinear, top-left, zeros elsewhere; then a channel that is
-        1 on the picture and 0 on the padding.
+        1 on the image and 0 on the padding.
     """
-    height, width = frame_size(picture.shape[0], picture.shape[1], side)
-    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+    height, width = frame_size(image.shape[0], image.shape[1], side)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     frame = torch.zeros(4, side, side)
     pixels = torch.from_numpy(np.array(resized))  # (h, w, 3)
     frame[:3, :height, :width] = pixels.permute(2, 0, 1).float() / 255.0  # (3, h, w)

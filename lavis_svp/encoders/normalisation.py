@@ -36,7 +36,7 @@ def with_own_colours(family: VisionFamily, source: str | os.PathLike[str]) -> Vi
         mean = _colour(settings.get("image_mean"), family.mean)
         std = _colour(settings.get("image_std"), family.std)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not say how to normalise pictures ({error}). Download it again.") from error
+        raise ValueError(f"{file} does not say how to normalise images ({error}). Download it again.") from error
     return replace(family, mean=mean, std=std)
 
 

@@ -1,4 +1,4 @@
-"""What a vision transformer makes of pictures: patches, and whatever else a projector asks for.
+"""What a vision transformer makes of images: patches, and whatever else a projector asks for.
 
 Also for the vision tower of a host: nothing is frozen here, and gradients flow.
 """
@@ -60,7 +60,7 @@ def encode_patches(
     levels: Sequence[int] = (),
     wants: Collection[str] = (),
 ) -> PatchFeatures:
-    """Run a vision transformer on pictures of one size.
+    """Run a vision transformer on images of one size.
 
     ``cls_attention`` and ``keys`` are those of the block that puts out the hidden state ``layer`` (-1: the last
     block), as VisionZip takes them (arXiv 2412.04467, section 3.2). ``summary`` is of the last layer, with its norm.
@@ -68,9 +68,9 @@ def encode_patches(
     Args:
         network: a model of the family, for example the vision tower of a host.
         family: see :func:`lavis_svp.encoders.families.family_of`.
-        pixel_values: (B, 3, H, W) normalised pictures. What does not fill a patch at the right and lower edge is not
+        pixel_values: (B, 3, H, W) normalised images. What does not fill a patch at the right and lower edge is not
             seen, as with SigLIP's patches of 14 at its published side 384.
-        valid: (B, N) bool, patches that show the picture; N = floor(H / patch) floor(W / patch).
+        valid: (B, N) bool, patches that show the image; N = floor(H / patch) floor(W / patch).
         layer: which layer's patches: -1 what the model calls its last hidden state, with the final norm where the
             family has one for patches (CLIP has none); else the index of a hidden state, 0 the embedding, negative
             from the end, without the norm. The last block's output without the norm is ``num_hidden_layers``.
@@ -88,7 +88,7 @@ def encode_patches(
     grid = _grid(pixel_values, network.config.patch_size)
     if tuple(valid.shape) != (len(pixel_values), grid[0] * grid[1]):
         raise ValueError(
-            f"Pictures {tuple(pixel_values.shape)} have {grid[0]}x{grid[1]} patches, valid is {tuple(valid.shape)}."
+            f"Images {tuple(pixel_values.shape)} have {grid[0]}x{grid[1]} patches, valid is {tuple(valid.shape)}."
         )
     if pixel_values.is_meta and family.names.rotary is not None:
         raise NotImplementedError(

@@ -32,7 +32,7 @@ class SamEncoder(FrozenModule):
     """SAM's image encoder with SAM's normalisation; frozen.
 
     Args:
-        network: normalised pictures (B, 3, S, S) -> (B, 256, S/16, S/16).
+        network: normalised images (B, 3, S, S) -> (B, 256, S/16, S/16).
         side: S in pixels.
     """
 
@@ -50,22 +50,22 @@ class SamEncoder(FrozenModule):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Embed pictures.
+        """Embed images.
 
         Args:
-            pixels: (B, 3, S, S) RGB in [0, 1], longest side S, picture top-left.
-            valid: (B, 1, S, S), 1 where the picture is; elsewhere the normalised pixels become 0, as SAM pads.
+            pixels: (B, 3, S, S) RGB in [0, 1], longest side S, image top-left.
+            valid: (B, 1, S, S), 1 where the image is; elsewhere the normalised pixels become 0, as SAM pads.
 
         Returns:
             (B, 256, S/16, S/16).
 
         Raises:
-            ValueError: pictures of another side.
+            ValueError: images of another side.
         """
         if tuple(pixels.shape[1:]) != (3, self.side, self.side):
             raise ValueError(
                 f"This SAM was built for pixels (B, 3, {self.side}, {self.side}), got {tuple(pixels.shape)}. "
-                "Resize the pictures, or build SAM with side= theirs."
+                "Resize the images, or build SAM with side= theirs."
             )
         return self.network((pixels - self.mean) / self.std * valid)
 
@@ -93,7 +93,7 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: W
     """Build SAM from a checkpoint in SAM's own format; which SAM it is, is read off the tensors' shapes.
 
     SAM was published for side 1024. A smaller side is faster and misses more. Measured with the embedded MobileSAM
-    on one thread of a shared CPU: the encoder takes 3.7-4.0 s a picture at 1024, 0.64-0.79 s at 512 and 0.39-0.48 s
+    on one thread of a shared CPU: the encoder takes 3.7-4.0 s an image at 1024, 0.64-0.79 s at 512 and 0.39-0.48 s
     at 384 in fp32. bf16 halves this on a CPU with bf16 instructions, and takes ten times as long on one without.
     Automatic masks of a 16 x 16 grid of points found .91 of the big masks of the full 32 x 32 grid at 1024
     (astronaut; coffee .99), but only .73 (.48) at 512. The ViT's position tables are interpolated for another side;
@@ -145,7 +145,7 @@ def sam_identity(parts: SamParts) -> str:
 
 
 def build_prompt_encoder(side: int) -> PromptEncoder:
-    """SAM's prompt encoder for pictures of ``side`` pixels, with fresh weights."""
+    """SAM's prompt encoder for images of ``side`` pixels, with fresh weights."""
     grid = side // STRIDE
     return PromptEncoder(
         embed_dim=EMBEDDING_WIDTH,

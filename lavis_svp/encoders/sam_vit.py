@@ -64,7 +64,7 @@ def shape_of(state: Mapping[str, Tensor]) -> SamVitShape:
 
 
 def build_sam_vit(shape: SamVitShape, side: int) -> nn.Module:
-    """Build the encoder for pictures of ``side`` pixels, with fresh weights.
+    """Build the encoder for images of ``side`` pixels, with fresh weights.
 
     Args:
         shape: which ViT.

@@ -23,7 +23,7 @@ UNUSED = re.compile(r"^(norm_head|head)\.|\.attention_bias_idxs$")
 
 
 class TinyViTEncoder(nn.Module):
-    """TinyViT-5M as MobileSAM uses it (arXiv 2306.14289): picture (B, 3, S, S) -> embedding (B, 256, S/16, S/16).
+    """TinyViT-5M as MobileSAM uses it (arXiv 2306.14289): image (B, 3, S, S) -> embedding (B, 256, S/16, S/16).
 
     Its attention works in windows with relative biases, so that one set of weights serves every side that 16 divides.
     The last down-sampling keeps its resolution, as in MobileSAM.
@@ -49,7 +49,7 @@ class TinyViTEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed normalised pictures.
+        """Embed normalised images.
 
         Args:
             pixels: (B, 3, S, S).

@@ -1,4 +1,4 @@
-"""The frozen vision encoder that makes patch features out of pictures."""
+"""The frozen vision encoder that makes patch features out of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VisionEncoder(FrozenModule):
         network: a transformers vision model with an embedding per patch.
         family: how this kind of model wants its input and gives its output.
         side: input side in pixels, divisible by the patch size; or [height, width], with "stretch".
-        fit: "stretch" stretches the picture over the whole grid; "pad" keeps its aspect ratio, the rest of the grid
+        fit: "stretch" stretches the image over the whole grid; "pad" keeps its aspect ratio, the rest of the grid
             being invalid patches.
         layer: which layer's patches are returned: -1 the last with the final norm; else the index of a hidden
             state, 0 being the embedding, negative from the end (-2 is LLaVA's choice for CLIP), without final norm;
@@ -87,15 +87,15 @@ class VisionEncoder(FrozenModule):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, valid_extent: Sequence[Extent] | None = None) -> PatchFeatures:
-        """Encode pictures.
+        """Encode images.
 
         Args:
-            pixels: (B, 3, H, W) RGB in [0, 1]; each picture top-left in its frame, padding elsewhere.
-            valid_extent: rows and columns of the frame, in pixels, that each picture takes; None: all.
+            pixels: (B, 3, H, W) RGB in [0, 1]; each image top-left in its frame, padding elsewhere.
+            valid_extent: rows and columns of the frame, in pixels, that each image takes; None: all.
 
         Returns:
             Features of ``dim`` channels on the ``grid``, with what was asked for; a patch that shows nothing of the
-            picture is not valid.
+            image is not valid.
 
         Raises:
             ValueError: extents that do not fit the pixels.
@@ -112,26 +112,26 @@ class VisionEncoder(FrozenModule):
         )
 
     def frame(self, pixels: Tensor, extents: Sequence[Extent]) -> Tensor:
-        """Normalise pictures and resize them (bilinear, antialiased) to the encoder's input.
+        """Normalise images and resize them (bilinear, antialiased) to the encoder's input.
 
         Args:
             pixels: (B, 3, H, W) RGB in [0, 1].
-            extents: rows and columns that each picture takes.
+            extents: rows and columns that each image takes.
 
         Returns:
             (B, 3, *size); padding is 0, the mean colour.
         """
         framed = []
-        for picture, (height, width) in zip(pixels, extents, strict=True):
-            shown = (picture[:, :height, :width] - self.mean) / self.std  # (3, height, width)
+        for image, (height, width) in zip(pixels, extents, strict=True):
+            shown = (image[:, :height, :width] - self.mean) / self.std  # (3, height, width)
             if self.fit == "pad":
                 edge = max(pixels.shape[2:])
                 shown = functional.pad(shown, (0, edge - width, 0, edge - height))  # (3, edge, edge)
             framed.append(functional.interpolate(shown[None], self.size, mode="bilinear", antialias=True))
         return torch.cat(framed)  # (B, 3, *size)
 
-    def picture_shares(self, pixels: Tensor, valid_extent: Sequence[Extent] | None = None) -> list[tuple[float, float]]:
-        """The share of the grid's height and width that each picture covers, as ``Superpixels.from_region_maps`` asks.
+    def image_shares(self, pixels: Tensor, valid_extent: Sequence[Extent] | None = None) -> list[tuple[float, float]]:
+        """The share of the grid's height and width that each image covers, as ``Superpixels.from_region_maps`` asks.
 
         Args:
             pixels: (B, 3, H, W), for its size alone.
@@ -144,9 +144,9 @@ class VisionEncoder(FrozenModule):
         return [(height / edge, width / edge) for height, width in extents]
 
     def _valid(self, extents: Sequence[Extent], pixels: Tensor) -> Tensor:
-        """(B, N) bool: the patch shows some of the picture."""
+        """(B, N) bool: the patch shows some of the image."""
         h, w = self.grid
-        shares = torch.tensor(self.picture_shares(pixels, extents), device=pixels.device)
+        shares = torch.tensor(self.image_shares(pixels, extents), device=pixels.device)
         rows = torch.arange(h, device=pixels.device) < shares[:, :1] * h  # (B, h)
         columns = torch.arange(w, device=pixels.device) < shares[:, 1:] * w  # (B, w)
         return (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
@@ -182,7 +182,7 @@ def checked_extents(pixels: Tensor, valid_extent: Sequence[Extent] | None) -> li
     """Check the extents against the pixels (B, 3, H, W); None means whole frames.
 
     Raises:
-        ValueError: of another number than the pictures, or not 1..H rows and 1..W columns.
+        ValueError: of another number than the images, or not 1..H rows and 1..W columns.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels.shape)}.")
@@ -190,11 +190,11 @@ def checked_extents(pixels: Tensor, valid_extent: Sequence[Extent] | None) -> li
     if valid_extent is None:
         return [(height, width)] * batch
     if len(valid_extent) != batch:
-        raise ValueError(f"{batch} pictures need {batch} valid extents, got {len(valid_extent)}.")
+        raise ValueError(f"{batch} images need {batch} valid extents, got {len(valid_extent)}.")
     for index, (rows, columns) in enumerate(valid_extent):
         if int(rows) != rows or int(columns) != columns or not (1 <= rows <= height and 1 <= columns <= width):
             raise ValueError(
-                f"The valid extent {(rows, columns)} of picture {index} is not rows, columns in whole pixels "
+                f"The valid extent {(rows, columns)} of image {index} is not rows, columns in whole pixels "
                 f"within 1..{height}, 1..{width}."
             )
     return [(int(rows), int(columns)) for rows, columns in valid_extent]
@@ -211,12 +211,12 @@ def build_vision_encoder(
 ) -> VisionEncoder:
     """Build a frozen vision encoder.
 
-    Pictures are normalised as the ``preprocessor_config.json`` beside the weights says, without one as the family's
+    Images are normalised as the ``preprocessor_config.json`` beside the weights says, without one as the family's
     publisher does.
 
     Args:
         name_or_path: a name of the zoo, a local Hugging Face folder, or a hub id ("facebook/dinov2-large"). Of a
-            model of pictures and text (CLIP, SigLIP) the vision tower is taken.
+            model of images and text (CLIP, SigLIP) the vision tower is taken.
         side: input side in pixels, divisible by the patch size; or [height, width].
         fit: "stretch" or "pad", see :class:`VisionEncoder`.
         layer: the layer whose patches are returned; -1 is the last, with its norm.

@@ -1,4 +1,4 @@
-"""Proof that two models are the same: what both say about the same pictures, and how far it is apart."""
+"""Proof that two models are the same: what both say about the same images, and how far it is apart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lavis_svp.language.splice import splice
 from lavis_svp.models.svp_ris import SvpRis
 
 EXPRESSIONS = [["the bright region on the left", "the smallest one"], ["whatever is in the middle"]]
-BLOBS = 6  # cells a side of the noise that the pictures are smooth pictures of
-PICTURE_SEED = 0
+BLOBS = 6  # cells a side of the noise that the images are smooth images of
+IMAGE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Difference:
 
 @torch.no_grad()
 def observe(model: SvpRis) -> Observation:
-    """Run a model in evaluation mode on two drawn pictures, one of them not square, with three expressions."""
+    """Run a model in evaluation mode on two drawn images, one of them not square, with three expressions."""
     samples = probe_samples(model.options.sam.side)
     encoded = model.encode(samples)
     answer = model.options.prompt.answers[0]
@@ -74,12 +74,12 @@ def observe(model: SvpRis) -> Observation:
 
 
 def probe_samples(side: int) -> dict[str, Any]:
-    """Two smooth random pictures in SAM's frame; the second covers its upper three quarters.
+    """Two smooth random images in SAM's frame; the second covers its upper three quarters.
 
     Args:
         side: S, SAM's input side in pixels.
     """
-    noise = torch.rand(2, 3, BLOBS, BLOBS, generator=torch.Generator().manual_seed(PICTURE_SEED))
+    noise = torch.rand(2, 3, BLOBS, BLOBS, generator=torch.Generator().manual_seed(IMAGE_SEED))
     image = torch.ones(2, 4, side, side)
     image[:, :3] = F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
     sizes = [(side, side), (side * 3 // 4, side)]

@@ -15,7 +15,7 @@ def region_iou(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
 
     Args:
         region_map: S regions.
-        mask: (H, W) 0/1 over the same picture, any resolution.
+        mask: (H, W) 0/1 over the same image, any resolution.
 
     Returns:
         (S,) float32.
@@ -93,7 +93,7 @@ def instance_of_region(region_map: RegionMap, instance_labels: np.ndarray, least
 
     Args:
         region_map: S regions.
-        instance_labels: (H, W) int32 instance of each pixel, -1 = none, any resolution of the same picture.
+        instance_labels: (H, W) int32 instance of each pixel, -1 = none, any resolution of the same image.
         least_share: share of the region's area.
 
     Returns:

@@ -21,7 +21,7 @@ class LossOptions:
         ce: next-token cross-entropy.
         bce: per-pixel binary cross-entropy.
         dice: soft DICE.
-        resolution: ``original`` (logits are up-sampled to the picture's size, as GLaMM does) or ``low`` (masks are
+        resolution: ``original`` (logits are up-sampled to the image's size, as GLaMM does) or ``low`` (masks are
             area-averaged down to the decoder's grid: cheap on a CPU, a named departure).
     """
 

@@ -19,12 +19,12 @@ AREA_LOGIT = 6.0  # logit that a fully covered pixel of the dense mask prompt ge
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies in SAM's square input.
+    """Where an image lies in SAM's square input.
 
     Args:
         side: S, SAM's input side in pixels.
-        input_size: (h_in, w_in) pixels of the picture in it, top-left.
-        original_size: (H, W) of the picture.
+        input_size: (h_in, w_in) pixels of the image in it, top-left.
+        original_size: (H, W) of the image.
     """
 
     side: int
@@ -32,7 +32,7 @@ class Frame:
     original_size: tuple[int, int]
 
 
-class MaskHead(nn.Module):
+class SegMaskDecoder(nn.Module):
     """SAM's mask decoder with its single-mask output (mask token 0), as LISA and GLaMM drive it.
 
     The modules are copies, so the frozen originals stay as the superpixel generator needs them. Only what the single
@@ -70,14 +70,14 @@ class MaskHead(nn.Module):
         return encoding._pe_encoding(torch.stack([x, y], -1).to(encoding.positional_encoding_gaussian_matrix))
 
     def forward(
-        self, embeddings: Tensor, prompts: Tensor, picture: Tensor, area: Tensor | None = None
+        self, embeddings: Tensor, prompts: Tensor, image: Tensor, area: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Decode P masks.
 
         Args:
             embeddings: (B, 256, h, w) SAM embeddings.
             prompts: (P, n, 256) prompt tokens.
-            picture: (P,) picture of each prompt.
+            image: (P,) image of each prompt.
             area: (P, 4h, 4w) in [0, 1] dense mask prompts in SAM's frame; None = SAM's "no mask".
 
         Returns:
@@ -92,8 +92,8 @@ class MaskHead(nn.Module):
             decoder.mask_tokens.weight.dtype
         )  # 16 bits where DeepSpeed keeps the weights so: then all is computed so
         autocast = nullcontext() if dtype == torch.float32 else no_autocast(embeddings.device)
-        for index in picture.unique().tolist():
-            mine = (picture == index).nonzero(as_tuple=True)[0]
+        for index in image.unique().tolist():
+            mine = (image == index).nonzero(as_tuple=True)[0]
             if area is None:
                 no_mask = self.prompt_encoder.no_mask_embed.weight
                 dense = no_mask.reshape(1, -1, 1, 1).expand(len(mine), -1, *size)  # (P_b, 256, h, w)
@@ -115,11 +115,11 @@ class MaskHead(nn.Module):
 
 
 def to_original(logits: Tensor, frame: Frame) -> Tensor:
-    """Bring decoder logits to the picture's own size, as SAM does: up to S x S, crop the padding, resize.
+    """Bring decoder logits to the image's own size, as SAM does: up to S x S, crop the padding, resize.
 
     Args:
         logits: (P, 4h, 4w) in SAM's frame.
-        frame: the picture's place in it.
+        frame: the image's place in it.
 
     Returns:
         (P, H, W).
@@ -129,12 +129,12 @@ def to_original(logits: Tensor, frame: Frame) -> Tensor:
     return F.interpolate(full, frame.original_size, mode="bilinear", align_corners=False)[:, 0]  # (P, H, W)
 
 
-def to_frame(areas: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
-    """Bring masks over the picture into SAM's frame at another size, keeping exact area shares.
+def mask_to_sam_input(areas: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """Bring masks over the image into SAM's frame at another size, keeping exact area shares.
 
     Args:
-        areas: (P, H', W') in [0, 1] over the whole picture, any resolution.
-        frame: the picture's place.
+        areas: (P, H', W') in [0, 1] over the whole image, any resolution.
+        frame: the image's place.
         size: (h', w') wanted.
 
     Returns:
@@ -147,6 +147,6 @@ def to_frame(areas: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
 
 
 def frame_share(frame: Frame, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """(h', w') share of each cell of SAM's frame that shows the picture, 0 … 1."""
+    """(h', w') share of each cell of SAM's frame that shows the image, 0 … 1."""
     ones = torch.ones(1, *frame.input_size, device=device)
-    return to_frame(ones, frame, size)[0]
+    return mask_to_sam_input(ones, frame, size)[0]

@@ -13,7 +13,7 @@ STATE_NORMS = ("none", "batch")
 
 
 @dataclass(frozen=True)
-class ReadoutOptions:
+class SegPromptOptions:
     """How the state becomes a prompt. All defaults are the paper's host's (GLaMM's) form; the rest are departures.
 
     Args:
@@ -45,7 +45,7 @@ class SegPrompts:
 
     Args:
         sparse: (P, 1, 256) prompt token of each mask.
-        area: (P, Hm, Wm) in [0, 1], the chosen tokens' area in the picture's frame; None without ``pointer_mask``.
+        area: (P, Hm, Wm) in [0, 1], the chosen tokens' area in the image's frame; None without ``pointer_mask``.
         scores: (P, T) log-probabilities of the visual tokens; None without a pointer.
     """
 
@@ -84,7 +84,7 @@ class StateNorm(nn.BatchNorm1d):
         )
 
 
-class SegReadout(nn.Module):
+class SegPromptHead(nn.Module):
     """State of ``[SEG]`` -> prompt of SAM's mask decoder.
 
     The paper's form is Linear(D, D), ReLU, Linear(D, 256), as LISA's and GLaMM's ``text_hidden_fcs``.
@@ -95,7 +95,7 @@ class SegReadout(nn.Module):
         options: aids, all off by default.
     """
 
-    def __init__(self, dim: int, token_scale: float, options: ReadoutOptions) -> None:
+    def __init__(self, dim: int, token_scale: float, options: SegPromptOptions) -> None:
         super().__init__()
         self.options = options
         self.token_scale = token_scale
@@ -112,7 +112,7 @@ class SegReadout(nn.Module):
     def forward(
         self,
         states: Tensor,
-        picture: Tensor,
+        image: Tensor,
         tokens: Tensor,
         valid: Tensor,
         positions: Tensor | None = None,
@@ -123,7 +123,7 @@ class SegReadout(nn.Module):
 
         Args:
             states: (P, D) states that predict ``[SEG]``.
-            picture: (P,) the picture of each.
+            image: (P,) the image of each.
             tokens: (B, T, D) visual tokens.
             valid: (B, T) True for real tokens.
             positions: (B, T, 256) SAM's positional encoding of each token's place, for ``pointer_position``.
@@ -133,20 +133,20 @@ class SegReadout(nn.Module):
         states = self.norm(states)
         if not self.options.pointer:
             return SegPrompts(self.mlp(states)[:, None], None, None)
-        seen = tokens.to(states.dtype)[picture] / self.token_scale  # (P, T, D)
+        seen = tokens.to(states.dtype)[image] / self.token_scale  # (P, T, D)
         scores = torch.einsum("pd,ptd->pt", self.query(states), self.key(seen))  # (P, T)
         scores = scores.float() / self.options.pointer_dim**0.5
-        scores = scores.masked_fill(~valid[picture], torch.finfo(torch.float32).min).log_softmax(-1)
+        scores = scores.masked_fill(~valid[image], torch.finfo(torch.float32).min).log_softmax(-1)
         choice = scores.exp()
         attended = torch.einsum("pt,ptd->pd", choice, seen.float())  # (P, D)
         prompt = self.mlp(torch.cat([states.float(), attended], -1)).float()  # (P, 256)
         if self.options.pointer_position:
             if positions is None or point_token is None:
                 raise ValueError("pointer_position needs the tokens' positions and SAM's point token.")
-            prompt = prompt + torch.einsum("pt,ptc->pc", choice, positions.float()[picture]) + point_token  # (P, 256)
+            prompt = prompt + torch.einsum("pt,ptc->pc", choice, positions.float()[image]) + point_token  # (P, 256)
         area = None
         if self.options.pointer_mask:
             if areas is None:
                 raise ValueError("pointer_mask needs the tokens' areas.")
-            area = torch.einsum("pt,pthw->phw", choice, areas.float()[picture])  # (P, Hm, Wm)
+            area = torch.einsum("pt,pthw->phw", choice, areas.float()[image])  # (P, Hm, Wm)
         return SegPrompts(prompt[:, None], area, scores)

@@ -12,7 +12,7 @@ Importing this package also tells transformers' ``Auto…`` classes how to load 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lavis_svp.hosts import llava, llava_next, llava_onevision, qwen2_5_vl, qwen2_vl
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.hosts.registry import list_hosts, swap_projector
 
 for _config, _model, _processor in (
@@ -38,4 +38,4 @@ for _config, _model, _processor in (
     AutoModelForImageTextToText.register(_config, _model)
     AutoProcessor.register(_config, _processor)
 
-__all__ = ["SwapRecipe", "list_hosts", "swap_projector"]
+__all__ = ["SwapConfig", "list_hosts", "swap_projector"]

@@ -1,6 +1,6 @@
-"""Pictures of any resolution as LLaVA-NeXT and LLaVA-OneVision lay them out: a base view, and tiles of a canvas.
+"""Images of any resolution as LLaVA-NeXT and LLaVA-OneVision lay them out: a base view, and tiles of a canvas.
 
-The picture is resized, keeping its aspect, to fit the best of the configured canvas sizes, stands in the middle of that
+The image is resized, keeping its aspect, to fit the best of the configured canvas sizes, stands in the middle of that
 canvas on padding, and the canvas is cut into tiles of the vision tower's side. Here the patches of the tiles become one
 grid again, so that a superpixel may span tiles.
 """
@@ -25,16 +25,16 @@ POOL_BEYOND = 1.1
 
 @dataclass(frozen=True)
 class Canvas:
-    """One picture's canvas.
+    """One image's canvas.
 
     Args:
-        size: (H, W) of the picture, in pixels.
+        size: (H, W) of the image, in pixels.
         tiles: rows and columns of tiles.
         side: patches along the side of a tile.
-        rows: the canvas' rows of patches that show some of the picture.
+        rows: the canvas' rows of patches that show some of the image.
         columns: its columns that do.
-        edges: where the patches of :attr:`grid` lie on the picture.
-        base: a view of the whole picture, stretched to a square, comes before the tiles.
+        edges: where the patches of :attr:`grid` lie on the image.
+        base: a view of the whole image, stretched to a square, comes before the tiles.
     """
 
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class Canvas:
 
     @property
     def shown(self) -> Grid:
-        """(h, w) of the patches that show some of the picture: the canvas without its padding."""
+        """(h, w) of the patches that show some of the image: the canvas without its padding."""
         return len(self.rows), len(self.columns)
 
     @property
@@ -61,17 +61,17 @@ class Canvas:
         return self.tiles[0] * self.tiles[1] + int(self.base)
 
     def indices(self) -> Tensor:
-        """Where the patches of :attr:`shown` stand among all patches of the picture's views: (h, w)."""
+        """Where the patches of :attr:`shown` stand among all patches of the image's views: (h, w)."""
         row = torch.tensor(self.rows)[:, None]
         column = torch.tensor(self.columns)[None]
         view = int(self.base) + row // self.side * self.tiles[1] + column // self.side  # (h, w)
         return view * self.side**2 + row % self.side * self.side + column % self.side  # (h, w)
 
     def packed_tokens(self, most_views: int | None = None) -> int:
-        """Tokens of this picture where every patch is one, as the hosts pack them.
+        """Tokens of this image where every patch is one, as the hosts pack them.
 
         The base view, then the canvas without what the hosts' own rounding takes for padding, with a newline after
-        each row; a picture without base view is a single view and one newline.
+        each row; an image without base view is a single view and one newline.
 
         Args:
             most_views: a canvas of more patches than so many views have is pooled; None: never.
@@ -93,10 +93,10 @@ class Canvas:
 def tiled_canvas(
     size: tuple[int, int], pinpoints: Sequence[Sequence[int]], side: int, patch: int, multiple: int = 1
 ) -> Canvas:
-    """The canvas of a picture, with tiles and base view.
+    """The canvas of an image, with tiles and base view.
 
     Args:
-        size: (H, W) of the picture, in pixels.
+        size: (H, W) of the image, in pixels.
         pinpoints: the host's canvas sizes (H, W), in pixels.
         side: of a tile, in pixels.
         patch: of the vision tower, in pixels.
@@ -115,10 +115,10 @@ def tiled_canvas(
 
 
 def squared_canvas(size: tuple[int, int], side: int, patch: int, multiple: int = 1) -> Canvas:
-    """A picture padded to a square around its middle and seen in one view: LLaVA-OneVision's one of several.
+    """An image padded to a square around its middle and seen in one view: LLaVA-OneVision's one of several.
 
     Args:
-        size: (H, W) of the picture, in pixels.
+        size: (H, W) of the image, in pixels.
         side: of the view, in pixels.
         patch: of the vision tower, in pixels.
         multiple: as for :func:`tiled_canvas`.
@@ -132,10 +132,10 @@ def squared_canvas(size: tuple[int, int], side: int, patch: int, multiple: int =
 
 
 def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float, multiple: int) -> tuple[range, Tensor]:
-    """The patches along one axis that show some of the picture, and their edges in shares of the picture's side.
+    """The patches along one axis that show some of the image, and their edges in shares of the image's side.
 
-    A tile's pixels beyond its last whole patch belong to none. A picture that lies in such a gap altogether has the
-    nearest patch. The edges go on beyond the picture up to a multiple.
+    A tile's pixels beyond its last whole patch belong to none. An image that lies in such a gap altogether has the
+    nearest patch. The edges go on beyond the image up to a multiple.
     """
     tile = torch.arange(tiles, dtype=torch.float64)[:, None] * side
     first = (tile + torch.arange(side // patch, dtype=torch.float64)[None] * patch).flatten()  # (cells,)
@@ -151,14 +151,14 @@ def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float,
 
 
 def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
-    """Features of the views of P pictures as one grid a picture.
+    """Features of the views of P images as one grid an image.
 
     Args:
-        views: (V, N, C) of all views, picture after picture, each picture's base view first.
-        canvases: one a picture; their views sum to V.
+        views: (V, N, C) of all views, image after image, each image's base view first.
+        canvases: one an image; their views sum to V.
 
     Returns:
-        patches of each picture's canvas without padding, extended to its ``grid`` with invalid ones. The picture's
+        patches of each image's canvas without padding, extended to its ``grid`` with invalid ones. The image's
         summary is that of its base view, and attention is shared out evenly among the tiles.
 
     Raises:
@@ -175,13 +175,13 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
     index = torch.zeros(len(canvases), longest, dtype=torch.int64)
     valid = torch.zeros(len(canvases), longest, dtype=torch.bool)
     firsts, first = [], 0
-    for picture, canvas in enumerate(canvases):
+    for image, canvas in enumerate(canvases):
         (height, width), (tall, wide) = canvas.shown, canvas.grid
         cells, real = torch.zeros(tall, wide, dtype=torch.int64), torch.zeros(tall, wide, dtype=torch.bool)
         cells[:height, :width] = canvas.indices() + first * count
         real[:height, :width] = True
-        index[picture, : tall * wide] = cells.flatten()
-        valid[picture, : tall * wide] = real.flatten()
+        index[image, : tall * wide] = cells.flatten()
+        valid[image, : tall * wide] = real.flatten()
         firsts.append(first)
         first += canvas.views
     index, valid = index.to(device), valid.to(device)

@@ -1,4 +1,4 @@
-"""What the hosts with tiled pictures share: which views a picture has, and its visual tokens, packed or projected."""
+"""What the hosts with tiled images share: which views an image has, and its visual tokens, packed or projected."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lavis_svp.common.options import build_options
 from lavis_svp.hosts.anyres import Canvas, assemble
 from lavis_svp.hosts.features import tower_features, tower_grid
 from lavis_svp.hosts.generation import RaggedGeneration
+from lavis_svp.hosts.images import SUPERPIXEL_KEYS, received_superpixels, token_counts
 from lavis_svp.hosts.llava_parts import SwappedClasses, swap_llava_projector
-from lavis_svp.hosts.pictures import SUPERPIXEL_KEYS, received_superpixels, token_counts
 from lavis_svp.hosts.placeholders import place
-from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.hosts.registry import SwapChoices
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.mlp import MlpProjector
@@ -26,7 +26,7 @@ from lavis_svp.projectors.registry import PROJECTORS
 Size = tuple[int, int]
 
 
-def is_patchwise(recipe: SwapRecipe) -> bool:
+def is_patchwise(recipe: SwapConfig) -> bool:
     """Does the projector make one token of each patch? Then the host packs its tokens as it packs its own."""
     return issubclass(PROJECTORS.get(recipe.name), MlpProjector)
 
@@ -42,7 +42,7 @@ def grid_multiple(name: str, options: Mapping[str, Any]) -> int:
 
 
 def as_sizes(image_sizes: Tensor | Sequence[Sequence[int]]) -> list[Size]:
-    """(H, W) of each picture as plain numbers, from whatever a processor gives."""
+    """(H, W) of each image as plain numbers, from whatever a processor gives."""
     return [(int(height), int(width)) for height, width in image_sizes]
 
 
@@ -52,14 +52,14 @@ class AnyresModel:
     config: Any
     vision_tower: Any
     multi_modal_projector: Any
-    recipe: SwapRecipe
+    recipe: SwapConfig
     multiple: int
     """What the projector wants the sides of its grid to be multiples of."""
     most_views: int | None = None
     """Views beyond which the host pools a canvas; None: it never does."""
 
     def canvases(self, image_sizes: Tensor, **by_row: Any) -> list[Canvas]:
-        """The canvas of each picture.
+        """The canvas of each image.
 
         Args:
             image_sizes: (P, 2) height and width in pixels.
@@ -68,17 +68,17 @@ class AnyresModel:
         raise NotImplementedError
 
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
-        """The host's packing of one (views, N, D) a picture, with newlines."""
+        """The host's packing of one (views, N, D) an image, with newlines."""
         raise NotImplementedError
 
-    def picture_counts(
+    def image_counts(
         self,
         image_sizes: Tensor,
         superpixel_valid: Tensor | None = None,
         batch_num_images: Any = None,
         **others: Tensor,
     ) -> list[int]:
-        """Visual tokens of each picture, from its size and its superpixels."""
+        """Visual tokens of each image, from its size and its superpixels."""
         canvases = self.canvases(image_sizes, batch_num_images=batch_num_images)
         if is_patchwise(self.recipe):
             return [canvas.packed_tokens(self.most_views) for canvas in canvases]
@@ -92,23 +92,23 @@ class AnyresModel:
         canvases: Sequence[Canvas],
         superpixels: Mapping[str, Tensor | None],
     ) -> tuple[Tensor, list[int]]:
-        """Encode the views of P pictures and project them.
+        """Encode the views of P images and project them.
 
         Args:
-            pixel_values: (P, V, 3, H, W), padded to as many views as the picture with most has.
+            pixel_values: (P, V, 3, H, W), padded to as many views as the image with most has.
             image_sizes: (P, 2).
-            canvases: of the pictures.
+            canvases: of the images.
             superpixels: what the processor gave.
 
         Returns:
-            (sum T, D) the tokens, picture after picture, and how many each has.
+            (sum T, D) the tokens, image after image, and how many each has.
 
         Raises:
             ValueError: views that were not padded, or fewer than a canvas is made of.
         """
         if pixel_values.ndim != 5 or any(canvas.views > pixel_values.shape[1] for canvas in canvases):
             raise ValueError(
-                f"pixel_values must be (pictures, views, 3, height, width) with {[c.views for c in canvases]} views, "
+                f"pixel_values must be (images, views, 3, height, width) with {[c.views for c in canvases]} views, "
                 f"got {tuple(pixel_values.shape)}: leave the image processor's do_pad on."
             )
         pairs = zip(pixel_values, canvases, strict=True)
@@ -117,7 +117,7 @@ class AnyresModel:
         if is_patchwise(self.recipe):
             tokens = self.multi_modal_projector(features).tokens  # (V, N, D)
             packed = self.pack(tokens.split([canvas.views for canvas in canvases]), image_sizes)
-            return torch.cat(packed), [len(picture) for picture in packed]
+            return torch.cat(packed), [len(image) for image in packed]
         weights, masks, valid = (superpixels.get(key) for key in SUPERPIXEL_KEYS)
         received = received_superpixels(weights, masks, valid, pixel_values.device)
         whole: PatchFeatures = assemble(features, canvases)
@@ -140,25 +140,25 @@ class AnyresModel:
 
         Args:
             input_ids: (B, L), one placeholder a visual token.
-            pixel_values: (P, V, 3, H, W) of all pictures of the batch, in order.
+            pixel_values: (P, V, 3, H, W) of all images of the batch, in order.
             image_sizes: (P, 2) height and width in pixels, before any resizing.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without pictures.
+            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
             superpixel_weights: (P, S, N).
             superpixel_masks: (P, S, Hm, Wm).
             superpixel_valid: (P, S).
             pixel_values_videos: must be None.
-            batch_num_images: pictures of each prompt, where the host treats several otherwise than one.
+            batch_num_images: images of each prompt, where the host treats several otherwise than one.
             kwargs: as the host's.
 
         Raises:
-            ValueError: pictures without ``input_ids`` or ``image_sizes``, counts that do not match the placeholders,
+            ValueError: images without ``input_ids`` or ``image_sizes``, counts that do not match the placeholders,
                 or videos.
         """
         if pixel_values_videos is not None:
-            raise ValueError("A swapped projector works on pictures, not on videos: pass the frames as images.")
+            raise ValueError("A swapped projector works on images, not on videos: pass the frames as images.")
         if pixel_values is not None:
             if input_ids is None or image_sizes is None:
-                raise ValueError("Pictures need image_sizes, and input_ids, whose placeholders say where they stand.")
+                raise ValueError("Images need image_sizes, and input_ids, whose placeholders say where they stand.")
             given = (superpixel_weights, superpixel_masks, superpixel_valid)
             canvases = self.canvases(image_sizes, batch_num_images=batch_num_images)
             superpixels = dict(zip(SUPERPIXEL_KEYS, given, strict=True))
@@ -170,9 +170,9 @@ class AnyresModel:
 
 
 class AnyresGeneration(RaggedGeneration):
-    """Mixin before a host's ``…ForConditionalGeneration``: sizes travel with the pictures."""
+    """Mixin before a host's ``…ForConditionalGeneration``: sizes travel with the images."""
 
-    picture_keys = (*RaggedGeneration.picture_keys, "image_sizes")
+    image_keys = (*RaggedGeneration.image_keys, "image_sizes")
 
 
 class AnyresProcessor(SwappedProcessor):
@@ -182,7 +182,7 @@ class AnyresProcessor(SwappedProcessor):
     most_views: int | None = None
 
     def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
-        """The canvas of each picture.
+        """The canvas of each image.
 
         Args:
             image_inputs: what the host's image processor made.
@@ -191,14 +191,14 @@ class AnyresProcessor(SwappedProcessor):
         """
         raise NotImplementedError
 
-    def layout(self, pictures: list[np.ndarray], image_inputs: Mapping[str, Any]) -> PictureLayout:
-        """See :meth:`SwappedProcessor.layout`: the whole picture, on the patches of its canvas that show it."""
-        recipe = SwapRecipe.of(vars(self))
+    def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
+        """See :meth:`SwappedProcessor.layout`: the whole image, on the patches of its canvas that show it."""
+        recipe = SwapConfig.of(vars(self))
         multiple = grid_multiple(recipe.name, recipe.options)
         canvases = self.canvases(image_inputs, view_side(self.image_processor), multiple)
         counts = [canvas.packed_tokens(self.most_views) for canvas in canvases] if is_patchwise(recipe) else None
-        return PictureLayout(
-            pictures,
+        return ImageLayout(
+            images,
             grids=[canvas.grid for canvas in canvases],
             extents=[canvas.edges for canvas in canvases],
             valid=[canvas.shown for canvas in canvases],
@@ -227,7 +227,7 @@ def swap_anyres(
     choices: SwapChoices,
     classes: SwappedClasses,
 ) -> tuple[Any, Any]:
-    """Swap the projector of a host with tiled pictures.
+    """Swap the projector of a host with tiled images.
 
     Args:
         model: of the host.
@@ -236,7 +236,7 @@ def swap_anyres(
         classes: ours for it.
 
     Raises:
-        ValueError: model and processor cut pictures in different ways.
+        ValueError: model and processor cut images in different ways.
     """
     vision, images = model.config.vision_config, processor.image_processor
     pinpoints = [[list(size) for size in part.image_grid_pinpoints] for part in (model.config, images)]

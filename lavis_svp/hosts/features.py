@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lavis_svp.encoders.families import family_of
 from lavis_svp.encoders.outputs import encode_patches
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.structures import Grid
 
@@ -24,7 +24,7 @@ def tower_grid(config: PretrainedConfig) -> Grid:
 
 
 def tower_features(
-    tower: PreTrainedModel, pixel_values: Tensor, layer: int | Sequence[int], recipe: SwapRecipe
+    tower: PreTrainedModel, pixel_values: Tensor, layer: int | Sequence[int], recipe: SwapConfig
 ) -> PatchFeatures:
     """Run a vision tower as LLaVA does: hidden states without the final norm, prefix tokens dropped.
 

@@ -1,4 +1,4 @@
-"""What training and ``generate`` must know of ragged pictures: their superpixels, and that beams repeat them by row."""
+"""What training and ``generate`` must know of ragged images: their superpixels, and that beams repeat them by row."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_svp.hosts.pictures import SUPERPIXEL_KEYS
-from lavis_svp.hosts.placeholders import pictures_per_row, repeat_pictures
+from lavis_svp.hosts.images import SUPERPIXEL_KEYS
+from lavis_svp.hosts.placeholders import images_per_row, repeat_images
 
 
 class RaggedGeneration:
-    """Mixin before a host's ``…ForConditionalGeneration``, whose ``model`` gives ``picture_counts``."""
+    """Mixin before a host's ``…ForConditionalGeneration``, whose ``model`` gives ``image_counts``."""
 
     config: Any
     model: Any
-    picture_keys: tuple[str, ...] = ("pixel_values", *SUPERPIXEL_KEYS)
-    """Inputs whose first axis counts pictures."""
+    image_keys: tuple[str, ...] = ("pixel_values", *SUPERPIXEL_KEYS)
+    """Inputs whose first axis counts images."""
     count_keys: tuple[str, ...] = ()
-    """Inputs by row that ``picture_counts`` needs besides."""
+    """Inputs by row that ``image_counts`` needs besides."""
 
     def forward(
         self,
@@ -45,11 +45,11 @@ class RaggedGeneration:
             attention_mask: (B, L), 0 on padding.
             position_ids: (B, L); left padding needs them (``generate`` makes them).
             past_key_values: cache.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without pictures.
+            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
             labels: (B, L), -100 where unsupervised: put it at placeholders too.
             cache_position: (L,).
             logits_to_keep: how many last positions get logits; 0: all.
-            pixel_values: of all pictures of the batch, in order.
+            pixel_values: of all images of the batch, in order.
             superpixel_weights: (P, S, N), as the processor gave it.
             superpixel_masks: (P, S, Hm, Wm), as the processor gave it.
             superpixel_valid: (P, S), as the processor gave it.
@@ -84,23 +84,23 @@ class RaggedGeneration:
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat rows for beams; a row's pictures go with it, however many (transformers repeats each by itself)."""
-        pictures = {key: model_kwargs[key] for key in self.picture_keys if isinstance(model_kwargs.get(key), Tensor)}
+        """Repeat rows for beams; a row's images go with it, however many (transformers repeats each by itself)."""
+        images = {key: model_kwargs[key] for key in self.image_keys if isinstance(model_kwargs.get(key), Tensor)}
         repeated: dict[str, Tensor] = {}
-        if expand_size > 1 and input_ids is not None and pictures:
+        if expand_size > 1 and input_ids is not None and images:
             placeholders = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
             by_row = {key: model_kwargs[key] for key in self.count_keys if key in model_kwargs}
-            per_row = pictures_per_row(placeholders, self.model.picture_counts(**pictures, **by_row))
-            repeated = self.repeated_pictures(pictures, per_row, expand_size)
-            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in pictures}
+            per_row = images_per_row(placeholders, self.model.image_counts(**images, **by_row))
+            repeated = self.repeated_images(images, per_row, expand_size)
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in images}
         ids, rest = super()._expand_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return ids, {**rest, **repeated}
 
-    def repeated_pictures(self, pictures: dict[str, Tensor], per_row: list[int], copies: int) -> dict[str, Tensor]:
-        """The tensors of ``picture_keys`` as beams need them; see :func:`repeat_pictures`."""
-        return repeat_pictures(pictures, per_row, copies)
+    def repeated_images(self, images: dict[str, Tensor], per_row: list[int], copies: int) -> dict[str, Tensor]:
+        """The tensors of ``image_keys`` as beams need them; see :func:`repeat_images`."""
+        return repeat_images(images, per_row, copies)
 
 
 def keep_own_start(module: torch.nn.Module) -> torch.nn.Module:

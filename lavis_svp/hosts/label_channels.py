@@ -1,7 +1,7 @@
-"""Superpixels as two more channels of a picture, for code that hands pictures on and knows nothing of superpixels.
+"""Superpixels as two more channels of an image, for code that hands images on and knows nothing of superpixels.
 
 The original LLaVA passes ``images`` from its data set through collator, trainer and ``generate`` to ``encode_images``
-and nothing besides. What lies in the pictures themselves is stacked, moved, cast and batched with them, so no state has
+and nothing besides. What lies in the images themselves is stacked, moved, cast and batched with them, so no state has
 to be kept anywhere. Two channels of small whole numbers, since half precision (bfloat16: 8 bits) must keep them exact.
 """
 
@@ -27,9 +27,9 @@ def label_channels(labels: np.ndarray, size: tuple[int, int], padding: np.ndarra
     """Write a label map as channels.
 
     Args:
-        labels: (H', W') integers of the picture's field of view; -1 = no superpixel.
-        size: (H, W) of the picture that the channels are added to.
-        padding: (H', W') bool, where there is no picture; None: nowhere.
+        labels: (H', W') integers of the image's field of view; -1 = no superpixel.
+        size: (H, W) of the image that the channels are added to.
+        padding: (H', W') bool, where there is no image; None: nowhere.
 
     Returns:
         (2, H, W) float32.
@@ -48,13 +48,13 @@ def label_channels(labels: np.ndarray, size: tuple[int, int], padding: np.ndarra
 
 
 def with_channels(image: Tensor) -> Tensor:
-    """A picture with label channels: (3, H, W) gets two that say "no superpixel", (5, H, W) stays.
+    """An image with label channels: (3, H, W) gets two that say "no superpixel", (5, H, W) stays.
 
     Raises:
         ValueError: another number of channels.
     """
     if image.shape[0] not in (COLOURS, CHANNELS):
-        raise ValueError(f"A picture has {COLOURS} channels, or {CHANNELS} with its superpixels; got {image.shape[0]}.")
+        raise ValueError(f"An image has {COLOURS} channels, or {CHANNELS} with its superpixels; got {image.shape[0]}.")
     if image.shape[0] == CHANNELS:
         return image
     nothing = image.new_full((CHANNELS - COLOURS, *image.shape[1:]), NOTHING)
@@ -62,7 +62,7 @@ def with_channels(image: Tensor) -> Tensor:
 
 
 def read_channels(images: Tensor, features: PatchFeatures, mask_size: MaskSize) -> tuple[PatchFeatures, Superpixels]:
-    """What a projector needs, from pictures with label channels and their features.
+    """What a projector needs, from images with label channels and their features.
 
     Args:
         images: (P, 5, H, W). An edge that fills no patch, of fewer pixels than there are patches along the side, is
@@ -78,10 +78,10 @@ def read_channels(images: Tensor, features: PatchFeatures, mask_size: MaskSize) 
     digits = images[:, COLOURS:, :height, :width].detach().float().round().long().cpu()
     codes = digits[:, 0] + DIGIT * digits[:, 1]  # (P, H, W)
     stacks = []
-    for picture in codes:
-        regions = picture.unique()
+    for image in codes:
+        regions = image.unique()
         regions = regions[regions >= FIRST_LABEL]
-        stacks.append(picture[None] == regions[:, None, None])  # (S, H, W)
+        stacks.append(image[None] == regions[:, None, None])  # (S, H, W)
     shown = (codes != PADDING).reshape(len(codes), grid[0], height // grid[0], grid[1], width // grid[1])
     valid = shown.any(dim=4).any(dim=2).flatten(1).to(device)  # (P, h * w)
     superpixels = Superpixels.from_masks(stacks, features.grids, mask_size=mask_size, device=device)

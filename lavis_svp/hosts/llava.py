@@ -12,11 +12,11 @@ from transformers.models.llava.processing_llava import LlavaProcessorKwargs
 
 from lavis_svp.hosts.features import tower_features, tower_grid
 from lavis_svp.hosts.generation import RaggedGeneration, keep_own_start
+from lavis_svp.hosts.images import cropped, field_of_view, received_superpixels, token_counts
 from lavis_svp.hosts.llava_parts import SwappedClasses, swap_llava_projector
-from lavis_svp.hosts.pictures import cropped, field_of_view, received_superpixels, token_counts
 from lavis_svp.hosts.placeholders import place
-from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 from lavis_svp.projectors import VisualTokens
 
@@ -38,13 +38,11 @@ class SvpLlavaModel(LlavaModel):
 
     def __init__(self, config: SvpLlavaConfig) -> None:
         super().__init__(config)
-        self.recipe = SwapRecipe.of(config)
+        self.recipe = SwapConfig.of(config)
         self.multi_modal_projector = keep_own_start(self.recipe.build())
 
-    def picture_counts(
-        self, pixel_values: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor
-    ) -> list[int]:
-        """Visual tokens of each picture, from its size and its superpixels."""
+    def image_counts(self, pixel_values: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor) -> list[int]:
+        """Visual tokens of each image, from its size and its superpixels."""
         patch = self.config.vision_config.patch_size
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         known = {} if superpixel_valid is None else {"superpixel_valid": superpixel_valid}
@@ -57,7 +55,7 @@ class SvpLlavaModel(LlavaModel):
         superpixel_masks: Tensor | None = None,
         superpixel_valid: Tensor | None = None,
     ) -> VisualTokens:
-        """Encode P pictures (P, 3, H, W) and project them; the superpixels are what the processor gave."""
+        """Encode P images (P, 3, H, W) and project them; the superpixels are what the processor gave."""
         features = tower_features(self.vision_tower, pixel_values, self.config.vision_feature_layer, self.recipe)
         superpixels = received_superpixels(superpixel_weights, superpixel_masks, superpixel_valid, pixel_values.device)
         return self.multi_modal_projector(features, superpixels)
@@ -76,19 +74,19 @@ class SvpLlavaModel(LlavaModel):
 
         Args:
             input_ids: (B, L), one placeholder a visual token.
-            pixel_values: (P, 3, H, W) of all pictures of the batch, in order.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without pictures.
+            pixel_values: (P, 3, H, W) of all images of the batch, in order.
+            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
             superpixel_weights: (P, S, N).
             superpixel_masks: (P, S, Hm, Wm).
             superpixel_valid: (P, S).
             kwargs: as LLaVA's.
 
         Raises:
-            ValueError: pictures without ``input_ids``, or counts that do not match the placeholders.
+            ValueError: images without ``input_ids``, or counts that do not match the placeholders.
         """
         if pixel_values is not None:
             if input_ids is None:
-                raise ValueError("Pictures need input_ids, whose placeholders say where their tokens stand.")
+                raise ValueError("Images need input_ids, whose placeholders say where their tokens stand.")
             visual = self.visual_tokens(pixel_values, superpixel_weights, superpixel_masks, superpixel_valid)
             text = self.get_input_embeddings()(input_ids)
             inputs_embeds = place(text, input_ids == self.config.image_token_id, *visual.packed())
@@ -152,18 +150,18 @@ class SvpLlavaProcessor(SwappedProcessor, LlavaProcessor):
         )
         self.svp = svp
 
-    def layout(self, pictures: list[Any], image_inputs: Mapping[str, Any]) -> PictureLayout:
-        """See :meth:`SwappedProcessor.layout`: the grid of the pixels, the part of the picture that the crop shows."""
+    def layout(self, images: list[Any], image_inputs: Mapping[str, Any]) -> ImageLayout:
+        """See :meth:`SwappedProcessor.layout`: the grid of the pixels, the part of the image that the crop shows."""
         grids, shown = [], []
-        for picture, pixels in zip(pictures, image_inputs["pixel_values"], strict=True):
+        for image, pixels in zip(images, image_inputs["pixel_values"], strict=True):
             height, width = pixels.shape[-2:]
             grid = (height // self.patch_size, width // self.patch_size)
-            top, left, bottom, right = field_of_view(self.image_processor, picture.shape[0], picture.shape[1])
+            top, left, bottom, right = field_of_view(self.image_processor, image.shape[0], image.shape[1])
             bottom = top + (bottom - top) * grid[0] * self.patch_size / height  # SigLIP's 384 pixels end in no patch
             right = left + (right - left) * grid[1] * self.patch_size / width
             grids.append(grid)
-            shown.append(cropped(picture, (top, left, bottom, right)))
-        return PictureLayout(shown, grids)
+            shown.append(cropped(image, (top, left, bottom, right)))
+        return ImageLayout(shown, grids)
 
 
 @HOSTS.register("llava")

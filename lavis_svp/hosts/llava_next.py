@@ -21,7 +21,7 @@ from lavis_svp.hosts.anyres_model import (
 )
 from lavis_svp.hosts.generation import keep_own_start
 from lavis_svp.hosts.llava_parts import SwappedClasses
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 
 
@@ -42,7 +42,7 @@ class SvpLlavaNextModel(AnyresModel, LlavaNextModel):
 
     def __init__(self, config: SvpLlavaNextConfig) -> None:
         super().__init__(config)
-        self.recipe = SwapRecipe.of(config)
+        self.recipe = SwapConfig.of(config)
         self.multiple = grid_multiple(self.recipe.name, self.recipe.options)
         self.multi_modal_projector = keep_own_start(self.recipe.build())
 

@@ -1,4 +1,4 @@
-"""Host: Hugging Face's ``LlavaOnevisionForConditionalGeneration`` (LLaVA-OneVision), on pictures."""
+"""Host: Hugging Face's ``LlavaOnevisionForConditionalGeneration`` (LLaVA-OneVision), on images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lavis_svp.hosts.anyres_model import (
 )
 from lavis_svp.hosts.generation import keep_own_start
 from lavis_svp.hosts.llava_parts import SwappedClasses
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 
 ASPECT_PREFIX = "anyres_max_"
@@ -53,23 +53,23 @@ def onevision_canvases(
     patch: int,
     multiple: int = 1,
 ) -> list[Canvas]:
-    """Tiles for a picture that is its prompt's only one; one square view for each of several.
+    """Tiles for an image that is its prompt's only one; one square view for each of several.
 
     Args:
-        sizes: (H, W) of each picture, in pixels.
-        batch_num_images: pictures of each prompt that has any; None: each picture is alone.
+        sizes: (H, W) of each image, in pixels.
+        batch_num_images: images of each prompt that has any; None: each image is alone.
         pinpoints: the host's canvas sizes (H, W), in pixels.
         side: of a view, in pixels.
         patch: of the vision tower, in pixels.
         multiple: what the projector wants the sides of its grid to be multiples of.
 
     Raises:
-        ValueError: another number of pictures.
+        ValueError: another number of images.
     """
     numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in batch_num_images]
     alone = [number == 1 for number in numbers for _ in range(number)]
     if len(alone) != len(sizes):
-        raise ValueError(f"batch_num_images tells of {numbers} = {len(alone)} pictures, there are {len(sizes)}.")
+        raise ValueError(f"batch_num_images tells of {numbers} = {len(alone)} images, there are {len(sizes)}.")
     return [
         tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
         for size, single in zip(sizes, alone, strict=True)
@@ -93,7 +93,7 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
 
     def __init__(self, config: SvpLlavaOnevisionConfig) -> None:
         super().__init__(config)
-        self.recipe = SwapRecipe.of(config)
+        self.recipe = SwapConfig.of(config)
         self.multiple = grid_multiple(self.recipe.name, self.recipe.options)
         self.most_views = most_views(config.vision_aspect_ratio)
         self.multi_modal_projector = keep_own_start(self.recipe.build())
@@ -130,12 +130,12 @@ class SvpLlavaOnevisionForConditionalGeneration(AnyresGeneration, LlavaOnevision
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, image_sizes: Tensor | None = None, batch_num_images: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As LLaVA-OneVision's; ``batch_num_images`` goes with the pictures, at the first step only.
+        """As LLaVA-OneVision's; ``batch_num_images`` goes with the images, at the first step only.
 
         Args:
             input_ids: (B, L).
             image_sizes: (P, 2); named, as ``generate`` refuses inputs that it finds in no signature.
-            batch_num_images: pictures of each prompt that has any.
+            batch_num_images: images of each prompt that has any.
             kwargs: as LLaVA-OneVision's.
         """
         made = super().prepare_inputs_for_generation(input_ids, image_sizes=image_sizes, **kwargs)

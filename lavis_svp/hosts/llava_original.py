@@ -7,7 +7,7 @@ LLaVA has no registry to hook into, so nothing of it is imported here. Two lines
 
     class LlavaLlamaForCausalLM(RaggedImages, LlamaForCausalLM, LlavaMetaForCausalLM): ...
 
-Superpixels come in the pictures themselves, see :mod:`lavis_svp.hosts.label_channels`.
+Superpixels come in the images themselves, see :mod:`lavis_svp.hosts.label_channels`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from lavis_svp.hosts.features import tower_features, tower_grid
+from lavis_svp.hosts.images import as_arrays, build_generator, cropped, field_of_view
 from lavis_svp.hosts.label_channels import CHANNELS, COLOURS, label_channels, read_channels, with_channels
-from lavis_svp.hosts.pictures import as_arrays, build_generator, cropped, field_of_view
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Projector, list_projectors
 from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.mlp import MlpProjector
@@ -36,21 +36,21 @@ OWN_TYPE = re.compile(r"linear|identity|mlp(\d+)x_gelu")
 """LLaVA's own values of ``mm_projector_type``; the number is that of the linear layers."""
 
 
-def llava_recipe(config: Any) -> SwapRecipe:
+def llava_recipe(config: Any) -> SwapConfig:
     """The projector that a LLaVA configuration names.
 
     Args:
         config: ``mm_projector_type`` is a registered projector, ``mm_hidden_size`` and ``hidden_size`` are the widths.
             Optional, ours: ``mm_projector_options`` (its choices), ``mm_superpixels`` (generator and its options,
             default ``{"name": "sam"}``), ``mm_projector_levels`` (layers of the vision tower, for projectors that fuse
-            several), ``mm_projector_grid`` ((h, w) patches of a picture; without it the configuration of
+            several), ``mm_projector_grid`` ((h, w) patches of an image; without it the configuration of
             ``mm_vision_tower`` is read).
     """
     grid = getattr(config, "mm_projector_grid", None)
     if grid is None:
         tower = AutoConfig.from_pretrained(config.mm_vision_tower)
         grid = tower_grid(getattr(tower, "vision_config", tower))
-    return SwapRecipe(
+    return SwapConfig(
         name=config.mm_projector_type,
         vision_dim=config.mm_hidden_size,
         llm_dim=config.hidden_size,
@@ -99,7 +99,7 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
 
 
 class RaggedImages:
-    """Mixin before LLaVA's ``LlavaMetaForCausalLM``: pictures with as many tokens as they have.
+    """Mixin before LLaVA's ``LlavaMetaForCausalLM``: images with as many tokens as they have.
 
     With LLaVA's own projectors, and with `mlp`, which makes one token a patch as they do, everything stays LLaVA's.
     """
@@ -110,7 +110,7 @@ class RaggedImages:
         return found if isinstance(found, Projector) else None
 
     def encode_images(self, images: Tensor) -> Tensor | list[Tensor]:
-        """The visual tokens of P pictures.
+        """The visual tokens of P images.
 
         Args:
             images: (P, 3, H, W), or (P, 5, H, W) as :class:`SuperpixelImageProcessor` gives them.
@@ -131,18 +131,18 @@ class RaggedImages:
             features, superpixels = read_channels(images, features, projector.mask_size)
         elif "superpixels" in projector.requires:
             raise ValueError(
-                f"Projector '{projector.name}' needs superpixels, but the pictures have {images.shape[1]} channels. "
+                f"Projector '{projector.name}' needs superpixels, but the images have {images.shape[1]} channels. "
                 "Make them with lavis_svp.hosts.llava_original.SuperpixelImageProcessor."
             )
         made = projector(features, superpixels)
         return [tokens[valid] for tokens, valid in zip(made.tokens, made.valid, strict=True)]
 
-    def _features(self, projector: Projector, pictures: Tensor) -> PatchFeatures:
+    def _features(self, projector: Projector, images: Tensor) -> PatchFeatures:
         """Patches as LLaVA's tower gives them; for projectors that want more, from the model inside the tower."""
         tower = self.get_model().get_vision_tower()  # type: ignore[attr-defined]  # LLaVA's
         side = tower.num_patches_per_side
         if projector.requires & ENCODER_OUTPUTS:
-            recipe = SwapRecipe(
+            recipe = SwapConfig(
                 name=projector.name,
                 vision_dim=projector.vision_dim,
                 llm_dim=projector.llm_dim,
@@ -151,8 +151,8 @@ class RaggedImages:
                 levels=_levels(self.config),  # type: ignore[attr-defined]  # LLaVA's
             )
             with torch.no_grad():  # as LLaVA's towers
-                return tower_features(tower.vision_tower, pictures, tower.select_layer, recipe)
-        patches = tower(pictures)  # (P, N, C)
+                return tower_features(tower.vision_tower, images, tower.select_layer, recipe)
+        patches = tower(images)  # (P, N, C)
         if patches.shape[1] != side**2:
             raise ValueError(
                 f"The vision tower gave {patches.shape[1]} tokens for {side}x{side} patches. "
@@ -170,16 +170,16 @@ class RaggedImages:
         images: Tensor | Sequence[Tensor] | None,
         image_sizes: Any = None,
     ) -> Any:
-        """As LLaVA's, which splits its pictures again if they come in a list; ours are stacked here instead.
+        """As LLaVA's, which splits its images again if they come in a list; ours are stacked here instead.
 
         Args:
-            input_ids: (B, L), -200 at pictures.
+            input_ids: (B, L), -200 at images.
             position_ids: (B, L).
             attention_mask: (B, L).
             past_key_values: cache.
             labels: (B, L).
             images: (P, C, H, W), or a list of (C, H, W); those without label channels, as LLaVA gives them to texts
-                without picture, get them.
+                without image, get them.
             image_sizes: as LLaVA's.
 
         Raises:
@@ -190,7 +190,7 @@ class RaggedImages:
             shapes = [tuple(image.shape) for image in images]
             if any(len(shape) != 3 or shape[1:] != shapes[0][1:] for shape in shapes):
                 raise ValueError(
-                    f"Projector '{projector.name}' takes pictures of one size and one view each, got {shapes}. Set "
+                    f"Projector '{projector.name}' takes images of one size and one view each, got {shapes}. Set "
                     "image_aspect_ratio to 'pad' or 'square'; tiles are for `mlp`, or for Hugging Face's LLaVA-NeXT."
                 )
             if not isinstance(images, Tensor):
@@ -202,7 +202,7 @@ class RaggedImages:
 
 
 class SuperpixelImageProcessor:
-    """Around LLaVA's image processor: the same pictures, with their superpixels in two more channels.
+    """Around LLaVA's image processor: the same images, with their superpixels in two more channels.
 
     Put it where LLaVA's data set and ``process_images`` look: ``vision_tower.image_processor``. Every other attribute
     is the inner one's.
@@ -210,8 +210,8 @@ class SuperpixelImageProcessor:
     Args:
         image_processor: the vision tower's, of CLIP's kind.
         config: of LLaVA, with the registered projector in ``mm_projector_type``.
-        pad: pad pictures to squares here; no projector then sees the padding. LLaVA's own ``image_aspect_ratio: pad``
-            pads before, in the mean colour, which superpixels take for a part of the picture: set it to ``square``.
+        pad: pad images to squares here; no projector then sees the padding. LLaVA's own ``image_aspect_ratio: pad``
+            pads before, in the mean colour, which superpixels take for a part of the image: set it to ``square``.
     """
 
     def __init__(self, image_processor: Any, config: Any, pad: bool = True) -> None:
@@ -232,55 +232,55 @@ class SuperpixelImageProcessor:
         """As the image processor's, with ``pixel_values`` (P, 5, H, W).
 
         Args:
-            images: PIL pictures or arrays, one or several.
+            images: PIL images or arrays, one or several.
             region_maps: their superpixels; None: the generator that the configuration names makes them.
             kwargs: as the image processor's.
 
         Raises:
-            ValueError: another number of region maps than of pictures.
+            ValueError: another number of region maps than of images.
         """
-        pictures = as_arrays(images)
+        arrays = as_arrays(images)
         if region_maps is None:
             needed = "superpixels" in self.recipe.outline().requires
-            region_maps = build_generator(self.recipe.superpixels)(pictures) if needed else None
+            region_maps = build_generator(self.recipe.superpixels)(arrays) if needed else None
         labels = (
-            [np.full(picture.shape[:2], -1) for picture in pictures]
+            [np.full(array.shape[:2], -1) for array in arrays]
             if region_maps is None
             else [np.asarray(region_map.labels) for region_map in region_maps]
         )
-        if len(labels) != len(pictures):
-            raise ValueError(f"{len(pictures)} pictures need as many region maps, got {len(labels)}.")
-        squares = [self._square(picture) for picture in pictures] if self.pad else [(p, (0, 0)) for p in pictures]
+        if len(labels) != len(arrays):
+            raise ValueError(f"{len(arrays)} images need as many region maps, got {len(labels)}.")
+        squares = [self._square(array) for array in arrays] if self.pad else [(p, (0, 0)) for p in arrays]
         made = self.image_processor.preprocess([Image.fromarray(square) for square, _ in squares], **kwargs)
         channels = []
-        for picture, (square, corner), own, pixels in zip(pictures, squares, labels, made["pixel_values"], strict=True):
-            channels.append(self._channels(picture, square, corner, own, tuple(pixels.shape[-2:])))
+        for array, (square, corner), own, pixels in zip(arrays, squares, labels, made["pixel_values"], strict=True):
+            channels.append(self._channels(array, square, corner, own, tuple(pixels.shape[-2:])))
         kind = type(made["pixel_values"])
         pairs = zip(made["pixel_values"], channels, strict=True)
         joined = [torch.cat([torch.as_tensor(pixels), extra]) for pixels, extra in pairs]  # each (5, H, W)
         made["pixel_values"] = torch.stack(joined) if issubclass(kind, Tensor) else [image.numpy() for image in joined]
         return made
 
-    def _square(self, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """A picture in the middle of a square of the mean colour, and where its first corner lies."""
-        height, width = picture.shape[:2]
+    def _square(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """An image in the middle of a square of the mean colour, and where its first corner lies."""
+        height, width = image.shape[:2]
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         colour = [int(255 * channel) for channel in self.image_processor.image_mean]
         square = np.full((side, side, COLOURS), colour, np.uint8)
-        square[top : top + height, left : left + width] = picture
+        square[top : top + height, left : left + width] = image
         return square, (top, left)
 
     def _channels(
         self,
-        picture: np.ndarray,
+        image: np.ndarray,
         square: np.ndarray,
         corner: tuple[int, int],
         labels: np.ndarray,
         size: tuple[int, int],
     ) -> Tensor:
-        """The label channels of the part of the picture that the image processor shows."""
-        (height, width), (top, left) = picture.shape[:2], corner
+        """The label channels of the part of the image that the image processor shows."""
+        (height, width), (top, left) = image.shape[:2], corner
         rows = np.arange(height) * labels.shape[0] // height
         columns = np.arange(width) * labels.shape[1] // width
         whole = np.full(square.shape[:2], -1)

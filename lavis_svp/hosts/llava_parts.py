@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lavis_svp.hosts.recipe import SwapRecipe, swapped_config
+from lavis_svp.hosts.recipe import SwapConfig, swapped_config
 from lavis_svp.hosts.registry import SwapChoices
 from lavis_svp.hosts.weights import carry_head, report_new
 from lavis_svp.projectors.structures import Grid
@@ -40,7 +40,7 @@ def swap_llava_projector(
         shared: the parts of ``model.model`` that the swapped model takes over.
     """
     old = model.model.multi_modal_projector
-    recipe = SwapRecipe(
+    recipe = SwapConfig(
         name=choices.projector,
         vision_dim=old.linear_1.in_features,
         llm_dim=model.config.text_config.hidden_size,

@@ -1,7 +1,7 @@
 """Where visual tokens stand for a language model with M-RoPE: one position for time, one for rows, one for columns.
 
 Multimodal rotary position embedding (Qwen2-VL, arXiv 2409.12191, section 2.1) counts text as usual, the same number
-three times. A picture that begins at position p gives its token of cell (i, j) the position (p, p + i, p + j), and
+three times. An image that begins at position p gives its token of cell (i, j) the position (p, p + i, p + j), and
 the text goes on at p + max(rows, columns). Superpixels are no cells; :func:`centroid_positions` places them.
 """
 
@@ -20,24 +20,24 @@ PADDING_POSITION = 1  # transformers' own, nothing attends to it
 
 
 @dataclass(frozen=True)
-class PicturePositions:
-    """Positions of one picture's tokens, counted from where the picture begins.
+class ImagePositions:
+    """Positions of one image's tokens, counted from where the image begins.
 
     Args:
         offsets: (3, T) int64, of time, row and column.
-        span: how far behind the picture's start the text goes on.
+        span: how far behind the image's start the text goes on.
     """
 
     offsets: Tensor
     span: int
 
 
-def centroid_positions(assignment: Tensor, grid: Grid, merge: int) -> PicturePositions:
+def centroid_positions(assignment: Tensor, grid: Grid, merge: int) -> ImagePositions:
     """Each token at the merged cell in which the centroid of its patches lies.
 
-    The positions are whole numbers within the range that the host's own tokens have on this picture, the only ones
+    The positions are whole numbers within the range that the host's own tokens have on this image, the only ones
     that its language model has seen; tokens of 2 x 2 cells get exactly the host's. Tokens may share a position: their
-    order remains. A token without patches stands at the middle of the picture.
+    order remains. A token without patches stands at the middle of the image.
 
     Args:
         assignment: (T, N) share of each patch in each token; patches of the grid first, row-major.
@@ -57,21 +57,21 @@ def centroid_positions(assignment: Tensor, grid: Grid, merge: int) -> PicturePos
         centres = torch.arange(sides, device=shares.device) + 0.5  # (sides,) in patches
         centroid = ((along @ centres) / safe).masked_fill(empty, sides / 2)  # (T,)
         offsets.append((centroid / merge).floor().long().clamp(0, count - 1))
-    return PicturePositions(torch.stack(offsets), max(height, width) // merge)  # (3, T)
+    return ImagePositions(torch.stack(offsets), max(height, width) // merge)  # (3, T)
 
 
-def sequential_positions(count: int, device: torch.device | str | None = None) -> PicturePositions:
+def sequential_positions(count: int, device: torch.device | str | None = None) -> ImagePositions:
     """Tokens counted like text, the same number three times.
 
     Args:
         count: T.
         device: where they go.
     """
-    return PicturePositions(torch.arange(count, device=device).expand(3, -1), count)
+    return ImagePositions(torch.arange(count, device=device).expand(3, -1), count)
 
 
-def picture_positions(visual: VisualTokens, grids: Sequence[Grid], merge: int, rule: str) -> list[PicturePositions]:
-    """Positions of the tokens of P pictures.
+def image_positions(visual: VisualTokens, grids: Sequence[Grid], merge: int, rule: str) -> list[ImagePositions]:
+    """Positions of the tokens of P images.
 
     Args:
         visual: what the projector made.
@@ -88,40 +88,40 @@ def picture_positions(visual: VisualTokens, grids: Sequence[Grid], merge: int, r
     ]
 
 
-def batch_positions(is_visual: Tensor, real: Tensor, pictures: Sequence[PicturePositions]) -> tuple[Tensor, Tensor]:
-    """Positions of every token of a batch, text and pictures.
+def batch_positions(is_visual: Tensor, real: Tensor, images: Sequence[ImagePositions]) -> tuple[Tensor, Tensor]:
+    """Positions of every token of a batch, text and images.
 
     Args:
         is_visual: (B, L) bool, the placeholders.
         real: (B, L) bool, False on padding, at whichever side.
-        pictures: of all pictures of the batch, in order.
+        images: of all images of the batch, in order.
 
     Returns:
         (3, B, L) int64, and (B, 1) int64, what a row's next position is more than L.
 
     Raises:
-        ValueError: a picture whose placeholders are interrupted by text.
+        ValueError: an image whose placeholders are interrupted by text.
     """
     batch, length = is_visual.shape
     positions = torch.full((3, batch, length), PADDING_POSITION, device=is_visual.device)
     deltas = []
-    remaining = iter(pictures)
+    remaining = iter(images)
     for row in range(batch):
         places = is_visual[row][real[row]].nonzero()[:, 0].tolist()
         parts: list[Tensor] = []
         done, following = 0, 0  # tokens placed; the position of the next
         while places:
-            picture = next(remaining)
-            count = picture.offsets.shape[1]
+            image = next(remaining)
+            count = image.offsets.shape[1]
             own, places = places[:count], places[count:]
             if own[-1] - own[0] + 1 != count:
                 raise ValueError(
-                    f"Row {row}: a picture has {count} tokens, but text interrupts its placeholders at {own}. "
+                    f"Row {row}: an image has {count} tokens, but text interrupts its placeholders at {own}. "
                     "Let the swapped processor write them."
                 )
             start = following + own[0] - done
-            parts += [_text(following, own[0] - done, is_visual.device), picture.offsets.to(is_visual.device) + start]
-            done, following = own[-1] + 1, start + picture.span
+            parts += [_text(following, own[0] - done, is_visual.device), image.offsets.to(is_visual.device) + start]
+            done, following = own[-1] + 1, start + image.span
         left = int(real[row].sum()) - done
         parts.append(_text(following, left, is_visual.device))
         positions[:, row, real[row]] = torch.cat(parts, dim=1)  # (3, real)

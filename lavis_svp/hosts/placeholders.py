@@ -1,4 +1,4 @@
-"""One placeholder in the text becomes as many as the picture has visual tokens, and these take their places."""
+"""One placeholder in the text becomes as many as the image has visual tokens, and these take their places."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def expand_placeholders(texts: Sequence[str], placeholder: str, counts: Sequence[int]) -> list[str]:
-    """Repeat each picture's placeholder as often as the picture has tokens.
+    """Repeat each image's placeholder as often as the image has tokens.
 
     Args:
-        texts: prompts; their placeholders stand for the pictures in order, several per prompt allowed.
+        texts: prompts; their placeholders stand for the images in order, several per prompt allowed.
         placeholder: the host's image token, "<image>".
-        counts: visual tokens of each picture.
+        counts: visual tokens of each image.
 
     Raises:
-        ValueError: another number of placeholders than of pictures.
+        ValueError: another number of placeholders than of images.
     """
     found = sum(text.count(placeholder) for text in texts)
     if found != len(counts):
         raise ValueError(
-            f"The prompts hold {found} '{placeholder}' but there are {len(counts)} pictures: write one per picture."
+            f"The prompts hold {found} '{placeholder}' but there are {len(counts)} images: write one per image."
         )
     remaining: Iterator[int] = iter(counts)
     expanded = []
@@ -32,31 +32,31 @@ def expand_placeholders(texts: Sequence[str], placeholder: str, counts: Sequence
     return expanded
 
 
-def pictures_per_row(placeholders: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """How many pictures each row of a batch holds.
+def images_per_row(placeholders: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """How many images each row of a batch holds.
 
     Args:
         placeholders: placeholder tokens in each row.
-        counts: visual tokens of each picture, in order; all at least 1.
+        counts: visual tokens of each image, in order; all at least 1.
 
     Raises:
-        ValueError: the rows and the pictures do not match, with both numbers.
+        ValueError: the rows and the images do not match, with both numbers.
     """
-    held, picture = [], 0
+    held, image = [], 0
     for row, wanted in enumerate(placeholders):
-        start, total = picture, 0
-        while total < wanted and picture < len(counts):
-            total, picture = total + counts[picture], picture + 1
+        start, total = image, 0
+        while total < wanted and image < len(counts):
+            total, image = total + counts[image], image + 1
         if total != wanted:
             raise ValueError(
-                f"Row {row} has {wanted} placeholders, but its pictures (from number {start} on) give "
-                f"{list(counts[start:picture])} = {total} visual tokens. Let the swapped processor write the "
+                f"Row {row} has {wanted} placeholders, but its images (from number {start} on) give "
+                f"{list(counts[start:image])} = {total} visual tokens. Let the swapped processor write the "
                 "placeholders, and do not truncate its text."
             )
-        held.append(picture - start)
-    if picture != len(counts):
+        held.append(image - start)
+    if image != len(counts):
         raise ValueError(
-            f"The text has placeholders for {picture} pictures, but {len(counts)} were given with "
+            f"The text has placeholders for {image} images, but {len(counts)} were given with "
             f"{list(counts)} visual tokens."
         )
     return held
@@ -68,25 +68,25 @@ def place(embeddings: Tensor, is_visual: Tensor, packed: Tensor, counts: Sequenc
     Args:
         embeddings: (B, L, D) of the text; not changed.
         is_visual: (B, L) bool, the placeholders.
-        packed: (sum T, D) the visual tokens of all pictures, in order.
-        counts: how many each picture has.
+        packed: (sum T, D) the visual tokens of all images, in order.
+        counts: how many each image has.
 
     Returns:
         (B, L, D).
 
     Raises:
-        ValueError: see :func:`pictures_per_row`.
+        ValueError: see :func:`images_per_row`.
     """
-    pictures_per_row(is_visual.sum(dim=1).tolist(), counts)
+    images_per_row(is_visual.sum(dim=1).tolist(), counts)
     rows = packed.to(embeddings.device, embeddings.dtype)
     return embeddings.masked_scatter(is_visual[..., None].to(embeddings.device), rows)  # (B, L, D)
 
 
-def expanded_pictures(per_row: Sequence[int], copies: int) -> list[int]:
-    """Indices that repeat the pictures as beam search repeats the rows: each row ``copies`` times, one after another.
+def expanded_images(per_row: Sequence[int], copies: int) -> list[int]:
+    """Indices that repeat the images as beam search repeats the rows: each row ``copies`` times, one after another.
 
     Args:
-        per_row: pictures of each row.
+        per_row: images of each row.
         copies: beams or returned sequences per row.
     """
     indices, start = [], 0
@@ -96,7 +96,7 @@ def expanded_pictures(per_row: Sequence[int], copies: int) -> list[int]:
     return indices
 
 
-def repeat_pictures(tensors: dict[str, Tensor], per_row: Sequence[int], copies: int) -> dict[str, Tensor]:
-    """Repeat tensors whose first axis counts pictures; see :func:`expanded_pictures`."""
-    indices = expanded_pictures(per_row, copies)
+def repeat_images(tensors: dict[str, Tensor], per_row: Sequence[int], copies: int) -> dict[str, Tensor]:
+    """Repeat tensors whose first axis counts images; see :func:`expanded_images`."""
+    indices = expanded_images(per_row, copies)
     return {key: value[torch.tensor(indices, device=value.device)] for key, value in tensors.items()}

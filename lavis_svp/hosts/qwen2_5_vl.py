@@ -7,7 +7,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessorKwargs
 
 from lavis_svp.hosts.qwen_model import MergerlessQwen, QwenGeneration, QwenRecipe, swap_merger
-from lavis_svp.hosts.qwen_processor import QwenPictures
+from lavis_svp.hosts.qwen_processor import QwenImages
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 
 
@@ -39,7 +39,7 @@ class SvpQwen2_5_VLForConditionalGeneration(QwenGeneration, Qwen2_5_VLForConditi
         self.post_init()
 
 
-class SvpQwen2_5_VLProcessor(QwenPictures, Qwen2_5_VLProcessor):
+class SvpQwen2_5_VLProcessor(QwenImages, Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor, which also makes superpixels and writes as many placeholders as tokens."""
 
     kwargs_class = Qwen2_5_VLProcessorKwargs

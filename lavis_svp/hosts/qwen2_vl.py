@@ -7,7 +7,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VL
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessorKwargs
 
 from lavis_svp.hosts.qwen_model import MergerlessQwen, QwenGeneration, QwenRecipe, swap_merger
-from lavis_svp.hosts.qwen_processor import QwenPictures
+from lavis_svp.hosts.qwen_processor import QwenImages
 from lavis_svp.hosts.registry import HOSTS, SwapChoices
 
 
@@ -39,7 +39,7 @@ class SvpQwen2VLForConditionalGeneration(QwenGeneration, Qwen2VLForConditionalGe
         self.post_init()
 
 
-class SvpQwen2VLProcessor(QwenPictures, Qwen2VLProcessor):
+class SvpQwen2VLProcessor(QwenImages, Qwen2VLProcessor):
     """Qwen2-VL's processor, which also makes superpixels and writes as many placeholders as tokens."""
 
     kwargs_class = Qwen2VLProcessorKwargs

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from lavis_svp.hosts.generation import RaggedGeneration, keep_own_start
-from lavis_svp.hosts.mrope import batch_positions, picture_positions, real_tokens
-from lavis_svp.hosts.pictures import SUPERPIXEL_KEYS, received_superpixels, token_counts
-from lavis_svp.hosts.placeholders import expanded_pictures, place
+from lavis_svp.hosts.images import SUPERPIXEL_KEYS, received_superpixels, token_counts
+from lavis_svp.hosts.mrope import batch_positions, image_positions, real_tokens
+from lavis_svp.hosts.placeholders import expanded_images, place
 from lavis_svp.hosts.qwen_processor import usual_grid
-from lavis_svp.hosts.qwen_tower import picture_grids, qwen_features
-from lavis_svp.hosts.recipe import SwapRecipe, swapped_config
+from lavis_svp.hosts.qwen_tower import image_grids, qwen_features
+from lavis_svp.hosts.recipe import SwapConfig, swapped_config
 from lavis_svp.hosts.registry import SwapChoices
 from lavis_svp.hosts.weights import carry_whole, report_new
 from lavis_svp.projectors import VisualTokens
@@ -48,15 +48,15 @@ class MergerlessQwen:
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # Qwen's
-        self.recipe = SwapRecipe.of(config)
+        self.recipe = SwapConfig.of(config)
         self.visual.merger = keep_own_start(self.recipe.build())
 
-    def picture_counts(
+    def image_counts(
         self, image_grid_thw: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor
     ) -> list[int]:
-        """Visual tokens of each picture, from its (P, 3) grid and its superpixels."""
+        """Visual tokens of each image, from its (P, 3) grid and its superpixels."""
         known = {} if superpixel_valid is None else {"superpixel_valid": superpixel_valid}
-        return token_counts(self.recipe, picture_grids(image_grid_thw), known)
+        return token_counts(self.recipe, image_grids(image_grid_thw), known)
 
     def visual_tokens(
         self,
@@ -66,10 +66,10 @@ class MergerlessQwen:
         superpixel_masks: Tensor | None = None,
         superpixel_valid: Tensor | None = None,
     ) -> VisualTokens:
-        """Encode P pictures and project them; the superpixels are what the processor gave.
+        """Encode P images and project them; the superpixels are what the processor gave.
 
         Args:
-            pixel_values: (M, K) flattened patches of all pictures.
+            pixel_values: (M, K) flattened patches of all images.
             image_grid_thw: (P, 3).
             superpixel_weights: (P, S, N).
             superpixel_masks: (P, S, Hm, Wm).
@@ -82,13 +82,13 @@ class MergerlessQwen:
     def get_image_features(
         self, pixel_values: Tensor, image_grid_thw: Tensor | None = None, **superpixels: Tensor
     ) -> tuple[Tensor, ...]:
-        """The visual tokens of each picture, (T, D) each; see :meth:`visual_tokens`.
+        """The visual tokens of each image, (T, D) each; see :meth:`visual_tokens`.
 
         Raises:
             ValueError: no grids.
         """
         if image_grid_thw is None:
-            raise ValueError("Pictures need image_grid_thw, as the processor gave it.")
+            raise ValueError("Images need image_grid_thw, as the processor gave it.")
         packed, counts = self.visual_tokens(pixel_values, image_grid_thw, **superpixels).packed()
         return packed.split(counts)
 
@@ -98,7 +98,7 @@ class MergerlessQwen:
         Raises:
             ValueError: always.
         """
-        raise ValueError("A swapped projector works on pictures, not on videos: pass the frames as images.")
+        raise ValueError("A swapped projector works on images, not on videos: pass the frames as images.")
 
     def get_rope_index(
         self,
@@ -108,10 +108,10 @@ class MergerlessQwen:
         second_per_grid_ts: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As Qwen's, for text; with pictures, :meth:`forward` finds the positions once it has the visual tokens.
+        """As Qwen's, for text; with images, :meth:`forward` finds the positions once it has the visual tokens.
 
         Raises:
-            ValueError: grids of pictures or videos.
+            ValueError: grids of images or videos.
         """
         if image_grid_thw is not None or video_grid_thw is not None:
             raise ValueError(
@@ -141,8 +141,8 @@ class MergerlessQwen:
             input_ids: (B, L), one placeholder a visual token.
             attention_mask: (B, L), 0 on padding.
             position_ids: (3, B, L) or (4, B, L), as Qwen's; None: found here.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without pictures.
-            pixel_values: (M, K) flattened patches of all pictures of the batch, in order.
+            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
+            pixel_values: (M, K) flattened patches of all images of the batch, in order.
             image_grid_thw: (P, 3).
             pixel_values_videos: None.
             video_grid_thw: None.
@@ -152,16 +152,14 @@ class MergerlessQwen:
             kwargs: as Qwen's.
 
         Raises:
-            ValueError: pictures without ``input_ids`` or grids, or after a filled cache without ``position_ids``;
+            ValueError: images without ``input_ids`` or grids, or after a filled cache without ``position_ids``;
                 counts that do not match the placeholders; videos.
         """
         if pixel_values_videos is not None or video_grid_thw is not None:
-            raise ValueError("A swapped projector works on pictures, not on videos: pass the frames as images.")
+            raise ValueError("A swapped projector works on images, not on videos: pass the frames as images.")
         if pixel_values is not None:
             if input_ids is None or image_grid_thw is None:
-                raise ValueError(
-                    "Pictures need input_ids, whose placeholders say where they stand, and image_grid_thw."
-                )
+                raise ValueError("Images need input_ids, whose placeholders say where they stand, and image_grid_thw.")
             visual = self.visual_tokens(
                 pixel_values, image_grid_thw, superpixel_weights, superpixel_masks, superpixel_valid
             )
@@ -172,13 +170,13 @@ class MergerlessQwen:
                 past = kwargs.get("past_key_values")
                 if past is not None and past.get_seq_length():
                     raise ValueError(
-                        f"The cache holds {past.get_seq_length()} tokens already; pictures are read at the start of a "
+                        f"The cache holds {past.get_seq_length()} tokens already; images are read at the start of a "
                         "conversation. Pass the whole of it without a cache, or position_ids of your own."
                     )
                 merge = self.config.vision_config.spatial_merge_size
-                pictures = picture_positions(visual, picture_grids(image_grid_thw), merge, self.recipe.positions)
+                images = image_positions(visual, image_grids(image_grid_thw), merge, self.recipe.positions)
                 position_ids, self.rope_deltas = batch_positions(
-                    is_visual, real_tokens(attention_mask, is_visual), pictures
+                    is_visual, real_tokens(attention_mask, is_visual), images
                 )
         return super().forward(  # type: ignore[misc]  # Qwen's
             input_ids=input_ids,
@@ -190,9 +188,9 @@ class MergerlessQwen:
 
 
 class QwenGeneration(RaggedGeneration):
-    """Mixin before a Qwen's ``…ForConditionalGeneration``: pictures of every size, positions found by ``forward``."""
+    """Mixin before a Qwen's ``…ForConditionalGeneration``: images of every size, positions found by ``forward``."""
 
-    picture_keys = ("pixel_values", "image_grid_thw", *SUPERPIXEL_KEYS)
+    image_keys = ("pixel_values", "image_grid_thw", *SUPERPIXEL_KEYS)
 
     def prepare_inputs_for_generation(
         self,
@@ -202,7 +200,7 @@ class QwenGeneration(RaggedGeneration):
         image_grid_thw: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As Qwen's; but where pictures are read, the positions are left to ``forward``, which has their tokens.
+        """As Qwen's; but where images are read, the positions are left to ``forward``, which has their tokens.
 
         Args:
             input_ids: (B, L).
@@ -220,12 +218,12 @@ class QwenGeneration(RaggedGeneration):
                 prepared["position_ids"] = None
         return prepared
 
-    def repeated_pictures(self, pictures: dict[str, Tensor], per_row: list[int], copies: int) -> dict[str, Tensor]:
-        """See :meth:`RaggedGeneration.repeated_pictures`; the first axis of ``pixel_values`` counts patches."""
-        others = {key: value for key, value in pictures.items() if key != "pixel_values"}
-        patches = pictures["pixel_values"].split(pictures["image_grid_thw"].prod(dim=1).tolist())
-        repeated = torch.cat([patches[index] for index in expanded_pictures(per_row, copies)])  # (M * copies, K)
-        return {**super().repeated_pictures(others, per_row, copies), "pixel_values": repeated}
+    def repeated_images(self, images: dict[str, Tensor], per_row: list[int], copies: int) -> dict[str, Tensor]:
+        """See :meth:`RaggedGeneration.repeated_images`; the first axis of ``pixel_values`` counts patches."""
+        others = {key: value for key, value in images.items() if key != "pixel_values"}
+        patches = images["pixel_values"].split(images["image_grid_thw"].prod(dim=1).tolist())
+        repeated = torch.cat([patches[index] for index in expanded_images(per_row, copies)])  # (M * copies, K)
+        return {**super().repeated_images(others, per_row, copies), "pixel_values": repeated}
 
 
 def swap_merger(
@@ -246,7 +244,7 @@ def swap_merger(
         ValueError: a projector of cells that do not fit into grids of every size.
     """
     tower = model.model.visual
-    recipe = SwapRecipe(
+    recipe = SwapConfig(
         name=choices.projector,
         vision_dim=tower.merger.ln_q.weight.shape[0],
         llm_dim=model.config.text_config.hidden_size,
@@ -260,7 +258,7 @@ def swap_merger(
     merge, cell = model.config.vision_config.spatial_merge_size, projector.options.grid_multiple
     if merge % cell:
         raise ValueError(
-            f"Projector '{projector.name}' joins cells of {cell}x{cell} patches, but this host's pictures have any "
+            f"Projector '{projector.name}' joins cells of {cell}x{cell} patches, but this host's images have any "
             f"multiples of {merge} patches along their sides: choose cells of {merge}x{merge}."
         )
     new = carry_whole(projector, tower.merger)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lavis_svp.hosts.processor import PictureLayout, SwappedProcessor
-from lavis_svp.hosts.qwen_tower import picture_grids
+from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
+from lavis_svp.hosts.qwen_tower import image_grids
 from lavis_svp.projectors.structures import Grid
 
 
-class QwenPictures(SwappedProcessor):
+class QwenImages(SwappedProcessor):
     """Mixin before a Qwen's processor class.
 
     Args:
@@ -38,9 +38,9 @@ class QwenPictures(SwappedProcessor):
         )
         self.svp = svp
 
-    def layout(self, pictures: list[np.ndarray], image_inputs: Mapping[str, Any]) -> PictureLayout:
-        """See :meth:`SwappedProcessor.layout`: each picture is stretched over a grid of its own."""
-        return PictureLayout(pictures, picture_grids(image_inputs["image_grid_thw"]))
+    def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
+        """See :meth:`SwappedProcessor.layout`: each image is stretched over a grid of its own."""
+        return ImageLayout(images, image_grids(image_inputs["image_grid_thw"]))
 
 
 def usual_grid(image_processor: Any) -> Grid:

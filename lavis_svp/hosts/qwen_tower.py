@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from lavis_svp.encoders.attention import BlockAttention
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.structures import Grid
 
 
-def picture_grids(image_grid_thw: Tensor) -> list[Grid]:
-    """The (h, w) patch grid of each picture, from the processor's (P, 3) ``image_grid_thw``.
+def image_grids(image_grid_thw: Tensor) -> list[Grid]:
+    """The (h, w) patch grid of each image, from the processor's (P, 3) ``image_grid_thw``.
 
     Raises:
         ValueError: a video, which has more than one step in time.
@@ -28,7 +28,7 @@ def picture_grids(image_grid_thw: Tensor) -> list[Grid]:
     sizes = image_grid_thw.tolist()
     for number, (time, _, _) in enumerate(sizes):
         if time != 1:
-            raise ValueError(f"Picture {number} has {time} steps in time: a swapped projector works on pictures only.")
+            raise ValueError(f"Image {number} has {time} steps in time: a swapped projector works on images only.")
     return [(height, width) for _, height, width in sizes]
 
 
@@ -40,24 +40,24 @@ def windowed(tower: PreTrainedModel) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class PatchOrder:
-    """How the tower orders the M patches of all pictures: cells of r x r patches together, cells by windows.
+    """How the tower orders the M patches of all images: cells of r x r patches together, cells by windows.
 
     Args:
         grouped: (M,) int64; patch m in the tower's order is patch ``grouped[m]`` of the pixels' order.
-        raster: (M,) int64; patch n, pictures one after another and each row by row, is patch ``raster[n]`` in the
+        raster: (M,) int64; patch n, images one after another and each row by row, is patch ``raster[n]`` in the
             tower's order.
         windows: ends of the attention windows, 0 first, int32.
-        pictures: ends of the pictures, 0 first, int32.
+        images: ends of the images, 0 first, int32.
     """
 
     grouped: Tensor
     raster: Tensor
     windows: Tensor
-    pictures: Tensor
+    images: Tensor
 
     @classmethod
     def of(cls, tower: PreTrainedModel, image_grid_thw: Tensor, device: torch.device) -> PatchOrder:
-        """The order of pictures of these grids.
+        """The order of images of these grids.
 
         Args:
             tower: tells the windows.
@@ -70,7 +70,7 @@ class PatchOrder:
             cells, window_ends = tower.get_window_index(image_grid_thw)
         grouped = (cells[:, None] * unit + torch.arange(unit)).flatten()  # (M,)
         places, start = [], 0
-        for height, width in picture_grids(image_grid_thw):
+        for height, width in image_grids(image_grid_thw):
             place = torch.arange(height * width).view(height // merge, merge, width // merge, merge)
             places.append(start + place.transpose(1, 2).flatten())  # of each patch in the pixels' order
             start += height * width
@@ -78,32 +78,32 @@ class PatchOrder:
         windows = torch.tensor(
             window_ends, dtype=torch.int32
         ).unique_consecutive()  # an empty window ends where it began
-        pictures = F.pad(image_grid_thw.prod(dim=1).cumsum(0), (1, 0)).to(torch.int32)
-        return cls(*(part.to(device) for part in (grouped, raster, windows, pictures)))
+        images = F.pad(image_grid_thw.prod(dim=1).cumsum(0), (1, 0)).to(torch.int32)
+        return cls(*(part.to(device) for part in (grouped, raster, windows, images)))
 
 
 def qwen_features(
-    tower: PreTrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, recipe: SwapRecipe
+    tower: PreTrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, recipe: SwapConfig
 ) -> PatchFeatures:
     """Run the tower up to its merger.
 
-    The tower has no CLS: ``summary`` is the mean of a picture's patches, ``cls_attention`` the attention that a patch
-    gets from all of its picture, in the last block that looks at whole pictures; ``keys`` are of that block, before
+    The tower has no CLS: ``summary`` is the mean of an image's patches, ``cls_attention`` the attention that a patch
+    gets from all of its image, in the last block that looks at whole images; ``keys`` are of that block, before
     their rotation.
 
     Args:
         tower: its merger is not run.
-        pixel_values: (M, K) flattened patches of all pictures, as the image processor gave them.
-        image_grid_thw: (P, 3) grid of each picture, in patches.
+        pixel_values: (M, K) flattened patches of all images, as the image processor gave them.
+        image_grid_thw: (P, 3) grid of each image, in patches.
         recipe: tells the projector's needs; its levels are hidden states, 0 the embedding, negative from the end.
 
     Returns:
-        (P, N, C) patches, row-major; pictures with fewer than N are padded at the right.
+        (P, N, C) patches, row-major; images with fewer than N are padded at the right.
 
     Raises:
         ValueError: a video; levels the tower does not have; attention wanted of a tower that only looks at windows.
     """
-    grids, wants = picture_grids(image_grid_thw), recipe.wants
+    grids, wants = image_grids(image_grid_thw), recipe.wants
     order = PatchOrder.of(tower, image_grid_thw, pixel_values.device)
     angles = tower.rot_pos_emb(image_grid_thw)[order.grouped.cpu()].to(pixel_values.device)  # (M, d / 2)
     angles = torch.cat([angles, angles], dim=-1)
@@ -114,7 +114,7 @@ def qwen_features(
     levels = [level % count for level in _checked(recipe.levels, count)]
     hidden = {0: states}  # the hidden states that are asked for; keeping all would fill the memory
     for number, block in enumerate(tower.blocks):
-        ends = order.windows if number in windowed(tower) else order.pictures
+        ends = order.windows if number in windowed(tower) else order.images
         states = block(states, cu_seqlens=ends, position_embeddings=rotation)
         if number + 1 in (asked, *levels):
             hidden[number + 1] = states
@@ -151,7 +151,7 @@ def _last_full(tower: PreTrainedModel) -> int:
     full = sorted(set(range(len(tower.blocks))) - windowed(tower))
     if not full:
         raise ValueError(
-            "The projector ranks patches by attention over the whole picture, but every block of this vision tower "
+            "The projector ranks patches by attention over the whole image, but every block of this vision tower "
             "looks at windows only (its fullatt_block_indexes name none)."
         )
     return full[-1]
@@ -164,7 +164,7 @@ def _block_attention(
     rotation: tuple[Tensor, Tensor],
     unpacked: Callable[[Tensor], Tensor],
 ) -> BlockAttention:
-    """Queries and keys of a block; ``states`` (M, C) enter it, ``unpacked`` brings values into the pictures' order."""
+    """Queries and keys of a block; ``states`` (M, C) enter it, ``unpacked`` brings values into the images' order."""
     block = tower.blocks[number]
     heads = block.attn.num_heads
     joined = block.attn.qkv(block.norm1(states)).view(len(states), 3, heads, -1)  # (M, 3, H, d)

@@ -21,7 +21,7 @@ POSITION_RULES = ("centroid", "sequential")
 
 
 @dataclass(frozen=True)
-class SwapRecipe:
+class SwapConfig:
     """A swapped projector, as the host's configuration keeps it.
 
     Args:
@@ -34,7 +34,7 @@ class SwapRecipe:
             checkpoint) and ``side`` besides. Unread where the projector needs none.
         levels: hidden states of the vision tower given to projectors that fuse several.
         positions: where visual tokens stand for a language model with M-RoPE (:mod:`lavis_svp.hosts.mrope`):
-            ``centroid``, in the plane of the picture, or ``sequential``, like text. Unread by other hosts.
+            ``centroid``, in the plane of the image, or ``sequential``, like text. Unread by other hosts.
 
     Raises:
         ValueError: another rule of positions.
@@ -54,7 +54,7 @@ class SwapRecipe:
             raise ValueError(f"positions must be one of {', '.join(POSITION_RULES)}; got {self.positions!r}.")
 
     @classmethod
-    def of(cls, config: Any) -> SwapRecipe:
+    def of(cls, config: Any) -> SwapConfig:
         """Read the recipe that a configuration (or a mapping) carries under ``svp``.
 
         Raises:
@@ -66,7 +66,7 @@ class SwapRecipe:
                 f"This configuration has no '{CONFIG_KEY}' entry, so no projector was swapped in. "
                 "Call lavis_svp.hosts.swap_projector(model, processor, projector=...) on the original model."
             )
-        recipe = found if isinstance(found, SwapRecipe) else build_options(cls, found, CONFIG_KEY)
+        recipe = found if isinstance(found, SwapConfig) else build_options(cls, found, CONFIG_KEY)
         return cls(**{**vars(recipe), "grid": tuple(recipe.grid), "levels": tuple(recipe.levels)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class SwapRecipe:
         return self.outline().requires & ENCODER_OUTPUTS
 
 
-def swapped_config(cls: type[C], original: PretrainedConfig, recipe: SwapRecipe) -> C:
+def swapped_config(cls: type[C], original: PretrainedConfig, recipe: SwapConfig) -> C:
     """A host's configuration with a recipe; the parts' configurations are the same objects, as the parts are.
 
     Args:

@@ -61,7 +61,7 @@ def swap_projector(
     ::
 
         model, processor = swap_projector(model, processor, "svp")
-        inputs = processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
+        inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
         model.generate(**inputs)
 
     The result shares vision tower and language model with the original, which is left as it was. The projector's head
@@ -78,7 +78,7 @@ def swap_projector(
         options: the projector's own choices.
 
     Returns:
-        the model and the processor; the processor makes the superpixels, and writes each picture's placeholders.
+        the model and the processor; the processor makes the superpixels, and writes each image's placeholders.
 
     Raises:
         UnknownNameError: this kind of model is no known host, or there is no such projector.

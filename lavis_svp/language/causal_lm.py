@@ -52,7 +52,7 @@ class LanguageOptions:
         embedding_std: scale that visual tokens should have; None = standard deviation of the input embeddings. An
             exported model, whose embeddings have been trained, names the one it was trained with.
         visual_positions: where visual tokens stand for the rotary embedding. ``index``: one after another, as text.
-            ``centroid``: where the patch under a token's centroid would stand if the picture's patches stood there in
+            ``centroid``: where the patch under a token's centroid would stand if the image's patches stood there in
             raster order, and the text goes on behind the last patch: rows, columns and the distance to the text are
             those of a model that sees every patch.
     """

@@ -1,4 +1,4 @@
-"""Greedy answers to all expressions of a batch at once, over one cached visual prefix per picture."""
+"""Greedy answers to all expressions of a batch at once, over one cached visual prefix per image."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lavis_svp.language.splice import VisualPositions, splice
 
 @dataclass
 class Answers:
-    """What the model said to P expressions, ordered by picture, then by expression.
+    """What the model said to P expressions, ordered by image, then by expression.
 
     Args:
         ids: P lists of generated ids, up to and with the end-of-text token.
         seg_states: (P, D) the state that predicted ``[SEG]``; the first answer state where none was emitted.
         answered: (P,) True where ``[SEG]`` was emitted.
-        picture: (P,) picture of each.
-        expression: (P,) index of the expression within its picture.
+        image: (P,) image of each.
+        expression: (P,) index of the expression within its image.
     """
 
     ids: list[list[int]]
     seg_states: Tensor
     answered: Tensor
-    picture: Tensor
+    image: Tensor
     expression: Tensor
 
 
@@ -43,24 +43,24 @@ def generate_answers(
     visual_positions: Sequence[VisualPositions] | None = None,
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
-    seg_bonus: Callable[[Tensor, Tensor], Tensor | float] | None = None,
+    seg_logit_bias: Callable[[Tensor, Tensor], Tensor | float] | None = None,
 ) -> Answers:
     """Answer every expression greedily.
 
-    The prompts are laid out ``packed``: the picture is read once, every question sees the picture and itself only, so
+    The prompts are laid out ``packed``: the image is read once, every question sees the image and itself only, so
     the result equals asking one by one. Each step then adds one token per expression, with a KV cache.
 
     Args:
         language: the model.
         visual: (B, T, D) visual tokens.
-        visual_counts: real tokens of each picture.
-        prefix_ids: ids before the picture.
+        visual_counts: real tokens of each image.
+        prefix_ids: ids before the image.
         turns: rendered with any answer; only their prompt part is used.
-        visual_positions: positions of each picture's visual tokens; None = one after another.
+        visual_positions: positions of each image's visual tokens; None = one after another.
         max_new_tokens: longest answer, end-of-text token included; None = ``language.options.max_new_tokens``.
         min_new_tokens: tokens that come before the answer may end.
-        seg_bonus: from (P, D) first answer states and their (P,) pictures, what is added to the score of ``[SEG]`` as
-            the first word.
+        seg_logit_bias: from (P, D) first answer states and their (P,) images, what is added to the score of
+            ``[SEG]`` as the first word.
 
     Raises:
         ValueError: no token may be generated, or fewer than the least.
@@ -68,7 +68,7 @@ def generate_answers(
     most = language.options.max_new_tokens if max_new_tokens is None else max_new_tokens
     if most < 1 or most < min_new_tokens:
         raise ValueError(f"An answer of at least {min_new_tokens} and at most {most} tokens cannot be generated.")
-    prompts = [[prompt_only(turn) for turn in picture_turns] for picture_turns in turns]
+    prompts = [[prompt_only(turn) for turn in image_turns] for image_turns in turns]
     device = visual.device
     plan = splice(prefix_ids, visual_counts, prompts, "packed", language.max_length, device, visual_positions)
     embeddings = plan.embeddings(language.embed(plan.ids), visual)
@@ -79,7 +79,7 @@ def generate_answers(
     rows, slots = (last >= 0).nonzero(as_tuple=True)  # (P,)
     state = states[rows, last[rows, slots]]  # (P, D)
     position = plan.positions[rows, last[rows, slots]]  # (P,)
-    picture, expression = plan.picture[rows], plan.expression[rows, last[rows, slots]]
+    image, expression = plan.image[rows], plan.expression[rows, last[rows, slots]]
 
     eos = language.tokenizer.eos_token_id
     generated: list[list[int]] = [[] for _ in range(len(rows))]
@@ -90,8 +90,8 @@ def generate_answers(
         scores = language.logits(state)  # (P, V)
         if step < min_new_tokens:
             scores[:, eos] = -torch.inf
-        if step == 0 and seg_bonus is not None:
-            scores[:, language.seg_id] += seg_bonus(state, picture)
+        if step == 0 and seg_logit_bias is not None:
+            scores[:, language.seg_id] += seg_logit_bias(state, image)
         token = scores.argmax(-1)  # (P,)
         emits = (token == language.seg_id) & ~answered & ~finished
         seg_states = torch.where(emits[:, None], state, seg_states)
@@ -119,7 +119,7 @@ def generate_answers(
         mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)[:, None]  # (B, 1, E, L)
         states = language(language.embed(ids).to(embeddings.dtype), mask, positions, cache)
         state = states[rows, slots]  # (P, D)
-    return Answers(generated, seg_states, answered, picture, expression)
+    return Answers(generated, seg_states, answered, image, expression)
 
 
 def prompt_only(turn: Turn) -> Turn:
@@ -130,7 +130,7 @@ def prompt_only(turn: Turn) -> Turn:
 
 
 def _last_of_turns(turn: Tensor) -> Tensor:
-    """(B, L) turn numbers -> (B, E) last column of each turn, -1 where a picture has fewer turns."""
+    """(B, L) turn numbers -> (B, E) last column of each turn, -1 where an image has fewer turns."""
     count = int(turn.max())
     columns = torch.arange(turn.shape[1], device=turn.device)
     per_turn = [torch.where(turn == number, columns, -1).amax(1) for number in range(1, count + 1)]

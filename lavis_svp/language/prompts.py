@@ -20,7 +20,7 @@ VICUNA_SYSTEM = (
 
 @dataclass(frozen=True)
 class ConversationStyle:
-    """How pictures, questions and answers are laid out as text; the visual tokens stand after ``before_image``.
+    """How images, questions and answers are laid out as text; the visual tokens stand after ``before_image``.
 
     Args:
         before_image: text before the visual tokens, with the first user role.
@@ -98,7 +98,7 @@ class PromptOptions:
         conversation_styles.get(self.style)
 
 
-def defuse_markers(text: str, markers: tuple[str, ...] = (SEG_TOKEN, IMAGE_MARKER)) -> str:
+def escape_special_tokens(text: str, markers: tuple[str, ...] = (SEG_TOKEN, IMAGE_MARKER)) -> str:
     """Break special markers inside user text, so that they are read as plain words.
 
     ``[SEG]`` becomes ``[ SEG ]``; the tokenizer then cannot make the special token of it.
@@ -119,7 +119,7 @@ class Turn:
     Args:
         ids: token ids of the turn.
         labels: the id where the token belongs to the answer, ``IGNORE`` elsewhere.
-        expression: index of the expression within its picture.
+        expression: index of the expression within its image.
     """
 
     ids: list[int]
@@ -134,7 +134,7 @@ class Turn:
         object.__setattr__(self, "prompt_length", supervised[0])
 
 
-class PromptWriter:
+class PromptBuilder:
     """Renders questions and answers, and tokenises them.
 
     Labels come from character offsets of the whole rendered turn: a token is supervised if it overlaps the answer or
@@ -177,8 +177,8 @@ class PromptWriter:
             expression: the referring expression; markers in it are defused.
             answer: the answer's text, without the end-of-text token (it is added and supervised).
             question: which wording of ``options.questions``.
-            index: index of the expression within its picture.
-            first: the first turn after the picture, or a further one.
+            index: index of the expression within its image.
+            first: the first turn after the image, or a further one.
 
         Raises:
             ValueError: an empty expression, or a turn longer than ``max_turn_tokens``.
@@ -198,8 +198,8 @@ class PromptWriter:
             answer: the answer's text, without the end-of-text token; markers in it are defused, ``[SEG]`` too.
             wording: which of ``options.vqa_questions`` (``caption_questions`` for an empty question); None = the
                 question stands as it is.
-            index: index of the question within its picture.
-            first: the first turn after the picture, or a further one.
+            index: index of the question within its image.
+            first: the first turn after the image, or a further one.
 
         Raises:
             ValueError: an empty question without a wording, or a turn longer than ``max_turn_tokens``.
@@ -236,7 +236,7 @@ class PromptWriter:
         return Turn(ids=ids, labels=labels, expression=index)
 
     def _defused(self, text: str) -> str:
-        return defuse_markers(text.strip(), self.special)
+        return escape_special_tokens(text.strip(), self.special)
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, up to the end-of-text token."""

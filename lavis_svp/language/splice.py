@@ -1,9 +1,9 @@
 """Splice ragged visual tokens into text: three layouts, one bookkeeping.
 
-Layouts of a picture's expressions:
+Layouts of an image's expressions:
 
 - ``separate``: one sequence an expression (LISA's form).
-- ``packed``: the same computation with the picture's prefix shared: all turns stand in one sequence, a turn sees the
+- ``packed``: the same computation with the image's prefix shared: all turns stand in one sequence, a turn sees the
   prefix and itself only, and its positions go on from the prefix. Equal to ``separate`` up to rounding, and cheaper.
 - ``conversation``: GLaMM's form; turn i sees turns 1 … i-1.
 
@@ -28,13 +28,13 @@ LAYOUTS = ("separate", "packed", "conversation")
 
 @dataclass(frozen=True)
 class VisualPositions:
-    """The positions of one picture's visual tokens for the rotary embedding, counted from the end of the prefix.
+    """The positions of one image's visual tokens for the rotary embedding, counted from the end of the prefix.
 
     Several tokens may share a position, and later tokens may have lower ones: who sees whom is not a matter of them.
 
     Args:
         offsets: one for each visual token, from 0 to ``span`` - 1.
-        span: how many positions the picture takes; the text behind it goes on from there.
+        span: how many positions the image takes; the text behind it goes on from there.
 
     Raises:
         ValueError: an offset outside the span.
@@ -58,16 +58,16 @@ class VisualPositions:
 
 @dataclass
 class Spliced:
-    """A batch of R sequences of L positions. ``B`` pictures, R = B unless the layout is ``separate``.
+    """A batch of R sequences of L positions. ``B`` images, R = B unless the layout is ``separate``.
 
     Args:
         ids: (R, L) token ids; ``VISUAL`` or ``PAD`` where there is none.
         labels: (R, L) supervised ids, ``IGNORE`` elsewhere; not shifted.
         positions: (R, L) position ids for the rotary embedding.
-        visual_index: (R, L) which visual token of the picture stands here; 0 where none does.
+        visual_index: (R, L) which visual token of the image stands here; 0 where none does.
         turn: (R, L) 0 for the shared prefix, 1 … for turns.
-        expression: (R, L) index of the expression within its picture; -1 in the prefix and in padding.
-        picture: (R,) the picture of a row.
+        expression: (R, L) index of the expression within its image; -1 in the prefix and in padding.
+        image: (R,) the image of a row.
     """
 
     ids: Tensor
@@ -76,7 +76,7 @@ class Spliced:
     visual_index: Tensor
     turn: Tensor
     expression: Tensor
-    picture: Tensor
+    image: Tensor
 
     @property
     def valid(self) -> Tensor:
@@ -106,7 +106,7 @@ class Spliced:
         Returns:
             (R, L, D); padding is zero.
         """
-        placed = visual[self.picture[:, None], self.visual_index]  # (R, L, D)
+        placed = visual[self.image[:, None], self.visual_index]  # (R, L, D)
         is_visual = (self.ids == VISUAL)[..., None]
         merged = torch.where(is_visual, placed.to(text.dtype), text)
         return merged * self.valid[..., None].to(text.dtype)
@@ -118,14 +118,14 @@ class Spliced:
             token_id: the token, say ``[SEG]``.
 
         Returns:
-            four (P,) tensors: row, column of the predicting position, picture, expression; sorted by picture and
+            four (P,) tensors: row, column of the predicting position, image, expression; sorted by image and
             expression.
         """
         rows, columns = (self.ids == token_id).nonzero(as_tuple=True)
-        picture, expression = self.picture[rows], self.expression[rows, columns]
+        image, expression = self.image[rows], self.expression[rows, columns]
         most = int(self.expression.max()) + 2
-        order = torch.argsort(picture * most + expression, stable=True)
-        return rows[order], columns[order] - 1, picture[order], expression[order]
+        order = torch.argsort(image * most + expression, stable=True)
+        return rows[order], columns[order] - 1, image[order], expression[order]
 
 
 @dataclass
@@ -139,7 +139,7 @@ class _Row:
 
     @classmethod
     def prefix(cls, prefix_ids: list[int], visual: VisualPositions) -> _Row:
-        """Start a row: text before the picture, then its visual tokens."""
+        """Start a row: text before the image, then its visual tokens."""
         visual_count = len(visual.offsets)
         length = len(prefix_ids) + visual_count
         return cls(
@@ -174,7 +174,7 @@ def splice(
     """Lay out a batch.
 
     Args:
-        prefix_ids: ids before the visual tokens, the same for all pictures.
+        prefix_ids: ids before the visual tokens, the same for all images.
         visual_counts: B numbers of visual tokens.
         turns: B lists of turns.
         layout: ``separate``, ``packed`` or ``conversation``.
@@ -183,30 +183,30 @@ def splice(
         visual_positions: B positions of visual tokens; None = one after another.
 
     Raises:
-        ValueError: an unknown layout, unequal numbers of pictures or of positions, a picture without visual tokens or
+        ValueError: an unknown layout, unequal numbers of images or of positions, an image without visual tokens or
             turns, or a sequence beyond ``max_length``.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout '{layout}'. Known: {', '.join(LAYOUTS)}.")
     if len(visual_counts) != len(turns):
-        raise ValueError(f"{len(visual_counts)} pictures have visual tokens but {len(turns)} have text.")
+        raise ValueError(f"{len(visual_counts)} images have visual tokens but {len(turns)} have text.")
     places = [VisualPositions.by_index(count) for count in visual_counts]
     if visual_positions is not None:
         places = list(visual_positions)
         if [len(place.offsets) for place in places] != visual_counts:
             raise ValueError(
-                f"Pictures have {visual_counts} visual tokens, but positions for "
+                f"Images have {visual_counts} visual tokens, but positions for "
                 f"{[len(place.offsets) for place in places]}."
             )
     rows: list[_Row] = []
-    pictures: list[int] = []
-    for picture, (count, picture_turns) in enumerate(zip(visual_counts, turns, strict=True)):
-        if count < 1 or not picture_turns:
-            raise ValueError(f"Picture {picture} has {count} visual tokens and {len(picture_turns)} expressions.")
-        groups = [[turn] for turn in picture_turns] if layout == "separate" else [picture_turns]
+    images: list[int] = []
+    for image, (count, image_turns) in enumerate(zip(visual_counts, turns, strict=True)):
+        if count < 1 or not image_turns:
+            raise ValueError(f"Image {image} has {count} visual tokens and {len(image_turns)} expressions.")
+        groups = [[turn] for turn in image_turns] if layout == "separate" else [image_turns]
         for group in groups:
-            row = _Row.prefix(prefix_ids, places[picture])
-            start = len(prefix_ids) + places[picture].span
+            row = _Row.prefix(prefix_ids, places[image])
+            start = len(prefix_ids) + places[image].span
             for number, turn in enumerate(group, start=1):
                 if layout == "conversation":
                     row.append(turn, 1, start)
@@ -214,12 +214,12 @@ def splice(
                 else:
                     row.append(turn, number, start)
             rows.append(row)
-            pictures.append(picture)
+            images.append(image)
     longest = max(max(row.positions) + 1 for row in rows)
     if max_length is not None and longest > max_length:
         raise ValueError(
             f"A sequence has {longest} positions, the language model knows {max_length}. "
-            "Use fewer expressions per picture or fewer visual tokens (with language.visual_positions: centroid the "
+            "Use fewer expressions per image or fewer visual tokens (with language.visual_positions: centroid the "
             "number of patches counts)."
         )
     return Spliced(
@@ -229,7 +229,7 @@ def splice(
         visual_index=_pad([row.visual_index for row in rows], 0, device),
         turn=_pad([row.turn for row in rows], -1, device),
         expression=_pad([row.expression for row in rows], -1, device),
-        picture=torch.tensor(pictures, device=device),
+        image=torch.tensor(images, device=device),
     )
 
 

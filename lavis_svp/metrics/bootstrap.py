@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals that resample pictures, since expressions of a picture are not independent."""
+"""Bootstrap confidence intervals that resample images, since expressions of an image are not independent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Bootstrap:
     """How confidence intervals are drawn.
 
     Args:
-        resamples: how often the pictures are drawn anew.
+        resamples: how often the images are drawn anew.
         seed: of the draws; the same seed gives the same interval.
         level: 0.95 = from the 2.5th to the 97.5th percentile.
 
@@ -40,7 +40,7 @@ def cluster_sums(values: np.ndarray, clusters: Sequence[Hashable], groups: Seque
 
     Args:
         values: (N,) numbers.
-        clusters: N cluster names (the picture of each expression).
+        clusters: N cluster names (the image of each expression).
         groups: N group names (its kind).
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class MaskCounts(NamedTuple):
-    """Pixel counts of a predicted and a true mask of the same picture."""
+    """Pixel counts of a predicted and a true mask of the same image."""
 
     intersection: int
     union: int
@@ -50,7 +50,7 @@ def mask_counts(predicted: np.ndarray, target: np.ndarray) -> MaskCounts:
 
     Args:
         predicted: (H, W) 0/1 mask; all zero = "there is no such thing".
-        target: (H, W) 0/1 mask at the picture's original size; all zero = no target.
+        target: (H, W) 0/1 mask at the image's original size; all zero = no target.
 
     Raises:
         ValueError: the sizes differ, or a mask holds other values than 0 and 1.
@@ -59,7 +59,7 @@ def mask_counts(predicted: np.ndarray, target: np.ndarray) -> MaskCounts:
     if pred.shape != true.shape:
         raise ValueError(
             f"The predicted mask is {_size(pred)} but the true mask is {_size(true)} (height x width). "
-            "Masks are scored at the picture's original size: resize the prediction's logits before the threshold."
+            "Masks are scored at the image's original size: resize the prediction's logits before the threshold."
         )
     intersection = int(np.count_nonzero(pred & true))
     pred_area, gt_area = int(np.count_nonzero(pred)), int(np.count_nonzero(true))

@@ -76,7 +76,7 @@ def view(records: Iterable[Record], mode: str) -> list[Record]:
 def merge_records(parts: Sequence[Sequence[Record]], expected_ids: Sequence[str] | None = None) -> list[Record]:
     """Join the records of all processes so that every expression counts exactly once.
 
-    A distributed sampler repeats pictures to give each process as many; the first record of an id is kept and the
+    A distributed sampler repeats images to give each process as many; the first record of an id is kept and the
     repeated ones are dropped.
 
     Args:

@@ -1,4 +1,4 @@
-"""How the superpixels and the objects of a picture overlap a target: the picked region, and the two baselines."""
+"""How the superpixels and the objects of an image overlap a target: the picked region, and the two baselines."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) 
         ValueError: ``pick`` is not a region's index, or as :func:`region_overlaps`.
     """
     if not 0 <= pick < count:
-        raise ValueError(f"The picked region is {pick}, but the picture has regions 0 to {count - 1}.")
+        raise ValueError(f"The picked region is {pick}, but the image has regions 0 to {count - 1}.")
     if not np.any(target):
         return None
     areas, inside = region_overlaps(labels, target, count)
@@ -73,7 +73,7 @@ def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) 
 
 
 def random_object_iou(instances: np.ndarray, target: np.ndarray) -> float | None:
-    """Expected IoU of answering with an object drawn at random from all objects of the picture.
+    """Expected IoU of answering with an object drawn at random from all objects of the image.
 
     Args:
         instances: (H, W) object ids; -1 = background.

@@ -38,7 +38,7 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
 
     Args:
         records: every expression once, of one or several splits, all evaluated with the same mode setting.
-        bootstrap: of the intervals, which resample pictures.
+        bootstrap: of the intervals, which resample images.
 
     Returns:
         ``mode``, ``headline``, ``overall`` (all expressions, gRefCOCO's convention), ``with_target``, ``no_target``
@@ -57,7 +57,7 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
             f"Records of the modes {sorted(modes)} cannot be summed up together; one of {MODES} is needed."
         )
     mode = modes.pop()
-    result = {**_one_mode(records, mode, bootstrap), "bootstrap": {**asdict(bootstrap), "unit": "picture"}}
+    result = {**_one_mode(records, mode, bootstrap), "bootstrap": {**asdict(bootstrap), "unit": "image"}}
     forced = view(records, "teacher_forced") if mode != "teacher_forced" else []
     if forced:
         result["teacher_forced"] = _one_mode(forced, "teacher_forced", bootstrap)
@@ -69,7 +69,7 @@ def headline(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 
     Args:
         records: of one mode; those without a target are left out.
-        bootstrap: of the intervals, which resample pictures.
+        bootstrap: of the intervals, which resample images.
     """
     targets = [record for record in records if record["has_target"]]
     kinds = [record["kind"] for record in targets]

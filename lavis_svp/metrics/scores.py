@@ -17,8 +17,8 @@ REACHABLE_IOU = 0.5
 """An expression is within the superpixels' reach if its best single region has at least this IoU."""
 
 
-def picture_of(record: Record) -> tuple[Any, Any]:
-    """What identifies a record's picture; the file name too, since data sets may reuse image ids."""
+def image_of(record: Record) -> tuple[Any, Any]:
+    """What identifies a record's image; the file name too, since data sets may reuse image ids."""
     return record["image_id"], record["file_name"]
 
 
@@ -90,15 +90,15 @@ def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTS
 
     Args:
         records: of one mode (see ``records.view``).
-        bootstrap: of the intervals, which resample pictures.
+        bootstrap: of the intervals, which resample images.
     """
     within = reachable(records)
     with_ceiling = [record for record in _having(records, "ceiling_single") if record["has_target"]]
     times = [record["ms"] for record in _having(records, "ms")]
-    tokens = {picture_of(record): record["tokens"] for record in _having(records, "tokens")}
+    tokens = {image_of(record): record["tokens"] for record in _having(records, "tokens")}
     return {
         "n": len(records),
-        "n_pictures": len({picture_of(record) for record in records}),
+        "n_images": len({image_of(record) for record in records}),
         "n_target": sum(bool(record["has_target"]) for record in records),
         "giou": giou(records),
         "giou_ci": giou_interval(records, bootstrap=bootstrap),
@@ -118,7 +118,7 @@ def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTS
         "reachable_pr@0.5": precision_at(within, REACHABLE_IOU),
         "baseline_random": _mean_of(records, "baseline_random"),
         "baseline_attribute": _mean_of(records, "baseline_attribute"),
-        "tokens_per_picture": mean(list(tokens.values())),
+        "tokens_per_image": mean(list(tokens.values())),
         "ms_per_expression": mean(times),
         "ms_per_expression_median": float(np.median(times)) if times else None,
     }
@@ -152,9 +152,9 @@ def _interval(
     groups: Sequence[str] | None,
     bootstrap: Bootstrap,
 ) -> tuple[float, float] | None:
-    pictures = [picture_of(record) for record in records]
+    images = [image_of(record) for record in records]
     columns = [""] * len(records) if groups is None else groups
-    return ratio_interval(cluster_sums(above, pictures, columns), cluster_sums(below, pictures, columns), bootstrap)
+    return ratio_interval(cluster_sums(above, images, columns), cluster_sums(below, images, columns), bootstrap)
 
 
 def _having(records: Iterable[Record], key: str) -> list[Record]:

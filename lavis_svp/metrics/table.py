@@ -48,8 +48,8 @@ def _format_mode(summary: dict[str, Any], title: str, level: float) -> str:
     lines = [
         f"{title}: {MODE_TITLES[summary['mode']]}".removeprefix(": "),
         format_table(rows),
-        f"{overall['n']} expressions, {overall['n_pictures']} pictures; "
-        f"{_number(overall['tokens_per_picture'], 1)} visual tokens a picture, "
+        f"{overall['n']} expressions, {overall['n_images']} images; "
+        f"{_number(overall['tokens_per_image'], 1)} visual tokens an image, "
         f"{_number(overall['ms_per_expression'], 0)} ms an expression",
         f"no [SEG] where one was due {_number(overall['seg_miss_rate'])}; "
         f"N-acc {_number(overall['n_acc'])}, T-acc {_number(overall['t_acc'])}; "

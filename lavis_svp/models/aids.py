@@ -18,11 +18,11 @@ from lavis_svp.heads.grounding import (
     region_iou,
     word_alignment_loss,
 )
-from lavis_svp.heads.mask_head import Frame, MaskHead
+from lavis_svp.heads.mask_head import Frame, SegMaskDecoder
 from lavis_svp.heads.readout import SegPrompts
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.encoded import Encoded
-from lavis_svp.models.options import AidOptions
+from lavis_svp.models.options import AuxiliaryLossOptions
 from lavis_svp.models.tokens import token_places
 
 PLACE_WORDS = ("left", "right", "above", "below", "top", "bottom")
@@ -31,24 +31,24 @@ NO_INSTANCE_WEIGHT = 0.15  # of a token that shows no named instance, in word al
 
 
 @dataclass
-class AidInputs:
+class AuxiliaryInputs:
     """What the aids on the prompt look at: P expressions with a target."""
 
     encoded: Encoded
     prompts: SegPrompts
-    picture: Tensor
+    image: Tensor
     targets: list[np.ndarray]
-    head: MaskHead
+    head: SegMaskDecoder
 
 
-class TrainingAids(nn.Module):
+class AuxiliaryLosses(nn.Module):
     """Alignment with words and places, listwise grounding and point regression.
 
     Args:
         options: weights; 0 turns an aid off.
     """
 
-    def __init__(self, options: AidOptions) -> None:
+    def __init__(self, options: AuxiliaryLossOptions) -> None:
         super().__init__()
         self.options = options
         if options.word_alignment:
@@ -68,18 +68,18 @@ class TrainingAids(nn.Module):
         """Whether optimizer step ``step`` (from 0) trains the projector alone."""
         return step < self.options.alignment_steps
 
-    def prompt_losses(self, inputs: AidInputs) -> dict[str, Tensor]:
+    def prompt_losses(self, inputs: AuxiliaryInputs) -> dict[str, Tensor]:
         """Losses on the pointer and on the prompt, of the aids that are on."""
         losses: dict[str, Tensor] = {}
         if self.options.grounding and inputs.prompts.scores is not None:
             rows = [
-                listwise_target(token_iou(inputs.encoded, int(picture), target))
-                for picture, target in zip(inputs.picture, inputs.targets, strict=True)
+                listwise_target(token_iou(inputs.encoded, int(image), target))
+                for image, target in zip(inputs.image, inputs.targets, strict=True)
             ]
             target = torch.stack(rows).to(inputs.prompts.scores.device)  # (P, T)
             losses["loss_ground"] = grounding_loss(inputs.prompts.scores, target)
         if self.options.point_regression:
-            frames = [inputs.encoded.frozen.frames[int(p)] for p in inputs.picture]
+            frames = [inputs.encoded.frozen.frames[int(p)] for p in inputs.image]
             centres = torch.stack([_centre(t, f) for t, f in zip(inputs.targets, frames, strict=True)])  # (P, 2)
             centres = centres.to(inputs.prompts.sparse.device)
             wanted = inputs.head.position_of(centres[:, 0], centres[:, 1]) + inputs.head.point_token  # (P, 256)
@@ -101,19 +101,19 @@ class TrainingAids(nn.Module):
             return None
         column = {word: index for index, word in enumerate(vocabulary)}
         tokens, labels, weights = [], [], []
-        for picture, item in enumerate(instances):
+        for image, item in enumerate(instances):
             if item is None:
                 continue
-            owner = token_instances(encoded, picture, item["labels"])  # (T_b,)
+            owner = token_instances(encoded, image, item["labels"])  # (T_b,)
             table = torch.zeros(len(owner), len(vocabulary))
             for row, instance in enumerate(owner.tolist()):
                 if instance >= 0:
                     table[row, [column[word] for word in item["words"][instance]]] = 1
-            tokens.append(encoded.visual.tokens[picture, : len(owner)])
+            tokens.append(encoded.visual.tokens[image, : len(owner)])
             labels.append(table)
             weight = torch.where(torch.from_numpy(owner) >= 0, 1.0, NO_INSTANCE_WEIGHT)
-            if encoded.visual.order is not None:  # a token of the whole picture shows all instances, and is left out
-                weight[(encoded.visual.order[picture, : len(owner)] < 0).cpu()] = 0.0
+            if encoded.visual.order is not None:  # a token of the whole image shows all instances, and is left out
+                weight[(encoded.visual.order[image, : len(owner)] < 0).cpu()] = 0.0
             weights.append(weight)
         words = word_embeddings(language, vocabulary, device)
         return word_alignment_loss(
@@ -123,7 +123,7 @@ class TrainingAids(nn.Module):
     def place_loss(self, encoded: Encoded, language: LanguageModel) -> Tensor | None:
         """Agreement of every visual token with the words for its place: a token at x is right to x, left to 1 - x.
 
-        A token of the whole picture has no place and counts nothing.
+        A token of the whole image has no place and counts nothing.
 
         Returns:
             the mean over tokens and words; None when the aid is off.
@@ -153,46 +153,46 @@ def word_embeddings(language: LanguageModel, vocabulary: list[str], device: torc
     return torch.stack([word.mean(0) for word in embedded.split([len(word) for word in ids])])
 
 
-def token_iou(encoded: Encoded, picture: int, target: np.ndarray) -> Tensor:
+def token_iou(encoded: Encoded, image: int, target: np.ndarray) -> Tensor:
     """(T,) IoU of each visual token's area with a mask; 0 for padding."""
     visual, maps = encoded.visual, encoded.frozen.region_maps
     result = torch.zeros(visual.valid.shape[1])
-    count = int(visual.valid[picture].sum())
+    count = int(visual.valid[image].sum())
     if maps is not None and visual.order is not None:
-        by_region = torch.from_numpy(region_iou(maps[picture], target))
-        order = visual.order[picture, :count].cpu()
+        by_region = torch.from_numpy(region_iou(maps[image], target))
+        order = visual.order[image, :count].cpu()
         result[:count] = torch.where(order >= 0, by_region[order.clamp_min(0)], 0.0)
         return result
     share = torch.nn.functional.adaptive_avg_pool2d(
-        torch.as_tensor(target)[None].float(), encoded.frozen.features.grids[picture]
+        torch.as_tensor(target)[None].float(), encoded.frozen.features.grids[image]
     ).flatten()  # (N,)
-    result[:count] = grid_iou(_assignment(encoded, picture, count), share)
+    result[:count] = grid_iou(_assignment(encoded, image, count), share)
     return result
 
 
-def token_instances(encoded: Encoded, picture: int, labels: np.ndarray) -> np.ndarray:
+def token_instances(encoded: Encoded, image: int, labels: np.ndarray) -> np.ndarray:
     """(T_b,) instance that each visual token shows, -1 for none."""
     visual, maps = encoded.visual, encoded.frozen.region_maps
-    count = int(visual.valid[picture].sum())
+    count = int(visual.valid[image].sum())
     if maps is not None and visual.order is not None:
-        by_region = instance_of_region(maps[picture], labels)
-        order = visual.order[picture, :count].cpu().numpy()
+        by_region = instance_of_region(maps[image], labels)
+        order = visual.order[image, :count].cpu().numpy()
         return np.where(order >= 0, by_region[np.maximum(order, 0)], -1)
-    grid = encoded.frozen.features.grids[picture]
+    grid = encoded.frozen.features.grids[image]
     instances = int(labels.max(initial=-1)) + 1
     if instances == 0:
         return np.full(count, -1)
     one_hot = torch.from_numpy(labels[None] == np.arange(instances)[:, None, None]).float()
     shares = torch.nn.functional.adaptive_avg_pool2d(one_hot, grid).flatten(1)  # (instances, N)
-    weight = _assignment(encoded, picture, count) @ shares.T  # (T_b, instances)
+    weight = _assignment(encoded, image, count) @ shares.T  # (T_b, instances)
     best, owner = weight.max(1)
     return torch.where(best > 0.5, owner, -1).numpy()
 
 
-def _assignment(encoded: Encoded, picture: int, count: int) -> Tensor:
+def _assignment(encoded: Encoded, image: int, count: int) -> Tensor:
     if encoded.visual.assignment is None:
         raise ValueError("This projector does not say which patches its tokens come from; turn the aids off.")
-    return encoded.visual.assignment[picture, :count].detach().float().cpu()
+    return encoded.visual.assignment[image, :count].detach().float().cpu()
 
 
 def _centre(target: np.ndarray, frame: Frame) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
-from lavis_svp.language.prompts import PromptOptions, PromptWriter, Turn
+from lavis_svp.language.prompts import PromptBuilder, PromptOptions, Turn
 from lavis_svp.models.encoded import Encoded
 from lavis_svp.models.ranking import rank_answers
 from lavis_svp.models.samples import as_lists
@@ -22,14 +22,14 @@ ANY_ANSWER = "?"  # stands where a turn needs an answer and only its prompt is u
 
 
 class TextAnswers:
-    """``generate`` and ``predict_answers`` of a model that encodes pictures into visual tokens.
+    """``generate`` and ``predict_answers`` of a model that encodes images into visual tokens.
 
     Answers are greedy and end by the end-of-text token; ``[SEG]`` is neither forced nor forbidden. All texts of a batch
     are answered together, each as if it were asked alone.
     """
 
     language: LanguageModel
-    prompts: PromptWriter
+    prompts: PromptBuilder
 
     def encode(self, samples: Mapping[str, Any]) -> Encoded:
         """Frozen inputs and visual tokens of a batch."""
@@ -54,7 +54,7 @@ class TextAnswers:
         Args:
             samples: ``image`` (B, 4, S, S) and what is asked: ``prompt``, a text or B texts, taken as they stand; else
                 ``text_input``, B expressions or B lists of them, worded as for segmentation, an empty one asking for a
-                caption; else a caption of every picture.
+                caption; else a caption of every image.
             use_nucleus_sampling: must be False.
             num_beams: must be 1.
             max_length: most tokens of an answer; None = ``model.language.max_new_tokens``.
@@ -98,7 +98,7 @@ class TextAnswers:
         """Answer questions in a few words.
 
         Args:
-            samples: ``image`` (B, 4, S, S); ``text_input`` B questions, or B lists of them, or one for all pictures.
+            samples: ``image`` (B, 4, S, S); ``text_input`` B questions, or B lists of them, or one for all images.
             num_beams: must be 1.
             inference_method: ``generate``, or ``rank``: the likeliest of ``answer_list``, see
                 :func:`~lavis_svp.models.ranking.rank_answers`.
@@ -132,11 +132,8 @@ class TextAnswers:
         questions, flat = _same_number(samples["text_input"], len(encoded.counts))
         if inference_method == "rank" and answer_list:
             answers = [
-                [
-                    self._ranked(encoded, picture, question, prompt, answer_list, num_ans_candidates)
-                    for question in asked
-                ]
-                for picture, asked in enumerate(questions)
+                [self._ranked(encoded, image, question, prompt, answer_list, num_ans_candidates) for question in asked]
+                for image, asked in enumerate(questions)
             ]
         else:
             turns = [
@@ -159,14 +156,14 @@ class TextAnswers:
         return self.prompts.words_turn(question, answer, index=index)
 
     def _ranked(
-        self, encoded: Encoded, picture: int, question: str, prompt: str, answers: Sequence[str], most: int
+        self, encoded: Encoded, image: int, question: str, prompt: str, answers: Sequence[str], most: int
     ) -> str:
-        visual: Tensor = encoded.visual.tokens[picture : picture + 1, : encoded.counts[picture]]  # (1, T, D)
+        visual: Tensor = encoded.visual.tokens[image : image + 1, : encoded.counts[image]]  # (1, T, D)
 
         def turn(answer: str, index: int) -> Turn:
             return self._question(question, answer, prompt, index)
 
-        positions = None if encoded.positions is None else encoded.positions[picture]
+        positions = None if encoded.positions is None else encoded.positions[image]
         return rank_answers(self.language, visual, self.prompts.prefix_ids(), turn, answers, most, positions)
 
     def _generated(
@@ -175,21 +172,21 @@ class TextAnswers:
         turns: list[list[Turn]],
         most: int | None = None,
         least: int = 0,
-        seg_bonus: Callable[[Tensor, Tensor], Tensor | float] | None = None,
+        seg_logit_bias: Callable[[Tensor, Tensor], Tensor | float] | None = None,
     ) -> Answers:
         prefix, positions = self.prompts.prefix_ids(), encoded.positions
         tokens, counts = encoded.visual.tokens, encoded.counts
-        return generate_answers(self.language, tokens, counts, prefix, turns, positions, most, least, seg_bonus)
+        return generate_answers(self.language, tokens, counts, prefix, turns, positions, most, least, seg_logit_bias)
 
     def _said(self, encoded: Encoded, answers: Answers) -> list[list[str]]:
         texts: list[list[str]] = [[] for _ in encoded.counts]
-        for ids, picture in zip(answers.ids, answers.picture.tolist(), strict=True):
-            texts[picture].append(self.prompts.decode(ids))
+        for ids, image in zip(answers.ids, answers.image.tolist(), strict=True):
+            texts[image].append(self.prompts.decode(ids))
         return texts
 
 
 def training_turn(
-    prompts: PromptWriter, text: str, answer: str | None, has_target: bool, index: int, first: bool
+    prompts: PromptBuilder, text: str, answer: str | None, has_target: bool, index: int, first: bool
 ) -> Turn:
     """A text with the answer to learn, in a wording drawn with Python's ``random``.
 
@@ -197,9 +194,9 @@ def training_turn(
         prompts: renders it.
         text: an expression; or a question; or "" for a caption.
         answer: the words to learn; None for an expression.
-        has_target: whether an expression means something in the picture.
-        index: of the text within its picture.
-        first: the first turn after the picture, or a further one.
+        has_target: whether an expression means something in the image.
+        index: of the text within its image.
+        first: the first turn after the image, or a further one.
     """
     options: PromptOptions = prompts.options
     if answer is not None:
@@ -210,16 +207,16 @@ def training_turn(
     return prompts.turn(text, said, question=question, index=index, first=first)
 
 
-def _asked(samples: Mapping[str, Any], pictures: int) -> tuple[list[list[str]], bool]:
-    """The texts put to each picture, and whether there is one each, to be answered without a list."""
-    return _same_number(samples.get("prompt", samples.get("text_input", "")), pictures)
+def _asked(samples: Mapping[str, Any], images: int) -> tuple[list[list[str]], bool]:
+    """The texts put to each image, and whether there is one each, to be answered without a list."""
+    return _same_number(samples.get("prompt", samples.get("text_input", "")), images)
 
 
-def _same_number(given: Any, pictures: int) -> tuple[list[list[str]], bool]:
-    """Texts by picture; a single one, as LAVIS's models also take it, is put to every picture."""
-    texts = [given] * pictures if isinstance(given, str) else given
-    if len(texts) != pictures:
-        raise ValueError(f"The batch has {pictures} pictures but {len(texts)} texts; give one text or list each.")
+def _same_number(given: Any, images: int) -> tuple[list[list[str]], bool]:
+    """TextTargets by image; a single one, as LAVIS's models also take it, is put to every image."""
+    texts = [given] * images if isinstance(given, str) else given
+    if len(texts) != images:
+        raise ValueError(f"The batch has {images} images but {len(texts)} texts; give one text or list each.")
     return as_lists(texts), isinstance(texts[0], str)
 
 

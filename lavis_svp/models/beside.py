@@ -1,7 +1,7 @@
 """Channels put beside each patch's features: what DINOv2 leaves out and the system has at no cost (a departure).
 
 A frozen encoder trained to ignore colour or fine shape cannot name them afterwards. SAM's embedding is computed anyway,
-for the superpixels and the mask; the picture's colours are there. Both are brought to the patch grid by area, so every
+for the superpixels and the mask; the image's colours are there. Both are brought to the patch grid by area, so every
 projector gets them, not only those that see superpixels. docs/learning.md has the measurement.
 """
 
@@ -17,39 +17,39 @@ from torch.nn import functional as F
 from lavis_svp.projectors.overlap import interval_overlap
 from lavis_svp.projectors.structures import Grid, PatchFeatures
 
-BESIDE = {"sam": 256, "colour": 3}
+EXTRA_CHANNELS = {"sam": 256, "colour": 3}
 """Names and their numbers of channels."""
 
 COLOUR_MEAN, COLOUR_STD = 0.5, 0.25
 """Bring colours of 0 … 1 to about unit variance."""
 
 
-def beside_width(names: Sequence[str]) -> int:
+def extra_width(names: Sequence[str]) -> int:
     """Channels that ``names`` add to a patch."""
-    return sum(BESIDE[name] for name in names)
+    return sum(EXTRA_CHANNELS[name] for name in names)
 
 
-def put_beside(
+def append_channels(
     features: PatchFeatures,
     names: Sequence[str],
     sam: Tensor,
     pixels: Tensor,
     covered: Sequence[tuple[float, float]],
 ) -> PatchFeatures:
-    """Append channels to every patch, and so to each inner layer; to the picture's summary, their mean.
+    """Append channels to every patch, and so to each inner layer; to the image's summary, their mean.
 
     They are given the size of the patch's own channels (root mean square): projectors normalise all together, and SAM's
     embedding is 25 times smaller than DINOv2's features, so it would vanish.
 
     Args:
-        features: patches (B, N, C) of pictures that all have the same grid.
-        names: of :data:`BESIDE`, in the order of the channels.
+        features: patches (B, N, C) of images that all have the same grid.
+        names: of :data:`EXTRA_CHANNELS`, in the order of the channels.
         sam: (B, 256, h, w) SAM's embeddings.
         pixels: (B, 3, S, S) RGB in 0 … 1, in SAM's frame.
-        covered: for each picture, the share (of height, of width) of SAM's frame that its patch grid covers.
+        covered: for each image, the share (of height, of width) of SAM's frame that its patch grid covers.
 
     Returns:
-        features of width C + :func:`beside_width`.
+        features of width C + :func:`extra_width`.
     """
     if not names:
         return features

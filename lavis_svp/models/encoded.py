@@ -1,11 +1,11 @@
-"""Pictures on their way through the model: what the frozen half made of them, and their visual tokens."""
+"""Images on their way through the model: what the frozen half made of them, and their visual tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from lavis_svp.language.splice import VisualPositions
-from lavis_svp.models.frozen import FrozenInputs
+from lavis_svp.models.frozen import VisionFeatures
 from lavis_svp.projectors.structures import Superpixels, VisualTokens
 
 
@@ -13,7 +13,7 @@ from lavis_svp.projectors.structures import Superpixels, VisualTokens
 class Encoded:
     """Frozen inputs and visual tokens of a batch."""
 
-    frozen: FrozenInputs
+    frozen: VisionFeatures
     superpixels: Superpixels | None
     visual: VisualTokens
     outlines: Superpixels | None = None  # the same superpixels with masks fine enough to prompt SAM; see pointer_mask
@@ -21,5 +21,5 @@ class Encoded:
 
     @property
     def counts(self) -> list[int]:
-        """Real visual tokens of each picture."""
+        """Real visual tokens of each image."""
         return [int(n) for n in self.visual.valid.sum(1)]

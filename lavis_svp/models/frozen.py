@@ -1,4 +1,4 @@
-"""The frozen half of the model: what training never changes about a picture, computed or taken from a cache."""
+"""The frozen half of the model: what training never changes about an image, computed or taken from a cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lavis_svp.encoders.families import family_of
 from lavis_svp.encoders.frame import VALID_CHANNEL
 from lavis_svp.encoders.sam import sam_identity
 from lavis_svp.heads.mask_head import Frame
-from lavis_svp.models.beside import beside_width, put_beside
+from lavis_svp.models.beside import append_channels, extra_width
 from lavis_svp.models.options import EncoderOptions, SamOptions
 from lavis_svp.projectors.structures import PatchFeatures
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, list_superpixels
@@ -27,15 +27,15 @@ from lavis_svp.zoo import Weights
 
 
 @dataclass
-class FrozenInputs:
-    """What the trained half needs to know of B pictures.
+class VisionFeatures:
+    """What the trained half needs to know of B images.
 
     Args:
         features: patch features.
         sam: (B, 256, h, w) SAM embeddings.
-        region_maps: superpixels of each picture; None when the projector needs none.
-        frames: where each picture lies in SAM's frame.
-        extents: share (of height, of width) of the patch grid that each picture covers.
+        region_maps: superpixels of each image; None when the projector needs none.
+        frames: where each image lies in SAM's frame.
+        extents: share (of height, of width) of the patch grid that each image covers.
     """
 
     features: PatchFeatures
@@ -45,20 +45,20 @@ class FrozenInputs:
     extents: list[tuple[float, float]]
 
     def sam_embedding(self, index: int) -> SamEmbedding:
-        """SAM's embedding of one picture as the superpixel generator takes it."""
+        """SAM's embedding of one image as the superpixel generator takes it."""
         frame = self.frames[index]
         return SamEmbedding(self.sam[index], frame.input_size, frame.original_size, frame.side)
 
 
 @dataclass(frozen=True)
-class FrozenRecipe:
-    """What a :class:`FrozenInputsMaker` is built from; hashable, and small to send to another process.
+class ExtractorConfig:
+    """What a :class:`FrozenFeatureExtractor` is built from; hashable, and small to send to another process.
 
     Args:
         encoder: which vision encoder.
         sam: which SAM.
         superpixels: name and options of the generator as JSON; None = no superpixels.
-        wants: what the vision encoder gives besides patches, see :meth:`FrozenInputsMaker.ask`.
+        wants: what the vision encoder gives besides patches, see :meth:`FrozenFeatureExtractor.ask`.
     """
 
     encoder: EncoderOptions
@@ -66,18 +66,18 @@ class FrozenRecipe:
     superpixels: str | None
     wants: frozenset[str] = frozenset()
 
-    def build(self) -> FrozenInputsMaker:
+    def build(self) -> FrozenFeatureExtractor:
         """Load the weights."""
         superpixels = None if self.superpixels is None else json.loads(self.superpixels)
-        frozen = FrozenInputsMaker(self.encoder, self.sam, superpixels)
+        frozen = FrozenFeatureExtractor(self.encoder, self.sam, superpixels)
         frozen.ask(self.wants)
         return frozen
 
 
-class FrozenInputsMaker(nn.Module):
+class FrozenFeatureExtractor(nn.Module):
     """Vision encoder, SAM image encoder and superpixel generator behind one call; nothing in it trains.
 
-    SAM's image encoder runs once per picture: its embedding makes SAM superpixels and, later, the mask.
+    SAM's image encoder runs once per image: its embedding makes SAM superpixels and, later, the mask.
 
     Args:
         encoder: which vision encoder.
@@ -94,7 +94,7 @@ class FrozenInputsMaker(nn.Module):
         weights: Weights = "load",
     ) -> None:
         super().__init__()
-        self.recipe = FrozenRecipe(encoder, sam, None if superpixels is None else json.dumps(plain(superpixels)))
+        self.recipe = ExtractorConfig(encoder, sam, None if superpixels is None else json.dumps(plain(superpixels)))
         self.fit = encoder.fit
         self.side = sam.side
         self.vision_encoder = build_vision_encoder(
@@ -117,7 +117,7 @@ class FrozenInputsMaker(nn.Module):
     @property
     def patch_dim(self) -> int:
         """C, channels of a patch as projectors get it: the encoder's, and those put beside them."""
-        return self.vision_encoder.dim + beside_width(self.recipe.encoder.beside)
+        return self.vision_encoder.dim + extra_width(self.recipe.encoder.beside)
 
     def ask(self, wants: Collection[str]) -> None:
         """From now on give these outputs of the vision encoder besides the patches.
@@ -135,7 +135,7 @@ class FrozenInputsMaker(nn.Module):
         """The optional fields of ``features`` that were asked for, by name."""
         return {name: getattr(features, name) for name in sorted(self.recipe.wants)}
 
-    def train(self, mode: bool = True) -> FrozenInputsMaker:
+    def train(self, mode: bool = True) -> FrozenFeatureExtractor:
         """Stays in evaluation mode, whatever the model around it does."""
         return super().train(False)
 
@@ -162,12 +162,12 @@ class FrozenInputsMaker(nn.Module):
         return {"vision_encoder": encoder, "sam": {"name": sam.name, "side": sam.side}, "weights": weights}
 
     @torch.no_grad()
-    def encode(self, image: Tensor, original_sizes: Sequence[Any] | None) -> FrozenInputs:
+    def encode(self, image: Tensor, original_sizes: Sequence[Any] | None) -> VisionFeatures:
         """Run both encoders; no superpixels.
 
         Args:
             image: (B, 4, S, S) on this module's device.
-            original_sizes: B sizes (H, W) of the pictures; None = their size in SAM's frame.
+            original_sizes: B sizes (H, W) of the images; None = their size in SAM's frame.
 
         Raises:
             ValueError: a tensor that ``svp_image_train``/``svp_image_eval`` did not make.
@@ -175,10 +175,10 @@ class FrozenInputsMaker(nn.Module):
         frames, extents = self._places(image, original_sizes)
         features = self.vision_encoder(image[:, :VALID_CHANNEL], [frame.input_size for frame in frames])
         sam = self.sam_encoder(image[:, :VALID_CHANNEL], image[:, VALID_CHANNEL:]).float()
-        return FrozenInputs(features, sam, None, frames, extents)
+        return VisionFeatures(features, sam, None, frames, extents)
 
     @torch.no_grad()
-    def forward(self, samples: Mapping[str, Any]) -> FrozenInputs:
+    def forward(self, samples: Mapping[str, Any]) -> VisionFeatures:
         """Compute or collect the frozen inputs.
 
         Args:
@@ -192,13 +192,13 @@ class FrozenInputsMaker(nn.Module):
         if cached is not None and all(entry is not None for entry in cached):
             frames, extents = self._places(image, samples.get("original_size"))
             sam = torch.stack([torch.as_tensor(entry["sam"]) for entry in cached]).to(image.device).float()
-            inputs = FrozenInputs(self._cached_features(cached, image.device), sam, None, frames, extents)
+            inputs = VisionFeatures(self._cached_features(cached, image.device), sam, None, frames, extents)
         else:
             inputs = self.encode(image, samples.get("original_size"))
         inputs.region_maps = self._region_maps(samples, image, inputs)
         return dataclasses.replace(inputs, features=self.beside(inputs, image))
 
-    def beside(self, inputs: FrozenInputs, image: Tensor) -> PatchFeatures:
+    def beside(self, inputs: VisionFeatures, image: Tensor) -> PatchFeatures:
         """The features with the channels that ``vision_encoder.beside`` names.
 
         Args:
@@ -208,7 +208,7 @@ class FrozenInputsMaker(nn.Module):
         places = [(frame.input_size[0] / self.side, frame.input_size[1] / self.side) for frame in inputs.frames]
         covered = [(1.0, 1.0)] * len(places) if self.fit == "pad" else places
         names = self.recipe.encoder.beside
-        return put_beside(inputs.features, names, inputs.sam, image[:, :VALID_CHANNEL], covered)
+        return append_channels(inputs.features, names, inputs.sam, image[:, :VALID_CHANNEL], covered)
 
     def _places(
         self, image: Tensor, original_sizes: Sequence[Any] | None
@@ -218,7 +218,7 @@ class FrozenInputsMaker(nn.Module):
                 f"image must be (B, 4, {self.side}, {self.side}) from the svp_image processors with "
                 f"image_size {self.side} (= model.sam.side), got {tuple(image.shape)}."
             )
-        frames = picture_frames(image[:, VALID_CHANNEL], original_sizes)
+        frames = image_frames(image[:, VALID_CHANNEL], original_sizes)
         covered = [(f.input_size[0] / self.side, f.input_size[1] / self.side) for f in frames]
         return frames, covered if self.fit == "pad" else [(1.0, 1.0)] * len(frames)
 
@@ -239,7 +239,7 @@ class FrozenInputsMaker(nn.Module):
             extras[name] = torch.stack([torch.as_tensor(entry[name]) for entry in cached]).to(device).float()
         return extras
 
-    def _region_maps(self, samples: Mapping[str, Any], image: Tensor, inputs: FrozenInputs) -> list[RegionMap] | None:
+    def _region_maps(self, samples: Mapping[str, Any], image: Tensor, inputs: VisionFeatures) -> list[RegionMap] | None:
         given = samples.get("region_map")
         if given is not None and all(region_map is not None for region_map in given):
             return list(given)
@@ -247,7 +247,7 @@ class FrozenInputsMaker(nn.Module):
             return None
         if self.generator.needs_embedding:
             return self.generator(None, [inputs.sam_embedding(index) for index in range(len(inputs.frames))])
-        return self.generator([picture_pixels(pixels, f) for pixels, f in zip(image, inputs.frames, strict=True)])
+        return self.generator([image_pixels(pixels, f) for pixels, f in zip(image, inputs.frames, strict=True)])
 
 
 def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -262,27 +262,27 @@ def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return section["name"], {**own.get(section["name"], {}), **options}
 
 
-def picture_frames(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[Frame]:
-    """Read each picture's place from the validity channel.
+def image_frames(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[Frame]:
+    """Read each image's place from the validity channel.
 
     Args:
-        valid: (B, S, S) 1 where the picture is, top-left.
+        valid: (B, S, S) 1 where the image is, top-left.
         original_sizes: B sizes (H, W); None = the size within SAM's frame.
 
     Raises:
-        ValueError: a picture without a valid pixel.
+        ValueError: an image without a valid pixel.
     """
     frames = []
     for index, channel in enumerate(valid):
         input_size = (int(channel[:, 0].sum()), int(channel[0].sum()))
         if min(input_size) < 1:
-            raise ValueError(f"Picture {index} has no valid pixel in its fourth channel.")
+            raise ValueError(f"Image {index} has no valid pixel in its fourth channel.")
         height, width = input_size if original_sizes is None else original_sizes[index]
         frames.append(Frame(channel.shape[-1], input_size, (int(height), int(width))))
     return frames
 
 
-def picture_pixels(image: Tensor, frame: Frame) -> np.ndarray:
-    """(4, S, S) image tensor -> (h_in, w_in, 3) uint8 picture without its padding."""
+def image_pixels(image: Tensor, frame: Frame) -> np.ndarray:
+    """(4, S, S) image tensor -> (h_in, w_in, 3) uint8 image without its padding."""
     inside = image[:VALID_CHANNEL, : frame.input_size[0], : frame.input_size[1]]
     return (inside.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

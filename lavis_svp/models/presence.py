@@ -1,8 +1,8 @@
 """Is there such a thing? The pointer's evidence on the score of ``[SEG]``, as a calibration after training.
 
 Measured on the tiny model (docs/probes.md): the language model alone knows which wordings are sometimes empty, and
-answers these by their share in training; whether this picture holds such a thing is known by the pointer, whose best
-token is likelier where there is one. A weight and a bias, fitted on held-out pictures, bring the two together:
+answers these by their share in training; whether this image holds such a thing is known by the pointer, whose best
+token is likelier where there is one. A weight and a bias, fitted on held-out images, bring the two together:
 
     score of [SEG] += bias + evidence * log p(best token)
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from lavis_svp.common.checkpoint_errors import WrongCheckpointError
 from lavis_svp.common.metadata import read_metadata
 from lavis_svp.common.options import build_options
-from lavis_svp.heads.readout import ReadoutOptions
+from lavis_svp.heads.readout import SegPromptOptions
 from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
 from lavis_svp.models.samples import as_lists
 
@@ -36,7 +36,7 @@ PRESENCE = "presence"  # the metadata's entry: bias and evidence as JSON
 
 
 @dataclass(frozen=True)
-class PresenceOptions:
+class NoTargetOptions:
     """Calibration of the answer "there is no such thing"; both 0: the language model's own scores.
 
     Both count when an answer is generated, and for its first word: ``prompt.answers`` must begin with ``[SEG]``.
@@ -60,7 +60,7 @@ class PresenceOptions:
         return bool(self.bias or self.evidence)
 
 
-def check_presence(presence: PresenceOptions, readout: ReadoutOptions, prompt: PromptOptions) -> None:
+def check_presence(presence: NoTargetOptions, readout: SegPromptOptions, prompt: PromptOptions) -> None:
     """Refuse a calibration that a model cannot follow.
 
     Raises:
@@ -75,7 +75,7 @@ def check_presence(presence: PresenceOptions, readout: ReadoutOptions, prompt: P
         )
 
 
-def stored_presence(path: Path) -> PresenceOptions:
+def stored_presence(path: Path) -> NoTargetOptions:
     """The calibration in the metadata of weights; one that adds nothing where there is none.
 
     Args:
@@ -87,9 +87,9 @@ def stored_presence(path: Path) -> PresenceOptions:
     """
     stored = read_metadata(path).get(PRESENCE) if path.suffix == ".safetensors" else None
     if stored is None:
-        return PresenceOptions()
+        return NoTargetOptions()
     try:
-        return build_options(PresenceOptions, json.loads(stored), f"'{PRESENCE}' in the metadata of {path}")
+        return build_options(NoTargetOptions, json.loads(stored), f"'{PRESENCE}' in the metadata of {path}")
     except (ValueError, TypeError) as error:
         raise WrongCheckpointError(f"{path} was calibrated by another version of lavis_svp: {error}") from error
 
@@ -101,26 +101,26 @@ def read_fit(path: Path) -> str:
         ValueError: the file is no such result.
     """
     try:
-        fitted = build_options(PresenceOptions, json.loads(path.read_text(encoding="utf-8"))[PRESENCE], str(path))
+        fitted = build_options(NoTargetOptions, json.loads(path.read_text(encoding="utf-8"))[PRESENCE], str(path))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no result of `python -m lavis_svp.probe absence`: {error!r}") from error
     return json.dumps(asdict(fitted))
 
 
 @dataclass
-class Weighed:
+class NoTargetEvidence:
     """What speaks for ``[SEG]`` as the answer to P expressions, before calibration.
 
     Args:
         margin: (P,) score of ``[SEG]`` less the best other word's, by the language model.
         evidence: (P,) log-probability of the token that the pointer scores best; zeros without a pointer.
-        picture: (P,) picture of each in the batch.
-        expression: (P,) index within its picture.
+        image: (P,) image of each in the batch.
+        expression: (P,) index within its image.
     """
 
     margin: Tensor
     evidence: Tensor
-    picture: Tensor
+    image: Tensor
     expression: Tensor
 
 
@@ -129,29 +129,29 @@ def best_log_probability(scores: Tensor) -> Tensor:
     return scores.amax(-1)  # (P,)
 
 
-def seg_bonus(model: SvpRis, encoded: Encoded) -> Callable[[Tensor, Tensor], Tensor | float] | None:
+def seg_logit_bias(model: SvpRis, encoded: Encoded) -> Callable[[Tensor, Tensor], Tensor | float] | None:
     """What is added to the score of ``[SEG]``, as ``generate_answers`` asks for it; None where nothing is.
 
     Args:
         model: with its options and its pointer.
-        encoded: the pictures that are asked about.
+        encoded: the images that are asked about.
 
     Returns:
-        from (P, D) states and (P,) pictures to (P,), or to the bias alone where the evidence has no weight.
+        from (P, D) states and (P,) images to (P,), or to the bias alone where the evidence has no weight.
     """
     options = model.presence
     if not options.calibrates:
         return None
 
-    def bonus(states: Tensor, picture: Tensor) -> Tensor | float:
-        scores = model.read_prompts(encoded, states, picture).scores if options.evidence else None
+    def bonus(states: Tensor, image: Tensor) -> Tensor | float:
+        scores = model.read_prompts(encoded, states, image).scores if options.evidence else None
         return options.bias if scores is None else options.bias + options.evidence * best_log_probability(scores)
 
     return bonus
 
 
 @torch.no_grad()
-def weigh(model: SvpRis, samples: Mapping[str, Any]) -> Weighed:
+def weigh(model: SvpRis, samples: Mapping[str, Any]) -> NoTargetEvidence:
     """Ask all expressions of a batch, and tell what speaks for ``[SEG]``.
 
     Args:
@@ -163,6 +163,6 @@ def weigh(model: SvpRis, samples: Mapping[str, Any]) -> Weighed:
     scores = model.language.logits(answers.seg_states).float()  # (P, V)
     seg = scores[:, model.language.seg_id].clone()
     scores[:, model.language.seg_id] = -torch.inf
-    pointed = model.read_prompts(encoded, answers.seg_states, answers.picture).scores
+    pointed = model.read_prompts(encoded, answers.seg_states, answers.image).scores
     evidence = torch.zeros_like(seg) if pointed is None else best_log_probability(pointed)
-    return Weighed(seg - scores.amax(-1), evidence, answers.picture, answers.expression)
+    return NoTargetEvidence(seg - scores.amax(-1), evidence, answers.image, answers.expression)

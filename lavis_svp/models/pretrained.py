@@ -41,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
 
 
-def start_from(model: nn.Module, where: str | Path) -> set[str]:
+def load_pretrained_parts(model: nn.Module, where: str | Path) -> set[str]:
     """Load an earlier stage's weights: all that the file holds, whether or not it trains now.
 
     Args:

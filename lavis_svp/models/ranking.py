@@ -29,12 +29,12 @@ def rank_answers(
     """The likeliest answer to one question: the largest sum of its tokens' log-probabilities, end of text included.
 
     As LAVIS's VQA models rank: of a long list only the ``most`` answers with the likeliest first token are scored
-    whole. They stand ``packed`` in one pass: each sees the picture, the question and itself.
+    whole. They stand ``packed`` in one pass: each sees the image, the question and itself.
 
     Args:
         language: the model.
-        visual: (1, T, D) real visual tokens of the picture.
-        prefix_ids: ids before the picture.
+        visual: (1, T, D) real visual tokens of the image.
+        prefix_ids: ids before the image.
         question: renders the question with an answer.
         answers: the candidates, not empty.
         most: candidates to score whole.
@@ -68,9 +68,9 @@ def likelihoods(
 
     Args:
         language: the model.
-        visual: (1, T, D) real visual tokens of the picture.
-        prefix_ids: ids before the picture.
-        turns: of one picture, each seeing the picture and itself.
+        visual: (1, T, D) real visual tokens of the image.
+        prefix_ids: ids before the image.
+        turns: of one image, each seeing the image and itself.
         positions: of the visual tokens; None = one after another.
 
     Returns:

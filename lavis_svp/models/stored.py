@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lavis_svp.models.frozen import FrozenInputsMaker
+from lavis_svp.models.frozen import FrozenFeatureExtractor
 from lavis_svp.superpixels.cache import check_settings
 
 
-def attach_stored(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+def attach_precomputed(frozen: FrozenFeatureExtractor, datasets: Mapping[str, Mapping[str, Any]]) -> None:
     """Let the data sets serve the features that came with them; superpixels they serve already.
 
     Args:
@@ -17,15 +17,15 @@ def attach_stored(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str,
         datasets: ``{name: {split: data set}}``.
 
     Raises:
-        ValueError: see :func:`check_stored`.
+        ValueError: see :func:`check_precomputed`.
     """
-    check_stored(frozen, datasets)
+    check_precomputed(frozen, datasets)
     for split in (split for by_split in datasets.values() for split in by_split.values()):
-        if stored_with(split, "features") is not None:
-            split.frozen_cache = stored_with(split, "features")
+        if precomputed_of(split, "features") is not None:
+            split.frozen_cache = precomputed_of(split, "features")
 
 
-def check_stored(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+def check_precomputed(frozen: FrozenFeatureExtractor, datasets: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse superpixels and features that came with the data but are not what this model would make.
 
     Args:
@@ -36,7 +36,9 @@ def check_stored(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str, 
         ValueError: made with other settings or weights; names the data set and what differs.
     """
     for kind, maker in {"superpixels": frozen.generator, "features": frozen}.items():
-        found = {name: stored_with(split, kind) for name, by_split in datasets.items() for split in by_split.values()}
+        found = {
+            name: precomputed_of(split, kind) for name, by_split in datasets.items() for split in by_split.values()
+        }
         given = {name: stored.settings for name, stored in found.items() if stored is not None}
         if maker is None or not given:
             continue
@@ -50,6 +52,6 @@ def check_stored(frozen: FrozenInputsMaker, datasets: Mapping[str, Mapping[str, 
                 ) from error
 
 
-def stored_with(split: Any, kind: str) -> Any:
+def precomputed_of(split: Any, kind: str) -> Any:
     """What came with a data set, or None; ``kind`` is "superpixels" or "features"."""
     return getattr(split, f"stored_{kind}", None)

@@ -1,4 +1,4 @@
-"""The whole model as a LAVIS model: picture and text in, mask or words out."""
+"""The whole model as a LAVIS model: image and text in, mask or words out."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch import Tensor
 
 from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.heads.mask_head import MaskHead, to_original
-from lavis_svp.heads.readout import SegPrompts, SegReadout
+from lavis_svp.heads.mask_head import SegMaskDecoder, to_original
+from lavis_svp.heads.readout import SegPromptHead, SegPrompts
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers
-from lavis_svp.language.prompts import PromptWriter
+from lavis_svp.language.prompts import PromptBuilder
 from lavis_svp.language.splice import splice
-from lavis_svp.models.aids import TrainingAids
+from lavis_svp.models.aids import AuxiliaryLosses
 from lavis_svp.models.answering import TextAnswers
 from lavis_svp.models.encoded import Encoded
-from lavis_svp.models.frozen import FrozenInputsMaker
+from lavis_svp.models.frozen import FrozenFeatureExtractor
 from lavis_svp.models.options import ModelOptions, parse_model_options
 from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
 from lavis_svp.models.prediction import MaskPrediction, pointed_region
-from lavis_svp.models.prepare import prepare_datasets
-from lavis_svp.models.presence import PresenceOptions, check_presence, seg_bonus, stored_presence
-from lavis_svp.models.pretrained import find_weights, read_weights, start_from
+from lavis_svp.models.prepare import precompute_features
+from lavis_svp.models.presence import NoTargetOptions, check_presence, seg_logit_bias, stored_presence
+from lavis_svp.models.pretrained import find_weights, load_pretrained_parts, read_weights
 from lavis_svp.models.samples import as_lists
-from lavis_svp.models.stored import attach_stored
+from lavis_svp.models.stored import attach_precomputed
 from lavis_svp.models.tokens import centroid_positions, framed_areas, shuffled, token_areas, token_positions
 from lavis_svp.models.trainable import train_only
-from lavis_svp.models.trained_as import check_trained_as
+from lavis_svp.models.trained_as import check_config_compatible
 from lavis_svp.models.training_losses import TrainingLosses
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.base import ENCODER_OUTPUTS
@@ -67,7 +67,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         >>> import lavis_svp
         >>> from lavis.models import load_model_and_preprocess
         >>> model, vis, txt = load_model_and_preprocess("svp_ris", "tiny", is_eval=True)
-        >>> image = vis["eval"](picture).unsqueeze(0)
+        >>> image = vis["eval"](image).unsqueeze(0)
         >>> model.predict_masks({"image": image, "text_input": ["the red circle"]})[0][0].mask
 
     Args:
@@ -89,14 +89,14 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
     replicated_modules = ("frozen",)
     """Children that DeepSpeed leaves whole in every process: SAM's weights are read from the outside."""
     unsharded_modules = ("projector", "readout", "mask_head", "aids")
-    """Children whose weights ZeRO-3 holds whole: what runs in them depends on a batch's pictures and masks."""
+    """Children whose weights ZeRO-3 holds whole: what runs in them depends on a batch's images and masks."""
 
-    prompts: PromptWriter
+    prompts: PromptBuilder
 
     def __init__(self, options: ModelOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
-        self.presence = options.presence or PresenceOptions()
+        self.presence = options.presence or NoTargetOptions()
         projector_options = dict(options.projector)
         projector_name = projector_options.pop("name")
         self.language = LanguageModel(options.language, weights)
@@ -104,7 +104,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         if options.aids.token_norm:
             projector_options.setdefault("token_std", scale)
         encoder = options.vision_encoder
-        self.frozen = FrozenInputsMaker(encoder, options.sam, options.superpixels, weights)
+        self.frozen = FrozenFeatureExtractor(encoder, options.sam, options.superpixels, weights)
         self.projector = build_projector(
             projector_name,
             vision_dim=self.frozen.patch_dim,
@@ -116,12 +116,12 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         if "superpixels" not in self.projector.requires:
             self.frozen.generator = None
         if weights == "load":
-            self.prompts = PromptWriter(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
-        self.readout = SegReadout(self.language.dim, scale, options.readout)
-        self.mask_head = MaskHead(
+            self.prompts = PromptBuilder(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
+        self.readout = SegPromptHead(self.language.dim, scale, options.readout)
+        self.mask_head = SegMaskDecoder(
             self.frozen.sam_prompt_encoder, self.frozen.sam_mask_decoder, options.sam.train_decoder
         )
-        self.aids = TrainingAids(options.aids)
+        self.aids = AuxiliaryLosses(options.aids)
         self._carried: set[str] = set()  # parameters that an earlier stage trained
         if options.trainable is not None:
             train_only(self, options.trainable)
@@ -137,7 +137,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
     def from_config(cls, cfg: Any) -> SvpRis:
         """Build from the ``model`` section of a configuration, and load the weights that the section names.
 
-        ``pretrained`` is an earlier stage, which may lack parts (:func:`lavis_svp.models.pretrained.start_from`);
+        ``pretrained`` is an earlier stage, which may lack parts (:func:`.load_pretrained_parts`);
         ``finetuned`` must hold everything that this model trains.
 
         Raises:
@@ -149,7 +149,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
                 raise ValueError(f"model.{flag} is True, but model.{key} names no checkpoint or folder.")
         model = cls(options)
         if cfg.get("load_pretrained", False):
-            model.carry(start_from(model, cfg.get("pretrained")))
+            model.carry(load_pretrained_parts(model, cfg.get("pretrained")))
         if cfg.get("load_finetuned", False):
             model.load_checkpoint(cfg.get("finetuned"))
         return model
@@ -178,8 +178,8 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         positions = centroid_positions(visual, frozen.features) if centred else None
         return Encoded(frozen, superpixels, visual, outlines, positions)
 
-    def prepare_datasets(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
-        """With ``cache_frozen``: compute the frozen half for every picture that is not stored yet, and attach it.
+    def precompute_features(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """With ``cache_frozen``: compute the frozen half for every image that is not stored yet, and attach it.
 
         Without it, superpixels and features that came with the data are used all the same, once they are checked.
 
@@ -190,9 +190,9 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
             ValueError: what came with the data is not what this model would make.
         """
         if self.options.cache_frozen:
-            prepare_datasets(self.frozen, datasets)
+            precompute_features(self.frozen, datasets)
         else:
-            attach_stored(self.frozen, datasets)
+            attach_precomputed(self.frozen, datasets)
 
     # ---------------------------------------------------------------- training
 
@@ -201,21 +201,21 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
 
         Args:
             samples: ``image`` (B, 4, S, S); ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1
-                arrays; or questions, captions and their words, see :func:`~lavis_svp.models.texts.training_texts`;
+                arrays; or questions, captions and their words, see :func:`~lavis_svp.models.texts.parse_targets`;
                 optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
                 LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which tell the alignment stage the step.
 
         Returns:
             ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus those of the aids that are on; and
-            ``stats``, numbers for the log: ``tokens_per_picture``, the mean count of visual tokens.
+            ``stats``, numbers for the log: ``tokens_per_image``, the mean count of visual tokens.
         """
         encoded = self.encode(samples)
         losses = self.losses(encoded, samples)
-        return {**losses, "stats": {"tokens_per_picture": encoded.visual.valid.sum(1).float().mean()}}
+        return {**losses, "stats": {"tokens_per_image": encoded.visual.valid.sum(1).float().mean()}}
 
     # ---------------------------------------------------------------- masks
 
-    def read_prompts(self, encoded: Encoded, states: Tensor, picture: Tensor) -> SegPrompts:
+    def read_prompts(self, encoded: Encoded, states: Tensor, image: Tensor) -> SegPrompts:
         """States that predict ``[SEG]`` -> prompts of the mask decoder, with whatever the read-out's aids need."""
         options, visual = self.options.readout, encoded.visual
         positions = areas = point = None
@@ -224,21 +224,21 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
             point = self.mask_head.point_token
         if options.pointer_mask:
             areas = token_areas(visual, encoded.outlines, encoded.frozen.features.grids)
-        return self.readout(states, picture, visual.tokens, visual.valid, positions, areas, point)
+        return self.readout(states, image, visual.tokens, visual.valid, positions, areas, point)
 
-    def decode(self, encoded: Encoded, prompts: SegPrompts, picture: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, encoded: Encoded, prompts: SegPrompts, image: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Masks of the prompts at the rows ``kept``: (K, 4h, 4w) logits and (K,) SAM's own estimates of their IoU.
 
         Args:
-            encoded: the pictures.
+            encoded: the images.
             prompts: P of them.
-            picture: (P,) whose each is.
+            image: (P,) whose each is.
             kept: (K,) which to decode.
         """
         area = None
         if prompts.area is not None:
-            area = framed_areas(prompts.area[kept], encoded.frozen, picture[kept])  # (K, 4h, 4w)
-        return self.mask_head(encoded.frozen.sam, prompts.sparse[kept], picture[kept], area)
+            area = framed_areas(prompts.area[kept], encoded.frozen, image[kept])  # (K, 4h, 4w)
+        return self.mask_head(encoded.frozen.sam, prompts.sparse[kept], image[kept], area)
 
     @torch.no_grad()
     def predict_masks(self, samples: Mapping[str, Any], mode: str = "generative") -> list[list[MaskPrediction]]:
@@ -250,33 +250,33 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
                 with ``[SEG]`` is given, as GLaMM's and LISA's evaluations do).
 
         Returns:
-            for each picture a list with one prediction per expression.
+            for each image a list with one prediction per expression.
         """
         if mode not in MODES:
             raise unknown_name("prediction mode", mode, MODES)
         encoded = self.encode(samples)
         answers = self.answers(encoded, as_lists(samples["text_input"]), mode)
-        prompts = self.read_prompts(encoded, answers.seg_states, answers.picture)
-        everything = torch.arange(len(answers.picture), device=self.device)
-        logits, _ = self.decode(encoded, prompts, answers.picture, everything)
+        prompts = self.read_prompts(encoded, answers.seg_states, answers.image)
+        everything = torch.arange(len(answers.image), device=self.device)
+        logits, _ = self.decode(encoded, prompts, answers.image, everything)
         predictions: list[list[MaskPrediction]] = [[] for _ in encoded.frozen.frames]
-        for row, picture in enumerate(answers.picture.tolist()):
-            full = to_original(logits[row : row + 1], encoded.frozen.frames[picture])[0]
+        for row, image in enumerate(answers.image.tolist()):
+            full = to_original(logits[row : row + 1], encoded.frozen.frames[image])[0]
             answered = bool(answers.answered[row])
             mask = (full > 0) & answered
             score = float(full[mask].sigmoid().mean()) if bool(mask.any()) else 0.0
             maps = encoded.frozen.region_maps
-            region_map = None if maps is None else maps[picture]
-            predictions[picture].append(
+            region_map = None if maps is None else maps[image]
+            predictions[image].append(
                 MaskPrediction(
                     mask=mask.cpu().numpy().astype(np.uint8),
                     logits=full.float().cpu().numpy(),
                     score=score,
                     answered=answered,
                     text=self.prompts.decode(answers.ids[row]),
-                    pick=pointed_region(encoded, prompts, row, picture, mask.cpu().numpy()) if answered else None,
+                    pick=pointed_region(encoded, prompts, row, image, mask.cpu().numpy()) if answered else None,
                     region_map=region_map,
-                    tokens=encoded.counts[picture],
+                    tokens=encoded.counts[image],
                 )
             )
         return predictions
@@ -285,22 +285,22 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         """What the model says to every expression, and the states that predict ``[SEG]``.
 
         Args:
-            encoded: the pictures.
-            expressions: a list a picture.
+            encoded: the images.
+            expressions: a list an image.
             mode: as for ``predict_masks``.
         """
         answer = self.options.prompt.answers[0]
         turns = [[self.prompts.turn(text, answer, index=i) for i, text in enumerate(texts)] for texts in expressions]
         prefix, counts, positions = self.prompts.prefix_ids(), encoded.counts, encoded.positions
         if mode == "generative":
-            return self._generated(encoded, turns, seg_bonus=seg_bonus(self, encoded))
+            return self._generated(encoded, turns, seg_logit_bias=seg_logit_bias(self, encoded))
         plan = splice(prefix, counts, turns, "packed", self.language.max_length, self.device, positions)
         embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
         states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
-        rows, columns, picture, expression = plan.before_token(self.language.seg_id)
-        said = [turns[p][e].ids[turns[p][e].prompt_length :] for p, e in zip(picture, expression, strict=True)]
+        rows, columns, image, expression = plan.before_token(self.language.seg_id)
+        said = [turns[p][e].ids[turns[p][e].prompt_length :] for p, e in zip(image, expression, strict=True)]
         given = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return Answers(said, states[rows, columns], given, picture, expression)
+        return Answers(said, states[rows, columns], given, image, expression)
 
     # ---------------------------------------------------------------- weights
 
@@ -339,7 +339,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
             ValueError: a damaged file, or a checkpoint of another model; the message lists what does not fit.
         """
         path = find_weights(url_or_filename)
-        check_trained_as(self.options, path)
+        check_config_compatible(self.options, path)
         load_trained_state(self, read_weights(path), path)
         if self.options.presence is None:
             self.presence = stored_presence(path)

@@ -1,4 +1,4 @@
-"""What a batch says about its pictures: expressions with masks, questions with answers, captions, or all of them."""
+"""What a batch says about its images: expressions with masks, questions with answers, captions, or all of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ANSWER_KEYS = ("text_output", "answer")
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The texts of B pictures; each field has B lists, one entry a text.
+class TextTargets:
+    """The texts of B images; each field has B lists, one entry a text.
 
     Args:
         texts: an expression; or a question; or "" where a caption is asked for.
         answers: the words to learn; None = the text is an expression, answered by ``[SEG]`` or "no such thing".
         masks: (H, W) 0/1 of an expression; None elsewhere.
-        has_target: whether an expression means something in the picture; False for what is answered in words.
+        has_target: whether an expression means something in the image; False for what is answered in words.
     """
 
     texts: list[list[str]]
@@ -33,7 +33,7 @@ class Texts:
     has_target: list[list[bool]]
 
 
-def training_texts(samples: Mapping[str, Any]) -> Texts:
+def parse_targets(samples: Mapping[str, Any]) -> TextTargets:
     """Read LAVIS's ``samples``.
 
     - ``text_input`` and ``masks``: expressions to segment.
@@ -54,7 +54,7 @@ def training_texts(samples: Mapping[str, Any]) -> Texts:
         return _words([["" for _ in said] for said in captions], captions)
     if key is None:
         expressions, masks, has_target = expressions_and_masks(samples)
-        return Texts(expressions, [[None] * len(said) for said in expressions], [[*m] for m in masks], has_target)
+        return TextTargets(expressions, [[None] * len(said) for said in expressions], [[*m] for m in masks], has_target)
     texts = as_lists(samples["text_input"])
     answers = _answers(samples, key, texts)
     _check_pairs(texts, answers, f"{key} has")
@@ -63,11 +63,11 @@ def training_texts(samples: Mapping[str, Any]) -> Texts:
     return _with_masks(samples, texts, answers, key)
 
 
-def _words(questions: list[list[str]], answers: list[list[str]]) -> Texts:
+def _words(questions: list[list[str]], answers: list[list[str]]) -> TextTargets:
     empty = [index for index, said in enumerate(answers) if not all(answer.strip() for answer in said)]
     if empty:
-        raise ValueError(f"Pictures {empty} of the batch have an empty answer or caption: there is nothing to learn.")
-    return Texts(
+        raise ValueError(f"Images {empty} of the batch have an empty answer or caption: there is nothing to learn.")
+    return TextTargets(
         questions,
         [[*said] for said in answers],
         [[None] * len(said) for said in questions],
@@ -95,7 +95,9 @@ def _drawn(answers: Sequence[str], counts: list[int], weights: Any) -> list[str]
     return [random.choices(answers[cut], weight[cut])[0] for cut in cuts]
 
 
-def _with_masks(samples: Mapping[str, Any], texts: list[list[str]], answers: list[list[str | None]], key: str) -> Texts:
+def _with_masks(
+    samples: Mapping[str, Any], texts: list[list[str]], answers: list[list[str | None]], key: str
+) -> TextTargets:
     """Texts of which some are expressions."""
     if samples.get("masks") is None:
         raise ValueError(f"{key} is None for some texts, which are then expressions; but the batch has no masks.")
@@ -115,10 +117,10 @@ def _with_masks(samples: Mapping[str, Any], texts: list[list[str]], answers: lis
     ]
     if lacking:
         raise ValueError(f"The expressions {lacking} have a target, but no mask.")
-    return Texts(texts, answers, masks, has_target)
+    return TextTargets(texts, answers, masks, has_target)
 
 
 def _check_pairs(texts: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]], verb: str) -> None:
     counts, given = [len(one) for one in texts], [len(one) for one in others]
     if counts != given:
-        raise ValueError(f"The pictures of the batch have {counts} texts, but {verb} {given} entries.")
+        raise ValueError(f"The images of the batch have {counts} texts, but {verb} {given} entries.")

@@ -1,21 +1,21 @@
-"""Visual tokens on their way into the language model: their order, and where each lies in the picture."""
+"""Visual tokens on their way into the language model: their order, and where each lies in the image."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lavis_svp.heads.mask_head import Frame, MaskHead, to_frame
+from lavis_svp.heads.mask_head import Frame, SegMaskDecoder, mask_to_sam_input
 from lavis_svp.language.splice import VisualPositions
-from lavis_svp.models.frozen import FrozenInputs
+from lavis_svp.models.frozen import VisionFeatures
 from lavis_svp.projectors.order import centroids
 from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, VisualTokens
 
 
 def shuffled(visual: VisualTokens) -> VisualTokens:
-    """Put each picture's real tokens in random order (torch's generator).
+    """Put each image's real tokens in random order (torch's generator).
 
-    Padding stays at the end, and a token of the whole picture (``order`` -1) at the front.
+    Padding stays at the end, and a token of the whole image (``order`` -1) at the front.
     """
     keys = torch.rand(visual.valid.shape, device=visual.valid.device) + (~visual.valid).float()
     if visual.order is not None:
@@ -35,18 +35,18 @@ def shuffled(visual: VisualTokens) -> VisualTokens:
 
 
 def centroid_positions(visual: VisualTokens, features: PatchFeatures) -> list[VisualPositions]:
-    """Positions for the rotary embedding as if all valid patches of a picture stood in the text, in raster order.
+    """Positions for the rotary embedding as if all valid patches of an image stood in the text, in raster order.
 
-    A token stands where the patch under its centroid would. A picture that fills its grid takes h * w positions, and
+    A token stands where the patch under its centroid would. An image that fills its grid takes h * w positions, and
     a token whose centroid lies in row i and column j has position i * w + j; patches of letter-box padding do not
-    count. A token of the whole picture stands in its middle. With `mlp` nothing changes: its tokens are the patches.
+    count. A token of the whole image stands in its middle. With `mlp` nothing changes: its tokens are the patches.
 
     Args:
         visual: tokens with their ``assignment`` to patches.
         features: the patches they were made of.
 
     Returns:
-        the positions of each picture.
+        the positions of each image.
 
     Raises:
         ValueError: the projector does not say which patches its tokens come from.
@@ -65,12 +65,12 @@ def centroid_positions(visual: VisualTokens, features: PatchFeatures) -> list[Vi
     return [VisualPositions(row[:count], span) for row, count, span in zip(offsets, counts, spans, strict=True)]
 
 
-def token_places(visual: VisualTokens, frozen: FrozenInputs) -> Tensor:
-    """Where each token's centroid lies in its picture: (B, T, 2) y and x, from 0 to 1.
+def token_places(visual: VisualTokens, frozen: VisionFeatures) -> Tensor:
+    """Where each token's centroid lies in its image: (B, T, 2) y and x, from 0 to 1.
 
     Args:
         visual: tokens with their ``assignment`` to patches.
-        frozen: grids and extents of the pictures.
+        frozen: grids and extents of the images.
 
     Raises:
         ValueError: the projector does not say which patches its tokens come from.
@@ -83,12 +83,12 @@ def token_places(visual: VisualTokens, frozen: FrozenInputs) -> Tensor:
     return (patches / spans[:, None]).clamp(0.0, 1.0).float()  # (B, T, 2)
 
 
-def token_positions(visual: VisualTokens, frozen: FrozenInputs, head: MaskHead) -> Tensor:
+def token_positions(visual: VisualTokens, frozen: VisionFeatures, head: SegMaskDecoder) -> Tensor:
     """SAM's positional encoding of each token's place: the mean over its patches' centres.
 
     Args:
         visual: tokens with their ``assignment`` to patches.
-        frozen: grids, extents and frames of the pictures.
+        frozen: grids, extents and frames of the images.
         head: gives SAM's encoding.
 
     Returns:
@@ -109,7 +109,7 @@ def token_positions(visual: VisualTokens, frozen: FrozenInputs, head: MaskHead) 
 
 
 def token_areas(visual: VisualTokens, superpixels: Superpixels | None, grids: list[Grid]) -> Tensor:
-    """The area of the picture that each token stands for.
+    """The area of the image that each token stands for.
 
     Args:
         visual: the tokens.
@@ -122,7 +122,7 @@ def token_areas(visual: VisualTokens, superpixels: Superpixels | None, grids: li
     if superpixels is not None and superpixels.masks is not None and visual.order is not None:
         index = visual.order.clamp_min(0)[..., None, None].expand(-1, -1, *superpixels.masks.shape[2:])
         areas = superpixels.masks.gather(1, index)  # (B, T, Hm, Wm)
-        areas = areas.masked_fill((visual.order < 0)[..., None, None], 1.0)  # of the whole picture
+        areas = areas.masked_fill((visual.order < 0)[..., None, None], 1.0)  # of the whole image
         return areas * visual.valid[..., None, None]
     if visual.assignment is None or len(set(grids)) != 1:
         raise ValueError("This projector does not say which patches its tokens come from; turn pointer_mask off.")
@@ -131,22 +131,22 @@ def token_areas(visual: VisualTokens, superpixels: Superpixels | None, grids: li
     return member.reshape(*member.shape[:2], *grids[0])  # (B, T, h, w)
 
 
-def framed_areas(areas: Tensor, frozen: FrozenInputs, picture: Tensor) -> Tensor:
+def framed_areas(areas: Tensor, frozen: VisionFeatures, image: Tensor) -> Tensor:
     """Areas over the patch grid's field of view, as SAM's mask decoder takes a mask: over its own frame.
 
     Args:
         areas: (K, Hm, Wm) in [0, 1], see :func:`token_areas`.
-        frozen: frames and extents of the pictures, and SAM's embeddings (B, 256, h, w).
-        picture: (K,) whose each is.
+        frozen: frames and extents of the images, and SAM's embeddings (B, 256, h, w).
+        image: (K,) whose each is.
 
     Returns:
         (K, 4h, 4w).
     """
     rows, columns = frozen.sam.shape[-2:]
     framed = []
-    for area, index in zip(areas, picture.tolist(), strict=True):
+    for area, index in zip(areas, image.tolist(), strict=True):
         frame = frozen.frames[index]
-        if frozen.extents[index] != (1.0, 1.0):  # a padded grid has SAM's field of view, not the picture's
+        if frozen.extents[index] != (1.0, 1.0):  # a padded grid has SAM's field of view, not the image's
             frame = Frame(frame.side, (frame.side, frame.side), frame.original_size)
-        framed.append(to_frame(area[None], frame, (4 * rows, 4 * columns)))  # (1, 4h, 4w)
+        framed.append(mask_to_sam_input(area[None], frame, (4 * rows, 4 * columns)))  # (1, 4h, 4w)
     return torch.cat(framed)  # (K, 4h, 4w)

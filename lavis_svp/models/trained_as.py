@@ -24,7 +24,7 @@ ONLY_TRAINING = (
     "trainable",
     "learning_rates.*",
     "learning_rates",
-    "sam.max_masks_per_picture",
+    "sam.max_masks_per_image",
     "sam.train_decoder",
     "language.tuning",
     "language.train_embeddings",
@@ -46,7 +46,7 @@ def model_json(options: ModelOptions) -> str:
     return json.dumps(dataclasses.asdict(options), sort_keys=True)
 
 
-def check_trained_as(options: ModelOptions, path: Path) -> None:
+def check_config_compatible(options: ModelOptions, path: Path) -> None:
     """Compare the options of a model with those that its weights were trained with, where the file tells them.
 
     Args:

@@ -29,12 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-gpus", type=int, default=DEFAULT_COUNT, help="how many (default: %(default)s)")
     parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
-    parser.add_argument("--pictures", type=int, help="training pictures, where the data sets' sizes are not known")
-    parser.add_argument("--tokens", type=int, help="superpixels a picture (default: 40, the paper's mean)")
-    parser.add_argument("--prompts", type=int, help="point prompts a picture for the superpixels")
+    parser.add_argument("--images", type=int, help="training images, where the data sets' sizes are not known")
+    parser.add_argument("--tokens", type=int, help="superpixels an image (default: 40, the paper's mean)")
+    parser.add_argument("--prompts", type=int, help="point prompts an image for the superpixels")
     parser.add_argument("--expression-words", type=int, help="words of an expression (default: 5)")
     parser.add_argument("--utilisation", "--mfu", type=float, help="share of the peak that is reached (default: 0.35)")
-    parser.add_argument("--many", type=int, help="expressions a picture in the lines for many (default: 8)")
+    parser.add_argument("--many", type=int, help="expressions an image in the lines for many (default: 8)")
     parser.add_argument("--json", metavar="FILE", help="write every number there, too")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of tables for a terminal")
     return parser
@@ -73,8 +73,8 @@ def _plan(args: argparse.Namespace) -> None:
         training = dataclasses.replace(
             training, zero=args.zero, zero_options={**training.zero_options, "stage": args.zero}
         )
-    if args.pictures is not None:
-        training = dataclasses.replace(training, pictures=args.pictures, data="--pictures")
+    if args.images is not None:
+        training = dataclasses.replace(training, images=args.images, data="--images")
     plan = make_plan(options, training, gpu, args.num_gpus, assumptions)
     if args.json:
         _write(Path(args.json), json.dumps(plan.as_json(), indent=1) + "\n")

@@ -17,7 +17,7 @@ from lavis_svp.plan.skeleton import Parameters, parameters_by_part, part_flops, 
 from lavis_svp.plan.text import TextLengths, text_lengths
 from lavis_svp.plan.training import Duration, PartCost, duration, training_costs
 
-PAPER_TOKENS = 40  # superpixels of a picture on average, arXiv 2509.13676
+PAPER_TOKENS = 40  # superpixels of an image on average, arXiv 2509.13676
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Assumptions:
     """What no YAML says; every one can be set on the command line.
 
     Args:
-        tokens: superpixels of a picture.
+        tokens: superpixels of an image.
         prompts: point prompts of SAM's decoder for them; None = estimated from the options.
         expression_words: words of a referring expression.
         utilisation: share of the GPUs' peak that a training step reaches.
-        many: expressions of a picture in the comparison for many.
+        many: expressions of an image in the comparison for many.
     """
 
     tokens: int = PAPER_TOKENS
@@ -51,13 +51,13 @@ class Plan:
 
     Args:
         parameters: by part.
-        tokens: visual tokens of a picture, of the YAML's projector.
+        tokens: visual tokens of an image, of the YAML's projector.
         baseline_tokens: the same with ``mlp``.
         text: token counts around them.
-        prompts: point prompts of a picture.
-        costs: operations of a training picture by part.
+        prompts: point prompts of an image.
+        costs: operations of a training image by part.
         baseline_costs: the same with ``mlp``.
-        answers: operations by part of answering one expression, and ``assumptions.many`` of a picture, with a cache.
+        answers: operations by part of answering one expression, and ``assumptions.many`` of an image, with a cache.
         baseline_answers: the same with ``mlp``.
         memory: of one GPU.
         baseline_memory: the same with ``mlp``.
@@ -68,7 +68,7 @@ class Plan:
         num_gpus: how many.
         assumptions: as given.
         projector: the YAML's.
-        layout: of the expressions of a picture in a training sequence.
+        layout: of the expressions of an image in a training sequence.
         checkpointing: of the language model.
     """
 

@@ -72,7 +72,7 @@ def memory_per_gpu(
     Args:
         model: the skeleton.
         shape: of its language model.
-        tokens: visual tokens of a picture.
+        tokens: visual tokens of an image.
         text: lengths of the text.
         training: the run.
         num_gpus: how many share the states.
@@ -84,14 +84,14 @@ def memory_per_gpu(
     )
     states = state_bytes(counts.total, counts.trained, training, num_gpus, replicated, unsharded)
     rows, length = sequences(model.options.layout, tokens, text, training.expressions)
-    pictures = training.batch_size
+    images = training.batch_size
     width = FP32 if training.dtype == "fp32" else HALF
-    one_layer = layer_bytes(model.language, rows * pictures, length, training.dtype)
-    inputs = shape.layers * rows * pictures * length * shape.width * width
+    one_layer = layer_bytes(model.language, rows * images, length, training.dtype)
+    inputs = shape.layers * rows * images * length * shape.width * width
     language = inputs + one_layer if shape.checkpointing else shape.layers * one_layer
-    heads = pictures * head_bytes(model, tokens, training.expressions)
-    heads += pictures * training.expressions * text.answer * shape.vocabulary * LOGIT_BYTES
-    frozen = 0.0 if model.options.cache_frozen else frozen_bytes(model, pictures)
+    heads = images * head_bytes(model, tokens, training.expressions)
+    heads += images * training.expressions * text.answer * shape.vocabulary * LOGIT_BYTES
+    frozen = 0.0 if model.options.cache_frozen else frozen_bytes(model, images)
     used = sum(states) + max(frozen, language + heads)
     return Memory(*states, language, heads, frozen, CONTEXT + FRAGMENTATION * used)
 
@@ -183,9 +183,9 @@ def layer_bytes(language: LanguageModel, rows: int, length: int, dtype: str) -> 
 
 
 def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
-    """Bytes that autograd keeps of projector, read-out, mask decoder and mask losses for one picture, in float32."""
+    """Bytes that autograd keeps of projector, read-out, mask decoder and mask losses for one image, in float32."""
     encoder, side = model.frozen.vision_encoder, model.options.sam.side
-    drawn = min(expressions, model.options.sam.max_masks_per_picture or expressions)
+    drawn = min(expressions, model.options.sam.max_masks_per_image or expressions)
 
     def trained_half() -> None:
         features = encoder(torch.empty(1, 3, side, side))
@@ -200,21 +200,21 @@ def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
     return counted + drawn * side * side * MASK_BYTES
 
 
-def frozen_bytes(model: SvpRis, pictures: int) -> float:
-    """Largest moment of SAM's image encoder on a batch, or of the superpixels of one picture.
+def frozen_bytes(model: SvpRis, images: int) -> float:
+    """Largest moment of SAM's image encoder on a batch, or of the superpixels of one image.
 
     The encoder's global attention writes out all its weights; the decoder of the point prompts works in chunks.
 
     Args:
         model: the skeleton.
-        pictures: in a batch.
+        images: in a batch.
     """
     grid = model.frozen.sam_encoder.grid
     image_tokens = grid[0] * grid[1]
     network, generator = model.frozen.sam_encoder.network, model.frozen.generator
     encoder = decoder = 0.0
     if isinstance(network, ImageEncoderViT):
-        encoder = pictures * network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_BYTES
+        encoder = images * network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_BYTES
     if isinstance(generator, SamSuperpixels):
         decoder = generator.options.chunk * image_tokens * PROMPT_NUMBERS * FP32
     return float(max(encoder, decoder))

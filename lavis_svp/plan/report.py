@@ -80,7 +80,7 @@ def parameter_table(plan: Plan, style: box.Box) -> Table:
 
 
 def cost_table(plan: Plan, style: box.Box) -> Table:
-    """Operations of a training picture by part, beside ``mlp``."""
+    """Operations of a training image by part, beside ``mlp``."""
     rows = []
     for name, cost in plan.costs.items():
         other = plan.baseline_costs[name]
@@ -95,18 +95,18 @@ def cost_table(plan: Plan, style: box.Box) -> Table:
     name = f"{plan.projector} ({plan.tokens} tokens)"
     other_name = f"mlp ({plan.baseline_tokens} tokens)"
     heads = ("part", f"{name} forward", "training", f"{other_name} forward", "training", f"passes of {plan.projector}")
-    title = f"TFLOP for a training picture with {plan.training.expressions} expressions"
+    title = f"TFLOP for a training image with {plan.training.expressions} expressions"
     return _table(title, style, heads, rows)
 
 
 def answer_table(plan: Plan, style: box.Box) -> Table:
-    """Operations of answering by part, beside ``mlp``, for one expression of a picture and for many."""
+    """Operations of answering by part, beside ``mlp``, for one expression of an image and for many."""
     columns = [side[number] for number in (0, 1) for side in (plan.answers, plan.baseline_answers)]
     rows = [(part, *(f"{column[part] / TERA:,.3f}" for column in columns)) for part in columns[0]]
     rows.append(("all", *(f"{sum(column.values()) / TERA:,.3f}" for column in columns)))
     many = f"{plan.assumptions.many} expressions"
     names = (f"{plan.projector}, 1 expression", "mlp, 1 expression", f"{plan.projector}, {many}", f"mlp, {many}")
-    return _table("TFLOP of answering, the picture read once, with a cache", style, ("part", *names), rows)
+    return _table("TFLOP of answering, the image read once, with a cache", style, ("part", *names), rows)
 
 
 def memory_table(plan: Plan, style: box.Box) -> Table:
@@ -121,7 +121,7 @@ def memory_table(plan: Plan, style: box.Box) -> Table:
     where = "DDP" if plan.training.zero is None else f"ZeRO-{plan.training.zero}"
     title = (
         f"GB on one of {plan.num_gpus} {plan.gpu.name}: {where}, {plan.training.dtype}, "
-        f"{plan.training.batch_size} pictures a micro-batch"
+        f"{plan.training.batch_size} images a micro-batch"
     )
     return _table(title, style, ("what", plan.projector, "mlp"), rows)
 
@@ -142,8 +142,8 @@ def time_lines(plan: Plan) -> list[str]:
     """Steps, epochs, hours."""
     time, training = plan.duration, plan.training
     lines = [
-        f"batch: {training.batch_size} x {training.accumulation} x {plan.num_gpus} GPUs = {time.batch} pictures a step",
-        f"training pictures: {'unknown' if training.pictures is None else f'{training.pictures:,}'} ({training.data})"
+        f"batch: {training.batch_size} x {training.accumulation} x {plan.num_gpus} GPUs = {time.batch} images a step",
+        f"training images: {'unknown' if training.images is None else f'{training.images:,}'} ({training.data})"
         + ("" if time.steps_per_epoch is None else f", {time.steps_per_epoch:,} steps an epoch"),
         f"{time.flops_per_step / 1e15:.2f} PFLOP a step, {time.seconds_per_step:.1f} s a step",
     ]
@@ -163,18 +163,18 @@ def assumption_lines(plan: Plan) -> list[str]:
 def _assumptions(plan: Plan) -> Iterable[str]:
     given, text, gpu = plan.assumptions, plan.text, plan.gpu
     yield "one multiplication and one addition are two operations; norms, activations and resizing are not counted"
-    yield f"{given.tokens} superpixels a picture (--tokens; the paper's mean is about 40, its spread is not published)"
+    yield f"{given.tokens} superpixels an image (--tokens; the paper's mean is about 40, its spread is not published)"
     yield (
-        f"{plan.prompts} point prompts a picture for the superpixels (--prompts; the second pass is estimated, see "
+        f"{plan.prompts} point prompts an image for the superpixels (--prompts; the second pass is estimated, see "
         "SECOND_PASS_SHARE in lavis_svp/plan/skeleton.py)"
     )
     yield (
-        f"text by a rule, words and marks, not by the tokenizer: {text.prefix} tokens before the picture, "
+        f"text by a rule, words and marks, not by the tokenizer: {text.prefix} tokens before the image, "
         f"{text.question} a question with an expression of {given.expression_words} words (--expression-words), "
         f"{text.answer} an answer"
     )
-    yield "sizes of data sets as published; filters (image-disjoint splits) and subsets make them smaller (--pictures)"
-    yield f"{plan.training.expressions} expressions a training picture, layout '{plan.layout}'"
+    yield "sizes of data sets as published; filters (image-disjoint splits) and subsets make them smaller (--images)"
+    yield f"{plan.training.expressions} expressions a training image, layout '{plan.layout}'"
     yield (
         f"{gpu.name}: {gpu.tflops:g} TFLOPS in bf16, {gpu.memory_gb:g} GB ({gpu.source}); "
         f"{given.utilisation:.0%} of the peak over a whole step (--utilisation), waiting included"
@@ -189,7 +189,7 @@ def _assumptions(plan: Plan) -> Iterable[str]:
     )
     yield (
         "as published: every generated token runs vision encoder, projector and the whole sequence again, one call an "
-        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, the picture read once, a cache"
+        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, the image read once, a cache"
     )
     yield "nothing here was measured on a GPU"
 

@@ -19,7 +19,7 @@ class Side:
     Args:
         parts: operations of its parts.
         shape: of its language model.
-        tokens: visual tokens of a picture.
+        tokens: visual tokens of an image.
     """
 
     parts: PartFlops
@@ -75,7 +75,7 @@ def without_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost
     Args:
         side: which model.
         text: lengths of the text; the answer has ``text.answer`` tokens.
-        expressions: of the picture.
+        expressions: of the image.
     """
     parts, language = side.parts, 0.0
     for step in range(text.answer):
@@ -87,12 +87,12 @@ def without_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost
 
 
 def answer_parts(side: Side, text: TextLengths, expressions: int) -> dict[str, float]:
-    """Operations by part as this package generates: the picture is read once, every token runs once, with a cache.
+    """Operations by part as this package generates: the image is read once, every token runs once, with a cache.
 
     Args:
         side: which model.
         text: lengths of the text.
-        expressions: of the picture; all share its prefix.
+        expressions: of the image; all share its prefix.
     """
     parts, shape = side.parts, side.shape
     prefix = text.prefix + side.tokens
@@ -125,14 +125,14 @@ def savings(baseline: Side, ours: Side, training: tuple[float, float], text: Tex
     Args:
         baseline: with a token a patch.
         ours: with the YAML's projector.
-        training: operations of a training picture, baseline and ours.
+        training: operations of a training image, baseline and ours.
         text: lengths of the text.
-        many: expressions of a picture in the lines for many.
+        many: expressions of an image in the lines for many.
     """
     efficiency = "60-70 % (training and inference)"
     lines = [
-        Saving("visual tokens a picture", baseline.tokens, ours.tokens, "93 % (576 to about 40)"),
-        Saving("training a picture, all parts", *training, efficiency),
+        Saving("visual tokens an image", baseline.tokens, ours.tokens, "93 % (576 to about 40)"),
+        Saving("training an image, all parts", *training, efficiency),
     ]
     for expressions in (1, many):
         plural = f"{expressions} expression" + ("s" if expressions > 1 else "")

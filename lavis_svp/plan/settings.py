@@ -35,7 +35,7 @@ RECIPE = {
     "runner": "runner_deepspeed",
     "deepspeed_config": {"zero_optimization": {"stage": 2}},
 }
-"""GLaMM's: 2 pictures a GPU, 10 micro-batches a step, bf16, ZeRO-2 (referring segmentation from GranD-Pretrained)."""
+"""GLaMM's: 2 images a GPU, 10 micro-batches a step, bf16, ZeRO-2 (referring segmentation from GranD-Pretrained)."""
 
 RECIPE_STEPS = {"frozen": 3500, "lora": 1750, "full": 1750}
 """Optimizer steps by what of the language model trains: the paper's first and second stage."""
@@ -46,10 +46,10 @@ class TrainingSettings:
     """The training run.
 
     Args:
-        pictures: of the training set; None = not known.
+        images: of the training set; None = not known.
         data: where that number comes from.
-        expressions: of a picture, drawn at a time.
-        batch_size: pictures a micro-batch and GPU.
+        expressions: of an image, drawn at a time.
+        batch_size: images a micro-batch and GPU.
         accumulation: micro-batches an optimizer step.
         steps: optimizer steps; 0 = not said.
         zero: DeepSpeed's ZeRO stage; None = PyTorch's DDP.
@@ -57,7 +57,7 @@ class TrainingSettings:
         zero_options: ``zero_optimization`` of DeepSpeed's configuration.
     """
 
-    pictures: int | None
+    images: int | None
     data: str
     expressions: int
     batch_size: int
@@ -123,12 +123,12 @@ def training_settings(
     if chosen.runner == "runner_deepspeed":
         zero_options = read_config(run.get("deepspeed_config"), project).get("zero_optimization") or {}
         zero = int(zero_options.get("stage", 0))
-    pictures, data = training_pictures(datasets)
+    images, data = training_images(datasets)
     drawing = [(section or {}).get("drawing") or {} for section in datasets.values()]
     return TrainingSettings(
-        pictures=pictures,
+        images=images,
         data=data,
-        expressions=max((int(d.get("expressions_per_picture", 3)) for d in drawing), default=3),
+        expressions=max((int(d.get("expressions_per_image", 3)) for d in drawing), default=3),
         batch_size=chosen.batch_size_train,
         accumulation=chosen.accum_grad_iters,
         steps=chosen.max_iters,
@@ -138,8 +138,8 @@ def training_settings(
     )
 
 
-def training_pictures(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[int | None, str]:
-    """Pictures of the training splits together, from published counts or the YAML's own sizes, and where from."""
+def training_images(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[int | None, str]:
+    """Images of the training splits together, from published counts or the YAML's own sizes, and where from."""
     total, sources = 0, []
     for builder, section in datasets.items():
         info = (section or {}).get("build_info") or {}
@@ -149,12 +149,12 @@ def training_pictures(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[int | 
         if builder in PUBLISHED_SETS:
             name, partition = PUBLISHED_SETS[builder]
             counts = COUNTS.get((name, info.get("split_by") or partition), {})
-            numbers = [counts[split].pictures if split in counts else None for split in splits]
+            numbers = [counts[split].images if split in counts else None for split in splits]
             number = sum(numbers) if None not in numbers else None  # type: ignore[arg-type]  # no None is left
         elif info.get("sizes"):
             number = sum(int(info["sizes"].get(split, 0)) for split in splits)
         if number is None:
-            return None, f"the size of {builder} is not known here: give --pictures"
+            return None, f"the size of {builder} is not known here: give --images"
         total += number
         sources.append(f"{builder} {number:,}")
-    return total or None, " + ".join(sources) or "no data set in the YAML: give --pictures"
+    return total or None, " + ".join(sources) or "no data set in the YAML: give --images"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.models.beside import BESIDE, put_beside
+from lavis_svp.models.beside import EXTRA_CHANNELS, append_channels
 from lavis_svp.models.parameters import part_of
 from lavis_svp.models.svp_ris import OUTLINE_SIZE, SvpRis
 from lavis_svp.plan.flops import Flops, count
@@ -40,10 +40,10 @@ class PartFlops:
     """Operations of one forward pass of each part but the language model.
 
     Args:
-        sam_encoder: SAM's image encoder, a picture.
-        superpixels: SAM's decoder on the point prompts, a picture; 0 without SAM superpixels.
-        vision_encoder: a picture.
-        projector: a picture.
+        sam_encoder: SAM's image encoder, an image.
+        superpixels: SAM's decoder on the point prompts, an image; 0 without SAM superpixels.
+        vision_encoder: an image.
+        projector: an image.
         readout: from a state to SAM's prompt, an expression.
         mask_decoder: an expression.
     """
@@ -84,18 +84,18 @@ def _parameters(members: Mapping[str, Tensor]) -> Parameters:
 
 
 def visual_tokens(model: SvpRis, superpixels: int) -> int:
-    """Visual tokens of a picture.
+    """Visual tokens of an image.
 
     Args:
         model: the model.
-        superpixels: how many a picture has; taken, too, where only the features tell the number of tokens.
+        superpixels: how many an image has; taken, too, where only the features tell the number of tokens.
     """
-    fixed = model.projector.picture_tokens(model.frozen.vision_encoder.grid, superpixels)
+    fixed = model.projector.image_tokens(model.frozen.vision_encoder.grid, superpixels)
     return superpixels if fixed is None else fixed
 
 
 def point_prompts(model: SvpRis) -> int:
-    """Estimated prompts of SAM's decoder for the superpixels of a picture; 0 if they are not SAM's."""
+    """Estimated prompts of SAM's decoder for the superpixels of an image; 0 if they are not SAM's."""
     generator = model.frozen.generator
     if not isinstance(generator, SamSuperpixels):
         return 0
@@ -109,8 +109,8 @@ def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
 
     Args:
         model: a skeleton.
-        superpixels: of a picture.
-        prompts: point prompts of a picture.
+        superpixels: of an image.
+        prompts: point prompts of an image.
     """
     frozen, side = model.frozen, model.options.sam.side
     sam, embedding = count(lambda: frozen.sam_encoder(torch.empty(1, 3, side, side), torch.empty(1, 1, side, side)))
@@ -122,22 +122,22 @@ def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
 
 
 def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
-    """SAM's decoder on the point prompts of one picture whose embedding is (1, 256, h, w)."""
+    """SAM's decoder on the point prompts of one image whose embedding is (1, 256, h, w)."""
     generator = model.frozen.generator
     if not isinstance(generator, SamSuperpixels):
         return Flops()
     decoder = generator.point_decoder()
     side = embedding.shape[-1] * LOW_RES_STRIDE
-    once, picture = count(lambda: decoder.picture(embedding[0]))
-    one, _ = count(lambda: decoder.decode(picture, torch.empty(1, 2, embedding.shape[1]), (side, side)))
+    once, image = count(lambda: decoder.image(embedding[0]))
+    one, _ = count(lambda: decoder.decode(image, torch.empty(1, 2, embedding.shape[1]), (side, side)))
     return once + one * prompts
 
 
 def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualTokens:
-    """Run the projector on one picture's features, with the inputs it asks for."""
+    """Run the projector on one image's features, with the inputs it asks for."""
     projector, frozen, side = model.projector, model.frozen, model.options.sam.side
-    frame = torch.empty(1, BESIDE["sam"], 1, 1), torch.empty(1, BESIDE["colour"], side, side)
-    features = put_beside(features, frozen.recipe.encoder.beside, *frame, [(1.0, 1.0)])
+    frame = torch.empty(1, EXTRA_CHANNELS["sam"], 1, 1), torch.empty(1, EXTRA_CHANNELS["colour"], side, side)
+    features = append_channels(features, frozen.recipe.encoder.beside, *frame, [(1.0, 1.0)])
     patches = features.patches
     size = projector.mask_size
     given = Superpixels(
@@ -151,7 +151,7 @@ def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualT
 def read_out(model: SvpRis, visual: VisualTokens) -> Tensor:
     """Run the read-out on one state: the prompt (1, 1, 256)."""
     options = model.options.readout
-    tokens, picture = visual.tokens, torch.zeros(1, dtype=torch.long)
+    tokens, image = visual.tokens, torch.zeros(1, dtype=torch.long)
     given: dict[str, Any] = {}
     if options.pointer_position:
         given["positions"] = torch.empty(*tokens.shape[:2], model.mask_head.point_token.shape[0])
@@ -159,13 +159,13 @@ def read_out(model: SvpRis, visual: VisualTokens) -> Tensor:
     if options.pointer_mask:
         given["areas"] = torch.empty(*tokens.shape[:2], *OUTLINE_SIZE)
     readout = model.readout.eval()
-    return readout(torch.empty(1, model.language.dim), picture, tokens, visual.valid, **given).sparse
+    return readout(torch.empty(1, model.language.dim), image, tokens, visual.valid, **given).sparse
 
 
 def decode_mask(model: SvpRis, embedding: Tensor, sparse: Tensor) -> Tensor:
     """Run the trained mask decoder on one prompt: logits (1, 4h, 4w).
 
-    The decoder itself, not ``MaskHead.forward``, which looks at the values of an index.
+    The decoder itself, not ``SegMaskDecoder.forward``, which looks at the values of an index.
     """
     head = model.mask_head
     size = embedding.shape[-2:]

@@ -1,4 +1,4 @@
-"""How many tokens the text around a picture has, estimated without a tokenizer."""
+"""How many tokens the text around an image has, estimated without a tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training picture costs, and how long a run takes."""
+"""What a training image costs, and how long a run takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lavis_svp.plan.text import TextLengths
 
 @dataclass(frozen=True)
 class PartCost:
-    """Operations of one part for one training picture with all its expressions.
+    """Operations of one part for one training image with all its expressions.
 
     Args:
         forward: of the forward pass.
@@ -33,7 +33,7 @@ class Duration:
     """How long a run takes.
 
     Args:
-        batch: pictures an optimizer step, over all GPUs.
+        batch: images an optimizer step, over all GPUs.
         steps_per_epoch: None = the size of the data is not known.
         steps: optimizer steps of the run; 0 = not said.
         flops_per_step: operations of a step, over all GPUs.
@@ -52,13 +52,13 @@ class Duration:
 
 
 def sequences(layout: str, tokens: int, text: TextLengths, expressions: int) -> tuple[int, int]:
-    """Rows a picture takes in a batch, and their length.
+    """Rows an image takes in a batch, and their length.
 
     Args:
         layout: ``model.layout``.
         tokens: visual tokens.
         text: lengths of the text.
-        expressions: of the picture.
+        expressions: of the image.
     """
     if layout == "separate":
         return expressions, text.prefix + tokens + text.turn
@@ -68,15 +68,15 @@ def sequences(layout: str, tokens: int, text: TextLengths, expressions: int) -> 
 def training_costs(
     model: SvpRis, parts: PartFlops, shape: LanguageShape, tokens: int, text: TextLengths, expressions: int
 ) -> dict[str, PartCost]:
-    """Operations of a training picture by part.
+    """Operations of a training image by part.
 
     Args:
         model: the skeleton; which parameters train is read off it.
         parts: operations of the parts.
         shape: of the language model.
-        tokens: visual tokens of a picture.
+        tokens: visual tokens of an image.
         text: lengths of the text.
-        expressions: of a picture.
+        expressions: of an image.
     """
     cached = model.options.cache_frozen
     frozen = "stored features" if cached else "forward"
@@ -93,7 +93,7 @@ def training_costs(
     logits = shape.logits(expressions * text.answer)
     checkpoints = shape.checkpointing
     decoder_trains = any(p.requires_grad for p in model.mask_head.mask_decoder.parameters())
-    drawn = min(expressions, model.options.sam.max_masks_per_picture or expressions)
+    drawn = min(expressions, model.options.sam.max_masks_per_image or expressions)
     language_how = "forward, activation gradients" if flows else "forward"
     language_how += ", weight gradients of all" if shape.trained_share == 1 else ""
     language_how += ", adapter gradients" if 0 < shape.trained_share < 1 else ""
@@ -125,7 +125,7 @@ def duration(
     """Time of a run whose products run at ``utilisation`` of the GPUs' peak.
 
     Args:
-        costs: of a picture.
+        costs: of an image.
         training: the run.
         gpu: kind of GPU.
         num_gpus: how many.
@@ -134,7 +134,7 @@ def duration(
     batch = training.batch_size * training.accumulation * num_gpus
     flops = batch * sum(part.training for part in costs.values())
     seconds = flops / (num_gpus * gpu.tflops * 1e12 * utilisation)
-    per_epoch = None if training.pictures is None else max(1, training.pictures // batch)
+    per_epoch = None if training.images is None else max(1, training.images // batch)
     return Duration(
         batch=batch,
         steps_per_epoch=per_epoch,
@@ -142,5 +142,5 @@ def duration(
         flops_per_step=flops,
         seconds_per_step=seconds,
         hours=training.steps * seconds / 3600,
-        epochs=None if training.pictures is None else training.steps * batch / training.pictures,
+        epochs=None if training.images is None else training.steps * batch / training.images,
     )

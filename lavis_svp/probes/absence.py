@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_svp.models.presence import PresenceOptions, weigh
+from lavis_svp.models.presence import NoTargetOptions, weigh
 
 ABSENT = "no_target"
 WEIGHTS = (0.0, *(2.0 ** (step / 2) for step in range(-4, 13)))  # tried for the evidence; the first of equals is taken
@@ -33,7 +33,7 @@ class Evidence:
     evidence: np.ndarray
     kinds: np.ndarray
 
-    def score(self, options: PresenceOptions) -> np.ndarray:
+    def score(self, options: NoTargetOptions) -> np.ndarray:
         """(M,) above 0 where ``[SEG]`` is written under a calibration."""
         return self.margin + options.bias + options.evidence * self.evidence
 
@@ -55,16 +55,16 @@ def gather_evidence(model: Any, batches: Iterable[Mapping[str, Any]]) -> Evidenc
         weighed = weigh(model, samples)
         margins += weighed.margin.tolist()
         evidence += weighed.evidence.tolist()
-        places = zip(weighed.picture.tolist(), weighed.expression.tolist(), strict=True)
-        kinds += [samples["kinds"][picture][number] for picture, number in places]
+        places = zip(weighed.image.tolist(), weighed.expression.tolist(), strict=True)
+        kinds += [samples["kinds"][image][number] for image, number in places]
     return Evidence(np.array(margins), np.array(evidence), np.array(kinds))
 
 
-def fit_presence(found: Evidence, refused: float) -> PresenceOptions:
+def fit_presence(found: Evidence, refused: float) -> NoTargetOptions:
     """Calibrate.
 
     Args:
-        found: on pictures that the model was not trained on.
+        found: on images that the model was not trained on.
         refused: share of the expressions of a kind with a target that may be refused, to the nearest quantile: with
             few expressions it can be one of them more; in [0, 1).
 
@@ -77,15 +77,15 @@ def fit_presence(found: Evidence, refused: float) -> PresenceOptions:
     if present.all() or not present.any():
         raise ValueError(f"Calibration needs expressions with and without a target, got {sorted(set(found.kinds))}.")
 
-    def calibrated(weight: float) -> PresenceOptions:
-        scores = found.score(PresenceOptions(0.0, weight))
+    def calibrated(weight: float) -> NoTargetOptions:
+        scores = found.score(NoTargetOptions(0.0, weight))
         lowest = min(float(np.quantile(scores[found.kinds == kind], refused)) for kind in found.present_kinds)
-        return PresenceOptions(-lowest, weight)
+        return NoTargetOptions(-lowest, weight)
 
     return max(map(calibrated, WEIGHTS), key=lambda options: judge_presence(found, options)["n_acc"])
 
 
-def judge_presence(found: Evidence, options: PresenceOptions) -> dict[str, Any]:
+def judge_presence(found: Evidence, options: NoTargetOptions) -> dict[str, Any]:
     """Shares refused under a calibration, and how well the score tells the kinds apart.
 
     Returns:
@@ -113,17 +113,17 @@ def absence_table(fitted_on: Evidence, judged_on: Evidence, refused: float) -> d
 
     Args:
         fitted_on: see ``fit_presence``.
-        judged_on: other pictures.
+        judged_on: other images.
         refused: see ``fit_presence``.
     """
     chosen = fit_presence(fitted_on, refused)
     pointer = Evidence(np.zeros_like(judged_on.margin), judged_on.evidence, judged_on.kinds)
-    alone = judge_presence(pointer, PresenceOptions(0.0, 1.0))
+    alone = judge_presence(pointer, NoTargetOptions(0.0, 1.0))
     return {
         "presence": {"bias": round(chosen.bias, 3), "evidence": round(chosen.evidence, 3)},
         "refused_at_most": refused,
         "expressions": {"fitted": len(fitted_on.kinds), "judged": len(judged_on.kinds)},
-        "language model alone": judge_presence(judged_on, PresenceOptions()),
+        "language model alone": judge_presence(judged_on, NoTargetOptions()),
         "pointer alone": {"auc": alone["auc"]},
         "calibrated": judge_presence(judged_on, chosen),
     }

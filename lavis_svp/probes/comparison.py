@@ -10,16 +10,16 @@ import numpy as np
 from lavis_svp.metrics.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, cluster_sums, ratio_interval
 from lavis_svp.metrics.records import Record
 from lavis_svp.metrics.report import summary
-from lavis_svp.metrics.scores import ious, picture_of
+from lavis_svp.metrics.scores import image_of, ious
 from lavis_svp.probes.disturb import MODES, TOKENS, Bank, Disturbance, disturbed, targets_of
 
-GROUPED = ("giou", "giou_ci", "pick_accuracy", "n", "n_pictures")
+GROUPED = ("giou", "giou_ci", "pick_accuracy", "n", "n_images")
 
 
 def paired_difference(
     before: Sequence[Record], after: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 ) -> dict[str, Any]:
-    """The change of gIoU over the expressions with a target, with intervals that resample pictures.
+    """The change of gIoU over the expressions with a target, with intervals that resample images.
 
     Args:
         before: records of one evaluation.
@@ -43,9 +43,9 @@ def paired_difference(
 
 def _difference(pairs: Sequence[tuple[Record, Record]], bootstrap: Bootstrap) -> dict[str, Any]:
     change = ious(after for _, after in pairs) - ious(before for before, _ in pairs)
-    pictures, kinds = [picture_of(one) for one, _ in pairs], [one["kind"] for one, _ in pairs]
-    sums = cluster_sums(change, pictures, kinds)
-    counts = cluster_sums(np.ones(len(pairs)), pictures, kinds)
+    images, kinds = [image_of(one) for one, _ in pairs], [one["kind"] for one, _ in pairs]
+    sums = cluster_sums(change, images, kinds)
+    counts = cluster_sums(np.ones(len(pairs)), images, kinds)
     point = float((sums.sum(0) / counts.sum(0)).mean())
     return {"difference": point, "ci": ratio_interval(sums, counts, bootstrap)}
 

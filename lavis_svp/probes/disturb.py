@@ -36,9 +36,9 @@ class Disturbance:
         target: "sspe" (SSPE to SSA and to the tokens), "sspe_ssa", "sspe_tokens", or "tokens", the visual tokens
             themselves, as a control.
         mode: "average": the mean over the training superpixels. "shuffle": permuted among the superpixels of the
-            picture, which keep their regions. "swap": of the superpixels of a training picture. "zero". "reorder", of
+            image, which keep their regions. "swap": of the superpixels of a training image. "zero". "reorder", of
             "tokens" only: permuted together with their regions, which should change nothing but the order.
-        seed: of permutations and of the choice of other pictures.
+        seed: of permutations and of the choice of other images.
 
     Raises:
         UnknownNameError: an unknown target or mode.
@@ -65,23 +65,23 @@ class Disturbance:
 
 @dataclass
 class Bank:
-    """What training pictures gave: for each source of vectors, a (S_b, W) tensor a picture.
+    """What training images gave: for each source of vectors, a (S_b, W) tensor an image.
 
     Sources are the names of SSPE's output heads and "tokens".
     """
 
-    pictures: dict[str, list[Tensor]]
+    images: dict[str, list[Tensor]]
 
     def __len__(self) -> int:
-        return len(self.pictures[TOKENS])
+        return len(self.images[TOKENS])
 
     def mean(self, source: str) -> Tensor:
-        """(W,) mean over all superpixels of all pictures."""
-        return torch.cat(self.pictures[source]).double().mean(0).float()
+        """(W,) mean over all superpixels of all images."""
+        return torch.cat(self.images[source]).double().mean(0).float()
 
-    def of_picture(self, source: str, index: int, count: int, order: np.ndarray) -> Tensor:
-        """(count, W) vectors of a picture, in a given order, begun anew where it has fewer."""
-        rows = self.pictures[source][index]
+    def of_image(self, source: str, index: int, count: int, order: np.ndarray) -> Tensor:
+        """(count, W) vectors of an image, in a given order, begun anew where it has fewer."""
+        rows = self.images[source][index]
         return rows[torch.as_tensor(order[np.arange(count) % len(rows)], device=rows.device)]
 
 
@@ -117,7 +117,7 @@ def collect(projector: nn.Module, run: Iterator[Any]) -> Bank:
     """
     heads = heads_of(projector, "sspe") if len(targets_of(projector)) > 1 else {}
     seen: dict[str, Tensor] = {}
-    pictures: dict[str, list[Tensor]] = {name: [] for name in (*heads, TOKENS)}
+    images: dict[str, list[Tensor]] = {name: [] for name in (*heads, TOKENS)}
     with ExitStack() as stack:
         for name, head in heads.items():
 
@@ -129,24 +129,24 @@ def collect(projector: nn.Module, run: Iterator[Any]) -> Bank:
         def note_tokens(_: nn.Module, __: Any, output: VisualTokens) -> None:
             seen[TOKENS] = output.tokens
             for name, rows in seen.items():
-                pictures[name] += [
+                images[name] += [
                     row[: int(n)].detach().clone() for row, n in zip(rows, output.valid.sum(1), strict=True)
                 ]
 
         stack.enter_context(_hook(projector, note_tokens))
         for _ in run:
             pass
-    if not pictures[TOKENS]:
-        raise ValueError("There are no training pictures to take means and other pictures' vectors from.")
-    return Bank(pictures)
+    if not images[TOKENS]:
+        raise ValueError("There are no training images to take means and other images' vectors from.")
+    return Bank(images)
 
 
 @contextmanager
 def disturbed(projector: nn.Module, disturbance: Disturbance, bank: Bank) -> Iterator[None]:
     """While it lasts, the projector works under the disturbance; afterwards as before.
 
-    Draws follow each other picture by picture, so that results depend on the seed and the order of the pictures, not
-    on the batch size. The same permutation and the same other picture serve all of SSPE's heads.
+    Draws follow each other image by image, so that results depend on the seed and the order of the images, not
+    on the batch size. The same permutation and the same other image serve all of SSPE's heads.
 
     Args:
         projector: of the model.
@@ -193,19 +193,19 @@ class _Draws:
         self.others: list[int] = []
 
     def start(self, counts: list[int]) -> None:
-        """Draw for a batch: ``counts`` vectors a picture."""
+        """Draw for a batch: ``counts`` vectors an image."""
         self.counts, self.orders, self.others = counts, [], []
-        pictures = self.bank.pictures[TOKENS]
+        images = self.bank.images[TOKENS]
         for count in counts:
-            self.others.append(int(self.rng.integers(len(pictures))))
-            size = len(pictures[self.others[-1]]) if self.mode == "swap" else count
+            self.others.append(int(self.rng.integers(len(images))))
+            size = len(images[self.others[-1]]) if self.mode == "swap" else count
             self.orders.append(self.rng.permutation(size))
 
     def rows(self, source: str, output: Tensor) -> Tensor:
         """(B, S, W) as it is -> replaced; padding stays."""
         result = output.clone()
-        for picture, count in enumerate(self.counts):
-            result[picture, :count] = self._of(source, output[picture, :count], picture).to(output)
+        for image, count in enumerate(self.counts):
+            result[image, :count] = self._of(source, output[image, :count], image).to(output)
         return result
 
     def tokens(self, visual: VisualTokens) -> VisualTokens:
@@ -217,19 +217,19 @@ class _Draws:
 
     def _permuted(self, rows: Tensor) -> Tensor:
         result = rows.clone()
-        for picture, (count, order) in enumerate(zip(self.counts, self.orders, strict=True)):
-            result[picture, :count] = rows[picture, torch.as_tensor(order, device=rows.device)]
+        for image, (count, order) in enumerate(zip(self.counts, self.orders, strict=True)):
+            result[image, :count] = rows[image, torch.as_tensor(order, device=rows.device)]
         return result
 
-    def _of(self, source: str, own: Tensor, picture: int) -> Tensor:
+    def _of(self, source: str, own: Tensor, image: int) -> Tensor:
         if self.mode == "zero":
             return torch.zeros_like(own)
         if self.mode == "average":
             return self.bank.mean(source).expand_as(own)
-        order = self.orders[picture]
+        order = self.orders[image]
         if self.mode == "shuffle":
             return own[torch.as_tensor(order, device=own.device)]
-        return self.bank.of_picture(source, self.others[picture], len(own), order)
+        return self.bank.of_image(source, self.others[image], len(own), order)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is true of a picture's objects: their attributes, places and sizes, and how two of them relate."""
+"""What is true of an image's objects: their attributes, places and sizes, and how two of them relate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def instance_numbers(labels: np.ndarray) -> dict[int, dict[str, float]]:
         labels: (H, W) instances, -1 = none.
 
     Returns:
-        {instance: {"x", "y", "height", "width" as shares of the picture's sides, "area" as a share of the picture}}.
+        {instance: {"x", "y", "height", "width" as shares of the image's sides, "area" as a share of the image}}.
     """
     height, width = labels.shape
     found = {}

@@ -25,18 +25,18 @@ class Examples(NamedTuple):
     Args:
         features: (M, W) float.
         facts: (M,) numbers; for classes int64, -1 = not known.
-        pictures: M picture numbers.
+        images: M image numbers.
     """
 
     features: Tensor
     facts: Tensor
-    pictures: np.ndarray
+    images: np.ndarray
 
     def among(self, keep: np.ndarray | Tensor) -> Examples:
         """The examples that a bool mask or an index keeps."""
         chosen = np.asarray(keep)
         return Examples(
-            self.features[torch.as_tensor(chosen)], self.facts[torch.as_tensor(chosen)], self.pictures[chosen]
+            self.features[torch.as_tensor(chosen)], self.facts[torch.as_tensor(chosen)], self.images[chosen]
         )
 
 
@@ -45,19 +45,19 @@ def read_numbers(
 ) -> dict[str, Any]:
     """Fit ridge regression on ``train`` and score R² on ``test``.
 
-    The penalty is chosen on a fifth of the training pictures, drawn by the seed; the final fit takes all of them.
+    The penalty is chosen on a fifth of the training images, drawn by the seed; the final fit takes all of them.
 
     Args:
         train: with numbers as facts.
         test: likewise.
         seed: of the choice.
-        bootstrap: of the interval, which resamples test pictures.
+        bootstrap: of the interval, which resamples test images.
 
     Returns:
         "r2" = 1 - sum of squared errors / sum of squares about the test mean, its "ci", "n", "n_train", "ridge".
 
     Raises:
-        ValueError: fewer than two training pictures, no test example, or facts that do not vary.
+        ValueError: fewer than two training images, no test example, or facts that do not vary.
     """
     fit, chosen_on = _split(train, seed)
 
@@ -71,8 +71,8 @@ def read_numbers(
         raise ValueError(f"R² of {len(about)} test examples that do not vary is not defined.")
     names = [""] * len(about)
     interval = ratio_interval(
-        cluster_sums(squared, test.pictures.tolist(), names),
-        cluster_sums(about, test.pictures.tolist(), names),
+        cluster_sums(squared, test.images.tolist(), names),
+        cluster_sums(about, test.images.tolist(), names),
         bootstrap,
     )
     return {
@@ -93,14 +93,14 @@ def read_classes(
         train: with classes as facts; those of -1 are left out.
         test: likewise.
         classes: how many.
-        seed: of the pictures on which the penalty is chosen.
-        bootstrap: of the interval, which resamples test pictures.
+        seed: of the images on which the penalty is chosen.
+        bootstrap: of the interval, which resamples test images.
 
     Returns:
         "accuracy", its "ci", "majority" (of the most frequent class of training), "n", "n_train", "ridge".
 
     Raises:
-        ValueError: fewer than two training pictures, or no test example.
+        ValueError: fewer than two training images, or no test example.
     """
     train, test = train.among(train.facts.numpy() >= 0), test.among(test.facts.numpy() >= 0)
     if not len(test.facts):
@@ -117,8 +117,8 @@ def read_classes(
     return {
         "accuracy": float(right.mean()),
         "ci": ratio_interval(
-            cluster_sums(right, test.pictures.tolist(), names),
-            cluster_sums(np.ones(len(right)), test.pictures.tolist(), names),
+            cluster_sums(right, test.images.tolist(), names),
+            cluster_sums(np.ones(len(right)), test.images.tolist(), names),
             bootstrap,
         ),
         "majority": float((test.facts == most).float().mean()),
@@ -129,11 +129,11 @@ def read_classes(
 
 
 def _split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    pictures = np.unique(examples.pictures)
-    if len(pictures) < 2:
-        raise ValueError(f"A read-out needs at least two training pictures, got {len(pictures)}.")
-    count = max(1, round(CHOOSING_SHARE * len(pictures)))
-    held = np.isin(examples.pictures, np.random.default_rng(seed).permutation(pictures)[:count])
+    images = np.unique(examples.images)
+    if len(images) < 2:
+        raise ValueError(f"A read-out needs at least two training images, got {len(images)}.")
+    count = max(1, round(CHOOSING_SHARE * len(images)))
+    held = np.isin(examples.images, np.random.default_rng(seed).permutation(images)[:count])
     return examples.among(~held), examples.among(held)
 
 

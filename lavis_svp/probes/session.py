@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lavis_svp.metrics.records import Record
 from lavis_svp.runners.data import eval_loader
 from lavis_svp.tasks.facts import run_facts
-from lavis_svp.tasks.scoring import Prediction, score_picture, timed_predictions
+from lavis_svp.tasks.scoring import Prediction, score_image, timed_predictions
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Answer:
 
     Args:
         samples: the batch it is of.
-        index: of the picture in the batch.
-        number: of the expression in the picture.
+        index: of the image in the batch.
+        number: of the expression in the image.
         record: its scores, as the evaluation writes them.
         prediction: mask, pick, region map.
     """
@@ -71,19 +71,17 @@ class Session:
             raise ValueError(f"run.test_splits has no '{split}'; there are: {', '.join(self.runner.datasets)}.")
         return self._moved(eval_loader(self.runner.datasets, split, self.runner.options, pin_memory=False))
 
-    def training(self, pictures: int) -> Iterator[Mapping[str, Any]]:
-        """Batches of the first ``pictures`` training pictures, the same in every run.
+    def training(self, images: int) -> Iterator[Mapping[str, Any]]:
+        """Batches of the first ``images`` training images, the same in every run.
 
         Raises:
             ValueError: the YAML builds no training data.
         """
         if not self.runner.task.train_sets:
-            raise ValueError(
-                "This probe is fitted on training pictures: give a YAML whose data sets have a train split."
-            )
+            raise ValueError("This probe is fitted on training images: give a YAML whose data sets have a train split.")
         data = self.runner.task.train_sets[0]
         size = self.runner.options.batch_size_eval
-        count = min(pictures, len(data))
+        count = min(images, len(data))
         return self._moved(
             data.collater([data[i] for i in range(start, min(start + size, count))]) for start in range(0, count, size)
         )
@@ -116,7 +114,7 @@ def answers_of(model: Any, samples: Mapping[str, Any]) -> list[Answer]:
     predictions, ms = timed_predictions(model, samples, "generative")
     found = []
     for index, given in enumerate(predictions):
-        records = score_picture(samples, index, given, "generative", ms)
+        records = score_image(samples, index, given, "generative", ms)
         found += [
             Answer(samples, index, number, record, prediction)
             for number, (record, prediction) in enumerate(zip(records, given, strict=True))
@@ -125,7 +123,7 @@ def answers_of(model: Any, samples: Mapping[str, Any]) -> list[Answer]:
 
 
 def instances_of(samples: Mapping[str, Any], index: int) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
-    """A picture's objects: (H, W) labels, -1 = none, and the words of each.
+    """An image's objects: (H, W) labels, -1 = none, and the words of each.
 
     Raises:
         ValueError: the data set does not give them.

@@ -19,48 +19,48 @@ from lavis_svp.probes.session import instances_of
 
 PLACES = ("encoder", "tokens", "language")
 """Patches averaged as the token's assignment says; the visual tokens; the language model's last states at them."""
-TOKENS_PER_PICTURE = 32
-"""Most tokens of a picture that are kept, drawn by the seed: with a token a patch, hundreds show objects."""
-PAIRS_PER_PICTURE = 16
-"""Most ordered pairs of tokens of a picture, drawn by the seed."""
+TOKENS_PER_IMAGE = 32
+"""Most tokens of an image that are kept, drawn by the seed: with a token a patch, hundreds show objects."""
+PAIRS_PER_IMAGE = 16
+"""Most ordered pairs of tokens of an image, drawn by the seed."""
 ANY_TEXT = "object"
-"""A sequence needs text after the picture; what it says does not matter, since visual tokens do not see it."""
+"""A sequence needs text after the image; what it says does not matter, since visual tokens do not see it."""
 
 
 class Shown:
-    """Tokens that show an object, with what is true of it; grows picture by picture.
+    """Tokens that show an object, with what is true of it; grows image by image.
 
     Args:
-        seed: of the draws where a picture has too many.
+        seed: of the draws where an image has too many.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.features: dict[str, list[Tensor]] = {place: [] for place in PLACES}
         self.facts: list[dict[str, float]] = []
-        self.pictures: list[int] = []
+        self.images: list[int] = []
         self.pairs: list[tuple[int, int]] = []
         self.count = 0
 
     def add(self, rows: Mapping[str, Tensor], facts: Sequence[Mapping[str, float] | None]) -> None:
-        """Add a picture's tokens.
+        """Add an image's tokens.
 
         Args:
             rows: place -> (T_b, W).
             facts: of the object that each token shows; None for a token that shows none.
         """
         kept = np.array([token for token, fact in enumerate(facts) if fact is not None], int)
-        if len(kept) > TOKENS_PER_PICTURE:
-            kept = np.sort(self.rng.choice(kept, TOKENS_PER_PICTURE, replace=False))
+        if len(kept) > TOKENS_PER_IMAGE:
+            kept = np.sort(self.rng.choice(kept, TOKENS_PER_IMAGE, replace=False))
         start = len(self.facts)
         for place, found in rows.items():
             self.features[place].append(found[torch.from_numpy(kept)].float().cpu())
         self.facts += [dict(facts[token] or {}) for token in kept]
-        self.pictures += [self.count] * len(kept)
+        self.images += [self.count] * len(kept)
         self.count += 1
         own = range(start, len(self.facts))
         pairs = [(a, b) for a in own for b in own if self.facts[a]["instance"] != self.facts[b]["instance"]]
-        chosen = self.rng.permutation(len(pairs))[:PAIRS_PER_PICTURE]
+        chosen = self.rng.permutation(len(pairs))[:PAIRS_PER_IMAGE]
         self.pairs += [pairs[index] for index in chosen]
 
     def at(self, place: str) -> Tensor:
@@ -71,15 +71,15 @@ class Shown:
         """Tokens with one of their facts: a number, or a class for an attribute."""
         kind = torch.int64 if fact in ATTRIBUTES else torch.float64
         values = torch.tensor([row[fact] for row in self.facts], dtype=kind)
-        return Examples(self.at(place), values, np.array(self.pictures))
+        return Examples(self.at(place), values, np.array(self.images))
 
     def related(self, place: str, relation: str) -> Examples:
         """Differences a - b of the tokens of pairs, with whether the relation holds of a and b."""
         first, second = (torch.tensor([pair[side] for pair in self.pairs], dtype=torch.long) for side in (0, 1))
         rows = self.at(place)
         holds = [int(relation_holds(relation, self.facts[a], self.facts[b])) for a, b in self.pairs]
-        pictures = np.array(self.pictures)[first.numpy()]
-        return Examples(rows[first] - rows[second], torch.tensor(holds, dtype=torch.long), pictures)
+        images = np.array(self.images)[first.numpy()]
+        return Examples(rows[first] - rows[second], torch.tensor(holds, dtype=torch.long), images)
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def gather_shown(model: Any, batches: Iterable[Mapping[str, Any]], seed: int) ->
 
     Args:
         model: a svp_ris in evaluation mode.
-        batches: with ``instances``; each picture once (items of the same picture are taken once).
+        batches: with ``instances``; each image once (items of the same image are taken once).
         seed: of the draws.
 
     Raises:
@@ -101,24 +101,24 @@ def gather_shown(model: Any, batches: Iterable[Mapping[str, Any]], seed: int) ->
             raise ValueError("This projector does not say which patches its tokens come from; it cannot be probed.")
         pooled = encoded.visual.assignment.float() @ encoded.frozen.features.patches.float()  # (B, T, C)
         states = _states(model, encoded)
-        for picture, count in enumerate(encoded.counts):
-            name = (samples["image_id"][picture], samples["file_name"][picture])
+        for image, count in enumerate(encoded.counts):
+            name = (samples["image_id"][image], samples["file_name"][image])
             if name in seen:
                 continue
             seen.add(name)
-            labels, words = instances_of(samples, picture)
+            labels, words = instances_of(samples, image)
             numbers = instance_numbers(labels)
             facts = [
                 {"instance": owner, **numbers[owner], **attribute_classes(words[owner])} if owner >= 0 else None
-                for owner in token_instances(encoded, picture, labels).tolist()
+                for owner in token_instances(encoded, image, labels).tolist()
             ]
-            tokens = encoded.visual.tokens[picture, :count]
-            shown.add({"encoder": pooled[picture, :count], "tokens": tokens, "language": states[picture]}, facts)
+            tokens = encoded.visual.tokens[image, :count]
+            shown.add({"encoder": pooled[image, :count], "tokens": tokens, "language": states[image]}, facts)
     return shown
 
 
 def _states(model: Any, encoded: Any) -> list[Tensor]:
-    """The language model's last states at the visual tokens of each picture; no text after them is seen."""
+    """The language model's last states at the visual tokens of each image; no text after them is seen."""
     turn = model.prompts.turn(ANY_TEXT, model.options.prompt.answers[0], index=0)
     language = model.language
     plan = splice(
@@ -143,7 +143,7 @@ def read_all(
     Args:
         train: see :func:`gather_shown`.
         test: likewise, of the split that is scored.
-        seeds: of the pictures on which penalties are chosen; the first one's result is kept with its interval.
+        seeds: of the images on which penalties are chosen; the first one's result is kept with its interval.
         bootstrap: of the intervals.
 
     Returns:

@@ -1,1 +1,1 @@
-"""LAVIS processors: the picture for the encoders, its superpixels, the cleaned expression."""
+"""LAVIS processors: the image for the encoders, its superpixels, the cleaned expression."""

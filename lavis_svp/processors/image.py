@@ -1,4 +1,4 @@
-"""``svp_image_train`` and ``svp_image_eval``: a picture as the one tensor that all encoders take."""
+"""``svp_image_train`` and ``svp_image_eval``: an image as the one tensor that all encoders take."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.datasets.color import ColorJitter
-from lavis_svp.datasets.pictures import as_picture
+from lavis_svp.datasets.images import as_image
 from lavis_svp.encoders.frame import fit_frame
 
-PictureSource = str | Path | Image.Image | np.ndarray
+ImageSource = str | Path | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ImageTrainOptions(ImageEvalOptions):
         image_size: as for evaluation.
         brightness, contrast, saturation: largest relative change, 0 = none. Frozen features from a cache know
             nothing of it.
-        hflip_prob: how often the dataset mirrors a picture together with its masks and the words left and right. The
-            processor sees the picture alone and never mirrors.
+        hflip_prob: how often the dataset mirrors an image together with its masks and the words left and right. The
+            processor sees the image alone and never mirrors.
     """
 
     brightness: float = 0.0
@@ -61,7 +61,7 @@ class ImageTrainOptions(ImageEvalOptions):
 
 @registry.register_processor("svp_image_eval")
 class SvpImageEvalProcessor(BaseProcessor):
-    """A picture in the frame that vision encoder and SAM share.
+    """An image in the frame that vision encoder and SAM share.
 
     Supported: a path, a PIL image, a (H, W[, 1|3|4]) array. Usage::
 
@@ -75,13 +75,13 @@ class SvpImageEvalProcessor(BaseProcessor):
         super().__init__()
         self.options = options or ImageEvalOptions()
 
-    def __call__(self, item: PictureSource) -> torch.Tensor:
-        """(4, S, S) float32: RGB in [0, 1], then 1 on the picture and 0 on the padding.
+    def __call__(self, item: ImageSource) -> torch.Tensor:
+        """(4, S, S) float32: RGB in [0, 1], then 1 on the image and 0 on the padding.
 
         Raises:
-            ValueError: an unreadable file (its name is in the message) or an array that is no picture.
+            ValueError: an unreadable file (its name is in the message) or an array that is no image.
         """
-        return fit_frame(as_picture(item), self.options.image_size)
+        return fit_frame(as_image(item), self.options.image_size)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpImageEvalProcessor:
@@ -106,15 +106,15 @@ class SvpImageTrainProcessor(BaseProcessor):
         self.hflip_prob = self.options.hflip_prob
         self.jitter = ColorJitter(self.options.brightness, self.options.contrast, self.options.saturation)
 
-    def __call__(self, item: PictureSource, rng: np.random.Generator | None = None) -> torch.Tensor:
+    def __call__(self, item: ImageSource, rng: np.random.Generator | None = None) -> torch.Tensor:
         """(4, S, S) float32, see :class:`SvpImageEvalProcessor`.
 
         Args:
-            item: the picture.
+            item: the image.
             rng: source of chance; None = a fresh one.
         """
-        picture = self.jitter(as_picture(item), rng or np.random.default_rng())
-        return fit_frame(picture, self.options.image_size)
+        image = self.jitter(as_image(item), rng or np.random.default_rng())
+        return fit_frame(image, self.options.image_size)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpImageTrainProcessor:

@@ -1,4 +1,4 @@
-"""``svp_superpixel``: the superpixels of a picture, made from the picture and kept on disk."""
+"""``svp_superpixel``: the superpixels of an image, made from the image and kept on disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lavis.processors.base_processor import BaseProcessor
 from PIL import Image
 
 from lavis_svp.common.options import build_options, plain
-from lavis_svp.datasets.pictures import as_picture
-from lavis_svp.encoders.picture_superpixels import PictureSuperpixels
+from lavis_svp.datasets.images import as_image
+from lavis_svp.encoders.image_superpixels import ImageSuperpixels
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 from lavis_svp.superpixels.cache import SuperpixelCache
 
@@ -44,7 +44,7 @@ class SuperpixelOptions:
 
 @registry.register_processor("svp_superpixel")
 class SvpSuperpixelProcessor(BaseProcessor):
-    """Superpixels of pictures; serves a dataset as its ``superpixel_cache``.
+    """Superpixels of images; serves a dataset as its ``superpixel_cache``.
 
     Args:
         options: see :class:`SuperpixelOptions`.
@@ -59,7 +59,7 @@ class SvpSuperpixelProcessor(BaseProcessor):
         super().__init__()
         self.options = options or SuperpixelOptions()
         if self.options.method == "sam":
-            self.generator: SuperpixelGenerator = PictureSuperpixels(
+            self.generator: SuperpixelGenerator = ImageSuperpixels(
                 self.options.sam, self.options.side, **self.options.options
             )
         else:
@@ -67,17 +67,17 @@ class SvpSuperpixelProcessor(BaseProcessor):
         self.cache = SuperpixelCache(self.generator, self.options.root) if self.options.cache else None
 
     def __call__(self, item: str | Path | Image.Image | np.ndarray) -> RegionMap:
-        """The superpixels of one picture (see :func:`lavis_svp.datasets.pictures.as_picture`), not cached."""
-        return self.generator([as_picture(item)])[0]
+        """The superpixels of one image (see :func:`lavis_svp.datasets.images.as_image`), not cached."""
+        return self.generator([as_image(item)])[0]
 
-    def get(self, image_key: str, picture: np.ndarray) -> RegionMap:
-        """The superpixels of a picture, from the cache if they are there.
+    def get(self, image_key: str, image: np.ndarray) -> RegionMap:
+        """The superpixels of an image, from the cache if they are there.
 
         Args:
-            image_key: tells the picture apart from all others: its file's sha256.
-            picture: (H, W, 3) uint8 RGB.
+            image_key: tells the image apart from all others: its file's sha256.
+            image: (H, W, 3) uint8 RGB.
         """
-        return self(picture) if self.cache is None else self.cache.get(image_key, picture)
+        return self(image) if self.cache is None else self.cache.get(image_key, image)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpSuperpixelProcessor:

@@ -23,7 +23,7 @@ from lavis_svp.projectors.registry import build_projector, list_projectors
 from lavis_svp.projectors.structures import PatchFeatures, Superpixels
 
 GRID = (24, 24)  # DINOv2 and CLIP at 336 px, patches of 14 px
-SUPERPIXELS = 40  # of a picture, about the paper's mean
+SUPERPIXELS = 40  # of an image, about the paper's mean
 WIDTHS = {"C=1024, D=4096": (1024, 4096), "C=384, D=576": (384, 576)}  # 7B language model; the embedded tiny one
 PUBLISHED: tuple[tuple[str, Mapping[str, Any]], ...] = (  # where the sources' own settings are not the defaults here
     ("c_abstractor", {"tokens_h": 12, "tokens_w": 12}),
@@ -41,8 +41,8 @@ HEADER = [
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
-def picture(projector: Projector) -> tuple[PatchFeatures, Superpixels | None]:
-    """One picture of GRID on the meta device, with what the projector asks for."""
+def image(projector: Projector) -> tuple[PatchFeatures, Superpixels | None]:
+    """One image of GRID on the meta device, with what the projector asks for."""
     count = GRID[0] * GRID[1]
     with torch.device("meta"):
         features = PatchFeatures.whole(torch.empty(1, count, projector.vision_dim), GRID)
@@ -62,7 +62,7 @@ def picture(projector: Projector) -> tuple[PatchFeatures, Superpixels | None]:
 
 
 def flops(projector: Projector) -> int:
-    """Operations of one forward pass of one picture of GRID, a multiplication and an addition being two.
+    """Operations of one forward pass of one image of GRID, a multiplication and an addition being two.
 
     PyTorch's counter sees products: linear layers, convolutions, attention, dense pooling, distances. Norms,
     activations, softmax, sorting and gathering are left out.
@@ -71,7 +71,7 @@ def flops(projector: Projector) -> int:
         projector: on the meta device.
     """
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        projector(*picture(projector))
+        projector(*image(projector))
     return int(counter.get_total_flops())
 
 
@@ -81,7 +81,7 @@ def row(name: str, options: Mapping[str, Any]) -> list[str]:
     for vision_dim, llm_dim in WIDTHS.values():
         with torch.device("meta"):  # sizes without memory
             projector = build_projector(name, vision_dim=vision_dim, llm_dim=llm_dim, grid=GRID, **options)
-        count = projector.picture_tokens(GRID, SUPERPIXELS)
+        count = projector.image_tokens(GRID, SUPERPIXELS)
         cells += [f"{parameter_count(projector) / 1e6:.2f} M", f"{flops(projector) / 1e9:.2f} GFLOP"]
     choices = "".join(f" {key}={value}" for key, value in options.items())
     return [name + choices, "varies" if count is None else str(count), *cells]

@@ -25,7 +25,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, heads
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))  # (B, heads, L, W / heads)
     with no_autocast(queries.device):
         scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[3] ** -0.5  # (B, heads, L, M)
-        # a finite value, not -inf: a picture without a valid patch then attends evenly instead of giving NaN
+        # a finite value, not -inf: an image without a valid patch then attends evenly instead of giving NaN
         scores = scores.masked_fill(~allowed[:, None, None], torch.finfo(torch.float32).min)
         weights = scores.softmax(dim=-1)  # (B, heads, L, M)
         seen = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)  # (B, L, W)

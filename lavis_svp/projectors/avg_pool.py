@@ -24,7 +24,7 @@ class AvgPoolOptions(ProjectorOptions):
 class AvgPoolProjector(Projector):
     """Means over tokens_h x tokens_w bins of the patch grid, in raster order.
 
-    The bins are those of ``nn.AdaptiveAvgPool2d`` over the rectangle of valid patches, so a letter-boxed picture
+    The bins are those of ``nn.AdaptiveAvgPool2d`` over the rectangle of valid patches, so a letter-boxed image
     gives as many tokens as another, and none of its padding.
 
     Raises:

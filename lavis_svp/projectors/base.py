@@ -31,13 +31,13 @@ class ProjectorOptions:
 class Projector(nn.Module, ABC):
     """Turns patch features, and superpixels where it needs them, into visual tokens.
 
-    A picture's tokens depend on nothing but that picture: not on its batch mates, not on padding. A picture without
+    An image's tokens depend on nothing but that image: not on its batch mates, not on padding. An image without
     superpixels is treated as one superpixel that covers it all. Inputs are never changed.
 
     Args:
         vision_dim: C, width of the patch features.
         llm_dim: D, width of the language model.
-        grid: the usual (h, w) patch grid; a picture's own grid, given with its features, may differ.
+        grid: the usual (h, w) patch grid; an image's own grid, given with its features, may differ.
         options: the choices, an instance of the class's ``options_class``; None: its defaults.
 
     Raises:
@@ -78,13 +78,13 @@ class Projector(nn.Module, ABC):
 
     @abstractmethod
     def num_tokens(self, grid: Grid) -> int | None:
-        """Tokens of a picture that fills ``grid``; None if that depends on the picture."""
+        """Tokens of an image that fills ``grid``; None if that depends on the image."""
 
-    def picture_tokens(self, grid: Grid, superpixels: int) -> int | None:
-        """Tokens of one picture, known before its features are.
+    def image_tokens(self, grid: Grid, superpixels: int) -> int | None:
+        """Tokens of one image, known before its features are.
 
         Args:
-            grid: (h, w) of the picture's valid patches.
+            grid: (h, w) of the image's valid patches.
             superpixels: how many it has.
 
         Returns:
@@ -96,7 +96,7 @@ class Projector(nn.Module, ABC):
         """Project a batch.
 
         Args:
-            features: the patches of B pictures.
+            features: the patches of B images.
             superpixels: their superpixels, built for the same grids; unused if the projector does not require them.
 
         Returns:

@@ -27,7 +27,7 @@ def bin_means(features: PatchFeatures, bins: Grid) -> tuple[Tensor, Tensor]:
     """Weights of the means over (Th, Tw) bins, those of ``nn.AdaptiveAvgPool2d`` over the rectangle of valid patches.
 
     Args:
-        features: of B pictures.
+        features: of B images.
         bins: (Th, Tw), T = Th Tw of them.
 
     Returns:

@@ -23,7 +23,7 @@ class CAbstractorOptions(ProjectorOptions):
     tokens_h: int = 6  # rows of tokens; Honeybee's own are 12 x 12
     tokens_w: int = 6  # columns of tokens
     blocks: int = 3  # before the pooling, and again after it; Honeybee's
-    position: bool = True  # add a learned position, interpolated to the picture's valid rectangle
+    position: bool = True  # add a learned position, interpolated to the image's valid rectangle
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
@@ -34,8 +34,8 @@ class CAbstractorOptions(ProjectorOptions):
 class CAbstractorProjector(Projector):
     """RegNet blocks on the patch grid, means over tokens_h x tokens_w bins, RegNet blocks on those, then the MLP.
 
-    All at width C. Convolutions, squeezes and positions keep to the rectangle of valid patches: a letter-boxed picture
-    equals the picture alone. Raster order.
+    All at width C. Convolutions, squeezes and positions keep to the rectangle of valid patches: a letter-boxed image
+    equals the image alone. Raster order.
 
     Raises:
         ValueError: more bins than patches along an axis of ``grid``, or fewer than one.
@@ -61,14 +61,14 @@ class CAbstractorProjector(Projector):
     def project(self, features: PatchFeatures, superpixels: Superpixels | None) -> VisualTokens:
         """See :meth:`Projector.project`; the assignment is the bins of the pooling."""
         index, inside = canvas(features)  # (B, Hc Wc), (B, Hc, Wc)
-        picture = reorder(features.patches, index).unflatten(1, inside.shape[1:])  # (B, Hc, Wc, C)
+        image = reorder(features.patches, index).unflatten(1, inside.shape[1:])  # (B, Hc, Wc, C)
         if self.position is not None:
-            picture = picture + stretched(self.position, inside).to(picture.dtype)
+            image = image + stretched(self.position, inside).to(image.dtype)
         for block in self.before:
-            picture = block(picture, inside)
+            image = block(image, inside)
         rows, columns = features.coordinates()
         place = rows.clamp_max(inside.shape[1] - 1) * inside.shape[2] + columns  # (B, N), back from the canvas
-        patches = reorder(picture.flatten(1, 2), place)  # (B, N, C)
+        patches = reorder(image.flatten(1, 2), place)  # (B, N, C)
         assignment, valid = bin_means(features, self.size)  # (B, T, N), (B, T)
         pooled = pool(assignment, patches).unflatten(1, self.size)  # (B, Th, Tw, C)
         for block in self.after:
@@ -110,10 +110,10 @@ def axis_weights(inside: Tensor, source: int) -> Tensor:
 
 
 def canvas(features: PatchFeatures) -> tuple[Tensor, Tensor]:
-    """Lay pictures of different grids on one canvas, top-left.
+    """Lay images of different grids on one canvas, top-left.
 
     Args:
-        features: of B pictures.
+        features: of B images.
 
     Returns:
         (B, Hc Wc) int64 the patch in each cell, and (B, Hc, Wc) bool where the cell holds a valid patch.

@@ -15,7 +15,7 @@ from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, Vi
 
 @dataclass
 class Cells:
-    """The cells of B pictures that hold a valid patch, in raster order, right-padded.
+    """The cells of B images that hold a valid patch, in raster order, right-padded.
 
     Args:
         index: (B, T, K) int64, the patch at each of the K = r² places, row-major within the cell.
@@ -53,10 +53,10 @@ class Cells:
 
 
 def cut_into_cells(features: PatchFeatures, side: int) -> Cells:
-    """Cut every picture's grid into cells of side x side patches, anchored top-left.
+    """Cut every image's grid into cells of side x side patches, anchored top-left.
 
     Args:
-        features: of B pictures, whose grids ``side`` divides.
+        features: of B images, whose grids ``side`` divides.
         side: r, patches along a side of a cell.
     """
     device = features.valid.device
@@ -97,10 +97,10 @@ class CellProjector(Projector):
             ValueError: a grid that does not divide into cells.
         """
         self.check_grid(grid)
-        return self.picture_tokens(grid, 0)
+        return self.image_tokens(grid, 0)
 
-    def picture_tokens(self, grid: Grid, superpixels: int) -> int:
-        """One a cell, cells that the end of the picture cuts included."""
+    def image_tokens(self, grid: Grid, superpixels: int) -> int:
+        """One a cell, cells that the end of the image cuts included."""
         side = self.options.grid_multiple
         return -(-grid[0] // side) * -(-grid[1] // side)
 

@@ -43,7 +43,7 @@ def peak_scores(distances: Tensor, valid: Tensor, neighbours: int) -> Tensor:
     Args:
         distances: (B, N, N) of :func:`squared_distances`.
         valid: (B, N) bool.
-        neighbours: k; a picture with fewer others takes all of them.
+        neighbours: k; an image with fewer others takes all of them.
 
     Returns:
         (B, N) float32; the lowest finite number where the separation is 0, minus infinity where a patch is not valid.

@@ -43,7 +43,7 @@ class DpcKnnProjector(Projector):
 
     Centres are the patches of highest score (:func:`peak_scores`); every other patch joins its nearest centre. Nothing
     is drawn at random, ties go by index. Gradients pass through the means, not through who belongs to which cluster. A
-    picture with fewer patches than ``count`` gives each patch a token; the threshold kind gives at least one token.
+    image with fewer patches than ``count`` gives each patch a token; the threshold kind gives at least one token.
     """
 
     options_class = DpcKnnOptions
@@ -78,7 +78,7 @@ class DpcKnnProjector(Projector):
         return valid & ((scores > math.log(self.options.threshold)) | (rank == 0))
 
     def most(self, is_centre: Tensor) -> int:
-        """T, the most tokens of any picture; on the meta device, where nobody can count, the most there can be."""
+        """T, the most tokens of any image; on the meta device, where nobody can count, the most there can be."""
         patches = is_centre.shape[1]
         if self.options.kind == "fixed":
             return min(self.options.count, patches)

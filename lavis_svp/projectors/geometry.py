@@ -115,7 +115,7 @@ def _edges(profile: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
 class GeometryMLP(nn.Module):
     """Linear, GELU, Linear on measurements, which are brought from 0..1 to -1..1 first.
 
-    It computes in the parameters' own dtype also under autocast: bfloat16 would round places to 1/256 of the picture.
+    It computes in the parameters' own dtype also under autocast: bfloat16 would round places to 1/256 of the image.
 
     Args:
         inputs: how many numbers a superpixel has.

@@ -50,6 +50,6 @@ class LdpV2Projector(Projector):
         """See :meth:`Projector.project`."""
         assignment, valid = bin_means(features, self.size)  # (B, T, N), (B, T)
         pooled = pool(assignment, self.head(features.patches))  # (B, T, D)
-        picture = pooled.transpose(1, 2).unflatten(2, self.size)  # (B, D, Th, Tw)
-        tokens = pooled + self.position(picture).flatten(2).transpose(1, 2)  # (B, T, D)
+        image = pooled.transpose(1, 2).unflatten(2, self.size)  # (B, D, Th, Tw)
+        tokens = pooled + self.position(image).flatten(2).transpose(1, 2)  # (B, T, D)
         return VisualTokens(tokens, valid, assignment)

@@ -35,9 +35,9 @@ def token_order(mean_weights: Tensor, areas: Tensor, valid: Tensor, rows: Tensor
     * ``raster``: by the patch row that the centroid lies in, then by the centroid's column, then by index.
     * ``area``: the largest first, then by index.
     * ``given``: as they come.
-    * ``random``: by :func:`geometry_hash`, then by index: an order without meaning, yet always the same for a picture,
+    * ``random``: by :func:`geometry_hash`, then by index: an order without meaning, yet always the same for an image,
       in training, evaluation and every batch. (``model.aids.shuffle_tokens`` is another thing: it draws a new order
-      each time a picture is trained on, and leaves evaluation alone.)
+      each time an image is trained on, and leaves evaluation alone.)
 
     Padded superpixels go last under every rule.
 
@@ -72,12 +72,12 @@ def token_order(mean_weights: Tensor, areas: Tensor, valid: Tensor, rows: Tensor
 
 
 def geometry_hash(places: Tensor, areas: Tensor, valid: Tensor) -> Tensor:
-    """A number for each superpixel that looks random, but follows from the geometry of its picture's superpixels.
+    """A number for each superpixel that looks random, but follows from the geometry of its image's superpixels.
 
     Its centroid and the root of its area, in steps of 1/16 patch, go through ``h <- h^2 + a h + 1`` modulo a prime;
-    then the sum over all superpixels of the picture is mixed in, so that a superpixel that two pictures share does not
-    come first in both. Pictures with the very same superpixels, as those of a fixed grid, still share their order.
-    Neither the order in which the superpixels come, nor padding, nor other pictures matter.
+    then the sum over all superpixels of the image is mixed in, so that a superpixel that two images share does not
+    come first in both. Images with the very same superpixels, as those of a fixed grid, still share their order.
+    Neither the order in which the superpixels come, nor padding, nor other images matter.
 
     Args:
         places: (B, S, 2) of :func:`centroids`.
@@ -92,8 +92,8 @@ def geometry_hash(places: Tensor, areas: Tensor, valid: Tensor) -> Tensor:
     own = torch.zeros_like(steps[..., 0])  # (B, S)
     for part in steps.unbind(dim=2):
         own = _mix(own + part)
-    picture = own.masked_fill(~valid, 0).sum(dim=1, keepdim=True)  # (B, 1)
-    return _mix(_mix(own + picture))  # (B, S)
+    image = own.masked_fill(~valid, 0).sum(dim=1, keepdim=True)  # (B, 1)
+    return _mix(_mix(own + image))  # (B, S)
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CellEdges:
-    """Where each cell of a patch grid lies on a picture, for grids that do not divide it evenly from its first corner.
+    """Where each cell of a patch grid lies on an image, for grids that do not divide it evenly from its first corner.
 
-    Such are the grids of pictures that stand in the middle of a padded canvas, or whose tiles are no whole patches.
+    Such are the grids of images that stand in the middle of a padded canvas, or whose tiles are no whole patches.
 
     Args:
-        rows: (h, 2) float64, first and last edge of each row of cells in shares of the picture's height, ascending;
+        rows: (h, 2) float64, first and last edge of each row of cells in shares of the image's height, ascending;
             below 0 and above 1 lies padding.
         columns: (w, 2) float64, the same along the width.
     """
@@ -48,11 +48,11 @@ def interval_overlap(edges: Tensor, pixels: int) -> Tensor:
     """Share of each cell that each pixel covers along one axis, for cells anywhere; see :func:`cell_overlap`.
 
     Args:
-        edges: (cells, 2) first and last edge of each cell, in shares of the picture's side.
-        pixels: number of the picture's pixels along the axis.
+        edges: (cells, 2) first and last edge of each cell, in shares of the image's side.
+        pixels: number of the image's pixels along the axis.
 
     Returns:
-        (cells, pixels) float32; a row sums to the share of that cell that the picture covers.
+        (cells, pixels) float32; a row sums to the share of that cell that the image covers.
 
     Raises:
         ValueError: no pixel, or a cell without length.
@@ -69,17 +69,17 @@ def interval_overlap(edges: Tensor, pixels: int) -> Tensor:
 def cell_overlap(cells: int, pixels: int, extent: float = 1.0) -> Tensor:
     """Share of each cell that each pixel covers, along one axis.
 
-    The picture's ``pixels`` are spread evenly over the first ``extent`` of the axis, which is cut into ``cells``.
+    The image's ``pixels`` are spread evenly over the first ``extent`` of the axis, which is cut into ``cells``.
     With ``A_h``, ``A_w`` for the two axes, ``A_h @ mask @ A_w.T`` is the exact share of each cell's area that lies
     in the mask, whether cells are larger or smaller than pixels.
 
     Args:
         cells: number of grid cells along the axis.
-        pixels: number of the picture's pixels along the axis.
-        extent: share of the axis that the picture covers, in (0, 1], anchored at cell 0.
+        pixels: number of the image's pixels along the axis.
+        extent: share of the axis that the image covers, in (0, 1], anchored at cell 0.
 
     Returns:
-        (cells, pixels) float32; a row sums to the share of that cell that the picture covers.
+        (cells, pixels) float32; a row sums to the share of that cell that the image covers.
 
     Raises:
         ValueError: a size below 1, or an extent outside (0, 1].
@@ -87,7 +87,7 @@ def cell_overlap(cells: int, pixels: int, extent: float = 1.0) -> Tensor:
     if cells < 1 or pixels < 1:
         raise ValueError(f"An axis needs at least one cell and one pixel, got {cells} cells and {pixels} pixels.")
     if not 0.0 < extent <= 1.0:
-        raise ValueError(f"extent must lie in (0, 1], the share of the grid that the picture covers; got {extent}.")
+        raise ValueError(f"extent must lie in (0, 1], the share of the grid that the image covers; got {extent}.")
     # float64: with 8000 pixels, float32 edges would be off by a visible part of a pixel
     edges = torch.arange(pixels + 1, dtype=torch.float64) * (extent * cells / pixels)
     cell = torch.arange(cells, dtype=torch.float64)[:, None]

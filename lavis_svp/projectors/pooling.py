@@ -1,4 +1,4 @@
-"""Superpixel pooling: area-weighted means of patches, and the whole-picture fallback."""
+"""Superpixel pooling: area-weighted means of patches, and the whole-image fallback."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lavis_svp.projectors.precision import no_autocast
 from lavis_svp.projectors.structures import Superpixels
 
 
-def with_whole_picture(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Superpixels, Tensor]:
-    """Give pictures without superpixels one that covers all valid patches, and clean the weights.
+def with_whole_image(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Superpixels, Tensor]:
+    """Give images without superpixels one that covers all valid patches, and clean the weights.
 
     Args:
-        superpixels: of B pictures.
-        patch_valid: (B, N) bool, the patches that show the picture.
+        superpixels: of B images.
+        patch_valid: (B, N) bool, the patches that show the image.
 
     Returns:
-        Superpixels of which every picture has at least one, with weights zero for padded superpixels and for patches
-        that are not valid; and (B,) bool, True where the whole-picture one had to be put in (in slot 0, mask all 1).
+        Superpixels of which every image has at least one, with weights zero for padded superpixels and for patches
+        that are not valid; and (B,) bool, True where the whole-image one had to be put in (in slot 0, mask all 1).
     """
     weights, masks, valid = superpixels.weights.float(), superpixels.masks, superpixels.valid
     if weights.shape[1] == 0:
@@ -38,10 +38,10 @@ def with_whole_picture(superpixels: Superpixels, patch_valid: Tensor) -> tuple[S
 
 
 def with_global(superpixels: Superpixels) -> Superpixels:
-    """Put a superpixel that covers everything in front of each picture's own.
+    """Put a superpixel that covers everything in front of each image's own.
 
     Args:
-        superpixels: of B pictures, S of them.
+        superpixels: of B images, S of them.
 
     Returns:
         S + 1 superpixels; the first has weights 1 and mask 1 everywhere and is valid.
@@ -58,7 +58,7 @@ def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
     """Area shares as weights of a mean.
 
     A superpixel smaller than a patch keeps its weight, since rows are divided by their own sum. A superpixel that
-    covers no valid patch at all stands for the whole picture.
+    covers no valid patch at all stands for the whole image.
 
     Args:
         weights: (B, S, N) area shares, zero where a patch is not valid.

@@ -84,7 +84,7 @@ class SSABlock(nn.Module):
         queries, keys = self.query_norm(superpixels), self.key_norm(patches)
         queries = queries if sspe is None else queries + sspe
         keys = keys if position is None else keys + position
-        # a finite bias: a picture without a valid patch then attends evenly instead of giving NaN
+        # a finite bias: an image without a valid patch then attends evenly instead of giving NaN
         queries, keys, values = self.query(queries), self.key(keys), self.value(patches)
         bias = torch.zeros_like(valid, dtype=queries.dtype).masked_fill(~valid, torch.finfo(queries.dtype).min)
         seen = F.scaled_dot_product_attention(

@@ -22,18 +22,18 @@ MaskSize = int | tuple[int, int] | None
 
 @dataclass
 class PatchFeatures:
-    """Patch features of a batch of pictures, as a vision encoder gives them.
+    """Patch features of a batch of images, as a vision encoder gives them.
 
     Args:
-        patches: (B, N, C), row-major over each picture's grid, CLS and register tokens removed, right-padded.
-        grids: the (h, w) of each picture; h * w <= N. Patch n lies in row n // w, column n % w.
-        valid: (B, N) bool, True where a patch shows the picture; False in letter-box and batch padding.
+        patches: (B, N, C), row-major over each image's grid, CLS and register tokens removed, right-padded.
+        grids: the (h, w) of each image; h * w <= N. Patch n lies in row n // w, column n % w.
+        valid: (B, N) bool, True where a patch shows the image; False in letter-box and batch padding.
         levels: (B, L, N, C) inner layers of the encoder, for projectors that fuse several.
         cls_attention: (B, N) attention of CLS to the patches, for projectors that rank patches; an encoder without
             CLS gives the attention that each patch gets from all.
         keys: (B, N, K) what the patches are compared by, for projectors that merge alike ones: the encoder's
             attention keys, averaged over heads.
-        summary: (B, C) the encoder's vector of the whole picture: CLS, or the mean of the valid patches without one.
+        summary: (B, C) the encoder's vector of the whole image: CLS, or the mean of the valid patches without one.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -54,10 +54,10 @@ class PatchFeatures:
         if tuple(self.valid.shape) != (batch, count):
             raise ValueError(f"valid must be (B, N) = {(batch, count)}, got shape {tuple(self.valid.shape)}.")
         if len(self.grids) != batch:
-            raise ValueError(f"{batch} pictures need {batch} grids, got {len(self.grids)}.")
+            raise ValueError(f"{batch} images need {batch} grids, got {len(self.grids)}.")
         for index, (h, w) in enumerate(self.grids):
             if h < 1 or w < 1 or h * w > count:
-                raise ValueError(f"Picture {index} has grid {h}x{w} = {h * w} patches, but there are N = {count}.")
+                raise ValueError(f"Image {index} has grid {h}x{w} = {h * w} patches, but there are N = {count}.")
         if self.levels is not None and (self.levels.shape[0], *self.levels.shape[2:]) != (batch, count, width):
             raise ValueError(f"levels must be (B, L, N, C) = ({batch}, L, {count}, {width}), got {self.levels.shape}.")
         if self.cls_attention is not None and tuple(self.cls_attention.shape) != (batch, count):
@@ -69,17 +69,17 @@ class PatchFeatures:
 
     @classmethod
     def whole(cls, patches: Tensor, grid: Grid) -> PatchFeatures:
-        """Features of pictures that all fill the same grid, without padding.
+        """Features of images that all fill the same grid, without padding.
 
         Args:
             patches: (B, N, C) with N == h * w.
-            grid: (h, w) of every picture.
+            grid: (h, w) of every image.
         """
         valid = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
         return cls(patches, [grid] * patches.shape[0], valid)
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Row and column of every patch in its own picture's grid: two (B, N) int64."""
+        """Row and column of every patch in its own image's grid: two (B, N) int64."""
         index = torch.arange(self.patches.shape[1], device=self.patches.device)
         widths = torch.tensor([w for _, w in self.grids], device=self.patches.device)[:, None]
         return index[None] // widths, index[None] % widths  # (B, N), (B, N)
@@ -87,7 +87,7 @@ class PatchFeatures:
 
 @dataclass
 class Superpixels:
-    """The superpixels of a batch of pictures, in the frame of their patch features; they may overlap.
+    """The superpixels of a batch of images, in the frame of their patch features; they may overlap.
 
     Args:
         weights: (B, S, N) float32, the share of patch n's area that lies in superpixel s, 0..1.
@@ -120,15 +120,15 @@ class Superpixels:
         mask_size: MaskSize = 32,
         device: torch.device | str | None = None,
     ) -> Superpixels:
-        """Superpixels from the label maps of a batch; superpixel s of a picture is region s of its map.
+        """Superpixels from the label maps of a batch; superpixel s of an image is region s of its map.
 
         Areas are exact for every resolution of map and grid, so a region smaller than a patch keeps its share.
 
         Args:
-            maps: one region map a picture, at any resolution.
-            grids: the (h, w) patch grid of each picture.
-            extents: the share (of the grid's height, of its width) that each picture covers, anchored top-left;
-                default (1, 1), the picture is stretched over the whole grid. Or ``CellEdges``, for a picture that lies
+            maps: one region map an image, at any resolution.
+            grids: the (h, w) patch grid of each image.
+            extents: the share (of the grid's height, of its width) that each image covers, anchored top-left;
+                default (1, 1), the image is stretched over the whole grid. Or ``CellEdges``, for an image that lies
                 on its grid in any other way.
             mask_size: Hm = Wm, or (Hm, Wm), of the masks; None: no masks.
             device: where the tensors go.
@@ -149,7 +149,7 @@ class Superpixels:
         mask_size: MaskSize = 32,
         device: torch.device | str | None = None,
     ) -> Superpixels:
-        """Superpixels from one (S_b, H, W) stack of masks a picture, bool or float in 0..1; they may overlap.
+        """Superpixels from one (S_b, H, W) stack of masks an image, bool or float in 0..1; they may overlap.
 
         The other arguments are those of :meth:`from_region_maps`.
 
@@ -171,7 +171,7 @@ class Superpixels:
         extents = [(1.0, 1.0)] * len(regions) if extents is None else extents
         if not len(regions) == len(grids) == len(extents):
             raise ValueError(
-                f"One picture needs one region map, one grid and one extent; "
+                f"One image needs one region map, one grid and one extent; "
                 f"got {len(regions)} maps, {len(grids)} grids and {len(extents)} extents."
             )
         batch, most = len(regions), max((len(r) for r in regions), default=0)
@@ -179,13 +179,13 @@ class Superpixels:
         fine = (mask_size, mask_size) if isinstance(mask_size, int) else mask_size
         masks = None if fine is None else torch.zeros(batch, most, *fine)
         valid = torch.zeros(batch, most, dtype=torch.bool)
-        for b, (picture, (h, w), extent) in enumerate(zip(regions, grids, extents, strict=True)):
+        for b, (image, (h, w), extent) in enumerate(zip(regions, grids, extents, strict=True)):
             if isinstance(extent, CellEdges) and extent.grid != (h, w):
-                raise ValueError(f"Picture {b} has a grid of {h}x{w} patches, but edges of {extent.grid} cells.")
-            weights[b, : len(picture), : h * w] = picture.shares((h, w), extent).flatten(1)  # (S, h * w)
+                raise ValueError(f"Image {b} has a grid of {h}x{w} patches, but edges of {extent.grid} cells.")
+            weights[b, : len(image), : h * w] = image.shares((h, w), extent).flatten(1)  # (S, h * w)
             if masks is not None and fine is not None:
-                masks[b, : len(picture)] = picture.shares(fine, extent)  # (S, Hm, Wm)
-            valid[b, : len(picture)] = True
+                masks[b, : len(image)] = image.shares(fine, extent)  # (S, Hm, Wm)
+            valid[b, : len(image)] = True
         return cls(weights, masks, valid).to(device)
 
     def to(self, device: torch.device | str | None) -> Superpixels:
@@ -212,8 +212,8 @@ class VisualTokens:
         tokens: (B, T, D), right-padded with exact zeros.
         valid: (B, T) bool, True for a real token; the real ones come first.
         assignment: (B, T, N) float32, the patches a token stands for; rows of real tokens sum to 1, others are 0.
-        order: (B, T) int64, the index of the superpixel that token t of picture b was made from; -1 in padding and
-            for a token of the whole picture, which comes first; None: tokens are not superpixels.
+        order: (B, T) int64, the index of the superpixel that token t of image b was made from; -1 in padding and
+            for a token of the whole image, which comes first; None: tokens are not superpixels.
     """
 
     tokens: Tensor
@@ -222,7 +222,7 @@ class VisualTokens:
     order: Tensor | None = None
 
     def packed(self) -> tuple[Tensor, list[int]]:
-        """The real tokens of all pictures one after another, (sum T, D), and how many each picture has."""
+        """The real tokens of all images one after another, (sum T, D), and how many each image has."""
         return self.tokens[self.valid], self.valid.sum(dim=1).tolist()
 
 
@@ -259,7 +259,7 @@ class _MaskRegions:
 
     def __init__(self, masks: Tensor) -> None:
         if masks.ndim != 3:
-            raise ValueError(f"The masks of a picture must be (S, H, W), got shape {tuple(masks.shape)}.")
+            raise ValueError(f"The masks of an image must be (S, H, W), got shape {tuple(masks.shape)}.")
         self.masks = masks.detach().cpu().float()
 
     def __len__(self) -> int:

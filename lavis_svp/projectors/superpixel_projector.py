@@ -1,4 +1,4 @@
-"""What the projectors with one token a superpixel share: pooling, token order, the whole picture's token."""
+"""What the projectors with one token a superpixel share: pooling, token order, the whole image's token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lavis_svp.projectors.base import Projector, ProjectorOptions
 from lavis_svp.projectors.order import TOKEN_ORDERS, token_order
-from lavis_svp.projectors.pooling import pool, pooling_weights, reorder, with_global, with_whole_picture
+from lavis_svp.projectors.pooling import pool, pooling_weights, reorder, with_global, with_whole_image
 from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, VisualTokens
 
 GLOBAL_TOKENS = ("none", "mean", "cls")
@@ -21,7 +21,7 @@ class SuperpixelOptions(ProjectorOptions):
     """Choices of every projector that makes one token a superpixel."""
 
     token_order: str = "raster"  # "raster" by centroid, "area" largest first, "given" as they come, "random" but fixed
-    global_token: str = "none"  # one more token, first: "mean" of the picture's patches, or the encoder's "cls"
+    global_token: str = "none"  # one more token, first: "mean" of the image's patches, or the encoder's "cls"
 
     def __post_init__(self) -> None:
         if self.token_order not in TOKEN_ORDERS:
@@ -35,10 +35,10 @@ class SuperpixelProjector(Projector):
 
     The assignment it returns holds the weights of that mean: the area the superpixel covers of each patch.
 
-    With ``global_token`` a token of the whole picture comes before them, and goes the way of a superpixel that covers
-    it all: ``mean`` starts from the mean of the valid patches, ``cls`` from the encoder's vector of the picture
+    With ``global_token`` a token of the whole image comes before them, and goes the way of a superpixel that covers
+    it all: ``mean`` starts from the mean of the valid patches, ``cls`` from the encoder's vector of the image
     (``PatchFeatures.summary``). Its ``order`` is -1, its assignment even over the valid patches. It changes none of
-    the other tokens. A picture without superpixels then has this token alone.
+    the other tokens. An image without superpixels then has this token alone.
     """
 
     options_class = SuperpixelOptions
@@ -56,10 +56,10 @@ class SuperpixelProjector(Projector):
         return int(self.options.global_token != "none")
 
     def num_tokens(self, grid: Grid) -> None:
-        """None: as many as the picture has superpixels."""
+        """None: as many as the image has superpixels."""
         return None
 
-    def picture_tokens(self, grid: Grid, superpixels: int) -> int:
+    def image_tokens(self, grid: Grid, superpixels: int) -> int:
         """One a superpixel, and the global one; at least one."""
         return max(superpixels + self.leading, 1)
 
@@ -68,10 +68,10 @@ class SuperpixelProjector(Projector):
         """Make tokens of coarse superpixel embeddings.
 
         Args:
-            coarse: (B, S, C) mean patch of each superpixel, in token order; the first ``leading`` are of the picture.
+            coarse: (B, S, C) mean patch of each superpixel, in token order; the first ``leading`` are of the image.
             features: the patches they are means of.
-            superpixels: in token order, at least one a picture; ``weights`` are zero for padded superpixels and for
-                patches that are not valid, 1 for all others where a superpixel stands for the whole picture.
+            superpixels: in token order, at least one an image; ``weights`` are zero for padded superpixels and for
+                patches that are not valid, 1 for all others where a superpixel stands for the whole image.
 
         Returns:
             (B, S, D); what stands in padding does not matter.
@@ -84,7 +84,7 @@ class SuperpixelProjector(Projector):
         lead = self.leading
         if lead:
             superpixels = with_global(superpixels)
-        superpixels, whole = with_whole_picture(superpixels, features.valid)
+        superpixels, whole = with_whole_image(superpixels, features.valid)
         means = pooling_weights(superpixels.weights, features.valid)  # (B, S, N)
         areas = superpixels.weights.sum(dim=2, dtype=torch.float64)  # (B, S)
         place, rule = features.coordinates(), self.options.token_order

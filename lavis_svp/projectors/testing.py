@@ -6,7 +6,7 @@ Each takes a registered name and options, and raises AssertionError::
     def test_my_projector(check):
         check("my_projector", width=32)
 
-The pictures have different grids, superpixel counts and letter-box padding; the sizes are tiny.
+The images have different grids, superpixel counts and letter-box padding; the sizes are tiny.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, Vi
 from lavis_svp.superpixels.region_map import RegionMap
 
 VISION_DIM, LLM_DIM, KEY_DIM = 16, 24, 8
-GRID, MATE, OTHER = (8, 6), (3, 5), (5, 8)  # of a projector's usual grid, of its batch mate, of a third picture
+GRID, MATE, OTHER = (8, 6), (3, 5), (5, 8)  # of a projector's usual grid, of its batch mate, of a third image
 MASK_SIZE = (8, 8)
 CLOSE = 1e-5  # of float32 sums in another order
 BFLOAT16_SHARE = 0.05  # of the tokens' norm that bfloat16 may change
@@ -62,12 +62,12 @@ def make_batch(
     mask_size: Grid = MASK_SIZE,
     seed: int = 0,
 ) -> tuple[PatchFeatures, Superpixels]:
-    """Random pictures with everything an encoder may give; values that bfloat16 holds exactly.
+    """Random images with everything an encoder may give; values that bfloat16 holds exactly.
 
     Args:
-        grids: of the pictures; picture b has up to 4 + 2 b superpixels.
-        cut: rows at the bottom and columns at the right of each picture that are letter-box padding; None: one row of
-            the first picture.
+        grids: of the images; image b has up to 4 + 2 b superpixels.
+        cut: rows at the bottom and columns at the right of each image that are letter-box padding; None: one row of
+            the first image.
         levels: L.
         mask_size: of the superpixels' masks.
         seed: of all of it.
@@ -78,9 +78,9 @@ def make_batch(
     valid = torch.zeros(batch, most, dtype=torch.bool)
     extents = []
     for b, ((h, w), (rows, columns)) in enumerate(zip(grids, cut, strict=True)):
-        picture = torch.zeros(h, w, dtype=torch.bool)
-        picture[: h - rows, : w - columns] = True
-        valid[b, : h * w] = picture.flatten()
+        image = torch.zeros(h, w, dtype=torch.bool)
+        image[: h - rows, : w - columns] = True
+        valid[b, : h * w] = image.flatten()
         extents.append(((h - rows) / h, (w - columns) / w))
 
     def noise(*shape: int) -> Tensor:
@@ -100,15 +100,15 @@ def make_batch(
 
 
 def batch_for(projector: Projector) -> tuple[PatchFeatures, Superpixels]:
-    """Two pictures that fit a projector: the last row of one and the last column of the other are padding."""
+    """Two images that fit a projector: the last row of one and the last column of the other are padding."""
     grids = [projector.grid, fitting(MATE, projector.options.grid_multiple)]
     levels = getattr(projector.options, "num_levels", 1)
     mask_size = projector.mask_size or MASK_SIZE
     return make_batch(grids, cut=[(1, 0), (0, 1)], levels=levels, mask_size=mask_size)
 
 
-def picture(features: PatchFeatures, superpixels: Superpixels, index: int) -> tuple[PatchFeatures, Superpixels]:
-    """One picture of a batch without the batch's padding."""
+def image(features: PatchFeatures, superpixels: Superpixels, index: int) -> tuple[PatchFeatures, Superpixels]:
+    """One image of a batch without the batch's padding."""
     grid, one, real = features.grids[index], slice(index, index + 1), superpixels.valid[index]
     count = grid[0] * grid[1]
     alone = PatchFeatures(
@@ -137,7 +137,7 @@ def check_output(name: str, **options: Any) -> None:
     assert result.tokens.shape == (*result.valid.shape, LLM_DIM), f"tokens have shape {tuple(result.tokens.shape)}"
     assert result.tokens.isfinite().all(), "a token is not finite"
     assert result.tokens[~result.valid].eq(0).all(), "padding is not zero"
-    assert result.valid[:, 0].all(), "a picture has no token"
+    assert result.valid[:, 0].all(), "an image has no token"
     assert (result.valid.int().diff(dim=1) <= 0).all(), "a real token stands behind padding"
     assert result.tokens[result.valid].abs().sum(1).gt(0).all(), "a real token is zero"
     if result.assignment is not None:
@@ -150,7 +150,7 @@ def check_output(name: str, **options: Any) -> None:
 
 
 def check_token_count(name: str, **options: Any) -> None:
-    """As many tokens as ``num_tokens`` and ``picture_tokens`` promised; in any case at least one."""
+    """As many tokens as ``num_tokens`` and ``image_tokens`` promised; in any case at least one."""
     projector = make_projector(name, **options)
     multiple = projector.options.grid_multiple
     for grid in (projector.grid, fitting(OTHER, multiple), fitting(MATE, multiple)):
@@ -160,7 +160,7 @@ def check_token_count(name: str, **options: Any) -> None:
             features, superpixels = make_batch([grid] * 2, cut=[cut] * 2, levels=levels, mask_size=mask_size)
             found = projector(features, superpixels).valid.sum(1).tolist()
             seen = (grid[0] - cut[0], grid[1] - cut[1])
-            promised = [projector.picture_tokens(seen, int(count)) for count in superpixels.valid.sum(1)]
+            promised = [projector.image_tokens(seen, int(count)) for count in superpixels.valid.sum(1)]
             for count, promise in zip(found, promised, strict=True):
                 assert count >= 1 and promise in (None, count), f"{promise} promised for {seen} patches, {count} given"
             whole = projector.num_tokens(grid)
@@ -178,13 +178,13 @@ def check_gradients(name: str, **options: Any) -> None:
 
 
 def check_independence(name: str, **options: Any) -> None:
-    """A picture has the same tokens alone and in a batch."""
+    """An image has the same tokens alone and in a batch."""
     projector = make_projector(name, **options)
     features, superpixels = batch_for(projector)
     packed, lengths = projector(features, superpixels).packed()
     for index, together in enumerate(packed.split(lengths)):
-        alone, _ = projector(*picture(features, superpixels, index)).packed()
-        close(alone, together, f"picture {index} depends on its batch")
+        alone, _ = projector(*image(features, superpixels, index)).packed()
+        close(alone, together, f"image {index} depends on its batch")
 
 
 def check_padding_content(name: str, **options: Any) -> None:
@@ -241,7 +241,7 @@ def check_meta_device(name: str, **options: Any) -> None:
     for field in ("levels", "cls_attention", "keys", "summary"):
         setattr(on_meta, field, getattr(features, field).to("meta"))
     dry: VisualTokens = projector.to("meta")(on_meta, superpixels.to("meta"))
-    known = projector.picture_tokens(projector.grid, 1) is not None
+    known = projector.image_tokens(projector.grid, 1) is not None
     expected = result.tokens.shape[1] if known else features.patches.shape[1]
     assert dry.tokens.shape == (len(features.grids), expected, LLM_DIM), f"dry run gives {tuple(dry.tokens.shape)}"
 

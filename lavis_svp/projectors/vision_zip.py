@@ -37,7 +37,7 @@ class VisionZipProjector(Projector):
     The dominant patches come first, then the contextual tokens, both in raster order. Of the R patches that are left,
     every (R // contextual)-th is a target; each other joins the target whose key is nearest by cosine, and a target
     becomes itself plus the mean of those that joined. CLS itself is no token. Its parameters are exactly those of
-    `mlp`, whose checkpoint it takes unchanged. A picture with fewer patches than tokens gives all its patches.
+    `mlp`, whose checkpoint it takes unchanged. An image with fewer patches than tokens gives all its patches.
     """
 
     options_class = VisionZipOptions
@@ -90,7 +90,7 @@ def merged_patches(keys: Tensor, rest: Tensor, count: int) -> tuple[Tensor, Tens
     Args:
         keys: (B, N, K), compared by cosine.
         rest: (B, N) bool, the patches that are left.
-        count: targets at most; a picture with fewer patches left has as many as these.
+        count: targets at most; an image with fewer patches left has as many as these.
 
     Returns:
         (B, count, N) float32 the target itself; (B, count, N) float32 the patches that join it; (B, count) bool

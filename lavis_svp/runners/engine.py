@@ -99,7 +99,7 @@ def _set_exact_masters(engine: Any, exact: Mapping[str, torch.Tensor]) -> None:
         return
     for name, value in exact.items():
         set_full_weight(parameters[name], value)
-    gather_again(engine)
+    regather_persistent(engine)
 
 
 def _put_back(model: nn.Module, name: str, child: nn.Module, as_module: bool) -> None:
@@ -111,7 +111,7 @@ def _keep_gathered(engine: Any, parameters: Sequence[Any]) -> None:
     """Have ZeRO-3 hold these parameters whole in every process; their optimizer state stays sharded.
 
     ZeRO-3 gathers a module's weights, in all processes together, each time the module runs. A mask decoder that runs
-    once per picture would have processes wait for each other for ever as soon as their batches differ.
+    once per image would have processes wait for each other for ever as soon as their batches differ.
     """
     persistent = engine.optimizer.persistent_parameters  # gathered again by DeepSpeed after each step
     known = {id(parameter) for parameter in persistent}
@@ -120,10 +120,10 @@ def _keep_gathered(engine: Any, parameters: Sequence[Any]) -> None:
             parameter.ds_persist = True
             persistent.append(parameter)
         parameter.is_external_param = True  # else they are released while ZeRO-3 records the order of modules
-    gather_again(engine)
+    regather_persistent(engine)
 
 
-def gather_again(engine: Any) -> None:
+def regather_persistent(engine: Any) -> None:
     """After weights were gathered and sharded again: gather those that ZeRO-3 holds whole; collective."""
     persistent = getattr(engine.optimizer, "persistent_parameters", [])
     if persistent:
@@ -147,7 +147,7 @@ def _offloaded(optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> t
 
 
 @contextmanager
-def whole_weights(engine: Any) -> Iterator[None]:
+def gathered_parameters(engine: Any) -> Iterator[None]:
     """All weights whole in every process, for code that is not the engine's forward, such as generating text.
 
     Under ZeRO-3 the weights are gathered and the engine's hooks are taken off: processes that generate answers of
@@ -168,10 +168,10 @@ def whole_weights(engine: Any) -> Iterator[None]:
             yield
         finally:
             offload._register_deepspeed_module(offload.module)
-    gather_again(engine)
+    regather_persistent(engine)
 
 
-def share_buffers(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Give every process the main one's buffers (a batch norm's running mean), as DDP does; collective."""
     for buffer in module.buffers():
         distributed.broadcast(buffer, src=0)

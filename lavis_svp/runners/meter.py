@@ -32,7 +32,7 @@ class TrainingMeter:
         self._device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
-        self._pictures = self._expressions = 0
+        self._images = self._expressions = 0
         self._skipped = 0  # since this process started
         self._named: set[str] = set()
 
@@ -50,8 +50,8 @@ class TrainingMeter:
             samples: the batch.
             skipped: names of broken samples that the loader left out; each name is logged once, as a warning.
         """
-        pictures, expressions = batch_counts(samples)
-        self._pictures += pictures
+        images, expressions = batch_counts(samples)
+        self._images += images
         self._expressions += expressions
         for name in skipped:
             self._skipped += 1
@@ -67,29 +67,29 @@ class TrainingMeter:
 
         Returns:
             The same in every process: the mean of what was added, over micro-batches and processes;
-            ``pictures_per_second`` and ``expressions_per_second`` of all processes, over the timed sections alone;
+            ``images_per_second`` and ``expressions_per_second`` of all processes, over the timed sections alone;
             ``time_<section>``: seconds per step, mean over the processes; ``memory_gb``: the most of any process;
             ``skipped_samples``: of all processes, since they started.
         """
         mine = {
             "sums": {name: (total.item(), self._counts[name]) for name, total in self._sums.items()},
             "seconds": self.timer.take(),
-            "pictures": self._pictures,
+            "images": self._images,
             "expressions": self._expressions,
             "skipped": self._skipped,
             "memory": peak_memory(self._device),
         }
         self._sums, self._counts = {}, defaultdict(int)
-        self._pictures = self._expressions = 0
+        self._images = self._expressions = 0
         everyone = gather(mine)
         return {**_means([one["sums"] for one in everyone]), **_rates(everyone, max(1, steps))}
 
 
 def batch_counts(samples: Mapping[str, Any]) -> tuple[int, int]:
-    """Pictures and expressions of a batch.
+    """Images and expressions of a batch.
 
-    ``text_input`` tells both: one entry a picture, which is an expression or a list of them. A batch without it has as
-    many pictures as its first tensor or list has entries, and no expressions.
+    ``text_input`` tells both: one entry an image, which is an expression or a list of them. A batch without it has as
+    many images as its first tensor or list has entries, and no expressions.
     """
     if "text_input" in samples:
         texts = samples["text_input"]
@@ -110,7 +110,7 @@ def _rates(everyone: list[dict[str, Any]], steps: int) -> dict[str, float]:
     sections = dict.fromkeys(name for one in everyone for name in one["seconds"])
     seconds = {name: sum(one["seconds"].get(name, 0.0) for one in everyone) / len(everyone) for name in sections}
     worked = sum(seconds.values())
-    totals = {name: sum(one[name] for one in everyone) for name in ("pictures", "expressions")}
+    totals = {name: sum(one[name] for one in everyone) for name in ("images", "expressions")}
     rates = {f"{name}_per_second": total / worked for name, total in totals.items() if total and worked}
     return {
         **rates,

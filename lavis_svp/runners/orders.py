@@ -111,7 +111,7 @@ class Mixture:
         epoch_orders: Sequence[EpochOrder | None] | None = None,
     ) -> None:
         own = epoch_orders or [None] * len(lengths)
-        # Each part has a seed of its own: RefCOCO and RefCOCO+ must not go through their pictures in step.
+        # Each part has a seed of its own: RefCOCO and RefCOCO+ must not go through their images in step.
         self.parts = [
             Shuffled(length, derive_seed(seed, "part", number), order)
             for number, (length, order) in enumerate(zip(lengths, own, strict=True))

@@ -36,7 +36,7 @@ class RunOptions:
     train_dataset_ratios: Any = (
         None  # weights of the training sets: list in their order, or {name: weight}; None: joined
     )
-    image_disjoint: Any = "auto"  # never train on pictures of any RefCOCO val/test; auto: if several such sets train
+    image_disjoint: Any = "auto"  # never train on images of any RefCOCO val/test; auto: if several such sets train
     batch_size_train: int = 1  # samples per micro-batch and process
     batch_size_eval: int = 1  # samples per batch and process in evaluation
     num_workers: int = 0  # loader processes; the result does not depend on it

@@ -19,7 +19,13 @@ from lavis_svp.runners.deepspeed_config import (
     read_config,
     zero_stage,
 )
-from lavis_svp.runners.engine import build_engine, gather_again, join_processes, share_buffers, whole_weights
+from lavis_svp.runners.engine import (
+    broadcast_buffers,
+    build_engine,
+    gathered_parameters,
+    join_processes,
+    regather_persistent,
+)
 from lavis_svp.runners.engine_stepper import EngineStepper
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer, check_groups
@@ -111,8 +117,8 @@ class RunnerDeepSpeed(RunnerSVP):
         """Evaluate one split; see :meth:`RunnerSVP.eval_epoch`. Under ZeRO-3 every process holds all weights."""
         if self.options.evaluate:
             return super().eval_epoch(split_name, cur_epoch, skip_reload)
-        share_buffers(self.bare_model)
-        with whole_weights(self.engine):
+        broadcast_buffers(self.bare_model)
+        with gathered_parameters(self.engine):
             return super().eval_epoch(split_name, cur_epoch, skip_reload)
 
     def load_checkpoint(self, path: Path) -> None:
@@ -135,7 +141,7 @@ class RunnerDeepSpeed(RunnerSVP):
         """Whole weights and optimizer state, put together from all processes."""
         trained = checkpoints.trained_state(self.bare_model)
         model = self._whole_tensors(trained)
-        gather_again(self.engine)
+        regather_persistent(self.engine)
         optimizer = adamw_state(self.engine, self._groups, is_main())
         return {"model": model, "optimizer": optimizer, "scaler": None}
 
@@ -168,7 +174,7 @@ class RunnerDeepSpeed(RunnerSVP):
         }
         facts = {"zero_stage": zero_stage(self.engine_config), "config": config}
         save_shards(self.engine, self.output_dir / f"checkpoint_{cur_iters}{SUFFIX}", rest, facts)
-        gather_again(self.engine)
+        regather_persistent(self.engine)
         if is_main():
             checkpoints.prune_checkpoints(self.output_dir, self.options.keep_checkpoints)
 
@@ -182,4 +188,4 @@ class RunnerDeepSpeed(RunnerSVP):
                 set_full_weight(parameters[name], value)
             else:
                 buffers[name].copy_(value)
-        gather_again(self.engine)
+        regather_persistent(self.engine)

@@ -25,7 +25,7 @@ from lavis_svp.runners.randomness import seed_all
 from lavis_svp.runners.results import ResultStore
 from lavis_svp.runners.resuming import Resumer
 from lavis_svp.runners.run_options import read_options, resolve_device
-from lavis_svp.runners.sinks import Sinks, build_sinks
+from lavis_svp.runners.sinks import Loggers, build_loggers
 from lavis_svp.runners.stepper import Stepper, autocast, build_scaler
 from lavis_svp.runners.training_log import TrainingLog, write_line
 
@@ -49,7 +49,7 @@ class RunnerSVP(RunnerIter):
 
     Args:
         cfg: LAVIS's Config.
-        task: a LAVIS task; ``train_step`` returns a loss or (loss, losses by name); ``drawn_pictures`` are its files.
+        task: a LAVIS task; ``train_step`` returns a loss or (loss, losses by name); ``drawn_images`` are its files.
         model: a LAVIS model; may offer ``get_optimizer_params(run_cfg)`` and ``checkpoint_state()``.
         datasets: {name: {split: map-style data set}}, as ``task.build_datasets`` returns.
         job_id: sub-folder of ``output_dir``; empty for none.
@@ -74,7 +74,7 @@ class RunnerSVP(RunnerIter):
         self.datasets = join_by_split(datasets, self.options)
         self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
-        self.sinks = Sinks()  # none to only evaluate
+        self.sinks = Loggers()  # none to only evaluate
         self._scaler = build_scaler(self.device, self.options)
 
     # ------------------------------------------------------------------------------------------ lazy parts
@@ -146,7 +146,7 @@ class RunnerSVP(RunnerIter):
         if self.options.evaluate:
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
         self.start_iters = self.iters = Resumer(self).resume()
-        self.sinks = build_sinks(self.options, self.output_dir, self.start_iters, self.config.to_dict())
+        self.sinks = build_loggers(self.options, self.output_dir, self.start_iters, self.config.to_dict())
         if self.start_iters < self.max_iters:
             report_parameters(self.bare_model, self.parameter_groups, self.output_dir)
             self._call_before_training()
@@ -268,7 +268,7 @@ class RunnerSVP(RunnerIter):
             metrics = self._keep_if_best(metrics)
         if metrics is not None and is_main():
             self.results.write(split, self.iters, metrics)
-            self.sinks.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_pictures", ()))
+            self.sinks.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_images", ()))
         wait_for_all()
         return metrics
 

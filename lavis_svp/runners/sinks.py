@@ -1,4 +1,4 @@
-"""Where the numbers and pictures of a run go beside log.txt: TensorBoard and Weights & Biases."""
+"""Where the numbers and images of a run go beside log.txt: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Sink(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Take numbers."""
 
-    def images(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Take picture files."""
+    def images(self, step: int, images: Mapping[str, Path]) -> None:
+        """Take image files."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -65,11 +65,11 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def images(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Write pictures."""
-        for name, path in pictures.items():
-            with Image.open(path) as picture:
-                self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+    def images(self, step: int, images: Mapping[str, Path]) -> None:
+        """Write images."""
+        for name, path in images.items():
+            with Image.open(path) as image:
+                self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:
@@ -107,9 +107,9 @@ class WandbSink:
         """Send numbers."""
         self._log(step, dict(values))
 
-    def images(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Send pictures."""
-        self._log(step, {name: self._wandb.Image(str(path)) for name, path in pictures.items()})
+    def images(self, step: int, images: Mapping[str, Path]) -> None:
+        """Send images."""
+        self._log(step, {name: self._wandb.Image(str(path)) for name, path in images.items()})
 
     def close(self) -> None:
         """Finish the run."""
@@ -120,7 +120,7 @@ class WandbSink:
         self._run.log(values, step=self._newest)
 
 
-class Sinks:
+class Loggers:
     """Several sinks as one, opened when there is something to take: a finished run that is started again opens none.
 
     Args:
@@ -137,17 +137,17 @@ class Sinks:
         for sink in self._sinks() if numbers else ():
             sink.scalars(step, numbers)
 
-    def evaluation(self, step: int, split: str, metrics: Mapping[str, Any], pictures: Iterable[Path]) -> None:
-        """Take the metrics of a split, and the files of the pictures that show some of its predictions.
+    def evaluation(self, step: int, split: str, metrics: Mapping[str, Any], images: Iterable[Path]) -> None:
+        """Take the metrics of a split, and the files of the images that show some of its predictions.
 
         Args:
             step: optimizer steps that the weights have seen.
-            split: becomes the section, ``<split>/<metric>`` and ``<split>/pictures/<file's stem>``.
+            split: becomes the section, ``<split>/<metric>`` and ``<split>/images/<file's stem>``.
             metrics: numbers, and others that are passed over.
-            pictures: image files.
+            images: image files.
         """
         self.scalars(step, split, {"iters": step, **metrics})
-        drawn = {f"{split}/pictures/{path.stem}": path for path in pictures}
+        drawn = {f"{split}/images/{path.stem}": path for path in images}
         for sink in self._sinks() if drawn else ():
             sink.images(step, drawn)
 
@@ -163,7 +163,7 @@ class Sinks:
         return self._opened
 
 
-def build_sinks(options: RunOptions, folder: Path, first: int, config: Mapping[str, Any]) -> Sinks:
+def build_loggers(options: RunOptions, folder: Path, first: int, config: Mapping[str, Any]) -> Loggers:
     """The sinks that ``run.log_to`` names; in the main process alone.
 
     Args:
@@ -180,7 +180,7 @@ def build_sinks(options: RunOptions, folder: Path, first: int, config: Mapping[s
         "tensorboard": partial(TensorBoardSink, folder / TENSORBOARD, first, config),
         "wandb": partial(WandbSink, folder, options.wandb_project, config),
     }
-    return Sinks([makers[name] for name in targets] if is_main() else [])
+    return Loggers([makers[name] for name in targets] if is_main() else [])
 
 
 def _is_number(value: Any) -> bool:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.processes import is_main
-from lavis_svp.runners.sinks import Sinks
+from lavis_svp.runners.sinks import Loggers
 
-SHOWN = ("lr", "grad_norm", "pictures_per_second")  # in the progress bar, beside the losses
+SHOWN = ("lr", "grad_norm", "images_per_second")  # in the progress bar, beside the losses
 
 
 class TrainingLog:
@@ -27,7 +27,7 @@ class TrainingLog:
         sinks: take the same numbers.
     """
 
-    def __init__(self, folder: Path, first: int, last: int, sinks: Sinks) -> None:
+    def __init__(self, folder: Path, first: int, last: int, sinks: Loggers) -> None:
         self._folder = folder
         self._sinks = sinks
         self._since = (time.perf_counter(), first)

@@ -1,4 +1,4 @@
-"""Picture -> superpixels: SAM's automatic masks, classical generators, and their store on disk."""
+"""Image -> superpixels: SAM's automatic masks, classical generators, and their store on disk."""
 
 from __future__ import annotations
 

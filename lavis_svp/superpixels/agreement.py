@@ -1,4 +1,4 @@
-"""How alike two region maps of one picture are."""
+"""How alike two region maps of one image are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def agreement(regions: RegionMap, others: RegionMap) -> float:
 
     Args:
         regions: whose regions are looked for.
-        others: where they are looked for; of the same picture.
+        others: where they are looked for; of the same image.
 
     Returns:
         0 to 1.

@@ -1,4 +1,4 @@
-"""Superpixels on disk, keyed by picture and settings, so that training never computes them twice."""
+"""Superpixels on disk, keyed by image and settings, so that training never computes them twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DIGEST_LENGTH = 12
 
 
 class SuperpixelCache:
-    """One PNG a picture in ``root/<generator>-<digest of its settings>/<first two digits of the key>/``.
+    """One PNG an image in ``root/<generator>-<digest of its settings>/<first two digits of the key>/``.
 
     A file is whole or absent (written beside, then renamed), so work that is killed goes on where it stopped,
     and several processes may fill one cache.
@@ -48,28 +48,24 @@ class SuperpixelCache:
         self._check_header()
 
     def path(self, image_key: str) -> Path:
-        """Where the regions of a picture are, or will be.
+        """Where the regions of an image are, or will be.
 
         Raises:
             ValueError: the key is not one that can name a file.
         """
         if not _KEY.fullmatch(image_key):
-            raise ValueError(
-                f"A picture's key is 2 to 128 letters, digits, '-' or '_' (its sha256), got {image_key!r}."
-            )
+            raise ValueError(f"An image's key is 2 to 128 letters, digits, '-' or '_' (its sha256), got {image_key!r}.")
         return self.folder / image_key[:2] / f"{image_key}.png"
 
     def __contains__(self, image_key: str) -> bool:
         return self.path(image_key).is_file()
 
-    def get(
-        self, image_key: str, picture: np.ndarray | None = None, embedding: SamEmbedding | None = None
-    ) -> RegionMap:
-        """The regions of a picture: read if they are here, else computed from what is given, and kept.
+    def get(self, image_key: str, image: np.ndarray | None = None, embedding: SamEmbedding | None = None) -> RegionMap:
+        """The regions of an image: read if they are here, else computed from what is given, and kept.
 
         Args:
-            image_key: the picture's sha256.
-            picture: (H, W, 3) uint8, for a generator that works on pictures.
+            image_key: the image's sha256.
+            image: (H, W, 3) uint8, for a generator that works on images.
             embedding: for one that works on SAM embeddings.
 
         Raises:
@@ -77,14 +73,14 @@ class SuperpixelCache:
             ValueError: the file is damaged, and nothing given to compute it anew from.
         """
         path = self.path(image_key)
-        source = embedding if self.generator is not None and self.generator.needs_embedding else picture
+        source = embedding if self.generator is not None and self.generator.needs_embedding else image
         try:
             return from_png(path.read_bytes())
         except FileNotFoundError:
             if self.generator is None or source is None:
                 raise FileNotFoundError(
-                    f"No superpixels of picture {image_key} at {path}. Fill the cache first, or pass a generator and "
-                    "the picture (or its SAM embedding)."
+                    f"No superpixels of image {image_key} at {path}. Fill the cache first, or pass a generator and "
+                    "the image (or its SAM embedding)."
                 ) from None
         except ValueError as error:
             if self.generator is None or source is None:
@@ -94,11 +90,11 @@ class SuperpixelCache:
         return regions
 
     def keys(self) -> list[str]:
-        """Of the pictures whose regions are here, sorted."""
+        """Of the images whose regions are here, sorted."""
         return sorted(path.stem for path in self.folder.glob("??/*.png"))
 
     def keep(self, image_key: str, regions: RegionMap) -> None:
-        """Write the regions of a picture."""
+        """Write the regions of an image."""
         _write(self.path(image_key), to_png(regions))
 
     def _check_header(self) -> None:

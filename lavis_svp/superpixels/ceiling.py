@@ -11,7 +11,7 @@ def single_ceiling(regions: RegionMap, target: np.ndarray) -> tuple[float, int |
     """The region with the highest IoU with a target mask.
 
     Args:
-        regions: of the same picture; brought to the target's size by nearest neighbour.
+        regions: of the same image; brought to the target's size by nearest neighbour.
         target: (H, W) bool or 0/1.
 
     Returns:
@@ -31,7 +31,7 @@ def union_ceiling(regions: RegionMap, target: np.ndarray) -> tuple[float, list[i
     sorted by their share inside the target are tried.
 
     Args:
-        regions: of the same picture; brought to the target's size by nearest neighbour.
+        regions: of the same image; brought to the target's size by nearest neighbour.
         target: (H, W) bool or 0/1.
 
     Returns:

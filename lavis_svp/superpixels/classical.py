@@ -1,7 +1,7 @@
 """Superpixels without a network: felzenszwalb and slic by colour, grid and voronoi by place alone.
 
-All of them work on the picture shrunk to a longest side of ``side`` pixels (never enlarged) and return labels at
-that resolution; they cover the whole picture.
+All of them work on the image shrunk to a longest side of ``side`` pixels (never enlarged) and return labels at
+that resolution; they cover the whole image.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def _at_least(options: Any, **least: float) -> None:
 class FelzenszwalbOptions:
     """Felzenszwalb and Huttenlocher 2004 on Lab colours, then merging by colour (:mod:`.merging`).
 
-    Defaults chosen on 60 RefShapes training pictures; on 60 held-out ones the best single region of an object has
-    IoU 0.93 on average, with 13 regions a picture. ``merge_cost`` 0 with ``max_regions`` n gives n regions a picture.
+    Defaults chosen on 60 RefShapes training images; on 60 held-out ones the best single region of an object has
+    IoU 0.93 on average, with 13 regions an image. ``merge_cost`` 0 with ``max_regions`` n gives n regions an image.
 
     Args:
-        side: longest side of the working picture in pixels; the time grows with its square.
+        side: longest side of the working image in pixels; the time grows with its square.
         close: side in working pixels (odd) of a grey closing that fills dark stripes and dots thinner than it; 0 = off.
         sigma: width of the Gaussian before the graph is cut, working pixels; much of it makes rims along edges.
         scale: felzenszwalb's preference for large regions (colours in 0..1).
-        min_area: regions below this share of the picture are joined to a neighbour at once.
-        merge_cost: see :func:`~lavis_svp.superpixels.merging.merge_regions`, Lab units squared x share of the picture.
+        min_area: regions below this share of the image are joined to a neighbour at once.
+        merge_cost: see :func:`~lavis_svp.superpixels.merging.merge_regions`, Lab units squared x share of the image.
         max_regions: merging goes on until at most this many are left; None = no limit.
     """
 
@@ -75,7 +75,7 @@ class SlicOptions:
     """SLIC (Achanta et al. 2012): about equal pieces of like colour.
 
     Args:
-        side: longest side of the working picture in pixels.
+        side: longest side of the working image in pixels.
         n_segments: pieces wished for; SLIC makes about that many.
         compactness: weight of nearness against likeness of colour.
         sigma: width of the Gaussian before, working pixels.
@@ -98,7 +98,7 @@ class SlicOptions:
 
 @dataclass(frozen=True)
 class GridOptions:
-    """A regular grid; a picture with fewer working pixels than cells gets one cell a pixel.
+    """A regular grid; an image with fewer working pixels than cells gets one cell a pixel.
 
     Args:
         rows: cells from top to bottom.
@@ -116,7 +116,7 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class VoronoiOptions:
-    """Cells around random points, the same points for the same picture (seeded by its pixels).
+    """Cells around random points, the same points for the same image (seeded by its pixels).
 
     Args:
         n_segments: points drawn; a cell without a pixel of its own is left out.
@@ -151,13 +151,13 @@ class ClassicalGenerator(SuperpixelGenerator):
         """The generator's name, its version and all its options."""
         return {"generator": self.name, "version": self.version, **dataclasses.asdict(self.options)}
 
-    def segment_picture(self, picture: np.ndarray) -> RegionMap:
-        """The superpixels of one (H, W, 3) uint8 picture."""
-        return RegionMap.from_labels(self.label(picture))
+    def segment_image(self, image: np.ndarray) -> RegionMap:
+        """The superpixels of one (H, W, 3) uint8 image."""
+        return RegionMap.from_labels(self.label(image))
 
     @abstractmethod
-    def label(self, picture: np.ndarray) -> np.ndarray:
-        """Label map (H', W') of one (H, W, 3) uint8 picture, any non-negative numbers."""
+    def label(self, image: np.ndarray) -> np.ndarray:
+        """Label map (H', W') of one (H, W, 3) uint8 image, any non-negative numbers."""
 
 
 @generator_registry.register("felzenszwalb")
@@ -167,10 +167,10 @@ class FelzenszwalbSuperpixels(ClassicalGenerator):
     name = "felzenszwalb"
     options_class = FelzenszwalbOptions
 
-    def label(self, picture: np.ndarray) -> np.ndarray:
+    def label(self, image: np.ndarray) -> np.ndarray:
         """Shrink, close dark texture, cut the graph, merge."""
         options: FelzenszwalbOptions = self.options
-        working = Image.fromarray(picture).resize(working_size(picture, options.side)[::-1], Image.Resampling.BILINEAR)
+        working = Image.fromarray(image).resize(working_size(image, options.side)[::-1], Image.Resampling.BILINEAR)
         if options.close:
             working = working.filter(ImageFilter.MaxFilter(options.close)).filter(ImageFilter.MinFilter(options.close))
         colours = rgb2lab(np.asarray(working))  # (H', W', 3)
@@ -186,10 +186,10 @@ class SlicSuperpixels(ClassicalGenerator):
     name = "slic"
     options_class = SlicOptions
 
-    def label(self, picture: np.ndarray) -> np.ndarray:
+    def label(self, image: np.ndarray) -> np.ndarray:
         """Shrink, cluster, merge if asked to."""
         options: SlicOptions = self.options
-        working = Image.fromarray(picture).resize(working_size(picture, options.side)[::-1], Image.Resampling.BILINEAR)
+        working = Image.fromarray(image).resize(working_size(image, options.side)[::-1], Image.Resampling.BILINEAR)
         colours = rgb2lab(np.asarray(working))  # (H', W', 3)
         labels = slic(
             colours,
@@ -206,15 +206,15 @@ class SlicSuperpixels(ClassicalGenerator):
 
 @generator_registry.register("grid")
 class GridSuperpixels(ClassicalGenerator):
-    """Cells of a regular grid, whatever the picture shows; see :class:`GridOptions`."""
+    """Cells of a regular grid, whatever the image shows; see :class:`GridOptions`."""
 
     name = "grid"
     options_class = GridOptions
 
-    def label(self, picture: np.ndarray) -> np.ndarray:
+    def label(self, image: np.ndarray) -> np.ndarray:
         """Number the cells."""
         options: GridOptions = self.options
-        height, width = working_size(picture, options.side)
+        height, width = working_size(image, options.side)
         rows = np.arange(height) * options.rows // height  # (H',)
         cols = np.arange(width) * options.cols // width  # (W',)
         return rows[:, None] * options.cols + cols  # (H', W')
@@ -222,24 +222,24 @@ class GridSuperpixels(ClassicalGenerator):
 
 @generator_registry.register("voronoi")
 class VoronoiSuperpixels(ClassicalGenerator):
-    """Cells around random points, whatever the picture shows; see :class:`VoronoiOptions`."""
+    """Cells around random points, whatever the image shows; see :class:`VoronoiOptions`."""
 
     name = "voronoi"
     options_class = VoronoiOptions
 
-    def label(self, picture: np.ndarray) -> np.ndarray:
-        """Draw the points from the picture's hash, give each pixel to the nearest."""
+    def label(self, image: np.ndarray) -> np.ndarray:
+        """Draw the points from the image's hash, give each pixel to the nearest."""
         options: VoronoiOptions = self.options
-        height, width = working_size(picture, options.side)
-        digest = hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).digest()
+        height, width = working_size(image, options.side)
+        digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
         rng = np.random.default_rng([options.seed, int.from_bytes(digest, "little")])
         points = rng.random((options.n_segments, 2)) * (height, width)  # (n, 2) y, x
         centres = np.moveaxis(np.indices((height, width)), 0, -1) + 0.5  # (H', W', 2)
         return cKDTree(points).query(centres)[1]  # (H', W')
 
 
-def working_size(picture: np.ndarray, side: int) -> tuple[int, int]:
-    """(H', W') of a picture shrunk to a longest side of ``side``, each at least 1; never enlarged."""
-    height, width = picture.shape[:2]
+def working_size(image: np.ndarray, side: int) -> tuple[int, int]:
+    """(H', W') of an image shrunk to a longest side of ``side``, each at least 1; never enlarged."""
+    height, width = image.shape[:2]
     factor = min(1.0, side / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))

@@ -30,9 +30,9 @@ class FillReport:
     """What filling a cache did.
 
     Args:
-        computed: pictures whose regions were made.
+        computed: images whose regions were made.
         seconds: spent in each part, over all workers: read, encode (where there is an encoder), superpixels, write.
-        broken: key -> error of pictures that were left out.
+        broken: key -> error of images that were left out.
     """
 
     computed: int = 0
@@ -40,17 +40,17 @@ class FillReport:
     broken: dict[str, str] = field(default_factory=dict)
 
     def add(self, key: str, outcome: Callable[[], dict[str, float]], skip_broken: bool) -> None:
-        """Count one picture.
+        """Count one image.
 
         Args:
-            key: the picture's.
+            key: the image's.
             outcome: gives the seconds of its parts, or raises.
             skip_broken: note an error instead of raising it.
         """
         try:
             seconds = outcome()
         except Exception as error:
-            if not skip_broken or isinstance(error, BrokenExecutor):  # no picture's fault: the worker died
+            if not skip_broken or isinstance(error, BrokenExecutor):  # no image's fault: the worker died
                 raise
             self.broken[key] = f"{type(error).__name__}: {error}"
             return
@@ -67,16 +67,16 @@ def fill_cache(
     progress: bool = True,
     skip_broken: bool = False,
 ) -> FillReport:
-    """Compute and keep the regions of all pictures that are not in a cache yet.
+    """Compute and keep the regions of all images that are not in a cache yet.
 
     Args:
         cache: with its generator.
-        items: (image_key, whatever ``load`` takes, e.g. a path); pictures already there are not loaded.
-        load: gives the picture (H, W, 3) uint8, or the SAM embedding. With several workers it runs in theirs, so it
+        items: (image_key, whatever ``load`` takes, e.g. a path); images already there are not loaded.
+        load: gives the image (H, W, 3) uint8, or the SAM embedding. With several workers it runs in theirs, so it
             must be a function at the top level of a module.
         workers: processes; generators that work on SAM embeddings always run in this one.
         progress: show a progress bar.
-        skip_broken: go on after a picture that fails, and name it in the report; False = raise its error.
+        skip_broken: go on after an image that fails, and name it in the report; False = raise its error.
 
     Raises:
         ValueError: the cache has settings only, no generator.
@@ -127,7 +127,7 @@ def _fill_in_parallel(
 
 
 def _compute(cache: SuperpixelCache, key: str, load: Callable[[T], Any], item: T) -> dict[str, float]:
-    """Make and keep the regions of one picture, and say how long each part took; runs in a worker."""
+    """Make and keep the regions of one image, and say how long each part took; runs in a worker."""
     generator = cache.generator
     assert generator is not None
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def _compute(cache: SuperpixelCache, key: str, load: Callable[[T], Any], item: T
         made = time.perf_counter()
         cache.keep(key, regions)
     except Exception as error:
-        error.add_note(f"(while making the superpixels of picture {key})")
+        error.add_note(f"(while making the superpixels of image {key})")
         raise
     return {"read": read - start, **seconds, "write": time.perf_counter() - made}
 

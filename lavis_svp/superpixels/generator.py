@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class SamEmbedding(NamedTuple):
-    """SAM's image embedding of one picture, and where the picture lies in it.
+    """SAM's image embedding of one image, and where the image lies in it.
 
     Args:
         embedding: (256, h, w) float, h = w = side / 16.
         input_size: (h_in, w_in) valid pixels in SAM's side x side frame, top-left; the rest is padding.
-        original_size: (H, W) of the picture itself.
+        original_size: (H, W) of the image itself.
         side: SAM's input side in pixels (1024 as published).
     """
 
@@ -33,7 +33,7 @@ class SamEmbedding(NamedTuple):
 
 
 class SuperpixelGenerator(ABC):
-    """Makes one :class:`RegionMap` per picture, at least one region each; the same input gives the same regions."""
+    """Makes one :class:`RegionMap` per image, at least one region each; the same input gives the same regions."""
 
     name: ClassVar[str]
     """Name in the registry."""
@@ -42,7 +42,7 @@ class SuperpixelGenerator(ABC):
     """Part of the settings; raised when the code changes so that the same options give other regions."""
 
     needs_embedding: ClassVar[bool] = False
-    """True: works on SAM embeddings; False: works on pictures."""
+    """True: works on SAM embeddings; False: works on images."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -50,45 +50,45 @@ class SuperpixelGenerator(ABC):
 
     def __call__(
         self,
-        pictures: Sequence[np.ndarray] | None = None,
+        images: Sequence[np.ndarray] | None = None,
         embeddings: Sequence[SamEmbedding] | None = None,
     ) -> list[RegionMap]:
-        """Find the superpixels of some pictures, each apart from the others.
+        """Find the superpixels of some images, each apart from the others.
 
         Args:
-            pictures: (H, W, 3) uint8 RGB each; needed unless ``needs_embedding``.
-            embeddings: one per picture; needed if ``needs_embedding``.
+            images: (H, W, 3) uint8 RGB each; needed unless ``needs_embedding``.
+            embeddings: one per image; needed if ``needs_embedding``.
 
         Returns:
-            One map per picture; one region over everything where nothing was found.
+            One map per image; one region over everything where nothing was found.
 
         Raises:
-            ValueError: the input this generator needs is missing, or is not a picture.
+            ValueError: the input this generator needs is missing, or is not an image.
         """
         if self.needs_embedding:
             if embeddings is None:
                 raise ValueError(f"The superpixel generator '{self.name}' works on SAM embeddings: pass embeddings=.")
             return self.segment_embeddings(embeddings)
-        if pictures is None:
-            raise ValueError(f"The superpixel generator '{self.name}' works on pictures: pass pictures=.")
-        return [self.segment_picture(_checked_picture(picture)) for picture in pictures]
+        if images is None:
+            raise ValueError(f"The superpixel generator '{self.name}' works on images: pass images=.")
+        return [self.segment_image(_checked_image(image)) for image in images]
 
-    def timed(self, picture: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
-        """The superpixels of one picture, and the seconds of each stage by name."""
+    def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
+        """The superpixels of one image, and the seconds of each stage by name."""
         start = time.perf_counter()
-        regions = self([picture])[0]
+        regions = self([image])[0]
         return regions, {"superpixels": time.perf_counter() - start}
 
-    def segment_picture(self, picture: np.ndarray) -> RegionMap:
-        """The superpixels of one (H, W, 3) uint8 picture."""
-        raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on pictures.")
+    def segment_image(self, image: np.ndarray) -> RegionMap:
+        """The superpixels of one (H, W, 3) uint8 image."""
+        raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on images.")
 
     def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """The superpixels of several pictures, given their SAM embeddings."""
+        """The superpixels of several images, given their SAM embeddings."""
         return [self.segment_embedding(embedding) for embedding in embeddings]
 
     def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
-        """The superpixels of one picture, given its SAM embedding."""
+        """The superpixels of one image, given its SAM embedding."""
         raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on SAM embeddings.")
 
 
@@ -115,10 +115,10 @@ def list_superpixels() -> list[str]:
     return generator_registry.names()
 
 
-def _checked_picture(picture: np.ndarray) -> np.ndarray:
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
+def _checked_image(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
-            f"A picture is a non-empty (H, W, 3) uint8 RGB array, got {picture.shape} {picture.dtype}. "
+            f"An image is a non-empty (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. "
             "Convert others with PIL's image.convert('RGB')."
         )
-    return picture
+    return image

@@ -10,8 +10,8 @@ def merge_regions(
 ) -> np.ndarray:
     """Merge adjacent regions while it is cheap, then go on until few enough are left.
 
-    The cost of joining regions a and b is the rise of the picture's mean squared feature error (Ward 1963):
-    ``|a| |b| / (|a| + |b|) * ||mean_a - mean_b||^2`` with |a| the share of the picture. So slivers join whatever
+    The cost of joining regions a and b is the rise of the image's mean squared feature error (Ward 1963):
+    ``|a| |b| / (|a| + |b|) * ||mean_a - mean_b||^2`` with |a| the share of the image. So slivers join whatever
     neighbour they resemble most, while two large regions must be nearly alike. Greedy; equal costs: lowest id first.
 
     Args:
@@ -25,7 +25,7 @@ def merge_regions(
     """
     count = int(labels.max()) + 1
     flat = labels.ravel()
-    areas = np.bincount(flat, minlength=count) / flat.size  # (K,) shares of the picture
+    areas = np.bincount(flat, minlength=count) / flat.size  # (K,) shares of the image
     sums = [np.bincount(flat, channel.ravel(), count) for channel in np.moveaxis(features, -1, 0)]
     means = np.stack(sums, axis=1) / (flat.size * areas[:, None])  # (K, F)
     adjacent = _adjacency(labels, count)

@@ -1,4 +1,4 @@
-"""RegionMap: the disjoint superpixels of one picture, as a label map and what is known of each region."""
+"""RegionMap: the disjoint superpixels of one image, as a label map and what is known of each region."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ UNKNOWN_LEVEL = -1
 
 @dataclass(frozen=True, eq=False)
 class RegionMap:
-    """The superpixels of one picture; every pixel belongs to one region or to none.
+    """The superpixels of one image; every pixel belongs to one region or to none.
 
-    ``labels`` spans the whole picture (no padding) at any resolution, so a share of its height or
-    width is the same share of the picture's. Build one with :meth:`from_labels`.
+    ``labels`` spans the whole image (no padding) at any resolution, so a share of its height or
+    width is the same share of the image's. Build one with :meth:`from_labels`.
 
     Args:
         labels: (H', W') int32; -1 = no region; the ids 0..S-1 all occur, S >= 1.
@@ -46,7 +46,7 @@ class RegionMap:
             )
         count = len(self.areas)
         if count == 0:
-            raise ValueError("A RegionMap needs at least one region; where nothing was found, use whole_picture.")
+            raise ValueError("A RegionMap needs at least one region; where nothing was found, use whole_image.")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < -1 or high != count - 1 or (self.areas <= 0).any():
             raise ValueError(
@@ -87,7 +87,7 @@ class RegionMap:
         inside = found >= 0
         if not inside.any():
             raise ValueError(
-                "No region in the label map: every label is negative. Where nothing was found, use whole_picture."
+                "No region in the label map: every label is negative. Where nothing was found, use whole_image."
             )
         order = np.argsort(first[inside])  # raster order of first pixels
         source = found[inside][order]  # new id -> old label
@@ -102,7 +102,7 @@ class RegionMap:
         )
 
     @classmethod
-    def whole_picture(cls, size: tuple[int, int]) -> RegionMap:
+    def whole_image(cls, size: tuple[int, int]) -> RegionMap:
         """One region that covers a label map of ``size`` = (H', W').
 
         Raises:
@@ -122,7 +122,7 @@ class RegionMap:
         return height, width
 
     def coverage(self) -> float:
-        """Share of the picture that some region covers, 0 to 1."""
+        """Share of the image that some region covers, 0 to 1."""
         return float(self.areas.sum() / self.labels.size)
 
     def masks(self) -> np.ndarray:

@@ -28,18 +28,18 @@ FORMAT = 1
 
 
 def write_shards(
-    cache: SuperpixelCache, folder: str | Path, pictures_per_shard: int = 10_000, progress: bool = True
+    cache: SuperpixelCache, folder: str | Path, images_per_shard: int = 10_000, progress: bool = True
 ) -> int:
     """Pack everything a cache holds; what is in ``folder`` already is replaced, the index last.
 
     Args:
         cache: the store to pack.
         folder: of the shards.
-        pictures_per_shard: at most so many in each.
+        images_per_shard: at most so many in each.
         progress: show a progress bar.
 
     Returns:
-        How many pictures were packed.
+        How many images were packed.
 
     Raises:
         ValueError: the cache is empty, or one of its files damaged.
@@ -53,11 +53,11 @@ def write_shards(
         old.unlink()
     places: dict[str, list[int]] = {}
     with tqdm(total=len(keys), desc=f"shards ({folder.name})", disable=not progress) as bar:
-        for number, start in enumerate(range(0, len(keys), pictures_per_shard)):
+        for number, start in enumerate(range(0, len(keys), images_per_shard)):
             path = folder / _shard_name(number)
-            # the same pictures give the same bytes: no times, no owner
+            # the same images give the same bytes: no times, no owner
             with TarWriter(str(path), mtime=0, user="", group="") as writer:
-                for key in keys[start : start + pictures_per_shard]:
+                for key in keys[start : start + images_per_shard]:
                     content = cache.path(key).read_bytes()
                     from_png(content)  # a damaged file is found now
                     writer.write({"__key__": key, EXTENSION: content})
@@ -106,11 +106,11 @@ class SuperpixelShards:
         return len(self.places)
 
     def keys(self) -> list[str]:
-        """Of the pictures, sorted."""
+        """Of the images, sorted."""
         return sorted(self.places)
 
-    def get(self, image_key: str, picture: Any = None, embedding: Any = None) -> RegionMap:
-        """The regions of a picture; ``picture`` and ``embedding`` are not needed.
+    def get(self, image_key: str, image: Any = None, embedding: Any = None) -> RegionMap:
+        """The regions of an image; ``image`` and ``embedding`` are not needed.
 
         Raises:
             FileNotFoundError: not in these shards.
@@ -118,7 +118,7 @@ class SuperpixelShards:
         """
         if image_key not in self.places:
             raise FileNotFoundError(
-                f"No superpixels of picture {image_key} in {self.folder}. Fill the store, pack again."
+                f"No superpixels of image {image_key} in {self.folder}. Fill the store, pack again."
             )
         number, offset, size = self.places[image_key]
         path = self.folder / _shard_name(int(number))
@@ -128,7 +128,7 @@ class SuperpixelShards:
                 return from_png(shard.read(size))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path} cannot be read at picture {image_key} ({error}). Write the shards again."
+                f"{path} cannot be read at image {image_key} ({error}). Write the shards again."
             ) from error
 
 

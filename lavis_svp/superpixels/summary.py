@@ -1,4 +1,4 @@
-"""What the superpixels of many pictures are like, in numbers."""
+"""What the superpixels of many images are like, in numbers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def summarise(maps: Iterable[RegionMap]) -> dict[str, float]:
     """Count regions and coverage.
 
     Args:
-        maps: of at least one picture.
+        maps: of at least one image.
 
     Returns:
-        ``pictures``, ``regions_mean``, ``regions_p0`` … ``regions_p100``, ``coverage_mean``, ``coverage_min``.
+        ``images``, ``regions_mean``, ``regions_p0`` … ``regions_p100``, ``coverage_mean``, ``coverage_min``.
 
     Raises:
-        ValueError: no picture.
+        ValueError: no image.
     """
     rows = [(regions.count, regions.coverage()) for regions in maps]
     if not rows:
         raise ValueError("There are no superpixels to summarise.")
     counts, coverage = (np.array(column, float) for column in zip(*rows, strict=True))
     return {
-        "pictures": len(rows),
+        "images": len(rows),
         "regions_mean": round(float(counts.mean()), 2),
         **{f"regions_p{percent}": float(np.percentile(counts, percent)) for percent in PERCENTILES},
         "coverage_mean": round(float(coverage.mean()), 4),

@@ -18,11 +18,11 @@ from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.metrics.files import write_json, write_records
 from lavis_svp.tasks.facts import run_facts
 from lavis_svp.tasks.gather import gather_records
-from lavis_svp.tasks.other_pictures import OtherPictures
+from lavis_svp.tasks.other_images import OtherImages
 from lavis_svp.tasks.svp_task import SvpTask, result_folder
 
 Answer = dict[str, Any]
-"""One text of one picture and what the model said."""
+"""One text of one image and what the model said."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class AnswerEvalOptions:
     """``run.eval`` of ``svp_vqa`` and ``svp_captioning``.
 
     Args:
-        blind: also put every text to the model with another picture, which takes twice as long: what is left of the
-            score then does not come from the picture.
+        blind: also put every text to the model with another image, which takes twice as long: what is left of the
+            score then does not come from the image.
         bootstrap: of the confidence intervals: ``resamples``, ``seed``, ``level``.
     """
 
@@ -109,10 +109,10 @@ class AnswerTask(SvpTask):
             cuda_enabled: move batches to CUDA.
 
         Raises:
-            ValueError: the blind baseline finds no other picture in the first batch.
+            ValueError: the blind baseline finds no other image in the first batch.
         """
         answers: list[Answer] = []
-        others = OtherPictures()
+        others = OtherImages()
         for batch in tqdm(data_loader, desc="Asking", unit="batch", mininterval=1, disable=not is_main_process()):
             samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
             given = self.valid_step(model, samples)
@@ -120,7 +120,7 @@ class AnswerTask(SvpTask):
                 swapped = others.swap(samples)
                 if swapped is None:
                     raise ValueError(
-                        "run.eval.blind needs another picture in the first batch: raise run.batch_size_eval."
+                        "run.eval.blind needs another image in the first batch: raise run.batch_size_eval."
                     )
                 blind = [answer for said in _lists(self.ask(model, swapped)) for answer in said]
                 given = [{**one, "blind": other} for one, other in zip(given, blind, strict=True)]

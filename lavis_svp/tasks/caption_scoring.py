@@ -20,28 +20,28 @@ OFFICIAL = "PTBTokenizer"
 PLAIN = "words in lower case, without punctuation (no Java for PTBTokenizer)"
 
 Tokens = dict[int, list[str]]
-"""{picture: captions, tokens apart by spaces}."""
+"""{image: captions, tokens apart by spaces}."""
 
 
 def caption_scores(references: Mapping[int, Sequence[str]], captions: Mapping[int, str]) -> dict[str, Any]:
-    """Score one caption a picture.
+    """Score one caption an image.
 
     Args:
-        references: captions by people, by picture.
-        captions: of the model; the pictures must be the same.
+        references: captions by people, by image.
+        captions: of the model; the images must be the same.
 
     Returns:
         "scores": by COCO's names (``CIDEr``, ``Bleu_4`` ..., as fractions, CIDEr up to 10); "tokeniser"; "left_out":
         the metrics that could not be computed, each with the reason.
 
     Raises:
-        ValueError: the pictures differ, or one has no reference.
+        ValueError: the images differ, or one has no reference.
     """
     if set(references) != set(captions) or not captions:
-        raise ValueError(f"{len(references)} pictures have references and {len(captions)} captions; not the same ones.")
+        raise ValueError(f"{len(references)} images have references and {len(captions)} captions; not the same ones.")
     empty = [number for number, said in references.items() if not said]
     if empty:
-        raise ValueError(f"Pictures {empty[:5]} have no reference.")
+        raise ValueError(f"Images {empty[:5]} have no reference.")
     truth = {number: list(said) for number, said in references.items()}
     given = {number: [said] for number, said in captions.items()}
     left_out = {"SPICE": "pycocoevalcap downloads Stanford CoreNLP for it"}
@@ -86,7 +86,7 @@ def _official_tokens(references: Mapping[int, list[str]], captions: Mapping[int,
     def tokens(texts: Mapping[int, list[str]]) -> Tokens:
         found = PTBTokenizer().tokenize({key: [{"caption": one or "."} for one in said] for key, said in texts.items()})
         if set(found) != set(texts):
-            raise OSError(f"it gave {len(found)} pictures for {len(texts)}")
+            raise OSError(f"it gave {len(found)} images for {len(texts)}")
         return found
 
     try:

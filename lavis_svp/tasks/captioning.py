@@ -1,4 +1,4 @@
-"""LAVIS task: caption pictures, and score the captions by COCO's evaluation."""
+"""LAVIS task: caption images, and score the captions by COCO's evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SvpCaptioningTask(AnswerTask):
         }
 
     def ask(self, model: Any, samples: Mapping[str, Any]) -> list[Any]:
-        """The model's captions of a batch of pictures."""
+        """The model's captions of a batch of images."""
         return model.generate(samples, **self.asked_with())
 
     def official(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:

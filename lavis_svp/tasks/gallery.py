@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: a few expressions of every kind, from different images."""
+"""Images of an evaluation: a few expressions of every kind, from different images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from lavis_svp.common.drawing import contact_sheet, panel, save_png
 from lavis_svp.metrics.masks import iou
 from lavis_svp.metrics.records import Record
-from lavis_svp.metrics.scores import picture_of
+from lavis_svp.metrics.scores import image_of
 from lavis_svp.tasks.scoring import Prediction
 
 
@@ -28,21 +28,21 @@ class Gallery:
         self._panels: dict[str, dict[Hashable, Image.Image]] = {}
 
     def offer(
-        self, record: Record, picture: Callable[[], np.ndarray], prediction: Prediction, truth: np.ndarray
+        self, record: Record, read_image: Callable[[], np.ndarray], prediction: Prediction, truth: np.ndarray
     ) -> None:
         """Draw an expression if its kind still needs one from this image.
 
         Args:
             record: of the expression.
-            picture: gives the image, (H, W, 3) uint8; called only if it is drawn.
+            read_image: gives the image, (H, W, 3) uint8; called only if it is drawn.
             prediction: the model's answer.
             truth: (H, W) 0/1 mask.
         """
-        panels, image = self._panels.setdefault(record["kind"], {}), picture_of(record)
+        panels, image = self._panels.setdefault(record["kind"], {}), image_of(record)
         if len(panels) >= self.wanted or image in panels:
             return
         labels = None if prediction.region_map is None else prediction.region_map.labels
-        panels[image] = panel(picture(), labels, prediction.mask, truth, caption(record))
+        panels[image] = panel(read_image(), labels, prediction.mask, truth, caption(record))
 
     def chosen(self) -> list[Image.Image]:
         """The panels to save: kinds take turns, and each takes an image that is shown least so far."""
@@ -59,7 +59,7 @@ class Gallery:
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``folder/000.png``, ``001.png``, ... and all of them on one sheet, ``folder.png``.
 
-        Older pictures in the folder are removed first, so that those of two evaluations do not mix.
+        Older images in the folder are removed first, so that those of two evaluations do not mix.
         """
         panels, target = self.chosen(), Path(folder)
         if not panels:

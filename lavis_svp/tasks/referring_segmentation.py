@@ -24,7 +24,7 @@ from lavis_svp.tasks.facts import run_facts
 from lavis_svp.tasks.gallery import Gallery
 from lavis_svp.tasks.gather import gather_records
 from lavis_svp.tasks.options import EvalOptions
-from lavis_svp.tasks.scoring import beside, score_picture, timed_predictions
+from lavis_svp.tasks.scoring import beside, score_image, timed_predictions
 from lavis_svp.tasks.svp_task import SvpTask, result_folder
 
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
@@ -37,7 +37,7 @@ class ReferringSegmentationTask(SvpTask):
 
     In the YAML: ``run.task: referring_segmentation`` and, optionally, ``run.eval`` (see :class:`EvalOptions`).
     Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per expression),
-    ``S_E.summary.json`` and ``pictures/S/``; while it runs, lines go to ``unfinished_rank<R>.jsonl``.
+    ``S_E.summary.json`` and ``images/S/``; while it runs, lines go to ``unfinished_rank<R>.jsonl``.
 
     Args:
         options: of the evaluation.
@@ -50,7 +50,7 @@ class ReferringSegmentationTask(SvpTask):
     def __init__(self, options: EvalOptions | None = None, settings: Mapping[str, Any] | None = None) -> None:
         super().__init__(options, settings)
         self._gallery = Gallery(self.options.num_visualise)
-        self.drawn_pictures: list[Path] = []  # of the last evaluation, in the main process
+        self.drawn_images: list[Path] = []  # of the last evaluation, in the main process
         self._inputs_cached = False
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Record]:
@@ -86,7 +86,7 @@ class ReferringSegmentationTask(SvpTask):
                 self._inputs_cached = "frozen" in samples
                 for record, index, number, prediction in self._scored(model, samples):
                     truth = samples["masks"][index][number]
-                    self._gallery.offer(record, partial(self._picture, samples, index), prediction, truth)
+                    self._gallery.offer(record, partial(self._image, samples, index), prediction, truth)
                     records.append(record)
                     lines.write(record_line(record))
                 lines.flush()
@@ -119,15 +119,15 @@ class ReferringSegmentationTask(SvpTask):
             with open(result_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
                 log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
             print(format_summary(result, split_name), flush=True)
-            print(f"Records, summary and pictures: {result_folder('result_dir')}", flush=True)
+            print(f"Records, summary and images: {result_folder('result_dir')}", flush=True)
         self._unfinished().unlink(missing_ok=True)
         return scores
 
     def _scored(self, model: Any, samples: Mapping[str, Any]) -> Iterable[tuple[Record, int, int, Any]]:
-        """(record, picture in the batch, expression of the picture, prediction that the headline counts)."""
+        """(record, image in the batch, expression of the image, prediction that the headline counts)."""
         answers = [(mode, *timed_predictions(model, samples, mode)) for mode in self.options.modes]
         for index, predictions in enumerate(answers[0][1]):
-            by_mode = [score_picture(samples, index, given[index], mode, ms) for mode, given, ms in answers]
+            by_mode = [score_image(samples, index, given[index], mode, ms) for mode, given, ms in answers]
             for number, prediction in enumerate(predictions):
                 first, *others = (rows[number] for rows in by_mode)
                 yield beside(first, others[0]) if others else first, index, number, prediction
@@ -138,7 +138,7 @@ class ReferringSegmentationTask(SvpTask):
         facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
         facts |= {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
         write_json(folder / f"{stem}.summary.json", {"run": facts, **result})
-        self.drawn_pictures = self._gallery.save(folder / "pictures" / split_name)
+        self.drawn_images = self._gallery.save(folder / "images" / split_name)
 
     def _expected_ids(self, split_name: str) -> list[str] | None:
         ids = getattr(self._dataset, "expression_ids", None)
@@ -147,8 +147,8 @@ class ReferringSegmentationTask(SvpTask):
             return None
         return list(ids())
 
-    def _picture(self, samples: Mapping[str, Any], index: int) -> np.ndarray:
-        """The picture to draw on, (H, W, 3) uint8: the model's input without its padding, or else the file."""
+    def _image(self, samples: Mapping[str, Any], index: int) -> np.ndarray:
+        """The image to draw on, (H, W, 3) uint8: the model's input without its padding, or else the file."""
         if "image" not in samples:
             return self._dataset.pixels(samples["image_id"][index], samples["split"][index])
         image = samples["image"][index].float().cpu()  # (4, S, S)

@@ -47,7 +47,7 @@ class SegmentationModel(Protocol):
     """What the task asks of a model in evaluation."""
 
     def predict_masks(self, samples: Mapping[str, Any], mode: str) -> Sequence[Sequence[Prediction]]:
-        """One prediction for each expression of each picture."""
+        """One prediction for each expression of each image."""
 
 
 def timed_predictions(
@@ -75,24 +75,24 @@ def timed_predictions(
     asked = [len(texts) for texts in samples["text_input"]]
     given = [len(one) for one in predictions]
     if asked != given:
-        raise ValueError(f"The pictures of a batch have {asked} expressions, but the model answered {given}.")
+        raise ValueError(f"The images of a batch have {asked} expressions, but the model answered {given}.")
     return predictions, 1000 * seconds / max(1, sum(asked))
 
 
-def score_picture(
+def score_image(
     samples: Mapping[str, Any], index: int, predictions: Sequence[Prediction], mode: str, ms: float
 ) -> list[Record]:
-    """Score one picture's predictions at its original size.
+    """Score one image's predictions at its original size.
 
     Args:
         samples: a batch, as the data sets collate it.
-        index: of the picture in the batch.
+        index: of the image in the batch.
         predictions: one for each of its expressions.
         mode: "generative" or "teacher_forced".
         ms: wall time of an expression.
 
     Raises:
-        ValueError: a mask of another size than the picture or with other values than 0 and 1, an answer that says
+        ValueError: a mask of another size than the image or with other values than 0 and 1, an answer that says
             there is no mask and gives one, or a pick that is no region. The message names the expression.
     """
     return [
@@ -154,7 +154,7 @@ def _facts_of_regions(regions: RegionMap | None, pick: int | None, target: np.nd
         return unknown
     try:
         fitted = regions.resized((target.shape[0], target.shape[1]))
-    except ValueError:  # fewer pixels than superpixels: a picture of a few pixels
+    except ValueError:  # fewer pixels than superpixels: an image of a few pixels
         return unknown
     return {
         "pick_correct": None if pick is None else pick_correct(fitted.labels, fitted.count, pick, target),

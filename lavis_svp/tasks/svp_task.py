@@ -67,7 +67,7 @@ class SvpTask(BaseTask):
         return task
 
     def build_datasets(self, cfg: Any) -> dict[str, Any]:
-        """Build all data sets, and keep the held-out pictures out of training as ``run.image_disjoint`` says.
+        """Build all data sets, and keep the held-out images out of training as ``run.image_disjoint`` says.
 
         Returns:
             {name: {split: data set}}.
@@ -143,7 +143,7 @@ class SvpTask(BaseTask):
         return train_inner_epoch(self, self.run_cfg, start_iters, iters_per_epoch, model, data_loader, optimizer)
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """Remember the split, to know what must be scored and where its pictures are."""
+        """Remember the split, to know what must be scored and where its images are."""
         super().before_evaluation(model=model, dataset=dataset, **kwargs)
         self._dataset = dataset
 

@@ -1,4 +1,4 @@
-"""LAVIS task: answer questions about pictures, and score the answers by the official VQA accuracy."""
+"""LAVIS task: answer questions about images, and score the answers by the official VQA accuracy."""
 
 from __future__ import annotations
 

@@ -67,11 +67,11 @@ def vqa_summary(
     Args:
         annotations: as for :func:`vqa_accuracies`.
         answers: the model's.
-        blind: its answers to the same questions about other pictures.
-        bootstrap: of the interval, which resamples pictures.
+        blind: its answers to the same questions about other images.
+        bootstrap: of the interval, which resamples images.
 
     Returns:
-        "overall", "by_kind", "by_answer_type": each with "n", "n_pictures", "accuracy", "accuracy_ci",
+        "overall", "by_kind", "by_answer_type": each with "n", "n_images", "accuracy", "accuracy_ci",
         "baseline_majority" (see :func:`majority_answers`) and, if asked for, "blind".
     """
     scores = {"accuracy": vqa_accuracies(annotations, answers)}
@@ -81,10 +81,10 @@ def vqa_summary(
 
     def group(numbers: Iterable[int]) -> dict[str, Any]:
         chosen = list(numbers)
-        pictures = [annotations[number]["image_id"] for number in chosen]
+        images = [annotations[number]["image_id"] for number in chosen]
         means = {name: float(np.mean([by_id[one] for one in chosen])) for name, by_id in scores.items()}
-        interval = _interval([scores["accuracy"][one] for one in chosen], pictures, bootstrap or Bootstrap())
-        return {"n": len(chosen), "n_pictures": len(set(pictures)), **means, "accuracy_ci": interval}
+        interval = _interval([scores["accuracy"][one] for one in chosen], images, bootstrap or Bootstrap())
+        return {"n": len(chosen), "n_images": len(set(images)), **means, "accuracy_ci": interval}
 
     return {
         "overall": group(annotations),
@@ -100,10 +100,10 @@ def _grouped(annotations: Mapping[int, Mapping[str, Any]], key: str) -> dict[str
     return dict(sorted(groups.items()))
 
 
-def _interval(values: Sequence[float], pictures: Sequence[int], bootstrap: Bootstrap) -> tuple[float, float] | None:
+def _interval(values: Sequence[float], images: Sequence[int], bootstrap: Bootstrap) -> tuple[float, float] | None:
     one_group = ["all"] * len(values)
-    above = cluster_sums(np.array(values), pictures, one_group)
-    return ratio_interval(above, cluster_sums(np.ones(len(values)), pictures, one_group), bootstrap)
+    above = cluster_sums(np.array(values), images, one_group)
+    return ratio_interval(above, cluster_sums(np.ones(len(values)), images, one_group), bootstrap)
 
 
 def _usual(annotation: Mapping[str, Any]) -> str:

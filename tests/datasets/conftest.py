@@ -30,7 +30,7 @@ def block(top, left, bottom, right, size=(HEIGHT, WIDTH)):
 
 
 def instances():
-    """Two pictures; the first with overlapping polygons, RLE text, a crowd and an empty segmentation."""
+    """Two images; the first with overlapping polygons, RLE text, a crowd and an empty segmentation."""
     crowd = block(30, 0, 40, 60)
     runs = np.flatnonzero(np.diff(np.concatenate([[2], crowd.T.ravel(), [2]])))
     counts = ([0] if crowd.T.ravel()[0] else []) + np.diff(runs).tolist()
@@ -110,8 +110,8 @@ def refcoco_refs():
     ]
 
 
-def write_picture(path, size, seed=0):
-    """A noisy RGB picture file."""
+def write_image(path, size, seed=0):
+    """A noisy RGB image file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -131,16 +131,16 @@ def write_annotations(root, folder, refs, refs_name, content=None):
     return where
 
 
-def write_train2014(root, pictures="images/mscoco/images/train2014"):
-    """The pictures of ``instances``."""
+def write_train2014(root, images="images/mscoco/images/train2014"):
+    """The images of ``instances``."""
     for number, image in enumerate(instances()["images"]):
-        write_picture(Path(root) / pictures / image["file_name"], (image["height"], image["width"]), number)
-    return Path(root) / pictures
+        write_image(Path(root) / images / image["file_name"], (image["height"], image["width"]), number)
+    return Path(root) / images
 
 
 @pytest.fixture
 def refcoco_root(tmp_path):
-    """A root with RefCOCO (unc) and its pictures, in REFER's layout."""
+    """A root with RefCOCO (unc) and its images, in REFER's layout."""
     write_annotations(tmp_path, "refcoco", refcoco_refs(), "refs(unc).p")
     write_train2014(tmp_path)
     return tmp_path
@@ -149,6 +149,6 @@ def refcoco_root(tmp_path):
 @pytest.fixture
 def handmade():
     """The helpers and ids above, for tests that make their own data."""
-    helpers = [rle, block, instances, ref, refcoco_refs, write_picture, write_annotations, write_train2014]
+    helpers = [rle, block, instances, ref, refcoco_refs, write_image, write_annotations, write_train2014]
     ids = {"CAT": CAT, "DOG": DOG, "CROWD": CROWD, "EMPTY": EMPTY, "OTHER": OTHER}
     return types.SimpleNamespace(**{helper.__name__: helper for helper in helpers}, **ids)

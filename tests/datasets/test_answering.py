@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lavis_svp.datasets.answering import AnsweringDataset
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.layout import MissingDataError
-from lavis_svp.datasets.refcoco import ANY_SIZE, Expression, Picture
+from lavis_svp.datasets.refcoco import ANY_SIZE, Expression, ReferredImage
 from lavis_svp.datasets.text_sources import TextSource
 
 BUILDERS = ("vqa_files", "caption_files", "refshapes_vqa", "refshapes_caption")
@@ -33,9 +33,9 @@ class Vision:
 def dataset(folder, train, expressions, split="train", hflip=0.0, **drawing):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (6, 4), "red" if name[0] == "a" else "blue").save(folder / name)
-    pictures = [
-        Picture(1, "a.png", ANY_SIZE, split, tuple(expressions)),
-        Picture(2, "b.png", ANY_SIZE, split, (Expression("20", "", "caption", (), answers=("one", "two")),)),
+    images = [
+        ReferredImage(1, "a.png", ANY_SIZE, split, tuple(expressions)),
+        ReferredImage(2, "b.png", ANY_SIZE, split, (Expression("20", "", "caption", (), answers=("one", "two")),)),
     ]
     vision = Vision()
     vision.hflip_prob = hflip
@@ -45,8 +45,8 @@ def dataset(folder, train, expressions, split="train", hflip=0.0, **drawing):
         folder,
         splits=(split,),
         train=train,
-        options=DrawingOptions(**drawing),
-        source=TextSource({split: pictures}),
+        options=SamplingOptions(**drawing),
+        source=TextSource({split: images}),
     )
 
 
@@ -70,8 +70,8 @@ def test_training_draws_an_answer_each_epoch_by_how_many_gave_it(tmp_path):
     assert data[1]["text_input"] == [""] and {data[1]["text_output"][0]} <= {"one", "two"}
 
 
-def test_mirrored_pictures_have_mirrored_answers(tmp_path):
-    data = dataset(tmp_path, True, ASKED, hflip=1.0, expressions_per_picture=2)
+def test_mirrored_images_have_mirrored_answers(tmp_path):
+    data = dataset(tmp_path, True, ASKED, hflip=1.0, expressions_per_image=2)
     sample = data[0]
     said = dict(zip(sample["expression_ids"], sample["text_output"], strict=True))
     assert sample["image_key"].endswith("-mirrored") and said["11"] == "right" and said["10"] in "23"
@@ -114,18 +114,18 @@ def test_default_yaml_shows_every_key(name):
     shown = OmegaConf.to_container(section(name))
     options = registry.get_builder_class(name).options_cls()
     assert not set(vars(options)) - set(shown) - {"type", "dataset_card"}
-    assert set(shown["drawing"]) == set(vars(DrawingOptions()))
+    assert set(shown["drawing"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
 
 
-@pytest.mark.parametrize("key", ["build_info.rot", "build_info.annotations.tst", "drawing.per_picture"])
+@pytest.mark.parametrize("key", ["build_info.rot", "build_info.annotations.tst", "drawing.per_image"])
 def test_an_unknown_key_is_named(key, tmp_path):
     with pytest.raises(ValueError, match=key.rpartition(".")[2]):
         builder = registry.get_builder_class("refshapes_vqa")(section("refshapes_vqa", **{key: "x"}))
         builder.files()
 
 
-def test_refshapes_shares_pictures_with_the_expressions(tmp_path):
+def test_refshapes_shares_images_with_the_expressions(tmp_path):
     found = {}
     for name in ("refshapes_seg", "refshapes_vqa", "refshapes_caption"):
         changes = {"build_info.root": tmp_path, "build_info.sizes.train": 2, "build_info.sizes.test": 1}
@@ -179,7 +179,7 @@ def test_vqav2s_and_cocos_own_files(files):
     assert set(found) == {"train", "val"} and found["train"][0]["text_output"] == ["Nothing."]
 
 
-def test_pictures_in_cocos_folders_are_found(files):
+def test_images_in_cocos_folders_are_found(files):
     name = "COCO_val2014_000000000042.jpg"
     (files / "coco/val2014").mkdir(parents=True)
     (files / name).rename(files / "coco/val2014" / name)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.builders import CONFIGS, ReferringBuilder
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.layout import SPECS, MissingDataError
 from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
 
@@ -58,7 +58,7 @@ def every_split(handmade, partition):
 def all_data(tmp_path, handmade):
     """A root with all public data sets in all partitions."""
     for spec in SPECS.values():
-        if spec.pictures is None:
+        if spec.images is None:
             for partition in spec.split_by:
                 refs = every_split(handmade, partition)
                 suffix = ".json" if spec.refs == "grefs" else ".p"
@@ -92,9 +92,9 @@ def test_default_yaml_shows_every_key_with_its_default(name):
     options = (RefShapesOptions if name == "refshapes_seg" else DatasetOptions)()
     missing = set(vars(options)) - set(shown) - {"type", "dataset_card"}
     assert not missing
-    assert set(shown["drawing"]) == set(vars(DrawingOptions()))
+    assert set(shown["drawing"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
-    defaults = vars(DrawingOptions()) | {"instances": name in ("refshapes_seg", "photos_seg")}
+    defaults = vars(SamplingOptions()) | {"instances": name in ("refshapes_seg", "photos_seg")}
     assert shown["drawing"] == defaults
 
 
@@ -117,7 +117,7 @@ def test_every_type_builds(all_data, name, kind):
 
 
 def test_load_dataset_with_vis_path(all_data, own_cache, monkeypatch):
-    """A root as vis_path is enough; pictures alone are enough where the annotations are in the cache folder."""
+    """A root as vis_path is enough; images alone are enough where the annotations are in the cache folder."""
     datasets = load_dataset("refcoco_seg", vis_path=str(all_data))
     assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 1, "val": 1, "test": 2}
     assert datasets["test"][0]["image"].shape == (4, 1024, 1024)
@@ -141,7 +141,7 @@ def test_missing_data_names_the_doctor(tmp_path):
         built("refcoco_seg", **{"build_info.root": tmp_path})
 
 
-def test_missing_pictures_name_key_and_doctor(tmp_path, handmade):
+def test_missing_images_name_key_and_doctor(tmp_path, handmade):
     handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p")
     with pytest.raises(MissingDataError, match=r"(?s)train2014.*build_info.images.storage.*lavis_svp.datasets.doctor"):
         built("refcoco_seg", **{"build_info.root": tmp_path})
@@ -264,7 +264,7 @@ def test_photos_are_made_on_first_use(tmp_path, handmade, monkeypatch):
         content["images"][0]["file_name"] = "street.jpg"
         refs = [handmade.ref(1, handmade.DOG, 7, "test", "the hot dog", kind="attribute", candidates=[handmade.DOG])]
         handmade.write_annotations(root, "photos", refs, "refs(svp).p", content)
-        handmade.write_picture(root / "images/photos/street.jpg", (40, 60))
+        handmade.write_image(root / "images/photos/street.jpg", (40, 60))
 
     monkeypatch.setattr("lavis_svp.datasets.photos.build_photos", build_photos)
     datasets = built("photos_seg", **{"build_info.root": tmp_path, "vis_processor.eval.image_size": 64})
@@ -321,9 +321,9 @@ def test_superpixels_of_shards_must_be_those_that_the_section_asks_for(all_data,
     from lavis_svp.datasets.shards.__main__ import main
     from lavis_svp.superpixels.__main__ import main as superpixels
 
-    pictures = all_data / "images/mscoco/images/train2014"
+    images = all_data / "images/mscoco/images/train2014"
     grid = ["--generator", "grid", "--options", "rows=2", "cols=2", "--workers", "1"]
-    assert superpixels(["make", str(pictures), "--store", str(tmp_path / "store"), *grid]) == 0
+    assert superpixels(["make", str(images), "--store", str(tmp_path / "store"), *grid]) == 0
     (store,) = (tmp_path / "store").iterdir()
     out = tmp_path / "shards"
     asked = ["--dataset", "refcoco", "--root", str(all_data), "--superpixels", str(store)]

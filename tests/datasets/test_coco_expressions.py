@@ -31,27 +31,27 @@ def write(tmp_path, content, name="instances.json"):
 def test_expressions_of_annotations(tmp_path, content, handmade):
     source = CocoExpressions(write(tmp_path, content))
     assert source.splits() == ["train", "val"]
-    (picture,) = source.pictures("train")
-    assert [(one.expression_id, one.text) for one in picture.expressions] == [
+    (image,) = source.images("train")
+    assert [(one.expression_id, one.text) for one in image.expressions] == [
         ("101-0", "the cat"),
         ("102-0", "brown dog"),
         ("102-1", "dog on the right"),
     ]
-    assert source.target_mask(picture, picture.expressions[1]).sum() == 150
-    assert [one.text for one in source.pictures("val")[0].expressions] == ["a dog"]
+    assert source.target_mask(image, image.expressions[1]).sum() == 150
+    assert [one.text for one in source.images("val")[0].expressions] == ["a dog"]
 
 
 def test_expressions_of_their_own_file_and_another_key(tmp_path, content, handmade):
     beside = write(tmp_path, {str(handmade.CAT): ["kitty"]}, "texts.json")
-    (picture,) = CocoExpressions(write(tmp_path, content), beside).pictures("train")
-    assert [one.text for one in picture.expressions] == ["kitty"]
+    (image,) = CocoExpressions(write(tmp_path, content), beside).images("train")
+    assert [one.text for one in image.expressions] == ["kitty"]
     for annotation in content["annotations"]:
         if "expressions" in annotation:
             annotation["caption"] = annotation.pop("expressions")
     path = write(tmp_path, content)
     with pytest.raises(ValueError, match="--text-key caption"):
         CocoExpressions(path)
-    assert len(CocoExpressions(path, text_key="caption").pictures("train")[0].expressions) == 3
+    assert len(CocoExpressions(path, text_key="caption").images("train")[0].expressions) == 3
 
 
 @pytest.mark.parametrize("texts", [[""], 5, ["a", 3], {"text": "a"}])
@@ -61,14 +61,14 @@ def test_texts_that_are_none(tmp_path, content, texts):
         CocoExpressions(write(tmp_path, content))
 
 
-def test_unknown_annotations_and_pictures(tmp_path, content):
+def test_unknown_annotations_and_images(tmp_path, content):
     path = write(tmp_path, content)
     with pytest.raises(ValueError, match="names 1 annotations that .* does not have: 999"):
         CocoExpressions(path, write(tmp_path, {"999": "x"}, "texts.json"))
     with pytest.raises(ValueError, match="must map annotation ids"):
         CocoExpressions(path, write(tmp_path, ["x"], "texts.json"))
     content["annotations"][0]["image_id"] = 55
-    with pytest.raises(ValueError, match="picture 55, which is not there"):
+    with pytest.raises(ValueError, match="image 55, which is not there"):
         CocoExpressions(write(tmp_path, content))
 
 
@@ -78,14 +78,14 @@ def test_they_become_shards(tmp_path, content, handmade):
     asked = ["convert", "--out", str(out), "--coco", str(write(tmp_path, content)), "--images", str(folder)]
     assert main(asked) == 0 and main(["validate", str(out)]) == 0
     shards = ShardSource(out)
-    assert len(shards.instances(7)) == 4 and len(shards.pictures("train")[0].expressions) == 3
+    assert len(shards.instances(7)) == 4 and len(shards.images("train")[0].expressions) == 3
 
 
 def test_the_documents_example_is_read(tmp_path):
     document = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
     example = json.loads(re.search(r"```json\n(.*?)```", document, re.DOTALL).group(1))
-    (picture,) = CocoExpressions(write(tmp_path, example)).pictures("train")
-    assert [one.text for one in picture.expressions] == ["the cat", "cat on the left"]
+    (image,) = CocoExpressions(write(tmp_path, example)).images("train")
+    assert [one.text for one in image.expressions] == ["the cat", "cat on the left"]
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])

@@ -5,22 +5,22 @@ import pytest
 
 from lavis_svp.datasets.color import ColorJitter
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 
 def test_off_by_default():
-    assert ColorJitter()(PICTURE, np.random.default_rng(0)) is PICTURE
+    assert ColorJitter()(IMAGE, np.random.default_rng(0)) is IMAGE
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_each_change_repeats_with_its_seed(name):
-    before = PICTURE.copy()
+    before = IMAGE.copy()
     jitter = ColorJitter(**{name: 0.5})
-    changed = [jitter(PICTURE, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    changed = [jitter(IMAGE, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(changed[0], changed[1])
-    assert (changed[0] != changed[2]).any() and (changed[0] != PICTURE).any()
-    assert changed[0].shape == PICTURE.shape and changed[0].dtype == np.uint8
-    np.testing.assert_array_equal(PICTURE, before)
+    assert (changed[0] != changed[2]).any() and (changed[0] != IMAGE).any()
+    assert changed[0].shape == IMAGE.shape and changed[0].dtype == np.uint8
+    np.testing.assert_array_equal(IMAGE, before)
 
 
 @pytest.mark.parametrize("amount", [-0.1, 1.1])

@@ -1,4 +1,4 @@
-"""No picture of a RefCOCO val or test split is trained on, and what that removes is counted."""
+"""No image of a RefCOCO val or test split is trained on, and what that removes is counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from lavis_svp.datasets.disjoint import make_disjoint
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.layout import Origin, annotation_files
 from lavis_svp.datasets.leaks import leak_table, read_use
 from lavis_svp.datasets.referring import ReferringDataset
@@ -23,7 +23,7 @@ def build(root, name, splits=("train",), origin=True):
             ann_paths=[files.instances, files.refs],
             splits=[split],
             train=split == "train",
-            options=DrawingOptions(load_image=False),
+            options=SamplingOptions(load_image=False),
         )
         data.origin = Origin(root, FAMILY[name]) if origin else None
         built[split] = data
@@ -35,15 +35,15 @@ def joint(root):
 
 
 def images(dataset):
-    return {picture.image_id for picture in dataset.annotation}
+    return {image.image_id for image in dataset.annotation}
 
 
 def held_out(root, names=("refcoco", "refcoco+", "refcocog")):
     uses = [read_use(root, name, "umd" if name == "refcocog" else "unc") for name in names]
-    return {image_id for use in uses for pictures in use.held_out().values() for image_id in pictures}
+    return {image_id for use in uses for images in use.held_out().values() for image_id in images}
 
 
-def test_joint_training_sees_no_held_out_picture_and_loses_no_other(refcoco_family):
+def test_joint_training_sees_no_held_out_image_and_loses_no_other(refcoco_family):
     datasets, before = (
         joint(refcoco_family),
         {name: images(one["train"]) for name, one in joint(refcoco_family).items()},
@@ -54,8 +54,8 @@ def test_joint_training_sees_no_held_out_picture_and_loses_no_other(refcoco_fami
         assert images(splits["train"]) == before[name] - held
         assert len(splits["train"]) == len(images(splits["train"]))
         count = report["shared"][name]
-        assert count["pictures"] == len(before[name] & held) and count["of_pictures"] == len(before[name])
-    assert report["left_out"] and report["shared"]["refcocog_seg"]["pictures"] > 0
+        assert count["images"] == len(before[name] & held) and count["of_images"] == len(before[name])
+    assert report["left_out"] and report["shared"]["refcocog_seg"]["images"] > 0
 
 
 def test_the_report_agrees_with_the_leak_table(refcoco_family):
@@ -64,12 +64,10 @@ def test_the_report_agrees_with_the_leak_table(refcoco_family):
     rows = leak_table([read_use(refcoco_family, *key) for key in partitions])
     for column, name in enumerate(FAMILY, start=2):
         count = report["shared"][name]
-        by_split = {
-            split: f"{part['pictures']:,} ({part['expressions']:,})" for split, part in count["by_split"].items()
-        }
+        by_split = {split: f"{part['images']:,} ({part['expressions']:,})" for split, part in count["by_split"].items()}
         assert by_split == {row[0]: row[column] for row in rows[1:-2] if row[column] != "0 (0)"}
-        assert f"{count['pictures']:,} ({count['expressions']:,})" == rows[-2][column]
-        assert f"{count['of_pictures']:,} ({count['of_expressions']:,})" == rows[-1][column]
+        assert f"{count['images']:,} ({count['expressions']:,})" == rows[-2][column]
+        assert f"{count['of_images']:,} ({count['of_expressions']:,})" == rows[-1][column]
 
 
 def test_expressions_are_counted_in_what_is_left(refcoco_family):
@@ -113,8 +111,8 @@ class SomeSplits:
     def splits(self):
         return self.kept
 
-    def pictures(self, split):
-        return self.source.pictures(split)
+    def images(self, split):
+        return self.source.images(split)
 
 
 def test_without_references_the_splits_of_the_source_count(refcoco_family, tmp_path):
@@ -132,7 +130,7 @@ def test_without_references_the_splits_of_the_source_count(refcoco_family, tmp_p
     ]  # fmt: skip
 
 
-def test_evaluation_splits_keep_their_pictures(refcoco_family):
+def test_evaluation_splits_keep_their_images(refcoco_family):
     datasets = joint(refcoco_family) | {"refcocog_seg": build(refcoco_family, "refcocog_seg", ("train", "val"))}
     before = images(datasets["refcocog_seg"]["val"])
     make_disjoint(datasets)
@@ -146,7 +144,7 @@ def test_ids_of_other_data_sets_are_not_compared(refcoco_family):
     other.annotation = [
         type(one)(one.image_id, f"scene_{one.image_id}.png", one.size, one.split, one.expressions)
         for one in build(refcoco_family, "refcoco_seg", ("val",))["val"].annotation
-    ]  # ids that are held out in COCO, of pictures that are not COCO's
+    ]  # ids that are held out in COCO, of images that are not COCO's
     report = make_disjoint(datasets | {"shapes": {"train": other}})
     assert "shapes" not in report["shared"] and other.annotation
 
@@ -165,7 +163,7 @@ def test_leaving_nothing_to_train_on_is_an_error(refcoco_family):
         make_disjoint(datasets)
 
 
-def test_validation_pictures_of_the_runs_own_data_are_held_out(refcoco_family):
+def test_validation_images_of_the_runs_own_data_are_held_out(refcoco_family):
     datasets = joint(refcoco_family)
     validated = build(refcoco_family, "refcoco_seg", ("train",), origin=False)["train"]  # as own shards: no origin
     held = held_out(refcoco_family)

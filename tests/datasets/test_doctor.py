@@ -32,7 +32,7 @@ def test_nothing_there(tmp_path, capsys):
 def test_complete(refcoco_root, capsys, tiny_counts):
     code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
     assert code == 0, out
-    assert "refcoco (unc): ok" in out and "6 sentences as published" in out and "2 of 2 pictures found" in out
+    assert "refcoco (unc): ok" in out and "6 sentences as published" in out and "2 of 2 images found" in out
 
 
 def test_other_counts(refcoco_root, capsys):
@@ -41,19 +41,19 @@ def test_other_counts(refcoco_root, capsys):
     assert "3 references (published: 42,404)" in out and "train has 6 sentences, published are 120,624" in out
 
 
-def test_missing_and_other_pictures(refcoco_root, capsys, tiny_counts, handmade):
+def test_missing_and_other_images(refcoco_root, capsys, tiny_counts, handmade):
     folder = refcoco_root / "images/mscoco/images/train2014"
     (folder / "COCO_train2014_000000000003.jpg").unlink()
-    handmade.write_picture(folder / "COCO_train2014_000000000007.jpg", (5, 5))
+    handmade.write_image(folder / "COCO_train2014_000000000007.jpg", (5, 5))
     code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
-    assert code == 1 and "1 pictures are missing: COCO_train2014_000000000003.jpg" in out
+    assert code == 1 and "1 images are missing: COCO_train2014_000000000003.jpg" in out
     assert "is (5, 5) (height, width), annotated as (40, 60)" in out
 
 
-def test_pictures_elsewhere(tmp_path, capsys, tiny_counts, handmade):
+def test_images_elsewhere(tmp_path, capsys, tiny_counts, handmade):
     handmade.write_annotations(tmp_path / "root", "refcoco", handmade.refcoco_refs(), "refs(unc).p")
     code, out = run(capsys, "--root", tmp_path / "root", "--dataset", "refcoco")
-    assert code == 1 and "None of the 2 pictures was found" in out and "train2014.zip" in out
+    assert code == 1 and "None of the 2 images was found" in out and "train2014.zip" in out
     handmade.write_train2014(tmp_path, "coco/train2014")
     code, _ = run(capsys, "--root", tmp_path / "root", "--dataset", "refcoco", "--images", tmp_path / "coco")
     assert code == 0
@@ -65,17 +65,17 @@ def test_damaged_annotations(refcoco_root, capsys):
     assert code == 1 and "os.system" in out
 
 
-def test_corrupt_picture(refcoco_root, capsys, tiny_counts):
+def test_corrupt_image(refcoco_root, capsys, tiny_counts):
     (refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000003.jpg").write_bytes(b"no")
     code, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco")
-    assert code == 1 and "000003.jpg is not a readable picture" in out
+    assert code == 1 and "000003.jpg is not a readable image" in out
 
 
 def test_leaks_between_data_sets(refcoco_root, capsys, tiny_counts, handmade):
     refs = [handmade.ref(1, handmade.CAT, 7, "train", "cat")]
     handmade.write_annotations(refcoco_root, "refcocog", refs, "refs(umd).p")
     _, out = run(capsys, "--root", refcoco_root, "--dataset", "refcoco", "--dataset", "refcocog")
-    assert "1 of 1 pictures of refcoco (unc) testA are in the training split of refcocog (umd)" in out
+    assert "1 of 1 images of refcoco (unc) testA are in the training split of refcocog (umd)" in out
 
 
 def test_wrong_partition(tmp_path):

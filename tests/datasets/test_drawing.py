@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_svp.datasets.drawing import DrawingOptions, choose_for_evaluation, draw_for_training, in_chunks
+from lavis_svp.datasets.drawing import SamplingOptions, choose_for_evaluation, draw_for_training, in_chunks
 
 
 def rng(seed=0):
@@ -45,8 +45,8 @@ def test_chunks(items, size):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("expressions_per_picture", 0), ("max_expressions", 0), ("protocol", "some"), ("seed", -1)],
+    [("expressions_per_image", 0), ("max_expressions", 0), ("protocol", "some"), ("seed", -1)],
 )
 def test_bad_options(option, value):
     with pytest.raises(ValueError, match=option):
-        DrawingOptions(**{option: value})
+        SamplingOptions(**{option: value})

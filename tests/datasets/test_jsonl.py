@@ -18,7 +18,7 @@ BOX = [[2, 2, 10, 2, 10, 8, 2, 8]]
 
 @pytest.fixture
 def write(tmp_path):
-    """write(*lines) -> path of a JSONL file beside two pictures and a mask picture."""
+    """write(*lines) -> path of a JSONL file beside two images and a mask image."""
     (tmp_path / "photos").mkdir()
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (30, 20), (10, 90, 40)).save(tmp_path / "photos" / name)
@@ -57,7 +57,7 @@ def test_everything_it_can_say(write):
         )
     )
     assert source.splits() == ["train", "val"]
-    (first,), (second,) = source.pictures("train"), source.pictures("val")
+    (first,), (second,) = source.images("train"), source.images("val")
     assert (first.image_id, first.size, first.file_name) == (1, (20, 30), "photos/a.jpg")
     assert [one.expression_id for one in second.expressions] == ["77-0", "77-1", "77-2", "77-3"]
     assert [one.kind for one in second.expressions] == ["expression", "attribute", "no_target", "expression"]
@@ -105,7 +105,7 @@ def test_an_empty_file(write):
         JsonlSource(write())
 
 
-def test_masks_that_do_not_fit_and_missing_pictures_are_named_by_the_conversion(write, tmp_path, capsys):
+def test_masks_that_do_not_fit_and_missing_images_are_named_by_the_conversion(write, tmp_path, capsys):
     Image.new("L", (5, 5), 255).save(tmp_path / "small.png")
     for line, message in (
         ({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": "small.png"}]}, "small.png is (5, 5)"),
@@ -124,7 +124,7 @@ def test_the_documents_example_converts(write, tmp_path):
     shards, source = ShardSource(out), JsonlSource(path)
     assert shards.splits() == source.splits() == ["train", "val"]
     for split in source.splits():
-        for mine, theirs in zip(shards.pictures(split), source.pictures(split), strict=True):
+        for mine, theirs in zip(shards.images(split), source.images(split), strict=True):
             assert mine == theirs
             for one in theirs.expressions:
                 np.testing.assert_array_equal(shards.target_mask(mine, one), source.target_mask(theirs, one))
@@ -139,7 +139,7 @@ def test_a_transparent_mask_is_refused_and_an_opaque_alpha_is_not(write, tmp_pat
     Image.fromarray(mask).save(tmp_path / "opaque.png")
     expressions = [{"text": name, "segmentation": f"{name}.png"} for name in ("alpha", "opaque")]
     source = JsonlSource(write({"image": "photos/a.jpg", "expressions": expressions}))
-    (picture,) = source.pictures("train")
+    (image,) = source.images("train")
     with pytest.raises(ValueError, match="alpha.png is transparent"):
-        source.target_mask(picture, picture.expressions[0])
-    assert source.target_mask(picture, picture.expressions[1]).sum() == 16
+        source.target_mask(image, image.expressions[0])
+    assert source.target_mask(image, image.expressions[1]).sum() == 16

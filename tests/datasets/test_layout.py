@@ -9,7 +9,7 @@ from lavis_svp.datasets.layout import (
     MissingDataError,
     annotation_files,
     doctor_command,
-    find_pictures,
+    find_images,
 )
 
 NAME = "COCO_train2014_000000000007.jpg"
@@ -17,12 +17,12 @@ NAME = "COCO_train2014_000000000007.jpg"
 
 @pytest.mark.parametrize("folder", TRAIN2014_FOLDERS)
 @pytest.mark.parametrize("root", ["data/refer_seg", "data/Refer_Segm"])
-def test_pictures_of_known_layouts(tmp_path, folder, root):
+def test_images_of_known_layouts(tmp_path, folder, root):
     place = tmp_path / root / folder
     (tmp_path / root).mkdir(parents=True)
     place.mkdir(parents=True, exist_ok=True)
     (place / NAME).touch()
-    assert find_pictures(tmp_path / root, "refcoco", NAME).resolve() == place.resolve()
+    assert find_images(tmp_path / root, "refcoco", NAME).resolve() == place.resolve()
 
 
 @pytest.mark.parametrize("given", [".", "train2014", "images/mscoco/images/train2014"])
@@ -30,19 +30,19 @@ def test_given_folder_or_one_above(tmp_path, given):
     place = tmp_path / "elsewhere" / given
     place.mkdir(parents=True)
     (place / NAME).touch()
-    found = find_pictures(tmp_path / "root", "refcoco", NAME, tmp_path / "elsewhere")
+    found = find_images(tmp_path / "root", "refcoco", NAME, tmp_path / "elsewhere")
     assert found.resolve() == place.resolve()
 
 
-def test_own_pictures(tmp_path):
+def test_own_images(tmp_path):
     (tmp_path / "images/refshapes").mkdir(parents=True)
     (tmp_path / "images/refshapes/a.png").touch()
-    assert find_pictures(tmp_path, "refshapes", "a.png") == tmp_path / "images/refshapes"
+    assert find_images(tmp_path, "refshapes", "a.png") == tmp_path / "images/refshapes"
 
 
-def test_missing_pictures_list_the_places(tmp_path):
+def test_missing_images_list_the_places(tmp_path):
     with pytest.raises(MissingDataError, match="images/mscoco/images/train2014\n(.|\n)*coco_2014"):
-        find_pictures(tmp_path, "refcoco", NAME)
+        find_images(tmp_path, "refcoco", NAME)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -1,4 +1,4 @@
-"""Counting the pictures that one split shares with another."""
+"""Counting the images that one split shares with another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from lavis_svp.datasets.leaks import SplitUse, coco_id, leak_table, main, read_use, shared
-from lavis_svp.datasets.refcoco import split_pictures
+from lavis_svp.datasets.refcoco import split_images
 
 
 def reference(number: int, image_id: int, split: str, sentences: int) -> dict:
@@ -27,17 +27,17 @@ def reference(number: int, image_id: int, split: str, sentences: int) -> dict:
         ("my_000000098304.jpg", None),
     ],
 )
-def test_the_file_name_says_whether_a_picture_is_cocos(name, expected):
+def test_the_file_name_says_whether_a_image_is_cocos(name, expected):
     assert coco_id(name) == expected
 
 
 def test_splits_are_read_from_the_references_alone(tmp_path):
     path = tmp_path / "refs(unc).json"
     path.write_text(json.dumps([reference(0, 5, "train", 3), reference(1, 5, "train", 2), reference(2, 6, "val", 1)]))
-    assert split_pictures(path) == {"train": {5: 5}, "val": {6: 1}}
+    assert split_images(path) == {"train": {5: 5}, "val": {6: 1}}
 
 
-def test_the_table_counts_pictures_and_training_expressions():
+def test_the_table_counts_images_and_training_expressions():
     found = [
         SplitUse("refcoco", "unc", {"train": Counter({1: 3, 2: 1}), "val": Counter({3: 9}), "testA": Counter({4: 1})}),
         SplitUse("refcocog", "umd", {"train": Counter({3: 2, 4: 5, 1: 1}), "test": Counter({4: 1, 2: 7})}),

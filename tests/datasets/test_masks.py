@@ -37,7 +37,7 @@ def test_no_area_is_all_zero(nothing):
     assert mask.shape == SIZE and mask.sum() == 0
 
 
-def test_polygons_outside_the_picture_are_cut():
+def test_polygons_outside_the_image_are_cut():
     mask = decode_segmentation([[-20, -20, 30, -20, 30, 20, -20, 20]], SIZE)
     assert mask[:19, :29].all() and mask.sum() <= 20 * 30
 
@@ -63,7 +63,7 @@ def test_list_of_run_lengths_is_united():
 
 
 def test_other_size_names_both():
-    with pytest.raises(ValueError, match="mask is 30x60.*picture 40x60"):
+    with pytest.raises(ValueError, match="mask is 30x60.*image 40x60"):
         decode_segmentation({"size": [30, 60], "counts": [1800]}, SIZE)
 
 

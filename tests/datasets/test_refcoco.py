@@ -20,16 +20,16 @@ def read(root, name="refcoco", split_by=None):
     return RefCOCO(files.instances, files.refs)
 
 
-def ids(pictures):
-    return [expression.expression_id for picture in pictures for expression in picture.expressions]
+def ids(images):
+    return [expression.expression_id for image in images for expression in image.expressions]
 
 
 def test_splits_are_exact_names(refcoco_root):
     source = read(refcoco_root)
     assert source.splits() == ["testA", "testB", "train", "val"]
-    assert ids(source.pictures("testA")) == ["8-22"] and ids(source.pictures("testB")) == ["9-23"]
+    assert ids(source.images("testA")) == ["8-22"] and ids(source.images("testB")) == ["9-23"]
     with pytest.raises(UnknownNameError, match="'test'.*Known: testA, testB, train, val"):
-        source.pictures("test")
+        source.images("test")
 
 
 def test_order_is_stable(tmp_path, handmade):
@@ -40,12 +40,12 @@ def test_order_is_stable(tmp_path, handmade):
         for part in ("images", "annotations"):
             random.Random(seed).shuffle(content[part])
         handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p", content)
-        orders.add(tuple(ids(read(tmp_path).pictures("train"))))
+        orders.add(tuple(ids(read(tmp_path).images("train"))))
     assert orders == {("5-20", "4-10", "4-11", "4-12", "12-30", "12-31")}
 
 
 def test_file_name_comes_from_the_instances(refcoco_root):
-    assert [picture.file_name for picture in read(refcoco_root).pictures("train")] == [
+    assert [image.file_name for image in read(refcoco_root).images("train")] == [
         "COCO_train2014_000000000003.jpg",
         "COCO_train2014_000000000007.jpg",
     ]
@@ -53,11 +53,11 @@ def test_file_name_comes_from_the_instances(refcoco_root):
 
 def test_masks_of_every_form(refcoco_root, handmade):
     source = read(refcoco_root)
-    (crowd,), (empty,) = source.pictures("testA"), source.pictures("testB")
+    (crowd,), (empty,) = source.images("testA"), source.images("testB")
     np.testing.assert_array_equal(source.target_mask(crowd, crowd.expressions[0]), handmade.block(30, 0, 40, 60))
     assert source.target_mask(empty, empty.expressions[0]).sum() == 0
-    picture = source.pictures("train")[1]
-    cat, dog = source.target_mask(picture, picture.expressions[0]), source.target_mask(picture, picture.expressions[3])
+    image = source.images("train")[1]
+    cat, dog = source.target_mask(image, image.expressions[0]), source.target_mask(image, image.expressions[3])
     assert cat.max() == 1 and cat.dtype == np.uint8
     np.testing.assert_array_equal(dog, handmade.block(5, 40, 15, 55))
 
@@ -80,17 +80,17 @@ def test_instances_by_id_with_words(refcoco_root, handmade):
 def test_other_sets(tmp_path, handmade, name, split_by, folder):
     partition = {"refcoco+": "unc", "refcocog": "umd"}[name]
     handmade.write_annotations(tmp_path, folder, handmade.refcoco_refs(), f"refs({partition}).p")
-    assert len(ids(read(tmp_path, name, split_by).pictures("train"))) == 6
+    assert len(ids(read(tmp_path, name, split_by).images("train"))) == 6
 
 
 def test_google_split(tmp_path, handmade):
-    """Google's partition lies beside umd's and parts objects: one picture is in train and in val."""
+    """Google's partition lies beside umd's and parts objects: one image is in train and in val."""
     google = [handmade.ref(1, handmade.CAT, 7, "train", "a cat"), handmade.ref(2, handmade.DOG, 7, "val", "a dog")]
     handmade.write_annotations(tmp_path, "refcocog", handmade.refcoco_refs(), "refs(umd).p")
     handmade.write_annotations(tmp_path, "refcocog", google, "refs(google).p")
     source = read(tmp_path, "refcocog", "google")
     assert source.splits() == ["train", "val"]
-    assert source.pictures("train")[0].image_id == source.pictures("val")[0].image_id == 7
+    assert source.images("train")[0].image_id == source.images("val")[0].image_id == 7
     with pytest.raises(UnknownNameError, match="Known: google, umd"):
         read(tmp_path, "refcocog", "unc")
 
@@ -104,10 +104,10 @@ def test_grefcoco(tmp_path, handmade, file_name):
     ]
     handmade.write_annotations(tmp_path, "grefcoco", refs, file_name)
     source = read(tmp_path, "grefcoco")
-    (picture,) = source.pictures("train")
-    both, none, one = (source.target_mask(picture, expression) for expression in picture.expressions)
-    assert none.sum() == 0 and picture.expressions[1].kind == "no_target" and not picture.expressions[1].targets
-    (cat,) = (source.mask(picture, found) for found in source.instances(7) if found.annotation_id == handmade.CAT)
+    (image,) = source.images("train")
+    both, none, one = (source.target_mask(image, expression) for expression in image.expressions)
+    assert none.sum() == 0 and image.expressions[1].kind == "no_target" and not image.expressions[1].targets
+    (cat,) = (source.mask(image, found) for found in source.instances(7) if found.annotation_id == handmade.CAT)
     np.testing.assert_array_equal(both, cat | one)
     assert cat.any() and one.any() and both.max() == 1
 
@@ -115,13 +115,13 @@ def test_grefcoco(tmp_path, handmade, file_name):
 def test_repeated_ids_stay_apart(tmp_path, handmade):
     refs = [handmade.ref(1, [handmade.CAT], 7, "train", "a"), handmade.ref(1, [handmade.DOG], 7, "train", "b")]
     handmade.write_annotations(tmp_path, "grefcoco", refs, "grefs(unc).json")
-    assert ids(read(tmp_path, "grefcoco").pictures("train")) == ["1-0", "1-0-2"]
+    assert ids(read(tmp_path, "grefcoco").images("train")) == ["1-0", "1-0-2"]
 
 
 def test_kinds_and_candidates(tmp_path, handmade):
     refs = [handmade.ref(1, handmade.CAT, 7, "test", "cat", kind="relation", candidates=[handmade.CAT])]
     handmade.write_annotations(tmp_path, "refshapes", refs, "refs(svp).p")
-    (expression,) = read(tmp_path, "refshapes").pictures("test")[0].expressions
+    (expression,) = read(tmp_path, "refshapes").images("test")[0].expressions
     assert expression.kind == "relation" and expression.candidates == (handmade.CAT,)
 
 
@@ -129,38 +129,38 @@ def test_raw_text_serves_where_the_clean_one_is_empty(tmp_path, handmade):
     refs = [handmade.ref(1, handmade.CAT, 7, "train", "?")]
     refs[0]["sentences"][0] |= {"sent": " ", "raw": "?!"}
     handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
-    assert read(tmp_path).pictures("train")[0].expressions[0].text == "?!"
+    assert read(tmp_path).images("train")[0].expressions[0].text == "?!"
 
 
 def test_empty_expression(tmp_path, handmade):
     handmade.write_annotations(tmp_path, "refcoco", [handmade.ref(17, handmade.CAT, 7, "train", "  ")], "refs(unc).p")
     with pytest.raises(ValueError, match="reference 17, sentence 0: the expression is empty"):
-        read(tmp_path).pictures("train")
+        read(tmp_path).images("train")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ann_id": 999}, r"reference 4 names annotation 999.*no such annotation"),
-        ({"ann_id": 201}, r"annotation 201 of picture 7.*under picture 3"),
-        ({"image_id": 8}, r"reference 4 is about picture 8"),
+        ({"ann_id": 201}, r"annotation 201 of image 7.*under image 3"),
+        ({"image_id": 8}, r"reference 4 is about image 8"),
     ],
 )
 def test_files_that_do_not_fit_together(tmp_path, handmade, change, message):
     refs = [handmade.ref(4, handmade.CAT, 7, "train", "cat") | change]
     handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
     with pytest.raises(ValueError, match=message):
-        read(tmp_path).pictures("train")
+        read(tmp_path).images("train")
 
 
-def test_mask_of_another_size_names_picture_and_annotation(tmp_path, handmade):
+def test_mask_of_another_size_names_image_and_annotation(tmp_path, handmade):
     content = handmade.instances()
     content["annotations"][0]["segmentation"] = handmade.rle(np.ones((10, 10)))
     handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p", content)
     source = read(tmp_path)
-    picture = source.pictures("train")[1]
-    with pytest.raises(ValueError, match=r"000007.jpg, annotation 102: The mask is 10x10 .*the picture 40x60"):
-        source.target_mask(picture, picture.expressions[-1])
+    image = source.images("train")[1]
+    with pytest.raises(ValueError, match=r"000007.jpg, annotation 102: The mask is 10x10 .*the image 40x60"):
+        source.target_mask(image, image.expressions[-1])
 
 
 def test_file_names_stay_in_their_folder(tmp_path, handmade):
@@ -168,7 +168,7 @@ def test_file_names_stay_in_their_folder(tmp_path, handmade):
     content["images"][0]["file_name"] = "../../secret.jpg"
     handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p", content)
     with pytest.raises(ValueError, match="outside its folder"):
-        read(tmp_path).pictures("train")
+        read(tmp_path).images("train")
 
 
 def test_malicious_references(tmp_path, handmade):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_svp.datasets.drawing import DrawingOptions
-from lavis_svp.datasets.layout import annotation_files, find_pictures
-from lavis_svp.datasets.pictures import BadPictureError
+from lavis_svp.datasets.drawing import SamplingOptions
+from lavis_svp.datasets.images import BadImageError
+from lavis_svp.datasets.layout import annotation_files, find_images
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.text import clean_expression
 from lavis_svp.encoders.frame import fit_frame
@@ -22,21 +22,21 @@ class Frame:
     def __init__(self, hflip_prob):
         self.hflip_prob = hflip_prob
 
-    def __call__(self, picture):
-        return fit_frame(picture, 32)
+    def __call__(self, image):
+        return fit_frame(image, 32)
 
 
 def make(root, splits=("train",), train=False, name="refcoco", hflip_prob=0.0, **options):
     files = annotation_files(root, name)
-    pictures = find_pictures(root, name, "COCO_train2014_000000000007.jpg")
+    images = find_images(root, name, "COCO_train2014_000000000007.jpg")
     return ReferringDataset(
         Frame(hflip_prob),
         clean_expression,
-        pictures,
+        images,
         [files.instances, files.refs],
         splits=splits,
         train=train,
-        options=DrawingOptions(**options),
+        options=SamplingOptions(**options),
     )
 
 
@@ -85,16 +85,16 @@ def test_evaluation_has_every_expression_once(refcoco_root, most):
 
 def test_glamm3_draws_three_with_a_seed(refcoco_root):
     drawn = [make(refcoco_root, protocol="glamm3", seed=seed).expression_ids() for seed in range(6)]
-    assert all(len(ids) == 4 for ids in drawn)  # three of five, and the only one of the other picture
+    assert all(len(ids) == 4 for ids in drawn)  # three of five, and the only one of the other image
     assert drawn[0] == make(refcoco_root, protocol="glamm3", seed=0).expression_ids()
     assert len({tuple(ids) for ids in drawn}) > 1
 
 
 def test_training_draws_depend_on_seed_epoch_and_index_only(refcoco_root):
-    dataset = make(refcoco_root, train=True, expressions_per_picture=2)
+    dataset = make(refcoco_root, train=True, expressions_per_image=2)
     first = dataset[1]["expression_ids"]
     assert len(first) == 2 and len(set(first)) == 2
-    assert make(refcoco_root, train=True, expressions_per_picture=2)[1]["expression_ids"] == first
+    assert make(refcoco_root, train=True, expressions_per_image=2)[1]["expression_ids"] == first
     drawn = set()
     for epoch in range(8):
         dataset.set_epoch(epoch)
@@ -105,7 +105,7 @@ def test_training_draws_depend_on_seed_epoch_and_index_only(refcoco_root):
 
 
 def test_workers_give_what_the_main_process_gives(refcoco_root):
-    dataset = make(refcoco_root, train=True, expressions_per_picture=2)
+    dataset = make(refcoco_root, train=True, expressions_per_image=2)
     loader = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=lambda batch: batch)
     (batch,) = list(loader)
     assert [sample["expression_ids"] for sample in batch] == [dataset[i]["expression_ids"] for i in range(2)]
@@ -118,8 +118,8 @@ def test_several_splits_follow_each_other(refcoco_root):
 
 
 def test_mirroring(refcoco_root):
-    plain = make(refcoco_root, train=True, expressions_per_picture=5, instances=True)[1]
-    mirrored = make(refcoco_root, train=True, expressions_per_picture=5, instances=True, hflip_prob=1.0)[1]
+    plain = make(refcoco_root, train=True, expressions_per_image=5, instances=True)[1]
+    mirrored = make(refcoco_root, train=True, expressions_per_image=5, instances=True, hflip_prob=1.0)[1]
     assert mirrored["image_key"] == plain["image_key"] + "-mirrored"
     texts = dict(zip(mirrored["expression_ids"], mirrored["text_input"], strict=True))
     assert texts["12-31"] == "dog on the left" and texts["4-12"] == "animal right of the dog"
@@ -137,7 +137,7 @@ def test_evaluation_never_mirrors(refcoco_root):
     assert "mirrored" not in make(refcoco_root, hflip_prob=1.0)[0]["image_key"]
 
 
-def test_a_sentence_that_cannot_be_mirrored_keeps_its_picture(tmp_path, handmade):
+def test_a_sentence_that_cannot_be_mirrored_keeps_its_image(tmp_path, handmade):
     refs = [handmade.ref(1, handmade.DOG, 7, "train", "dog at 3 o'clock")]
     handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
     handmade.write_train2014(tmp_path)
@@ -166,8 +166,8 @@ class Frozen:
 class Superpixels:
     """A superpixel cache that makes one region."""
 
-    def get(self, image_key, picture):
-        return RegionMap.whole_picture(picture.shape[:2])
+    def get(self, image_key, image):
+        return RegionMap.whole_image(image.shape[:2])
 
 
 def test_caches(refcoco_root):
@@ -189,14 +189,14 @@ def test_without_images(refcoco_root):
 
 
 def test_masks_of_another_size(refcoco_root, handmade):
-    handmade.write_picture(refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg", (50, 80))
+    handmade.write_image(refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg", (50, 80))
     with pytest.raises(ValueError, match="50x80.*masks are 40x60"):
         make(refcoco_root)[1]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("annotated", ["stored", "upright"])
-def test_exif_turns_picture_and_masks_together(tmp_path, handmade, orientation, annotated):
+def test_exif_turns_image_and_masks_together(tmp_path, handmade, orientation, annotated):
     turned = orientation >= 5
     stored = np.zeros((40, 60, 3), np.uint8)
     stored[5:15, 40:55] = 255
@@ -221,14 +221,14 @@ def test_exif_turns_picture_and_masks_together(tmp_path, handmade, orientation, 
     np.testing.assert_array_equal(sample["image"][..., 0].numpy() > 127, sample["masks"][0] == 1)
 
 
-def test_corrupt_picture_names_the_file(refcoco_root):
+def test_corrupt_image_names_the_file(refcoco_root):
     path = refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(BadPictureError, match="000000000007.jpg is not a readable picture"):
+    with pytest.raises(BadImageError, match="000000000007.jpg is not a readable image"):
         make(refcoco_root)[1]
 
 
-def test_missing_picture_names_the_file(refcoco_root):
+def test_missing_image_names_the_file(refcoco_root):
     dataset = make(refcoco_root)
     (refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="000000000007.jpg"):
@@ -244,7 +244,7 @@ def test_markers_inside_expressions_are_defused(tmp_path, handmade):
     assert len(second.split()) == 2000
 
 
-def test_brackets_only_is_an_error_that_names_the_picture(tmp_path, handmade):
+def test_brackets_only_is_an_error_that_names_the_image(tmp_path, handmade):
     handmade.write_annotations(tmp_path, "refcoco", [handmade.ref(1, 102, 7, "train", "<>")], "refs(unc).p")
     handmade.write_train2014(tmp_path)
     with pytest.raises(ValueError, match="000000000007.jpg: The expression is empty"):
@@ -264,7 +264,7 @@ def test_extreme_sizes(tmp_path, handmade, height, width):
         }
     ]
     handmade.write_annotations(tmp_path, "refcoco", [handmade.ref(1, 1, 7, "train", "all")], "refs(unc).p", content)
-    handmade.write_picture(tmp_path / "train2014/COCO_train2014_000000000007.jpg", (height, width))
+    handmade.write_image(tmp_path / "train2014/COCO_train2014_000000000007.jpg", (height, width))
     sample = make(tmp_path)[0]
     assert sample["masks"][0].shape == (height, width) and sample["masks"][0].all()
     assert 0 < sample["image"][3].sum() <= 32 * 32

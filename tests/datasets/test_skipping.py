@@ -5,15 +5,15 @@ import shutil
 import pytest
 
 import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
+from lavis_svp.datasets.images import BadImageError
 from lavis_svp.datasets.layout import annotation_files
-from lavis_svp.datasets.pictures import BadPictureError
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.shards.source import ShardSource
 from lavis_svp.datasets.shards.write import Plan, convert
 from lavis_svp.datasets.skipping import SetupError, substitutes
-from lavis_svp.datasets.source import PictureFolder
+from lavis_svp.datasets.source import ImageFolder
 from lavis_svp.encoders.frame import fit_frame
 from lavis_svp.runners.loaders import TrainSampler, build_loader
 from lavis_svp.runners.orders import Shuffled
@@ -26,22 +26,22 @@ def tree(tmp_path_factory, fake_refcoco):
 
 @pytest.fixture(params=["folder", "shards"])
 def form(request, tree, tmp_path, fake_refcoco):
-    """(source, pictures, break(index of a training picture)) of a copy of the tree, in both forms."""
+    """(source, images, break(index of a training image)) of a copy of the tree, in both forms."""
     root = shutil.copytree(tree, tmp_path / "tree")
     files = annotation_files(root, "refcoco")
-    source, pictures = RefCOCO(files.instances, files.refs), PictureFolder(root / fake_refcoco.PICTURES)
+    source, images = RefCOCO(files.instances, files.refs), ImageFolder(root / fake_refcoco.IMAGES)
     if request.param == "folder":
 
         def cut(index):
-            path = pictures.file(source.pictures("train")[index])
+            path = images.file(source.images("train")[index])
             path.write_bytes(path.read_bytes()[:200])
 
-        return source, pictures, cut
-    convert(Plan(source, pictures, {}, pictures_per_shard=4), tmp_path / "shards", progress=False)
+        return source, images, cut
+    convert(Plan(source, images, {}, images_per_shard=4), tmp_path / "shards", progress=False)
     shards = ShardSource(tmp_path / "shards")
 
     def flip(index):
-        member = shards.file(shards.pictures("train")[index])
+        member = shards.file(shards.images("train")[index])
         member.shard.chmod(0o644)
         content = bytearray(member.shard.read_bytes())
         content[member.offset + 30] ^= 1
@@ -51,12 +51,12 @@ def form(request, tree, tmp_path, fake_refcoco):
 
 
 def make(form, train=True, splits=("train",), **options):
-    def frame(picture):
-        return fit_frame(picture, 32)
+    def frame(image):
+        return fit_frame(image, 32)
 
-    source, pictures, _ = form
-    given = DrawingOptions(**options)
-    return ReferringDataset(frame, None, splits=splits, train=train, options=given, source=source, pictures=pictures)
+    source, images, _ = form
+    given = SamplingOptions(**options)
+    return ReferringDataset(frame, None, splits=splits, train=train, options=given, source=source, images=images)
 
 
 def test_the_next_sample_stands_in_and_says_so(form):
@@ -65,7 +65,7 @@ def test_the_next_sample_stands_in_and_says_so(form):
     form[2](2)
     data = make(form)
     assert [data[index]["image_id"] for index in range(5)] == [whole[0], whole[3], whole[3], whole[3], whole[4]]
-    names = [picture.file_name for picture in data.annotation]
+    names = [image.file_name for image in data.annotation]
     assert len(data[1]["skipped"]) == 2 and len(data[2]["skipped"]) == 1
     assert data[1]["skipped"][0].startswith(f"{names[1]} (train): ")
     assert data[1]["skipped"][1].startswith(f"{names[2]} (train): ")
@@ -103,7 +103,7 @@ def test_training_goes_on_and_every_broken_sample_is_named(form, workers):
 
 def test_switched_off_and_in_evaluation_it_is_an_error(form):
     form[2](1)
-    name = form[0].pictures("train")[1].file_name
+    name = form[0].images("train")[1].file_name
     for data in (make(form, skip_broken=False), make(form, train=False)):
         found = next(index for index in range(len(data)) if data.displ_item(index)["file"] == name)
         # a shard's file is named by its key, which holds the image id
@@ -115,18 +115,18 @@ def test_switched_off_and_in_evaluation_it_is_an_error(form):
 
 def test_substitutes_stay_in_the_split(form):
     data = make(form, splits=("val", "train"))
-    last = len(form[0].pictures("val")) - 1
-    source, pictures, _ = form
+    last = len(form[0].images("val")) - 1
+    source, images, _ = form
 
     class Cut:
-        folder = pictures.folder
+        folder = images.folder
 
-        def file(self, picture):
-            if picture is data.annotation[last]:
-                raise BadPictureError("cut")
-            return pictures.file(picture)
+        def file(self, image):
+            if image is data.annotation[last]:
+                raise BadImageError("cut")
+            return images.file(image)
 
-    data.pictures = Cut()
+    data.images = Cut()
     assert data[last]["split"] == "val" and data[last]["image_id"] == data.annotation[0].image_id
 
 

@@ -47,14 +47,14 @@ def write(tmp_path):
     return written
 
 
-def test_vqav2_by_picture(write):
-    pictures = read_vqa(write("q.json", QUESTIONS), write("a.json", ANNOTATIONS), "val")
-    assert [(one.image_id, one.file_name, one.split) for one in pictures] == [
+def test_vqav2_by_image(write):
+    images = read_vqa(write("q.json", QUESTIONS), write("a.json", ANNOTATIONS), "val")
+    assert [(one.image_id, one.file_name, one.split) for one in images] == [
         (9, "COCO_val2014_000000000009.jpg", "val"),
         (42, "COCO_val2014_000000000042.jpg", "val"),
     ]
-    assert pictures[1].size == ANY_SIZE
-    first, second = pictures[1].expressions
+    assert images[1].size == ANY_SIZE
+    first, second = images[1].expressions
     assert (first.expression_id, first.text, first.kind, first.answers) == (
         "420",
         "How many dogs?",
@@ -65,17 +65,17 @@ def test_vqav2_by_picture(write):
 
 
 def test_questions_without_answers_have_none(write):
-    pictures = read_vqa(write("q.json", QUESTIONS), None, "test")
-    assert all(one.answers == () for picture in pictures for one in picture.expressions)
+    images = read_vqa(write("q.json", QUESTIONS), None, "test")
+    assert all(one.answers == () for image in images for one in image.expressions)
 
 
-def test_captions_by_picture(write):
+def test_captions_by_image(write):
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}, {"id": 2, "file_name": "b.jpg"}],
         "annotations": [{"id": 1, "image_id": 1, "caption": " A cat. "}, {"id": 2, "image_id": 1, "caption": "Cats"}],
     }
-    (picture,) = read_captions(write("c.json", content), "train")
-    assert (picture.size, picture.expressions[0].answers) == ((4, 6), ("A cat.", "Cats"))
+    (image,) = read_captions(write("c.json", content), "train")
+    assert (image.size, image.expressions[0].answers) == ((4, 6), ("A cat.", "Cats"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_told(write, change, message):
     ("content", "message"),
     [
         ({"images": []}, "lacks the list annotations"),
-        ({"images": [], "annotations": [{"id": 1, "image_id": 5, "caption": "x"}]}, r"pictures \[5\]"),
+        ({"images": [], "annotations": [{"id": 1, "image_id": 5, "caption": "x"}]}, r"images \[5\]"),
         (
             {"images": [{"id": 5, "file_name": "a"}], "annotations": [{"id": 1, "image_id": 5}]},
             "annotation 1 has no caption",
@@ -115,10 +115,10 @@ def test_damaged_captions_are_told(write, content, message):
 
 
 def test_texts_have_no_masks(write):
-    (picture, _) = read_vqa(write("q.json", QUESTIONS), None, "test")
-    source = TextSource({"test": [picture]})
+    (image, _) = read_vqa(write("q.json", QUESTIONS), None, "test")
+    source = TextSource({"test": [image]})
     assert source.splits() == ["test"] and source.counts("test").sentences == 1 and source.instances(9) == []
     with pytest.raises(ValueError, match="answered in words"):
-        source.target_mask(picture, picture.expressions[0])
+        source.target_mask(image, image.expressions[0])
     with pytest.raises(UnknownNameError, match="Known: test"):
-        source.pictures("val")
+        source.images("val")

@@ -25,7 +25,7 @@ def slow_outputs(folder, pixels, valid):
     network, family = network_of(folder, "eager")
     inputs = {"pixel_values": pixels}
     if family.masked:
-        cut = [convert_image_to_patches(picture.permute(1, 2, 0).numpy(), PATCH) for picture in pixels]
+        cut = [convert_image_to_patches(image.permute(1, 2, 0).numpy(), PATCH) for image in pixels]
         shapes = torch.tensor([[pixels.shape[2] // PATCH, pixels.shape[3] // PATCH]] * len(pixels))
         inputs = {"pixel_values": torch.tensor(np.stack(cut)), "pixel_attention_mask": valid, "spatial_shapes": shapes}
     elif hasattr(network, "vision_model"):
@@ -45,7 +45,7 @@ def slow_outputs(folder, pixels, valid):
 
 
 @pytest.fixture
-def pictures():
+def images():
     generator = torch.Generator().manual_seed(1)
     valid = torch.ones(2, 3, 4, dtype=torch.bool)
     valid[0, :, 2:] = False
@@ -54,8 +54,8 @@ def pictures():
 
 
 @pytest.mark.parametrize("layer", [-1, 3, -2, 1])
-def test_attention_and_keys_are_the_networks_own(folder, pictures, layer):
-    pixels, valid = pictures
+def test_attention_and_keys_are_the_networks_own(folder, images, layer):
+    pixels, valid = images
     network, family = network_of(folder)
     with torch.no_grad():
         features = encode_patches(network, family, pixels, valid, layer, wants=ALL)
@@ -77,8 +77,8 @@ def test_attention_and_keys_are_the_networks_own(folder, pictures, layer):
     torch.testing.assert_close(features.patches, last if layer == -1 else outputs.hidden_states[layer][:, prefix:])
 
 
-def test_the_summary_is_cls_or_the_mean_of_what_shows_the_picture(folder, pictures):
-    pixels, valid = pictures
+def test_the_summary_is_cls_or_the_mean_of_what_shows_the_image(folder, images):
+    pixels, valid = images
     network, family = network_of(folder)
     with torch.no_grad():
         summary = encode_patches(network, family, pixels, valid, layer=1, wants=["summary"]).summary
@@ -91,10 +91,10 @@ def test_the_summary_is_cls_or_the_mean_of_what_shows_the_picture(folder, pictur
         torch.testing.assert_close(summary[row], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_towers_gradients_flow(folder, pictures):
+def test_a_towers_gradients_flow(folder, images):
     """A host may train its tower: nothing is frozen here."""
     network, family = network_of(folder)
-    features = encode_patches(network.train(), family, *pictures, layer=-2, levels=(2,), wants=(*ALL, "levels"))
+    features = encode_patches(network.train(), family, *images, layer=-2, levels=(2,), wants=(*ALL, "levels"))
     assert network.training
     for name in ("patches", "levels", "cls_attention", "keys", "summary"):
         assert getattr(features, name).requires_grad, name
@@ -106,9 +106,9 @@ def test_a_towers_gradients_flow(folder, pictures):
     )
 
 
-def test_half_precision(folder, pictures):
+def test_half_precision(folder, images):
     network, family = network_of(folder)
-    pixels, valid = pictures
+    pixels, valid = images
     with torch.no_grad():
         full = encode_patches(network, family, pixels, valid, layer=-2, wants=ALL)
         half = encode_patches(network.bfloat16(), family, pixels.bfloat16(), valid, layer=-2, wants=ALL)
@@ -121,8 +121,8 @@ def test_patches_are_cut_as_naflexs_own_processor_does():
     pixels = torch.randn(2, 3, 28, 42)
     valid = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     given = cut_patches(pixels, valid, PATCH)
-    for row, picture in enumerate(pixels):
-        expected = convert_image_to_patches(picture.permute(1, 2, 0).numpy(), PATCH)
+    for row, image in enumerate(pixels):
+        expected = convert_image_to_patches(image.permute(1, 2, 0).numpy(), PATCH)
         assert np.array_equal(given["pixel_values"][row].numpy(), expected)
     assert given["pixel_attention_mask"].tolist() == valid.long().tolist()
     assert given["spatial_shapes"].tolist() == [[2, 3]] * 2
@@ -144,9 +144,9 @@ def test_what_an_encoder_cannot_give_is_told(layer, levels, wants, told):
         check_outputs(LAYERS, layer, levels, wants)
 
 
-def test_what_does_not_fill_a_patch_is_not_seen(folder, pictures):
+def test_what_does_not_fill_a_patch_is_not_seen(folder, images):
     network, family = network_of(folder)
-    pixels, valid = pictures
+    pixels, valid = images
     larger = torch.nn.functional.pad(pixels, (0, 13, 0, 5), value=9.0)
     with torch.no_grad():
         whole, edged = (encode_patches(network, family, p, valid, wants=ALL) for p in (pixels, larger))
@@ -175,9 +175,9 @@ def test_openclips_large_towers_in_shape(width, layers, inner, parameters):
     assert sum(parameter.numel() for parameter in tower.parameters()) == parameters
 
 
-def test_in_shape_alone(kind, folder, pictures):
+def test_in_shape_alone(kind, folder, images):
     network, family = network_of(folder)
-    pixels, valid = (tensor.to("meta") for tensor in pictures)
+    pixels, valid = (tensor.to("meta") for tensor in images)
     if kind == "dinov3_vit":
         with pytest.raises(NotImplementedError, match="DINOv3ViTModel on no meta device"):
             encode_patches(network.to("meta"), family, pixels, valid)

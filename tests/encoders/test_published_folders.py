@@ -71,7 +71,7 @@ def test_an_unknown_name_says_how_to_give_one():
 
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("dual", ["clip", "siglip", "siglip2"])
-def test_of_every_model_of_pictures_and_text_the_vision_tower_is_taken(tmp_path, vision_folders, dual, safe):
+def test_of_every_model_of_images_and_text_the_vision_tower_is_taken(tmp_path, vision_folders, dual, safe):
     whole = AutoModel.from_pretrained(vision_folders[dual])
     whole.save_pretrained(tmp_path, safe_serialization=safe)
     stored, loaded = whole.vision_model.state_dict(), build_vision_encoder(tmp_path, 56).network.vision_model

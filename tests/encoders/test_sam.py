@@ -17,7 +17,7 @@ def test_the_checkpoints_own_side_is_loaded_as_it_is(tiny_sam_file, tiny_sam_sta
 
 
 @pytest.mark.parametrize("side", [64, 208, 384])
-def test_another_side_runs_from_picture_to_mask(tiny_sam_file, side):
+def test_another_side_runs_from_image_to_mask(tiny_sam_file, side):
     sam = build_sam(tiny_sam_file, side)
     grid = side // 16
     embedding = sam.encoder(torch.rand(1, 3, side, side), torch.ones(1, 1, side, side))

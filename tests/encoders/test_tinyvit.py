@@ -48,7 +48,7 @@ def test_it_has_mobile_sams_parameters(tinyvit):
     assert sum(parameter.numel() for parameter in tinyvit.parameters()) == published - classifier
 
 
-def test_a_batch_equals_its_pictures(tinyvit):
+def test_a_batch_equals_its_images(tinyvit):
     pixels = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         together = tinyvit(pixels)

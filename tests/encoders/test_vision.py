@@ -56,15 +56,15 @@ def test_it_is_frozen(folder):
     assert not encoder(torch.rand(1, 3, 56, 56)).patches.requires_grad
 
 
-def test_stretch_shows_the_picture_alone(dino_folder):
+def test_stretch_shows_the_image_alone(dino_folder):
     encoder = build_vision_encoder(dino_folder, 56)
-    picture = torch.rand(1, 3, 30, 64)
+    image = torch.rand(1, 3, 30, 64)
     frame = torch.rand(1, 3, 64, 64)  # what stands in the padding must not matter
-    frame[..., :30, :] = picture
-    framed, alone = encoder(frame, [(30, 64)]), encoder(picture)
+    frame[..., :30, :] = image
+    framed, alone = encoder(frame, [(30, 64)]), encoder(image)
     torch.testing.assert_close(framed.patches, alone.patches)
     assert framed.valid.all()
-    assert encoder.picture_shares(frame, [(30, 64)]) == [(1.0, 1.0)]
+    assert encoder.image_shares(frame, [(30, 64)]) == [(1.0, 1.0)]
 
 
 def test_pad_keeps_the_aspect_ratio(dino_folder):
@@ -76,7 +76,7 @@ def test_pad_keeps_the_aspect_ratio(dino_folder):
     assert torch.equal(features.valid[0].view(4, 4), rows[:, None].expand(4, 4))
     columns = torch.tensor([True, False, False, False])
     assert torch.equal(features.valid[1].view(4, 4), columns[None, :].expand(4, 4))
-    assert encoder.picture_shares(frame, extents) == [(33 / 64, 1.0), (1.0, 0.25)]
+    assert encoder.image_shares(frame, extents) == [(33 / 64, 1.0), (1.0, 0.25)]
     changed = frame.clone()
     changed[0, :, 33:] = 0.3
     torch.testing.assert_close(encoder(changed, extents).patches, features.patches)
@@ -98,7 +98,7 @@ def test_normalisation_is_the_familys(kind, folder):
     torch.testing.assert_close(framed[0, :, 7, 7], torch.tensor(expected))
 
 
-def test_a_batch_equals_its_pictures(dino_folder):
+def test_a_batch_equals_its_images(dino_folder):
     encoder = build_vision_encoder(dino_folder, 56)
     pixels, extents = torch.rand(3, 3, 48, 48), [(48, 20), (10, 48), (1, 1)]
     together = encoder(pixels, extents).patches
@@ -121,7 +121,7 @@ def test_a_layer_that_does_not_exist_is_told(dino_folder, options):
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_patches_see_what_the_superpixels_see(kind, folder, fit, corner):
-    """A superpixel painted in a corner of the picture pools the patches of that corner, and these alone change."""
+    """A superpixel painted in a corner of the image pools the patches of that corner, and these alone change."""
     size = (56, 56) if fit == "stretch" else (56, 28)  # padded on the right to 56 x 56
     encoder = build_vision_encoder(folder, 56, fit, layer=0)
     top, left = (edge * side // 2 for edge, side in zip(corner, size, strict=True))
@@ -132,7 +132,7 @@ def test_patches_see_what_the_superpixels_see(kind, folder, fit, corner):
     labels = np.zeros(size, np.int32)
     labels[painted] = 1
     region_map = RegionMap.from_labels(labels)
-    shares = encoder.picture_shares(before, [size])
+    shares = encoder.image_shares(before, [size])
     superpixels = Superpixels.from_region_maps([region_map], [encoder.grid], shares, mask_size=None)
     share = superpixels.weights[0, region_map.labels[top, left]]
     changed = (encoder(after, [size]).patches - encoder(before, [size]).patches).abs().amax(-1)[0]
@@ -147,7 +147,7 @@ def test_an_input_that_is_not_square(kind, folder, side):
     features = encoder(torch.rand(2, 3, 40, 40), [(40, 30), (9, 40)])
     assert encoder.grid == (side[0] // 14, side[1] // 14) and features.grids == [encoder.grid] * 2
     assert features.patches.shape == (2, encoder.grid[0] * encoder.grid[1], 24) and features.valid.all()
-    assert encoder.picture_shares(torch.rand(1, 3, 40, 40)) == [(1.0, 1.0)]
+    assert encoder.image_shares(torch.rand(1, 3, 40, 40)) == [(1.0, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_sides_that_do_not_do_are_told(dino_folder, side, fit, told):
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 @pytest.mark.parametrize("layer", [-1, -2, 1])
-def test_everything_asked_for_is_given_and_belongs_to_the_picture_alone(folder, fit, layer):
+def test_everything_asked_for_is_given_and_belongs_to_the_image_alone(folder, fit, layer):
     encoder = build_vision_encoder(folder, 56, fit, layer, levels=(1, 3, -1), wants=GIVEN)
     pixels, extents = torch.rand(3, 3, 48, 48), [(48, 20), (10, 48), (48, 48)]
     together = encoder(pixels, extents)

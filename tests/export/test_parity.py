@@ -23,7 +23,7 @@ def test_other_shapes_are_infinitely_different():
     assert compare(observation(), wide).tokens == float("inf")
 
 
-def test_the_probe_has_a_padded_picture():
+def test_the_probe_has_a_padded_image():
     samples = probe_samples(64)
     assert samples["image"].shape == (2, 4, 64, 64) and samples["image"][1, 3].sum() == 48 * 64
     assert samples["original_size"] == [(64, 64), (48, 64)] and samples["image"].min() >= 0

@@ -50,9 +50,9 @@ def test_instance_of_region_equals_a_slow_loop(seed):
 
 
 def test_nearest_samples_cell_centres():
-    picture = np.arange(16).reshape(4, 4)
-    assert nearest(picture, (2, 2)).tolist() == [[5, 7], [13, 15]]
-    assert (nearest(picture, (8, 8)) == picture.repeat(2, 0).repeat(2, 1)).all()
+    image = np.arange(16).reshape(4, 4)
+    assert nearest(image, (2, 2)).tolist() == [[5, 7], [13, 15]]
+    assert (nearest(image, (8, 8)) == image.repeat(2, 0).repeat(2, 1)).all()
 
 
 def test_grid_iou_of_whole_patches_is_plain_iou():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
-from lavis_svp.heads.mask_head import Frame, MaskHead, frame_share, to_frame, to_original
+from lavis_svp.heads.mask_head import Frame, SegMaskDecoder, frame_share, mask_to_sam_input, to_original
 
 SIDE = 64
 
@@ -17,16 +17,16 @@ def head():
     prompt = PromptEncoder(256, (4, 4), (SIDE, SIDE), 16)
     transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=64, num_heads=4)
     decoder = MaskDecoder(transformer_dim=256, transformer=transformer, iou_head_depth=2, iou_head_hidden_dim=32)
-    return MaskHead(prompt, decoder).eval()
+    return SegMaskDecoder(prompt, decoder).eval()
 
 
 @torch.no_grad()
 def test_it_equals_segment_anything_one_by_one_in_any_order(head):
     torch.manual_seed(1)
     embeddings, prompts = torch.randn(2, 256, 4, 4), torch.randn(3, 1, 256)
-    picture = torch.tensor([1, 0, 1])
-    logits, quality = head(embeddings, prompts, picture)
-    for row, index in enumerate(picture.tolist()):
+    image = torch.tensor([1, 0, 1])
+    logits, quality = head(embeddings, prompts, image)
+    for row, index in enumerate(image.tolist()):
         _, dense = head.prompt_encoder(None, None, None)
         mask, iou = head.mask_decoder(
             image_embeddings=embeddings[index : index + 1],
@@ -41,9 +41,9 @@ def test_it_equals_segment_anything_one_by_one_in_any_order(head):
 
 @torch.no_grad()
 def test_a_dense_area_changes_the_mask_like_sams_mask_prompt(head):
-    embeddings, prompts, picture = torch.randn(1, 256, 4, 4), torch.randn(1, 1, 256), torch.tensor([0])
+    embeddings, prompts, image = torch.randn(1, 256, 4, 4), torch.randn(1, 1, 256), torch.tensor([0])
     area = torch.rand(1, 16, 16)
-    logits, _ = head(embeddings, prompts, picture, area)
+    logits, _ = head(embeddings, prompts, image, area)
     _, dense = head.prompt_encoder(None, None, ((2 * area - 1) * 6.0)[:, None])
     mask, _ = head.mask_decoder(
         image_embeddings=embeddings,
@@ -73,7 +73,7 @@ frames = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 @settings(max_examples=40, deadline=None)
 @given(frames)
-def test_a_whole_picture_goes_to_the_frame_and_back(size):
+def test_a_whole_image_goes_to_the_frame_and_back(size):
     scale = SIDE / max(size)
     inside = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     frame = Frame(SIDE, inside, size)
@@ -87,7 +87,7 @@ def test_area_shares_equal_a_slow_count():
     torch.manual_seed(0)
     mask = (torch.rand(32, 48) > 0.5).float()
     frame = Frame(64, (32, 48), (32, 48))
-    got = to_frame(mask[None], frame, (16, 16))[0]
+    got = mask_to_sam_input(mask[None], frame, (16, 16))[0]
     for row in range(16):
         for column in range(16):
             cell = torch.zeros(64, 64)

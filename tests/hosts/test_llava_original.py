@@ -1,7 +1,7 @@
 """The original LLaVA's convention, on a small double of its contract around a real CLIP and a real LLaMA.
 
 LLaVA itself does not install beside this package's transformers. The double keeps what our part relies on: one -200
-a picture, `encode_images` of all pictures at once, a picture for each prompt without one, labels of -100, padding on
+an image, `encode_images` of all images at once, an image for each prompt without one, labels of -100, padding on
 either side made after the splice, generation from embeddings.
 """
 
@@ -29,7 +29,7 @@ from lavis_svp.hosts.mm_projector import save_mm_projector
 from lavis_svp.projectors import Projector, list_projectors
 from lavis_svp.superpixels import RegionMap
 
-PICTURE, IGNORED = -200, -100
+IMAGE, IGNORED = -200, -100
 SIDE, PATCH, VISION, LANGUAGE, WORDS = 48, 8, 32, 24, 60
 SHOWN = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 OPTIONS = {
@@ -86,12 +86,12 @@ class DoubleMeta:
             *([row[real] for row, real in zip(t, kept, strict=True)] for t in (input_ids, targets)), strict=True
         ):
             parts, spoken = [], []
-            if not (ids == PICTURE).any():
-                parts.append(next(visual)[:0])  # the picture of a prompt without any
+            if not (ids == IMAGE).any():
+                parts.append(next(visual)[:0])  # the image of a prompt without any
             for word, target in zip(ids, said, strict=True):
-                tokens = next(visual) if word == PICTURE else self.model.embed_tokens(word[None])
+                tokens = next(visual) if word == IMAGE else self.model.embed_tokens(word[None])
                 parts.append(tokens)
-                spoken.append(target.new_full((len(tokens),), IGNORED) if word == PICTURE else target[None])
+                spoken.append(target.new_full((len(tokens),), IGNORED) if word == IMAGE else target[None])
             rows.append(torch.cat(parts))
             wanted.append(torch.cat(spoken))
         assert next(visual, None) is None
@@ -137,25 +137,25 @@ def double(kind):
     model.model.tower = [Tower().eval()]
     model.model.get_vision_tower = lambda: model.model.tower[0]
     model.model.mm_projector = build_vision_projector(config_of(kind))
-    with torch.no_grad():  # so that what a picture holds changes what is said
+    with torch.no_grad():  # so that what an image holds changes what is said
         for parameter in model.model.mm_projector.parameters():
             parameter.mul_(4.0)
     return model.eval()
 
 
 @pytest.fixture
-def images_of(picture):
+def images_of(image):
     def make(kind, pad=True):
         inner = CLIPImageProcessor(**SHOWN)
         process = SuperpixelImageProcessor(inner, config_of(kind), pad=pad)
-        return process([picture(seed, 60, 45 + 20 * seed) for seed in range(4)], return_tensors="pt")["pixel_values"]
+        return process([image(seed, 60, 45 + 20 * seed) for seed in range(4)], return_tensors="pt")["pixel_values"]
 
     return make
 
 
 def prompts():
-    """One picture, two, none (which takes a picture too); with padding on the right, masked out."""
-    rows = [[1, 5, PICTURE, 7], [1, PICTURE, 9, PICTURE, 8, 3], [1, 4, 6]]
+    """One image, two, none (which takes an image too); with padding on the right, masked out."""
+    rows = [[1, 5, IMAGE, 7], [1, IMAGE, 9, IMAGE, 8, 3], [1, 4, 6]]
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     return ids, ids != 0, [[0], [1, 2], [3]]
 
@@ -207,10 +207,8 @@ def test_a_ragged_batch_equals_one_by_one(images_of, kind, side):
     out, new_mask, new_labels = model.logits(ids, images, labels, mask)
     counts = [len(tokens) for tokens in model.encode_images(images)]
     assert len(set(counts)) > 1 or kind == "avg_pool"
-    for row, pictures in enumerate(own):
-        single, _, said = model.logits(
-            ids[row : row + 1, mask[row]], images[pictures], labels[row : row + 1, mask[row]]
-        )
+    for row, chosen in enumerate(own):
+        single, _, said = model.logits(ids[row : row + 1, mask[row]], images[chosen], labels[row : row + 1, mask[row]])
         real = new_mask[row].bool()
         assert int(real.sum()) == single.logits.shape[1]
         assert torch.allclose(out.logits[row][real], single.logits[0], atol=1e-5)
@@ -229,8 +227,8 @@ def test_generation_with_cache_equals_without_and_beams(images_of, kind):
     said = [model.say(ids, images, mask, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*said) and not torch.equal(said[0], model.say(ids, images.flip(0), mask))
     beams = model.say(ids, images, mask, num_beams=3)
-    for row, pictures in enumerate(own):
-        alone = model.say(ids[row : row + 1, mask[row]], images[pictures], num_beams=3)
+    for row, chosen in enumerate(own):
+        alone = model.say(ids[row : row + 1, mask[row]], images[chosen], num_beams=3)
         assert torch.equal(beams[row, : alone.shape[1]], alone[0])
 
 
@@ -240,8 +238,8 @@ def test_what_projectors_want_besides_comes_from_the_model_in_the_tower(images_o
     model, images = double(kind), images_of(kind)
     model.config.mm_projector_levels = [1, 3]
     together = model.encode_images(images)
-    for picture, tokens in zip(images, together, strict=True):
-        assert torch.allclose(model.encode_images(picture[None])[0], tokens, atol=1e-5)
+    for image, tokens in zip(images, together, strict=True):
+        assert torch.allclose(model.encode_images(image[None])[0], tokens, atol=1e-5)
     projector, tower = model.model.mm_projector, model.model.tower[0]
     with torch.no_grad():  # another last layer changes only what looks at it
         tower.vision_tower.vision_model.encoder.layers[2].mlp.fc2.weight.add_(0.1)
@@ -261,13 +259,13 @@ def test_half_precision_keeps_the_superpixels(images_of, dtype):
 
 
 @torch.no_grad()
-def test_padding_is_seen_by_no_token_and_tokens_are_means_of_their_patches(picture):
-    """A picture twice as wide as high, halves as superpixels: 3 of 6 rows of patches, 3 columns each."""
+def test_padding_is_seen_by_no_token_and_tokens_are_means_of_their_patches(image):
+    """An image twice as wide as high, halves as superpixels: 3 of 6 rows of patches, 3 columns each."""
     model = double("mask_pool")
     inner = CLIPImageProcessor(**SHOWN)
     process = SuperpixelImageProcessor(inner, config_of("mask_pool"))
     halves = RegionMap.from_labels(np.repeat(np.array([[0, 1]], np.int32), 48, axis=1).repeat(48, 0))
-    images = process.preprocess(picture(1, 48, 96), region_maps=[halves], return_tensors="pt")["pixel_values"]
+    images = process.preprocess(image(1, 48, 96), region_maps=[halves], return_tensors="pt")["pixel_values"]
     assert images.shape == (1, 5, SIDE, SIDE)
     patches = model.model.tower[0](images[:, :3])[0].view(6, 6, -1)
     # 48 x 48 of a 96 x 96 square: rows 24..72, in patches 1.5..4.5
@@ -278,12 +276,12 @@ def test_padding_is_seen_by_no_token_and_tokens_are_means_of_their_patches(pictu
 
 
 @torch.no_grad()
-def test_without_padding_the_superpixels_are_those_of_the_crop(picture):
+def test_without_padding_the_superpixels_are_those_of_the_crop(image):
     model = double("mask_pool")
     inner = CLIPImageProcessor(**SHOWN)
     thirds = RegionMap.from_labels(np.repeat(np.array([[0, 1, 2]], np.int32), 32, axis=1).repeat(48, 0))
     process = SuperpixelImageProcessor(inner, config_of("mask_pool"), pad=False)
-    images = process.preprocess(picture(1, 48, 96), region_maps=[thirds], return_tensors="pt")["pixel_values"]
+    images = process.preprocess(image(1, 48, 96), region_maps=[thirds], return_tensors="pt")["pixel_values"]
     # of 96 columns the crop shows 24..72: the first third up to 8 of 48, the second up to 40
     channel = images[0, 3, 0]
     assert channel.unique_consecutive(return_counts=True)[1].tolist() == [8, 32, 8]
@@ -291,7 +289,7 @@ def test_without_padding_the_superpixels_are_those_of_the_crop(picture):
 
 
 @torch.no_grad()
-def test_pictures_in_a_list_and_dummies_of_texts(images_of):
+def test_images_in_a_list_and_dummies_of_texts(images_of):
     model, images = double("svp"), images_of("svp")
     ids, mask, _ = prompts()
     listed = [*images[:3], torch.zeros(3, SIDE, SIDE)]
@@ -306,19 +304,19 @@ def test_training_reaches_the_whole_projector(images_of):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.model.mm_projector.parameters())
 
 
-def test_the_image_processor_serves_data_sets_and_workers(picture):
+def test_the_image_processor_serves_data_sets_and_workers(image):
     inner = CLIPImageProcessor(**SHOWN)
     process = pickle.loads(pickle.dumps(SuperpixelImageProcessor(inner, config_of("svp"))))
     assert process.crop_size == {"height": SIDE, "width": SIDE} and process.image_mean == inner.image_mean
-    plain = process([picture(1), picture(2)])["pixel_values"]
+    plain = process([image(1), image(2)])["pixel_values"]
     assert isinstance(plain, list) and plain[0].shape == (5, SIDE, SIDE)
-    unlabelled = SuperpixelImageProcessor(inner, config_of("avg_pool"))(picture(1), return_tensors="pt")["pixel_values"]
+    unlabelled = SuperpixelImageProcessor(inner, config_of("avg_pool"))(image(1), return_tensors="pt")["pixel_values"]
     assert unlabelled[:, 3].unique().tolist() == [0.0, 1.0]  # nothing and padding
     with pytest.raises(AttributeError, match="no_such"):
         process.no_such  # noqa: B018  (the point is the access)
 
 
-def test_the_document(picture, tmp_path, monkeypatch):
+def test_the_document(image, tmp_path, monkeypatch):
     """docs/hosts_llava.md: its last Python, word for word."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "hosts_llava.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
@@ -331,14 +329,14 @@ def test_the_document(picture, tmp_path, monkeypatch):
     names = {"model": model}
     exec(compile(code, "docs/hosts_llava.md", "exec"), names)
     assert names["new"] and torch.equal(names["projector"].head[2].weight, own[2].weight)
-    images = names["tower"].image_processor(picture(1), return_tensors="pt")["pixel_values"]
+    images = names["tower"].image_processor(image(1), return_tensors="pt")["pixel_values"]
     assert len(model.encode_images(images)[0]) > 1
     assert torch.load("out/mm_projector.bin", weights_only=True).keys() >= {"model.mm_projector.head.0.weight"}
     for line in ("build_vision_projector", "class LlavaLlamaForCausalLM(RaggedImages, "):
         assert re.search(rf"^\+.*{re.escape(line)}", text, re.MULTILINE)
 
 
-def test_what_is_wrong(images_of, picture):
+def test_what_is_wrong(images_of, image):
     model, images = double("svp"), images_of("svp")
     ids, mask, _ = prompts()
     with pytest.raises(ValueError, match="needs superpixels.*3 channels.*SuperpixelImageProcessor"):
@@ -352,8 +350,8 @@ def test_what_is_wrong(images_of, picture):
         model.encode_images(images)
     inner = CLIPImageProcessor(**SHOWN)
     process = SuperpixelImageProcessor(inner, config_of("svp"))
-    with pytest.raises(ValueError, match="2 pictures need as many region maps"):
-        process([picture(1), picture(2)], region_maps=[])
+    with pytest.raises(ValueError, match="2 images need as many region maps"):
+        process([image(1), image(2)], region_maps=[])
     no_levels = SimpleNamespace(**{**vars(config_of("token_packer")), "mm_projector_levels": None})
     with pytest.raises(ValueError, match="mm_projector_levels"):
         build_vision_projector(no_levels)

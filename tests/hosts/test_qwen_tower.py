@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's vision tower up to its merger: row order, what it tells of patches, one picture at a time."""
+"""Qwen2.5-VL's vision tower up to its merger: row order, what it tells of patches, one image at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lavis_svp.hosts.qwen_tower import PatchOrder, picture_grids, qwen_features
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.qwen_tower import PatchOrder, image_grids, qwen_features
+from lavis_svp.hosts.recipe import SwapConfig
 
 GRIDS = torch.tensor([[1, 6, 10], [1, 2, 4], [1, 10, 4]])
-PLAIN = SwapRecipe("mlp", 32, 32, (4, 4))
+PLAIN = SwapConfig("mlp", 32, 32, (4, 4))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_patches_come_row_by_row(tower):
     step = tower.rotary_pos_emb(2)[1]
     wanted = [torch.cat([row * step, column * step]) for _, h, w in GRIDS for row in range(h) for column in range(w)]
     assert torch.allclose(rows_and_columns, torch.stack(wanted))
-    assert order.pictures.tolist() == [0, 60, 68, 108] and order.windows.tolist()[:2] == [0, 16]
+    assert order.images.tolist() == [0, 60, 68, 108] and order.windows.tolist()[:2] == [0, 16]
 
 
 @torch.no_grad()
@@ -80,14 +80,14 @@ def test_attention_received_is_that_of_the_block(tower, pixels, monkeypatch):
     monkeypatch.setattr(tower.config, "_attn_implementation", "eager")
     qwen_features(tower, pixels, GRIDS, recipe)
     order = PatchOrder.of(tower, GRIDS, torch.device("cpu"))
-    wanted = torch.cat(seen[-3:])[order.raster]  # the last block looks at each of the three pictures
+    wanted = torch.cat(seen[-3:])[order.raster]  # the last block looks at each of the three images
     assert torch.allclose(features.cls_attention[features.valid], wanted, atol=1e-5)
     assert torch.allclose(features.cls_attention.sum(1), torch.ones(3), atol=1e-4)
 
 
 def test_what_it_cannot_give_is_said(tower, pixels, monkeypatch):
-    with pytest.raises(ValueError, match="Picture 1 has 2 steps"):
-        picture_grids(torch.tensor([[1, 2, 2], [2, 2, 2]]))
+    with pytest.raises(ValueError, match="Image 1 has 2 steps"):
+        image_grids(torch.tensor([[1, 2, 2], [2, 2, 2]]))
     with pytest.raises(ValueError, match=r"levels \[3\].*0 \(embedding\) to 2"):
         qwen_features(tower, pixels, GRIDS, replace(PLAIN, levels=(1, 3)))
     monkeypatch.setattr(tower, "fullatt_block_indexes", [])

@@ -7,9 +7,9 @@ import pytest
 from transformers import LlavaConfig
 
 from lavis_svp.hosts.llava import SvpLlavaConfig
-from lavis_svp.hosts.recipe import SwapRecipe, swapped_config
+from lavis_svp.hosts.recipe import SwapConfig, swapped_config
 
-RECIPE = SwapRecipe("svp", 16, 8, (6, 4), {"ssa": "off"}, {"name": "slic"}, (1, 2))
+RECIPE = SwapConfig("svp", 16, 8, (6, 4), {"ssa": "off"}, {"name": "slic"}, (1, 2))
 
 
 def test_json_round_trip_through_a_host_configuration():
@@ -17,7 +17,7 @@ def test_json_round_trip_through_a_host_configuration():
     config = swapped_config(SvpLlavaConfig, original, RECIPE)
     assert config.model_type == "svp_llava" and config.text_config is original.text_config
     again = SvpLlavaConfig(**json.loads(config.to_json_string()))
-    assert SwapRecipe.of(again) == RECIPE and SwapRecipe.of({"svp": RECIPE.to_dict()}) == RECIPE
+    assert SwapConfig.of(again) == RECIPE and SwapConfig.of({"svp": RECIPE.to_dict()}) == RECIPE
 
 
 def test_building_and_outline():
@@ -28,8 +28,8 @@ def test_building_and_outline():
 
 def test_what_is_missing_or_unknown_is_said():
     with pytest.raises(ValueError, match="no 'svp' entry"):
-        SwapRecipe.of(LlavaConfig())
+        SwapConfig.of(LlavaConfig())
     with pytest.raises(ValueError, match="'colour'"):
-        SwapRecipe.of({"svp": {**RECIPE.to_dict(), "colour": 1}})
+        SwapConfig.of({"svp": {**RECIPE.to_dict(), "colour": 1}})
     with pytest.raises(ValueError, match="'no_such'"):
         replace(RECIPE, options={"no_such": 1}).build()

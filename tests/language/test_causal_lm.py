@@ -7,10 +7,10 @@ from transformers import AutoModelForCausalLM
 
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions, LoraOptions
 from lavis_svp.language.generate import generate_answers
-from lavis_svp.language.prompts import IGNORE, PromptOptions, PromptWriter
+from lavis_svp.language.prompts import IGNORE, PromptBuilder, PromptOptions
 from lavis_svp.language.splice import VisualPositions, splice
 
-PLACES = [VisualPositions([3, 0, 7, 7, 8], 9), VisualPositions([11, 2], 12)]  # of two pictures with 5 and 2 tokens
+PLACES = [VisualPositions([3, 0, 7, 7, 8], 9), VisualPositions([11, 2], 12)]  # of two images with 5 and 2 tokens
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def language(tiny_llama):
 
 
 def make_turns(language, layout="packed"):
-    writer = PromptWriter(language.tokenizer, PromptOptions(style="plain"), 64)
+    writer = PromptBuilder(language.tokenizer, PromptOptions(style="plain"), 64)
     texts = [["the red cup", "a much longer expression about a blue cup", "no"], ["the star"]]
     turns = [
         [writer.turn(t, "It is [SEG].", index=i, first=i == 0 or layout != "conversation") for i, t in enumerate(row)]
@@ -102,15 +102,15 @@ def test_generation_with_cache_equals_running_the_whole_text_again(language, pla
     prefix, turns = make_turns(language)
     answers = generate_answers(language, visual, counts, prefix, turns, places)
     flat = [(b, turn) for b, row in enumerate(turns) for turn in row]
-    assert answers.picture.tolist() == [0, 0, 0, 1] and answers.expression.tolist() == [0, 1, 2, 0]
-    for said, (picture, turn) in zip(answers.ids, flat, strict=True):
+    assert answers.image.tolist() == [0, 0, 0, 1] and answers.expression.tolist() == [0, 1, 2, 0]
+    for said, (image, turn) in zip(answers.ids, flat, strict=True):
         ids = turn.ids[: turn.prompt_length]
         expected = []
         for _ in range(language.options.max_new_tokens):
             embedded = torch.cat(
                 [
                     language.embed(torch.tensor([prefix])),
-                    visual[picture : picture + 1, : counts[picture]],
+                    visual[image : image + 1, : counts[image]],
                     language.embed(torch.tensor([ids])),
                 ],
                 1,
@@ -120,7 +120,7 @@ def test_generation_with_cache_equals_running_the_whole_text_again(language, pla
             mask = mask.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), torch.finfo(mask.dtype).min)
             positions = list(range(length))
             if places is not None:
-                offsets, span = places[picture].offsets, places[picture].span
+                offsets, span = places[image].offsets, places[image].span
                 positions = [len(prefix) + offset for offset in offsets]
                 positions = [*range(len(prefix)), *positions, *(len(prefix) + span + i for i in range(len(ids)))]
             states = language(embedded, mask, torch.tensor([positions]))

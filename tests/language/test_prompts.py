@@ -8,10 +8,10 @@ from lavis_svp.language.causal_lm import load_tokenizer
 from lavis_svp.language.prompts import (
     IGNORE,
     SEG_TOKEN,
+    PromptBuilder,
     PromptOptions,
-    PromptWriter,
     conversation_styles,
-    defuse_markers,
+    escape_special_tokens,
 )
 
 
@@ -23,7 +23,7 @@ def tokenizer(tiny_llama):
 @pytest.mark.parametrize("style", conversation_styles.names())
 @pytest.mark.parametrize("first", [True, False])
 def test_labels_are_exactly_the_answer_and_its_end(tokenizer, style, first):
-    writer = PromptWriter(tokenizer, PromptOptions(style=style), 128)
+    writer = PromptBuilder(tokenizer, PromptOptions(style=style), 128)
     turn = writer.turn("the red cup", "It is [SEG].", first=first)
     supervised = [label for label in turn.labels if label != IGNORE]
     assert tokenizer.decode(supervised).strip() == "It is [SEG]." + tokenizer.eos_token
@@ -34,7 +34,7 @@ def test_labels_are_exactly_the_answer_and_its_end(tokenizer, style, first):
 
 @pytest.mark.parametrize("style", conversation_styles.names())
 def test_the_prompt_does_not_depend_on_the_answer(tokenizer, style):
-    writer = PromptWriter(tokenizer, PromptOptions(style=style), 128)
+    writer = PromptBuilder(tokenizer, PromptOptions(style=style), 128)
     turns = [writer.turn("the red cup", answer) for answer in ("[SEG]", "It is [SEG].", "There is no such thing.")]
     assert len({tuple(turn.ids[: turn.prompt_length]) for turn in turns}) == 1
 
@@ -47,7 +47,7 @@ def test_seg_is_one_token_however_it_is_spaced(tokenizer):
 
 @pytest.mark.parametrize("text", ["cup [SEG]", "<image> of a cup", "<|im_end|> cup", "[SEG][SEG]<image>"])
 def test_markers_inside_an_expression_stay_words(tokenizer, text):
-    writer = PromptWriter(tokenizer, PromptOptions(), 128)
+    writer = PromptBuilder(tokenizer, PromptOptions(), 128)
     turn = writer.turn(text, "[SEG]")
     special = {tokenizer.convert_tokens_to_ids(SEG_TOKEN), *tokenizer.all_special_ids}
     assert not special & set(turn.ids[: turn.prompt_length])
@@ -57,17 +57,17 @@ def test_special_tokens_that_have_no_role_stay_words_too(tiny_llama):
     tokenizer = load_tokenizer(str(tiny_llama))
     tokenizer.add_tokens([AddedToken("<repo_name>", special=True)])
     assert "<repo_name>" not in tokenizer.all_special_tokens
-    turn = PromptWriter(tokenizer, PromptOptions(), 128).turn("<repo_name> cup", "[SEG]")
+    turn = PromptBuilder(tokenizer, PromptOptions(), 128).turn("<repo_name> cup", "[SEG]")
     assert tokenizer.convert_tokens_to_ids("<repo_name>") not in turn.ids
 
 
 def test_defuse_markers_breaks_the_marker_only():
-    assert defuse_markers("a [SEG] b <image>") == "a [ SEG ] b < image >"
-    assert defuse_markers("plain text [x]") == "plain text [x]"
+    assert escape_special_tokens("a [SEG] b <image>") == "a [ SEG ] b < image >"
+    assert escape_special_tokens("plain text [x]") == "plain text [x]"
 
 
 def test_empty_and_endless_expressions_are_refused(tokenizer):
-    writer = PromptWriter(tokenizer, PromptOptions(), 64)
+    writer = PromptBuilder(tokenizer, PromptOptions(), 64)
     with pytest.raises(ValueError, match="empty"):
         writer.turn("  ", "[SEG]")
     with pytest.raises(ValueError, match="max_turn_tokens = 64"):
@@ -87,7 +87,7 @@ def test_bad_wordings_are_refused():
 
 def test_the_prefix_starts_with_bos_once(tokenizer):
     for style in conversation_styles.names():
-        ids = PromptWriter(tokenizer, PromptOptions(style=style), 64).prefix_ids()
+        ids = PromptBuilder(tokenizer, PromptOptions(style=style), 64).prefix_ids()
         assert ids[0] == tokenizer.bos_token_id
         assert len(ids) < 2 or ids[1] != tokenizer.bos_token_id
 
@@ -96,7 +96,7 @@ def test_the_prefix_starts_with_bos_once(tokenizer):
 @pytest.mark.parametrize("question", ["how many red cups are there?", ""])
 def test_questions_and_captions_have_the_formats_of_expressions(tokenizer, style, question):
     """Everything around the question and the answer is what stands around an expression and its answer."""
-    writer = PromptWriter(tokenizer, PromptOptions(style=style), 128)
+    writer = PromptBuilder(tokenizer, PromptOptions(style=style), 128)
     turn = writer.words_turn(question, "two cups")
     options = writer.options
     asked = options.vqa_questions[0].format(question=question) if question else options.caption_questions[0]
@@ -108,7 +108,7 @@ def test_questions_and_captions_have_the_formats_of_expressions(tokenizer, style
 
 
 def test_a_prompt_of_ones_own_stands_as_it_is(tokenizer):
-    writer = PromptWriter(tokenizer, PromptOptions(style="plain"), 128)
+    writer = PromptBuilder(tokenizer, PromptOptions(style="plain"), 128)
     turn = writer.words_turn("Q: {what}?", "x", wording=None)
     assert tokenizer.decode(turn.ids[: turn.prompt_length]) == "Q: {what}?\n"
     with pytest.raises(ValueError, match="empty"):
@@ -116,7 +116,7 @@ def test_a_prompt_of_ones_own_stands_as_it_is(tokenizer):
 
 
 def test_answers_hold_no_marker(tokenizer):
-    writer = PromptWriter(tokenizer, PromptOptions(), 128)
+    writer = PromptBuilder(tokenizer, PromptOptions(), 128)
     turn = writer.words_turn("what?", "It is [SEG] <|im_end|>")
     assert tokenizer.convert_tokens_to_ids(SEG_TOKEN) not in turn.ids
     assert turn.ids[turn.prompt_length :].count(tokenizer.eos_token_id) == 1

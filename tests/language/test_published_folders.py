@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
-from lavis_svp.language.prompts import IGNORE, PromptOptions, PromptWriter
+from lavis_svp.language.prompts import IGNORE, PromptBuilder, PromptOptions
 
 VOCABULARY = 320
 SHARD = 40_000  # bytes, so that the tiny model makes several files
@@ -54,7 +54,7 @@ def test_a_sharded_folder_with_a_slow_tokenizer_is_loaded_whole(vicuna_folder, l
 @pytest.mark.parametrize("vicuna_folder", ["safetensors"], indirect=True)
 def test_answers_are_found_in_sentencepieces_tokens(vicuna_folder):
     language = LanguageModel(LanguageOptions(name=str(vicuna_folder), tuning="frozen"))
-    writer = PromptWriter(language.tokenizer, PromptOptions(style="llava_v1"), 256)
+    writer = PromptBuilder(language.tokenizer, PromptOptions(style="llava_v1"), 256)
     turn = writer.turn("the red cup", "It is [SEG].")
     assert turn.ids.count(language.seg_id) == 1
     answer = [label for label in turn.labels if label != IGNORE]

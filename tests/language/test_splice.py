@@ -29,9 +29,9 @@ def test_seg_positions_equal_a_brute_force_search(batch, layout):
     counts = [count for count, _ in batch]
     turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
     plan = splice([1, 2], counts, turns, layout)
-    rows, columns, picture, expression = plan.before_token(SEG)
+    rows, columns, image, expression = plan.before_token(SEG)
     expected = [(b, i) for b, (_, items) in enumerate(batch) for i, (_, seg) in enumerate(items) if seg]
-    assert list(zip(picture.tolist(), expression.tolist(), strict=True)) == expected
+    assert list(zip(image.tolist(), expression.tolist(), strict=True)) == expected
     for row, column, (b, i) in zip(rows.tolist(), columns.tolist(), expected, strict=True):
         assert plan.ids[row, column + 1] == SEG
         assert plan.ids[row, column] == turns[b][i].ids[-3]  # the token before [SEG] of the same turn
@@ -43,18 +43,18 @@ def test_every_visual_token_stands_once_per_row_and_in_order(batch, layout):
     counts = [count for count, _ in batch]
     turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
     plan = splice([1, 2], counts, turns, layout)
-    for row, picture in enumerate(plan.picture.tolist()):
+    for row, image in enumerate(plan.image.tolist()):
         here = plan.visual_index[row][plan.ids[row] == VISUAL]
-        assert here.tolist() == list(range(counts[picture]))
+        assert here.tolist() == list(range(counts[image]))
     visual = torch.arange(float(len(counts) * 8)).reshape(len(counts), 8, 1) + 1000
     text = plan.ids.clamp_min(0)[..., None].float()
     merged = plan.embeddings(text, visual)[..., 0]
-    for row, picture in enumerate(plan.picture.tolist()):
+    for row, image in enumerate(plan.image.tolist()):
         for column, token in enumerate(plan.ids[row].tolist()):
             if token == PAD:
                 expected = 0.0
             elif token == VISUAL:
-                expected = float(visual[picture, plan.visual_index[row, column], 0])
+                expected = float(visual[image, plan.visual_index[row, column], 0])
             else:
                 expected = float(token)
             assert merged[row, column] == expected
@@ -87,8 +87,8 @@ def test_layouts_hold_what_they_say():
 
 @settings(max_examples=40, deadline=None)
 @given(batches, st.sampled_from(LAYOUTS), st.integers(0, 99))
-def test_given_positions_move_the_picture_and_the_text_behind_it(batch, layout, seed):
-    """Everything but the positions stays; text goes on behind the span as if the picture filled it."""
+def test_given_positions_move_the_image_and_the_text_behind_it(batch, layout, seed):
+    """Everything but the positions stays; text goes on behind the span as if the image filled it."""
     counts = [count for count, _ in batch]
     turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
     random = torch.Generator().manual_seed(seed)
@@ -97,16 +97,16 @@ def test_given_positions_move_the_picture_and_the_text_behind_it(batch, layout, 
         span = int(torch.randint(1, 20, (1,), generator=random))
         places.append(VisualPositions(torch.randint(0, span, (count,), generator=random).tolist(), span))
     plain, moved = (splice([1, 2], counts, turns, layout, None, "cpu", given) for given in (None, places))
-    for name in ("ids", "labels", "visual_index", "turn", "expression", "picture"):
+    for name in ("ids", "labels", "visual_index", "turn", "expression", "image"):
         assert torch.equal(getattr(plain, name), getattr(moved, name))
-    for row, picture in enumerate(plain.picture.tolist()):
+    for row, image in enumerate(plain.image.tolist()):
         visual = plain.ids[row] == VISUAL
         assert moved.positions[row, :2].tolist() == [0, 1]
-        assert (moved.positions[row][visual] - 2).tolist() == places[picture].offsets
+        assert (moved.positions[row][visual] - 2).tolist() == places[image].offsets
         text = plain.valid[row] & ~visual
         text[:2] = False
         shift = moved.positions[row][text] - plain.positions[row][text]
-        assert shift.eq(places[picture].span - counts[picture]).all()
+        assert shift.eq(places[image].span - counts[image]).all()
     by_index = [VisualPositions.by_index(count) for count in counts]
     assert torch.equal(splice([1, 2], counts, turns, layout, None, "cpu", by_index).positions, plain.positions)
 
@@ -125,8 +125,8 @@ def test_the_longest_sequence_is_counted_in_positions():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(prefix_ids=[1], visual_counts=[2], turns=[]), "1 pictures have visual tokens but 0 have text"),
-        (dict(prefix_ids=[1], visual_counts=[0], turns=[[make_turn(2, 0)]]), "Picture 0 has 0 visual tokens"),
+        (dict(prefix_ids=[1], visual_counts=[2], turns=[]), "1 images have visual tokens but 0 have text"),
+        (dict(prefix_ids=[1], visual_counts=[0], turns=[[make_turn(2, 0)]]), "Image 0 has 0 visual tokens"),
         (dict(prefix_ids=[1], visual_counts=[2], turns=[[]]), "0 expressions"),
         (dict(prefix_ids=[1], visual_counts=[2], turns=[[make_turn(2, 0)]], layout="x"), "packed"),
         (dict(prefix_ids=[1], visual_counts=[90], turns=[[make_turn(2, 0)]], max_length=50), "95 positions"),

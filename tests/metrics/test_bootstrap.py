@@ -9,7 +9,7 @@ from lavis_svp.metrics.bootstrap import Bootstrap, cluster_sums, ratio_interval
 
 
 def slow_interval(above, below, clusters, groups, bootstrap):
-    """Draw pictures with replacement, take all their rows as often as drawn, and score those rows."""
+    """Draw images with replacement, take all their rows as often as drawn, and score those rows."""
     names = list(dict.fromkeys(clusters))
     rng = np.random.default_rng(bootstrap.seed)
     values = []
@@ -62,15 +62,15 @@ def test_same_seed_same_interval_and_it_holds_the_mean():
     assert first[0] < scores.mean() < first[1]
 
 
-def test_expressions_of_a_picture_are_drawn_together():
-    """20 equal expressions in each of 5 pictures tell no more than 5 expressions do."""
+def test_expressions_of_a_image_are_drawn_together():
+    """20 equal expressions in each of 5 images tell no more than 5 expressions do."""
     scores = np.array([0.1, 0.3, 0.5, 0.7, 0.9])[:, None]
     alone = ratio_interval(scores, np.ones_like(scores))
     repeated = ratio_interval(20 * scores, 20 * np.ones_like(scores))
     assert repeated == pytest.approx(alone)
 
 
-def test_no_spread_without_a_second_picture():
+def test_no_spread_without_a_second_image():
     assert ratio_interval(np.ones((1, 1)), np.ones((1, 1))) is None
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lavis_svp.metrics.records import check_records, merge_records, view
 
 
-def test_repeated_pictures_of_a_padded_sampler_count_once(make_record):
+def test_repeated_images_of_a_padded_sampler_count_once(make_record):
     parts = [[make_record("a"), make_record("c")], [make_record("b"), make_record("a", ms=9.0)]]
     merged = merge_records(parts, ["a", "b", "c"])
     assert [record["expression_id"] for record in merged] == ["a", "b", "c"]
@@ -34,15 +34,15 @@ def test_a_split_with_repeated_ids_is_refused(make_record):
 
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 5))
-def test_any_number_of_processes_gives_the_same_records(pictures, ranks):
+def test_any_number_of_processes_gives_the_same_records(images, ranks):
     rows = [
         {"expression_id": f"e{i}", "image_id": i, "file_name": "", "expression": "", "gt_area": i}
-        for i in range(pictures)
+        for i in range(images)
     ]
-    padded = rows + [rows[i % pictures] for i in range(-pictures % ranks)]  # as DistributedSampler pads
+    padded = rows + [rows[i % images] for i in range(-images % ranks)]  # as DistributedSampler pads
     parts = [padded[rank::ranks] for rank in range(ranks)]
     assert merge_records(parts, [row["expression_id"] for row in rows]) == rows
-    assert sorted(row["image_id"] for row in merge_records(parts)) == list(range(pictures))
+    assert sorted(row["image_id"] for row in merge_records(parts)) == list(range(images))
 
 
 def test_view_of_records_with_both_modes(make_record):

@@ -70,7 +70,7 @@ def test_pick_examples():
     assert [pick_correct(labels, 3, pick, part) for pick in range(3)] == [True, False, False]
     coarse = np.zeros((1, 6), np.int32)  # one region: the best there is
     assert pick_correct(coarse, 1, 0, target) is True
-    with pytest.raises(ValueError, match="picked region is 3, but the picture has regions 0 to 2"):
+    with pytest.raises(ValueError, match="picked region is 3, but the image has regions 0 to 2"):
         pick_correct(labels, 3, 3, target)
 
 

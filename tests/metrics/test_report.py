@@ -90,4 +90,4 @@ def test_table_shows_each_kind_with_its_baselines(records):
     relation = next(line for line in text.splitlines() if line.startswith("relation"))
     assert "0.200" in relation and "0.300" in relation
     assert any(line.startswith(MACRO_ROW) and "0.500" in line for line in text.splitlines())
-    assert "10.0 visual tokens a picture" in text
+    assert "10.0 visual tokens an image" in text

@@ -23,7 +23,7 @@ def test_four_cases_one_by_one(four_cases):
 
 def test_group_of_the_four_cases(four_cases):
     group = group_scores(four_cases)
-    assert (group["n"], group["n_target"], group["n_pictures"]) == (4, 2, 4)
+    assert (group["n"], group["n_target"], group["n_images"]) == (4, 2, 4)
     assert group["giou"] == pytest.approx((1 + 0 + 0 + 0.4) / 4)
     assert group["ciou"] == pytest.approx(40 / (30 + 50 + 100))
     assert group["pr@0.5"] == 0.0
@@ -62,9 +62,9 @@ def test_picks_and_baselines_are_means_of_what_is_there(make_record):
     assert group["baseline_attribute"] is None
 
 
-def test_tokens_are_averaged_over_pictures(make_record):
+def test_tokens_are_averaged_over_images(make_record):
     rows = [make_record(str(i), image_id=0, tokens=10) for i in range(3)] + [make_record("z", image_id=1, tokens=20)]
-    assert group_scores(rows)["tokens_per_picture"] == 15
+    assert group_scores(rows)["tokens_per_image"] == 15
 
 
 def test_nothing_gives_none_not_a_crash():

@@ -52,7 +52,7 @@ def make_model(tiny_parts: dict[str, Path]) -> Callable[..., Any]:
 
 @pytest.fixture
 def batch() -> dict[str, Any]:
-    """Two pictures, one of them not square, with three and one expressions; one has no target."""
+    """Two images, one of them not square, with three and one expressions; one has no target."""
     import torch
 
     rng = np.random.default_rng(0)

@@ -84,7 +84,7 @@ def test_centroid_positions_reach_every_path_and_are_those_of_patches(make_model
 
 
 def test_a_sequence_of_patches_must_fit_though_its_tokens_are_few(make_model, batch):
-    """Nine superpixels a picture, on a grid of 36 patches."""
+    """Nine superpixels an image, on a grid of 36 patches."""
     loss_of(make_model(language={"max_length": 45}), batch)
     with pytest.raises(ValueError, match=r"positions, the language model knows 45.*centroid"):
         loss_of(make_model(language={"max_length": 45, "visual_positions": "centroid"}), batch)

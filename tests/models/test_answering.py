@@ -33,11 +33,11 @@ def asked(batch):
     return {"image": batch["image"], "original_size": batch["original_size"], "text_input": QUESTIONS}
 
 
-def one(samples, picture, number):
-    """A sample with one question of one picture."""
+def one(samples, image, number):
+    """A sample with one question of one image."""
     return {
-        **{key: samples[key][picture : picture + 1] for key in ("image", "original_size")},
-        "text_input": [samples["text_input"][picture][number]],
+        **{key: samples[key][image : image + 1] for key in ("image", "original_size")},
+        "text_input": [samples["text_input"][image][number]],
     }
 
 
@@ -53,8 +53,8 @@ def test_all_at_once_equals_one_by_one(model, asked, method):
     together = model.predict_answers(asked, **options)
     assert [len(said) for said in together] == [2, 1]
     alone = [
-        [model.predict_answers(one(asked, picture, number), **options)[0] for number in range(len(said))]
-        for picture, said in enumerate(QUESTIONS)
+        [model.predict_answers(one(asked, image, number), **options)[0] for number in range(len(said))]
+        for image, said in enumerate(QUESTIONS)
     ]
     assert together == alone
     if method == "rank":
@@ -112,7 +112,7 @@ def test_rank_takes_the_likeliest_answer(model, asked):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["generate", "rank"])
-def test_answers_are_given_with_the_positions_of_the_picture(model, asked, method, monkeypatch):
+def test_answers_are_given_with_the_positions_of_the_image(model, asked, method, monkeypatch):
     seen = []
     for name, function in (("generate_answers", generate_answers), ("rank_answers", rank_answers)):
 
@@ -149,7 +149,7 @@ def test_length_limits_hold(model, asked):
             assert least <= len(ids) <= most and eos not in ids[:least]
 
 
-def test_captions_of_every_picture(model, batch):
+def test_captions_of_every_image(model, batch):
     plain = {key: batch[key] for key in ("image", "original_size")}
     captions = model.generate(plain, max_length=7)
     assert len(captions) == 2 and all(isinstance(text, str) for text in captions)
@@ -159,11 +159,11 @@ def test_captions_of_every_picture(model, batch):
     assert model.generate({**plain, "prompt": [wording, "what?"]}, max_length=7)[0] == captions[0]
 
 
-def test_one_question_is_put_to_every_picture(model, batch):
+def test_one_question_is_put_to_every_image(model, batch):
     plain = {key: batch[key] for key in ("image", "original_size")}
     one_each = model.predict_answers({**plain, "text_input": ["how many?"] * 2})
     assert model.predict_answers({**plain, "text_input": "how many?"}) == one_each
-    with pytest.raises(ValueError, match="2 pictures but 3 texts"):
+    with pytest.raises(ValueError, match="2 images but 3 texts"):
         model.predict_answers({**plain, "text_input": ["how many?"] * 3})
 
 
@@ -263,7 +263,7 @@ def test_data_sets_of_all_three_tasks_mix_within_a_batch(make_model, tmp_path):
         section = OmegaConf.load(cls.default_config_path("train")).datasets[name]
         processors = {mode: {"image_size": 128} for mode in ("train", "eval")}
         info = {"root": str(tmp_path), "sizes": {"train": 2}}
-        changes = {"vis_processor": processors, "build_info": info, "drawing": {"expressions_per_picture": 2}}
+        changes = {"vis_processor": processors, "build_info": info, "drawing": {"expressions_per_image": 2}}
         parts.append(cls(OmegaConf.merge(section, changes)).build_datasets()["train"])
     joined = concat_datasets({"train": parts})["train"]
     samples = joined.collater([joined[index] for index in range(len(joined))])

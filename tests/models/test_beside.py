@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_svp.models.beside import BESIDE, COLOUR_MEAN, COLOUR_STD, beside_width, on_grid, put_beside
+from lavis_svp.models.beside import COLOUR_MEAN, COLOUR_STD, EXTRA_CHANNELS, append_channels, extra_width, on_grid
 from lavis_svp.models.options import EncoderOptions
 from lavis_svp.projectors import list_projectors
 from lavis_svp.projectors.structures import PatchFeatures
@@ -40,9 +40,9 @@ def test_channels_stand_in_the_named_order_and_reach_levels_and_summary():
     features = PatchFeatures(
         torch.randn(1, 4, 5), [(2, 2)], valid, levels=torch.randn(1, 2, 4, 5), summary=torch.randn(1, 5)
     )
-    sam, pixels = torch.randn(1, BESIDE["sam"], 2, 2), torch.rand(1, 3, 4, 4)
-    got = put_beside(features, ("colour", "sam"), sam, pixels, [(1.0, 1.0)])
-    assert got.patches.shape == (1, 4, 5 + beside_width(("sam", "colour"))) == (1, 4, 264)
+    sam, pixels = torch.randn(1, EXTRA_CHANNELS["sam"], 2, 2), torch.rand(1, 3, 4, 4)
+    got = append_channels(features, ("colour", "sam"), sam, pixels, [(1.0, 1.0)])
+    assert got.patches.shape == (1, 4, 5 + extra_width(("sam", "colour"))) == (1, 4, 264)
     assert torch.equal(got.patches[..., :5], features.patches)
     colour = (pixels[0, :, :2, 2:].mean((1, 2)) - COLOUR_MEAN) / COLOUR_STD
     size = features.patches[0].square().mean(1).sqrt()
@@ -54,11 +54,11 @@ def test_channels_stand_in_the_named_order_and_reach_levels_and_summary():
     assert got.levels is not None and got.summary is not None
     torch.testing.assert_close(got.levels[0, :, :, 5:], got.patches[0, None, :, 5:].expand(2, -1, -1))
     torch.testing.assert_close(got.summary[0, 5:], got.patches[0, :3, 5:].mean(0))
-    assert put_beside(features, (), sam, pixels, [(1.0, 1.0)]) is features
+    assert append_channels(features, (), sam, pixels, [(1.0, 1.0)]) is features
 
 
-def test_no_padding_of_sams_frame_gets_into_a_stretched_picture(make_model, batch):
-    """Grey in the padding below a wide picture must change nothing, whether features are cached or not."""
+def test_no_padding_of_sams_frame_gets_into_a_stretched_image(make_model, batch):
+    """Grey in the padding below a wide image must change nothing, whether features are cached or not."""
     frozen = make_model(vision_encoder={"beside": ["colour"]}).frozen
     colour = frozen({"image": batch["image"]}).features.patches[..., -3:]
     moved = batch["image"].clone()

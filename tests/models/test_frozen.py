@@ -9,28 +9,28 @@ import pytest
 import torch
 
 from lavis_svp.models import prepare
-from lavis_svp.models.frozen import generator_options, picture_frames, picture_pixels
+from lavis_svp.models.frozen import generator_options, image_frames, image_pixels
 from lavis_svp.models.frozen_cache import FrozenCache
-from lavis_svp.models.prepare import prepare_datasets
+from lavis_svp.models.prepare import precompute_features
 
 
 def test_frames_are_read_from_the_validity_channel():
     valid = torch.zeros(2, 8, 8)
     valid[0, :6, :8] = 1
     valid[1, :8, :3] = 1
-    frames = picture_frames(valid, [(60, 80), (16, 6)])
+    frames = image_frames(valid, [(60, 80), (16, 6)])
     assert [(f.input_size, f.original_size) for f in frames] == [((6, 8), (60, 80)), ((8, 3), (16, 6))]
-    assert picture_frames(valid, None)[0].original_size == (6, 8)
-    with pytest.raises(ValueError, match="Picture 0 has no valid pixel"):
-        picture_frames(valid * 0, None)
+    assert image_frames(valid, None)[0].original_size == (6, 8)
+    with pytest.raises(ValueError, match="Image 0 has no valid pixel"):
+        image_frames(valid * 0, None)
 
 
 def test_pixels_come_back_from_the_tensor():
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     image = torch.zeros(4, 8, 8)
-    image[:3, :5, :7] = torch.from_numpy(picture).permute(2, 0, 1) / 255
+    image[:3, :5, :7] = torch.from_numpy(photo).permute(2, 0, 1) / 255
     image[3, :5, :7] = 1
-    assert (picture_pixels(image, picture_frames(image[3:], None)[0]) == picture).all()
+    assert (image_pixels(image, image_frames(image[3:], None)[0]) == photo).all()
 
 
 def test_the_cache_keeps_features_and_survives_damage(tmp_path):
@@ -61,22 +61,22 @@ def test_other_weights_under_the_same_name_are_another_cache(make_model, tmp_pat
 def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cache, monkeypatch):
     from PIL import Image
 
-    from lavis_svp.datasets.pictures import read_picture
+    from lavis_svp.datasets.images import read_image
     from lavis_svp.encoders.frame import fit_frame
 
-    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    photo = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "a.png")
 
     class Split:
-        picture_file = staticmethod(lambda picture: tmp_path / picture.file_name)
-        annotation = [type("Picture", (), {"file_name": "a.png"})()] * 2
+        image_file = staticmethod(lambda image: tmp_path / image.file_name)
+        annotation = [type("Image", (), {"file_name": "a.png"})()] * 2
         superpixel_cache = frozen_cache = None
 
     model = make_model()
-    prepare_datasets(model.frozen, {"any": {"train": Split}})
-    key = read_picture(tmp_path / "a.png").key
+    precompute_features(model.frozen, {"any": {"train": Split}})
+    key = read_image(tmp_path / "a.png").key
     stored = Split.frozen_cache.get(key)
-    fresh = model.frozen({"image": fit_frame(picture, 128)[None], "original_size": [(96, 128)]})
+    fresh = model.frozen({"image": fit_frame(photo, 128)[None], "original_size": [(96, 128)]})
     torch.testing.assert_close(stored["patches"].float(), fresh.features.patches[0], atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(stored["sam"].float(), fresh.sam[0], atol=5e-3, rtol=5e-3)
     assert (Split.superpixel_cache.get(key).labels == fresh.region_maps[0].labels).all()
@@ -85,7 +85,7 @@ def test_datasets_get_what_the_model_would_compute(make_model, tmp_path, own_cac
         raise AssertionError("computed again")
 
     monkeypatch.setattr(model.frozen, "encode", fail)
-    prepare_datasets(model.frozen, {"any": {"train": Split}})
+    precompute_features(model.frozen, {"any": {"train": Split}})
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -93,17 +93,17 @@ def test_worker_processes_store_the_same(workers, make_model, tmp_path, own_cach
     """With one worker in this process, by the function that workers call."""
     from PIL import Image
 
-    from lavis_svp.datasets.pictures import picture_key
+    from lavis_svp.datasets.images import image_key
 
     rng = np.random.default_rng(1)
     names = [f"{number}.png" for number in range(3)]
     for name in names:
         Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(tmp_path / name)
-    keys = [picture_key((tmp_path / name).read_bytes()) for name in names]
+    keys = [image_key((tmp_path / name).read_bytes()) for name in names]
 
     class Split:
-        picture_file = staticmethod(lambda picture: tmp_path / picture.file_name)
-        annotation = [type("Picture", (), {"file_name": name})() for name in names]
+        image_file = staticmethod(lambda image: tmp_path / image.file_name)
+        annotation = [type("Image", (), {"file_name": name})() for name in names]
         superpixel_cache = frozen_cache = None
 
     model = make_model()
@@ -114,12 +114,12 @@ def test_worker_processes_store_the_same(workers, make_model, tmp_path, own_cach
     else:
         monkeypatch.setattr(prepare, "WORTH_WORKERS", 2)
         monkeypatch.setattr(prepare.os, "cpu_count", lambda: 2)
-        prepare.prepare_datasets(model.frozen, {"any": {"train": Split}})
+        prepare.precompute_features(model.frozen, {"any": {"train": Split}})
     stored = [features.get(key)["patches"] for key in keys]
     for key in keys:
         features.path(key).unlink()
     monkeypatch.setattr(prepare, "WORTH_WORKERS", 100)
-    prepare.prepare_datasets(model.frozen, {"any": {"train": Split}})
+    prepare.precompute_features(model.frozen, {"any": {"train": Split}})
     for key, patches in zip(keys, stored, strict=True):
         torch.testing.assert_close(features.get(key)["patches"], patches, atol=5e-3, rtol=5e-3)
     with pytest.raises(RuntimeError, match="changed after loading"):

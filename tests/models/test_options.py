@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lavis_svp import launch
-from lavis_svp.heads.readout import ReadoutOptions
-from lavis_svp.models.options import AidOptions, ModelOptions, parse_model_options
+from lavis_svp.heads.readout import SegPromptOptions
+from lavis_svp.models.options import AuxiliaryLossOptions, ModelOptions, parse_model_options
 from lavis_svp.projectors import list_projectors
 from lavis_svp.superpixels import list_superpixels
 
@@ -31,7 +31,7 @@ def test_every_model_yaml_is_read_whole(path):
 @pytest.mark.parametrize("path", [p for p in MODELS if "tiny" not in p.name], ids=lambda path: path.stem)
 def test_full_scale_types_have_no_aids(path):
     options = parse_model_options(OmegaConf.load(path).model)
-    assert options.aids == AidOptions() and options.readout == ReadoutOptions()
+    assert options.aids == AuxiliaryLossOptions() and options.readout == SegPromptOptions()
     assert options.losses.resolution == "original" and options.language.num_layers is None
 
 
@@ -72,8 +72,8 @@ def test_levels_and_a_side_of_two_numbers_are_hashable():
         ({"losses": {"dice": float("nan")}}, "losses.dice must be a number of at least 0, got nan"),
         ({"aids": {"alignment_steps": -5}}, "aids.alignment_steps must be a whole number of at least 0, got -5"),
         (
-            {"sam": {"max_masks_per_picture": 0}},
-            "sam.max_masks_per_picture must be a whole number of at least 1, got 0",
+            {"sam": {"max_masks_per_image": 0}},
+            "sam.max_masks_per_image must be a whole number of at least 1, got 0",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lavis_svp.heads.grounding import word_alignment_loss
 from lavis_svp.heads.mask_head import Frame
 from lavis_svp.models.aids import PLACE_SCALE, PLACE_WORDS, word_embeddings
-from lavis_svp.models.frozen import FrozenInputs
+from lavis_svp.models.frozen import VisionFeatures
 from lavis_svp.models.tokens import token_places
 from lavis_svp.projectors.structures import PatchFeatures, VisualTokens
 
@@ -22,7 +22,7 @@ FIRST = {"epoch": 0, "num_iters_per_epoch": 2, "iters": 0}
 def inputs(grid, extent, assignment):
     count = grid[0] * grid[1]
     features = PatchFeatures(torch.zeros(1, count, 3), [grid], torch.ones(1, count, dtype=torch.bool))
-    frozen = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [Frame(64, (64, 64), (80, 80))], [extent])
+    frozen = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [Frame(64, (64, 64), (80, 80))], [extent])
     tokens = assignment.shape[0]
     return VisualTokens(torch.zeros(1, tokens, 4), torch.ones(1, tokens, dtype=torch.bool), assignment[None]), frozen
 
@@ -40,9 +40,9 @@ def test_a_tokens_place_is_the_mean_of_its_patches_centres(rows, columns, tokens
         torch.testing.assert_close(places[0, token], torch.tensor([y, x]), atol=1e-3, rtol=0)
 
 
-def test_a_place_is_a_share_of_the_picture_and_not_of_its_padding():
+def test_a_place_is_a_share_of_the_image_and_not_of_its_padding():
     assignment = torch.zeros(1, 16)
-    assignment[0, 5] = 1.0  # second row and column of 4 x 4, of which the picture fills the upper half
+    assignment[0, 5] = 1.0  # second row and column of 4 x 4, of which the image fills the upper half
     places = token_places(*inputs((4, 4), (0.5, 1.0), assignment))
     torch.testing.assert_close(places[0, 0], torch.tensor([0.75, 0.375]))
 
@@ -65,10 +65,10 @@ def test_the_loss_is_the_formula_token_by_token(make_model, batch, name):
     words = word_embeddings(model.language, list(PLACE_WORDS), model.device)
     words = torch.nn.functional.normalize(words - words.mean(0), dim=1)
     terms = []
-    for picture, valid in enumerate(visual.valid):
+    for image, valid in enumerate(visual.valid):
         for token in valid.nonzero().flatten().tolist():
-            y, x = places[picture, token].tolist()
-            unit = torch.nn.functional.normalize(visual.tokens[picture, token], dim=0)
+            y, x = places[image, token].tolist()
+            unit = torch.nn.functional.normalize(visual.tokens[image, token], dim=0)
             share = {"left": 1 - x, "right": x, "above": 1 - y, "below": y, "top": 1 - y, "bottom": y}
             for index, word in enumerate(PLACE_WORDS):
                 p = torch.sigmoid(PLACE_SCALE * unit @ words[index])
@@ -88,7 +88,7 @@ def test_tokens_that_say_their_side_lose_less_than_those_that_say_the_other():
     assert right < wrong - 0.05
 
 
-def test_a_token_of_the_whole_picture_has_no_place(make_model, batch):
+def test_a_token_of_the_whole_image_has_no_place(make_model, batch):
     model = make_model(**ON, projector={**SVP, "global_token": "mean"})
     encoded = model.encode(batch)
     before = model.aids.place_loss(encoded, model.language)

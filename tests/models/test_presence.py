@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lavis_svp.common.checkpoint_errors import WrongCheckpointError
 from lavis_svp.models.options import parse_model_options
-from lavis_svp.models.presence import PRESENCE, PresenceOptions, read_fit, stored_presence, weigh
+from lavis_svp.models.presence import PRESENCE, NoTargetOptions, read_fit, stored_presence, weigh
 from lavis_svp.models.trained_as import only_training
 
 READS = {"prompt": {"style": "plain", "answers": ["[SEG]"]}, "readout": {"pointer": True}}
@@ -19,7 +19,7 @@ ALWAYS = 1e6
 
 def answered(model, batch):
     with torch.no_grad():
-        return [[one.answered for one in picture] for picture in model.predict_masks(batch)]
+        return [[one.answered for one in image] for image in model.predict_masks(batch)]
 
 
 @pytest.mark.parametrize(("bias", "expected"), [(ALWAYS, True), (-ALWAYS, False)])
@@ -37,8 +37,8 @@ def test_what_is_weighed_foretells_every_answer(make_model, batch):
     model = make_model(**READS, presence={"bias": bias, "evidence": weight}).eval()
     expected = (level + bias > 0).tolist()
     given = answered(model, batch)
-    places = zip(plain.picture.tolist(), plain.expression.tolist(), strict=True)
-    assert [given[picture][number] for picture, number in places] == expected and len(set(expected)) == 2
+    places = zip(plain.image.tolist(), plain.expression.tolist(), strict=True)
+    assert [given[image][number] for image, number in places] == expected and len(set(expected)) == 2
     again = weigh(model, batch)  # of the model itself, whatever its calibration
     assert torch.equal(again.margin, plain.margin) and torch.equal(again.evidence, plain.evidence)
 
@@ -49,7 +49,7 @@ def test_answers_in_words_and_given_answers_are_untouched(make_model, batch):
     with torch.no_grad():
         assert refusing.predict_answers(asked) == model.predict_answers(asked)
         given = refusing.predict_masks(batch, mode="teacher_forced")
-    assert all(one.answered for picture in given for one in picture)
+    assert all(one.answered for image in given for one in image)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,16 @@ def test_weights_bring_their_calibration(make_model, batch, tmp_path):
     model, fixed = make_model(**READS).eval(), make_model(**READS, presence={"bias": 0.0}).eval()
     for one in (model, fixed):
         one.load_checkpoint(str(path))
-    assert model.presence == PresenceOptions(-ALWAYS, 0.5) and answered(model, batch) == [[False] * 3, [False]]
-    assert fixed.presence == PresenceOptions() and answered(fixed, batch) == answered(source, batch)
+    assert model.presence == NoTargetOptions(-ALWAYS, 0.5) and answered(model, batch) == [[False] * 3, [False]]
+    assert fixed.presence == NoTargetOptions() and answered(fixed, batch) == answered(source, batch)
     worded = make_model(prompt={"style": "plain", "answers": ["It is [SEG]."]}, readout={"pointer": True})
     with pytest.raises(ValueError, match="first word"):
         worded.load_checkpoint(str(path))
 
 
 def test_weights_without_calibration_add_nothing(tmp_path):
-    assert stored_presence(saved(tmp_path / "plain.safetensors")) == PresenceOptions()
-    assert stored_presence(tmp_path / "a.pth") == PresenceOptions()
+    assert stored_presence(saved(tmp_path / "plain.safetensors")) == NoTargetOptions()
+    assert stored_presence(tmp_path / "a.pth") == NoTargetOptions()
 
 
 @pytest.mark.parametrize("entry", ["[1]", "{", '{"bias": 1, "slope": 2}', '{"evidence": "much"}'])

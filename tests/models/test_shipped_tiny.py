@@ -65,10 +65,10 @@ def test_it_segments_at_once():
     from PIL import Image
 
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
-    from lavis_svp.datasets.refshapes.picture import make_picture
+    from lavis_svp.datasets.refshapes.image import make_image
 
     config = RefShapesConfig()
-    scene = make_picture(SEED, "test", 0, config)
+    scene = make_image(SEED, "test", 0, config)
     pixels, _ = scene.paint(SEED, config)
     model, vis, _ = load_model_and_preprocess("svp_ris", "tiny", is_eval=True)
     asked = [expression for expression in scene.expressions if expression.kind == "attribute"]

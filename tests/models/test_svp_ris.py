@@ -32,7 +32,7 @@ def loss_of(model, batch):
 def test_every_trainable_parameter_learns_with_every_projector(make_model, batch, projector, aids):
     model = make_model(**aids, projector={"name": projector}, vision_encoder=GRID_8X8)
     losses = loss_of(model, batch)
-    assert losses.pop("stats")["tokens_per_picture"] == np.mean(model.encode(batch).counts)
+    assert losses.pop("stats")["tokens_per_image"] == np.mean(model.encode(batch).counts)
     assert {"loss", "loss_ce", "loss_bce", "loss_dice"} <= set(losses)
     assert all(torch.isfinite(value) for value in losses.values())
     losses["loss"].backward()
@@ -47,7 +47,7 @@ def test_one_line_swaps_the_projector_and_its_token_count_was_known_before(make_
     predictions = model.predict_masks(batch, "teacher_forced")
     for row, size in zip(predictions, batch["original_size"], strict=True):
         regions = 0 if row[0].region_map is None else row[0].region_map.count
-        assert row[0].tokens == model.projector.picture_tokens((8, 8), regions)
+        assert row[0].tokens == model.projector.image_tokens((8, 8), regions)
         assert all(p.answered and p.mask.shape == size and np.isfinite(p.logits).all() for p in row)
 
 
@@ -194,12 +194,12 @@ def test_wrong_inputs_are_named(make_model, batch):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500)])
-def test_tiny_and_extreme_pictures_are_segmented(make_model, size):
+def test_tiny_and_extreme_images_are_segmented(make_model, size):
     from lavis_svp.encoders.frame import fit_frame
 
     model = make_model(**AIDS).eval()
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    samples = {"image": fit_frame(picture, 128)[None], "original_size": [size], "text_input": ["the red cup"]}
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    samples = {"image": fit_frame(image, 128)[None], "original_size": [size], "text_input": ["the red cup"]}
     prediction = model.predict_masks(samples, "teacher_forced")[0][0]
     assert prediction.mask.shape == size and np.isfinite(prediction.logits).all()
     assert prediction.tokens >= 1
@@ -209,9 +209,9 @@ def test_tiny_and_extreme_pictures_are_segmented(make_model, size):
 def test_pointer_mask_prompts_with_outlines_as_fine_whatever_the_projector_needs(make_model, batch, projector):
     encoded = make_model(**AIDS, projector=projector).encode(batch)
     assert encoded.outlines.masks.shape[2:] == OUTLINE_SIZE
-    for picture, region_map in enumerate(encoded.frozen.region_maps):
+    for image, region_map in enumerate(encoded.frozen.region_maps):
         shares = [float((region_map.labels == region).mean()) for region in range(region_map.count)]
-        outlines = encoded.outlines.masks[picture, : len(shares)].mean((1, 2))
-        # a picture that is not square fills a part of its frame: shares keep their proportions
+        outlines = encoded.outlines.masks[image, : len(shares)].mean((1, 2))
+        # an image that is not square fills a part of its frame: shares keep their proportions
         torch.testing.assert_close(outlines / outlines.sum(), torch.tensor(shares) / sum(shares), atol=1e-4, rtol=0)
     assert make_model().encode(batch).outlines is None

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
-from lavis_svp.heads.mask_head import Frame, MaskHead
+from lavis_svp.heads.mask_head import Frame, SegMaskDecoder
 from lavis_svp.language.splice import VisualPositions
-from lavis_svp.models.frozen import FrozenInputs
+from lavis_svp.models.frozen import VisionFeatures
 from lavis_svp.models.tokens import centroid_positions, framed_areas, shuffled, token_areas, token_positions
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTokens
@@ -17,7 +17,7 @@ from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTo
 def make_head():
     transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=2)
     decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
-    return MaskHead(PromptEncoder(256, (4, 4), (64, 64), 16), decoder)
+    return SegMaskDecoder(PromptEncoder(256, (4, 4), (64, 64), 16), decoder)
 
 
 def test_positions_are_patch_centres_in_sams_frame():
@@ -25,12 +25,12 @@ def test_positions_are_patch_centres_in_sams_frame():
     frame = Frame(64, (32, 64), (100, 200))  # twice as wide as high: it fills the upper half of SAM's square
     head = make_head()
     visual = VisualTokens(torch.zeros(1, 6, 4), torch.ones(1, 6, dtype=torch.bool), torch.eye(6)[None])
-    stretched = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(1.0, 1.0)])
+    stretched = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [frame], [(1.0, 1.0)])
     got = token_positions(visual, stretched, head)
     for n in range(6):
         x, y = (n % 3 + 0.5) / 3, (n // 3 + 0.5) / 2 * 0.5
         torch.testing.assert_close(got[0, n], head.position_of(torch.tensor(x), torch.tensor(y)))
-    padded = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
+    padded = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
     got = token_positions(visual, padded, head)
     torch.testing.assert_close(got[0, 0], head.position_of(torch.tensor(0.5 / 3), torch.tensor(0.25)))
 
@@ -47,7 +47,7 @@ def test_areas_follow_the_tokens_order():
     torch.testing.assert_close(token_areas(patches, None, [(2, 2)])[0].flatten(1), torch.eye(4))
 
 
-def test_the_area_of_a_whole_picture_token_is_the_picture():
+def test_the_area_of_a_whole_image_token_is_the_image():
     masks = torch.rand(1, 2, 4, 4)
     superpixels = Superpixels(torch.rand(1, 2, 4), masks, torch.ones(1, 2, dtype=torch.bool))
     visual = VisualTokens(torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool), None, torch.tensor([[-1, 1, 0]]))
@@ -56,21 +56,21 @@ def test_the_area_of_a_whole_picture_token_is_the_picture():
     torch.testing.assert_close(areas[0, 1:], masks[0, [1, 0]])
 
 
-def test_areas_are_framed_as_the_patch_grid_saw_the_picture():
+def test_areas_are_framed_as_the_patch_grid_saw_the_image():
     features = PatchFeatures(torch.zeros(1, 8, 3), [(2, 4)], torch.ones(1, 8, dtype=torch.bool))
     frame = Frame(64, (32, 64), (100, 200))  # twice as wide as high: it fills the upper half of SAM's square
     areas = torch.ones(1, 2, 4)
-    stretched = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(1.0, 1.0)])
+    stretched = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [frame], [(1.0, 1.0)])
     framed = framed_areas(areas, stretched, torch.tensor([0]))
     assert framed.shape == (1, 16, 16)
     assert framed[0, :8].eq(1).all() and framed[0, 8:].eq(0).all()
-    padded = FrozenInputs(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
-    upper = torch.tensor([[[1.0] * 4, [0.0] * 4]])  # a grid padded like SAM: the upper row is the picture
+    padded = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [frame], [(0.5, 1.0)])
+    upper = torch.tensor([[[1.0] * 4, [0.0] * 4]])  # a grid padded like SAM: the upper row is the image
     framed = framed_areas(upper, padded, torch.tensor([0]))
     assert framed[0, :8].eq(1).all() and framed[0, 8:].eq(0).all()
 
 
-def test_shuffling_leaves_a_whole_picture_token_in_front():
+def test_shuffling_leaves_a_whole_image_token_in_front():
     order = torch.tensor([[-1, *range(9)]])
     tokens = order[..., None].float()
     for seed in range(5):
@@ -104,7 +104,7 @@ def test_centroid_positions_equal_a_slow_search(h, w, rows, columns, seed):
 def test_centroid_positions_of_patches_are_their_indices():
     valid = torch.zeros(2, 12, dtype=torch.bool)
     valid[0] = True
-    valid[1, [0, 1, 3, 4]] = True  # a letter-boxed picture: two rows of two in a grid of three columns
+    valid[1, [0, 1, 3, 4]] = True  # a letter-boxed image: two rows of two in a grid of three columns
     features = PatchFeatures(torch.randn(2, 12, 4), [(3, 4), (3, 3)], valid)
     visual = build_projector("mlp", vision_dim=4, llm_dim=3, grid=(3, 4))(features)
     assert centroid_positions(visual, features) == [VisualPositions.by_index(12), VisualPositions.by_index(4)]
@@ -118,8 +118,8 @@ def test_shuffling_moves_everything_together_and_keeps_padding_last():
     valid = torch.tensor([[True] * 6, [True, True, True, False, False, False]])
     order = torch.arange(6).expand(2, 6)
     mixed = shuffled(VisualTokens(tokens, valid, tokens.expand(2, 6, 3), order))
-    for picture in range(2):
-        torch.testing.assert_close(mixed.tokens[picture, :, 0], mixed.order[picture] + 6.0 * picture)
-        torch.testing.assert_close(mixed.assignment[picture, :, 1], mixed.tokens[picture, :, 0])
+    for image in range(2):
+        torch.testing.assert_close(mixed.tokens[image, :, 0], mixed.order[image] + 6.0 * image)
+        torch.testing.assert_close(mixed.assignment[image, :, 1], mixed.tokens[image, :, 0])
     assert sorted(mixed.order[1, :3].tolist()) == [0, 1, 2]
     assert mixed.order[0].tolist() != list(range(6))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lavis_svp.common.checkpoints import CorruptCheckpointError, WrongCheckpointError
 from lavis_svp.common.metadata import read_metadata
 from lavis_svp.models.options import parse_model_options
-from lavis_svp.models.trained_as import check_trained_as, flat_options, model_json, only_training
+from lavis_svp.models.trained_as import check_config_compatible, flat_options, model_json, only_training
 
 SECTION = {"projector": {"name": "svp"}, "readout": {"pointer": True}, "layout": "packed"}
 
@@ -27,7 +27,7 @@ def trained(tmp_path):
 
 
 def check(path, **changes):
-    check_trained_as(parse_model_options({**SECTION, **changes}), path)
+    check_config_compatible(parse_model_options({**SECTION, **changes}), path)
 
 
 def test_the_same_model_passes_however_it_is_written(trained):

@@ -18,7 +18,7 @@ from lavis_svp.plan.text import TextLengths
 
 TEXT = TextLengths(prefix=10, question=12, answer=5)
 TRAINING = TrainingSettings(
-    pictures=1000, data="", expressions=3, batch_size=2, accumulation=1, steps=10, zero=2, dtype="bf16", zero_options={}
+    images=1000, data="", expressions=3, batch_size=2, accumulation=1, steps=10, zero=2, dtype="bf16", zero_options={}
 )
 TOTAL, TRAINED = 1_000_000, 100_000
 DTYPES = ("bf16", "fp16", "fp32")
@@ -97,7 +97,7 @@ def estimate(model, training=TRAINING, tokens=9, gpus=2):
     return memory_per_gpu(model, language_shape(model.language), tokens, TEXT, training, gpus)
 
 
-def test_more_tokens_pictures_and_layers_kept_take_more(small_skeleton):
+def test_more_tokens_images_and_layers_kept_take_more(small_skeleton):
     model = small_skeleton()
     base = estimate(model)
     assert estimate(model, tokens=36).language > base.language

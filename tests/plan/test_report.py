@@ -41,7 +41,7 @@ def test_every_table_and_assumption_is_shown(small_plan):
     text = markdown(small_plan)
     for title in (
         "Parameters",
-        "TFLOP for a training picture",
+        "TFLOP for a training image",
         "TFLOP of answering",
         "GB on one of 2",
         "Saving",

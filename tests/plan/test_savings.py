@@ -28,7 +28,7 @@ def test_without_a_cache_every_token_runs_everything_again():
     assert found.language == 3 * language and found.segmentation == 3 * (1000 + 500 + 1 + 2)
 
 
-def test_with_a_cache_the_picture_is_read_once():
+def test_with_a_cache_the_image_is_read_once():
     side = Side(PARTS, SHAPE, tokens=5)
     asked = cost(2, 10) + sum(cost(1, 10 + step) for step in range(1, 4)) + 4 * 4
     found = with_cache(side, TEXT, 3)

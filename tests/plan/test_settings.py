@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.plan.settings import from_model_type, training_pictures, training_settings
+from lavis_svp.plan.settings import from_model_type, training_images, training_settings
 from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError
 
 RUN = {"task": "referring_segmentation", "output_dir": "output", "max_iters": 7, "amp": True}
@@ -15,7 +15,7 @@ DEEPSPEED = {**RUN, "runner": "runner_deepspeed"}
 def test_the_recipe_is_glamms():
     options, training = from_model_type("refcoco_vicuna7b")
     assert options.language.tuning == "lora"
-    assert (training.pictures, training.batch_size, training.accumulation) == (55_885, 2, 10)
+    assert (training.images, training.batch_size, training.accumulation) == (55_885, 2, 10)
     assert (training.zero, training.dtype, training.steps) == (2, "bf16", 1750)
     assert from_model_type("pretrain_vicuna7b")[1].steps == 3500
 
@@ -44,11 +44,11 @@ def test_precision_follows_amp():
     assert training_settings({**RUN, "amp_dtype": "fp16"}, {}).dtype == "fp16"
 
 
-def test_training_pictures_are_the_published_counts_or_the_yamls():
+def test_training_images_are_the_published_counts_or_the_yamls():
     google = {"build_info": {"split_by": "google", "annotations": {"train": {"splits": ["train"]}}}}
-    assert training_pictures({"refcoco_seg": {}})[0] == 16_994
-    assert training_pictures({"refcocog_seg": google})[0] == 24_698
-    assert training_pictures({"refshapes_seg": {"build_info": {"sizes": {"train": 1200}}}})[0] == 1200
-    number, why = training_pictures({"refcoco_seg": {}, "grefcoco_seg": {}})
-    assert number is None and "--pictures" in why
-    assert training_pictures({}) == (None, "no data set in the YAML: give --pictures")
+    assert training_images({"refcoco_seg": {}})[0] == 16_994
+    assert training_images({"refcocog_seg": google})[0] == 24_698
+    assert training_images({"refshapes_seg": {"build_info": {"sizes": {"train": 1200}}}})[0] == 1200
+    number, why = training_images({"refcoco_seg": {}, "grefcoco_seg": {}})
+    assert number is None and "--images" in why
+    assert training_images({}) == (None, "no data set in the YAML: give --images")

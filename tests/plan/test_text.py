@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from lavis_svp.language.causal_lm import load_tokenizer
-from lavis_svp.language.prompts import PromptOptions, PromptWriter
+from lavis_svp.language.prompts import PromptBuilder, PromptOptions
 from lavis_svp.plan.text import count_tokens, text_lengths
 
 EXPRESSION = "man with the red hat"
@@ -14,7 +14,7 @@ EXPRESSION = "man with the red hat"
 @pytest.mark.parametrize("style", ["plain", "llava_v1", "chatml"])
 def test_the_rule_is_near_a_real_tokenizer(style, weights):
     options = PromptOptions(style=style)
-    writer = PromptWriter(load_tokenizer(str(weights("smollm2_135m_instruct"))), options, 256)
+    writer = PromptBuilder(load_tokenizer(str(weights("smollm2_135m_instruct"))), options, 256)
     pairs = [(q, a) for q in range(len(options.questions)) for a in options.answers]
     turns = [writer.turn(EXPRESSION, answer, question=question) for question, answer in pairs]
     lengths = text_lengths(options, len(EXPRESSION.split()))

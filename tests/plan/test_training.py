@@ -15,7 +15,7 @@ from lavis_svp.plan.training import PartCost, duration, sequences, training_cost
 TEXT = TextLengths(prefix=10, question=12, answer=5)
 PARTS = PartFlops(Flops(600.0), Flops(50.0), Flops(40.0), Flops(4.0, 1.0), Flops(2.0), Flops(3.0, 1.0))
 TRAINING = TrainingSettings(
-    pictures=55_885, data="", expressions=3, batch_size=2, accumulation=10, steps=1750, zero=2, dtype="bf16",
+    images=55_885, data="", expressions=3, batch_size=2, accumulation=10, steps=1750, zero=2, dtype="bf16",
     zero_options={},
 )  # fmt: skip
 
@@ -54,9 +54,9 @@ def test_stored_features_cost_nothing(small_skeleton):
     assert found["SAM encoder"].training == found["vision encoder"].training == found["superpixels"].training == 0
 
 
-def test_masks_of_a_picture_can_be_limited(small_skeleton):
+def test_masks_of_a_image_can_be_limited(small_skeleton):
     all_masks = costs(small_skeleton())["mask decoder"].training
-    assert costs(small_skeleton(sam={"max_masks_per_picture": 1}))["mask decoder"].training * 3 == all_masks
+    assert costs(small_skeleton(sam={"max_masks_per_image": 1}))["mask decoder"].training * 3 == all_masks
 
 
 def test_time_by_hand():
@@ -66,5 +66,5 @@ def test_time_by_hand():
     assert found.flops_per_step == 160e13
     assert found.seconds_per_step == pytest.approx(160e13 / (8 * 100e12 * 0.5))
     assert found.hours == pytest.approx(1750 * 4 / 3600) and found.epochs == pytest.approx(1750 * 160 / 55_885)
-    unknown = duration({}, dataclasses.replace(TRAINING, pictures=None), gpu, 8, 0.5)
+    unknown = duration({}, dataclasses.replace(TRAINING, images=None), gpu, 8, 0.5)
     assert unknown.steps_per_epoch is None and unknown.epochs is None

@@ -80,21 +80,21 @@ def test_shuffle_permutes_the_same_way_for_both_heads_and_depends_on_the_seed_al
     first, again, other = shuffled(0), shuffled(0), shuffled(1)
     assert torch.equal(first["visual"].tokens, again["visual"].tokens)
     assert not torch.equal(first["visual"].tokens, other["visual"].tokens)
-    for picture, count in enumerate(plain["visual"].valid.sum(1).tolist()):
+    for image, count in enumerate(plain["visual"].valid.sum(1).tolist()):
         sources = []
         for name in ("sspe_to_vision", "sspe_to_llm"):
-            same = torch.cdist(first[name][picture, :count], plain[name][picture, :count])
+            same = torch.cdist(first[name][image, :count], plain[name][image, :count])
             sources.append(same.argmin(1).tolist())
             assert same.min(1).values.max() == 0
         assert sources[0] == sources[1] and sorted(sources[0]) == list(range(count))
 
 
 @torch.no_grad()
-def test_swap_takes_the_vectors_of_one_picture_of_the_bank(case):
+def test_swap_takes_the_vectors_of_one_image_of_the_bank(case):
     projector, inputs, bank = case
     with disturbed(projector, Disturbance("sspe_tokens", "swap"), bank):
         found = heads_output(projector, inputs)["sspe_to_llm"]
-    known = [{tuple(row.tolist()) for row in rows} for rows in bank.pictures["sspe_to_llm"]]
+    known = [{tuple(row.tolist()) for row in rows} for rows in bank.images["sspe_to_llm"]]
     for row, count in zip(found, projector(*inputs).valid.sum(1).tolist(), strict=True):
         assert any({tuple(one.tolist()) for one in row[:count]} <= rows for rows in known)
 
@@ -108,11 +108,11 @@ def test_reordered_tokens_keep_their_regions_and_shuffled_ones_do_not(case):
     with disturbed(projector, Disturbance(TOKENS, "shuffle"), bank):
         shuffled = projector(*inputs)
     assert torch.equal(shuffled.order, plain.order) and not torch.equal(moved.order, plain.order)
-    for picture, count in enumerate(plain.valid.sum(1).tolist()):
+    for image, count in enumerate(plain.valid.sum(1).tolist()):
         for token in range(count):
-            place = plain.order[picture].tolist().index(int(moved.order[picture, token]))
-            assert torch.equal(moved.tokens[picture, token], plain.tokens[picture, place])
-            assert torch.equal(moved.assignment[picture, token], plain.assignment[picture, place])
+            place = plain.order[image].tolist().index(int(moved.order[image, token]))
+            assert torch.equal(moved.tokens[image, token], plain.tokens[image, place])
+            assert torch.equal(moved.assignment[image, token], plain.assignment[image, place])
 
 
 def test_a_projector_without_sspe_has_its_tokens_only():

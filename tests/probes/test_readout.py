@@ -18,33 +18,33 @@ def planted(seed, count=400, width=12):
 
 
 def test_a_linear_number_is_found_and_noise_is_not():
-    (a, pictures), (b, others), noise = planted(0), planted(1), planted(2)[0]
+    (a, images), (b, others), noise = planted(0), planted(1), planted(2)[0]
     weight = torch.arange(12.0)
-    found = read_numbers(Examples(a, a @ weight + 3, pictures), Examples(b, b @ weight + 3, others), 0, FEW)
+    found = read_numbers(Examples(a, a @ weight + 3, images), Examples(b, b @ weight + 3, others), 0, FEW)
     assert found["r2"] > 0.99 and found["ci"][0] <= found["r2"] <= found["ci"][1]
-    blind = read_numbers(Examples(noise, a @ weight, pictures), Examples(noise, b @ weight, others), 0, FEW)
+    blind = read_numbers(Examples(noise, a @ weight, images), Examples(noise, b @ weight, others), 0, FEW)
     assert blind["r2"] < 0.1
 
 
 def test_linear_classes_are_found_and_noise_gives_chance():
-    (a, pictures), (b, others), (noise, _) = planted(0), planted(1), planted(2)
+    (a, images), (b, others), (noise, _) = planted(0), planted(1), planted(2)
     weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(3))
     one, other = (a @ weight).argmax(1), (b @ weight).argmax(1)
-    found = read_classes(Examples(a, one, pictures), Examples(b, other, others), 3, 0, FEW)
+    found = read_classes(Examples(a, one, images), Examples(b, other, others), 3, 0, FEW)
     assert found["accuracy"] > 0.9 and found["n"] == 400
-    blind = read_classes(Examples(noise, one, pictures), Examples(noise, other, others), 3, 0, FEW)
+    blind = read_classes(Examples(noise, one, images), Examples(noise, other, others), 3, 0, FEW)
     assert blind["accuracy"] < found["majority"] + 0.15
 
 
 def test_unknown_classes_are_left_out():
-    rows, pictures = planted(0)
+    rows, images = planted(0)
     facts = (rows[:, 0] > 0).long()
     facts[::2] = -1
-    assert read_classes(Examples(rows, facts, pictures), Examples(rows, facts, pictures), 2, 0, FEW)["n"] == 200
+    assert read_classes(Examples(rows, facts, images), Examples(rows, facts, images), 2, 0, FEW)["n"] == 200
 
 
-def test_one_training_picture_is_too_few():
-    rows, pictures = planted(0)
-    one = Examples(rows[:4], rows[:4, 0], pictures[:4])
-    with pytest.raises(ValueError, match="two training pictures"):
+def test_one_training_image_is_too_few():
+    rows, images = planted(0)
+    one = Examples(rows[:4], rows[:4, 0], images[:4])
+    with pytest.raises(ValueError, match="two training images"):
         read_numbers(one, one, 0, FEW)

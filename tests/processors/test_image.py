@@ -1,4 +1,4 @@
-"""The picture processors, by LAVIS's names."""
+"""The image processors, by LAVIS's names."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from lavis.processors import load_processor
 from omegaconf import OmegaConf
 from PIL import Image
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
 def processor(name, **options):
@@ -17,23 +17,23 @@ def processor(name, **options):
 @pytest.mark.parametrize("name", ["svp_image_train", "svp_image_eval"])
 def test_one_tensor(name, tmp_path):
     path = tmp_path / "a.png"
-    Image.fromarray(PICTURE).save(path)
+    Image.fromarray(IMAGE).save(path)
     process = processor(name, image_size=64)
-    for source in (path, str(path), Image.fromarray(PICTURE), PICTURE):
+    for source in (path, str(path), Image.fromarray(IMAGE), IMAGE):
         image = process(source)
         assert image.unsqueeze(0).shape == (1, 4, 64, 64) and image.dtype == torch.float32
         assert image[3].sum() == 48 * 64
-    assert load_processor(name)(PICTURE).shape == (4, 1024, 1024)
+    assert load_processor(name)(IMAGE).shape == (4, 1024, 1024)
 
 
 def test_train_without_augmentation_is_eval():
     train, evaluate = processor("svp_image_train", image_size=64), processor("svp_image_eval", image_size=64)
-    assert torch.equal(train(PICTURE), evaluate(PICTURE))
+    assert torch.equal(train(IMAGE), evaluate(IMAGE))
 
 
 def test_color_changes_repeat_and_keep_the_geometry():
     train = processor("svp_image_train", image_size=64, brightness=0.5)
-    first, again, other = (train(PICTURE, rng=np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (train(IMAGE, rng=np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(first[3], other[3])
 

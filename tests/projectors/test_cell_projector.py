@@ -7,14 +7,14 @@ from lavis_svp.projectors.cell_projector import cut_into_cells
 from lavis_svp.projectors.testing import make_batch, make_projector
 
 
-def slow_cells(features, picture, side):
-    """The cells of one picture as lists of patch indices, None in padding."""
-    h, w = features.grids[picture]
+def slow_cells(features, image, side):
+    """The cells of one image as lists of patch indices, None in padding."""
+    h, w = features.grids[image]
     cells = []
     for top in range(0, h, side):
         for left in range(0, w, side):
             places = [(top + i) * w + left + j for i in range(side) for j in range(side)]
-            places = [n if features.valid[picture, n] else None for n in places]
+            places = [n if features.valid[image, n] else None for n in places]
             if any(n is not None for n in places):
                 cells.append(places)
     return cells
@@ -58,7 +58,7 @@ def test_tokens_are_those_of_a_loop_over_cells(name):
             torch.testing.assert_close(result.assignment[b, t], even)
 
 
-def test_a_picture_whose_grid_does_not_divide_is_refused():
+def test_a_image_whose_grid_does_not_divide_is_refused():
     features, _ = make_batch([(6, 4), (3, 4)])
     with pytest.raises(
         ValueError, match="'pixel_shuffle' joins cells of 2x2 patches, and a 3x4 patch grid.*2x4 and 4x4"

@@ -38,13 +38,13 @@ def above(threshold):
     return lambda scores: [i for i, s in enumerate(scores) if s > threshold or s == max(scores)]
 
 
-def assert_clusters(result, picture, expected, patches, head):
-    assert int(result.valid[picture].sum()) == len(expected)
+def assert_clusters(result, image, expected, patches, head):
+    assert int(result.valid[image].sum()) == len(expected)
     for t, members in enumerate(expected):
         even = torch.zeros(result.assignment.shape[2])
         even[members] = 1 / len(members)
-        torch.testing.assert_close(result.assignment[picture, t], even)
-        torch.testing.assert_close(result.tokens[picture, t], head(patches[members].mean(0)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(result.assignment[image, t], even)
+        torch.testing.assert_close(result.tokens[image, t], head(patches[members].mean(0)), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=10, deadline=None)
@@ -79,7 +79,7 @@ def test_groups_far_apart_are_found_by_the_threshold():
     result = projector(PatchFeatures.whole(patches, (4, 6)))
     assert result.valid.sum() == 4 and result.tokens.shape[1] == 4
     assert all(len(set(group[row > 0].tolist())) == 1 for row in result.assignment[0])
-    assert projector.num_tokens((4, 6)) is None and projector.picture_tokens((4, 6), 3) is None
+    assert projector.num_tokens((4, 6)) is None and projector.image_tokens((4, 6), 3) is None
 
 
 def test_features_of_any_scale_keep_their_order_of_density():

@@ -104,15 +104,15 @@ def test_boxes_of_rectangular_regions_do_not_hang_on_the_mask_size(seed):
     torch.testing.assert_close(geometry.box[0], torch.from_numpy(region_map.boxes) / 12, atol=1e-5, rtol=0)
 
 
-def test_letter_boxed_pictures_are_measured_in_the_grids_field_of_view():
-    region_map = RegionMap.whole_picture((6, 8))
+def test_letter_boxed_images_are_measured_in_the_grids_field_of_view():
+    region_map = RegionMap.whole_image((6, 8))
     superpixels = Superpixels.from_region_maps([region_map], [(4, 4)], [(0.7, 1.0)], mask_size=8)
     geometry = mask_geometry(superpixels.masks)
     torch.testing.assert_close(geometry.box[0, 0], torch.tensor([0.0, 0.0, 1.0, 0.7]), atol=1e-6, rtol=0)
     torch.testing.assert_close(geometry.area[0, 0], torch.tensor(0.7))
 
 
-def test_empty_masks_are_measured_as_the_whole_picture():
+def test_empty_masks_are_measured_as_the_whole_image():
     masks = torch.zeros(1, 2, 3, 5)
     masks[0, 1, 1, 2] = 1.0
     geometry = mask_geometry(masks)

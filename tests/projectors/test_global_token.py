@@ -1,4 +1,4 @@
-"""The token of the whole picture: what it is, and that nothing else changes with it."""
+"""The token of the whole image: what it is, and that nothing else changes with it."""
 
 import importlib.util
 from dataclasses import replace
@@ -47,19 +47,19 @@ def test_it_comes_first_and_leaves_the_other_tokens_alone(name, token, order):
     torch.testing.assert_close(result.assignment[:, 0], even)
     counts = superpixels.valid.sum(1).tolist()
     assert result.valid.sum(1).tolist() == [n + 1 for n in counts]
-    assert [projector.picture_tokens(GRID, n) for n in counts] == [n + 1 for n in counts]
+    assert [projector.image_tokens(GRID, n) for n in counts] == [n + 1 for n in counts]
     assert projector.num_tokens(GRID) is None
 
 
 @every_case
-def test_it_is_alone_in_a_picture_without_superpixels(name, token):
+def test_it_is_alone_in_a_image_without_superpixels(name, token):
     features, superpixels = inputs()
     projector = pair(name, token)[0]
     emptied = Superpixels(superpixels.weights, superpixels.masks, superpixels.valid & torch.tensor([[False], [True]]))
     result = projector(features, emptied)
     assert (
         result.valid.sum(1).tolist() == [1, int(superpixels.valid[1].sum()) + 1]
-        and projector.picture_tokens(GRID, 0) == 1
+        and projector.image_tokens(GRID, 0) == 1
     )
     if name != "svp":  # whose patches take their superpixels' positions
         torch.testing.assert_close(result.tokens[0, 0], projector(features, superpixels).tokens[0, 0])
@@ -69,7 +69,7 @@ def test_it_is_alone_in_a_picture_without_superpixels(name, token):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mean_is_the_token_of_a_superpixel_that_covers_the_picture(name):
+def test_mean_is_the_token_of_a_superpixel_that_covers_the_image(name):
     features = PatchFeatures.whole(torch.randn(1, 24, C), GRID)
     projector, rival = pair(name, "mean")
     none = Superpixels(torch.zeros(1, 0, 24), torch.zeros(1, 0, 8, 8), torch.zeros(1, 0, dtype=torch.bool))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from lavis_svp.projectors.testing import make_batch, make_projector
 
 
-def test_tokens_are_those_of_a_loop_over_the_picture_alone():
+def test_tokens_are_those_of_a_loop_over_the_image_alone():
     projector = make_projector("ldp_v2", tokens_h=3, tokens_w=2)
     features, _ = make_batch([(7, 5), (4, 4)], cut=[(2, 1), (0, 0)])
     tokens = projector(features).tokens

@@ -1,4 +1,4 @@
-"""A letter-boxed picture in a ragged batch gives the tokens of the same picture cropped to what is valid."""
+"""A letter-boxed image in a ragged batch gives the tokens of the same image cropped to what is valid."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CASES = [
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
-def test_equals_the_cropped_picture(name, options):
+def test_equals_the_cropped_image(name, options):
     projector = make_projector(name, **options)
     sizes = [(6, 4), (4, 10), (8, 6)]
     features, _ = make_batch([(8, 6), (6, 10), (8, 6)], cut=[(2, 2), (2, 0), (0, 0)])

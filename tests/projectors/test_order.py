@@ -40,7 +40,7 @@ def test_raster_order_does_not_hang_on_rounding():
 
 
 def random_order(weights, rows, columns):
-    """Token order of one picture under "random": (S,)."""
+    """Token order of one image under "random": (S,)."""
     means = pooling_weights(weights, torch.ones(weights.shape[0], weights.shape[2], dtype=torch.bool))
     valid = torch.ones(weights.shape[:2], dtype=torch.bool)
     areas = weights.sum(2, dtype=torch.float64)
@@ -59,7 +59,7 @@ def scene(seed, grid=(24, 24), regions=9):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 9999), st.integers(1, 40))
-def test_random_order_follows_from_the_picture_alone(seed, padding):
+def test_random_order_follows_from_the_image_alone(seed, padding):
     weights, rows, columns = scene(seed)
     order = random_order(weights, rows, columns)
     assert sorted(order.tolist()) == list(range(weights.shape[1]))
@@ -72,7 +72,7 @@ def test_random_order_follows_from_the_picture_alone(seed, padding):
 
 
 def test_random_order_has_nothing_to_do_with_place_or_area():
-    """Over many pictures each superpixel comes first about equally often, and ranks do not follow rows or areas."""
+    """Over many images each superpixel comes first about equally often, and ranks do not follow rows or areas."""
     ranks, heights, areas, firsts = [], [], [], torch.zeros(9)
     for seed in range(300):
         weights, rows, columns = scene(seed)

@@ -1,4 +1,4 @@
-"""Cells that lie anywhere on a picture, against a loop over pixels; cells of equal size against the plain grid."""
+"""Cells that lie anywhere on an image, against a loop over pixels; cells of equal size against the plain grid."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from lavis_svp.superpixels import RegionMap
 
 
 def random_edges(rng, cells):
-    """Ascending cells with gaps, from outside the picture to outside it."""
+    """Ascending cells with gaps, from outside the image to outside it."""
     return torch.from_numpy(np.sort(rng.uniform(-0.3, 1.3, 2 * cells)).reshape(cells, 2) + np.array([[0.0, 1e-3]]))
 
 
@@ -48,7 +48,7 @@ def test_resampled_cells_keep_the_field_of_view_and_their_places(seed, cells, ne
 
 
 def test_superpixels_on_such_cells():
-    """A picture of two halves in the middle of a row of five cells, with a gap within the second half."""
+    """An image of two halves in the middle of a row of five cells, with a gap within the second half."""
     columns = torch.tensor([[-0.5, 0.0], [0.0, 0.5], [0.5, 0.75], [0.8, 1.05], [1.05, 1.3]], dtype=torch.float64)
     edges = CellEdges(torch.tensor([[0.0, 1.0]], dtype=torch.float64), columns)
     halves = RegionMap.from_labels(np.array([[0, 1]]))

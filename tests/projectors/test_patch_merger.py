@@ -34,7 +34,7 @@ def test_qwens_weights_are_carried_one_to_one_and_give_the_same_bits(norm, make,
     assert torch.equal(ours(PatchFeatures.whole(patches, grid)).tokens[0], theirs(by_cells(patches[0], grid)))
 
 
-def test_two_pictures_of_one_grid_give_the_bits_of_qwens_packed_sequence():
+def test_two_images_of_one_grid_give_the_bits_of_qwens_packed_sequence():
     torch.manual_seed(0)
     theirs = Qwen2_5_VLPatchMerger(dim=D, context_dim=C)
     ours = build_projector("patch_merger", vision_dim=C, llm_dim=D, grid=(4, 6))

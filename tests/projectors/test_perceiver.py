@@ -9,7 +9,7 @@ OPTIONS = {"num_queries": 3, "depth": 2, "heads": 2, "head_dim": 4}
 
 
 def slow_layer(layer, latents, patches):
-    """One layer for one picture: (T, C) latents, (N, C) valid patches; new latents and attention per head."""
+    """One layer for one image: (T, C) latents, (N, C) valid patches; new latents and attention per head."""
     normed = layer.latent_norm(latents)
     read = torch.cat([layer.patch_norm(patches), normed])
     out, attention = torch.zeros(len(latents), 8), torch.zeros(2, len(latents), len(read))
@@ -42,7 +42,7 @@ def test_tokens_and_assignment_are_those_of_a_loop():
             torch.testing.assert_close(result.assignment[b][:, features.valid[b]], share, atol=1e-5, rtol=1e-4)
 
 
-def test_a_picture_without_a_valid_patch_gives_numbers():
+def test_a_image_without_a_valid_patch_gives_numbers():
     features, _ = make_batch([(4, 3)])
     features.valid[:] = False
     assert make_projector("perceiver", **OPTIONS)(features).tokens.isfinite().all()

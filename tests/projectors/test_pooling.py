@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lavis_svp.projectors.pooling import pool, pooling_weights, with_global, with_whole_picture
+from lavis_svp.projectors.pooling import pool, pooling_weights, with_global, with_whole_image
 from lavis_svp.projectors.structures import Superpixels
 
 
@@ -18,7 +18,7 @@ def test_pool_equals_slow_weighted_mean():
             assert torch.allclose(result[b, s], total / sum(weights[b, s]), atol=1e-6)
 
 
-def test_tiny_superpixel_counts_fully_and_empty_one_means_the_picture():
+def test_tiny_superpixel_counts_fully_and_empty_one_means_the_image():
     weights = torch.zeros(1, 2, 4)
     weights[0, 0, 2] = 1e-12
     patch_valid = torch.tensor([[True, True, True, False]])
@@ -35,9 +35,9 @@ def test_pool_stays_in_float32_under_autocast():
 
 
 @pytest.mark.parametrize("slots", [0, 2])
-def test_picture_without_superpixels_gets_one(slots):
+def test_image_without_superpixels_gets_one(slots):
     empty = Superpixels(torch.zeros(1, slots, 4), torch.zeros(1, slots, 3, 3), torch.zeros(1, slots, dtype=torch.bool))
-    filled, whole = with_whole_picture(empty, torch.tensor([[True, True, False, True]]))
+    filled, whole = with_whole_image(empty, torch.tensor([[True, True, False, True]]))
     assert whole.tolist() == [True] and filled.valid.sum() == 1
     assert filled.weights[0, 0].tolist() == [1, 1, 0, 1] and filled.masks[0, 0].eq(1).all()
     assert empty.weights.eq(0).all()  # the input is as it was

@@ -55,7 +55,7 @@ def test_ssa_starts_as_the_identity(inputs):
     assert torch.equal(SSA(12, heads=2)(**inputs), inputs["superpixels"])
 
 
-def test_picture_without_valid_patch_stays_finite(inputs):
+def test_image_without_valid_patch_stays_finite(inputs):
     ssa = SSA(12, heads=2)
     torch.nn.init.normal_(ssa.blocks[0].out.weight)
     assert ssa(**{**inputs, "valid": torch.zeros(2, 7, dtype=torch.bool)}).isfinite().all()

@@ -49,7 +49,7 @@ def test_from_region_maps_equals_slow_loop(seed, size, grid, extent):
     assert np.allclose(superpixels.masks[0], masks, atol=1e-5)
 
 
-def test_pictures_of_different_size_are_padded():
+def test_images_of_different_size_are_padded():
     rng = np.random.default_rng(0)
     maps = [random_map(rng, 11, 7, 3), random_map(rng, 5, 9, 6)]
     superpixels = Superpixels.from_region_maps(maps, [(6, 4), (3, 3)], [(1.0, 1.0), (0.5, 1.0)], mask_size=8)
@@ -84,7 +84,7 @@ def test_from_masks_equals_from_region_maps_and_may_overlap(kind):
 
 
 def test_counts_and_extents_are_checked():
-    region_map = RegionMap.whole_picture((4, 4))
+    region_map = RegionMap.whole_image((4, 4))
     with pytest.raises(ValueError, match="1 maps, 2 grids"):
         Superpixels.from_region_maps([region_map], [(2, 2), (2, 2)])
     with pytest.raises(ValueError, match="extent"):

@@ -11,10 +11,10 @@ from lavis_svp.projectors.token_packer import TokenPackerOptions, TokenPackerPro
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 5])
 def test_coarse_patches_are_a_bilinear_resize(scale):
-    picture = torch.randn(1, 3, 2 * scale, 3 * scale)
-    cells = F.unfold(picture, scale, stride=scale).view(3, scale**2, 6)  # (C, K, T)
-    resized = F.interpolate(picture, scale_factor=1 / scale, mode="bilinear").flatten(2)[0]  # (C, T)
-    weights = bilinear_weights(scale, picture.device)
+    image = torch.randn(1, 3, 2 * scale, 3 * scale)
+    cells = F.unfold(image, scale, stride=scale).view(3, scale**2, 6)  # (C, K, T)
+    resized = F.interpolate(image, scale_factor=1 / scale, mode="bilinear").flatten(2)[0]  # (C, T)
+    weights = bilinear_weights(scale, image.device)
     torch.testing.assert_close(torch.einsum("k,ckt->ct", weights / weights.sum(), cells), resized)
 
 

@@ -11,7 +11,7 @@ from lavis_svp.projectors.testing import make_batch, make_projector
 
 
 def slow_tokens(patches, attention, keys, valid, dominant, contextual):
-    """Vectors of one picture's tokens before the MLP."""
+    """Vectors of one image's tokens before the MLP."""
     real = [n for n in range(len(valid)) if valid[n]]
     kept = sorted(sorted(real, key=lambda n: (-attention[n], n))[:dominant])
     rest = [n for n in real if n not in kept]

@@ -136,7 +136,7 @@ def test_there_are_yamls_of_both_kinds():
 
 
 def run_three_tasks(arguments: list[str], parts: Path, refcoco: Path, runner: str) -> None:
-    """A batch of one picture: the processes' batches are of different tasks, some without any mask."""
+    """A batch of one image: the processes' batches are of different tasks, some without any mask."""
     from lavis_svp import launch
 
     project = shrunk(ROOT / "projects/svp/train/refshapes_vqa_tiny.yaml", Path(arguments[0]), parts, refcoco)

@@ -26,7 +26,7 @@ STEPS = 3
 
 
 def small(arguments, path, parts, refcoco, runner):
-    """The YAML with small parts, three steps, one data set's picture as often as it takes, and another runner."""
+    """The YAML with small parts, three steps, one data set's image as often as it takes, and another runner."""
     project = every_yaml.shrunk(path, Path(arguments[0]), parts, refcoco)
     project.run.runner = runner
     project.run.max_iters = STEPS
@@ -67,14 +67,14 @@ def test_runner_iter_trains_every_yaml_at_the_same_rates(path, tmp_path, run_toy
     assert reports[0] == reports[1] == ("refcocog_seg" in every_yaml.shrunk(path, tmp_path, parts, tmp_path).datasets)
 
 
-ONE_PICTURE = {"datasets": {"refshapes_seg": {"build_info": {"sizes": {"train": 1, "val": 0, "test": 1}}}}}
+ONE_IMAGE = {"datasets": {"refshapes_seg": {"build_info": {"sizes": {"train": 1, "val": 0, "test": 1}}}}}
 SHAPES = every_yaml.ROOT / "projects/svp/train/stage1_refshapes_tiny.yaml"
 
 
-def train_on_one_picture(arguments, **settings):
-    """One batch of the one picture: all runners see the same, drawn from the same seeds."""
+def train_on_one_image(arguments, **settings):
+    """One batch of the one image: all runners see the same, drawn from the same seeds."""
     project = small(arguments, path=SHAPES, **settings)
-    project = OmegaConf.merge(project, ONE_PICTURE, {"run": {"max_iters": 1, "accum_grad_iters": 1}})
+    project = OmegaConf.merge(project, ONE_IMAGE, {"run": {"max_iters": 1, "accum_grad_iters": 1}})
     project = OmegaConf.merge(project, {"run": {"test_splits": ["test"], "eval": {"num_visualise": 0}}})
     project.model.aids.alignment_steps = 0
     launch.run_command(lambda: launch.build_runner(launch.build_config(project)).train())
@@ -85,7 +85,7 @@ def test_three_runners_do_the_same_first_step(tmp_path, run_toy, parts, refcoco_
     states = {}
     for runner in ("runner_svp", "runner_deepspeed", "runner_iter"):
         settings = {"parts": parts, "refcoco": refcoco_family, "runner": runner}
-        run_toy(tmp_path / runner, main=partial(train_on_one_picture, **settings))
+        run_toy(tmp_path / runner, main=partial(train_on_one_image, **settings))
         states[runner] = torch.load(tmp_path / runner / "out/checkpoint_1.pth", weights_only=True)
         assert list((tmp_path / runner / "out/result").glob("test_*.summary.json"))
     ours = states.pop("runner_svp")["model"]

@@ -37,16 +37,16 @@ def test_throughput_is_of_the_timed_sections_and_times_are_per_step():
     for _ in range(4):
         meter.count({"text_input": [["a", "b"], ["c"], "d"]})
     values = meter.collect(steps=2)
-    assert values["pictures_per_second"] == 12 / 4 and values["expressions_per_second"] == 16 / 4
+    assert values["images_per_second"] == 12 / 4 and values["expressions_per_second"] == 16 / 4
     assert values["time_data"] == 0.5 and values["time_forward"] == 1.5
-    assert "pictures_per_second" not in meter.collect(2)
+    assert "images_per_second" not in meter.collect(2)
 
 
 def test_processes_are_joined(monkeypatch):
     others = {
         "sums": {"loss": (6.0, 2), "loss_rare": (5.0, 1)},
         "seconds": {"data": 3.0},
-        "pictures": 10,
+        "images": 10,
         "expressions": 0,
         "skipped": 2,
         "memory": 1e9,
@@ -59,7 +59,7 @@ def test_processes_are_joined(monkeypatch):
     assert meter.collect(1) == {
         "loss": 2.0,
         "loss_rare": 5.0,
-        "pictures_per_second": 6.0,
+        "images_per_second": 6.0,
         "time_data": 2.0,
         "memory_gb": 1e9,
         "skipped_samples": 3,
@@ -76,7 +76,7 @@ def test_processes_are_joined(monkeypatch):
         ({}, (0, 0)),
     ],
 )
-def test_pictures_and_expressions_of_a_batch(samples, counts):
+def test_images_and_expressions_of_a_batch(samples, counts):
     assert batch_counts(samples) == counts
 
 
@@ -102,14 +102,14 @@ def test_a_line_tells_the_sinks_what_it_tells_the_file(tmp_path):
 
     log = TrainingLog(tmp_path, 2, 9, Spy())
     meter = TrainingMeter()
-    meter.add({"loss": 0.5, "tokens_per_picture": 20})
+    meter.add({"loss": 0.5, "tokens_per_image": 20})
     log.line(4, meter, {"lr": 0.1})
     log.close()
     ((step, section, values),) = told
     line = json.loads((tmp_path / "log.txt").read_text())
     assert (step, section, line.pop("train_iters")) == (4, "train", 4)
     assert line == {f"train_{name}": pytest.approx(value, rel=1e-5) for name, value in values.items()}
-    assert {"loss", "tokens_per_picture", "lr", "seconds_per_iter", "memory_gb"} <= set(values)
+    assert {"loss", "tokens_per_image", "lr", "seconds_per_iter", "memory_gb"} <= set(values)
 
 
 def test_statistics_of_the_model_and_skipped_names_reach_the_log(tmp_path, run_toy, toy):
@@ -120,7 +120,7 @@ def test_statistics_of_the_model_and_skipped_names_reach_the_log(tmp_path, run_t
 
         def counting(self, samples):
             assert "skipped" not in samples or not self.training
-            return {**forward(self, samples), "stats": {"tokens_per_picture": torch.tensor(float(len(samples["x"])))}}
+            return {**forward(self, samples), "stats": {"tokens_per_image": torch.tensor(float(len(samples["x"])))}}
 
         toy.ToyModel.forward = counting
         toy.ToyDataset.collater = lambda self, samples: {**collater(self, samples), "skipped": ["shard-3.tar/7"]}
@@ -129,7 +129,7 @@ def test_statistics_of_the_model_and_skipped_names_reach_the_log(tmp_path, run_t
     run_toy(tmp_path, "run.max_iters=4", "run.log_freq=2", "run.eval_every=0", main=main, processes=2)
     lines = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
     lines = [line for line in lines if "train_loss" in line]
-    assert [line["train_tokens_per_picture"] for line in lines] == [4.0, 4.0]
+    assert [line["train_tokens_per_image"] for line in lines] == [4.0, 4.0]
     # Three micro-batches a step, two processes.
     assert [line["train_skipped_samples"] for line in lines] == [2 * 3 * 2, 4 * 3 * 2]
     assert (tmp_path / "log").read_text().count("Skipped a broken sample: shard-3.tar/7") == 2  # one a process

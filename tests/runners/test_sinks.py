@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lavis_svp.common.checkpoints import TENSORBOARD, WANDB_ID
 from lavis_svp.runners import run_options, sinks
 from lavis_svp.runners.run_options import RunOptions, log_targets, with_defaults
-from lavis_svp.runners.sinks import Sinks, TensorBoardSink, WandbSink, build_sinks
+from lavis_svp.runners.sinks import Loggers, TensorBoardSink, WandbSink, build_loggers
 
 CONFIG = {"run": {"seed": 7}, "model": {"arch": "toy"}}
 
@@ -32,7 +32,7 @@ def points(events, name):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     path = tmp_path / "003.png"
     Image.fromarray(pixels).save(path)
@@ -59,9 +59,9 @@ class FakeWandb:
         return ("image", path)
 
 
-def test_numbers_pictures_and_the_configuration_are_read_back(tmp_path, picture):
-    path, pixels = picture
-    many = build_sinks(options(log_to=("tensorboard",)), tmp_path, 0, CONFIG)
+def test_numbers_images_and_the_configuration_are_read_back(tmp_path, image):
+    path, pixels = image
+    many = build_loggers(options(log_to=("tensorboard",)), tmp_path, 0, CONFIG)
     many.scalars(10, "train", {"loss": 1.5, "lr": 1e-3, "note": "no number", "done": True})
     many.scalars(20, "train", {"loss": 1.25})
     many.evaluation(20, "val", {"agg_metrics": np.float32(0.5)}, [path])
@@ -70,8 +70,8 @@ def test_numbers_pictures_and_the_configuration_are_read_back(tmp_path, picture)
     assert set(events.Tags()["scalars"]) == {"train/loss", "train/lr", "val/agg_metrics", "val/iters"}
     assert points(events, "train/loss") == [(10, 1.5), (20, 1.25)]
     assert points(events, "val/agg_metrics") == [(20, 0.5)]
-    (image,) = events.Images("val/pictures/003")
-    assert (image.step, image.width, image.height) == (20, 7, 5)
+    (event,) = events.Images("val/images/003")
+    assert (event.step, event.width, event.height) == (20, 7, 5)
     (text,) = events.Tensors("config/text_summary")
     assert "seed: 7" in text.tensor_proto.string_val[0].decode()
     assert np.array_equal(np.asarray(Image.open(path)), pixels)
@@ -85,11 +85,11 @@ def test_every_number_is_on_disk_before_the_sink_is_closed(tmp_path):
     sink.close()
 
 
-def test_a_continued_run_shows_no_step_twice(tmp_path, picture):
+def test_a_continued_run_shows_no_step_twice(tmp_path, image):
     first = TensorBoardSink(tmp_path, 0, CONFIG)
     for step in range(1, 6):
         first.scalars(step, {"train/loss": float(step)})
-    first.images(4, {"val/pictures/003": picture[0]})
+    first.images(4, {"val/images/003": image[0]})
     # Killed after step 5, the checkpoint is of step 3.
     second = TensorBoardSink(tmp_path, 3, {"run": {"seed": 8}})
     for step in range(4, 8):
@@ -98,7 +98,7 @@ def test_a_continued_run_shows_no_step_twice(tmp_path, picture):
         sink.close()
     events = read(tmp_path)
     assert points(events, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), *((s, 10.0 + s) for s in range(4, 8))]
-    assert "val/pictures/003" not in events.Tags()["images"] or not events.Images("val/pictures/003")
+    assert "val/images/003" not in events.Tags()["images"] or not events.Images("val/images/003")
     assert len(events.Tensors("config/text_summary")) == 1
 
 
@@ -111,7 +111,7 @@ def test_a_run_that_starts_again_shows_nothing_of_the_first(tmp_path):
 
 
 def test_nothing_is_opened_before_there_is_something_to_take(tmp_path):
-    many = build_sinks(options(log_to=("tensorboard",)), tmp_path, 5, CONFIG)
+    many = build_loggers(options(log_to=("tensorboard",)), tmp_path, 5, CONFIG)
     many.scalars(5, "train", {"note": "no number"})
     many.close()
     assert not (tmp_path / TENSORBOARD).exists()
@@ -119,22 +119,22 @@ def test_nothing_is_opened_before_there_is_something_to_take(tmp_path):
 
 def test_a_process_that_does_not_write_opens_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(sinks, "is_main", lambda: False)
-    many = build_sinks(options(log_to=("tensorboard",)), tmp_path, 0, CONFIG)
+    many = build_loggers(options(log_to=("tensorboard",)), tmp_path, 0, CONFIG)
     many.scalars(1, "train", {"loss": 1.0})
     assert not (tmp_path / TENSORBOARD).exists()
 
 
-def test_wandb_gets_the_same_and_continues_its_run(tmp_path, picture):
+def test_wandb_gets_the_same_and_continues_its_run(tmp_path, image):
     wandb = FakeWandb()
-    many = Sinks([lambda: WandbSink(tmp_path, "project", CONFIG, wandb)])
+    many = Loggers([lambda: WandbSink(tmp_path, "project", CONFIG, wandb)])
     many.scalars(10, "train", {"loss": 1.5})
-    many.evaluation(10, "val", {"agg_metrics": 0.5}, [picture[0]])
+    many.evaluation(10, "val", {"agg_metrics": 0.5}, [image[0]])
     many.evaluation(4, "test", {"agg_metrics": 0.25}, [])  # of older weights: the step still rises
     many.close()
     assert wandb.rows == [
         (10, {"train/loss": 1.5}),
         (10, {"val/iters": 10, "val/agg_metrics": 0.5}),
-        (10, {"val/pictures/003": ("image", str(picture[0]))}),
+        (10, {"val/images/003": ("image", str(image[0]))}),
         (10, {"test/iters": 4, "test/agg_metrics": 0.25}),
     ]
     WandbSink(tmp_path, "project", CONFIG, wandb).close()
@@ -164,7 +164,7 @@ def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch, tmp_path):
     with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
         with_defaults({"task": "t", "output_dir": "o", "log_to": ["wandb"]})
     with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
-        build_sinks(options(log_to=("wandb",)), tmp_path, 0, CONFIG)
+        build_loggers(options(log_to=("wandb",)), tmp_path, 0, CONFIG)
 
 
 def test_a_folder_named_like_a_package_is_no_package(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_killed_run_continues_its_curves(tmp_path, run_toy, processes):
     assert len(killed.Tensors("config/text_summary")) == 1
     logged = [json.loads(line) for line in (tmp_path / "whole/out/log.txt").read_text().splitlines()]
     lines = [line for line in logged if "train_loss" in line]
-    wanted = {"loss", "lr", "grad_norm", "seconds_per_iter", "pictures_per_second", "memory_gb", "skipped_samples"}
+    wanted = {"loss", "lr", "grad_norm", "seconds_per_iter", "images_per_second", "memory_gb", "skipped_samples"}
     wanted |= {f"time_{section}" for section in ("data", "forward", "backward", "update")}
     assert {f"train_{name}" for name in wanted} <= set(lines[0])
     assert {f"train/{name}" for name in wanted} <= set(whole.Tags()["scalars"])

@@ -120,8 +120,8 @@ def test_both_forms_of_train_step_are_read():
     loss = torch.tensor(1.0)
     assert split_losses(loss) == (loss, {"loss": loss})
     assert split_losses((loss, {"loss_ce": 2.0, "tokens": 3})) == (loss, {"loss": loss, "loss_ce": 2.0})
-    parts = {"loss_ce": 2.0, "stats": {"tokens_per_picture": 3}}
-    assert split_losses((loss, parts)) == (loss, {"loss": loss, "loss_ce": 2.0, "tokens_per_picture": 3})
+    parts = {"loss_ce": 2.0, "stats": {"tokens_per_image": 3}}
+    assert split_losses((loss, parts)) == (loss, {"loss": loss, "loss_ce": 2.0, "tokens_per_image": 3})
 
 
 def test_names_of_skipped_samples_go_to_the_meter_alone():

@@ -14,7 +14,7 @@ STEPS = 4
 
 
 def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
-    """Write the project YAML; the paper's form without aids, LoRA, two expressions a picture."""
+    """Write the project YAML; the paper's form without aids, LoRA, two expressions an image."""
     from omegaconf import OmegaConf
 
     image = {"image_size": 128}
@@ -24,7 +24,7 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
             "model_type": "tiny",
             "load_finetuned": False,
             "vision_encoder": {"name": str(parts["dinov2"]), "side": 84},
-            "sam": {"side": 128, "max_masks_per_picture": None},
+            "sam": {"side": 128, "max_masks_per_image": None},
             "superpixels": {"name": "grid", "grid": {"rows": 3, "cols": 3}},
             "projector": {"name": "svp", "sspe_width": 16, "mask_size": 8},
             "language": {
@@ -50,7 +50,7 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
                     "train": {"name": "svp_image_train", **image},
                     "eval": {"name": "svp_image_eval", **image},
                 },
-                "drawing": {"expressions_per_picture": 2, "max_expressions": 4},
+                "drawing": {"expressions_per_image": 2, "max_expressions": 4},
                 "build_info": {"root": str(data), "sizes": {"train": 8, "val": 2, "test": 2}},
             }
         },

@@ -17,7 +17,7 @@ def photo() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CLASSICAL)
-def test_covers_the_picture_with_some_regions_and_is_deterministic(name: str, photo: np.ndarray) -> None:
+def test_covers_the_image_with_some_regions_and_is_deterministic(name: str, photo: np.ndarray) -> None:
     before = photo.copy()
     one, again = build_superpixels(name)([photo, photo])
     assert one.coverage() == 1 and 8 <= one.count <= 60
@@ -28,7 +28,7 @@ def test_covers_the_picture_with_some_regions_and_is_deterministic(name: str, ph
 
 @pytest.mark.parametrize("name", CLASSICAL)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 3), (2000, 50), (40, 40)])
-def test_any_size_and_a_flat_picture(name: str, size: tuple[int, int]) -> None:
+def test_any_size_and_a_flat_image(name: str, size: tuple[int, int]) -> None:
     regions = build_superpixels(name)([np.full((*size, 3), 90, np.uint8)])[0]
     assert regions.count >= 1 and regions.coverage() == 1
     assert regions.labels.shape[0] <= size[0] and regions.labels.shape[1] <= size[1]
@@ -66,7 +66,7 @@ def test_grid_cells_are_where_they_should_be() -> None:
     assert regions.labels[25, 5] == 3 and regions.boxes[5].tolist() == [40, 20, 60, 40]
 
 
-def test_voronoi_depends_on_picture_and_seed() -> None:
+def test_voronoi_depends_on_image_and_seed() -> None:
     black, white = np.zeros((50, 50, 3), np.uint8), np.full((50, 50, 3), 255, np.uint8)
     one, other = build_superpixels("voronoi")([black, white])
     reseeded = build_superpixels("voronoi", seed=1)([black])[0]
@@ -92,8 +92,8 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(KeyError, match="Did you mean 'felzenszwalb'"):
         build_superpixels("felzenswalb")
     generator = build_superpixels("grid")
-    with pytest.raises(ValueError, match="pass pictures="):
+    with pytest.raises(ValueError, match="pass images="):
         generator(embeddings=[])
-    for picture in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
+    for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match="uint8 RGB"):
-            generator([picture])
+            generator([image])

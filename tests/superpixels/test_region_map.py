@@ -47,7 +47,7 @@ def test_levels_and_scores_follow_their_label() -> None:
     regions = RegionMap.from_labels(np.array([[3, 3, 0], [-1, 0, 0]]), levels=[2, 9, 9, 0], scores=[0.5, 0, 0, 0.9])
     assert regions.labels.tolist() == [[0, 0, 1], [-1, 1, 1]]
     assert regions.levels.tolist() == [0, 2] and regions.scores.tolist() == pytest.approx([0.9, 0.5])
-    assert RegionMap.whole_picture((2, 3)).levels.tolist() == [-1]
+    assert RegionMap.whole_image((2, 3)).levels.tolist() == [-1]
     with pytest.raises(ValueError, match="every label up to 3"):
         RegionMap.from_labels(np.array([[3]]), levels=[1])
 
@@ -59,7 +59,7 @@ def test_from_labels_refuses_what_is_no_label_map(labels: np.ndarray) -> None:
 
 
 def test_construction_is_checked() -> None:
-    whole = RegionMap.whole_picture((2, 2))
+    whole = RegionMap.whole_image((2, 2))
     with pytest.raises(ValueError, match="int32"):
         RegionMap(whole.labels.astype(float), whole.areas, whole.boxes, whole.levels, whole.scores)
     with pytest.raises(ValueError, match="ids 0..0"):

@@ -26,7 +26,7 @@ def cache(tmp_path: Path) -> SuperpixelCache:
 
 def test_the_same_regions_by_key_and_in_order(cache: SuperpixelCache, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
-    assert write_shards(cache, folder, pictures_per_shard=2, progress=False) == 5
+    assert write_shards(cache, folder, images_per_shard=2, progress=False) == 5
     shards = SuperpixelShards(folder, cache.generator.settings())
     assert shards.keys() == KEYS and KEYS[0] in shards and "ab" not in shards
     for key in KEYS:
@@ -38,11 +38,11 @@ def test_the_same_regions_by_key_and_in_order(cache: SuperpixelCache, tmp_path: 
 
 def test_packing_again_gives_the_same_bytes_and_leaves_nothing_old(cache: SuperpixelCache, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
-    write_shards(cache, folder, pictures_per_shard=1, progress=False)
-    write_shards(cache, folder, pictures_per_shard=3, progress=False)
+    write_shards(cache, folder, images_per_shard=1, progress=False)
+    write_shards(cache, folder, images_per_shard=3, progress=False)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == [INDEX, "superpixels-000000.tar", "superpixels-000001.tar"]
-    write_shards(cache, folder, pictures_per_shard=3, progress=False)
+    write_shards(cache, folder, images_per_shard=3, progress=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

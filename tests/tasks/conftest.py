@@ -45,8 +45,8 @@ class SetModel(torch.nn.Module):
         return {"loss": loss, "loss_ce": loss / 2, "accuracy": 1.0}
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Pictures of 8 x 12 with four 4 x 6 objects; the expressions name object 0, object 3, and none."""
+class Images(torch.utils.data.Dataset):
+    """Images of 8 x 12 with four 4 x 6 objects; the expressions name object 0, object 3, and none."""
 
     kinds = ("attribute", "relation", "no_target")
 
@@ -103,8 +103,8 @@ class Pictures(torch.utils.data.Dataset):
 
 
 @pytest.fixture
-def pictures():
-    return Pictures(3)
+def images():
+    return Images(3)
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def set_prediction():
 
 
 @pytest.fixture
-def pictures_of():
-    return Pictures
+def images_of():
+    return Images
 
 
 @pytest.fixture

@@ -16,16 +16,16 @@ from lavis.common.registry import registry
 from lavis_svp.tasks import caption_scoring
 from lavis_svp.tasks.answer_task import AnswerEvalOptions
 from lavis_svp.tasks.captioning import SvpCaptioningTask
-from lavis_svp.tasks.other_pictures import OtherPictures
+from lavis_svp.tasks.other_images import OtherImages
 from lavis_svp.tasks.vqa import SvpVqaTask
 
 TRUTH = {1: "2", 2: "red", 3: "yes", 4: "no", 5: "3"}
-OF_PICTURE = {0: [1, 2], 1: [3], 2: [4, 5]}
+OF_IMAGE = {0: [1, 2], 1: [3], 2: [4, 5]}
 CAPTIONS = {0: "a red cup on a table", 1: "two white dogs in the snow", 2: "a man rides a horse"}
 
 
 class SeeingModel(torch.nn.Module):
-    """Knows the truth of the picture that ``image`` shows; says "dunno" to a question about another one."""
+    """Knows the truth of the image that ``image`` shows; says "dunno" to a question about another one."""
 
     def __init__(self):
         super().__init__()
@@ -36,10 +36,10 @@ class SeeingModel(torch.nn.Module):
 
     def predict_answers(self, samples, **kwargs):
         self.calls.append(kwargs)
-        shown = [int(image[0, 0, 0]) for image in samples["image"]]
+        shown = [int(pixels[0, 0, 0]) for pixels in samples["image"]]
         return [
-            [TRUTH[number] if number in OF_PICTURE[picture] else "dunno" for number in numbers]
-            for picture, numbers in zip(shown, samples["question_id"], strict=True)
+            [TRUTH[number] if number in OF_IMAGE[image] else "dunno" for number in numbers]
+            for image, numbers in zip(shown, samples["question_id"], strict=True)
         ]
 
     def generate(self, samples, **kwargs):
@@ -48,7 +48,7 @@ class SeeingModel(torch.nn.Module):
 
 
 def batch(ids, captions=False):
-    asked = {index: [0] if captions else OF_PICTURE[index] for index in ids}
+    asked = {index: [0] if captions else OF_IMAGE[index] for index in ids}
     return {
         "image": torch.stack([torch.full((4, 2, 2), float(index)) for index in ids]),
         "image_id": ids,
@@ -76,13 +76,13 @@ def vqa_truth(tmp_path):
     annotations = [
         {
             "question_id": number,
-            "image_id": picture,
+            "image_id": image,
             "question_type": "count" if answer.isdigit() else "what",
             "answer_type": "number" if answer.isdigit() else "other",
             "multiple_choice_answer": answer,
             "answers": [{"answer": answer, "answer_id": i} for i in range(10)],
         }
-        for picture, numbers in OF_PICTURE.items()
+        for image, numbers in OF_IMAGE.items()
         for number in numbers
         for answer in [TRUTH[number]]
     ]
@@ -160,13 +160,13 @@ def test_captions_scores_and_files(folders, caption_truth, monkeypatch):
     assert result == [{"image_id": index, "caption": text} for index, text in CAPTIONS.items()]
 
 
-def test_blind_needs_two_pictures(folders, vqa_truth):
+def test_blind_needs_two_images(folders, vqa_truth):
     with pytest.raises(ValueError, match="batch_size_eval"):
         evaluated(SvpVqaTask(AnswerEvalOptions(blind=True)), Split(["1", "2"], vqa_truth), [batch([0])])
 
 
-def test_other_pictures_are_others_and_each_comes_once():
-    others, shown = OtherPictures(), []
+def test_other_images_are_others_and_each_comes_once():
+    others, shown = OtherImages(), []
     for ids in ([0, 1, 2], [3, 4], [5]):
         swapped = others.swap(batch_of(ids))
         given = [int(image[0, 0, 0]) for image in swapped["image"]]
@@ -184,7 +184,7 @@ def batch_of(ids):
 
 
 class FlatModel(SeeingModel):
-    """Takes what LAVIS's tasks give: a question a picture."""
+    """Takes what LAVIS's tasks give: a question an image."""
 
     def predict_answers(self, samples, **kwargs):
         self.calls.append(kwargs)

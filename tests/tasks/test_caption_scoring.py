@@ -31,7 +31,7 @@ def test_a_reference_is_a_perfect_caption(no_java):
     assert found["tokeniser"] == PLAIN and set(found["left_out"]) == {"SPICE", "METEOR"}
 
 
-def test_other_pictures_captions_score_less(no_java):
+def test_other_images_captions_score_less(no_java):
     right = caption_scores(REFERENCES, {number: said[0] for number, said in REFERENCES.items()})["scores"]
     wrong = caption_scores(REFERENCES, {1: "two green squares", 2: "three crosses", 3: "a red circle"})["scores"]
     assert all(wrong[name] < right[name] for name in right)
@@ -65,7 +65,7 @@ def test_with_java_the_tokeniser_is_official_and_meteor_is_there():
 
 @pytest.mark.parametrize(
     ("references", "captions", "message"),
-    [({1: ["a"]}, {2: "a"}, "not the same"), ({1: []}, {1: "a"}, "no reference"), ({}, {}, "0 pictures")],
+    [({1: ["a"]}, {2: "a"}, "not the same"), ({1: []}, {1: "a"}, "no reference"), ({}, {}, "0 images")],
 )
 def test_what_cannot_be_scored_is_told(references, captions, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The choice of pictures: all kinds, different images, no leftovers."""
+"""The choice of images: all kinds, different images, no leftovers."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ def offer(set_prediction):
         }
         drawn = []
 
-        def picture():
+        def image():
             drawn.append(image_id)
             return np.zeros((8, 8, 3), np.uint8)
 
-        gallery.offer(record, picture, set_prediction(np.ones((8, 8), np.uint8)), np.ones((8, 8), np.uint8))
+        gallery.offer(record, image, set_prediction(np.ones((8, 8), np.uint8)), np.ones((8, 8), np.uint8))
         return bool(drawn)
 
     return offer
@@ -54,8 +54,8 @@ def test_images_repeat_only_when_there_are_no_others(offer):
     assert [image_of[id(one)] for one in gallery.chosen()] == [0, 1, 2, 0]
 
 
-def test_saved_pictures_replace_older_ones(offer, tmp_path):
-    folder = tmp_path / "pictures" / "test"
+def test_saved_images_replace_older_ones(offer, tmp_path):
+    folder = tmp_path / "images" / "test"
     for wanted in (3, 2):
         gallery = Gallery(wanted)
         for image in range(wanted):
@@ -65,7 +65,7 @@ def test_saved_pictures_replace_older_ones(offer, tmp_path):
     assert Image.open(folder.parent / "test.png").height > 2 * Image.open(folder / "000.png").height
 
 
-def test_no_pictures_wanted_draws_none(offer, tmp_path):
+def test_no_images_wanted_draws_none(offer, tmp_path):
     gallery = Gallery(0)
     assert not offer(gallery, 0, "a")
     assert gallery.save(tmp_path / "none") == []

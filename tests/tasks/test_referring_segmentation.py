@@ -17,7 +17,7 @@ from lavis_svp.metrics.files import read_records
 from lavis_svp.tasks.options import EvalOptions
 from lavis_svp.tasks.referring_segmentation import ReferringSegmentationTask
 
-FILES_OF_A_RUN = {"test_7.jsonl", "test_7.summary.json", "pictures"}
+FILES_OF_A_RUN = {"test_7.jsonl", "test_7.summary.json", "images"}
 
 
 def config(**run):
@@ -28,9 +28,9 @@ def config(**run):
     )
 
 
-def evaluate(task, model, pictures, sampler=None):
-    task.before_evaluation(model=model, dataset=pictures)
-    records = task.evaluation(model, pictures.loader(sampler=sampler), cuda_enabled=False)
+def evaluate(task, model, images, sampler=None):
+    task.before_evaluation(model=model, dataset=images)
+    records = task.evaluation(model, images.loader(sampler=sampler), cuda_enabled=False)
     return task.after_evaluation(val_result=records, split_name="test", epoch=7)
 
 
@@ -38,15 +38,15 @@ def test_lavis_knows_the_task():
     assert registry.get_task_class("referring_segmentation") is ReferringSegmentationTask
 
 
-def test_run_from_yaml_to_files(pictures, set_model, folders, capsys):
+def test_run_from_yaml_to_files(images, set_model, folders, capsys):
     task = ReferringSegmentationTask.setup_task(cfg=config(eval={"num_visualise": 4, "bootstrap": {"resamples": 50}}))
-    scores = evaluate(task, set_model({"generative": pictures.answers()}), pictures)
+    scores = evaluate(task, set_model({"generative": images.answers()}), images)
     assert scores["agg_metrics"] == scores["giou_macro"] == 0.5  # attribute 1, relation 0
     assert scores["n_acc"] == 1.0
     assert scores["pick_accuracy_macro"] == 0.5
     assert {path.name for path in (folders / "result").iterdir()} == FILES_OF_A_RUN
     records = read_records(folders / "result" / "test_7.jsonl")
-    assert [record["expression_id"] for record in records] == pictures.expression_ids()
+    assert [record["expression_id"] for record in records] == images.expression_ids()
     summary = json.loads((folders / "result" / "test_7.summary.json").read_text())
     assert summary["run"]["seed"] == 5
     assert summary["run"]["model"]["arch"] == "svp_ris"
@@ -55,19 +55,19 @@ def test_run_from_yaml_to_files(pictures, set_model, folders, capsys):
     assert summary["bootstrap"]["resamples"] == 50
     logged = json.loads((folders / "evaluate.txt").read_text())
     assert (logged["split"], logged["epoch"], logged["giou_macro"]) == ("test", 7, 0.5)
-    drawn = {path.name for path in (folders / "result" / "pictures").rglob("*.png")}
+    drawn = {path.name for path in (folders / "result" / "images").rglob("*.png")}
     assert drawn == {"000.png", "001.png", "002.png", "003.png", "test.png"}
-    assert [path.name for path in task.drawn_pictures] == ["000.png", "001.png", "002.png", "003.png"]
+    assert [path.name for path in task.drawn_images] == ["000.png", "001.png", "002.png", "003.png"]
     assert "mean of kinds" in capsys.readouterr().out
 
 
-def test_records_are_on_disk_while_it_runs(pictures, set_model, folders):
+def test_records_are_on_disk_while_it_runs(images, set_model, folders):
     task = ReferringSegmentationTask()
-    model = set_model({"generative": pictures.answers()})
+    model = set_model({"generative": images.answers()})
     seen = []
 
     def batches():
-        for batch in pictures.loader(batch_size=1):
+        for batch in images.loader(batch_size=1):
             seen.append(len(read_records(folders / "result" / "unfinished_rank0.jsonl")))
             yield batch
 
@@ -75,64 +75,64 @@ def test_records_are_on_disk_while_it_runs(pictures, set_model, folders):
     assert seen == [0, 3, 6]
 
 
-def test_both_modes_are_reported_side_by_side(pictures, set_model, folders):
-    right = pictures.answers()
+def test_both_modes_are_reported_side_by_side(images, set_model, folders):
+    right = images.answers()
     for name in right:
         if name.endswith("e1"):
-            right[name] = type(right[name])(pictures.truth(1), pick=3, region_map=right[name].region_map)
-    model = set_model({"generative": pictures.answers(), "teacher_forced": right})
-    scores = evaluate(ReferringSegmentationTask(EvalOptions(mode="both", num_visualise=0)), model, pictures)
+            right[name] = type(right[name])(images.truth(1), pick=3, region_map=right[name].region_map)
+    model = set_model({"generative": images.answers(), "teacher_forced": right})
+    scores = evaluate(ReferringSegmentationTask(EvalOptions(mode="both", num_visualise=0)), model, images)
     assert (scores["giou_macro"], scores["teacher_forced_giou_macro"]) == (0.5, 1.0)
     assert model.asked == ["generative", "teacher_forced"] * 2
 
 
-def test_valid_step_scores_every_expression_once(pictures, set_model):
-    batch = next(iter(pictures.loader(batch_size=3)))
-    records = ReferringSegmentationTask().valid_step(set_model({"generative": pictures.answers()}), batch)
-    assert [record["expression_id"] for record in records] == pictures.expression_ids()
+def test_valid_step_scores_every_expression_once(images, set_model):
+    batch = next(iter(images.loader(batch_size=3)))
+    records = ReferringSegmentationTask().valid_step(set_model({"generative": images.answers()}), batch)
+    assert [record["expression_id"] for record in records] == images.expression_ids()
 
 
-def test_missing_expressions_are_an_error_with_numbers(pictures, set_model, folders):
+def test_missing_expressions_are_an_error_with_numbers(images, set_model, folders):
     task = ReferringSegmentationTask()
     with pytest.raises(ValueError, match=r"Of 9 expressions, 3 were not scored \(p1e0, p1e1, p1e2\)"):
-        evaluate(task, set_model({"generative": pictures.answers()}), pictures, sampler=[0, 2])
+        evaluate(task, set_model({"generative": images.answers()}), images, sampler=[0, 2])
 
 
-def test_repeated_pictures_count_once(pictures, set_model, folders):
+def test_repeated_images_count_once(images, set_model, folders):
     task = ReferringSegmentationTask()
-    scores = evaluate(task, set_model({"generative": pictures.answers()}), pictures, sampler=[0, 2, 1, 0])
+    scores = evaluate(task, set_model({"generative": images.answers()}), images, sampler=[0, 2, 1, 0])
     assert scores["n"] == 9
 
 
-def test_a_split_of_no_target_only_still_has_agg_metrics(pictures, set_model, folders):
-    batch = pictures.collater([pictures[0]])
+def test_a_split_of_no_target_only_still_has_agg_metrics(images, set_model, folders):
+    batch = images.collater([images[0]])
     only = {key: [[value[0][2]]] for key, value in batch.items() if isinstance(value[0], list)}
     task = ReferringSegmentationTask()
-    records = task.evaluation(set_model({"generative": pictures.answers()}), [{**batch, **only}], cuda_enabled=False)
+    records = task.evaluation(set_model({"generative": images.answers()}), [{**batch, **only}], cuda_enabled=False)
     assert task.after_evaluation(val_result=records, split_name="none", epoch="best")["agg_metrics"] == 1.0
 
 
-def test_pictures_come_from_the_file_without_an_image_tensor(pictures, set_model, folders):
-    pictures.pixels = lambda image_id, split: np.full((8, 12, 3), (200, 0, 0), np.uint8)
+def test_images_come_from_the_file_without_an_image_tensor(images, set_model, folders):
+    images.pixels = lambda image_id, split: np.full((8, 12, 3), (200, 0, 0), np.uint8)
     task = ReferringSegmentationTask()
-    task.before_evaluation(model=set_model({}), dataset=pictures)
-    batch = pictures.collater([pictures[0]])
+    task.before_evaluation(model=set_model({}), dataset=images)
+    batch = images.collater([images[0]])
     del batch["image"]
-    assert task._picture(batch, 0).shape == (8, 12, 3)
-    assert task._picture(batch, 0)[0, 0].tolist() == [200, 0, 0]
+    assert task._image(batch, 0).shape == (8, 12, 3)
+    assert task._image(batch, 0)[0, 0].tolist() == [200, 0, 0]
 
 
-def test_train_step_gives_loss_and_detached_parts(pictures, set_model):
-    batch = pictures.collater([pictures[0], pictures[1]])
+def test_train_step_gives_loss_and_detached_parts(images, set_model):
+    batch = images.collater([images[0], images[1]])
     loss, parts = ReferringSegmentationTask().train_step(set_model({}), batch)
     assert loss.requires_grad
     assert parts == {"loss": torch.tensor(2.0), "loss_ce": torch.tensor(1.0)}
     assert not any(value.requires_grad for value in parts.values())
 
 
-def test_train_step_passes_statistics_on(pictures, set_model):
-    batch = pictures.collater([pictures[0]])
-    model, stats = set_model({}), {"tokens_per_picture": torch.tensor(3.0)}
+def test_train_step_passes_statistics_on(images, set_model):
+    batch = images.collater([images[0]])
+    model, stats = set_model({}), {"tokens_per_image": torch.tensor(3.0)}
     _, parts = ReferringSegmentationTask().train_step(lambda samples: {**model(samples), "stats": stats}, batch)
     assert parts["stats"] == stats
 
@@ -167,32 +167,32 @@ def test_a_run_that_only_aligns_says_so(caplog):
         assert caplog.text.count("All 50 steps of run.max_iters align the projector alone") == said
 
 
-def test_no_result_folder_says_who_sets_it(pictures, set_model, monkeypatch):
+def test_no_result_folder_says_who_sets_it(images, set_model, monkeypatch):
     monkeypatch.delitem(registry.mapping["paths"], "result_dir", raising=False)
     with pytest.raises(ValueError, match="no 'result_dir': runners set it"):
         ReferringSegmentationTask().evaluation(set_model({}), [], cuda_enabled=False)
 
 
-def one_of_two(rank, meeting_point, folder, model_class, pictures):
-    """One process of two; 3 pictures, so that the sampler repeats one."""
+def one_of_two(rank, meeting_point, folder, model_class, images):
+    """One process of two; 3 images, so that the sampler repeats one."""
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
     registry.mapping["paths"] |= {"output_dir": folder, "result_dir": f"{folder}/result"}
     task = ReferringSegmentationTask(EvalOptions(num_visualise=2))
-    sampler = DistributedSampler(pictures, num_replicas=2, rank=rank, shuffle=False)
-    scores = evaluate(task, model_class({"generative": pictures.answers()}), pictures, sampler)
+    sampler = DistributedSampler(images, num_replicas=2, rank=rank, shuffle=False)
+    scores = evaluate(task, model_class({"generative": images.answers()}), images, sampler)
     Path(folder, f"scores{rank}.json").write_text(json.dumps({k: v for k, v in scores.items() if "ms_" not in k}))
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_records_of_one(pictures, set_model, folders, tmp_path):
-    evaluate(ReferringSegmentationTask(), set_model({"generative": pictures.answers()}), pictures)
+def test_two_processes_give_the_records_of_one(images, set_model, folders, tmp_path):
+    evaluate(ReferringSegmentationTask(), set_model({"generative": images.answers()}), images)
     alone = read_records(folders / "result" / "test_7.jsonl")
     together = tmp_path / "two"
     together.mkdir()
     context = multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=one_of_two, args=(rank, tmp_path / "meet", str(together), set_model, pictures))
+        context.Process(target=one_of_two, args=(rank, tmp_path / "meet", str(together), set_model, images))
         for rank in range(2)
     ]
     for worker in workers:

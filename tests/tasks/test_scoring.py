@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from lavis_svp.metrics.files import record_line
-from lavis_svp.tasks.scoring import ANSWER_FIELDS, beside, score_picture, timed_predictions
+from lavis_svp.tasks.scoring import ANSWER_FIELDS, beside, score_image, timed_predictions
 
 
 @pytest.fixture
-def batch(pictures):
-    return pictures.collater([pictures[0], pictures[1]])
+def batch(images):
+    return images.collater([images[0], images[1]])
 
 
 @pytest.fixture
-def answers(pictures, batch):
-    given = pictures.answers()
+def answers(images, batch):
+    given = images.answers()
     return [[given[name] for name in names] for names in batch["expression_ids"]]
 
 
 def test_records_of_right_wrong_and_denied(batch, answers):
-    right, wrong, denied = score_picture(batch, 1, answers[1], "generative", 2.5)
+    right, wrong, denied = score_image(batch, 1, answers[1], "generative", 2.5)
     assert right == {
         "expression_id": "p1e0",
         "image_id": 1,
@@ -53,65 +53,63 @@ def test_records_of_right_wrong_and_denied(batch, answers):
     assert (denied["pick_correct"], denied["baseline_random"], denied["baseline_attribute"]) == (None, None, None)
 
 
-def test_superpixels_at_another_resolution_are_scored_at_the_pictures(batch, answers):
+def test_superpixels_at_another_resolution_are_scored_at_the_images(batch, answers):
     coarse = answers[0][1].region_map.resized((2, 2))
     given = [replace(one, region_map=coarse) for one in answers[0]]
-    assert score_picture(batch, 0, given, "generative", 2.5) == score_picture(batch, 0, answers[0], "generative", 2.5)
+    assert score_image(batch, 0, given, "generative", 2.5) == score_image(batch, 0, answers[0], "generative", 2.5)
 
 
 def test_without_superpixels_or_objects_the_fields_are_none(batch, answers):
     bare = {key: value for key, value in batch.items() if key not in ("instances", "candidates", "split")}
-    record = score_picture(bare, 0, [replace(one, pick=None, region_map=None) for one in answers[0]], "generative", 1)[
-        0
-    ]
+    record = score_image(bare, 0, [replace(one, pick=None, region_map=None) for one in answers[0]], "generative", 1)[0]
     empty = ("pick_correct", "ceiling_single", "ceiling_union", "baseline_random", "baseline_attribute")
     assert [record[key] for key in empty] == [None] * len(empty)
     assert record["split"] == ""
 
 
-def test_a_picture_with_fewer_pixels_than_superpixels_has_no_ceiling(batch, answers):
+def test_a_image_with_fewer_pixels_than_superpixels_has_no_ceiling(batch, answers):
     pixel = {**batch, "masks": [[np.ones((1, 1), np.uint8)]], "instances": [None], "text_input": [["dot"]]}
-    (record,) = score_picture(pixel, 0, [replace(answers[0][0], mask=np.ones((1, 1), np.uint8))], "generative", 1)
+    (record,) = score_image(pixel, 0, [replace(answers[0][0], mask=np.ones((1, 1), np.uint8))], "generative", 1)
     assert (record["intersection"], record["pick_correct"], record["ceiling_single"]) == (1, None, None)
 
 
 def test_the_caches_superpixels_give_the_ceiling_of_a_model_without(batch, answers):
     maps = [one[0].region_map for one in answers]
     given = [replace(one, pick=None, region_map=None) for one in answers[0]]
-    record = score_picture({**batch, "region_map": maps}, 0, given, "generative", 1)[0]
+    record = score_image({**batch, "region_map": maps}, 0, given, "generative", 1)[0]
     assert (record["ceiling_single"], record["pick_correct"]) == (1.0, None)
 
 
 def test_mask_of_another_size_names_the_expression_and_sizes(batch, answers):
     small = [replace(answers[0][0], mask=np.zeros((4, 6), np.uint8)), *answers[0][1:]]
     with pytest.raises(ValueError, match="Expression p0e0 of 0.png: The predicted mask is 4x6 but the true.* 8x12"):
-        score_picture(batch, 0, small, "generative", 1)
+        score_image(batch, 0, small, "generative", 1)
 
 
 def test_mask_without_seg_is_refused(batch, answers):
     with pytest.raises(ValueError, match=r"p0e0 of 0.png: the model answered without \[SEG\], yet gave a mask of 24"):
-        score_picture(batch, 0, [replace(answers[0][0], answered=False)], "generative", 1)
+        score_image(batch, 0, [replace(answers[0][0], answered=False)], "generative", 1)
 
 
 def test_pick_that_is_no_region_is_refused(batch, answers):
     with pytest.raises(ValueError, match="p0e0 of 0.png: The picked region is 9"):
-        score_picture(batch, 0, [replace(answers[0][0], pick=9)], "generative", 1)
+        score_image(batch, 0, [replace(answers[0][0], pick=9)], "generative", 1)
 
 
 def test_score_of_a_diverged_model_is_none_and_strict_json(batch, answers):
-    (record,) = score_picture(batch, 0, [replace(answers[0][0], score=float("nan"))], "generative", 1)
+    (record,) = score_image(batch, 0, [replace(answers[0][0], score=float("nan"))], "generative", 1)
     assert json.loads(record_line(record))["score"] is None
 
 
 def test_flag_that_contradicts_the_mask_is_logged_and_the_mask_counts(batch, answers, caplog):
     batch["has_target"][0] = [False, True, False]
-    record = score_picture(batch, 0, answers[0], "generative", 1)[0]
+    record = score_image(batch, 0, answers[0], "generative", 1)[0]
     assert record["has_target"] is True
     assert "p0e0 of 0.png: its true mask has 24 pixels" in caplog.text
 
 
-def test_predictions_must_pair_up_with_expressions(pictures, set_model, batch):
-    model = set_model({"generative": pictures.answers()})
+def test_predictions_must_pair_up_with_expressions(images, set_model, batch):
+    model = set_model({"generative": images.answers()})
     predictions, ms = timed_predictions(model, batch, "generative")
     assert [len(one) for one in predictions] == [3, 3]
     assert ms > 0
@@ -121,7 +119,7 @@ def test_predictions_must_pair_up_with_expressions(pictures, set_model, batch):
 
 
 def test_both_modes_in_one_record_keep_what_differs(batch, answers):
-    main = score_picture(batch, 0, answers[0], "generative", 1)[0]
+    main = score_image(batch, 0, answers[0], "generative", 1)[0]
     other = {**main, "mode": "teacher_forced", "intersection": 7}
     both = beside(main, other)
     assert both["intersection"] == 24

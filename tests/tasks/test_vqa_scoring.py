@@ -81,7 +81,7 @@ def test_summary_by_kind_with_baselines():
     assert majority_answers(annotations) == {1: "2", 2: "2", 3: "2", 4: "red"}
     said = {1: "2", 2: "3", 3: "3", 4: "blue"}
     result = vqa_summary(annotations, said, blind=dict.fromkeys(annotations, "2"))
-    assert result["overall"]["accuracy"] == 50 and result["overall"]["n"] == 4 and result["overall"]["n_pictures"] == 2
+    assert result["overall"]["accuracy"] == 50 and result["overall"]["n"] == 4 and result["overall"]["n_images"] == 2
     assert result["overall"]["baseline_majority"] == 75 and result["overall"]["blind"] == 50
     assert result["by_kind"]["count"]["accuracy"] == pytest.approx(200 / 3)
     assert result["by_kind"]["color"]["accuracy"] == 0

@@ -96,7 +96,7 @@ def test_the_language_model_is_the_same_and_seg_has_its_row(checkpoint, tmp_path
 
 def test_every_other_tensor_has_a_place_in_our_model_or_a_reason(checkpoint, tmp_path):
     from lavis_svp.models.options import parse_model_options
-    from lavis_svp.models.pretrained import start_from
+    from lavis_svp.models.pretrained import load_pretrained_parts
     from lavis_svp.models.svp_ris import SvpRis
 
     folder, state, _, segmenter = checkpoint
@@ -109,7 +109,7 @@ def test_every_other_tensor_has_a_place_in_our_model_or_a_reason(checkpoint, tmp
     model = SvpRis(options)
     own = dict(model.named_parameters())
     assert {name: tensor.shape for name, tensor in svp.items()} == {name: own[name].shape for name in svp}
-    assert start_from(model, tmp_path / "out/svp.safetensors") == set(svp)
+    assert load_pretrained_parts(model, tmp_path / "out/svp.safetensors") == set(svp)
     wanted = state[f"{segmenter}.mask_decoder.mask_tokens.weight"].float()
     assert torch.equal(model.mask_head.mask_decoder.mask_tokens.weight, wanted)
     assert torch.equal(model.readout.mlp[2].weight, state["model.text_hidden_fcs.0.2.weight"].float())

@@ -30,7 +30,7 @@ def test_encoder_equals_the_original(sam, session):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 32, 32, generator=generator), (SIDE, SIDE))
     valid = torch.ones(1, 1, SIDE, SIDE)
-    valid[..., 700:, :] = 0  # a landscape picture: rows below are padding
+    valid[..., 700:, :] = 0  # a landscape image: rows below are padding
     normalised = ((pixels - sam.encoder.mean) / sam.encoder.std * valid).numpy()
     original = session("encoder.onnx")
     (expected,) = original.run(None, {original.get_inputs()[0].name: normalised})

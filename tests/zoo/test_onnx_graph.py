@@ -27,10 +27,10 @@ def graph(tmp_path):
         helper.make_node("Constant", [], ["relative"], value=numpy_helper.from_array(RELATIVE)),
         helper.make_node("Add", ["linear", "relative"], ["scores"]),
         helper.make_node("Softmax", ["scores"], ["attention"]),
-        helper.make_node("Conv", ["picture", "onnx::Conv_2", "onnx::Conv_3"], ["features"]),
-        helper.make_node("Conv", ["picture", "neck.weight", "neck.bias"], ["embedding"]),
+        helper.make_node("Conv", ["image", "onnx::Conv_2", "onnx::Conv_3"], ["features"]),
+        helper.make_node("Conv", ["image", "neck.weight", "neck.bias"], ["embedding"]),
     ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "picture")]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "image")]
     initializers = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
     made = helper.make_graph(nodes, "toy", inputs, [], initializers)
     path = tmp_path / "toy.onnx"

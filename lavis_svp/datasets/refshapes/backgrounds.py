@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# File names in skimage/data. The motorcycle's right-hand picture is left out: it shows the same scene as the left one.
+# File names in skimage/data. The motorcycle's right-hand image is left out: it shows the same scene as the left one.
 PHOTOS = {
     "train": (
         "astronaut.png",
@@ -60,7 +60,7 @@ def sample_background(rng: np.random.Generator, split: str, side: int) -> tuple[
     """Crop a photo of the split, darken it and take out some colour, so that objects stand out somewhat.
 
     Args:
-        rng: the picture's own generator.
+        rng: the image's own generator.
         split: "train", "val" or "test"; decides which photos may be used.
         side: height and width of the result.
 
@@ -73,12 +73,12 @@ def sample_background(rng: np.random.Generator, split: str, side: int) -> tuple[
     crop = int(rng.integers(_MIN_CROP, min(height, width) + 1))
     top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
     patch = photo[top : top + crop, left : left + crop]
-    picture: np.ndarray = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
+    image: np.ndarray = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
     if rng.random() < 0.5:
-        picture = np.ascontiguousarray(picture[:, ::-1])
+        image = np.ascontiguousarray(image[:, ::-1])
     blur = float(rng.choice(_BLURS))
     if blur:
-        picture = cv2.GaussianBlur(picture, (0, 0), blur)
-    picture = picture * np.float32(rng.uniform(0.4, 0.75)) + np.float32(rng.uniform(0, 35))
-    grey = picture.mean(axis=-1, keepdims=True)
-    return grey + (picture - grey) * np.float32(rng.uniform(0.2, 0.7)), name
+        image = cv2.GaussianBlur(image, (0, 0), blur)
+    image = image * np.float32(rng.uniform(0.4, 0.75)) + np.float32(rng.uniform(0, 35))
+    grey = image.mean(axis=-1, keepdims=True)
+    return grey + (image - grey) * np.float32(rng.uniform(0.2, 0.7)), name

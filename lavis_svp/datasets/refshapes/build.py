@@ -1,4 +1,4 @@
-"""Make RefShapes on disk: pictures, ``instances.json`` and ``refs(svp).p``, again only where something is missing."""
+"""Make RefShapes on disk: images, ``instances.json`` and ``refs(svp).p``, again only where something is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lavis_svp.datasets.refshapes.config import (
     SPLITS,
     RefShapesConfig,
 )
-from lavis_svp.datasets.refshapes.picture import ShapesPicture, make_picture
+from lavis_svp.datasets.refshapes.image import ShapesImage, make_image
 
 NAME = "refshapes"
 DEFAULT_SIZES = {"train": 1600, "val": 60, "test": 200}
@@ -34,7 +34,7 @@ def manifest_path(root: Path) -> Path:
 
 
 def split_of(image_id: int) -> str:
-    """The split that a picture of RefShapes belongs to."""
+    """The split that an image of RefShapes belongs to."""
     return SPLITS[(image_id - 1) // _IMAGES_PER_SPLIT]
 
 
@@ -48,13 +48,13 @@ def build_refshapes(
     """Make RefShapes in RefCOCO format, or return at once if it is there already.
 
     Interrupted work goes on where it stopped. Another seed, generator version or setting makes every
-    picture anew; other sizes keep the pictures that are in both.
+    image anew; other sizes keep the images that are in both.
 
     Args:
         root: data folder; ``<root>/refshapes/`` and ``<root>/images/refshapes/`` are made in it.
-        sizes: number of pictures of each split; a split that is not named gets none.
+        sizes: number of images of each split; a split that is not named gets none.
         seed: of the whole data set, 0 or more.
-        config: what pictures and expressions look like; None is the default.
+        config: what images and expressions look like; None is the default.
         progress: show a progress bar.
 
     Returns:
@@ -94,31 +94,31 @@ def _write(
     refs: list[dict] = []
     folder = refcoco_format.images_folder(root, NAME)
     jobs = [(split, index) for split, count in sizes.items() for index in range(count)]
-    for split, index in tqdm(jobs, desc="RefShapes", unit="picture", disable=not progress):
-        picture = make_picture(seed, split, index, config)
-        if picture.file_name not in present:
-            pixels, _ = picture.paint(seed, config)
-            refcoco_format.write_png(folder / picture.file_name, pixels)
-        image, own_annotations, own_refs = _entries(picture, config)
+    for split, index in tqdm(jobs, desc="RefShapes", unit="image", disable=not progress):
+        drawn = make_image(seed, split, index, config)
+        if drawn.file_name not in present:
+            pixels, _ = drawn.paint(seed, config)
+            refcoco_format.write_png(folder / drawn.file_name, pixels)
+        image, own_annotations, own_refs = _entries(drawn, config)
         images.append(image)
         annotations += own_annotations
         refs += own_refs
     refcoco_format.write_dataset(root, NAME, images, annotations, list(SHAPES), refs)
 
 
-def _entries(picture: ShapesPicture, config: RefShapesConfig) -> tuple[dict, list[dict], list[dict]]:
-    """The image entry, the annotations and the refs of a picture; ids follow from split and index."""
-    image_id = SPLITS.index(picture.split) * _IMAGES_PER_SPLIT + picture.index + 1
-    image = {"id": image_id, "file_name": picture.file_name, "width": config.side, "height": config.side}
-    ann_ids = [image_id * ANNOTATIONS_PER_IMAGE + i for i in range(len(picture.scene.objects))]
+def _entries(drawn: ShapesImage, config: RefShapesConfig) -> tuple[dict, list[dict], list[dict]]:
+    """The image entry, the annotations and the refs of an image; ids follow from split and index."""
+    image_id = SPLITS.index(drawn.split) * _IMAGES_PER_SPLIT + drawn.index + 1
+    image = {"id": image_id, "file_name": drawn.file_name, "width": config.side, "height": config.side}
+    ann_ids = [image_id * ANNOTATIONS_PER_IMAGE + i for i in range(len(drawn.scene.objects))]
     annotations = [
         refcoco_format.annotation(
             ann_id, image_id, SHAPES.index(item.shape) + 1, mask, (item.color, item.texture, item.size)
         )
-        for ann_id, item, mask in zip(ann_ids, picture.scene.objects, picture.scene.masks, strict=True)
+        for ann_id, item, mask in zip(ann_ids, drawn.scene.objects, drawn.scene.masks, strict=True)
     ]
     said: dict[int | None, list[dict]] = {}
-    for number, expression in enumerate(picture.expressions):
+    for number, expression in enumerate(drawn.expressions):
         candidates = [ann_ids[i] for i in expression.candidates]
         sent_id = image_id * _SENTENCES_PER_IMAGE + number
         entry = refcoco_format.sentence(sent_id, expression.text, expression.kind, expression.subkind, candidates)
@@ -132,7 +132,7 @@ def _entries(picture: ShapesPicture, config: RefShapesConfig) -> tuple[dict, lis
                 image_id * ANNOTATIONS_PER_IMAGE + place,
                 None if target is None else annotations[target],
                 image,
-                picture.split,
+                drawn.split,
                 sentences,
             )
         )
@@ -168,7 +168,7 @@ def _annotations_exist(root: Path) -> bool:
 
 
 def _remove(folder: Path, names: set[str]) -> set[str]:
-    """Delete pictures that belong to other settings; returns the empty set: nothing of them is left."""
+    """Delete images that belong to other settings; returns the empty set: nothing of them is left."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     return set()

@@ -1,4 +1,4 @@
-"""Captions of a RefShapes picture: five sentences that say all of it in different orders, as COCO has five."""
+"""Captions of a RefShapes image: five sentences that say all of it in different orders, as COCO has five."""
 
 from __future__ import annotations
 

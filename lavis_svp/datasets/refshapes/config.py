@@ -1,14 +1,14 @@
-"""The settings of RefShapes and the words that its pictures and expressions are made of."""
+"""The settings of RefShapes and the words that its images and expressions are made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Raised by hand whenever the same seed would give other pictures or expressions; old files are then made anew.
+# Raised by hand whenever the same seed would give other images or expressions; old files are then made anew.
 GENERATOR_VERSION = 2
 
 ANNOTATIONS_PER_IMAGE = 16
-"""Annotation ids kept for a picture: one an object, and one for what is not there."""
+"""Annotation ids kept for an image: one an object, and one for what is not there."""
 
 SPLITS = ("train", "val", "test")
 KINDS = ("attribute", "relation", "superlative", "no_target")
@@ -40,16 +40,16 @@ def _held_out_quota() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class RefShapesConfig:
-    """What a RefShapes picture looks like and what is asked about it. Lengths are in pixels.
+    """What a RefShapes image looks like and what is asked about it. Lengths are in pixels.
 
-    The pictures depend on this, on the seed and on ``GENERATOR_VERSION``, not on how many are made.
+    The images depend on this, on the seed and on ``GENERATOR_VERSION``, not on how many are made.
     """
 
     side: int = 336
-    """Width and height of every picture."""
+    """Width and height of every image."""
     min_objects: int = 3
     max_objects: int = 8
-    """A picture aims at a number drawn between the two; where there is no room it has fewer."""
+    """An image aims at a number drawn between the two; where there is no room it has fewer."""
     small_radius: tuple[float, float] = (29.0, 37.0)
     large_radius: tuple[float, float] = (54.0, 72.0)
     """Two ranges with a gap, so that "small" and "large" are never in doubt."""
@@ -58,14 +58,14 @@ class RefShapesConfig:
     rival_share: float = 0.7
     """Share of objects that copy the shape or the colour of an earlier one, so that attributes alone do not answer."""
     overlap_share: float = 0.25
-    """Share of pictures in which objects may overlap."""
+    """Share of images in which objects may overlap."""
     max_hidden: float = 0.15
     """How much of an object another one may hide."""
     min_gap: int = 5
-    """Gap between objects in the other pictures."""
+    """Gap between objects in the other images."""
     min_area: float = 0.01
     max_area: float = 0.20
-    """Share of the picture that every object's visible part covers."""
+    """Share of the image that every object's visible part covers."""
     max_rotation: float = 0.35
     """Rotation in radians, both ways."""
     relation_margin: float = 30.0
@@ -77,16 +77,16 @@ class RefShapesConfig:
     size_margin: float = 1.35
     """By what factor the largest object's area is above the next one's."""
     train_quota: dict[str, int] = field(default_factory=_train_quota)
-    """Most expressions of each kind in a training picture."""
+    """Most expressions of each kind in a training image."""
     held_out_quota: dict[str, int] = field(default_factory=_held_out_quota)
-    """Expressions of each kind in a val or test picture: exactly so many."""
+    """Expressions of each kind in a val or test image: exactly so many."""
     min_train_quota: int = 2
-    """Fewest expressions of each kind in a training picture; scenes that cannot give them are drawn again."""
+    """Fewest expressions of each kind in a training image; scenes that cannot give them are drawn again."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_objects <= self.max_objects < ANNOTATIONS_PER_IMAGE:
             raise ValueError(
-                f"A RefShapes picture has from 1 to {ANNOTATIONS_PER_IMAGE - 1} objects; got min_objects "
+                f"A RefShapes image has from 1 to {ANNOTATIONS_PER_IMAGE - 1} objects; got min_objects "
                 f"{self.min_objects}, max_objects {self.max_objects}."
             )
         radii = [*self.small_radius, *self.large_radius]
@@ -97,10 +97,10 @@ class RefShapesConfig:
             )
 
     def quota(self, split: str) -> dict[str, int]:
-        """Most expressions of each kind in a picture of ``split``."""
+        """Most expressions of each kind in an image of ``split``."""
         return self.train_quota if split == "train" else self.held_out_quota
 
     def min_quota(self, split: str) -> dict[str, int]:
-        """Fewest expressions of each kind in a picture of ``split``."""
+        """Fewest expressions of each kind in an image of ``split``."""
         quota = self.quota(split)
         return {kind: min(n, self.min_train_quota) for kind, n in quota.items()} if split == "train" else quota

@@ -16,7 +16,7 @@ from lavis_svp.datasets.refshapes.scene import Scene
 _TRIES_PER_SUBKIND = 12
 _ROUNDS = 3
 _PRESENT_WORD_SHARE = 0.75
-"""How often the wrong word of a no-target expression is one that fits some other object of the picture."""
+"""How often the wrong word of a no-target expression is one that fits some other object of the image."""
 
 # What to ask for, in turn; "closest" is nearly always to be had, a direction is not.
 _RELATIONS = ("direction", "direction", "direction", "closest")
@@ -57,10 +57,10 @@ _Propose = Callable[[str], _Proposal | None]
 def sample_expressions(
     scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig
 ) -> list[Expression] | None:
-    """Draw the expressions of a picture.
+    """Draw the expressions of an image.
 
     Args:
-        scene: the picture's objects.
+        scene: the image's objects.
         rng: used up in a fixed way.
         split: decides how many of each kind there are.
         config: numbers and margins.

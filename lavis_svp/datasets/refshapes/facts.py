@@ -1,4 +1,4 @@
-"""What a RefShapes picture shows, read back from the annotations on disk."""
+"""What a RefShapes image shows, read back from the annotations on disk."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Facts:
-    """One picture.
+    """One image.
 
     Args:
         image_id: in ``instances.json``.
-        file_name: of the picture.
+        file_name: of the image.
         split: "train", "val" or "test".
         size: (H, W) in pixels.
         objects: all of them.
@@ -76,7 +76,7 @@ def forms(within: tuple[str, ...] = tuple(ATTRIBUTES), least: int = 1) -> list[t
 
 
 def read_facts(root: Path) -> list[Facts]:
-    """All pictures of RefShapes below a data folder, by ascending id.
+    """All images of RefShapes below a data folder, by ascending id.
 
     Raises:
         FileNotFoundError: RefShapes has not been made there.

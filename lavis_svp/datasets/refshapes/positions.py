@@ -1,7 +1,7 @@
 """What the relations and superlatives mean, with margins that keep their truth in plain sight.
 
 Each function returns the one object of ``group`` that fits, or None if it is not clear which.
-"Left" and the rest are those of the picture. Places are the centres of the visible parts' boxes.
+"Left" and the rest are those of the image. Places are the centres of the visible parts' boxes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Questions about a RefShapes picture whose answers are known, and balanced so that guessing does not pay.
+"""Questions about a RefShapes image whose answers are known, and balanced so that guessing does not pay.
 
 Kinds: ``count`` (0 to 4), ``color``, ``position`` (left/right, above/below, top/bottom), ``existence`` and ``relation``
 (yes/no). Within each kind and form of question (the attributes it names) the answers come equally often, as far as the
-pictures allow: of the answers that a picture can give, the one that was given least so far is asked for.
+images allow: of the answers that an image can give, the one that was given least so far is asked for.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ANSWERS = (*map(str, range(MOST_COUNTED + 1)), *COLORS, "left", "right", "above"
 """Every answer that a question can have."""
 
 QUESTIONS_OF_A_KIND = 2
-"""In each picture, if it can give so many."""
+"""In each image, if it can give so many."""
 
 _T = TypeVar("_T")
-_STREAM = 2  # of the random numbers; 0 and 1 draw the pictures
+_STREAM = 2  # of the random numbers; 0 and 1 draw the images
 _CANDIDATES = 12  # of each answer, which is plenty to draw from
 
 _MARGIN = RefShapesConfig().relation_margin
@@ -56,9 +56,9 @@ class Question:
 
 
 class QuestionWriter:
-    """Asks about pictures one after another; keeps count of the answers it has asked for.
+    """Asks about images one after another; keeps count of the answers it has asked for.
 
-    The questions of a picture depend on the seed, on it, and on the pictures of its split before it.
+    The questions of an image depend on the seed, on it, and on the images of its split before it.
 
     Args:
         seed: of the draws.
@@ -69,7 +69,7 @@ class QuestionWriter:
         self._given: Counter[tuple[str, str, str, str]] = Counter()
 
     def ask(self, facts: Facts) -> list[Question]:
-        """The questions about a picture, kind by kind; fewer where it has nothing to ask about."""
+        """The questions about an image, kind by kind; fewer where it has nothing to ask about."""
         rng = np.random.default_rng([self.seed, facts.image_id, _STREAM])
         asked: list[Question] = []
         for kind in QUESTION_KINDS:
@@ -110,7 +110,7 @@ def phrase(description: Description, plural: bool = False) -> str:
 
 
 def _count(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
-    """How many fit a description; none at all for words that the picture has, but not together."""
+    """How many fit a description; none at all for words that the image has, but not together."""
     by_answer: dict[int, list[Description]] = {}
     for description in [*facts.descriptions(form), *_absent(facts, form, rng)]:
         by_answer.setdefault(len(facts.fitting(description)), []).append(description)
@@ -129,7 +129,7 @@ def _color(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Ite
 
 
 def _position(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
-    """The side on which an object lies, of another object or of the picture's middle."""
+    """The side on which an object lies, of another object or of the image's middle."""
     where, *names = form
     for first, second, item, other in _pairs(facts, tuple(names), rng):
         for sides, axis in SIDES.items():

@@ -38,7 +38,7 @@ def refs_path(root: Path, name: str) -> Path:
 
 
 def images_folder(root: Path, name: str) -> Path:
-    """Where the pictures of data set ``name`` go."""
+    """Where the images of data set ``name`` go."""
     return root / "images" / name
 
 
@@ -58,11 +58,11 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, json.dumps(content).encode())
 
 
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, (H, W, 3) uint8 RGB, as a whole or not at all."""
-    done, encoded = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image, (H, W, 3) uint8 RGB, as a whole or not at all."""
+    done, encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])
     if not done:
-        raise ValueError(f"Cannot encode a picture of shape {picture.shape} and type {picture.dtype} as PNG.")
+        raise ValueError(f"Cannot encode an image of shape {image.shape} and type {image.dtype} as PNG.")
     write_bytes(path, encoded.tobytes())
 
 
@@ -71,7 +71,7 @@ def annotation(ann_id: int, image_id: int, category_id: int, mask: np.ndarray, a
 
     Args:
         ann_id: unique in the data set.
-        image_id: of its picture.
+        image_id: of its image.
         category_id: from 1.
         mask: (H, W), non-zero inside, not empty.
         attributes: words that hold of the object.
@@ -113,7 +113,7 @@ def ref(ref_id: int, target: dict | None, image: dict, split: str, sentences: Se
 
     Args:
         ref_id: unique in the data set.
-        target: its annotation; None for expressions that mean nothing in the picture.
+        target: its annotation; None for expressions that mean nothing in the image.
         image: its image entry (``id``, ``file_name``).
         split: "train", "val" or "test".
         sentences: made by ``sentence``.
@@ -133,7 +133,7 @@ def ref(ref_id: int, target: dict | None, image: dict, split: str, sentences: Se
 def write_dataset(
     root: Path, name: str, images: list[dict], annotations: list[dict], categories: list[str], refs: list[dict]
 ) -> Path:
-    """Write the two annotation files of a data set; the pictures are written apart.
+    """Write the two annotation files of a data set; the images are written apart.
 
     Args:
         root: the data folder.

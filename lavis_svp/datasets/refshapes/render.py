@@ -21,25 +21,25 @@ _EDGE_BLUR = 0.6
 
 
 def render(scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig) -> tuple[np.ndarray, str]:
-    """Draw a picture.
+    """Draw an image.
 
     Args:
         scene: what to draw.
-        rng: the picture's own generator.
+        rng: the image's own generator.
         split: decides which background photos may be used.
         config: gives the side.
 
     Returns:
         (H, W, 3) uint8 RGB, and the file name of the background photo.
     """
-    picture, photo = sample_background(rng, split, config.side)
+    image, photo = sample_background(rng, split, config.side)
     for item, mask, box in zip(scene.objects, scene.masks, scene.boxes, strict=True):
         x0, y0, x1, y1 = (int(v) for v in box)
         surface = _surface(item, (x0, y0, x1, y1), rng)
         inside = mask[y0:y1, x0:x1].astype(bool)
-        picture[y0:y1, x0:x1][inside] = surface[inside]
-    picture = cv2.GaussianBlur(np.clip(picture, 0, 255), (0, 0), _EDGE_BLUR)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8), photo
+        image[y0:y1, x0:x1][inside] = surface[inside]
+    image = cv2.GaussianBlur(np.clip(image, 0, 255), (0, 0), _EDGE_BLUR)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), photo
 
 
 def _surface(item: SceneObject, box: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:

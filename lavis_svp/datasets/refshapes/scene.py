@@ -13,7 +13,7 @@ from lavis_svp.datasets.refshapes.geometry import shape_mask
 _TRIES_PER_OBJECT = 25
 _PLAIN_SHARE = 0.5
 _ADDED_BORDER = 2
-"""Pixels between an object and the picture's border."""
+"""Pixels between an object and the image's border."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of a picture, far ones first: a later object hides an earlier one.
+    """The objects of an image, far ones first: a later object hides an earlier one.
 
     Attributes:
         objects: K objects.

@@ -23,17 +23,17 @@ from pathlib import Path
 
 from lavis_svp.datasets.coco_expressions import TEXT_KEY, CocoExpressions
 from lavis_svp.datasets.jsonl import JsonlSource
-from lavis_svp.datasets.layout import SPECS, MissingDataError, annotation_files, doctor_command, find_pictures
+from lavis_svp.datasets.layout import SPECS, MissingDataError, annotation_files, doctor_command, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.shards.extras import Extra, FeatureExtra, SuperpixelExtra
 from lavis_svp.datasets.shards.source import ShardSource
 from lavis_svp.datasets.shards.validate import validate
-from lavis_svp.datasets.shards.write import PICTURES_PER_SHARD, Plan, convert, file_sum
-from lavis_svp.datasets.source import AnnotationSource, PictureFolder
+from lavis_svp.datasets.shards.write import IMAGES_PER_SHARD, Plan, convert, file_sum
+from lavis_svp.datasets.source import AnnotationSource, ImageFolder
 
 
-def open_source(args: argparse.Namespace) -> tuple[AnnotationSource, PictureFolder, dict[str, object]]:
-    """The annotations, the pictures, and what names them in the index.
+def open_source(args: argparse.Namespace) -> tuple[AnnotationSource, ImageFolder, dict[str, object]]:
+    """The annotations, the images, and what names them in the index.
 
     Raises:
         MissingDataError: a file is not there.
@@ -41,13 +41,13 @@ def open_source(args: argparse.Namespace) -> tuple[AnnotationSource, PictureFold
     """
     if args.jsonl is not None:
         jsonl = JsonlSource(args.jsonl, args.images)
-        return jsonl, PictureFolder(jsonl.folder), _identity("jsonl", args.jsonl)
+        return jsonl, ImageFolder(jsonl.folder), _identity("jsonl", args.jsonl)
     if args.coco is not None:
         if args.images is None:
-            raise ValueError("--coco needs --images, the folder of the pictures.")
+            raise ValueError("--coco needs --images, the folder of the images.")
         files = [args.coco] if args.expressions is None else [args.coco, args.expressions]
         coco = CocoExpressions(args.coco, args.expressions, args.text_key)
-        return coco, PictureFolder(args.images), {**_identity("coco", *files), "text_key": args.text_key}
+        return coco, ImageFolder(args.images), {**_identity("coco", *files), "text_key": args.text_key}
     if args.root is None:
         raise ValueError("--dataset needs --root, the folder that holds refcoco/, refcoco+/ ...")
     partition = args.split_by or SPECS[args.dataset].split_by[0]
@@ -56,23 +56,23 @@ def open_source(args: argparse.Namespace) -> tuple[AnnotationSource, PictureFold
         missing = " and ".join(map(str, found.missing()))
         raise MissingDataError(f"There is no {missing}. What goes where: {doctor_command(args.root, args.dataset)}")
     source = RefCOCO(found.instances, found.refs)
-    first = source.pictures(source.splits()[0])[0].file_name
-    pictures = PictureFolder(find_pictures(args.root, args.dataset, first, args.images))
+    first = source.images(source.splits()[0])[0].file_name
+    images = ImageFolder(find_images(args.root, args.dataset, first, args.images))
     identity = {**_identity("refcoco", found.instances, found.refs), "dataset": args.dataset, "split_by": partition}
-    return source, pictures, identity
+    return source, images, identity
 
 
 def run_convert(args: argparse.Namespace) -> int:
     """``convert``: make shards."""
-    source, pictures, identity = open_source(args)
+    source, images, identity = open_source(args)
     extras: list[Extra] = []
     if args.superpixels is not None:
         extras.append(SuperpixelExtra(args.superpixels))
     if args.features is not None:
         extras.append(FeatureExtra(args.features))
-    plan = Plan(source, pictures, identity, args.splits, args.pictures_per_shard, extras, args.skip_broken)
+    plan = Plan(source, images, identity, args.splits, args.images_per_shard, extras, args.skip_broken)
     index = convert(plan, args.out)
-    print(f"{len(index.samples):,} pictures in {len(index.shards):,} shards in {args.out}")
+    print(f"{len(index.samples):,} images in {len(index.shards):,} shards in {args.out}")
     for one in index.left_out:
         print(f"left out: {one['file_name']} ({one['split']}): {one['reason']}", file=sys.stderr)
     return int(bool(index.left_out))
@@ -91,14 +91,14 @@ def run_info(args: argparse.Namespace) -> int:
     index = source.index
     for split in source.splits():
         counts = source.counts(split)
-        names = {sample.shard for sample in index.samples if sample.picture["split"] == split}
+        names = {sample.shard for sample in index.samples if sample.image["split"] == split}
         size = sum(index.shards[name]["bytes"] for name in names)
         print(
-            f"{split}: {counts.pictures:,} pictures, {counts.sentences:,} expressions, {len(names):,} shards, "
+            f"{split}: {counts.images:,} images, {counts.sentences:,} expressions, {len(names):,} shards, "
             f"{size / 1e6:,.1f} MB"
         )
     if index.left_out:
-        print(f"left out: {len(index.left_out):,} pictures")
+        print(f"left out: {len(index.left_out):,} images")
     print(json.dumps(index.settings, indent=1, sort_keys=True))
     return 0
 
@@ -121,17 +121,17 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     kind = sub.add_mutually_exclusive_group(required=True)
     kind.add_argument("--dataset", choices=list(SPECS), help="a data set in RefCOCO's format")
     kind.add_argument("--coco", type=Path, help="COCO's instances.json with expressions")
-    kind.add_argument("--jsonl", type=Path, help="one JSON line a picture")
+    kind.add_argument("--jsonl", type=Path, help="one JSON line an image")
     sub.add_argument("--root", type=Path, help="of --dataset: the folder that holds refcoco/ ...")
     sub.add_argument("--split-by", help="of --dataset: partition, e.g. unc, umd, google; default: the usual one")
-    sub.add_argument("--images", type=Path, help="the pictures' folder; default: found below --root, beside --jsonl")
+    sub.add_argument("--images", type=Path, help="the images' folder; default: found below --root, beside --jsonl")
     sub.add_argument("--expressions", type=Path, help="of --coco: JSON, annotation id -> expressions")
     sub.add_argument("--text-key", default=TEXT_KEY, help="of --coco: the annotations' key with expressions")
     sub.add_argument("--splits", nargs="+", help="default: all")
-    sub.add_argument("--pictures-per-shard", type=int, default=PICTURES_PER_SHARD)
+    sub.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
     sub.add_argument("--superpixels", type=Path, help="a store (<generator>-<digest>) or superpixel shards to pack in")
     sub.add_argument("--features", type=Path, help="a cache of frozen features (features/<digest>) to pack in")
-    sub.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read; exit code 1")
+    sub.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; exit code 1")
     for name, run in (("validate", run_validate), ("info", run_info)):
         sub = commands.add_parser(name, help=(run.__doc__ or "").strip())
         sub.set_defaults(run=run)

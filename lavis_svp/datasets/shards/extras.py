@@ -34,12 +34,12 @@ class Extra(Protocol):
         """The member's bytes.
 
         Args:
-            image_key: sha256 of the picture's file.
-            size: (H, W) of the upright picture.
-            name: of the picture, for messages.
+            image_key: sha256 of the image's file.
+            size: (H, W) of the upright image.
+            name: of the image, for messages.
 
         Raises:
-            SetupError: the store lacks this picture; says how to fill it.
+            SetupError: the store lacks this image; says how to fill it.
         """
 
 
@@ -70,7 +70,7 @@ class SuperpixelExtra:
         if image_key not in self.store:
             raise SetupError(
                 f"{self.store.folder} has no superpixels of {name} (key {image_key}). Fill it: python -m "
-                f"lavis_svp.superpixels make PICTURES --store {self.store.folder.parent}, with the options that it "
+                f"lavis_svp.superpixels make IMAGES --store {self.store.folder.parent}, with the options that it "
                 "was made with."
             )
         regions = self.store.get(image_key)
@@ -78,20 +78,20 @@ class SuperpixelExtra:
         return to_png(regions)
 
 
-def check_shape(regions: tuple[int, int], picture: tuple[int, int], name: str) -> None:
-    """Refuse superpixels of another shape than their picture's; of another resolution they may be.
+def check_shape(regions: tuple[int, int], image: tuple[int, int], name: str) -> None:
+    """Refuse superpixels of another shape than their image's; of another resolution they may be.
 
     Args:
         regions: (H', W') of the region map.
-        picture: (H, W) of the upright picture.
-        name: of the picture, for the message.
+        image: (H, W) of the upright image.
+        name: of the image, for the message.
 
     Raises:
         ValueError: the proportions differ by more than the rounding of both sides up to whole cells.
     """
-    if abs(regions[0] * picture[1] - regions[1] * picture[0]) > _ROUNDING * max(picture):
+    if abs(regions[0] * image[1] - regions[1] * image[0]) > _ROUNDING * max(image):
         raise ValueError(
-            f"The superpixels of {name} are {regions}, the picture is {picture} (height, width): another picture's, or "
+            f"The superpixels of {name} are {regions}, the image is {image} (height, width): another image's, or "
             "of another orientation."
         )
 
@@ -124,6 +124,6 @@ class FeatureExtra:
         except (FileNotFoundError, SafetensorError) as error:
             raise SetupError(
                 f"{self.cache.folder} has no readable features of {name} (key {image_key}; {error}). Fill it by "
-                "training or evaluating on these pictures with a model that has cache_frozen: true."
+                "training or evaluating on these images with a model that has cache_frozen: true."
             ) from error
         return content

@@ -10,29 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.datasets.refcoco import Picture
-from lavis_svp.datasets.shards.layout import FORMAT, INDEX, RECORD, is_shard_name, picture_extension
+from lavis_svp.datasets.refcoco import ReferredImage
+from lavis_svp.datasets.shards.layout import FORMAT, INDEX, RECORD, image_extension, is_shard_name
 from lavis_svp.datasets.shards.member import ShardMember
-from lavis_svp.datasets.shards.record import picture_of
+from lavis_svp.datasets.shards.record import image_of
 
 PROGRAM = "python -m lavis_svp.datasets.shards"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of one split in its shard.
+    """One image of one split in its shard.
 
     Args:
         key: its members' names up to the first dot.
         shard: the shard's file name.
         members: extension -> [offset, size, CRC-32].
-        picture: its record without instances, see :mod:`.record`.
+        image: its record without instances, see :mod:`.record`.
     """
 
     key: str
     shard: str
     members: dict[str, list[int]]
-    picture: dict[str, Any]
+    image: dict[str, Any]
 
     def member(self, folder: Path, extension: str) -> ShardMember:
         """The place of one member.
@@ -45,8 +45,8 @@ class Sample:
 
     @property
     def extension(self) -> str:
-        """Of the picture's member."""
-        return picture_extension(self.picture["file_name"])
+        """Of the image's member."""
+        return image_extension(self.image["file_name"])
 
 
 @dataclass
@@ -54,11 +54,11 @@ class ShardIndex:
     """Everything in a folder of shards.
 
     Args:
-        settings: what the shards were made from: ``source``, ``splits``, ``pictures_per_shard``, and ``superpixels``
+        settings: what the shards were made from: ``source``, ``splits``, ``images_per_shard``, and ``superpixels``
             and ``features``, the settings of their makers, digests of weights included, or None.
         shards: shard -> ``{"bytes": its size, "sha256": of the whole file}``.
         samples: in the order of splits, then of image ids.
-        left_out: pictures that could not be converted: ``{"image_id", "split", "file_name", "reason"}``.
+        left_out: images that could not be converted: ``{"image_id", "split", "file_name", "reason"}``.
     """
 
     settings: dict[str, Any]
@@ -66,9 +66,9 @@ class ShardIndex:
     samples: list[Sample] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
-    def pictures(self) -> list[Picture]:
-        """The picture of each sample."""
-        return [picture_of(sample.picture) for sample in self.samples]
+    def images(self) -> list[ReferredImage]:
+        """The image of each sample."""
+        return [image_of(sample.image) for sample in self.samples]
 
     def write(self, folder: Path) -> None:
         """Write ``index.json``, whole or not at all."""
@@ -77,7 +77,7 @@ class ShardIndex:
             "settings": self.settings,
             "shards": self.shards,
             "left_out": self.left_out,
-            "samples": [[one.key, one.shard, one.members, one.picture] for one in self.samples],
+            "samples": [[one.key, one.shard, one.members, one.image] for one in self.samples],
         }
         write_json(folder / INDEX, content)
 
@@ -110,9 +110,7 @@ def read_index(folder: str | Path) -> ShardIndex:
         found = content["format"]
         if found != FORMAT:
             raise ValueError(f"it has format {found}, this version reads {FORMAT}")
-        samples = [
-            Sample(str(key), str(shard), members, picture) for key, shard, members, picture in content["samples"]
-        ]
+        samples = [Sample(str(key), str(shard), members, image) for key, shard, members, image in content["samples"]]
         index = ShardIndex(content["settings"], content["shards"], samples, content["left_out"])
         _check(index)
         return index
@@ -137,7 +135,7 @@ def _check(index: ShardIndex) -> None:
             raise ValueError(f"sample {sample.key} is there twice")
         keys.add(sample.key)
         if not {RECORD, sample.extension} <= set(sample.members):
-            raise ValueError(f"sample {sample.key} lacks its picture or its record")
+            raise ValueError(f"sample {sample.key} lacks its image or its record")
         for place in sample.members.values():
             if len(place) != 3 or not all(isinstance(number, int) and number >= 0 for number in place):
                 raise ValueError(f"sample {sample.key} has the impossible place {place}")

@@ -1,7 +1,7 @@
 """Names of the files and members of a folder of shards.
 
 A folder holds ``train-000000.tar`` and so on for each split, and ``index.json``. A sample is a group of tar members
-with one key, ``<split>-<image id>``: the picture's original file (``.jpg`` ...), ``.json`` (see :mod:`.record`) and, if
+with one key, ``<split>-<image id>``: the image's original file (``.jpg`` ...), ``.json`` (see :mod:`.record`) and, if
 the shards were made with them, ``.superpixels.png`` and ``.features.safetensors``.
 """
 
@@ -16,9 +16,9 @@ UNFINISHED = "unfinished.json"
 RECORD = "json"
 SUPERPIXELS = "superpixels.png"
 FEATURES = "features.safetensors"
-PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
-OTHER_PICTURE = "picture"
-"""Extension of a picture file that has another one, or none."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+OTHER_IMAGE = "picture"  # the name stored shards have
+"""Extension of an image file that has another one, or none."""
 
 _SPLIT = re.compile(r"[0-9A-Za-z_+-]{1,64}")
 _SHARD = re.compile(r"[0-9A-Za-z_+-]{1,64}-[0-9]{6}\.tar")
@@ -41,11 +41,11 @@ def is_shard_name(name: str) -> bool:
 
 
 def sample_key(split: str, image_id: int) -> str:
-    """Key of a picture in a split, without the dots at which webdataset ends a key."""
+    """Key of an image in a split, without the dots at which webdataset ends a key."""
     return f"{split}-{image_id:012d}"
 
 
-def picture_extension(file_name: str) -> str:
-    """Extension of the member that holds a picture file."""
+def image_extension(file_name: str) -> str:
+    """Extension of the member that holds an image file."""
     extension = PurePosixPath(file_name).suffix.lower().removeprefix(".")
-    return extension if extension in PICTURE_EXTENSIONS else OTHER_PICTURE
+    return extension if extension in IMAGE_EXTENSIONS else OTHER_IMAGE

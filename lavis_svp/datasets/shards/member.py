@@ -14,7 +14,7 @@ class BrokenShardError(ValueError):
 
 @dataclass(frozen=True)
 class ShardMember:
-    """Where one file lies inside a shard; may be passed wherever a picture's path may.
+    """Where one file lies inside a shard; may be passed wherever an image's path may.
 
     Args:
         shard: the tar file.

@@ -15,7 +15,7 @@ class OpenedShards:
     """A folder of shards.
 
     Args:
-        source: annotations and pictures.
+        source: annotations and images.
         superpixels: where they were converted with superpixels, and those are wanted.
         features: likewise.
     """

@@ -1,9 +1,9 @@
-"""What a shard says about one picture, as JSON.
+"""What a shard says about one image, as JSON.
 
 ``{"image_id", "file_name", "size": [H, W], "split", "image_key": sha256 of the file, "expressions": [{"id", "text",
 "kind", "targets": [annotation ids], "candidates": [annotation ids] or null}], "instances": [{"annotation_id",
 "category", "attributes", "segmentation": {"size", "counts"}}]}``. Masks are COCO's compressed run lengths, in the frame
-in which the picture is stored.
+in which the image is stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lavis_svp.datasets.refcoco import Expression, Instance, Picture
+from lavis_svp.datasets.refcoco import Expression, Instance, ReferredImage
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -24,13 +24,13 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
-def picture_record(picture: Picture, image_key: str) -> dict[str, Any]:
-    """All about a picture but its instances."""
+def image_record(image: ReferredImage, image_key: str) -> dict[str, Any]:
+    """All about an image but its instances."""
     return {
-        "image_id": picture.image_id,
-        "file_name": picture.file_name,
-        "size": list(picture.size),
-        "split": picture.split,
+        "image_id": image.image_id,
+        "file_name": image.file_name,
+        "size": list(image.size),
+        "split": image.split,
         "image_key": image_key,
         "expressions": [
             {
@@ -40,13 +40,13 @@ def picture_record(picture: Picture, image_key: str) -> dict[str, Any]:
                 "targets": list(one.targets),
                 "candidates": None if one.candidates is None else list(one.candidates),
             }
-            for one in picture.expressions
+            for one in image.expressions
         ],
     }
 
 
-def picture_of(record: Mapping[str, Any]) -> Picture:
-    """The picture that a record tells of.
+def image_of(record: Mapping[str, Any]) -> ReferredImage:
+    """The image that a record tells of.
 
     Raises:
         KeyError, TypeError, ValueError: the record is damaged.
@@ -63,11 +63,11 @@ def picture_of(record: Mapping[str, Any]) -> Picture:
         for one in record["expressions"]
     )
     size = (int(height), int(width))
-    return Picture(int(record["image_id"]), str(record["file_name"]), size, str(record["split"]), expressions)
+    return ReferredImage(int(record["image_id"]), str(record["file_name"]), size, str(record["split"]), expressions)
 
 
 def instance_records(instances: Sequence[Instance], masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The objects of a picture with their masks, (H, W) of {0, 1} each."""
+    """The objects of an image with their masks, (H, W) of {0, 1} each."""
     return [
         {
             "annotation_id": one.annotation_id,

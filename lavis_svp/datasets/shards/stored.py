@@ -1,4 +1,4 @@
-"""Superpixels and frozen features that came in the shards, by picture key."""
+"""Superpixels and frozen features that came in the shards, by image key."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class ShardSuperpixels:
         self.settings = _settings(source, "superpixels")
         self._members = _by_key(source, SUPERPIXELS)
 
-    def get(self, image_key: str, picture: np.ndarray | None = None, embedding: Any = None) -> RegionMap:
-        """The regions of a picture; those of a mirrored one are mirrored; the other arguments are not needed.
+    def get(self, image_key: str, image: np.ndarray | None = None, embedding: Any = None) -> RegionMap:
+        """The regions of an image; those of a mirrored one are mirrored; the other arguments are not needed.
 
         Raises:
-            FileNotFoundError: not a picture of these shards.
+            FileNotFoundError: not an image of these shards.
             BrokenShardError: they cannot be read.
         """
         key = image_key.removesuffix(MIRRORED_SUFFIX)
         if key not in self._members:
-            raise FileNotFoundError(f"The shards hold no superpixels of picture {image_key}.")
+            raise FileNotFoundError(f"The shards hold no superpixels of image {image_key}.")
         member = self._members[key]
         try:
             regions = from_png(member.read_bytes())
@@ -69,7 +69,7 @@ class ShardFeatures:
         self._members = _by_key(source, FEATURES)
 
     def get(self, image_key: str) -> dict[str, Tensor] | None:
-        """Features of a picture; None where there are none, as for a mirrored one.
+        """Features of an image; None where there are none, as for a mirrored one.
 
         Raises:
             BrokenShardError: they cannot be read.
@@ -92,7 +92,7 @@ def _settings(source: ShardSource, kind: str) -> Mapping[str, Any]:
 
 def _by_key(source: ShardSource, extension: str) -> dict[str, ShardMember]:
     return {
-        sample.picture["image_key"]: sample.member(source.folder, extension)
+        sample.image["image_key"]: sample.member(source.folder, extension)
         for sample in source.index.samples
         if extension in sample.members
     }

@@ -1,4 +1,4 @@
-"""Conversion: any source of pictures with expressions into shards; goes on where it was interrupted."""
+"""Conversion: any source of images with expressions into shards; goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from lavis_svp.datasets.pictures import decode_picture
+from lavis_svp.datasets.images import decode_image
 from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Picture
+from lavis_svp.datasets.refcoco import ReferredImage
 from lavis_svp.datasets.shards.extras import Extra
 from lavis_svp.datasets.shards.index import Sample, ShardIndex, differences, read_index, write_json
-from lavis_svp.datasets.shards.layout import INDEX, RECORD, UNFINISHED, picture_extension, sample_key, shard_name
-from lavis_svp.datasets.shards.record import instance_records, picture_record, to_bytes
+from lavis_svp.datasets.shards.layout import INDEX, RECORD, UNFINISHED, image_extension, sample_key, shard_name
+from lavis_svp.datasets.shards.record import image_record, instance_records, to_bytes
 from lavis_svp.datasets.skipping import SetupError
-from lavis_svp.datasets.source import AnnotationSource, PictureStore
+from lavis_svp.datasets.source import AnnotationSource, ImageStore
 
-PICTURES_PER_SHARD = 1000
+IMAGES_PER_SHARD = 1000
 PART = ".part"
 """Ends the name of a file that is being written."""
 
@@ -37,25 +37,25 @@ class Plan:
 
     Args:
         source: the annotations.
-        pictures: the picture files.
+        images: the image files.
         identity: names the source and sums up its files, JSON-able: shards of another source are never mixed in.
         splits: which; None = all.
-        pictures_per_shard: at most so many in each shard; a shard holds pictures of one split.
+        images_per_shard: at most so many in each shard; a shard holds images of one split.
         extras: what else each sample gets.
-        skip_broken: leave a picture out that cannot be read, and name it in the index; False = stop.
+        skip_broken: leave an image out that cannot be read, and name it in the index; False = stop.
     """
 
     source: AnnotationSource
-    pictures: PictureStore
+    images: ImageStore
     identity: Mapping[str, Any]
     splits: Sequence[str] | None = None
-    pictures_per_shard: int = PICTURES_PER_SHARD
+    images_per_shard: int = IMAGES_PER_SHARD
     extras: Sequence[Extra] = ()
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        if self.pictures_per_shard < 1:
-            raise ValueError(f"pictures_per_shard must be at least 1, got {self.pictures_per_shard}.")
+        if self.images_per_shard < 1:
+            raise ValueError(f"images_per_shard must be at least 1, got {self.images_per_shard}.")
 
     def settings(self) -> dict[str, Any]:
         """All that the shards' content depends on."""
@@ -63,18 +63,18 @@ class Plan:
         settings = {
             "source": dict(self.identity),
             "splits": list(self.splits or self.source.splits()),
-            "pictures_per_shard": self.pictures_per_shard,
+            "pictures_per_shard": self.images_per_shard,
             "superpixels": extras.get("superpixels"),
             "features": extras.get("features"),
         }
         return json.loads(json.dumps(settings))  # as the index gives them back
 
-    def shards(self) -> Iterator[tuple[str, list[Picture]]]:
-        """(file name, pictures) of each shard."""
+    def shards(self) -> Iterator[tuple[str, list[ReferredImage]]]:
+        """(file name, images) of each shard."""
         for split in self.splits or self.source.splits():
-            pictures = self.source.pictures(split)
-            for number, start in enumerate(range(0, len(pictures), self.pictures_per_shard)):
-                yield shard_name(split, number), pictures[start : start + self.pictures_per_shard]
+            images = self.source.images(split)
+            for number, start in enumerate(range(0, len(images), self.images_per_shard)):
+                yield shard_name(split, number), images[start : start + self.images_per_shard]
 
 
 def convert(plan: Plan, folder: str | Path, progress: bool = True) -> ShardIndex:
@@ -86,34 +86,34 @@ def convert(plan: Plan, folder: str | Path, progress: bool = True) -> ShardIndex
         progress: show a progress bar.
 
     Returns:
-        The index; ``left_out`` names the pictures that were skipped.
+        The index; ``left_out`` names the images that were skipped.
 
     Raises:
-        ValueError: the folder holds other shards; or, without ``skip_broken``, a picture or mask cannot be read.
-        SetupError: a store of superpixels or features lacks a picture.
+        ValueError: the folder holds other shards; or, without ``skip_broken``, an image or mask cannot be read.
+        SetupError: a store of superpixels or features lacks an image.
     """
     folder = Path(folder)
     settings = plan.settings()
     sums = _claim(folder, settings)
     index = ShardIndex(settings)
     shards = list(plan.shards())
-    total = sum(len(pictures) for _, pictures in shards)
-    with tqdm(total=total, desc=f"shards ({folder.name})", unit="picture", disable=not progress) as bar:
-        for name, pictures in shards:
+    total = sum(len(images) for _, images in shards)
+    with tqdm(total=total, desc=f"shards ({folder.name})", unit="image", disable=not progress) as bar:
+        for name, images in shards:
             path = folder / name
-            samples = _finished(path, pictures, sums.get(name))
+            samples = _finished(path, images, sums.get(name))
             if samples is None:
-                index.left_out += _write_shard(plan, path, pictures, bar)
+                index.left_out += _write_shard(plan, path, images, bar)
                 samples = scan(path)
                 sums[name] = file_sum(path)
                 write_json(folder / UNFINISHED, {"settings": settings, "sums": sums})
             else:
-                bar.update(len(pictures))
+                bar.update(len(images))
             if samples:
                 index.samples += samples
                 index.shards[name] = {"bytes": path.stat().st_size, "sha256": sums[name]}
             else:
-                path.unlink()  # none of its pictures could be read
+                path.unlink()  # none of its images could be read
     index.write(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
     return index
@@ -184,25 +184,25 @@ def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     return sums
 
 
-def _finished(path: Path, pictures: Sequence[Picture], known: str | None) -> list[Sample] | None:
-    """The samples of a shard that needs no writing; None if it does: it is absent, changed, or lacks a picture."""
+def _finished(path: Path, images: Sequence[ReferredImage], known: str | None) -> list[Sample] | None:
+    """The samples of a shard that needs no writing; None if it does: it is absent, changed, or lacks an image."""
     if known is None or not path.is_file() or file_sum(path) != known:
         return None
     samples = scan(path)
-    whole = {sample.key for sample in samples} == {sample_key(one.split, one.image_id) for one in pictures}
+    whole = {sample.key for sample in samples} == {sample_key(one.split, one.image_id) for one in images}
     return samples if whole else None
 
 
-def _write_shard(plan: Plan, path: Path, pictures: Sequence[Picture], bar: tqdm) -> list[dict[str, Any]]:
-    """Write one shard beside its place, then rename it; the pictures that had to be left out."""
+def _write_shard(plan: Plan, path: Path, images: Sequence[ReferredImage], bar: tqdm) -> list[dict[str, Any]]:
+    """Write one shard beside its place, then rename it; the images that had to be left out."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     left_out = []
     try:
-        # the same pictures give the same bytes: no times, no owner
+        # the same images give the same bytes: no times, no owner
         with open(beside, "wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
-            for picture in pictures:
+            for image in images:
                 try:
-                    writer.write({"__key__": sample_key(picture.split, picture.image_id), **_members(plan, picture)})
+                    writer.write({"__key__": sample_key(image.split, image.image_id), **_members(plan, image)})
                 except SetupError:
                     raise
                 except (OSError, ValueError) as error:
@@ -210,9 +210,9 @@ def _write_shard(plan: Plan, path: Path, pictures: Sequence[Picture], bar: tqdm)
                         raise
                     left_out.append(
                         {
-                            "image_id": picture.image_id,
-                            "split": picture.split,
-                            "file_name": picture.file_name,
+                            "image_id": image.image_id,
+                            "split": image.split,
+                            "file_name": image.file_name,
                             "reason": f"{type(error).__name__}: {error}",
                         }
                     )
@@ -229,20 +229,18 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _members(plan: Plan, picture: Picture) -> dict[str, bytes]:
+def _members(plan: Plan, image: ReferredImage) -> dict[str, bytes]:
     """Extension -> bytes of one sample, everything checked."""
-    file = plan.pictures.file(picture)
+    file = plan.images.file(image)
     content = file.read_bytes()
-    loaded = decode_picture(content, str(file))
-    Placement(picture, loaded, False, file)  # the masks fit
-    instances = plan.source.instances(picture.image_id)
-    missing = {target for one in picture.expressions for target in one.targets} - {
-        one.annotation_id for one in instances
-    }
+    loaded = decode_image(content, str(file))
+    Placement(image, loaded, False, file)  # the masks fit
+    instances = plan.source.instances(image.image_id)
+    missing = {target for one in image.expressions for target in one.targets} - {one.annotation_id for one in instances}
     if missing:
-        raise ValueError(f"{picture.file_name} has expressions about annotations that it lacks: {sorted(missing)}.")
-    masks = [plan.source.mask(picture, one) for one in instances]
-    record = picture_record(picture, loaded.key) | {"instances": instance_records(instances, masks)}
+        raise ValueError(f"{image.file_name} has expressions about annotations that it lacks: {sorted(missing)}.")
+    masks = [plan.source.mask(image, one) for one in instances]
+    record = image_record(image, loaded.key) | {"instances": instance_records(instances, masks)}
     size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
     extras = {extra.extension: extra.content(loaded.key, size, str(file)) for extra in plan.extras}
-    return {picture_extension(picture.file_name): content, RECORD: to_bytes(record), **extras}
+    return {image_extension(image.file_name): content, RECORD: to_bytes(record), **extras}

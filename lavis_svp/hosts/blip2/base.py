@@ -1,4 +1,4 @@
-"""What ``blip2_opt_svp`` and ``blip2_t5_svp`` share: pictures to visual tokens, prompts, checkpoints."""
+"""What ``blip2_opt_svp`` and ``blip2_t5_svp`` share: images to visual tokens, prompts, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lavis_svp.common.checkpoints import WrongCheckpointError, load_trained_state, shorten, trained_state
 from lavis_svp.encoders.vision import VisionEncoder
 from lavis_svp.hosts.blip2.parts import Vision, build_checked, vision_grid
-from lavis_svp.hosts.pictures import build_generator
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.images import build_generator
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.models.pretrained import find_weights, read_weights
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, VisualTokens
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator
@@ -44,7 +44,7 @@ class ProjectedBlip2(Blip2Base):
         projector_name: attribute under which it stands.
     """
 
-    def __init__(self, vision: Vision, recipe: SwapRecipe, projector_name: str) -> None:
+    def __init__(self, vision: Vision, recipe: SwapConfig, projector_name: str) -> None:
         BaseModel.__init__(self)  # not BLIP-2's, which would load a Q-Former
         self.visual_encoder, self.ln_vision = vision
         self.recipe = recipe
@@ -72,14 +72,14 @@ class ProjectedBlip2(Blip2Base):
             self.visual_encoder.eval()
         return self
 
-    # ---------------------------------------------------------------- pictures
+    # ---------------------------------------------------------------- images
 
     def pixels(self, image: Tensor) -> Tensor:
         """Undo the normalisation of LAVIS's processors: (B, 3, H, W) RGB in [0, 1]."""
         return (image.float() * self.std + self.mean).clamp(0.0, 1.0)
 
     def patch_features(self, image: Tensor) -> PatchFeatures:
-        """Patches of processed pictures (B, 3, H, W)."""
+        """Patches of processed images (B, 3, H, W)."""
         if isinstance(self.visual_encoder, VisionEncoder):
             return self.visual_encoder(self.pixels(image))
         with self.maybe_autocast():
@@ -90,20 +90,20 @@ class ProjectedBlip2(Blip2Base):
     def superpixels(
         self, image: Tensor, features: PatchFeatures, given: Sequence[RegionMap] | None
     ) -> Superpixels | None:
-        """Superpixels of processed pictures; None for a projector without.
+        """Superpixels of processed images; None for a projector without.
 
         Args:
             image: (B, 3, H, W).
-            features: of the same pictures, for their grids.
-            given: region maps of the processed pictures, where the caller has them.
+            features: of the same images, for their grids.
+            given: region maps of the processed images, where the caller has them.
 
         Raises:
-            ValueError: another number of region maps than of pictures.
+            ValueError: another number of region maps than of images.
         """
         if self.generator is None:
             return None
         if given is None:
-            given = self.generator(as_pictures(self.pixels(image)))
+            given = self.generator(as_images(self.pixels(image)))
         mask_size = self.projector.mask_size
         return Superpixels.from_region_maps(given, features.grids, mask_size=mask_size, device=image.device)
 
@@ -120,16 +120,16 @@ class ProjectedBlip2(Blip2Base):
     # ---------------------------------------------------------------- text
 
     def prompts(self, samples: Mapping[str, Any], default: str) -> list[str]:
-        """One prompt a picture: ``samples["prompt"]`` (a text, or one for each), or the default.
+        """One prompt an image: ``samples["prompt"]`` (a text, or one for each), or the default.
 
         Raises:
-            ValueError: another number of prompts than of pictures.
+            ValueError: another number of prompts than of images.
         """
         count = len(samples["image"])
         prompt = samples.get("prompt", default)
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(prompts) != count:
-            raise ValueError(f"{count} pictures need one prompt or {count}, got {len(prompts)}.")
+            raise ValueError(f"{count} images need one prompt or {count}, got {len(prompts)}.")
         return prompts
 
     def questions(self, samples: Mapping[str, Any], prompt: str, inference_method: str) -> list[str]:
@@ -215,7 +215,7 @@ class ProjectedBlip2(Blip2Base):
         return read_weights(find_weights(url_or_filename))
 
 
-def as_pictures(pixels: Tensor) -> list[np.ndarray]:
+def as_images(pixels: Tensor) -> list[np.ndarray]:
     """(B, 3, H, W) RGB in [0, 1] as the (H, W, 3) uint8 arrays that superpixel generators take."""
     levels = (pixels.detach().cpu() * np.iinfo(np.uint8).max).round().to(torch.uint8)
     return list(levels.permute(0, 2, 3, 1).contiguous().numpy())  # B x (H, W, 3)

@@ -15,7 +15,7 @@ from lavis_svp.hosts.blip2.base import ProjectedBlip2, embed
 from lavis_svp.hosts.blip2.options import DTYPES, Blip2OPTOptions, read_blip2_options
 from lavis_svp.hosts.blip2.parts import Vision, blip2_recipe, build_vision
 from lavis_svp.hosts.blip2.sequence import IGNORED, Joined, join
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import VisualTokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -33,7 +33,7 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
         >>> import lavis_svp
         >>> from lavis.models import load_model_and_preprocess
         >>> model, vis, txt = load_model_and_preprocess("blip2_opt_svp", "pretrain_opt2.7b", is_eval=True)
-        >>> model.generate({"image": vis["eval"](picture).unsqueeze(0)})
+        >>> model.generate({"image": vis["eval"](image).unsqueeze(0)})
 
     Args:
         vision: the encoder and its norm.
@@ -53,7 +53,7 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
         vision: Vision,
         language: OPTForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        recipe: SwapRecipe,
+        recipe: SwapConfig,
         options: Blip2OPTOptions,
     ) -> None:
         ProjectedBlip2.__init__(self, vision, recipe, "opt_proj")
@@ -88,7 +88,7 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
 
         Args:
             samples: ``image`` (B, 3, H, W) as LAVIS's processors give it; ``text_input``, B captions; optional
-                ``region_map``, B region maps of the processed pictures.
+                ``region_map``, B region maps of the processed images.
         """
         visual = self.visual_tokens(samples)
         tokens = self.opt_tokenizer(
@@ -134,7 +134,7 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
             top_p: share of probability drawn from.
             repetition_penalty: 1 is none.
             length_penalty: of the beams' scores.
-            num_captions: for each picture.
+            num_captions: for each image.
             temperature: of drawing.
 
         Returns:

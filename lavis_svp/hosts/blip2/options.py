@@ -26,7 +26,7 @@ class Blip2Options:
     Args:
         vit_model: "eva_clip_g" or "clip_L", which LAVIS builds; else a name of lavis-svp's zoo, a local Hugging Face
             folder or a hub id, see :func:`lavis_svp.encoders.vision.build_vision_encoder`.
-        image_size: side of the processed pictures in pixels.
+        image_size: side of the processed images in pixels.
         drop_path_rate: of LAVIS's EVA.
         use_grad_checkpoint: of LAVIS's encoders.
         vit_precision: of LAVIS's encoders; a CPU needs fp32.

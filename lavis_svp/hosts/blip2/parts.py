@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lavis_svp.encoders.vision import VisionEncoder, build_vision_encoder
 from lavis_svp.hosts.blip2.options import LAVIS_ENCODERS, Blip2Options
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import Projector
 from lavis_svp.projectors.base import ENCODER_OUTPUTS
 from lavis_svp.projectors.structures import Grid
@@ -57,7 +57,7 @@ def vision_dim(encoder: Any) -> int:
 
 
 def vision_grid(encoder: Any) -> Grid:
-    """The (h, w) patch grid of an encoder: lavis-svp's, LAVIS's EVA or LAVIS's CLIP, whose pictures are square."""
+    """The (h, w) patch grid of an encoder: lavis-svp's, LAVIS's EVA or LAVIS's CLIP, whose images are square."""
     if isinstance(encoder, VisionEncoder):
         return encoder.grid
     if hasattr(encoder, "patch_embed"):
@@ -74,7 +74,7 @@ def blip2_recipe(
     options: Mapping[str, Any],
     superpixels: Mapping[str, Any],
     levels: Sequence[int] = (),
-) -> SwapRecipe:
+) -> SwapConfig:
     """The recipe of a projector between an encoder and a language model, whose sizes it takes.
 
     Args:
@@ -85,7 +85,7 @@ def blip2_recipe(
         superpixels: ``name`` of a superpixel generator and its options.
         levels: layers of the encoder, for projectors that fuse several.
     """
-    return SwapRecipe(
+    return SwapConfig(
         name=name,
         vision_dim=vision_dim(vision.visual_encoder),
         llm_dim=language.get_input_embeddings().embedding_dim,
@@ -96,11 +96,11 @@ def blip2_recipe(
     )
 
 
-def build_checked(recipe: SwapRecipe, encoder: nn.Module) -> Projector:
+def build_checked(recipe: SwapConfig, encoder: nn.Module) -> Projector:
     """Build a recipe's projector for an encoder.
 
     Raises:
-        UnknownNameError, ValueError: see :meth:`SwapRecipe.build`.
+        UnknownNameError, ValueError: see :meth:`SwapConfig.build`.
         ValueError: it needs more of the encoder than LAVIS's give.
     """
     projector = recipe.build()

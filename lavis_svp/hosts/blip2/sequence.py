@@ -37,12 +37,12 @@ def join(
 ) -> Joined:
     """Put each row's visual tokens right before its text, and all its padding to one end.
 
-    BLIP-2 concatenates two full blocks, since its 32 queries are never padded. With ragged pictures that would leave
-    holes between picture and text. OPT counts positions along the mask and would not see them, but T5's relative
-    positions count the holes, so a caption would depend on which pictures share its batch.
+    BLIP-2 concatenates two full blocks, since its 32 queries are never padded. With ragged images that would leave
+    holes between image and text. OPT counts positions along the mask and would not see them, but T5's relative
+    positions count the holes, so a caption would depend on which images share its batch.
 
     Args:
-        visual: of B pictures.
+        visual: of B images.
         text: (B, W, D) embeddings; decides the dtype.
         text_mask: (B, W), 1 for a real token, padding on either side.
         labels: (B, W).

@@ -15,7 +15,7 @@ from lavis_svp.hosts.blip2.base import ProjectedBlip2, embed
 from lavis_svp.hosts.blip2.options import DTYPES, Blip2T5Options, read_blip2_options
 from lavis_svp.hosts.blip2.parts import Vision, blip2_recipe, build_vision
 from lavis_svp.hosts.blip2.sequence import IGNORED, join
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import VisualTokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -33,7 +33,7 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
         >>> import lavis_svp
         >>> from lavis.models import load_model_and_preprocess
         >>> model, vis, txt = load_model_and_preprocess("blip2_t5_svp", "pretrain_flant5xl", is_eval=True)
-        >>> samples = {"image": vis["eval"](picture).unsqueeze(0), "text_input": ["what is red?"]}
+        >>> samples = {"image": vis["eval"](image).unsqueeze(0), "text_input": ["what is red?"]}
         >>> model.predict_answers(samples, prompt="Question: {} Short answer:")
 
     Args:
@@ -54,7 +54,7 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
         vision: Vision,
         language: T5ForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
-        recipe: SwapRecipe,
+        recipe: SwapConfig,
         options: Blip2T5Options,
     ) -> None:
         ProjectedBlip2.__init__(self, vision, recipe, "t5_proj")
@@ -91,7 +91,7 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
         Args:
             samples: ``image`` (B, 3, H, W) as LAVIS's processors give it; ``text_input``, B texts that the encoder
                 reads; ``text_output``, B texts to write; optional ``region_map``, B region maps of the processed
-                pictures.
+                images.
         """
         visual = self.visual_tokens(samples)
         read, write = (
@@ -137,7 +137,7 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
             top_p: share of probability drawn from.
             repetition_penalty: 1 is none.
             length_penalty: of the beams' scores.
-            num_captions: for each picture.
+            num_captions: for each image.
             temperature: of drawing.
 
         Returns:

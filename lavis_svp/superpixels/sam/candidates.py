@@ -13,7 +13,7 @@ class Candidates:
     """Masks that passed the quality tests.
 
     Args:
-        packed: (M, h, ceil(w / 8)) uint8, as numpy.packbits packs rows; over the picture only, no padding.
+        packed: (M, h, ceil(w / 8)) uint8, as numpy.packbits packs rows; over the image only, no padding.
         width: w.
         areas: (M,) int64 pixels.
         boxes: (M, 4) int64 x0, y0, x1, y1 of the outermost pixels, inclusive, as segment_anything has them.
@@ -35,7 +35,7 @@ class Candidates:
 
     @property
     def pixels(self) -> int:
-        """Of the picture, h * w."""
+        """Of the image, h * w."""
         return self.packed.shape[1] * self.width
 
     def take(self, index: np.ndarray) -> Candidates:
@@ -48,7 +48,7 @@ class Candidates:
         return np.unpackbits(self.packed, axis=2, count=self.width).astype(bool)
 
     def covered(self, largest: float) -> np.ndarray:
-        """(h, w) bool, pixels in some mask whose share of the picture is at most ``largest``."""
+        """(h, w) bool, pixels in some mask whose share of the image is at most ``largest``."""
         some = self.packed[self.areas <= largest * self.pixels]
         union = np.bitwise_or.reduce(some, axis=0) if len(some) else np.zeros(self.packed.shape[1:], np.uint8)
         return np.unpackbits(union, axis=1, count=self.width).astype(bool)

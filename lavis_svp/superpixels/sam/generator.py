@@ -25,8 +25,8 @@ from lavis_svp.superpixels.sam.options import LEVELS, SamOptions
 from lavis_svp.superpixels.sam.paint import paint
 from lavis_svp.superpixels.sam.presets import preset_options
 from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, unexplained
-from lavis_svp.superpixels.sam.resize import ToPicture, to_picture
-from lavis_svp.superpixels.sam.screen import Judged, Undecided, collect, judge, undecided
+from lavis_svp.superpixels.sam.resize import ToImage, to_image
+from lavis_svp.superpixels.sam.screen import MaskCandidates, MaskScores, collect, judge, undecided
 from lavis_svp.superpixels.sam.select import select
 
 LOW_RES_STRIDE = 4
@@ -41,16 +41,16 @@ _RESULT_FREE = ("decoder", "chunk")
 
 
 @dataclass
-class _Picture:
-    """One picture on its way through the passes.
+class _Image:
+    """One image on its way through the passes.
 
     Args:
         embedding: what came in.
         decoder: runs the prompts.
-        shared: what the decoder computed of the picture alone.
+        shared: what the decoder computed of the image alone.
         tokens: (n^2, 2, C) prompt tokens of the whole grid.
         size: (h, w) of the logits that are needed.
-        to_picture: how they become the picture's; None = they are judged as they are.
+        to_image: how they become the image's; None = they are judged as they are.
     """
 
     embedding: SamEmbedding
@@ -58,17 +58,17 @@ class _Picture:
     shared: Any
     tokens: Tensor
     size: tuple[int, int]
-    to_picture: ToPicture | None
+    to_image: ToImage | None
 
 
 class SamSuperpixels(SuperpixelGenerator):
     """Superpixels from SAM's decoder on a shared image embedding.
 
-    With ``decisions: full`` the label map has the picture's own size. With ``low`` it has ceil(h_in / 4) x ceil(w_in
+    With ``decisions: full`` the label map has the image's own size. With ``low`` it has ceil(h_in / 4) x ceil(w_in
     / 4) pixels, the valid part of the decoder's logits; where h_in or w_in is no multiple of 4, its last row or column
     reaches less than a pixel of it into the padding.
 
-    A picture's result does not depend on the others in a call: no decoder call mixes pictures.
+    An image's result does not depend on the others in a call: no decoder call mixes images.
 
     Args:
         prompt_encoder: segment_anything's PromptEncoder, built for the same input side as the embeddings.
@@ -114,7 +114,7 @@ class SamSuperpixels(SuperpixelGenerator):
         return {**identity, "weights": digest.hexdigest(), **options}
 
     def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
-        """The superpixels of one picture; see :class:`~.options.SamOptions` for each step.
+        """The superpixels of one image; see :class:`~.options.SamOptions` for each step.
 
         Raises:
             ValueError: the embedding was made for another input side than the prompt encoder, or is not finite.
@@ -122,7 +122,7 @@ class SamSuperpixels(SuperpixelGenerator):
         return self.segment_embeddings([embedding])[0]
 
     def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """The superpixels of several pictures: all first passes are under way before the first result is awaited.
+        """The superpixels of several images: all first passes are under way before the first result is awaited.
 
         Raises:
             ValueError: as :meth:`segment_embedding`.
@@ -130,10 +130,10 @@ class SamSuperpixels(SuperpixelGenerator):
         return [paint(chosen, self.options) for chosen in self.choose(embeddings)]
 
     def at_granularities(self, embedding: SamEmbedding, granularities: Sequence[float]) -> list[RegionMap]:
-        """One picture's superpixels at several settings of the dial; SAM runs once.
+        """One image's superpixels at several settings of the dial; SAM runs once.
 
         Args:
-            embedding: of the picture.
+            embedding: of the image.
             granularities: each from 0 to 1, see :class:`~.options.SamOptions`.
 
         Raises:
@@ -143,7 +143,7 @@ class SamSuperpixels(SuperpixelGenerator):
         return [paint(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
 
     def choose(self, embeddings: Sequence[SamEmbedding]) -> list[ChosenMasks]:
-        """The masks of several pictures before they are painted: they may overlap, and leave pixels uncovered.
+        """The masks of several images before they are painted: they may overlap, and leave pixels uncovered.
 
         Raises:
             ValueError: as :meth:`segment_embedding`.
@@ -159,12 +159,12 @@ class SamSuperpixels(SuperpixelGenerator):
         chosen = []
         with torch.autocast(device.type, enabled=False):  # which products may be bfloat16 is the decoder's to say
             decoder = self.point_decoder()
-            pictures = [self._prepare(embedding, decoder) for embedding in embeddings]
-            judged = [self._run(picture, first) for picture in pictures]
-            for picture, parts in zip(pictures, judged, strict=True):
-                candidates = self._second_pass(picture, collect(parts), first)
-                height, width = picture.embedding.original_size
-                scale = height * width / candidates.pixels  # pixels of the picture per pixel of the masks
+            images = [self._prepare(embedding, decoder) for embedding in embeddings]
+            judged = [self._run(image, first) for image in images]
+            for image, parts in zip(images, judged, strict=True):
+                candidates = self._second_pass(image, collect(parts), first)
+                height, width = image.embedding.original_size
+                scale = height * width / candidates.pixels  # pixels of the image per pixel of the masks
                 chosen.append(select(candidates, options, scale))
         return chosen
 
@@ -182,7 +182,7 @@ class SamSuperpixels(SuperpixelGenerator):
         if not embedding.embedding.isfinite().all():
             bad = int((~embedding.embedding.isfinite()).sum())
             raise ValueError(
-                f"SAM's embedding holds {bad} NaN or infinite values: the picture's pixels do, or the image encoder "
+                f"SAM's embedding holds {bad} NaN or infinite values: the image's pixels do, or the image encoder "
                 "ran out of its number type (run it in float32 or bfloat16)."
             )
 
@@ -195,7 +195,7 @@ class SamSuperpixels(SuperpixelGenerator):
         prompt_encoder, mask_decoder = modules
         return _DECODERS[self.options.decoder](prompt_encoder, mask_decoder, getattr(torch, self.options.dtype))
 
-    def _prepare(self, embedding: SamEmbedding, decoder: PointDecoder) -> _Picture:
+    def _prepare(self, embedding: SamEmbedding, decoder: PointDecoder) -> _Image:
         weight = decoder.mask_decoder.mask_tokens.weight
         points = grid_points(embedding.input_size, self.options.points_per_side).to(weight)  # (n^2, 2)
         resize = None
@@ -203,27 +203,27 @@ class SamSuperpixels(SuperpixelGenerator):
         if self.options.decisions == "full":
             low_side = embedding.side // LOW_RES_STRIDE
             sizes = embedding.input_size, embedding.original_size
-            resize = to_picture(embedding.side, low_side, *sizes, weight.device)
+            resize = to_image(embedding.side, low_side, *sizes, weight.device)
             rows, columns = resize.needed
-        shared = decoder.picture(embedding.embedding.to(weight))
+        shared = decoder.image(embedding.embedding.to(weight))
         tokens = point_tokens(decoder.prompt_encoder, points)
-        return _Picture(embedding, decoder, shared, tokens, (rows, columns), resize)
+        return _Image(embedding, decoder, shared, tokens, (rows, columns), resize)
 
-    def _run(self, picture: _Picture, numbers: np.ndarray) -> list[Judged]:
+    def _run(self, image: _Image, numbers: np.ndarray) -> list[MaskScores]:
         """Prompt the grid points of these numbers, at least one; a part a decoder call."""
-        parts: list[Judged] = []
-        grid = picture.embedding.embedding.shape[1] * picture.embedding.embedding.shape[2]
+        parts: list[MaskScores] = []
+        grid = image.embedding.embedding.shape[1] * image.embedding.embedding.shape[2]
         size = max(1, self.options.chunk * FULL_GRID // grid)
-        for chunk in torch.from_numpy(numbers).to(picture.tokens.device).split(size):
-            logits, ious = picture.decoder.decode(picture.shared, picture.tokens[chunk], picture.size)
+        for chunk in torch.from_numpy(numbers).to(image.tokens.device).split(size):
+            logits, ious = image.decoder.decode(image.shared, image.tokens[chunk], image.size)
             masks = undecided(logits, ious, chunk, self.options)
-            if picture.to_picture is None:
+            if image.to_image is None:
                 parts.append(judge(masks, self.options))
             else:
-                parts.extend(self._judge_at_full_size(masks, picture.to_picture))
+                parts.extend(self._judge_at_full_size(masks, image.to_image))
         return parts
 
-    def _judge_at_full_size(self, masks: Undecided, resize: ToPicture) -> list[Judged]:
+    def _judge_at_full_size(self, masks: MaskCandidates, resize: ToImage) -> list[MaskScores]:
         """Enlarge the masks that SAM is sure of, one after the other, and keep those that pass."""
         parts = []
         for index in masks.sure.nonzero()[:, 0].split(1):
@@ -236,9 +236,9 @@ class SamSuperpixels(SuperpixelGenerator):
             parts.append(judge(one._replace(logits=resize(one.logits), sure=one.sure & False), self.options))
         return parts
 
-    def _second_pass(self, picture: _Picture, candidates: Candidates, done: np.ndarray) -> Candidates:
-        covered = candidates.covered(self.options.explaining_area)
+    def _second_pass(self, image: _Image, candidates: Candidates, done: np.ndarray) -> Candidates:
+        covered = candidates.covered(self.options.max_explaining_area)
         numbers = unexplained(covered, self.options.points_per_side, done)
         if len(numbers) == 0:
             return candidates
-        return Candidates.concatenate([candidates, collect(self._run(picture, numbers))])
+        return Candidates.concatenate([candidates, collect(self._run(image, numbers))])

@@ -1,9 +1,9 @@
-"""What SAM's mask decoder computes of a picture alone, once for all its prompts.
+"""What SAM's mask decoder computes of an image alone, once for all its prompts.
 
-The decoder sees a picture as N image tokens, N = (side / 16)^2. Its two layers let every token attend to the 7
+The decoder sees an image as N image tokens, N = (side / 16)^2. Its two layers let every token attend to the 7
 tokens of a prompt, so that each prompt gets image tokens of its own: N x 256 numbers, projected again by every
-attention. But those tokens are the picture's plus few terms, see :mod:`.low_rank`; and all that the decoder asks of
-the picture's part are the products below.
+attention. But those tokens are the image's plus few terms, see :mod:`.low_rank`; and all that the decoder asks of
+the image's part are the products below.
 
 Notation: X (C, N) image tokens, P (C, N) their positional encoding, H heads of width d (SAM: C 256, H 8, d 16).
 """
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class SharedAttention:
-    """The picture's part in one cross-attention.
+    """The image's part in one cross-attention.
 
     Args:
-        content: (H, d, N) X projected to keys (tokens attend to the picture) or queries (the picture attends to
+        content: (H, d, N) X projected to keys (tokens attend to the image) or queries (the image attends to
             tokens).
         position: (H, d, N) the same of P, with every constant; None where ``content`` holds both.
-        values: (H, N, d) X projected to values; None where the picture asks.
+        values: (H, N, d) X projected to values; None where the image asks.
     """
 
     content: Tensor
@@ -34,7 +34,7 @@ class SharedAttention:
 
 @dataclass(frozen=True)
 class SharedNorm:
-    """The picture's part in a layer norm over X + update.
+    """The image's part in a layer norm over X + update.
 
     Args:
         squares: (N,) sum over channels of the squared centred X.
@@ -50,12 +50,12 @@ class SharedNorm:
 
 
 @dataclass(frozen=True)
-class ImageSide:
-    """One picture as the factored decoder needs it, about 13 MB at side 1024 in float32.
+class ImageProjections:
+    """One image as the factored decoder needs it, about 13 MB at side 1024 in float32.
 
     Args:
-        to_tokens: the picture's part in the three attentions of tokens to the picture: layer 0, layer 1, final.
-        to_image: in the two attentions of the picture to tokens.
+        to_tokens: the image's part in the three attentions of tokens to the image: layer 0, layer 1, final.
+        to_image: in the two attentions of the image to tokens.
         norms: in the two layer norms on the image tokens.
         upscaled: (N, 4 * 64) X through the first transposed convolution, a row a token.
         grid: (h, w), h * w = N.
@@ -68,8 +68,8 @@ class ImageSide:
     grid: tuple[int, int]
 
 
-def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageSide:
-    """Compute the products of one picture.
+def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageProjections:
+    """Compute the products of one image.
 
     Args:
         mask_decoder: segment_anything's MaskDecoder with a transformer of two layers.
@@ -125,7 +125,7 @@ def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageS
     after_1 = second.norm4.weight[:, None] * before_1
     keys_2 = keys(transformer.final_attn_token_to_image, after_1, position + second.norm4.bias[:, None])
     upscaled = (upscaling_weight(mask_decoder) @ after_1).T.contiguous()  # (N, 4 * 64)
-    return ImageSide((keys_0, keys_1, keys_2), (queries_0, queries_1), (norm_0, norm_1), upscaled, grid)
+    return ImageProjections((keys_0, keys_1, keys_2), (queries_0, queries_1), (norm_0, norm_1), upscaled, grid)
 
 
 def upscaling_weight(mask_decoder: Any) -> Tensor:

@@ -1,13 +1,13 @@
-"""A prompt's image tokens as the picture's plus a few rows: the form in which SAM's mask decoder is cheap, and exact.
+"""A prompt's image tokens as the image's plus a few rows: the form in which SAM's mask decoder is cheap, and exact.
 
-In the decoder's cross-attention from the picture to a prompt's T = 7 tokens, token n receives
+In the decoder's cross-attention from the image to a prompt's T = 7 tokens, token n receives
 ``sum_ht A[ht, n] M[ht]`` over heads h and tokens t, where A are attention weights and ``M[ht]`` is the value of
 token t in head h after the output projection: 56 rows for all 4,096 image tokens. A layer norm then scales each
 image token, and all channels alike for all tokens. So at any point a prompt's image tokens are
 
     Y[n] = scale[n] X[n] + sum_j weights[j, n] rows[j] + constant,
 
-with X the picture's own (:class:`~.image_side.ImageSide`), and whatever the decoder does next with Y, project it,
+with X the image's own (:class:`~.image_side.ImageProjections`), and whatever the decoder does next with Y, project it,
 attend to it, normalise it, follows from products with X that all prompts share and small ones with 56 or 113 rows. Y
 itself, 4,096 x 256 numbers a prompt, is never made. The idea begins with absorbed
 attention (fold the projections of the image tokens into the few prompt tokens) and goes on through the norms.
@@ -57,8 +57,8 @@ def split_heads(values: Tensor, heads: int) -> Tensor:
     return values.view(*values.shape[:2], heads, -1)
 
 
-def times_shared(rows: Tensor, shared: Tensor, precision: Precision) -> Tensor:
-    """Multiply every prompt's head rows with the picture's.
+def matmul_shared(rows: Tensor, shared: Tensor, precision: Precision) -> Tensor:
+    """Multiply every prompt's head rows with the image's.
 
     Args:
         rows: (B, t, H, d).
@@ -81,14 +81,14 @@ def attention_logits(
     Args:
         rows: (B, t, H, d) projected and scaled tokens.
         linear: what projects image tokens in this attention (its keys or its queries).
-        shared: the picture's part.
-        image: the image tokens; None = the picture's own.
+        shared: the image's part.
+        image: the image tokens; None = the image's own.
         precision: of the products.
 
     Returns:
         (B, H, t, N).
     """
-    content = times_shared(rows, shared.content, precision)
+    content = matmul_shared(rows, shared.content, precision)
     if image is None:
         return content
     assert shared.position is not None
@@ -96,7 +96,7 @@ def attention_logits(
     inner = torch.matmul(rows.transpose(1, 2), by_head).flatten(1, 2)  # (B, H * t, J)
     logits = precision.product(inner, image.weights).view(content.shape)  # (B, H, t, N)
     logits.addcmul_(content, image.scale[:, None])
-    return logits.add_(times_shared(rows, shared.position, precision))
+    return logits.add_(matmul_shared(rows, shared.position, precision))
 
 
 def attend(
@@ -112,8 +112,8 @@ def attend(
     Args:
         attention: (B, H, t, N) softmax weights; overwritten.
         attended: segment_anything's Attention.
-        shared: the picture's part.
-        image: the image tokens; None = the picture's own.
+        shared: the image's part.
+        image: the image tokens; None = the image's own.
         constant: (C,) the image tokens' constant; None = 0.
         precision: of the products.
 
@@ -139,14 +139,14 @@ def attend(
 def first_update(
     attention: Tensor, values: Tensor, asking: Any, norm: nn.LayerNorm, shared: SharedNorm
 ) -> LowRankTokens:
-    """The picture's own tokens plus what they receive from a prompt's tokens, normalised.
+    """The image's own tokens plus what they receive from a prompt's tokens, normalised.
 
     Args:
         attention: (B, H, T, N) softmax weights of the image tokens over the T tokens of each head.
         values: (B, T, H, d) the tokens' values.
-        asking: segment_anything's Attention of the picture to the tokens.
+        asking: segment_anything's Attention of the image to the tokens.
         norm: the layer norm after it.
-        shared: the picture's part in that norm.
+        shared: the image's part in that norm.
 
     Returns:
         J = H * T rows.
@@ -206,7 +206,7 @@ def _inverse_deviation(
     terms = torch.bmm(rows @ rows.transpose(1, 2), weights)  # (B, J, N)
     start = 0
     for value, part in zip(values, shared.updates, strict=True):
-        crossed = times_shared(value, part, Precision())  # (B, H, T, N), X . rows[j]
+        crossed = matmul_shared(value, part, Precision())  # (B, H, T, N), X . rows[j]
         these = terms[:, start : start + crossed.shape[1] * crossed.shape[2]].view(crossed.shape)
         if scale is None:
             these.add_(crossed, alpha=2)

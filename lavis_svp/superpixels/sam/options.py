@@ -19,14 +19,14 @@ UNCOVERED_POLICIES = ("components", "ignore", "nearest", "rest")
 class SamOptions:
     """How SAM's masks are found, chosen and painted into one label map.
 
-    "Share" means share of the picture's pixels (padding does not count). The defaults are meant for an input side of
+    "Share" means share of the image's pixels (padding does not count). The defaults are meant for an input side of
     1024: at smaller sides edges are wider in proportion, so fewer masks pass ``stability``; lower it there.
     Named sets of options: :mod:`.presets`.
 
     What is looked for:
 
     Args:
-        points_per_side: the prompts are the cell centres of a grid of this many points a side over the picture; 64 is a
+        points_per_side: the prompts are the cell centres of a grid of this many points a side over the image; 64 is a
             finer pass for small things.
         pred_iou: a mask stays if its predicted IoU plus its level's ``level_bonus`` is above this.
         level_bonus: (subpart, part, whole) added to the predicted IoU for that test.
@@ -34,7 +34,7 @@ class SamOptions:
         stability_offset: that offset, in logits.
         box_nms: of two masks whose boxes have an IoU above this the one with the lower score goes.
         level_priority: (subpart, part, whole) added to the predicted IoU for that score; 1 puts a level first.
-        clean_area: islands and holes with fewer pixels *of the picture* are removed from the masks that box NMS left,
+        clean_area: islands and holes with fewer pixels *of the image* are removed from the masks that box NMS left,
             and boxes compared once more, as segment_anything's min_mask_region_area; 0 = off.
         containment: a finer mask goes if at least this share of *itself* lies in one kept mask of a coarser level
             ("rock, sand, water"); None = off.
@@ -44,11 +44,11 @@ class SamOptions:
     How it is computed (``decoder`` and ``chunk`` change the result by float noise only, the others approximate):
 
         decoder: "factored", exact at a sixth of the time (:mod:`.decoders`), or "plain", segment_anything's own.
-        decisions: where masks are judged, compared and painted: "full", at the picture's size, as segment_anything
+        decisions: where masks are judged, compared and painted: "full", at the image's size, as segment_anything
             does; "low", at the decoder's own resolution, a quarter of SAM's side, 98 % of verdicts alike.
         first_stride: prompt every n-th point of every n-th row of the grid first, and of the others only those that no
             mask found so far explains. 1 = the whole grid at once.
-        explaining_area: only masks up to this share explain what they cover; below 1, more of the second pass's points
+        max_explaining_area: only masks up to this share explain what they cover; below 1, more of the second points
             are prompted, and small things on large ones are found.
         dtype: of the decoder's large products; in "bfloat16" positions, norms, IoU head and all decisions stay float32.
             Faster on hardware that has bfloat16, far slower on a CPU that has not.
@@ -83,7 +83,7 @@ class SamOptions:
     decoder: str = "factored"
     decisions: str = "low"
     first_stride: int = 2
-    explaining_area: float = 1.0
+    max_explaining_area: float = 1.0
     dtype: str = "float32"
     chunk: int = 16
 
@@ -99,7 +99,7 @@ class SamOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"SamOptions.{name} must be at least 1, got {value}.")
-        shares = ("box_nms", "containment", "max_container_area", "explaining_area", "min_area", "component_area")
+        shares = ("box_nms", "containment", "max_container_area", "max_explaining_area", "min_area", "component_area")
         for name in (*shares, "granularity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -14,7 +14,7 @@ _UNKNOWN_SCORE = 1.0
 
 
 def paint(chosen: ChosenMasks, options: SamOptions) -> RegionMap:
-    """Make the disjoint superpixels of one picture.
+    """Make the disjoint superpixels of one image.
 
     Masks are painted one over the other; a region left with fewer than ``min_area`` pixels is dropped, smallest first,
     and what lay under it shows again. Then ``uncovered`` decides about the other pixels, and at last regions are merged
@@ -33,7 +33,7 @@ def paint(chosen: ChosenMasks, options: SamOptions) -> RegionMap:
         labels, added = _fill_uncovered(labels, len(painted), options)
     count = len(painted) + added
     if count == 0:
-        return RegionMap.whole_picture((labels.shape[0], labels.shape[1]))
+        return RegionMap.whole_image((labels.shape[0], labels.shape[1]))
     wanted = regions_wanted(count, options)
     if wanted < count:
         labels = merged(labels, chosen.take(painted), wanted)

@@ -1,6 +1,6 @@
 """Named sets of SAM superpixel options, as FMA-WSSS (arXiv 2312.03585) and segment_anything use them, and ours.
 
-FMA-WSSS's own settings run SAM on the picture and on four crops of it. On one shared embedding there are no crops, so
+FMA-WSSS's own settings run SAM on the image and on four crops of it. On one shared embedding there are no crops, so
 every preset here is the one of that name without them.
 """
 
@@ -24,7 +24,7 @@ _OFFICIAL: dict[str, Any] = {
     "min_area": 0.0,
     "max_superpixels": None,
 }
-"""segment_anything's generator takes every decision at the picture's size, and knows no levels."""
+"""segment_anything's generator takes every decision at the image's size, and knows no levels."""
 
 _HEAVY = {**_OFFICIAL, "pred_iou": 0.86, "stability": 0.92, "clean_area": 100}
 _LEVELS = {

@@ -59,7 +59,7 @@ def unexplained(covered: np.ndarray, points_per_side: int, done: np.ndarray) -> 
     """Numbers of the grid points that no mask found so far explains.
 
     Args:
-        covered: (h, w) bool over the picture.
+        covered: (h, w) bool over the image.
         points_per_side: of the whole grid.
         done: numbers of the points that were prompted already.
 

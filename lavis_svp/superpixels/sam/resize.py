@@ -1,4 +1,4 @@
-"""SAM's resizing of mask logits to the picture, as two small matrices: the same function at a fraction of the time."""
+"""SAM's resizing of mask logits to the image, as two small matrices: the same function at a fraction of the time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 
-class ToPicture(NamedTuple):
-    """Bilinear from the decoder's frame to SAM's, crop the padding, bilinear to the picture: separable and linear.
+class ToImage(NamedTuple):
+    """Bilinear from the decoder's frame to SAM's, crop the padding, bilinear to the image: separable and linear.
 
     Args:
-        rows: (H, h) weights of the decoder's rows in the picture's.
+        rows: (H, h) weights of the decoder's rows in the image's.
         columns: (W, w) likewise.
     """
 
@@ -25,20 +25,20 @@ class ToPicture(NamedTuple):
 
     @property
     def needed(self) -> tuple[int, int]:
-        """(h, w) of the decoder's logits that the picture depends on, one pixel into the padding where there is any."""
+        """(h, w) of the decoder's logits that the image depends on, one pixel into the padding where there is any."""
         return self.rows.shape[1], self.columns.shape[1]
 
 
-def to_picture(
+def to_image(
     side: int, low_side: int, input_size: tuple[int, int], original_size: tuple[int, int], device: torch.device | str
-) -> ToPicture:
-    """Build the matrices of one picture's size.
+) -> ToImage:
+    """Build the matrices of one image's size.
 
     Args:
         side: S, of SAM's square input.
         low_side: of the decoder's square logits, S / 4.
-        input_size: (h_in, w_in) of the picture in SAM's input.
-        original_size: (H, W) of the picture.
+        input_size: (h_in, w_in) of the image in SAM's input.
+        original_size: (H, W) of the image.
         device: where they are used.
     """
     matrices = []
@@ -46,7 +46,7 @@ def to_picture(
         weights = bilinear_matrix(outside, inside) @ bilinear_matrix(side, low_side)[:inside]  # (out, low)
         last = int(weights.any(0).nonzero()[-1]) + 1
         matrices.append(weights[:, :last].to(device, torch.float32))
-    return ToPicture(*matrices)
+    return ToImage(*matrices)
 
 
 def bilinear_matrix(new: int, old: int) -> Tensor:

@@ -17,11 +17,11 @@ _BITS = 8
 _BIT_VALUES = tuple(2**bit for bit in reversed(range(_BITS)))  # numpy.packbits' order
 
 
-class Undecided(NamedTuple):
+class MaskCandidates(NamedTuple):
     """m masks as the decoder gave them.
 
     Args:
-        logits: (m, h, w) float32 over the picture only.
+        logits: (m, h, w) float32 over the image only.
         sure: (m,) bool, whether SAM predicts a high enough IoU.
         ious: (m,) float32 predicted IoU.
         levels: (m,) int64.
@@ -34,12 +34,12 @@ class Undecided(NamedTuple):
     levels: Tensor
     points: Tensor
 
-    def at(self, index: Tensor) -> Undecided:
+    def at(self, index: Tensor) -> MaskCandidates:
         """Those at ``index``."""
-        return Undecided(*(values[index] for values in self))
+        return MaskCandidates(*(values[index] for values in self))
 
 
-class Judged(NamedTuple):
+class MaskScores(NamedTuple):
     """What the tests say of m masks, with all that is needed later of those that passed.
 
     Args:
@@ -63,7 +63,7 @@ class Judged(NamedTuple):
     width: int
 
 
-def undecided(logits: Tensor, ious: Tensor, points: Tensor, options: SamOptions) -> Undecided:
+def undecided(logits: Tensor, ious: Tensor, points: Tensor, options: SamOptions) -> MaskCandidates:
     """Lay out n prompts' outputs as 3 n masks, and test the predicted IoU.
 
     Args:
@@ -75,10 +75,10 @@ def undecided(logits: Tensor, ious: Tensor, points: Tensor, options: SamOptions)
     sure = ious + torch.tensor(options.level_bonus, device=ious.device) > options.pred_iou  # (n, 3)
     levels = torch.arange(LEVELS, device=ious.device).expand_as(ious)  # (n, 3)
     numbers = points[:, None].expand_as(ious)  # (n, 3)
-    return Undecided(*(values.flatten(0, 1) for values in (logits, sure, ious, levels, numbers)))
+    return MaskCandidates(*(values.flatten(0, 1) for values in (logits, sure, ious, levels, numbers)))
 
 
-def judge(masks: Undecided, options: SamOptions) -> Judged:
+def judge(masks: MaskCandidates, options: SamOptions) -> MaskScores:
     """Test masks for stability and size; those with NaN or infinity fail.
 
     Args:
@@ -101,14 +101,14 @@ def judge(masks: Undecided, options: SamOptions) -> Judged:
     columns, rows = inside.any(1).byte(), inside.any(2).byte()  # (m, w), (m, h)
     edges = [columns.argmax(1), rows.argmax(1)]
     edges += [width - 1 - columns.flip(1).argmax(1), height - 1 - rows.flip(1).argmax(1)]
-    return Judged(good, areas, torch.stack(edges, 1), *masks[2:], pack(inside), width)
+    return MaskScores(good, areas, torch.stack(edges, 1), *masks[2:], pack(inside), width)
 
 
-def collect(parts: Sequence[Judged]) -> Candidates:
+def collect(parts: Sequence[MaskScores]) -> Candidates:
     """Bring the masks that passed to the host; the one place that waits for the device.
 
     Args:
-        parts: at least one; of pictures of one width.
+        parts: at least one; of images of one width.
     """
     good = torch.cat([part.good for part in parts])
     index = good.nonzero()[:, 0]

@@ -9,13 +9,13 @@ from lavis_svp.superpixels.sam.clean import without_islands_and_holes
 from lavis_svp.superpixels.sam.options import LEVELS, SamOptions
 
 
-def select(candidates: Candidates, options: SamOptions, picture_scale: float = 1.0) -> ChosenMasks:
+def select(candidates: Candidates, options: SamOptions, image_scale: float = 1.0) -> ChosenMasks:
     """Choose the masks to paint.
 
     Args:
         candidates: M masks; their order does not matter.
         options: box_nms, level_priority, clean_area, containment, max_container_area and granularity are read.
-        picture_scale: pixels of the picture per pixel of the masks, for ``clean_area``.
+        image_scale: pixels of the image per pixel of the masks, for ``clean_area``.
 
     Returns:
         Whole, part, subpart; in a level the best score first.
@@ -24,7 +24,7 @@ def select(candidates: Candidates, options: SamOptions, picture_scale: float = 1
     masks, areas, boxes = survivors.masks(), survivors.areas, survivors.boxes
     order = np.arange(len(masks))
     if options.clean_area:
-        masks, edited = without_islands_and_holes(masks, options.clean_area / picture_scale)
+        masks, edited = without_islands_and_holes(masks, options.clean_area / image_scale)
         areas = masks.sum((1, 2), dtype=np.int64)
         boxes = boxes_of(masks)
         # segment_anything scores 1 for untouched and 0 for edited masks, equal scores in the order they came in

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_svp.superpixels.sam.image_side import ImageSide, upscaling_weight
+from lavis_svp.superpixels.sam.image_side import ImageProjections, upscaling_weight
 from lavis_svp.superpixels.sam.low_rank import LowRankTokens, Precision
 from lavis_svp.superpixels.sam.options import LEVELS
 
@@ -21,7 +21,7 @@ CPU_BLOCK = 1024
 
 def upscale(
     mask_decoder: Any,
-    picture: ImageSide,
+    projections: ImageProjections,
     image: LowRankTokens,
     hyper: Tensor,
     size: tuple[int, int],
@@ -29,11 +29,11 @@ def upscale(
 ) -> Tensor:
     """Mask logits of n prompts.
 
-    The first convolution of all the image tokens is that of the picture's, which is there already, and of few rows.
+    The first convolution of all the image tokens is that of the image's, which is there already, and of few rows.
 
     Args:
         mask_decoder: segment_anything's.
-        picture: the picture's part.
+        projections: the image's part.
         image: the prompts' image tokens after the transformer.
         hyper: (n, 3, 32) the hyper-networks' outputs.
         size: (h, w) of the top-left part of the logits that is wanted; nothing else is computed.
@@ -53,9 +53,9 @@ def upscale(
 
     def inside(values: Tensor) -> Tensor:
         """(..., N) -> (..., r * c)."""
-        return values.unflatten(-1, picture.grid)[..., :rows, :columns].flatten(-2)
+        return values.unflatten(-1, projections.grid)[..., :rows, :columns].flatten(-2)
 
-    content = picture.upscaled.unflatten(0, picture.grid)[:rows, :columns].flatten(0, 1)  # (r * c, 4 * 64)
+    content = projections.upscaled.unflatten(0, projections.grid)[:rows, :columns].flatten(0, 1)  # (r * c, 4 * 64)
     weights, scale = inside(image.weights), inside(image.scale)  # (n, J, r * c), (n, 1, r * c)
     block, step = pixels, count
     if hyper.device.type == "cpu":

@@ -61,7 +61,7 @@ def test_masks_are_the_visible_parts(downloads):
     assert {photo.name: len(photo.masks) for photo in (voc, arc2017, quokka)} == INSTANCES
     assert arc2017.masks.dtype == bool and arc2017.masks[0].sum() == 30
     assert arc2017.categories[:2] == ("mouse traps", "chair")
-    assert quokka.masks[0].sum() == 21 * 11 and quokka.picture[0, 0, 0] > 150  # RGB, not BGR
+    assert quokka.masks[0].sum() == 21 * 11 and quokka.image[0, 0, 0] > 150  # RGB, not BGR
 
 
 def test_a_pickle_in_the_wheel_is_not_loaded(tmp_path):
@@ -84,19 +84,19 @@ def test_the_reader_reads_it(downloads, tmp_path):
     folder = build_photos(tmp_path / "data", downloads, progress=False)
     data = RefCOCO(folder / "instances.json", folder / "refs(svp).p")
     assert data.splits() == ["test"]
-    pictures = data.pictures("test")
-    assert [picture.file_name for picture in pictures] == ["voc.png", "arc2017.png", "quokka.png"]
-    read = [(picture, expression) for picture in pictures for expression in picture.expressions]
+    images = data.images("test")
+    assert [image.file_name for image in images] == ["voc.png", "arc2017.png", "quokka.png"]
+    read = [(image, expression) for image in images for expression in image.expressions]
     assert len(read) == len(EXPRESSIONS)
-    for picture, expression in read:
-        photo = picture.file_name.removesuffix(".png")
+    for image, expression in read:
+        photo = image.file_name.removesuffix(".png")
         (written,) = [e for p, e in EXPRESSIONS if p == photo and e.text == expression.text]
         assert expression.kind == written.kind
-        ids = [instance.annotation_id for instance in data.instances(picture.image_id)]
+        ids = [instance.annotation_id for instance in data.instances(image.image_id)]
         assert list(expression.targets) == ([] if written.target is None else [ids[written.target]])
         assert list(expression.candidates) == [ids[index] for index in written.candidates]
-        assert (data.target_mask(picture, expression).sum() == 0) == (written.target is None)
-        assert (tmp_path / "data/images/photos" / picture.file_name).is_file()
+        assert (data.target_mask(image, expression).sum() == 0) == (written.target is None)
+        assert (tmp_path / "data/images/photos" / image.file_name).is_file()
 
 
 def test_made_once_and_again_when_an_expression_changes(downloads, tmp_path, monkeypatch):
@@ -148,12 +148,12 @@ def test_the_true_wheels(tmp_path):
         pytest.skip("the photos have not been fetched: python -m lavis_svp.datasets.photos")
     folder = build_photos(tmp_path, downloads, progress=False)
     data = RefCOCO(folder / "instances.json", folder / "refs(svp).p")
-    voc, arc2017, quokka = data.pictures("test")
+    voc, arc2017, quokka = data.images("test")
     assert (voc.size, arc2017.size, quokka.size) == ((375, 500), (480, 640), (643, 960))
-    for picture in (voc, arc2017, quokka):
-        instances = data.instances(picture.image_id)
-        assert len(instances) == INSTANCES[picture.file_name.removesuffix(".png")]
-        assert all(data.mask(picture, instance).sum() > 100 for instance in instances)
+    for image in (voc, arc2017, quokka):
+        instances = data.instances(image.image_id)
+        assert len(instances) == INSTANCES[image.file_name.removesuffix(".png")]
+        assert all(data.mask(image, instance).sum() > 100 for instance in instances)
     by_text = {
         e.text: data.mask(voc, i) for e in voc.expressions for i in data.instances(1) if e.targets == (i.annotation_id,)
     }

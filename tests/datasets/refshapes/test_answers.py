@@ -22,12 +22,12 @@ def root(tmp_path_factory):
 
 def test_facts_are_the_scenes(root):
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
-    from lavis_svp.datasets.refshapes.picture import make_picture
+    from lavis_svp.datasets.refshapes.image import make_image
 
     for facts, (split, index) in zip(
         read_facts(root), [("train", 0), ("train", 1), ("train", 2), ("test", 0), ("test", 1)], strict=True
     ):
-        scene = make_picture(0, split, index, RefShapesConfig()).scene
+        scene = make_image(0, split, index, RefShapesConfig()).scene
         assert facts.split == split and facts.file_name == f"{split}_{index:06d}.png"
         for shown, item, box, area in zip(facts.objects, scene.objects, scene.boxes, scene.areas, strict=True):
             assert (shown.size, shown.texture, shown.color, shown.shape) == (
@@ -73,15 +73,15 @@ def test_cocos_caption_file_loads_with_cocos_own_reader(root):
 
 
 def test_the_readers_take_them(root):
-    pictures = read_vqa(questions_path(root, "test"), annotations_path(root, "test"), "test")
-    assert [one.file_name for one in pictures] == ["test_000000.png", "test_000001.png"]
-    assert pictures[0].size == (336, 336)
-    assert all(len(one.answers) == 10 for picture in pictures for one in picture.expressions)
+    images = read_vqa(questions_path(root, "test"), annotations_path(root, "test"), "test")
+    assert [one.file_name for one in images] == ["test_000000.png", "test_000001.png"]
+    assert images[0].size == (336, 336)
+    assert all(len(one.answers) == 10 for image in images for one in image.expressions)
     (caption,) = read_captions(captions_path(root, "test"), "test")[0].expressions
     assert caption.text == "" and len(caption.answers) == 5
 
 
-def test_made_once_and_anew_for_another_seed_or_other_pictures(root, tmp_path):
+def test_made_once_and_anew_for_another_seed_or_other_images(root, tmp_path):
     path = questions_path(root, "train")
     before = path.stat().st_mtime_ns
     build_answers(root)

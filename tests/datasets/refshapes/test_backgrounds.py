@@ -8,7 +8,7 @@ import pytest
 
 from lavis_svp.datasets.refshapes import backgrounds
 from lavis_svp.datasets.refshapes.config import SPLITS, RefShapesConfig
-from lavis_svp.datasets.refshapes.picture import make_picture
+from lavis_svp.datasets.refshapes.image import make_image
 
 
 def test_splits_share_no_photo():
@@ -22,17 +22,17 @@ def test_splits_share_no_photo():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_pictures_are_painted_on_their_splits_photos(split):
+def test_images_are_painted_on_their_splits_photos(split):
     config = RefShapesConfig()
-    used = {make_picture(0, split, index, config).paint(0, config)[1] for index in range(6)}
+    used = {make_image(0, split, index, config).paint(0, config)[1] for index in range(6)}
     assert used <= set(backgrounds.PHOTOS[split])
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_background_has_the_right_form(split):
-    picture, _ = backgrounds.sample_background(np.random.default_rng(1), split, 64)
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.float32
-    assert picture.min() >= 0 and picture.max() <= 255 and picture.std() > 0
+    image, _ = backgrounds.sample_background(np.random.default_rng(1), split, 64)
+    assert image.shape == (64, 64, 3) and image.dtype == np.float32
+    assert image.min() >= 0 and image.max() <= 255 and image.std() > 0
 
 
 def test_photos_are_of_scikit_image_only():

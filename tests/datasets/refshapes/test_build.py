@@ -10,9 +10,9 @@ import pytest
 
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.refshapes import RefShapesConfig, build, build_refshapes, refcoco_format
-from lavis_svp.datasets.refshapes import picture as picture_module
+from lavis_svp.datasets.refshapes import image as image_module
 from lavis_svp.datasets.refshapes.__main__ import main
-from lavis_svp.datasets.refshapes.picture import make_picture
+from lavis_svp.datasets.refshapes.image import make_image
 
 SIZES = {"train": 3, "val": 1, "test": 2}
 
@@ -26,12 +26,12 @@ def test_same_seed_gives_the_same_bytes_another_seed_does_not(tmp_path):
         build_refshapes(tmp_path / name, SIZES, seed, progress=False)
     first, again, other = (everything(tmp_path / name) for name in "abc")
     assert first == again
-    pictures = [name for name in first if name.endswith(".png")]
-    assert len(pictures) == 6
-    assert all(first[name] != other[name] for name in pictures)
+    images = [name for name in first if name.endswith(".png")]
+    assert len(images) == 6
+    assert all(first[name] != other[name] for name in images)
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path):
+def test_a_image_does_not_depend_on_how_many_there_are(tmp_path):
     build_refshapes(tmp_path / "few", {"test": 2}, progress=False)
     build_refshapes(tmp_path / "many", {"train": 1, "test": 4}, progress=False)
     few, many = everything(tmp_path / "few"), everything(tmp_path / "many")
@@ -45,7 +45,7 @@ def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path):
 
 def test_complete_work_is_not_done_again(tmp_path, monkeypatch):
     build_refshapes(tmp_path, SIZES, progress=False)
-    monkeypatch.setattr(build, "make_picture", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(build, "make_image", lambda *_: pytest.fail("made again"))
     build_refshapes(tmp_path, SIZES, progress=False)
 
 
@@ -53,10 +53,10 @@ def test_interrupted_work_goes_on(tmp_path, monkeypatch):
     build_refshapes(tmp_path / "whole", SIZES, progress=False)
     write, written = refcoco_format.write_png, []
 
-    def write_three_then_die(path, picture):
+    def write_three_then_die(path, image):
         if len(written) == 3:
             raise KeyboardInterrupt
-        write(path, picture)
+        write(path, image)
         written.append(path)
 
     monkeypatch.setattr(refcoco_format, "write_png", write_three_then_die)
@@ -90,19 +90,19 @@ def test_other_settings_replace_what_is_there(tmp_path, change):
 
 def test_another_generator_version_replaces_what_is_there(tmp_path, monkeypatch):
     build_refshapes(tmp_path, {"test": 1}, progress=False)
-    picture = tmp_path / "images/refshapes/test_000000.png"
-    picture.write_bytes(b"of the old version")
+    image = tmp_path / "images/refshapes/test_000000.png"
+    image.write_bytes(b"of the old version")
     build_refshapes(tmp_path, {"test": 1}, progress=False)
-    assert picture.read_bytes() == b"of the old version"
+    assert image.read_bytes() == b"of the old version"
     monkeypatch.setattr(build, "GENERATOR_VERSION", -1)
     build_refshapes(tmp_path, {"test": 1}, progress=False)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_and_annotations_fit_together(built):
-    for image in built.images.values():
-        picture = cv2.imread(str(built.root / "images/refshapes" / image["file_name"]))
-        assert picture.shape == (image["height"], image["width"], 3) == (336, 336, 3)
+def test_images_and_annotations_fit_together(built):
+    for entry in built.images.values():
+        pixels = cv2.imread(str(built.root / "images/refshapes" / entry["file_name"]))
+        assert pixels.shape == (entry["height"], entry["width"], 3) == (336, 336, 3)
     for entry in built.annotations.values():
         mask = built.mask(entry["id"])
         assert mask.sum() == entry["area"]
@@ -115,9 +115,9 @@ def test_pictures_and_annotations_fit_together(built):
 
 def test_masks_are_those_of_the_scene(built):
     config = RefShapesConfig()
-    picture = make_picture(3, "test", 0, config)
-    (image,) = [entry for entry in built.images.values() if entry["file_name"] == picture.file_name]
-    for entry, mask, item in zip(built.of_image(image["id"]), picture.scene.masks, picture.scene.objects, strict=True):
+    drawn = make_image(3, "test", 0, config)
+    (image,) = [entry for entry in built.images.values() if entry["file_name"] == drawn.file_name]
+    for entry, mask, item in zip(built.of_image(image["id"]), drawn.scene.masks, drawn.scene.objects, strict=True):
         assert np.array_equal(built.mask(entry["id"]), mask)
         assert entry["attributes"] == [item.color, item.texture, item.size]
         assert built.shapes[entry["category_id"]] == item.shape
@@ -136,13 +136,13 @@ def test_refs_are_plain_and_of_protocol_two(built):
 def test_the_reader_reads_it(built):
     data = RefCOCO(built.root / "refshapes/instances.json", built.root / "refshapes/refs(svp).p")
     assert data.splits() == ["test", "train", "val"]
-    pictures = data.pictures("test")
-    assert len(pictures) == 16
-    for picture in pictures:
-        kinds = [expression.kind for expression in picture.expressions]
+    images = data.images("test")
+    assert len(images) == 16
+    for image in images:
+        kinds = [expression.kind for expression in image.expressions]
         assert len(kinds) == 8
-        for expression in picture.expressions:
-            mask = data.target_mask(picture, expression)
+        for expression in image.expressions:
+            mask = data.target_mask(image, expression)
             assert (expression.kind == "no_target") == (mask.sum() == 0)
             if expression.targets:
                 assert np.array_equal(mask, built.mask(expression.targets[0]))
@@ -159,12 +159,12 @@ def test_bad_sizes_and_seeds_are_refused(tmp_path):
 
 
 def test_settings_that_no_scene_meets_are_refused(monkeypatch):
-    monkeypatch.setattr(picture_module, "_MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(image_module, "_MAX_ATTEMPTS", 3)
     too_many = RefShapesConfig(held_out_quota={"attribute": 2, "relation": 99, "superlative": 2, "no_target": 2})
     with pytest.raises(ValueError, match="Ask for fewer"):
-        make_picture(0, "test", 0, too_many)
+        make_image(0, "test", 0, too_many)
     with pytest.raises(ValueError, match="no split"):
-        make_picture(0, "testA", 0, RefShapesConfig())
+        make_image(0, "testA", 0, RefShapesConfig())
 
 
 def test_command_line(tmp_path, capsys):

@@ -134,7 +134,7 @@ def test_every_expression_is_true_of_its_target_alone(built):
 
 
 def test_no_target_expressions_are_near_misses(built):
-    """Most use words that do occur in the picture, so that no single word gives them away."""
+    """Most use words that do occur in the image, so that no single word gives them away."""
     misses = [(ref, s) for ref, s in built.sentences("train", "test") if s["kind"] == "no_target"]
     for ref, sentence in misses:
         words = attributes_of(sentence["sent"].removeprefix("the "))
@@ -150,14 +150,14 @@ def test_held_out_kinds_are_exactly_balanced(built):
             assert kinds == {"attribute": 2, "relation": 2, "superlative": 2, "no_target": 2}
 
 
-def test_train_pictures_have_two_to_four_of_each_kind(built):
+def test_train_images_have_two_to_four_of_each_kind(built):
     for image_id in {ref["image_id"] for ref, _ in built.sentences("train")}:
         kinds = Counter(s["kind"] for ref, s in built.sentences("train") if ref["image_id"] == image_id)
         assert kinds["no_target"] == 2
         assert all(2 <= kinds[kind] <= 4 for kind in ("attribute", "relation", "superlative"))
 
 
-def test_no_expression_stands_twice_in_a_picture(built):
+def test_no_expression_stands_twice_in_a_image(built):
     counts = Counter((ref["image_id"], s["sent"]) for ref, s in built.sentences("train", "val", "test"))
     assert max(counts.values()) == 1
 

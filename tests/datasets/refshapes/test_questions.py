@@ -1,4 +1,4 @@
-"""Every generated answer and caption is true of its picture, read again from the words by slow loops."""
+"""Every generated answer and caption is true of its image, read again from the words by slow loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = 336
 
 
 @st.composite
-def pictures(draw, image_id=None):
+def images(draw, image_id=None):
     def item():
         return Shown(
             draw(st.sampled_from(SIZES)),
@@ -75,7 +75,7 @@ def true_answer(facts, text):
         return only(facts, found[1]).color
     if found := re.fullmatch(r"is there an? (.+)\?", text):
         return "yes" if fitting(facts, found[1]) else "no"
-    if found := re.fullmatch(r"is the (.+) in the (\w+) or the (\w+) half of the picture\?", text):
+    if found := re.fullmatch(r"is the (.+) in the (\w+) or the (\w+) half of the image\?", text):
         item = only(facts, found[1])
         place = item.x if {found[2], found[3]} == {"left", "right"} else item.y
         return found[2] if place < SIDE / 2 else found[3]
@@ -87,7 +87,7 @@ def true_answer(facts, text):
 
 
 @settings(max_examples=60, deadline=None)
-@given(pictures(), st.integers(0, 3))
+@given(images(), st.integers(0, 3))
 def test_answers_are_true_and_known(facts, seed):
     asked = QuestionWriter(seed).ask(facts)
     for question in asked:
@@ -99,13 +99,13 @@ def test_answers_are_true_and_known(facts, seed):
 
 
 @settings(max_examples=20, deadline=None)
-@given(pictures())
-def test_the_same_picture_and_seed_ask_the_same(facts):
+@given(images())
+def test_the_same_image_and_seed_ask_the_same(facts):
     assert QuestionWriter(1).ask(facts) == QuestionWriter(1).ask(facts)
 
 
 @settings(max_examples=60, deadline=None)
-@given(pictures())
+@given(images())
 def test_captions_are_true(facts):
     across, down, by_size, by_shape, outer = captions(facts)
 
@@ -134,13 +134,13 @@ def test_captions_are_true(facts):
 
 @pytest.fixture(scope="module")
 def made():
-    """Questions about 60 pictures of the real generator."""
+    """Questions about 60 images of the real generator."""
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
-    from lavis_svp.datasets.refshapes.picture import make_picture
+    from lavis_svp.datasets.refshapes.image import make_image
 
     config, writer, asked = RefShapesConfig(), QuestionWriter(0), []
     for index in range(60):
-        scene = make_picture(0, "test", index, config).scene
+        scene = make_image(0, "test", index, config).scene
         places = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2
         objects = tuple(
             Shown(item.size, item.texture, item.color, item.shape, float(x), float(y), float(area))

@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 def test_png_is_rgb(tmp_path):
-    picture = np.zeros((5, 7, 3), np.uint8)
-    picture[..., 0] = 200
-    refcoco_format.write_png(tmp_path / "a" / "red.png", picture)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "red.png")), picture)
+    image = np.zeros((5, 7, 3), np.uint8)
+    image[..., 0] = 200
+    refcoco_format.write_png(tmp_path / "a" / "red.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "red.png")), image)

@@ -6,32 +6,32 @@ import types
 import pytest
 
 import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
-from lavis_svp.datasets.drawing import DrawingOptions
+from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.shards.source import ShardSource
 from lavis_svp.datasets.shards.write import Plan, convert
-from lavis_svp.datasets.source import PictureFolder
+from lavis_svp.datasets.source import ImageFolder
 from lavis_svp.encoders.frame import fit_frame
 
 
-def small_frame(picture):
+def small_frame(image):
     """A vis_processor; at the top of the module, so that spawned workers find it."""
-    return fit_frame(picture, 32)
+    return fit_frame(image, 32)
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory, fake_refcoco):
-    """A fake RefCOCO tree of 24 pictures or so; not to be changed."""
+    """A fake RefCOCO tree of 24 images or so; not to be changed."""
     return fake_refcoco.make_tree(tmp_path_factory.mktemp("tree"), references=60)
 
 
 @pytest.fixture(scope="session")
 def parts(tree, fake_refcoco):
-    """(annotations, pictures) of the tree's RefCOCO."""
+    """(annotations, images) of the tree's RefCOCO."""
     files = annotation_files(tree, "refcoco")
-    return RefCOCO(files.instances, files.refs), PictureFolder(tree / fake_refcoco.PICTURES)
+    return RefCOCO(files.instances, files.refs), ImageFolder(tree / fake_refcoco.IMAGES)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def plan(parts):
 
     def make(**changes):
         given = {"identity": {"dataset": "refcoco", "split_by": "unc"}, "pictures_per_shard": 5} | changes
-        return Plan(given.pop("source", parts[0]), given.pop("pictures", parts[1]), **given)
+        return Plan(given.pop("source", parts[0]), given.pop("images", parts[1]), **given)
 
     return make
 
@@ -77,9 +77,9 @@ def damage():
 
 @pytest.fixture
 def dataset():
-    """dataset(source, pictures=source, train=True, splits=("train",), **options) -> ReferringDataset."""
+    """dataset(source, images=source, train=True, splits=("train",), **options) -> ReferringDataset."""
 
-    def make(source, pictures=None, train=True, splits=("train",), **options):
+    def make(source, images=None, train=True, splits=("train",), **options):
         if not hasattr(source, "splits"):
             source = ShardSource(source)
         return ReferringDataset(
@@ -87,9 +87,9 @@ def dataset():
             None,
             splits=splits,
             train=train,
-            options=DrawingOptions(**options),
+            options=SamplingOptions(**options),
             source=source,
-            pictures=pictures or source,
+            images=images or source,
         )
 
     return make

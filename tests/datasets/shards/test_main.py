@@ -22,7 +22,7 @@ def run(capsys, *arguments):
 
 def test_convert_validate_info(tree, tmp_path, capsys):
     out = tmp_path / "shards"
-    asked = ("convert", "--out", out, "--dataset", "refcocog", "--root", tree, "--pictures-per-shard", 7)
+    asked = ("convert", "--out", out, "--dataset", "refcocog", "--root", tree, "--images-per-shard", 7)
     code, said, _ = run(capsys, *asked)
     assert code == 0 and "shards in" in said
     code, said, _ = run(capsys, "validate", out)
@@ -31,7 +31,7 @@ def test_convert_validate_info(tree, tmp_path, capsys):
     assert code == 0 and "train: " in said and '"split_by": "umd"' in said
     assert run(capsys, *asked)[0] == 0
     code, _, error = run(capsys, *asked[:-1], 8)
-    assert code == 2 and "pictures_per_shard: 7 there, 8 wanted" in error
+    assert code == 2 and "images_per_shard: 7 there, 8 wanted" in error
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_validate_names_each_fault(shards, damage, capsys, fault, message):
 
 def test_an_index_that_disagrees_is_a_fault(shards, capsys):
     content = json.loads((shards / "index.json").read_text())
-    key, _, _, picture = content["samples"][3]
-    picture["expressions"][0]["text"] = "something else"
+    key, _, _, image = content["samples"][3]
+    image["expressions"][0]["text"] = "something else"
     content["samples"][4][3]["image_key"] = "0" * 64
     (shards / "index.json").write_text(json.dumps(content))
     code, said, _ = run(capsys, "validate", shards)
@@ -97,7 +97,7 @@ def test_unfinished_shards_are_no_shards(tmp_path, capsys):
 @pytest.mark.parametrize("shards", [1, 9])
 def test_killed_for_real_and_run_again(tree, tmp_path, shards):
     """-9 after some shards; the same command then ends with what an uninterrupted one writes."""
-    options = ["--dataset", "refcoco", "--root", str(tree), "--pictures-per-shard", "1"]
+    options = ["--dataset", "refcoco", "--root", str(tree), "--images-per-shard", "1"]
     root = Path(__file__).resolve().parents[3]
 
     def start(out):

@@ -70,13 +70,13 @@ def test_stopped_in_an_epoch_it_goes_on_with_the_rest(pristine, dataset):
 def test_a_source_can_be_sent_to_a_process(pristine, dataset):
     data = dataset(pristine)
     again = pickle.loads(pickle.dumps(data.source))
-    picture = again.pictures("train")[0]
-    assert again.file(picture).read_bytes() == data.source.file(picture).read_bytes()
+    image = again.images("train")[0]
+    assert again.file(image).read_bytes() == data.source.file(image).read_bytes()
 
 
 def test_unknown_split(pristine):
     with pytest.raises(UnknownNameError, match="testA, testB, train, val"):
-        ShardSource(pristine).pictures("test")
+        ShardSource(pristine).images("test")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_wrong_index_is_refused(shards, key, value, message):
 def test_impossible_places_and_repeated_keys(shards):
     content = json.loads((shards / INDEX).read_text())
     first = content["samples"][0]
-    for samples, message in (([first, first], "twice"), ([[first[0], first[1], {}, first[3]]], "lacks its picture")):
+    for samples, message in (([first, first], "twice"), ([[first[0], first[1], {}, first[3]]], "lacks its image")):
         (shards / INDEX).write_text(json.dumps(content | {"samples": samples}))
         with pytest.raises(ValueError, match=message):
             ShardSource(shards)
@@ -110,7 +110,7 @@ def test_impossible_places_and_repeated_keys(shards):
 @pytest.mark.parametrize("member", ["jpg", "json"])
 def test_a_flipped_byte_is_found_when_it_is_read(shards, damage, dataset, member):
     source = ShardSource(shards)
-    sample = next(one for one in source.index.samples if one.picture["split"] == "val")
+    sample = next(one for one in source.index.samples if one.image["split"] == "val")
     damage.flip(shards / sample.shard, sample.members[member][0] + 20)
     with pytest.raises(BrokenShardError, match=rf"{sample.key}.{member} in .*{sample.shard} is not what was written"):
         dataset(source, train=False, splits=("val",))[0]

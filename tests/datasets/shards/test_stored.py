@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_svp.datasets.pictures import read_picture
+from lavis_svp.datasets.images import read_image
 from lavis_svp.datasets.shards.extras import FeatureExtra, SuperpixelExtra, check_shape
 from lavis_svp.datasets.shards.opening import check_origin, open_shards
 from lavis_svp.datasets.shards.source import ShardSource
@@ -23,19 +23,19 @@ FEATURE_SETTINGS = {"sam": {"name": "x", "side": 64}, "weights": {"sam_encoder":
 
 
 @pytest.fixture(scope="module")
-def pictures(parts):
+def images(parts):
     """Key -> pixels of the splits val and testA."""
     source, store = parts
-    files = [store.file(picture) for split in ("val", "testA") for picture in source.pictures(split)]
-    return {loaded.key: loaded.pixels for loaded in map(read_picture, files)}
+    files = [store.file(image) for split in ("val", "testA") for image in source.images(split)]
+    return {loaded.key: loaded.pixels for loaded in map(read_image, files)}
 
 
 @pytest.fixture(scope="module")
-def stores(pictures, tmp_path_factory):
+def stores(images, tmp_path_factory):
     root = tmp_path_factory.mktemp("stores")
     superpixels = SuperpixelCache(build_superpixels("grid", rows=2, cols=3), root)
     features = FrozenCache(root / "features", FEATURE_SETTINGS)
-    for number, (key, pixels) in enumerate(pictures.items()):
+    for number, (key, pixels) in enumerate(images.items()):
         superpixels.get(key, pixels)
         features.put(key, torch.full((4, 8), float(number)), torch.ones(4, dtype=torch.bool), torch.zeros(256, 2, 2))
     return superpixels, features
@@ -50,11 +50,11 @@ def filled(plan, stores, tmp_path_factory):
     return folder
 
 
-def test_they_come_out_as_they_went_in(filled, stores, pictures):
+def test_they_come_out_as_they_went_in(filled, stores, images):
     opened = open_shards(filled)
     assert opened.superpixels.settings == stores[0].header["settings"]
     assert opened.features.settings == FEATURE_SETTINGS
-    for key in pictures:
+    for key in images:
         kept, found = stores[0].get(key), opened.superpixels.get(key)
         np.testing.assert_array_equal(found.labels, kept.labels)
         assert all(torch.equal(value, opened.features.get(key)[name]) for name, value in stores[1].get(key).items())
@@ -62,8 +62,8 @@ def test_they_come_out_as_they_went_in(filled, stores, pictures):
     assert open_shards(filled, use_stored=False).superpixels is None
 
 
-def test_a_mirrored_picture_has_mirrored_superpixels_and_no_features(filled, stores, pictures):
-    opened, key = open_shards(filled), next(iter(pictures))
+def test_a_mirrored_image_has_mirrored_superpixels_and_no_features(filled, stores, images):
+    opened, key = open_shards(filled), next(iter(images))
     mirrored = opened.superpixels.get(key + "-mirrored")
     plain = opened.superpixels.get(key)
     assert mirrored.count == plain.count
@@ -92,9 +92,9 @@ def test_missing_ones_name_the_command(plan, stores, tmp_path):
             convert(plan(splits=["train"], extras=[extra], skip_broken=True), tmp_path / extra.kind, progress=False)
 
 
-def test_superpixels_of_another_size(plan, parts, stores, pictures, tmp_path):
+def test_superpixels_of_another_size(plan, parts, stores, images, tmp_path):
     store = SuperpixelCache(build_superpixels("grid", rows=1, cols=2), tmp_path)
-    for key in pictures:
+    for key in images:
         store.get(key, np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(ValueError, match=r"superpixels of .* are \(9, 9\)"):
         convert(plan(splits=["val"], extras=[SuperpixelExtra(store.folder)]), tmp_path / "out", progress=False)
@@ -102,7 +102,7 @@ def test_superpixels_of_another_size(plan, parts, stores, pictures, tmp_path):
 
 @given(st.integers(10, 900), st.integers(10, 900), st.sampled_from([128, 384, 1024]))
 def test_superpixels_may_have_sams_quarter_resolution(height, width, side):
-    """As the SAM generator rounds: the picture fitted into the side, then a quarter of it, rounded up."""
+    """As the SAM generator rounds: the image fitted into the side, then a quarter of it, rounded up."""
     scale = side / max(height, width)
     fitted = [max(1, int(length * scale + 0.5)) for length in (height, width)]
     low = (-(-fitted[0] // 4), -(-fitted[1] // 4))

@@ -7,7 +7,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from lavis_svp.datasets.pictures import BadPictureError
+from lavis_svp.datasets.images import BadImageError
 from lavis_svp.datasets.shards import write
 from lavis_svp.datasets.shards.layout import INDEX, UNFINISHED
 from lavis_svp.datasets.shards.source import ShardSource
@@ -23,29 +23,29 @@ def test_the_same_tree_gives_the_same_bytes(plan, pristine, tmp_path):
     assert content(tmp_path / "again") == content(pristine)
 
 
-def test_every_picture_of_every_split_is_in_one_shard(parts, pristine):
+def test_every_image_of_every_split_is_in_one_shard(parts, pristine):
     source, _ = parts
     shards = ShardSource(pristine)
     assert shards.splits() == source.splits()
     for split in source.splits():
-        assert shards.pictures(split) == source.pictures(split)
+        assert shards.images(split) == source.images(split)
         assert shards.counts(split).sentences == source.counts(split).sentences
     assert set(json.loads((pristine / INDEX).read_text())["shards"]) == {path.name for path in pristine.glob("*.tar")}
 
 
 def test_webdataset_streams_them(parts, pristine):
-    _, pictures = parts
+    _, images = parts
     urls = sorted(str(path) for path in pristine.glob("train-*.tar"))
     stream = wds.WebDataset(urls, shardshuffle=False, empty_check=False)
     source = ShardSource(pristine)
-    wanted = {picture.image_id: picture for picture in source.pictures("train")}
+    wanted = {image.image_id: image for image in source.images("train")}
     for sample in stream:
         record = json.loads(sample["json"])
-        picture = wanted.pop(record["image_id"])
-        assert sample["jpg"] == pictures.file(picture).read_bytes()
-        assert Image.open(io.BytesIO(sample["jpg"])).size == picture.size[::-1]
-        assert [one["text"] for one in record["expressions"]] == [one.text for one in picture.expressions]
-        assert all(one["segmentation"]["size"] == list(picture.size) for one in record["instances"])
+        image = wanted.pop(record["image_id"])
+        assert sample["jpg"] == images.file(image).read_bytes()
+        assert Image.open(io.BytesIO(sample["jpg"])).size == image.size[::-1]
+        assert [one["text"] for one in record["expressions"]] == [one.text for one in image.expressions]
+        assert all(one["segmentation"]["size"] == list(image.size) for one in record["instances"])
     assert not wanted
 
 
@@ -53,16 +53,16 @@ class Killed(BaseException):
     """Stands for kill -9: nothing is caught, nothing cleaned up on purpose."""
 
 
-@pytest.mark.parametrize("pictures", [0, 3, 7, 12, 23])
-def test_killed_and_run_again(plan, pristine, tmp_path, monkeypatch, pictures):
-    """After any number of pictures; finished shards are not written again, and the end is the same."""
+@pytest.mark.parametrize("images", [0, 3, 7, 12, 23])
+def test_killed_and_run_again(plan, pristine, tmp_path, monkeypatch, images):
+    """After any number of images; finished shards are not written again, and the end is the same."""
     made, original = [], write._members
 
-    def members(of, picture):
-        if len(made) == pictures:
+    def members(of, image):
+        if len(made) == images:
             raise Killed
-        made.append(picture.image_id)
-        return original(of, picture)
+        made.append(image.image_id)
+        return original(of, image)
 
     monkeypatch.setattr(write, "_members", members)
     with pytest.raises(Killed):
@@ -71,11 +71,11 @@ def test_killed_and_run_again(plan, pristine, tmp_path, monkeypatch, pictures):
     with pytest.raises(FileNotFoundError, match="interrupted"):
         ShardSource(tmp_path / "out")
     again = []
-    monkeypatch.setattr(write, "_members", lambda of, picture: again.append(1) or original(of, picture))
+    monkeypatch.setattr(write, "_members", lambda of, image: again.append(1) or original(of, image))
     write.convert(plan(), tmp_path / "out", progress=False)
     assert content(tmp_path / "out") == content(pristine)
     finished = [len(one) for _, one in plan().shards()]
-    kept = max(sum(finished[:n]) for n in range(len(finished) + 1) if sum(finished[:n]) <= pictures)
+    kept = max(sum(finished[:n]) for n in range(len(finished) + 1) if sum(finished[:n]) <= images)
     assert len(again) == sum(finished) - kept
 
 
@@ -111,35 +111,35 @@ def test_foreign_tars_are_refused(plan, tmp_path):
 
 
 class Broken:
-    """Pictures of which one is damaged, until it is mended."""
+    """Images of which one is damaged, until it is mended."""
 
-    def __init__(self, pictures, name):
-        self.pictures, self.name, self.folder = pictures, name, pictures.folder
+    def __init__(self, images, name):
+        self.images, self.name, self.folder = images, name, images.folder
         self.mended = False
 
-    def file(self, picture):
-        place = self.pictures.file(picture)
-        if picture.file_name != self.name or self.mended:
+    def file(self, image):
+        place = self.images.file(image)
+        if image.file_name != self.name or self.mended:
             return place
         return type("Cut", (), {"read_bytes": lambda _: place.read_bytes()[:100], "__str__": lambda _: str(place)})()
 
-    def shard(self, picture):
+    def shard(self, image):
         return 0
 
 
-def test_a_broken_picture_stops_or_is_left_out_by_name(plan, parts, pristine, tmp_path):
-    source, pictures = parts
-    name = source.pictures("train")[2].file_name
-    broken = Broken(pictures, name)
-    with pytest.raises(BadPictureError, match=name):
-        write.convert(plan(pictures=broken), tmp_path / "out", progress=False)
-    index = write.convert(plan(pictures=broken, skip_broken=True), tmp_path / "out", progress=False)
+def test_a_broken_image_stops_or_is_left_out_by_name(plan, parts, pristine, tmp_path):
+    source, images = parts
+    name = source.images("train")[2].file_name
+    broken = Broken(images, name)
+    with pytest.raises(BadImageError, match=name):
+        write.convert(plan(images=broken), tmp_path / "out", progress=False)
+    index = write.convert(plan(images=broken, skip_broken=True), tmp_path / "out", progress=False)
     (left,) = index.left_out
-    assert left["file_name"] == name and left["split"] == "train" and "BadPictureError" in left["reason"]
-    assert len(ShardSource(tmp_path / "out").pictures("train")) == len(source.pictures("train")) - 1
+    assert left["file_name"] == name and left["split"] == "train" and "BadImageError" in left["reason"]
+    assert len(ShardSource(tmp_path / "out").images("train")) == len(source.images("train")) - 1
     assert [fault for fault in validate(tmp_path / "out", progress=False).faults if name in fault]
     broken.mended = True
-    write.convert(plan(pictures=broken), tmp_path / "out", progress=False)
+    write.convert(plan(images=broken), tmp_path / "out", progress=False)
     assert content(tmp_path / "out") == content(pristine)
 
 
@@ -148,6 +148,6 @@ def test_a_split_that_cannot_name_a_file(plan, tmp_path):
         write.shard_name("../x", 0)
 
 
-def test_pictures_per_shard(plan):
+def test_images_per_shard(plan):
     with pytest.raises(ValueError, match="at least 1"):
-        plan(pictures_per_shard=0)
+        plan(images_per_shard=0)

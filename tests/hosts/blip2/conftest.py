@@ -111,7 +111,7 @@ def make(tiny_vit: None, opt_folder: Path, t5_folder: Path) -> Callable[..., Any
 
 
 def images() -> Tensor:
-    """Three processed pictures with 1, 2 and more superpixels, as LAVIS's processors give them."""
+    """Three processed images with 1, 2 and more superpixels, as LAVIS's processors give them."""
     from lavis.processors.blip_processors import BlipImageBaseProcessor
 
     pixels = torch.full((3, 3, SIDE, SIDE), 0.2)

@@ -1,4 +1,4 @@
-"""LAVIS's own project files, tasks, data sets, processors and runner on a few pictures, with the model changed."""
+"""LAVIS's own project files, tasks, data sets, processors and runner on a few images, with the model changed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIDE = 56
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Four pictures named as COCO's."""
+def images(tmp_path: Path) -> Path:
+    """Four images named as COCO's."""
     folder = tmp_path / "images"
     folder.mkdir()
     for index in range(4):
@@ -80,11 +80,11 @@ def model_section(kind: str, model_type: str, folder: Path) -> dict:
     }
 
 
-def test_caption_coco_ft_trains_evaluates_and_saves(tiny_vit, opt_folder, pictures, tmp_path):
+def test_caption_coco_ft_trains_evaluates_and_saves(tiny_vit, opt_folder, images, tmp_path):
     """LAVIS's captioning on OPT, encoder trained, without its metrics, whose reference files it would download."""
-    names = sorted(path.name for path in pictures.iterdir())
-    train = [{"image": n, "caption": f"picture {i}", "image_id": n} for i, n in enumerate(names)]
-    evaluated = [{"image": n, "caption": ["a picture"]} for n in names]
+    names = sorted(path.name for path in images.iterdir())
+    train = [{"image": n, "caption": f"image {i}", "image_id": n} for i, n in enumerate(names)]
+    evaluated = [{"image": n, "caption": ["an image"]} for n in names]
     size = {"image_size": SIDE}
     changes = {
         "model": {**documented_model(), **model_section("opt", "pretrain_opt2.7b", opt_folder)},
@@ -97,7 +97,7 @@ def test_caption_coco_ft_trains_evaluates_and_saves(tiny_vit, opt_folder, pictur
                         "val": local(stored(tmp_path / "val.json", evaluated)),
                         "test": local(stored(tmp_path / "test.json", evaluated[:2])),
                     },
-                    "images": {"storage": str(pictures)},
+                    "images": {"storage": str(images)},
                 },
             }
         },
@@ -125,9 +125,9 @@ def test_caption_coco_ft_trains_evaluates_and_saves(tiny_vit, opt_folder, pictur
     assert all(isinstance(row["caption"], str) for row in captions)
 
 
-def test_vqav2_zeroshot_answers_and_scores(tiny_vit, t5_folder, pictures, tmp_path):
+def test_vqav2_zeroshot_answers_and_scores(tiny_vit, t5_folder, images, tmp_path):
     """LAVIS's VQA on T5, scored by the official evaluation in LAVIS."""
-    names = sorted(path.name for path in pictures.iterdir())
+    names = sorted(path.name for path in images.iterdir())
     rows = [{"image": n, "question": f"what is {i}?", "question_id": i, "image_id": i} for i, n in enumerate(names)]
     answers = [
         {
@@ -151,7 +151,7 @@ def test_vqav2_zeroshot_answers_and_scores(tiny_vit, t5_folder, pictures, tmp_pa
         "datasets": {
             "coco_vqa": {
                 "vis_processor": {"eval": {"image_size": SIDE}},
-                "build_info": {"annotations": {"val": local(*files)}, "images": {"storage": str(pictures)}},
+                "build_info": {"annotations": {"val": local(*files)}, "images": {"storage": str(images)}},
             }
         },
         "run": {"max_len": 4},

@@ -1,4 +1,4 @@
-"""``blip2_opt_svp`` and ``blip2_t5_svp``: ragged pictures through both language models."""
+"""``blip2_opt_svp`` and ``blip2_t5_svp``: ragged images through both language models."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ KINDS = ("opt", "t5")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_ragged_pictures_equals_each_alone(make, kind, samples, one_by_one):
+def test_a_batch_of_ragged_images_equals_each_alone(make, kind, samples, one_by_one):
     model = make(kind)
     counts = model.visual_tokens(samples).valid.sum(dim=1).tolist()
-    assert len(set(counts)) == 3, "the pictures must have unequal numbers of tokens"
+    assert len(set(counts)) == 3, "the images must have unequal numbers of tokens"
     singles = one_by_one(samples)
     for arguments in ({"num_beams": 1}, {"num_beams": 3, "min_length": 4}):
         captions = model.generate({**samples, "prompt": "a"}, max_length=8, **arguments)
         assert captions == [model.generate({**s, "prompt": "a"}, max_length=8, **arguments)[0] for s in singles]
-    assert len(set(captions)) > 1, "what is said must depend on the picture"
+    assert len(set(captions)) > 1, "what is said must depend on the image"
     answers = model.predict_answers(samples, prompt="Question: {} Short answer:", max_len=6, min_len=3)
     assert answers == [
         model.predict_answers(s, prompt="Question: {} Short answer:", max_len=6, min_len=3)[0] for s in singles
@@ -152,8 +152,8 @@ def test_given_region_maps_are_used(make, kind, samples):
     from lavis_svp.superpixels import build_superpixels
 
     model = make(kind)
-    pictures = [torch.zeros(56, 56, 3, dtype=torch.uint8).numpy()] * 3
-    maps = build_superpixels("grid", rows=3, cols=2, side=56)(pictures)
+    images = [torch.zeros(56, 56, 3, dtype=torch.uint8).numpy()] * 3
+    maps = build_superpixels("grid", rows=3, cols=2, side=56)(images)
     assert model.visual_tokens({**samples, "region_map": maps}).valid.sum(dim=1).tolist() == [6, 6, 6]
     with pytest.raises(ValueError, match="2 maps, 3 grids"):
         model.visual_tokens({**samples, "region_map": maps[:2]})
@@ -161,7 +161,7 @@ def test_given_region_maps_are_used(make, kind, samples):
 
 def test_what_cannot_be_is_refused(make, samples):
     model = make("opt")
-    with pytest.raises(ValueError, match="3 pictures need one prompt or 3, got 2"):
+    with pytest.raises(ValueError, match="3 images need one prompt or 3, got 2"):
         model.generate({**samples, "prompt": ["a", "b"]})
     with pytest.raises(ValueError, match="inference_method: generate"):
         model.predict_answers(samples, inference_method="rank")

@@ -32,13 +32,13 @@ def test_patches_and_superpixels_show_the_same_pixels(make, samples):
 
 
 def test_an_encoder_of_ours_with_embedded_weights(make, weights):
-    """DINOv2-small sees the un-normalised picture, resized to itself."""
+    """DINOv2-small sees the un-normalised image, resized to itself."""
     from lavis.processors.blip_processors import BlipImageEvalProcessor
 
     weights("dinov2_small_imgfocus")
     model = make("opt", vit_model="dinov2_small_imgfocus")
-    picture = Image.new("RGB", (90, 60), (200, 30, 30))
-    image = BlipImageEvalProcessor(image_size=56)(picture)[None]
+    photo = Image.new("RGB", (90, 60), (200, 30, 30))
+    image = BlipImageEvalProcessor(image_size=56)(photo)[None]
     features = model.patch_features(image)
     expected = model.visual_encoder(torch.tensor([200, 30, 30]).view(1, 3, 1, 1).expand(1, 3, 56, 56) / 255)
     assert torch.allclose(features.patches, expected.patches, atol=1e-4)

@@ -38,8 +38,8 @@ def test_equals_segment_anything(width: int, heads: int, grid: int, size: tuple[
     embedding = torch.randn(width, grid, grid) * 2
     tokens = point_tokens(prompt_encoder, grid_points((16 * grid, 9 * grid), 3))
     plain, factored = (kind(prompt_encoder, mask_decoder) for kind in (PlainDecoder, FactoredDecoder))
-    expected = plain.decode(plain.picture(embedding), tokens, size)
-    outputs = factored.decode(factored.picture(embedding), tokens, size)
+    expected = plain.decode(plain.image(embedding), tokens, size)
+    outputs = factored.decode(factored.image(embedding), tokens, size)
     for one, other in zip(outputs, expected, strict=True):
         assert one.shape == other.shape and one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(expected[0].abs().max()))
@@ -52,8 +52,8 @@ def test_equals_segment_anything_on_real_weights(weights: Callable[[str], Path])
     embedding = sam.encoder(nn.functional.avg_pool2d(pixels, 9, 1, 4), torch.ones(1, 1, 512, 512))[0]
     tokens = point_tokens(sam.prompt_encoder, grid_points((300, 512), 3))
     plain, factored = (kind(sam.prompt_encoder, sam.mask_decoder) for kind in (PlainDecoder, FactoredDecoder))
-    logits, ious = plain.decode(plain.picture(embedding), tokens, (75, 128))
-    fast_logits, fast_ious = factored.decode(factored.picture(embedding), tokens, (75, 128))
+    logits, ious = plain.decode(plain.image(embedding), tokens, (75, 128))
+    fast_logits, fast_ious = factored.decode(factored.image(embedding), tokens, (75, 128))
     torch.testing.assert_close(fast_logits, logits, rtol=0, atol=1e-3)
     torch.testing.assert_close(fast_ious, ious, rtol=0, atol=1e-5)
 
@@ -64,8 +64,8 @@ def test_bfloat16_is_near_and_gives_float32(kind: type[PlainDecoder] | type[Fact
     prompt_encoder, mask_decoder = random_sam(64, 8, 6)
     embedding, tokens = torch.randn(64, 6, 6), point_tokens(prompt_encoder, grid_points((96, 96), 3))
     exact, rough = (kind(prompt_encoder, mask_decoder, dtype) for dtype in (torch.float32, torch.bfloat16))
-    logits, ious = exact.decode(exact.picture(embedding), tokens, (24, 24))
-    rough_logits, rough_ious = rough.decode(rough.picture(embedding), tokens, (24, 24))
+    logits, ious = exact.decode(exact.image(embedding), tokens, (24, 24))
+    rough_logits, rough_ious = rough.decode(rough.image(embedding), tokens, (24, 24))
     assert rough_logits.dtype == rough_ious.dtype == torch.float32
     assert ((rough_logits > 0) == (logits > 0)).float().mean() > 0.95
     torch.testing.assert_close(rough_ious, ious, rtol=0.1, atol=0.1)

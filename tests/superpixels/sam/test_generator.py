@@ -50,7 +50,7 @@ def test_gives_regions_over_the_valid_area_and_leaves_the_embedding_alone(parts:
 
 
 @pytest.mark.parametrize("decisions", ["low", "full"])
-def test_a_picture_is_not_touched_by_its_batch_mates(parts: dict[str, torch.nn.Module], decisions: str) -> None:
+def test_a_image_is_not_touched_by_its_batch_mates(parts: dict[str, torch.nn.Module], decisions: str) -> None:
     given = [embedding(0), embedding(1, (128, 37)), embedding(2, (90, 128))]
     generator = lenient(parts, decisions=decisions, chunk=5)
     for one, item in zip(generator(embeddings=given), given, strict=True):
@@ -59,12 +59,12 @@ def test_a_picture_is_not_touched_by_its_batch_mates(parts: dict[str, torch.nn.M
 
 
 def test_padding_is_never_seen(parts: dict[str, torch.nn.Module]) -> None:
-    """Points lie on the picture, and logits in the padding take no part in a decision."""
+    """Points lie on the image, and logits in the padding take no part in a decision."""
     generator = lenient(parts)
     decode, seen = FactoredDecoder.decode, []
 
-    def spoilt(self: FactoredDecoder, picture: object, prompts: torch.Tensor, size: tuple[int, int]) -> object:
-        logits, ious = decode(self, picture, prompts, (32, 32))
+    def spoilt(self: FactoredDecoder, image: object, prompts: torch.Tensor, size: tuple[int, int]) -> object:
+        logits, ious = decode(self, image, prompts, (32, 32))
         logits[:, :, size[0] :], logits[:, :, :, size[1] :] = 1e4, -1e4
         seen.append(size)
         return logits[:, :, : size[0], : size[1]], ious
@@ -78,7 +78,7 @@ def test_padding_is_never_seen(parts: dict[str, torch.nn.Module]) -> None:
 
 @pytest.mark.parametrize("size", [(1, 128), (128, 1), (3, 5), (128, 128), (85, 128)])
 @pytest.mark.parametrize("decisions", ["low", "full"])
-def test_any_shape_of_picture(parts: dict[str, torch.nn.Module], size: tuple[int, int], decisions: str) -> None:
+def test_any_shape_of_image(parts: dict[str, torch.nn.Module], size: tuple[int, int], decisions: str) -> None:
     regions = lenient(parts, decisions=decisions, uncovered="nearest")(embeddings=[embedding(3, size)])[0]
     low = (-(-size[0] // 4), -(-size[1] // 4))
     assert regions.size == (low if decisions == "low" else (size[0] * 3, size[1] * 3)) and regions.coverage() == 1
@@ -97,7 +97,7 @@ def test_any_shape_of_picture(parts: dict[str, torch.nn.Module], size: tuple[int
 def test_borders_lie_where_the_logits_change_sign(
     parts: dict[str, torch.nn.Module], input_size: tuple[int, int], original_size: tuple[int, int]
 ) -> None:
-    """Within one pixel of the label map: of the picture with full decisions, of the decoder's frame with low ones."""
+    """Within one pixel of the label map: of the image with full decisions, of the decoder's frame with low ones."""
     border = 0.6 * input_size[1]  # in SAM's frame
 
     def right_side(_: object, __: object, prompts: torch.Tensor, size: tuple[int, int]) -> object:
@@ -122,10 +122,10 @@ def test_the_second_pass_prompts_only_what_is_unexplained(parts: dict[str, torch
         count = 0
         decode = FactoredDecoder.decode
 
-        def counted(self: FactoredDecoder, picture: object, prompts: torch.Tensor, size: tuple[int, int]) -> object:
+        def counted(self: FactoredDecoder, image: object, prompts: torch.Tensor, size: tuple[int, int]) -> object:
             nonlocal count
             count += len(prompts)
-            return decode(self, picture, prompts, size)
+            return decode(self, image, prompts, size)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FactoredDecoder, "decode", counted)
@@ -133,7 +133,7 @@ def test_the_second_pass_prompts_only_what_is_unexplained(parts: dict[str, torch
         return count
 
     assert prompted(first_stride=1) == 64
-    assert prompted(explaining_area=0.0) == 64  # nothing explains anything
+    assert prompted(max_explaining_area=0.0) == 64  # nothing explains anything
     assert 16 <= prompted() < 64
     assert prompted(pred_iou=50.0) == 64  # no mask at all
 
@@ -142,8 +142,8 @@ def test_the_dial_runs_sam_once(parts: dict[str, torch.nn.Module]) -> None:
     generator = lenient(parts, points_per_side=8, min_area=0.0)
     with pytest.MonkeyPatch.context() as patch:
         calls = []
-        picture = FactoredDecoder.picture
-        patch.setattr(FactoredDecoder, "picture", lambda self, values: calls.append(1) or picture(self, values))
+        image = FactoredDecoder.image
+        patch.setattr(FactoredDecoder, "image", lambda self, values: calls.append(1) or image(self, values))
         maps = generator.at_granularities(embedding(), [0.0, 0.5, 1.0])
     assert len(calls) == 1
     counts = [regions.count for regions in maps]

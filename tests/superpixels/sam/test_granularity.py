@@ -12,7 +12,7 @@ from lavis_svp.superpixels.sam.paint import paint
 
 
 def masks_of(*drawn: str, contained: list[int] = ()) -> ChosenMasks:
-    """Rows of one-line pictures."""
+    """Rows of one-line images."""
     masks = np.array([[[pixel == "#" for pixel in row]] for row in drawn])
     flags = np.isin(np.arange(len(drawn)), contained)
     ones = np.ones(len(drawn))

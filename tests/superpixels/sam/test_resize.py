@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lavis_svp.superpixels.sam.resize import bilinear_matrix, to_picture
+from lavis_svp.superpixels.sam.resize import bilinear_matrix, to_image
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_equals_sam_postprocessing(input_size: tuple[int, int], original_size: t
     full = F.interpolate(logits[None], (128, 128), mode="bilinear", align_corners=False)
     full = full[..., : input_size[0], : input_size[1]]
     expected = F.interpolate(full, original_size, mode="bilinear", align_corners=False)[0]
-    resize = to_picture(128, 32, input_size, original_size, "cpu")
+    resize = to_image(128, 32, input_size, original_size, "cpu")
     height, width = resize.needed
     assert height <= min(32, -(-input_size[0] // 4) + 1) and width <= min(32, -(-input_size[1] // 4) + 1)
     torch.testing.assert_close(resize(logits[:, :height, :width]), expected, rtol=0, atol=2e-4)

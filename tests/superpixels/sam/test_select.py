@@ -136,7 +136,7 @@ def test_cleaned_masks_are_compared_once_more_and_untouched_ones_come_first() ->
     assert len(select(candidates, SamOptions())) == 2
     cleaned = select(candidates, SamOptions(clean_area=4))
     assert cleaned.areas.tolist() == [144] and cleaned.points.tolist() == [0]
-    assert len(select(candidates, SamOptions(clean_area=4), picture_scale=4.0)) == 2  # a quarter of the pixels
+    assert len(select(candidates, SamOptions(clean_area=4), image_scale=4.0)) == 2  # a quarter of the pixels
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 13])

@@ -1,4 +1,4 @@
-"""One picture of RefShapes, decided by seed, split and index alone."""
+"""One image of RefShapes, decided by seed, split and index alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PAINT_STREAM = 1
 
 
 @dataclass(frozen=True)
-class ShapesPicture:
-    """What a picture shows and what is asked about it; ``paint`` makes the pixels.
+class ShapesImage:
+    """What an image shows and what is asked about it; ``paint`` makes the pixels.
 
     Attributes:
-        split, index: which picture it is.
+        split, index: which image it is.
         scene: its objects.
         expressions: all kinds, in the order of the kinds.
     """
@@ -41,17 +41,17 @@ class ShapesPicture:
         return render(self.scene, _generator(seed, self.split, self.index, _PAINT_STREAM), self.split, config)
 
 
-def make_picture(seed: int, split: str, index: int, config: RefShapesConfig) -> ShapesPicture:
+def make_image(seed: int, split: str, index: int, config: RefShapesConfig) -> ShapesImage:
     """Draw scenes until one gives enough expressions of every kind.
 
     Args:
         seed: of the whole data set.
         split: "train", "val" or "test".
-        index: number of the picture in its split, from 0.
+        index: number of the image in its split, from 0.
         config: the settings.
 
     Returns:
-        the picture; it is the same however many others are made.
+        the image; it is the same however many others are made.
 
     Raises:
         ValueError: an unknown split, or settings under which no scene gives enough expressions.
@@ -63,9 +63,9 @@ def make_picture(seed: int, split: str, index: int, config: RefShapesConfig) -> 
         scene = sample_scene(rng, config)
         expressions = sample_expressions(scene, rng, split, config) if scene else None
         if scene and expressions:
-            return ShapesPicture(split, index, scene, tuple(expressions))
+            return ShapesImage(split, index, scene, tuple(expressions))
     raise ValueError(
-        f"No scene in {_MAX_ATTEMPTS} gives {config.min_quota(split)} expressions ({split} picture {index}, "
+        f"No scene in {_MAX_ATTEMPTS} gives {config.min_quota(split)} expressions ({split} image {index}, "
         f"seed {seed}). Ask for fewer, allow more objects, or lower the margins: {config}."
     )
 

@@ -1,4 +1,4 @@
-"""From a host's pictures to what a projector and a tokenizer need to know of them before the model runs."""
+"""From a host's images to what a projector and a tokenizer need to know of them before the model runs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 
-from lavis_svp.encoders.picture_superpixels import PictureSuperpixels
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.encoders.image_superpixels import ImageSuperpixels
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.projectors import Superpixels
 from lavis_svp.projectors.structures import Extent, Grid
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 
 Box = tuple[float, float, float, float]
 SUPERPIXEL_KEYS = ("superpixel_weights", "superpixel_masks", "superpixel_valid")
-"""Entries of a processor's output that hold the superpixels of all its pictures, in order."""
+"""Entries of a processor's output that hold the superpixels of all its images, in order."""
 
 
 def as_arrays(images: ImageInput) -> list[np.ndarray]:
@@ -30,18 +30,18 @@ def as_arrays(images: ImageInput) -> list[np.ndarray]:
 
 
 def field_of_view(image_processor: Any, height: int, width: int) -> Box:
-    """The part of a picture that a CLIP-like image processor (resize, then centre crop) shows.
+    """The part of an image that a CLIP-like image processor (resize, then centre crop) shows.
 
     Args:
         image_processor: of the host.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Returns:
-        top, left, bottom, right in pixels of the picture.
+        top, left, bottom, right in pixels of the image.
 
     Raises:
-        ValueError: a crop larger than the resized picture, which would be padded.
+        ValueError: a crop larger than the resized image, which would be padded.
     """
     size = getattr(image_processor, "size", None) or {}
     shorter = size.get("shortest_edge") if getattr(image_processor, "do_resize", True) else None
@@ -56,7 +56,7 @@ def field_of_view(image_processor: Any, height: int, width: int) -> Box:
     crop = (int(image_processor.crop_size["height"]), int(image_processor.crop_size["width"]))
     if crop[0] > resized[0] or crop[1] > resized[1]:
         raise ValueError(
-            f"The image processor crops {crop[0]}x{crop[1]} pixels out of a picture resized to "
+            f"The image processor crops {crop[0]}x{crop[1]} pixels out of an image resized to "
             f"{resized[0]}x{resized[1]}, which pads it. Set its crop_size to at most its size."
         )
     scales = (resized[0] / height, resized[1] / width) if shorter is None else (scale, scale)
@@ -64,11 +64,11 @@ def field_of_view(image_processor: Any, height: int, width: int) -> Box:
     return top / scales[0], left / scales[1], (top + crop[0]) / scales[0], (left + crop[1]) / scales[1]
 
 
-def cropped(picture: np.ndarray, box: Box) -> np.ndarray:
-    """The (h, w, 3) part of a picture inside a box, to the nearest pixel and at least one."""
+def cropped(image: np.ndarray, box: Box) -> np.ndarray:
+    """The (h, w, 3) part of an image inside a box, to the nearest pixel and at least one."""
     top, left, bottom, right = (round(edge) for edge in box)
-    top, left = min(top, picture.shape[0] - 1), min(left, picture.shape[1] - 1)
-    return picture[top : max(bottom, top + 1), left : max(right, left + 1)]
+    top, left = min(top, image.shape[0] - 1), min(left, image.shape[1] - 1)
+    return image[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def build_generator(superpixels: Mapping[str, Any]) -> SuperpixelGenerator:
@@ -84,21 +84,21 @@ def build_generator(superpixels: Mapping[str, Any]) -> SuperpixelGenerator:
 def _built_once(superpixels: str) -> SuperpixelGenerator:
     options = json.loads(superpixels)
     name = options.pop("name")
-    return PictureSuperpixels(**options) if name == "sam" else build_superpixels(name, **options)
+    return ImageSuperpixels(**options) if name == "sam" else build_superpixels(name, **options)
 
 
 def superpixel_inputs(
-    recipe: SwapRecipe,
-    pictures: Sequence[np.ndarray],
+    recipe: SwapConfig,
+    images: Sequence[np.ndarray],
     grids: Sequence[Grid],
     extents: Sequence[Extent] | None = None,
     region_maps: Sequence[RegionMap] | None = None,
 ) -> dict[str, Tensor]:
-    """The superpixels of P pictures as tensors that travel with a processor's output.
+    """The superpixels of P images as tensors that travel with a processor's output.
 
     Args:
         recipe: of the swap.
-        pictures: (H, W, 3) uint8 RGB each, the field of view of its patches.
+        images: (H, W, 3) uint8 RGB each, the field of view of its patches.
         grids: the (h, w) patch grid of each.
         extents: share of the grid's height and width that each covers, or where its cells lie; None: all of it.
         region_maps: the superpixels, where the caller has them already; None: the recipe's generator makes them.
@@ -107,15 +107,15 @@ def superpixel_inputs(
         SUPERPIXEL_KEYS, the masks only if the projector wants them; nothing for a projector without superpixels.
 
     Raises:
-        ValueError: another number of region maps than of pictures.
+        ValueError: another number of region maps than of images.
     """
     outline = recipe.outline()
     if "superpixels" not in outline.requires:
         return {}
     if region_maps is None:
-        region_maps = build_generator(recipe.superpixels)(pictures)
-    if len(region_maps) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures need as many region maps, got {len(region_maps)}.")
+        region_maps = build_generator(recipe.superpixels)(images)
+    if len(region_maps) != len(images):
+        raise ValueError(f"{len(images)} images need as many region maps, got {len(region_maps)}.")
     made = Superpixels.from_region_maps(list(region_maps), list(grids), extents, mask_size=outline.mask_size)
     tensors = {"superpixel_weights": made.weights, "superpixel_valid": made.valid}
     if made.masks is not None:
@@ -144,12 +144,12 @@ def received_superpixels(
     return Superpixels(weights.float(), None if masks is None else masks.float(), valid.bool()).to(device)
 
 
-def token_counts(recipe: SwapRecipe, grids: Sequence[Grid], superpixels: Mapping[str, Tensor]) -> list[int]:
-    """How many visual tokens each picture will give, before its features are known.
+def token_counts(recipe: SwapConfig, grids: Sequence[Grid], superpixels: Mapping[str, Tensor]) -> list[int]:
+    """How many visual tokens each image will give, before its features are known.
 
     Args:
         recipe: of the swap.
-        grids: (h, w) of each picture's valid patches.
+        grids: (h, w) of each image's valid patches.
         superpixels: what :func:`superpixel_inputs` gave.
 
     Raises:
@@ -157,7 +157,7 @@ def token_counts(recipe: SwapRecipe, grids: Sequence[Grid], superpixels: Mapping
     """
     outline = recipe.outline()
     real = superpixels["superpixel_valid"].sum(dim=1).tolist() if superpixels else [0] * len(grids)
-    counts = [outline.picture_tokens(grid, int(number)) for grid, number in zip(grids, real, strict=True)]
+    counts = [outline.image_tokens(grid, int(number)) for grid, number in zip(grids, real, strict=True)]
     if any(count is None for count in counts):
         raise ValueError(
             f"Projector '{recipe.name}' with {dict(recipe.options)} tells its token counts only after the vision tower "

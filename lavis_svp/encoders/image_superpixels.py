@@ -1,4 +1,4 @@
-"""SAM superpixels straight from pictures: image encoder and generator in one, for stores and use without a model."""
+"""SAM superpixels straight from images: image encoder and generator in one, for stores and use without a model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lavis_svp.encoders.sam import build_sam, sam_identity
 from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator, build_superpixels
 
 
-class PictureSuperpixels(SuperpixelGenerator):
-    """SAM's image encoder and ``build_superpixels("sam")`` behind the interface of the generators that take pictures.
+class ImageSuperpixels(SuperpixelGenerator):
+    """SAM's image encoder and ``build_superpixels("sam")`` behind the interface of the generators that take images.
 
     The settings are those of the generator inside, so that a store filled by this one serves a model with the same SAM.
     Pickled by its arguments, not by its weights: a worker process builds its own, once.
@@ -53,28 +53,28 @@ class PictureSuperpixels(SuperpixelGenerator):
         """Those of the generator inside; they name the encoder and its weights."""
         return self.generator.settings()
 
-    def embed(self, picture: np.ndarray) -> SamEmbedding:
-        """SAM's embedding of one (H, W, 3) uint8 picture."""
-        size, side = (picture.shape[0], picture.shape[1]), self.encoder.side
-        frame = fit_frame(picture, side)[None].to(self.encoder.mean.device)  # (1, 4, S, S)
+    def embed(self, image: np.ndarray) -> SamEmbedding:
+        """SAM's embedding of one (H, W, 3) uint8 image."""
+        size, side = (image.shape[0], image.shape[1]), self.encoder.side
+        frame = fit_frame(image, side)[None].to(self.encoder.mean.device)  # (1, 4, S, S)
         embedding = self.encoder(frame[:, :VALID_CHANNEL], frame[:, VALID_CHANNEL:])[0]  # (256, S / 16, S / 16)
         return SamEmbedding(embedding.float(), frame_size(*size, side), size, side)
 
-    def segment_picture(self, picture: np.ndarray) -> RegionMap:
-        """The superpixels of one (H, W, 3) uint8 picture."""
-        return self.generator(embeddings=[self.embed(picture)])[0]
+    def segment_image(self, image: np.ndarray) -> RegionMap:
+        """The superpixels of one (H, W, 3) uint8 image."""
+        return self.generator(embeddings=[self.embed(image)])[0]
 
     @torch.inference_mode()
-    def timed(self, picture: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
-        """The superpixels of one picture, and the seconds of the image encoder and of the superpixels."""
+    def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
+        """The superpixels of one image, and the seconds of the image encoder and of the superpixels."""
         start = time.perf_counter()
-        embedding = self.embed(picture)
+        embedding = self.embed(image)
         encoded = time.perf_counter()
         regions = self.generator(embeddings=[embedding])[0]
         return regions, {"encode": encoded - start, "superpixels": time.perf_counter() - encoded}
 
 
 @functools.lru_cache(maxsize=1)
-def _built_once(arguments: str) -> PictureSuperpixels:
+def _built_once(arguments: str) -> ImageSuperpixels:
     """What a pickled generator becomes; the last one built in this process is kept."""
-    return PictureSuperpixels(**json.loads(arguments))
+    return ImageSuperpixels(**json.loads(arguments))

@@ -1,4 +1,4 @@
-"""The part of a picture that the vision tower sees, and superpixels of exactly that part."""
+"""The part of an image that the vision tower sees, and superpixels of exactly that part."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from lavis_svp.hosts.pictures import (
+from lavis_svp.hosts.images import (
     as_arrays,
     build_generator,
     cropped,
@@ -17,16 +17,16 @@ from lavis_svp.hosts.pictures import (
     superpixel_inputs,
     token_counts,
 )
-from lavis_svp.hosts.recipe import SwapRecipe
+from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.superpixels import RegionMap
 
 
 def recipe(name="mask_pool", **options):
-    return SwapRecipe(name, 16, 8, (6, 6), options, {"name": "felzenszwalb"})
+    return SwapConfig(name, 16, 8, (6, 6), options, {"name": "felzenszwalb"})
 
 
 def seen(processor, height, width):
-    """The box that a processor shows, read from pictures whose pixels are their own coordinates."""
+    """The box that a processor shows, read from images whose pixels are their own coordinates."""
     across = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, 0) * (width - 1) + 0.5
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None].repeat(width, 1) * (height - 1) + 0.5
     scale = 255.0 / max(height, width)
@@ -54,24 +54,24 @@ def test_field_of_view_of_a_centre_crop(height, width, side):
     assert box[2] - box[0] == pytest.approx(min(height, width), abs=max(height, width) / side)
 
 
-def test_field_of_view_of_a_stretched_and_of_an_untouched_picture():
+def test_field_of_view_of_a_stretched_and_of_an_untouched_image():
     assert field_of_view(SiglipImageProcessor(size={"height": 32, "width": 32}), 50, 70) == (0, 0, 50, 70)
     untouched = CLIPImageProcessor(do_resize=False, do_center_crop=False)
     assert field_of_view(untouched, 50, 70) == (0, 0, 50, 70)
     only_crop = CLIPImageProcessor(do_resize=False, crop_size={"height": 30, "width": 30})
     assert field_of_view(only_crop, 50, 70) == (10, 20, 40, 50)
     padded = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 30, "width": 30})
-    with pytest.raises(ValueError, match="crops 30x30 pixels out of a picture resized to 20x20"):
+    with pytest.raises(ValueError, match="crops 30x30 pixels out of an image resized to 20x20"):
         field_of_view(padded, 40, 40)
 
 
 def test_cropping_keeps_at_least_a_pixel():
-    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    assert np.array_equal(cropped(picture, (1.2, 0, 3.4, 2)), picture[1:3, 0:2])
-    assert cropped(picture, (3.9, 3.9, 4, 4)).shape == (1, 1, 3)
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert np.array_equal(cropped(image, (1.2, 0, 3.4, 2)), image[1:3, 0:2])
+    assert cropped(image, (3.9, 3.9, 4, 4)).shape == (1, 1, 3)
 
 
-def test_pictures_of_every_kind_become_the_same_arrays():
+def test_images_of_every_kind_become_the_same_arrays():
     array = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     grey = Image.fromarray(array[..., 0])
     given = [Image.fromarray(array), array, torch.from_numpy(array).permute(2, 0, 1)]
@@ -82,22 +82,22 @@ def test_pictures_of_every_kind_become_the_same_arrays():
 
 def test_superpixels_travel_as_tensors_and_come_back():
     maps = [RegionMap.from_labels(np.random.default_rng(s).integers(0, 2 + s, (12, 12))) for s in range(2)]
-    pictures = [np.zeros((12, 12, 3), np.uint8)] * 2
-    made = superpixel_inputs(recipe("svp", mask_size=8, sspe_width=32), pictures, [(6, 6)] * 2, region_maps=maps)
+    images = [np.zeros((12, 12, 3), np.uint8)] * 2
+    made = superpixel_inputs(recipe("svp", mask_size=8, sspe_width=32), images, [(6, 6)] * 2, region_maps=maps)
     assert {key: tuple(value.shape) for key, value in made.items()} == {
         "superpixel_weights": (2, 3, 36), "superpixel_masks": (2, 3, 8, 8), "superpixel_valid": (2, 3),
     }  # fmt: skip
     back = received_superpixels(*(made[f"superpixel_{k}"] for k in ("weights", "masks", "valid")), torch.device("cpu"))
     assert torch.equal(back.weights, made["superpixel_weights"]) and back.valid.sum(1).tolist() == [2, 3]
     assert token_counts(recipe("svp"), [(6, 6)] * 2, made) == [2, 3]
-    assert "superpixel_masks" not in superpixel_inputs(recipe(), pictures, [(6, 6)] * 2, region_maps=maps)
-    assert superpixel_inputs(recipe("mlp"), pictures, [(6, 6)] * 2) == {}
+    assert "superpixel_masks" not in superpixel_inputs(recipe(), images, [(6, 6)] * 2, region_maps=maps)
+    assert superpixel_inputs(recipe("mlp"), images, [(6, 6)] * 2) == {}
     assert token_counts(recipe("mlp"), [(6, 6), (2, 3)], {}) == [36, 6]
     assert received_superpixels(None, None, None, torch.device("cpu")) is None
 
 
 def test_wrong_numbers_are_said():
-    with pytest.raises(ValueError, match="2 pictures need as many region maps, got 0"):
+    with pytest.raises(ValueError, match="2 images need as many region maps, got 0"):
         superpixel_inputs(recipe(), [np.zeros((4, 4, 3), np.uint8)] * 2, [(6, 6)] * 2, region_maps=[])
     with pytest.raises(ValueError, match="go together"):
         received_superpixels(torch.zeros(1, 1, 1), None, None, torch.device("cpu"))

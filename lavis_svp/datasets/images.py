@@ -1,4 +1,4 @@
-"""Any picture file as upright (H, W, 3) uint8 RGB, or an error that names the file."""
+"""Any image file as upright (H, W, 3) uint8 RGB, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BITS_16 = 65535.0
 _WHITE = 255
 
 
-class BadPictureError(ValueError):
-    """A picture file that cannot be decoded."""
+class BadImageError(ValueError):
+    """An image file that cannot be decoded."""
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedPicture:
-    """A decoded picture file.
+class LoadedImage:
+    """A decoded image file.
 
     Args:
         pixels: (H, W, 3) uint8 RGB, upright.
-        stored_size: (H, W) of the picture as the file stores it, before its EXIF orientation is applied.
+        stored_size: (H, W) of the image as the file stores it, before its EXIF orientation is applied.
         orientation: the EXIF orientation, 1 to 8; 1 = stored upright.
         key: sha256 of the file's bytes, hexadecimal.
     """
@@ -40,22 +40,22 @@ class LoadedPicture:
     key: str
 
 
-def picture_key(content: bytes) -> str:
-    """The key of a picture in every cache: the sha256 of its file's bytes, hexadecimal."""
+def image_key(content: bytes) -> str:
+    """The key of an image in every cache: the sha256 of its file's bytes, hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-class PictureFile(Protocol):
-    """Where the bytes of one picture file are: a ``Path``, or a place in a shard; ``str()`` names it in messages."""
+class ImageFile(Protocol):
+    """Where the bytes of one image file are: a ``Path``, or a place in a shard; ``str()`` names it in messages."""
 
     def read_bytes(self) -> bytes:
         """The whole file; OSError or ValueError where it cannot be read."""
 
 
-def read_picture(file: str | Path | PictureFile) -> LoadedPicture:
-    """Read a picture file.
+def read_image(file: str | Path | ImageFile) -> LoadedImage:
+    """Read an image file.
 
-    EXIF orientation is applied. Greyscale, palette, CMYK and 16-bit pictures become 8-bit RGB (16 bits are scaled,
+    EXIF orientation is applied. Greyscale, palette, CMYK and 16-bit images become 8-bit RGB (16 bits are scaled,
     not clipped); what is transparent shows white; of an animation the first frame counts.
 
     Args:
@@ -63,21 +63,21 @@ def read_picture(file: str | Path | PictureFile) -> LoadedPicture:
 
     Raises:
         FileNotFoundError: no such file.
-        BadPictureError: the file is truncated, damaged, or no picture; names the file.
+        BadImageError: the file is truncated, damaged, or no image; names the file.
     """
     source = Path(file) if isinstance(file, str) else file
-    return decode_picture(source.read_bytes(), str(source))
+    return decode_image(source.read_bytes(), str(source))
 
 
-def decode_picture(content: bytes, name: str) -> LoadedPicture:
-    """Decode a picture file's bytes, as :func:`read_picture` does.
+def decode_image(content: bytes, name: str) -> LoadedImage:
+    """Decode an image file's bytes, as :func:`read_image` does.
 
     Args:
         content: the whole file.
         name: of the file, for messages.
 
     Raises:
-        BadPictureError: truncated, damaged, or no picture.
+        BadImageError: truncated, damaged, or no image.
     """
     try:
         with strict_decoding(), Image.open(io.BytesIO(content)) as image:
@@ -86,23 +86,23 @@ def decode_picture(content: bytes, name: str) -> LoadedPicture:
             stored = to_rgb(image)
     # Pillow's decoders raise whatever a damaged file drives them into (OSError, SyntaxError, struct.error ...).
     except Exception as error:
-        raise BadPictureError(
-            f"{name} is not a readable picture ({type(error).__name__}: {error}). It has {len(content)} bytes; "
+        raise BadImageError(
+            f"{name} is not a readable image ({type(error).__name__}: {error}). It has {len(content)} bytes; "
             "fetch it again, or remove it from the data set."
         ) from error
     if orientation not in range(1, 9):
         orientation = _UPRIGHT  # cameras write 0 for "unknown"
     pixels = np.ascontiguousarray(make_upright(stored, orientation))
-    return LoadedPicture(pixels, (stored.shape[0], stored.shape[1]), orientation, picture_key(content))
+    return LoadedImage(pixels, (stored.shape[0], stored.shape[1]), orientation, image_key(content))
 
 
-def read_pixels(file: str | Path | PictureFile) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture file, see :func:`read_picture`; for worker processes, which need a name to call."""
-    return read_picture(file).pixels
+def read_pixels(file: str | Path | ImageFile) -> np.ndarray:
+    """(H, W, 3) uint8 of an image file, see :func:`read_image`; for worker processes, which need a name to call."""
+    return read_image(file).pixels
 
 
-def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """Take a picture in any usual form and return it as (H, W, 3) uint8 RGB.
+def as_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """Take an image in any usual form and return it as (H, W, 3) uint8 RGB.
 
     Args:
         source: a file's path; a PIL image (its EXIF orientation is applied); or an array (H, W), (H, W, 1), (H, W, 3)
@@ -113,12 +113,12 @@ def as_picture(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         TypeError: anything else.
     """
     if isinstance(source, str | Path):
-        return read_picture(source).pixels
+        return read_image(source).pixels
     if isinstance(source, Image.Image):
         return _decode_image(source)
     if isinstance(source, np.ndarray):
         return _array_to_rgb(source)
-    raise TypeError(f"A picture is a path, a PIL image or a numpy array, got {type(source).__name__}.")
+    raise TypeError(f"An image is a path, a PIL image or a numpy array, got {type(source).__name__}.")
 
 
 def _decode_image(image: Image.Image) -> np.ndarray:
@@ -127,7 +127,7 @@ def _decode_image(image: Image.Image) -> np.ndarray:
             image.load()  # Pillow reads an opened file only now
     except Exception as error:
         name = getattr(image, "filename", "") or "The image"
-        raise BadPictureError(f"{name} is not a readable picture ({type(error).__name__}: {error}).") from error
+        raise BadImageError(f"{name} is not a readable image ({type(error).__name__}: {error}).") from error
     orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
     return np.ascontiguousarray(make_upright(to_rgb(image), orientation))
 
@@ -148,7 +148,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def make_upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror a stored (H, W, ...) array so that its picture stands upright.
+    """Turn and mirror a stored (H, W, ...) array so that its image stands upright.
 
     Args:
         array: pixels or a mask in the stored frame.
@@ -174,7 +174,7 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
         array = array[..., None]  # (H, W, 1)
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
-            f"A picture array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and not empty, got {array.shape}. "
+            f"An image array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and not empty, got {array.shape}. "
             "Is it channels-first? Then transpose it."
         )
     if array.dtype == np.uint16:
@@ -184,10 +184,10 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):
-            raise ValueError(f"A picture of floats must lie in [0, 1], this one spans {low:.3g} to {high:.3g}.")
+            raise ValueError(f"An image of floats must lie in [0, 1], this one spans {low:.3g} to {high:.3g}.")
         array = np.rint(array * _WHITE).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise ValueError(f"A picture array is uint8, uint16, bool or float in [0, 1], got {array.dtype}.")
+        raise ValueError(f"An image array is uint8, uint16, bool or float in [0, 1], got {array.dtype}.")
     if array.shape[2] == 4:
         return to_rgb(Image.fromarray(array, "RGBA"))
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array  # (H, W, 3)
