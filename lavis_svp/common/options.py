@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
 import types
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -62,11 +64,72 @@ def check_weight(where: str, value: Any) -> None:
         raise ValueError(f"{where} must be a number of at least 0, got {value!r}.")
 
 
+def upgrade_keys(
+    section: Mapping[str, Any], renamed: Mapping[str, str], removed: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Bring a YAML section of release 0.1 to today's keys; docs/migrating.md lists them all.
+
+    Args:
+        section: the mapping as it was read; it is left as it is.
+        renamed: old key to new key. Either may be dotted (``aids.token_norm`` to ``visual_tokens.norm``): then it is
+            looked up, or put, in the sections below.
+        removed: keys of options that are gone, with the value at which nothing changes: that value is dropped with a
+            warning, any other is an error.
+        where: the section's place in the YAML ("model"), for messages.
+
+    Returns:
+        a new mapping that holds none of the old keys.
+
+    Raises:
+        ValueError: the old and the new name of a key both stand there, or a removed option is in use.
+    """
+    upgraded: dict[str, Any] = copy.deepcopy(dict(section))
+    for key, neutral in removed.items():
+        parent, name = _parent_of(upgraded, key)
+        if parent is None or name not in parent:
+            continue
+        value = parent.pop(name)
+        if value != neutral:
+            raise ValueError(
+                f"{where}.{key} is {value!r}, but that option was removed (docs/migrating.md). Delete the key."
+            )
+        warnings.warn(f"{where}.{key} does nothing any more: delete it (docs/migrating.md).", FutureWarning, 3)
+    for old, new in renamed.items():
+        parent, name = _parent_of(upgraded, old)
+        if parent is None or name not in parent:
+            continue
+        value = parent.pop(name)
+        target, last = _parent_of(upgraded, new, make=True)
+        if target is None or last in target:
+            raise ValueError(f"{where} has both {old} and {new}, which is its new name. Keep {new}.")
+        target[last] = value
+        warnings.warn(
+            f"{where}.{old} is now {where}.{new}; the old name works in this release only (docs/migrating.md).",
+            FutureWarning,
+            3,
+        )
+    return upgraded
+
+
+def _parent_of(section: dict[str, Any], dotted: str, make: bool = False) -> tuple[dict[str, Any] | None, str]:
+    """The mapping that holds the last part of a dotted key, and that part; None where there is no such mapping."""
+    *path, name = dotted.split(".")
+    here: Any = section
+    for part in path:
+        if make:
+            here.setdefault(part, {})
+        here = here.get(part)
+        if not isinstance(here, dict):
+            return None, name
+    return here, name
+
+
 def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, where: str) -> T:
     """Build the dataclass ``cls`` from ``values``, nested dataclass fields included.
 
     Args:
-        cls: a dataclass; a field whose type is itself a dataclass (or one or None) takes a nested mapping.
+        cls: a dataclass; a field whose type is itself a dataclass (or one or None) takes a nested mapping. Its class
+            variables ``RENAMED_KEYS`` and ``REMOVED_KEYS``, where it has them, go to :func:`upgrade_keys`.
         values: the YAML section; None means all defaults.
         where: the section's place in the YAML, for messages.
 
@@ -78,6 +141,7 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
         given = {}
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a mapping, got {type(given).__name__}: {given!r}.")
+    given = upgrade_keys(given, getattr(cls, "RENAMED_KEYS", {}), getattr(cls, "REMOVED_KEYS", {}), where)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is not bound to dataclasses: no such type
     check_keys(given, fields, where)
     hints = _type_hints(cls)

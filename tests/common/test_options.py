@@ -1,0 +1,52 @@
+"""Old YAML keys keep working for a release, with a warning that names the new one."""
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from lavis_svp.common.options import build_options, upgrade_keys
+
+RENAMED = {"aids": "auxiliary_losses", "auxiliary_losses.token_norm": "visual_tokens.norm"}
+REMOVED = {"readout.pointer_mask": False}
+
+
+def test_a_renamed_section_and_a_moved_key():
+    old = {"aids": {"token_norm": True, "grounding": 1.0}}
+    with pytest.warns(FutureWarning, match="model.aids is now model.auxiliary_losses"):
+        new = upgrade_keys(old, RENAMED, REMOVED, "model")
+    assert new == {"auxiliary_losses": {"grounding": 1.0}, "visual_tokens": {"norm": True}}
+    assert old == {"aids": {"token_norm": True, "grounding": 1.0}}  # left as it was
+
+
+def test_today_s_keys_pass_silently():
+    section = {"auxiliary_losses": {"grounding": 1.0}, "visual_tokens": {"norm": True}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert upgrade_keys(section, RENAMED, REMOVED, "model") == section
+
+
+def test_a_removed_option_is_dropped_where_it_did_nothing_and_refused_where_it_did():
+    with pytest.warns(FutureWarning, match="readout.pointer_mask does nothing any more"):
+        assert upgrade_keys({"readout": {"pointer_mask": False}}, {}, REMOVED, "model") == {"readout": {}}
+    with pytest.raises(ValueError, match="readout.pointer_mask is True, but that option was removed"):
+        upgrade_keys({"readout": {"pointer_mask": True}}, {}, REMOVED, "model")
+
+
+def test_both_names_at_once_are_an_error():
+    with pytest.raises(ValueError, match="both aids and auxiliary_losses"):
+        upgrade_keys({"aids": {}, "auxiliary_losses": {}}, RENAMED, {}, "model")
+
+
+def test_a_dataclass_names_its_own_old_keys():
+    @dataclass(frozen=True)
+    class Options:
+        RENAMED_KEYS: ClassVar = {"per_picture": "per_image"}
+        REMOVED_KEYS: ClassVar = {"dead": None}
+        per_image: int = 3
+
+    with pytest.warns(FutureWarning, match="sampling.per_picture is now sampling.per_image"):
+        assert build_options(Options, {"per_picture": 5, "dead": None}, "sampling").per_image == 5
+    with pytest.raises(ValueError, match="Unknown key 'per_pictur'"):
+        build_options(Options, {"per_pictur": 5}, "sampling")
