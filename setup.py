@@ -46,6 +46,8 @@ EXTRAS = {
     ],
     # Converting the embedded weights.
     "zoo": ["accelerate>=1.0", "gguf>=0.10", "onnx>=1.16", "onnxruntime>=1.18"],
+    # Read-outs and the no-target fit (lavis-svp probe).
+    "probes": ["scikit-learn>=1.3"],
     "deepspeed": ["deepspeed>=0.16"],
     # Curves and images beside log.txt (run.log_to).
     "log": ["tensorboard>=2.18"],
@@ -67,4 +69,5 @@ setup(
     package_data={"lavis_svp": ["**/*.yaml", "**/*.json", "weights/*.safetensors", "weights/*.md"]},
     install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["lavis-svp=lavis_svp.cli.main:main"]},
 )

@@ -1,4 +1,4 @@
-"""Draw successes and failures of an evaluation, drawn at random by kind, on one sheet.
+"""Draw successes and failures of an evaluation, chosen at random by kind, on one sheet.
 
     python benchmarks/gallery.py --cfg-path projects/svp/eval/photos_tiny.yaml --out docs/figures/tiny_photos.png
 
@@ -10,51 +10,42 @@ there were to draw from stands under each. An expression without a target succee
 
 from __future__ import annotations
 
-import io
-import os
+import argparse
 import random
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from lavis_svp import launch  # noqa: E402
-from lavis_svp.common.drawing import contact_sheet, panel  # noqa: E402
-from lavis_svp.metrics.files import read_records  # noqa: E402
-from lavis_svp.metrics.masks import iou  # noqa: E402
-from lavis_svp.metrics.records import Record  # noqa: E402
-from lavis_svp.tasks.gallery import caption  # noqa: E402
+from lavis_svp.cli.common import add_project_options
+from lavis_svp.common.visualization import contact_sheet, panel, save_png
+from lavis_svp.metrics.masks import iou
+from lavis_svp.metrics.records import Record, read_records
+from lavis_svp.runners.project import build_config, build_runner, read_project
+from lavis_svp.tasks.gallery import caption
 
 SUCCESS, FAILURE = 0.8, 0.3  # IoU above, IoU below
 SEED = 0
 SIDE = 150  # pixels of an image on the sheet
-LIMIT = 600_000  # bytes of a sheet
-PALETTES = (256, 128, 64, 32)  # colours, fewer until the sheet is small enough
-SAME = 0.1  # IoU by which an answer may differ from its record: the frozen half is stored in half precision
+COLOURS = 128  # of the sheet's palette, which keeps the file small
+SAME = 0.1  # IoU by which an answer may differ from its record: cached features are stored in half precision
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One expression that was drawn.
-
-    Args:
-        record: of the evaluation.
-        good: drawn from the successes, not from the failures.
-        pool: how many expressions it was drawn from.
-        total: how many expressions of its kind there are.
-    """
+class Draw(NamedTuple):
+    """One expression that was drawn: its record, and of how many (``pool``) of its kind (``total``) like it."""
 
     record: Record
     good: bool
     pool: int
     total: int
+
+    def label(self) -> str:
+        """What stands under its panel."""
+        pool = f"IoU > {SUCCESS:g}" if self.good else f"IoU < {FAILURE:g}"
+        return f"{caption(self.record)}\none of {self.pool} with {pool}, of {self.total} {self.record['kind']}"
 
 
 def record_iou(record: Record) -> float:
@@ -66,9 +57,9 @@ def draw(records: Sequence[Record], each: int, seed: int = SEED) -> list[tuple[D
     """Draw successes and failures of every kind, from different images as long as there are any.
 
     Args:
-        records: of an evaluation.
+        records: of an evaluation; their order does not matter.
         each: how many of each, by kind.
-        seed: of the draw, which does not depend on the records' order.
+        seed: of the draw.
 
     Returns:
         rows of (success, failure), kind by kind; None where there are not so many.
@@ -82,70 +73,12 @@ def draw(records: Sequence[Record], each: int, seed: int = SEED) -> list[tuple[D
             pool.sort(key=lambda record: str(record["expression_id"]))
             random.Random(f"{seed} {kind} {good}").shuffle(pool)
             first = {record["image_id"]: record for record in reversed(pool)}
-            spread = [record for record in pool if first[record["image_id"]] is record]
-            rest = [record for record in pool if first[record["image_id"]] is not record]
-            columns.append([Draw(record, good, len(pool), len(alike)) for record in [*spread, *rest][:each]])
+            pool.sort(key=lambda record: first[record["image_id"]] is not record)  # other images before repeated ones
+            columns.append([Draw(record, good, len(pool), len(alike)) for record in pool[:each]])
         width = max(len(column) for column in columns)
         left, right = ([*column, *[None] * (width - len(column))] for column in columns)
         rows += zip(left, right, strict=True)
     return rows
-
-
-def label(drawn: Draw) -> str:
-    """What stands under a panel: the expression, its kind and IoU, and what it was drawn from."""
-    pool = f"IoU > {SUCCESS:g}" if drawn.good else f"IoU < {FAILURE:g}"
-    return f"{caption(drawn.record)}\none of {drawn.pool} with {pool}, of {drawn.total} {drawn.record['kind']}"
-
-
-def sheet(rows: Sequence[tuple[Draw | None, Draw | None]], panels: dict[str, Image.Image]) -> Image.Image:
-    """Lay panels out, two in a row; an empty place where there was nothing to draw.
-
-    Args:
-        rows: what :func:`draw` gives.
-        panels: by expression id.
-
-    Raises:
-        ValueError: nothing was drawn.
-    """
-    if not panels:
-        raise ValueError("No expression is a success or a failure: there is nothing to draw.")
-    blank = Image.new("RGB", next(iter(panels.values())).size, "white")
-    return contact_sheet(
-        [blank if drawn is None else panels[drawn.record["expression_id"]] for row in rows for drawn in row], columns=2
-    )
-
-
-def save_small(image: Image.Image, target: Path, limit: int = LIMIT) -> int:
-    """Write a PNG with as many colours as the limit allows; ``target`` never holds half a file.
-
-    Returns:
-        its bytes.
-
-    Raises:
-        ValueError: it is too big even with the fewest colours.
-    """
-    for colours in PALETTES:
-        buffer = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-        if buffer.tell() <= limit:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            unfinished.write_bytes(buffer.getvalue())
-            os.replace(unfinished, target)
-            return buffer.tell()
-    raise ValueError(f"The sheet takes {buffer.tell():,} bytes, more than {limit:,}; draw fewer (--each).")
-
-
-def newest_records(folder: Path) -> Path:
-    """The newest result file of an evaluation.
-
-    Raises:
-        FileNotFoundError: there is none; says how to make one.
-    """
-    found = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"No records in {folder}: run python -m lavis_svp.evaluate with the same --cfg-path.")
-    return found[-1]
 
 
 def draw_panels(model: Any, dataset: Any, drawn: Sequence[Draw]) -> dict[str, Image.Image]:
@@ -162,21 +95,16 @@ def draw_panels(model: Any, dataset: Any, drawn: Sequence[Draw]) -> dict[str, Im
     Raises:
         ValueError: an answer is not the one of its record: another model, or other data, was scored.
     """
-    from tqdm import tqdm
-
-    wanted = {one.record["expression_id"]: one for one in drawn}
+    chosen = {one.record["expression_id"]: one for one in drawn}
     images = {one.record["image_id"] for one in drawn}
     panels: dict[str, Image.Image] = {}
     dataset.leave_out([image for image in dataset.annotation if image.image_id not in images])
     for index in tqdm(range(len(dataset)), desc="Drawing", unit="item"):
         samples = dataset.collater([dataset[index]])
-        hits = [number for number, name in enumerate(samples["expression_ids"][0]) if name in wanted]
-        if not hits:
-            continue
-        predictions = model.predict_masks(samples, "generative")[0]
-        pixels = dataset.pixels(samples["image_id"][0], samples["split"][0])
+        hits = [number for number, name in enumerate(samples["expression_ids"][0]) if name in chosen]
+        predictions = model.predict_masks(samples, "generative")[0] if hits else []
         for number in hits:
-            one, prediction = wanted[samples["expression_ids"][0][number]], predictions[number]
+            one, prediction = chosen[samples["expression_ids"][0][number]], predictions[number]
             truth = np.asarray(samples["masks"][0][number])
             both, either = (prediction.mask & truth).sum(), (prediction.mask | truth).sum()
             again = iou(int(both), int(either))
@@ -186,31 +114,39 @@ def draw_panels(model: Any, dataset: Any, drawn: Sequence[Draw]) -> dict[str, Im
                     "records: they are of another model. Evaluate again."
                 )
             regions = None if prediction.region_map is None else prediction.region_map.labels
-            panels[one.record["expression_id"]] = panel(pixels, regions, prediction.mask, truth, label(one), SIDE)
+            pixels = dataset.pixels(samples["image_id"][0], samples["split"][0])
+            panels[one.record["expression_id"]] = panel(pixels, regions, prediction.mask, truth, one.label(), SIDE)
     return panels
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def sheet(rows: Sequence[tuple[Draw | None, Draw | None]], panels: dict[str, Image.Image]) -> Image.Image:
+    """Lay panels out, two in a row; an empty place where there was nothing to draw."""
+    blank = Image.new("RGB", next(iter(panels.values())).size, "white")
+    cells = [blank if one is None else panels[one.record["expression_id"]] for row in rows for one in row]
+    return contact_sheet(cells, columns=2).quantize(COLOURS, dither=Image.Dither.NONE)
+
+
+def main() -> None:
     """Read the command line, draw, write."""
-    parser = launch.build_parser("Draw successes and failures of an evaluation by kind.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_project_options(parser)
     parser.add_argument("--records", type=Path, help="a result file; default: the newest of run.output_dir")
     parser.add_argument("--out", type=Path, required=True, help="the image to write")
     parser.add_argument("--each", type=int, default=2, help="successes and failures of each kind (default 2)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the draw (default {SEED})")
-    args = parser.parse_args(arguments)
-    project = launch.read_project(args.cfg_path, args.options)
+    args = parser.parse_args()
+    project = read_project(args.cfg_path, args.options)
     project.run.evaluate = True
-    records = read_records(args.records or newest_records(Path(project.run.output_dir) / "result"))
-    rows = draw(records, args.each, args.seed)
-    drawn = [one for row in rows for one in row if one is not None]
-    for kind in sorted({record["kind"] for record in records}):
-        values = [record_iou(record) for record in records if record["kind"] == kind]
-        good, bad = sum(value > SUCCESS for value in values), sum(value < FAILURE for value in values)
-        print(f"{kind}: {good} of {len(values)} with IoU > {SUCCESS:g}, {bad} with IoU < {FAILURE:g}")
-    runner = launch.build_runner(launch.build_config(project))
+    folder = Path(project.run.output_dir) / "result"
+    found = [args.records] if args.records else sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise SystemExit(f"No records in {folder}: run lavis-svp evaluate --cfg-path {args.cfg_path} first.")
+    rows = draw(read_records(found[-1]), args.each, args.seed)
+    runner = build_runner(build_config(project))
     (split,) = project.run.test_splits
+    drawn = [one for row in rows for one in row if one is not None]
     panels = draw_panels(runner.model.eval(), runner.datasets[split], drawn)
-    print(f"{args.out}: {save_small(sheet(rows, panels), args.out):,} bytes")
+    print(save_png(args.out, sheet(rows, panels)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Measure the data loader: images in a folder against the same images in shards.
 
-    python benchmarks/loader.py           about five minutes on two cores, into docs/results/ and docs/data.md
+    python benchmarks/loader.py           about five minutes on two cores, into results/loader.json
     python benchmarks/loader.py --quick   a few images, once, not stored
-    python benchmarks/loader.py --table   rewrite the table in docs/data.md from the stored result
 
 Images of COCO's size with COCO's number of objects and three sentences each are drawn from the seed. "bytes" reads
 image files and masks only, with the files dropped from the page cache first ("cold") or not; "samples" are whole
@@ -12,34 +11,33 @@ training batches at the tiny model's side through torch's DataLoader. The last l
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from loader_table import RESULTS, write_table
 from PIL import Image
+from results import store
 from tqdm import tqdm
 
-from lavis_svp.datasets.coco_expressions import CocoExpressions
-from lavis_svp.datasets.drawing import SamplingOptions
+from lavis_svp.datasets.custom_formats import CocoExpressions
 from lavis_svp.datasets.referring import ReferringDataset
-from lavis_svp.datasets.shards.source import ShardSource
+from lavis_svp.datasets.sampling import SamplingOptions
+from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.write import Plan, convert
-from lavis_svp.datasets.source import ImageFolder
-from lavis_svp.encoders.frame import fit_frame
-from lavis_svp.runners.loaders import SampleKey, build_loader
-from lavis_svp.runners.randomness import epoch_permutation
+from lavis_svp.datasets.sources import DataSource, ImageFolder
+from lavis_svp.runners.data import SampleKey, build_loader
+from lavis_svp.runners.sampling_order import epoch_permutation
+from lavis_svp.tasks.base import run_facts
+from lavis_svp.vision.geometry import to_sam_input
 
 SEED = 0
 SIZE = (480, 640)  # (H, W), COCO's most frequent
@@ -79,9 +77,7 @@ def draw(folder: Path, count: int) -> Path:
     return folder / "instances.json"
 
 
-def frame(image: np.ndarray) -> torch.Tensor:
-    """A vis_processor: SAM's frame."""
-    return fit_frame(image, SIDE)
+frame = partial(to_sam_input, side=SIDE)
 
 
 def forms(folder: Path, images: int) -> dict[str, ReferringDataset]:
@@ -92,7 +88,7 @@ def forms(folder: Path, images: int) -> dict[str, ReferringDataset]:
 
     def make(source: Any, store: Any, shuffle: str) -> ReferringDataset:
         options = SamplingOptions(shuffle=shuffle, skip_broken=False)
-        return ReferringDataset(frame, None, train=True, options=options, source=source, images=store)
+        return ReferringDataset(DataSource(source, store), train=True, vis_processor=frame, options=options)
 
     sources = [(source, store, "global"), (shards, shards, "global"), (shards, shards, "shards")]
     return {name: make(*given) for name, given in zip(FORMS, sources, strict=True)}
@@ -124,7 +120,7 @@ def read_bytes(dataset: ReferringDataset, epoch: int) -> float:
         image = dataset.annotation[index]
         dataset.image_file(image).read_bytes()
         for expression in image.expressions:
-            dataset.source.target_mask(image, expression)
+            dataset.source.annotations.target_mask(image, expression)
     return len(order) / (time.perf_counter() - start)
 
 
@@ -170,11 +166,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if args.table:
-        write_table()
-        return
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     images, samples, repeats = (40, 8, 1) if args.quick else (IMAGES, SAMPLES, REPEATS)
@@ -189,27 +181,12 @@ def main() -> None:
         for way, column in (("cold", "bytes, cold"), ("bytes", "bytes"), ("samples", "samples, 0 workers"))
     }
     if not args.quick:
-        run = {
-            "command": "python benchmarks/loader.py",
-            "date": datetime.datetime.now().isoformat(timespec="seconds"),
-            "machine": {
-                "cpu": platform.processor() or platform.machine(),
-                "cpus": os.cpu_count(),
-                "torch": torch.__version__,
-                "load": load,
-            },
-            "seed": SEED,
-            "repeats": repeats,
-            "images": images,
-            "samples": samples,
-            "size": SIZE,
-            "kilobytes": statistics.fmean(sizes) / 1e3,
-        }
-        content = {"run": run, "summary": summary, "images_per_second": rows}
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-        write_table()
+        run = run_facts() | {"seed": SEED, "repeats": repeats, "images": images, "samples": samples, "size": SIZE}
+        run |= {"kilobytes": statistics.fmean(sizes) / 1e3}
+        run["machine"]["load"] = load
+        store("loader", {"run": run, "summary": summary, "images_per_second": rows})
     print(json.dumps(rows if args.quick else summary))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,25 +3,19 @@
     python benchmarks/runner.py                             runner_svp, in one process and in two (gloo): two minutes
     python benchmarks/runner.py --runner runner_deepspeed   another runner
     python benchmarks/runner.py --quick                     a shorter run, in one process, that is not stored
-    python benchmarks/runner.py --table                     rewrite the table in docs/logs.md
     options of the run section follow --options (run.log_to=[] run.save_every=0); such runs are not stored
 
 The runner trains through LAVIS's configuration, task and data set with every key at its default (log.txt and
 TensorBoard each 50 steps, a checkpoint each 100), as a user's run does. A bare loop does the same forward, backward and
 AdamW step on one ready batch, in DDP where there are several processes; for runner_deepspeed it drives a bare DeepSpeed
-engine, whose own cost is DeepSpeed's. Blocks of both take turns; times are medians
-over the blocks. The last line is JSON; results go to docs/results/runner.json, one row for each runner and number of
-processes.
+engine, whose own cost is DeepSpeed's. Blocks of both take turns; times are medians over the blocks. The last line is
+JSON; results go to results/runner.json, one row for each runner and number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -32,9 +26,9 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from runner_table import RESULTS, write_table
+from results import load, store
 from torch import Tensor, distributed, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 import lavis_svp  # noqa: F401  (before LAVIS)
@@ -45,11 +39,12 @@ from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from lavis.models.base_model import BaseModel
 from lavis.tasks.base_task import BaseTask
 
-from lavis_svp import launch
 from lavis_svp.runners.deepspeed_config import engine_config, read_config
-from lavis_svp.runners.engine import build_engine, join_processes
-from lavis_svp.runners.randomness import seed_all
-from lavis_svp.runners.run_options import RunOptions
+from lavis_svp.runners.deepspeed_engine import build_engine, join_processes
+from lavis_svp.runners.distributed import seed_all
+from lavis_svp.runners.options import RunOptions
+from lavis_svp.runners.project import build_config, dot_list
+from lavis_svp.tasks.base import run_facts
 
 SEED = 42
 BATCH, WIDTH, SAMPLES = 4, 8, 1024
@@ -85,6 +80,8 @@ class NothingModel(BaseModel):
 class NothingDataset(Dataset):
     """Ready tensors of a few numbers."""
 
+    collater = staticmethod(default_collate)
+
     def __init__(self) -> None:
         self.values = torch.zeros(SAMPLES, WIDTH)
 
@@ -93,10 +90,6 @@ class NothingDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"values": self.values[index]}
-
-    def collater(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack."""
-        return {"values": torch.stack([sample["values"] for sample in samples])}  # (B, WIDTH)
 
 
 @registry.register_builder(NAME)
@@ -132,7 +125,7 @@ def configuration(runner: str, folder: Path, steps: int, options: list[str]) -> 
     run = {"task": NAME, "runner": runner, "device": "cpu", "output_dir": str(folder / "out"), "max_iters": steps}
     run |= {"batch_size_train": BATCH, "seed": SEED}
     project = {"model": defaults["model"], "datasets": {NAME: {"type": "default"}}, "run": run}
-    return launch.build_config(OmegaConf.merge(project, OmegaConf.from_dotlist(launch.dot_list(options))))
+    return build_config(OmegaConf.merge(project, OmegaConf.from_dotlist(dot_list(options))))
 
 
 def per_step(began: list[float], micro_steps: int) -> float:
@@ -224,26 +217,12 @@ def in_processes(count: int, arguments: list[str]) -> dict[str, Any]:
     return json.loads(next(line for line in reversed(lines) if line.startswith("{")))
 
 
-def store(rows: list[dict[str, Any]], command: str) -> None:
-    """Put rows into the results, over those of the same runner and number of processes, and rewrite the table."""
-    stored = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
-    fresh = {(row["runner"], row["processes"]) for row in rows}
-    kept = [row for row in stored if (row["runner"], row["processes"]) not in fresh]
-    run = {
-        "command": command,
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "torch": torch.__version__,
-        },
-        "seed": SEED,
-    }
-    content = {"run": run, "rows": [*kept, *({**row, "date": run["date"], "command": command} for row in rows)]}
-    unfinished = RESULTS.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, RESULTS)
-    write_table()
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Put rows into the results, over those of the same runner and number of processes."""
+    fresh, run = {(row["runner"], row["processes"]) for row in rows}, run_facts() | {"seed": SEED}
+    kept = [row for row in load("runner")["rows"] if (row["runner"], row["processes"]) not in fresh]
+    rows = [{**row, "date": run["date"], "command": run["command"]} for row in rows]
+    store("runner", {"run": run, "rows": [*kept, *rows]})
 
 
 def main() -> None:
@@ -254,13 +233,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="timed steps of a block")
     parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--quick", action="store_true", help="two blocks of 200 steps in one process, not stored")
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--options", nargs="+", default=[])
     args = parser.parse_args()
-    if args.table:
-        write_table()
-        return
     if args.runner not in registry.list_runners():
         raise SystemExit(f"There is no runner '{args.runner}'; there are: {', '.join(registry.list_runners())}.")
     if args.quick:
@@ -276,7 +251,7 @@ def main() -> None:
     passed += ["--options", *args.options] if args.options else []
     rows = [in_processes(count, passed) for count in args.processes]
     if not args.quick and not args.options:
-        store(rows, shlex.join(["python", "benchmarks/runner.py", *sys.argv[1:]]))
+        keep(rows)
     worst = max(rows, key=lambda row: row["overhead_ms"])
     print(json.dumps({**rows[0], "bar_ms": BAR, "worst_overhead_ms": worst["overhead_ms"], "rows": rows}))
 

@@ -1,9 +1,7 @@
-"""Time training steps and inference of the comparison's rows, side by side, and say what equal time is.
+"""Time training steps and inference of the comparison's rows in turn, and say what equal time is.
 
-    python benchmarks/step_times.py                all rows and rungs, ten minutes; docs/results/step_times.json
+    python benchmarks/step_times.py                all rows and rungs, ten minutes, into results/step_times.json
     python benchmarks/step_times.py --quick        two rounds, not stored
-    python benchmarks/step_times.py memories       the peak memory of all rows anew, the stored times kept
-    python benchmarks/step_times.py inferences     inference of all rows anew, the stored times of steps kept
     python benchmarks/step_times.py steps ROW      the options that give ROW the time which `svp` takes
 
 A row is a YAML of projects/svp/comparison/. A rung is `svp` with the speed-ups taken away again, from the plain form
@@ -28,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import ROOT, load, store
 from torch import nn
 from tqdm import tqdm
 
@@ -35,14 +34,12 @@ import lavis_svp  # noqa: F401  (before LAVIS)
 
 from lavis.datasets.data_utils import prepare_sample  # isort: skip
 
-from lavis_svp import launch
 from lavis_svp.runners.data import eval_loader, train_loader
 from lavis_svp.runners.meter import TrainingMeter
-from lavis_svp.tasks.facts import run_facts
+from lavis_svp.runners.project import build_config, build_runner, read_project
+from lavis_svp.tasks.base import run_facts
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "projects" / "svp" / "comparison"
-RESULTS = ROOT / "docs" / "results" / "step_times.json"
 BASE = "svp"
 SAME_WORK = {"svp_zero_start": BASE}  # rows that differ from another in initial numbers alone share its times
 PLAIN = {
@@ -98,11 +95,11 @@ class Row:
     def __init__(self, name: str, options: tuple[str, ...] = ()) -> None:
         chosen = [option for option in options if "=" in option]
         silent = ["run.output_dir=output/step_times", "run.log_to=[]", "run.save_every=0", "run.max_iters=100000"]
-        project = launch.read_project(ROWS / f"{name}.yaml", [*chosen, *silent, ANSWER])
-        self.runner = launch.build_runner(launch.build_config(project))
+        project = read_project(ROWS / f"{name}.yaml", [*chosen, *silent, ANSWER])
+        self.runner = build_runner(build_config(project))
         self.model = self.runner.model
         self.cached = "uncached" not in options
-        self.alignment = int(self.model.options.aids.alignment_steps)
+        self.alignment = int(self.model.options.auxiliary_losses.alignment_steps)
         self.meter = TrainingMeter(self.runner.device)
         self.stepper = self.runner.make_stepper(self.meter)
         self.batches = self._batches()
@@ -138,21 +135,6 @@ class Row:
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
 
-def measure_inference(rounds: int) -> dict[str, dict[str, float]]:
-    """Time the inference of every row alone: its parts' seconds an image, by row."""
-    rows = {name: Row(name) for name in tqdm(row_names(), desc="building rows", unit="row")}
-    base = rows[BASE].runner
-    test = iter(eval_loader(base.datasets, "test", base.options, pin_memory=False))
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for turn in tqdm(range(rounds + WARM_UP), desc="rounds", unit="round"):
-        samples = prepare_sample(next(test), cuda_enabled=False)
-        for name, row in rows.items():
-            for part, seconds in row.infer(samples).items():
-                if turn >= WARM_UP:
-                    found[name][f"inference: {part}"].append(seconds)
-    return {name: {part: statistics.median(times) for part, times in parts.items()} for name, parts in found.items()}
-
-
 def row_names() -> list[str]:
     """The comparison's rows that are timed, `svp` first."""
     names = sorted({path.stem for path in ROWS.glob("*.yaml")} - set(SAME_WORK))
@@ -160,11 +142,7 @@ def row_names() -> list[str]:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Time every row and rung.
-
-    Args:
-        rounds: how often each does its steps, warm-up not counted.
-    """
+    """Time every row and rung, in so many rounds after the warm-up."""
     rows = {name: Row(name) for name in tqdm(row_names(), desc="building rows", unit="row")}
     rungs = {name: Row(BASE, options) for name, options in tqdm(RUNGS.items(), desc="building rungs", unit="rung")}
     base = rows[BASE]
@@ -212,7 +190,7 @@ def _spread(times: list[float]) -> list[float]:
 
 def frozen_half(row: Row, images: int) -> dict[str, float]:
     """Median seconds an image of what is computed once: both encoders and the superpixels."""
-    frozen, data = row.model.frozen, row.runner.datasets["test"]
+    frozen, data = row.model.extractor, row.runner.datasets["test"]
     clock = Clock({name: frozen.get_submodule(where) for name, where in FROZEN.items()})
     times: dict[str, list[float]] = defaultdict(list)
     for index in tqdm(range(images + WARM_UP), desc="frozen half", unit="image"):
@@ -242,19 +220,10 @@ def peak_memory(name: str) -> float:
 
 
 def equal_time_steps(content: dict[str, Any], name: str, steps: int) -> int:
-    """Steps of a row that take the time of all steps of `svp`, alignment steps counted at their own price.
-
-    Args:
-        content: as stored.
-        name: the row.
-        steps: of `svp`, alignment steps included.
-
-    Raises:
-        ValueError: the row was not measured.
-    """
+    """Steps of a row that take the time of all ``steps`` of `svp`; alignment steps count at their own price."""
     name = SAME_WORK.get(name, name)
     if name not in content["rows"]:
-        raise ValueError(f"{RESULTS.name} has no row '{name}', only: {', '.join(content['rows'])}. Measure it first.")
+        raise ValueError(f"step_times.json has no row '{name}', only: {', '.join(content['rows'])}. Measure it first.")
 
     def price(row: dict[str, Any]) -> float:
         return row["alignment_steps"] * row["seconds"].get("alignment", 0.0)
@@ -270,34 +239,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     commands = parser.add_subparsers(dest="command")
-    for command in ("steps", "memory"):
+    for command in ("steps", "memory"):  # the second is what peak_memory runs
         commands.add_parser(command).add_argument("row")
-    commands.add_parser("memories")
-    commands.add_parser("inferences")
     args = parser.parse_args()
     if args.command == "steps":
-        steps = int(launch.read_project(ROWS / f"{BASE}.yaml").run.max_iters)
-        print(f"run.max_iters={equal_time_steps(json.loads(RESULTS.read_text()), args.row, steps)}")
+        steps = int(read_project(ROWS / f"{BASE}.yaml").run.max_iters)
+        print(f"run.max_iters={equal_time_steps(load('step_times'), args.row, steps)}")
     elif args.command == "memory":
         row = Row(args.row)
         for _ in range(MEMORY_STEPS):
             row.step(aligns=False)
         print(high_water_mark())
-    elif args.command == "memories":
-        content = json.loads(RESULTS.read_text())
-        for name, row in tqdm(content["rows"].items(), desc="peak memory", unit="row"):
-            row["memory_mb"] = peak_memory(name)
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    elif args.command == "inferences":
-        content = json.loads(RESULTS.read_text())
-        for name, seconds in measure_inference(ROUNDS).items():
-            content["rows"][name]["seconds"] |= seconds
-        content["inference_run"] = {**run_facts(), "rounds": ROUNDS}
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     else:
         content = measure(QUICK_ROUNDS if args.quick else ROUNDS)
         if not args.quick:
-            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+            store("step_times", content)
         print(json.dumps({name: row["seconds"]["full: step"] for name, row in content["rows"].items()}))
 
 

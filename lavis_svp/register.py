@@ -1,7 +1,7 @@
-"""Registers everything of this plugin with LAVIS: each module of the rooms that hold LAVIS's own kinds.
+"""Registers everything of this plugin with LAVIS: each module of the packages that hold LAVIS's own kinds.
 
 ``lavis_svp.compat`` calls this when LAVIS has been imported; nobody else needs to. To add a model, a processor, a
-task or a runner, put a module with LAVIS's decorator into the room: it is found.
+task or a runner, put a module with LAVIS's decorator into the package: it is found.
 """
 
 from __future__ import annotations
@@ -9,14 +9,23 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from lavis_svp.compat import ROOMS_ON_LAVIS
+LAVIS_PACKAGES = (
+    "lavis_svp.models",
+    "lavis_svp.processors",
+    "lavis_svp.datasets.builders",
+    "lavis_svp.datasets.answering_builders",
+    "lavis_svp.tasks",
+    "lavis_svp.runners",
+    "lavis_svp.hosts.blip2",
+)
+"""Packages and modules that register with LAVIS. LAVIS is imported before any of them."""
 
 
 def register() -> None:
-    """Import LAVIS's runners and lr schedulers, which ``import lavis`` leaves out, then all rooms of this plugin."""
+    """Import LAVIS's runners and schedulers, which ``import lavis`` leaves out, then all packages of this plugin."""
     importlib.import_module("lavis.runners")
     importlib.import_module("lavis.common.optims")
-    for room in ROOMS_ON_LAVIS:
-        module = importlib.import_module(room)
+    for package in LAVIS_PACKAGES:
+        module = importlib.import_module(package)
         for entry in pkgutil.iter_modules(getattr(module, "__path__", ())):
-            importlib.import_module(f"{room}.{entry.name}")
+            importlib.import_module(f"{package}.{entry.name}")

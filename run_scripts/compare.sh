@@ -5,31 +5,12 @@
 #     [--options KEY=VALUE ...]
 #
 # --budget steps (the default): every row trains as many steps as its YAML says. --budget time: as many as `svp` would take
-# the time for, by the step times measured side by side in docs/results/step_times.json; so the number is the same on any
+# the time for, by the step times measured side by side in benchmarks/results/step_times.json; so the number is the same on any
 # machine. Results go to output/svp/comparison/[NAME/]ROW_BUDGET[_seedN]/; benchmarks/comparison.py makes
-# docs/comparison.md of them. A row that has its result is left out, an interrupted one goes on: the same command again
+# benchmarks/reports/comparison.md of them. A row that has its result is left out, an interrupted one goes on: the same command again
 # continues. --into keeps rows with other --options apart.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/rows.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if help_wanted "$@"; then exit; fi
-budget=steps given=()
-while [ $# -gt 0 ] && [ "$1" != --options ]; do
-  case "$1" in
-    --budget=*) budget="${1#*=}" ;;
-    --budget)
-      [ $# -ge 2 ] || fail "--budget needs a value: steps or time."
-      budget="$2"
-      shift
-      ;;
-    *) given+=("$1") ;;
-  esac
-  shift
-done
-[ "$budget" = steps ] || [ "$budget" = time ] || fail "--budget is steps or time, got '$budget'."
-
-if [ "$budget" = time ]; then
-  bash "$root/run_scripts/setup.sh"
-  row_options() { "$python" "$root/benchmarks/step_times.py" steps "$1"; }
-fi
-run_rows comparison "_$budget" ${given[@]+"${given[@]}"} "$@"
+run compare "$@"

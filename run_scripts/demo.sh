@@ -10,5 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if help_wanted "$@"; then exit; fi
 [ $# -ge 1 ] || fail "An expression is missing." "See: bash run_scripts/demo.sh --help"
 
-bash "$root/run_scripts/setup.sh"
-exec "$python" -m lavis_svp.demo "$@"
+run segment "$@"

@@ -26,7 +26,7 @@ def options(folder: Path, **more: object) -> list[str]:
         "datasets.refshapes_seg.build_info.sizes.train": 8,
         "datasets.refshapes_seg.build_info.sizes.val": 0,
         "datasets.refshapes_seg.build_info.sizes.test": 2,
-        "datasets.refshapes_seg.drawing.expressions_per_image": 2,
+        "datasets.refshapes_seg.sampling.expressions_per_image": 2,
         "model.aids.alignment_steps": 2,
         "run.batch_size_train": 2,
         "run.warmup_steps": 1,

@@ -5,7 +5,7 @@ import pickletools
 
 import pytest
 
-from lavis_svp.datasets import doctor
+from lavis_svp.cli.data import main
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.refcoco import RefCOCO
 
@@ -38,10 +38,10 @@ def test_every_split_has_references_with_masks(tree, name):
 
 def test_doctor_passes_for_a_subset_only(tree, capsys):
     names = [part for name in SPLITS for part in ("--dataset", name)]
-    assert doctor.main(["--root", str(tree), "--subset", *names]) == 0
+    assert main(["doctor", "--root", str(tree), "--subset", *names]) == 0
     said = capsys.readouterr().out
     assert "(published: 42,404)" in said and "are in the training split of refcocog" in said
-    assert doctor.main(["--root", str(tree), *names]) == 1
+    assert main(["doctor", "--root", str(tree), *names]) == 1
 
 
 def test_people_and_things(tree):
@@ -50,7 +50,7 @@ def test_people_and_things(tree):
         split: {
             one.category
             for image in source.images(split)
-            for one in source.instances(image.image_id)
+            for one in source.instances(image)
             if one.annotation_id in {target for said in image.expressions for target in said.targets}
         }
         for split in ("testA", "testB")

@@ -12,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lavis_svp import launch, train
+from lavis_svp.cli import train
+from lavis_svp.runners.project import build_config, build_runner, read_project
 
 from lavis.common.registry import registry  # isort: skip
 from lavis.models.base_model import BaseModel
@@ -69,7 +70,7 @@ def run(refcoco_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def held_out(root: Path) -> set[int]:
-    from lavis_svp.datasets.leaks import read_use
+    from lavis_svp.datasets.disjoint import read_use
 
     uses = [read_use(root, name, "umd" if name == "refcocog" else "unc") for name in SETS.values()]
     return {image_id for use in uses if use for images in use.held_out().values() for image_id in images}
@@ -128,7 +129,7 @@ def test_mistakes_in_the_yaml_are_said(run, option, message, capsys):
 
 def test_one_of_the_three_may_have_the_val_split(refcoco_family, tmp_path, run):
     options = [f"run.output_dir={tmp_path / 'out'}", "model.arch=joint_toy", "run.device=cpu"]
-    runner = launch.build_runner(launch.build_config(launch.read_project(PROJECT, options)))
+    runner = build_runner(build_config(read_project(PROJECT, options)))
     assert set(runner.datasets) == {"train", "val"}
     assert runner.datasets["val"].origin.dataset == "refcocog"
     assert [part.origin.dataset for part in runner.datasets["train"].datasets] == list(SETS.values())

@@ -78,7 +78,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Calla
                 "sam": {"side": 128},
                 "superpixels": {"name": "grid"},
                 "language": {"name": str(tiny_llama), "num_layers": None},
-                "aids": {
+                "auxiliary_losses": {
                     "alignment_steps": 0,
                     "grounding": 0.0,
                     "word_alignment": 0.0,

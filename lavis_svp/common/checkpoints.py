@@ -1,4 +1,7 @@
-"""Checkpoints in LAVIS's format, of trained weights only: written atomically, read without unpickling code."""
+"""Checkpoints in LAVIS's format, of trained weights only: written atomically, read without unpickling code.
+
+Four sections: errors; one file; the weights in it and a model; the checkpoints of a run's folder.
+"""
 
 from __future__ import annotations
 
@@ -6,108 +9,57 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-
-from lavis_svp.common.checkpoint_errors import CorruptCheckpointError as CorruptCheckpointError
-from lavis_svp.common.checkpoint_errors import WrongCheckpointError as WrongCheckpointError
-from lavis_svp.common.shard_folders import REST, check_files, is_shard_folder
-from lavis_svp.common.zero_shards import read_zero_folder
-from lavis_svp.common.zero_state_dict import join_rest
 
 DIGEST = "digest"  # entry of a checkpoint: content_digest of all others
 KEYS = ("model", "optimizer", "scaler", "config", "iters")
-NUMBERED = re.compile(r"checkpoint_(\d+)\.(?:pth|shards)")
+NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
 BEST = "checkpoint_best.pth"
 TEMPORARY = ".saving-"
 TENSORBOARD = "tensorboard"  # folder of event files
 WANDB_ID = "wandb_id.txt"  # which W&B run continues
-SHOWN = 5  # names listed in an error, of each kind
+MAX_NAMES = 5  # names listed in an error, of each kind
+DEEPSPEED_READER = "deepspeed.utils.zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint"
+
+# ------------------------------------------------------------------------------------------------------ errors
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: ``model.checkpoint_state()`` if it offers one, else as below.
-
-    Trainable parameters, and the buffers of modules that have a trainable parameter of their own or below them and
-    that the model saves (a batch norm's running mean, not a frozen encoder's tables).
-    """
-    offer = getattr(model, "checkpoint_state", None)
-    if offer is not None:
-        return dict(offer())
-    state = model.state_dict()
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for prefix, module in model.named_modules():
-        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            wanted |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)}
-    return {name: tensor for name, tensor in state.items() if name in wanted}
+class CorruptCheckpointError(ValueError):
+    """A file that is no complete checkpoint."""
 
 
-def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Put a checkpoint's weights into the model.
+class WrongCheckpointError(ValueError):
+    """A sound checkpoint, but of another model."""
 
-    Args:
-        model: built as it was when the checkpoint was made.
-        state: the checkpoint's ``model``.
-        source: the file, for the message.
+
+class ShardedCheckpointError(ValueError):
+    """A folder in DeepSpeed's own format, one shard per process, which this package does not read."""
+
+
+def refuse_deepspeed_folder(path: Path) -> None:
+    """Raise an error for a folder that DeepSpeed's ``save_checkpoint`` wrote; return for any other path.
 
     Raises:
-        WrongCheckpointError: see :func:`check_trained_state`.
+        ShardedCheckpointError: names DeepSpeed's function that turns the folder into one state dict.
     """
-    check_trained_state(model, state, source)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
-
-
-def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Compare a checkpoint's names and shapes with what the model trains.
-
-    A model that offers ``carry(names)`` may be given parameters that it has but does not train, which an earlier stage
-    trained; it is told their names, so that its own checkpoints hold them, too. Those that it has with the same
-    values already (LAVIS's ``runner_iter`` saves all weights) are not told.
-
-    Args:
-        model: as for :func:`load_trained_state`; sharded parameters count with their whole shape.
-        state: the checkpoint's ``model``.
-        source: the file, for the message.
-
-    Raises:
-        WrongCheckpointError: names or shapes differ; the message lists them.
-    """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    trained, carry = trained_state(model), getattr(model, "carry", None)
-    extra = [name for name in state if name in own and name not in trained] if carry is not None else []
-    expected = {name: tuple(getattr(own[name], "ds_shape", own[name].shape)) for name in [*trained, *extra]}
-    shapes = [
-        f"{name}: {tuple(state[name].shape)} in the file, {shape} in the model"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    problems = {
-        "missing in the file": [name for name in expected if name not in state],
-        "unknown to the model": [name for name in state if name not in expected],
-        "of another shape": shapes,
-    }
-    found = [f"{what}: {shorten(which)}" for what, which in problems.items() if which]
-    if found:
-        raise WrongCheckpointError(
-            f"{source} is a checkpoint of another model (or of other trainable parts: check `model:` in the YAML). "
-            f"The model trains {len(trained)} tensors, the file holds {len(state)}. " + "; ".join(found) + "."
+    if not path.is_dir():
+        return
+    marks = (path / "latest").is_file() or any(path.glob("*_model_states.pt")) or any(path.glob("global_step*/"))
+    if marks or path.suffix == ".shards":
+        raise ShardedCheckpointError(
+            f"{path} is in DeepSpeed's shard format. Convert it with {DEEPSPEED_READER}(...) and torch.save the result "
+            "as {'model': state_dict}."
         )
-    if carry is not None and extra:
-        carry([name for name in extra if differs(own[name], state[name])])
 
 
-def differs(own: Tensor, given: Tensor) -> bool:
-    """Whether a stored tensor is another than the model has; what ZeRO-3 has taken away counts as another."""
-    return own.shape != given.shape or not torch.equal(own.detach().cpu(), given.to(own.dtype).cpu())
+# ---------------------------------------------------------------------------------------------------- one file
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -118,7 +70,7 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -126,20 +78,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     The archive's own sums do not cover its directory, where a flipped bit makes a tensor begin elsewhere.
 
-    Args:
-        path: a file, or a folder ``checkpoint_<steps>.shards``, whose parts are put together.
-
     Raises:
-        FileNotFoundError: there is none.
-        CorruptCheckpointError: truncated, damaged, holding other things than tensors and plain values, or lacking keys.
+        FileNotFoundError: there is no such file.
+        ShardedCheckpointError: see :func:`refuse_deepspeed_folder`.
+        CorruptCheckpointError: the file is truncated or damaged, holds other things than tensors and plain values, or
+            lacks the entry "model".
     """
-    if is_shard_folder(path):
-        check_files(path)
-        rest = read_checkpoint(path / REST)
-        try:
-            return join_rest(read_zero_folder(path), rest)
-        except (FileNotFoundError, KeyError) as error:
-            raise CorruptCheckpointError(f"{path} is not a complete checkpoint: {error}") from error
+    refuse_deepspeed_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
     try:
@@ -160,8 +105,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return contents
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file.
+
+    Raises:
+        CorruptCheckpointError: the file is damaged, or no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CorruptCheckpointError(f"{path} is no complete safetensors file: {error}") from error
+
+
 def content_digest(contents: Any) -> str:
-    """sha256 over nested dicts, lists, tensors and plain values, in their order."""
+    """Hash nested dicts, lists, tensors and plain values, in their order, to a hexadecimal sha256."""
     total = hashlib.sha256()
     pending = [contents]
     while pending:
@@ -180,61 +138,143 @@ def content_digest(contents: Any) -> str:
     return total.hexdigest()
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, on systems that let one open folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------------------------ the weights and a model
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Collect what training changes: ``model.checkpoint_state()`` if the model offers it.
+
+    Otherwise these are the trainable parameters, and the buffers of modules that have a trainable parameter of their
+    own and that the model saves (a batch norm's running mean, not a frozen encoder's tables).
+    """
+    offer = getattr(model, "checkpoint_state", None)
+    if offer is not None:
+        return dict(offer())
+    state = model.state_dict()
+    kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            kept |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)}
+    return {name: tensor for name, tensor in state.items() if name in kept}
+
+
+def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Args:
+        model: built as it was when the checkpoint was made.
+        state: the checkpoint's ``model``.
+        source: the file, for the message.
+
+    Raises:
+        WrongCheckpointError: see :func:`check_trained_state`.
+    """
+    check_trained_state(model, state, source)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def check_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Compare a checkpoint's names and shapes with what the model trains.
+
+    The checkpoint of a model that has ``keep_in_checkpoint(names)`` may also hold parameters that the model does not
+    train, because an earlier stage trained them. The model gets the names of those whose values are new to it, so that
+    its own checkpoints hold them, too. (LAVIS's ``runner_iter`` saved all weights, most of them unchanged.)
+
+    Args:
+        model: as for :func:`load_trained_state`; sharded parameters count with their whole shape.
+        state: the checkpoint's ``model``.
+        source: the file, for the message.
+
+    Raises:
+        WrongCheckpointError: names or shapes differ; the message lists them.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    trained, keep = trained_state(model), getattr(model, "keep_in_checkpoint", None)
+    extra = [name for name in state if name in own and name not in trained] if keep is not None else []
+    expected = {name: tuple(getattr(own[name], "ds_shape", own[name].shape)) for name in [*trained, *extra]}
+    shapes = [
+        f"{name}: {tuple(state[name].shape)} in the file, {shape} in the model"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    problems = {
+        "missing in the file": [name for name in expected if name not in state],
+        "unknown to the model": [name for name in state if name not in expected],
+        "of another shape": shapes,
+    }
+    listed = [f"{what}: {shorten(names)}" for what, names in problems.items() if names]
+    if listed:
+        raise WrongCheckpointError(
+            f"{source} is a checkpoint of another model (or of other trainable parts: check `model:` in the YAML). "
+            f"The model trains {len(trained)} tensors, the file holds {len(state)}. " + "; ".join(listed) + "."
+        )
+    if keep is not None and extra:
+        keep([name for name in extra if tensors_differ(own[name], state[name])])
+
+
+def tensors_differ(own: Tensor, stored: Tensor) -> bool:
+    """Whether a stored tensor differs from the model's; one whose values ZeRO-3 has taken away counts as different."""
+    return own.shape != stored.shape or not torch.equal(own.detach().cpu(), stored.to(own.dtype).cpu())
+
+
+def shorten(names: list[str]) -> str:
+    """Join the first few names, and count the others."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+# -------------------------------------------------------------------------------- the checkpoints of a folder
+
+
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints ``checkpoint_<steps>.pth`` and ``.shards`` of a folder, newest (most steps) first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := NUMBERED.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    """List the checkpoints ``checkpoint_<steps>.pth`` of a folder, the newest (most steps) first."""
+    matches = [(int(match[1]), path) for path in folder.glob("*.pth") if (match := NUMBERED.fullmatch(path.name))]
+    return [path for _, path in sorted(matches, reverse=True)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest sound checkpoint of a folder; a damaged one is passed over with a warning.
+    """Find the newest sound checkpoint of a folder; a damaged one is passed over with a warning.
 
-    A folder that is itself a checkpoint in shards is its own answer.
+    Raises:
+        ShardedCheckpointError: the folder is DeepSpeed's, or holds checkpoints in its format and no others.
     """
-    if is_shard_folder(folder):
-        return folder
+    refuse_deepspeed_folder(folder)
     for path in numbered_checkpoints(folder):
         try:
-            _check(path)
+            read_checkpoint(path)
         except CorruptCheckpointError as error:
             logging.warning("%s Going back to the checkpoint before it.", error)
         else:
             return path
+    for shards in folder.glob("checkpoint_*.shards"):
+        refuse_deepspeed_folder(shards)
     return None
-
-
-def _check(path: Path) -> None:
-    """Raise what :func:`read_checkpoint` would, without putting shards together."""
-    if is_shard_folder(path):
-        check_files(path)
-    else:
-        read_checkpoint(path)
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the ``keep`` newest numbered checkpoints."""
     for path in numbered_checkpoints(folder)[keep:]:
-        remove_checkpoint(path)
-
-
-def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint; a folder first loses its name, so that half of it is never taken for a checkpoint."""
-    if not path.is_dir():
         path.unlink(missing_ok=True)
-        return
-    unnamed = path.with_name(f"{TEMPORARY}removed-{path.name}")
-    shutil.rmtree(unnamed, ignore_errors=True)
-    path.rename(unnamed)
-    shutil.rmtree(unnamed)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what a save that was killed left behind."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for path in folder.glob(f"{TEMPORARY}*.pth"):
+        path.unlink(missing_ok=True)
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -275,20 +315,3 @@ def _move_to_earlier(folder: Path, paths: Iterable[Path]) -> Path:
     for path in paths:
         path.rename(target / path.name)
     return target
-
-
-def shorten(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets one open folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

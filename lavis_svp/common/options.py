@@ -7,9 +7,10 @@ import dataclasses
 import difflib
 import math
 import types
+import typing
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -64,6 +65,18 @@ def check_weight(where: str, value: Any) -> None:
         raise ValueError(f"{where} must be a number of at least 0, got {value!r}.")
 
 
+def check_choices(options: Any) -> None:
+    """Refuse an options dataclass with a field that is none of the choices of its ``Literal`` type.
+
+    Raises:
+        ValueError: names the field, its choices and its value.
+    """
+    for field, hint in _type_hints(type(options)).items():
+        if typing.get_origin(hint) is Literal and getattr(options, field) not in typing.get_args(hint):
+            choices = ", ".join(typing.get_args(hint))
+            raise ValueError(f"{field} must be one of {choices}; got {getattr(options, field)!r}.")
+
+
 def upgrade_keys(
     section: Mapping[str, Any], renamed: Mapping[str, str], removed: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
@@ -78,10 +91,11 @@ def upgrade_keys(
         where: the section's place in the YAML ("model"), for messages.
 
     Returns:
-        a new mapping that holds none of the old keys.
+        a new mapping that holds none of the old keys. Where the old and the new name both stand there, the old one
+        counts: LAVIS merges a user's YAML into the packaged defaults, which have the new names.
 
     Raises:
-        ValueError: the old and the new name of a key both stand there, or a removed option is in use.
+        ValueError: a removed option is in use.
     """
     upgraded: dict[str, Any] = copy.deepcopy(dict(section))
     for key, neutral in removed.items():
@@ -100,9 +114,9 @@ def upgrade_keys(
             continue
         value = parent.pop(name)
         target, last = _parent_of(upgraded, new, make=True)
-        if target is None or last in target:
-            raise ValueError(f"{where} has both {old} and {new}, which is its new name. Keep {new}.")
-        target[last] = value
+        if target is None:
+            raise ValueError(f"{where}.{old} is now {where}.{new}, but the section above it is no mapping.")
+        target[last] = _merged(target[last], value) if last in target else value
         warnings.warn(
             f"{where}.{old} is now {where}.{new}; the old name works in this release only (docs/migrating.md).",
             FutureWarning,
@@ -124,12 +138,21 @@ def _parent_of(section: dict[str, Any], dotted: str, make: bool = False) -> tupl
     return here, name
 
 
+def _merged(below: Any, above: Any) -> Any:
+    """``above`` over ``below``: mappings are merged, anything else is replaced."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return {**below, **{key: _merged(below[key], value) if key in below else value for key, value in above.items()}}
+
+
 def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, where: str) -> T:
     """Build the dataclass ``cls`` from ``values``, nested dataclass fields included.
 
     Args:
         cls: a dataclass; a field whose type is itself a dataclass (or one or None) takes a nested mapping. Its class
-            variables ``RENAMED_KEYS`` and ``REMOVED_KEYS``, where it has them, go to :func:`upgrade_keys`.
+            variables ``RENAMED_KEYS`` and ``REMOVED_KEYS``, where it has them, go to :func:`upgrade_keys`; its
+            ``VALUE_SPELLINGS``, such as ``{"sspe": {False: "none"}}``, give other spellings of a field's values, since
+            YAML reads a bare ``off`` as false.
         values: the YAML section; None means all defaults.
         where: the section's place in the YAML, for messages.
 
@@ -145,8 +168,11 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is not bound to dataclasses: no such type
     check_keys(given, fields, where)
     hints = _type_hints(cls)
+    spellings: Mapping[str, Mapping[Any, Any]] = getattr(cls, "VALUE_SPELLINGS", {})
     built = {}
     for key, value in given.items():
+        if isinstance(value, str | bool):
+            value = spellings.get(key, {}).get(value, value)
         kind = _without_none(hints[key]) if value is not None else hints[key]
         nested = dataclasses.is_dataclass(kind) and not dataclasses.is_dataclass(value)
         built[key] = build_options(kind, value, f"{where}.{key}") if nested else value
@@ -154,8 +180,6 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
-    import typing
-
     return typing.get_type_hints(cls)
 
 

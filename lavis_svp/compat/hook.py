@@ -10,17 +10,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from lavis_svp.register import LAVIS_PACKAGES, register
+
 INSTALL_LAVIS = "pip install --no-deps salesforce-lavis==1.0.2"
-# Packages whose modules register with LAVIS: LAVIS is imported before any of them.
-ROOMS_ON_LAVIS = (
-    "lavis_svp.models",
-    "lavis_svp.processors",
-    "lavis_svp.datasets.builders",
-    "lavis_svp.datasets.answering_builders",
-    "lavis_svp.tasks",
-    "lavis_svp.runners",
-    "lavis_svp.hosts.blip2",
-)
 
 
 def install() -> None:
@@ -32,7 +24,7 @@ def install() -> None:
 
 
 class LavisFinder(MetaPathFinder):
-    """Finds ``lavis`` and the rooms that need it as usual, but wraps their loaders."""
+    """Finds ``lavis`` and the packages that need it where they are, but wraps their loaders."""
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find a module (see :class:`importlib.abc.MetaPathFinder`).
@@ -40,9 +32,9 @@ class LavisFinder(MetaPathFinder):
         Raises:
             ModuleNotFoundError: LAVIS is not installed; the message names the command that installs it.
         """
-        if fullname != "lavis" and fullname not in ROOMS_ON_LAVIS:
+        if fullname != "lavis" and fullname not in LAVIS_PACKAGES:
             return None
-        spec = self._ask_others(fullname, path, target)
+        spec = self._ask_other_finders(fullname, path, target)
         if spec is None and fullname == "lavis":
             raise ModuleNotFoundError(
                 f"LAVIS is not installed. It pins a transformers that is too old, so install it alone, after "
@@ -50,11 +42,11 @@ class LavisFinder(MetaPathFinder):
                 name="lavis",
             )
         if spec is not None and spec.loader is not None:
-            wrap = LavisLoader if fullname == "lavis" else RoomLoader
+            wrap = LavisLoader if fullname == "lavis" else PackageLoader
             spec.loader = wrap(spec.loader)
         return spec
 
-    def _ask_others(self, fullname: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
+    def _ask_other_finders(self, fullname: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec = find(fullname, path, target) if find else None
@@ -81,7 +73,7 @@ class LavisLoader(_WrappedLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Restore transformers' moved names, load LAVIS, adapt it and register the plugin."""
-        from lavis_svp.compat.runtime import load_opencv_before_decord
+        from lavis_svp.compat.lavis_patches import load_opencv_before_decord
         from lavis_svp.compat.transformers_names import restore_moved_names
 
         load_opencv_before_decord()
@@ -96,27 +88,20 @@ class LavisLoader(_WrappedLoader):
         adapt_lavis()
 
 
-class RoomLoader(_WrappedLoader):
-    """Loads a room of the plugin after LAVIS."""
+class PackageLoader(_WrappedLoader):
+    """Loads a package of this plugin after LAVIS."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Import LAVIS (which registers all rooms), then load the room."""
+        """Import LAVIS, which registers all packages, then load this one."""
         importlib.import_module("lavis")
         self._loader.exec_module(module)
 
 
 def adapt_lavis() -> None:
-    """Mend LAVIS where it needs it, then register this plugin with it."""
-    from lavis_svp.compat import names, runners, runtime, transformers_names
-    from lavis_svp.register import register
+    """Patch LAVIS where it needs it, then register this plugin with it."""
+    from lavis_svp.compat.lavis_patches import patch_lavis
+    from lavis_svp.compat.transformers_names import restore_generate
 
-    transformers_names.restore_generate()
-    names.patch_registry_errors()
-    names.show_registered_names()
-    names.set_cache_root()
-    runtime.run_without_cuda()
-    runtime.patch_init_distributed()
-    runtime.patch_output_dir()
-    runners.patch_optimizer_groups()
-    runners.mix_by_ratio()
+    restore_generate()
+    patch_lavis()
     register()

@@ -1,5 +1,6 @@
-"""Images with texts, from files to samples: referring expressions in the RefCOCO format, questions, captions.
+"""Images with texts, from files to samples.
 
-Only ``builders.py`` and ``answering_builders.py`` need LAVIS; the readers (``refcoco.py``, ``text_sources.py``) need
-neither LAVIS nor torch.
+``sources`` is what a data set reads (start there to add a format); ``refcoco``, ``custom_formats``, ``answering`` and
+``shards`` are the formats; ``referring`` is the data set; ``builders`` and ``answering_builders`` register it with
+LAVIS; ``refshapes`` and ``photos`` come with the plugin. Only the builders need LAVIS.
 """

@@ -1,4 +1,4 @@
-"""The data set of questions and captions: one item = one image with some of its texts."""
+"""Questions and captions: the readers of VQAv2's and COCO's files, and the data set that they feed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_svp.datasets.augment import mirror_text
-from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, ReferredImage
-from lavis_svp.datasets.referring import MIRRORED_SUFFIX, ReferringDataset
+from lavis_svp.common.registry import unknown_name
+from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX, mirror_text
+from lavis_svp.datasets.refcoco import load_json
+from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.sources import (
+    ANY_SIZE,
+    AnnotationSource,
+    Expression,
+    Instance,
+    ReferredImage,
+    relative_name,
+)
+from lavis_svp.datasets.targets import Placement
+
+CAPTION_KIND = "caption"
+COCO_NAME = "COCO_{subtype}_{image_id:012d}.jpg"
+"""How COCO's images of 2014, and so VQAv2's, are named; ``subtype`` stands in the questions' file."""
 
 _ANSWER_STREAM = 1  # of the random numbers; the base class draws from its own
 
 
 class AnsweringDataset(ReferringDataset):
-    """Images with texts that are answered in words; drawn, cached and collated as expressions are.
+    """Images with texts that are answered in words; sampled, cached and collated as expressions are.
 
     A sample is :class:`~lavis_svp.datasets.referring.ReferringDataset`'s with the words in ``text_output``: in
     training one of a text's answers, drawn anew each epoch; in evaluation the first. ``masks`` holds None. An empty
-    ``text_input`` asks for a caption. A mirrored image's answers are mirrored, too; one whose answers cannot be is
-    not mirrored.
+    ``text_input`` calls for a caption. The answers of a mirrored image are mirrored, too; an image with an answer
+    that cannot be mirrored is not mirrored.
 
-    With ``drawing.max_expressions`` 1, an item of an evaluation is one text, and ``text_input`` a string: the form that
-    LAVIS's own tasks take, with ``question_id`` as a tensor.
-
-    Args:
-        args: see :class:`~lavis_svp.datasets.referring.ReferringDataset`; ``source`` must be given.
-        kwargs: likewise.
+    With ``sampling.max_expressions`` 1, an item of an evaluation is one text, and ``text_input`` a string: the form
+    that LAVIS's own tasks take, with ``question_id`` as a tensor.
     """
 
     coco_fmt_qust_file: str | None = None
@@ -49,8 +58,7 @@ class AnsweringDataset(ReferringDataset):
         by_id = {expression.expression_id: expression.answers or () for expression in image.expressions}
         rng = np.random.default_rng([self.options.seed, self.epoch, index, _ANSWER_STREAM])
         mirrored = sample["image_key"].endswith(MIRRORED_SUFFIX)
-        said = [self._answer(by_id[name], rng, mirrored) for name in sample["expression_ids"]]
-        sample["text_output"] = said
+        sample["text_output"] = [self._answer(by_id[name], rng, mirrored) for name in sample["expression_ids"]]
         if not self.train:
             sample["question_id"] = [int(name) for name in sample["expression_ids"]]
             if self.options.max_expressions == 1:
@@ -75,3 +83,177 @@ class AnsweringDataset(ReferringDataset):
             return None
         answer = answers[int(rng.integers(len(answers)))] if self.train else answers[0]
         return mirror_text(answer) if mirrored else answer
+
+
+class TextSource(AnnotationSource):
+    """Images by split, with questions or calls for a caption, and the words that answer them.
+
+    Args:
+        images: {split: its images}; each of their expressions has ``answers``.
+        objects: knows the images' annotated objects, for the losses that use them; None = there are none.
+    """
+
+    def __init__(self, images: Mapping[str, list[ReferredImage]], objects: AnnotationSource | None = None) -> None:
+        self._images, self._objects = dict(images), objects
+
+    def splits(self) -> list[str]:
+        """Names of all splits, sorted."""
+        return sorted(self._images)
+
+    def images(self, split: str) -> list[ReferredImage]:
+        """The images of one split by ascending id.
+
+        Raises:
+            UnknownNameError: no such split.
+        """
+        if split not in self._images:
+            raise unknown_name("split", split, self._images)
+        return self._images[split]
+
+    def instances(self, image: ReferredImage) -> list[Instance]:
+        """All annotated objects of an image."""
+        return [] if self._objects is None else self._objects.instances(image)
+
+    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
+        """Raise: texts have no masks."""
+        raise ValueError(f"'{expression.text}' of {image.file_name} is answered in words; it has no mask.")
+
+    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
+        """The mask of one object, (H, W) uint8 in {0, 1}."""
+        if self._objects is None:
+            raise ValueError(f"No objects of {image.file_name} are annotated.")
+        return self._objects.mask(image, instance)
+
+
+def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[ReferredImage]:
+    """Read VQAv2's files.
+
+    A question's image is ``COCO_<data_subtype>_<image id>.jpg``, or the value of its own key ``image``, as in LAVIS's
+    files; ``height`` and ``width`` may stand there, too.
+
+    Args:
+        questions: ``v2_OpenEnded_mscoco_train2014_questions.json`` or a file of that format.
+        annotations: ``v2_mscoco_train2014_annotations.json``; None = the answers are not known (a test split).
+        split: name of the images' split.
+
+    Returns:
+        the images by ascending id, each with its questions; their kind is VQAv2's ``question_type``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file is damaged or lacks something, or a question has no answers.
+    """
+    content = _mapping(questions, "questions")
+    answers = {} if annotations is None else _by_question(annotations)
+    grouped: dict[int, list[Expression]] = {}
+    names: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    for question in content["questions"]:
+        where = f"{questions}, question {question.get('question_id')}"
+        number, image_id = _number(question, "question_id", where), _number(question, "image_id", where)
+        name = question.get("image") or COCO_NAME.format(subtype=_subtype(content, questions), image_id=image_id)
+        names[image_id] = _relative(name, where)
+        sizes[image_id] = _size(question)
+        if annotations is not None and number not in answers:
+            raise ValueError(f"{where} has no answers in {annotations}. Do the files belong together?")
+        kind, words = answers.get(number, ("question", ()))
+        text = str(question.get("question") or "").strip()
+        if not text:
+            raise ValueError(f"{where} is empty.")
+        grouped.setdefault(image_id, []).append(Expression(str(number), text, kind, (), answers=words))
+    return _images(grouped, names, sizes, split)
+
+
+def read_captions(path: Path, split: str) -> list[ReferredImage]:
+    """Read COCO's captions, such as ``captions_train2014.json``.
+
+    Args:
+        path: the file.
+        split: name of the images' split.
+
+    Returns:
+        the images by ascending id; each has one text, which is empty and has all its captions as answers. Images
+        without a caption are left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or lacks something.
+    """
+    content = _mapping(path, "images", "annotations")
+    captions: dict[int, list[str]] = {}
+    for annotation in content["annotations"]:
+        where = f"{path}, annotation {annotation.get('id')}"
+        text = str(annotation.get("caption") or "").strip()
+        if not text:
+            raise ValueError(f"{where} has no caption.")
+        captions.setdefault(_number(annotation, "image_id", where), []).append(text)
+    images = {_number(image, "id", f"{path}, images"): image for image in content["images"]}
+    unknown = sorted(set(captions) - set(images))
+    if unknown:
+        raise ValueError(f"{path} has captions of images {unknown[:5]}, which are not among its images.")
+    grouped = {
+        image_id: [Expression(str(image_id), "", CAPTION_KIND, (), answers=tuple(texts))]
+        for image_id, texts in captions.items()
+    }
+    names = {
+        image_id: _relative(str(images[image_id]["file_name"]), f"{path}, image {image_id}") for image_id in captions
+    }
+    sizes = {image_id: _size(image) for image_id, image in images.items()}
+    return _images(grouped, names, sizes, split)
+
+
+def _images(
+    grouped: Mapping[int, list[Expression]],
+    names: Mapping[int, str],
+    sizes: Mapping[int, tuple[int, int]],
+    split: str,
+) -> list[ReferredImage]:
+    return [
+        ReferredImage(image_id, names[image_id], sizes[image_id], split, tuple(grouped[image_id]))
+        for image_id in sorted(grouped)
+    ]
+
+
+def _by_question(path: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
+    """{question id: (type, answers)}."""
+    answers = {}
+    for annotation in _mapping(path, "annotations")["annotations"]:
+        where = f"{path}, question {annotation.get('question_id')}"
+        words = tuple(str(one["answer"]) for one in annotation.get("answers", ()) if str(one.get("answer", "")).strip())
+        if not words:
+            raise ValueError(f"{where} has no answers.")
+        number = _number(annotation, "question_id", where)
+        answers[number] = (str(annotation.get("question_type") or "question"), words)
+    return answers
+
+
+def _mapping(path: Path, *keys: str) -> Mapping[str, Any]:
+    content = load_json(path)
+    missing = [key for key in keys if not isinstance(content, Mapping) or not isinstance(content.get(key), list)]
+    if missing:
+        raise ValueError(f"{path} lacks the list {' and '.join(missing)}; is it the right file?")
+    return content
+
+
+def _subtype(content: Mapping[str, Any], path: Path) -> str:
+    if not content.get("data_subtype"):
+        raise ValueError(f"{path} has neither data_subtype nor a question's image: its images cannot be named.")
+    return str(content["data_subtype"])
+
+
+def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
+    return (int(entry["height"]), int(entry["width"])) if "height" in entry and "width" in entry else ANY_SIZE
+
+
+def _number(entry: Mapping[str, Any], key: str, where: str) -> int:
+    try:
+        return int(entry[key])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{where}: {key} is {entry.get(key)!r}; it must be a number.") from None
+
+
+def _relative(name: str, where: str) -> str:
+    try:
+        return relative_name(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

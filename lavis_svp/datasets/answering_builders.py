@@ -1,74 +1,129 @@
-"""LAVIS's builders of the data sets of questions and captions."""
+"""LAVIS's builders of the data sets of questions and captions, and what may stand in their YAML sections."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis.common.registry import registry
-from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 
-from lavis_svp.common.options import build_options
-from lavis_svp.datasets.answering import AnsweringDataset
-from lavis_svp.datasets.answering_settings import (
-    CaptionFiles,
-    FilesOptions,
-    RefShapesAnswersOptions,
-    RefShapesSplit,
-    VqaFiles,
-    split_sections,
-)
+from lavis_svp.datasets.answering import AnsweringDataset, TextSource, read_captions, read_vqa
 from lavis_svp.datasets.builders import (
     DATA_FOLDER,
+    ImagesOptions,
+    SectionBuilder,
+    SectionOptions,
     below_cache_root,
     config_files,
     make_refshapes,
-    processor,
-    processors,
 )
 from lavis_svp.datasets.layout import MissingDataError, annotation_files, find_images
-from lavis_svp.datasets.refcoco import RefCOCO, ReferredImage, load_json
-from lavis_svp.datasets.refshapes.answers import annotations_path, build_answers, captions_path, questions_path
+from lavis_svp.datasets.refcoco import RefCOCO, load_json
 from lavis_svp.datasets.refshapes.build import NAME
-from lavis_svp.datasets.refshapes.questions import ANSWERS
-from lavis_svp.datasets.source import AnnotationSource
-from lavis_svp.datasets.text_sources import TextSource, read_captions, read_vqa
+from lavis_svp.datasets.refshapes.questions import (
+    ANSWERS,
+    annotations_path,
+    build_answers,
+    captions_path,
+    questions_path,
+)
+from lavis_svp.datasets.sources import AnnotationSource, DataSource, ImageFolder, ReferredImage
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015", "train2017", "val2017")
-"""Where COCO's images lie below the folder that holds them all; looked for below ``images.storage``."""
+"""Where COCO's images lie below the folder that holds them all; searched below ``images.storage``."""
 
 
-class AnsweringBuilder(BaseDatasetBuilder):
-    """Builds the splits of one data set of texts from its YAML section.
+@dataclass(frozen=True)
+class VqaFiles:
+    """``build_info.annotations.<train|val|test>`` of ``vqa_files``.
 
     Args:
-        cfg: a section, the path of a YAML file, or None for the default type.
-
-    Raises:
-        ValueError: the section has an unknown key, or a value out of range.
+        questions: file in VQAv2's format; absolute, or below LAVIS's ``cache_root``.
+        annotations: file with their answers; null = not known, so only answers can be written.
     """
+
+    questions: str
+    annotations: str | None = None
+
+
+@dataclass(frozen=True)
+class CaptionFiles:
+    """``build_info.annotations.<train|val|test>`` of ``caption_files``.
+
+    Args:
+        captions: file in the format of COCO's captions; absolute, or below LAVIS's ``cache_root``.
+    """
+
+    captions: str
+
+
+@dataclass(frozen=True)
+class RefShapesSplit:
+    """``build_info.annotations.<train|val|test>`` of RefShapes' questions and captions.
+
+    Args:
+        split: RefShapes' own split.
+    """
+
+    split: str
+
+
+@dataclass(frozen=True)
+class FilesBuildInfo:
+    """``build_info`` of ``vqa_files`` and ``caption_files``.
+
+    Args:
+        annotations: the files of LAVIS's train, val and test; those left out or null are not built.
+        images: where the images are; ``storage`` is the folder that the files' names are relative to, or the one
+            above COCO's ``train2014``, ``val2014`` ...
+        answer_list: JSON list of answers to choose from with ``run.inference_method: rank``; null = none.
+    """
+
+    annotations: dict[str, Any] = field(default_factory=dict)
+    images: ImagesOptions = field(default_factory=ImagesOptions)
+    answer_list: str | None = None
+
+
+@dataclass(frozen=True)
+class RefShapesAnswersBuildInfo:
+    """``build_info`` of RefShapes' questions and captions.
+
+    Args:
+        root, sizes, seed, images: as for ``refshapes_seg``; sections of one run that share a root must agree.
+        question_seed: of the questions.
+        annotations: which of RefShapes' splits stand behind LAVIS's train, val and test.
+    """
+
+    root: str | None = None
+    sizes: dict[str, int] | None = None
+    seed: int = 0
+    question_seed: int = 0
+    annotations: dict[str, Any] = field(default_factory=dict)
+    images: ImagesOptions = field(default_factory=ImagesOptions)
+
+
+@dataclass(frozen=True)
+class FilesOptions(SectionOptions):
+    """A section of ``vqa_files`` or ``caption_files``; ``sampling.max_expressions: 1`` is the form of LAVIS's tasks."""
+
+    build_info: FilesBuildInfo = field(default_factory=FilesBuildInfo)
+
+
+@dataclass(frozen=True)
+class RefShapesAnswersOptions(SectionOptions):
+    """A section of ``refshapes_vqa`` or ``refshapes_caption``."""
+
+    build_info: RefShapesAnswersBuildInfo = field(default_factory=RefShapesAnswersBuildInfo)
+
+
+class AnsweringBuilder(SectionBuilder):
+    """Builds the splits of one data set of questions or captions from its YAML section."""
 
     train_dataset_cls = AnsweringDataset
     eval_dataset_cls = AnsweringDataset
     options_cls: ClassVar[type[Any]] = FilesOptions
-    name: ClassVar[str]
-    """The builder's registered name."""
-
-    def __init__(self, cfg: Any = None) -> None:
-        super().__init__(cfg)
-        self.settings()
-
-    def settings(self) -> Any:
-        """The section as it is now, checked; ``load_dataset`` changes it after construction."""
-        return build_options(self.options_cls, self.config, f"datasets.{self.name}")
-
-    def build_processors(self) -> None:
-        """Build the vision and text processors; a section without ``name`` means this plugin's own."""
-        settings = self.settings()
-        images = {"train": "svp_image_train", "eval": "svp_image_eval"}
-        texts = dict.fromkeys(("train", "eval"), "svp_question")
-        self.vis_processors = processors(settings.vis_processor, images, f"{self.name}.vis_processor")
-        self.text_processors = processors(settings.text_processor, texts, f"{self.name}.text_processor")
+    text_processor = "svp_question"
 
     def build(self) -> dict[str, AnsweringDataset]:
         """Build every split of the section.
@@ -77,9 +132,7 @@ class AnsweringBuilder(BaseDatasetBuilder):
             MissingDataError: a file or the images are not there.
         """
         self.build_processors()
-        settings = self.settings()
-        superpixels = None if settings.superpixels is None else processor(settings.superpixels, "svp_superpixel")
-        objects, answer_list = self.objects(), self.answer_list()
+        superpixels, objects, answer_list = self.superpixels(), self.objects(), self.answer_list()
         datasets = {}
         for split, files in self.files().items():
             missing = [str(path) for path in files if not path.is_file()]
@@ -87,28 +140,13 @@ class AnsweringBuilder(BaseDatasetBuilder):
                 raise MissingDataError(
                     f"{self.name} needs {' and '.join(missing)}; set datasets.{self.name}.build_info."
                 )
-            images, train = self.read(files, split), split == "train"
-            mode = "train" if train else "eval"
-            datasets[split] = (self.train_dataset_cls if train else self.eval_dataset_cls)(
-                self.vis_processors[mode],
-                self.text_processors[mode],
-                self.image_folder(images[0]),
-                splits=(split,),
-                train=train,
-                options=settings.drawing,
-                superpixel_cache=superpixels,
-                source=TextSource({split: images}, objects),
-            )
+            images = self.read(files, split)
+            source = DataSource(TextSource({split: images}, objects), ImageFolder(self.image_folder(images[0])))
+            datasets[split] = self.build_dataset(source, split, (split,), superpixels)
             datasets[split].ground_truth, datasets[split].answer_list = files, answer_list
             if len(files) > 1:  # questions and answers
                 datasets[split].coco_fmt_qust_file, datasets[split].coco_fmt_anno_file = map(str, files)
         return datasets
-
-    def _download_data(self) -> None:
-        self.make_data()
-
-    def make_data(self) -> None:
-        """Files that the user names are there, or an error says so."""
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The files of each LAVIS split: (questions[, annotations]) or (captions,)."""
@@ -119,10 +157,10 @@ class AnsweringBuilder(BaseDatasetBuilder):
         raise NotImplementedError
 
     def image_folder(self, first: ReferredImage) -> Path:
-        """The folder that a split's images' names are relative to: ``images.storage``, or COCO's own below it.
+        """The folder that a split's image names are relative to: ``images.storage``, or COCO's own below it.
 
         Raises:
-            MissingDataError: it is not named, or does not hold the first image.
+            MissingDataError: it is not set, or does not hold the first image.
         """
         storage = self.settings().build_info.images.storage
         key = f"datasets.{self.name}.build_info.images.storage"
@@ -137,7 +175,7 @@ class AnsweringBuilder(BaseDatasetBuilder):
         )
 
     def objects(self) -> AnnotationSource | None:
-        """What knows the images' annotated objects."""
+        """The source of the images' annotated objects, if there is one."""
         return None
 
     def answer_list(self) -> list[str] | None:
@@ -154,11 +192,9 @@ class VqaFilesBuilder(AnsweringBuilder):
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The questions' and the answers' file of each split."""
-        where = f"datasets.{self.name}.build_info.annotations"
-        sections = split_sections(self.settings().build_info.annotations, VqaFiles, where)
         return {
             split: tuple(below_cache_root(path) for path in (one.questions, one.annotations) if path is not None)
-            for split, one in sections.items()
+            for split, one in self.sections(VqaFiles).items()
         }
 
     def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
@@ -187,9 +223,7 @@ class CaptionFilesBuilder(AnsweringBuilder):
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The captions' file of each split."""
-        where = f"datasets.{self.name}.build_info.annotations"
-        sections = split_sections(self.settings().build_info.annotations, CaptionFiles, where)
-        return {split: (below_cache_root(one.captions),) for split, one in sections.items()}
+        return {split: (below_cache_root(one.captions),) for split, one in self.sections(CaptionFiles).items()}
 
     def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
         """The images with their captions."""
@@ -207,9 +241,7 @@ class RefShapesAnswersBuilder(AnsweringBuilder):
 
     def splits(self) -> dict[str, str]:
         """RefShapes' split behind each LAVIS split."""
-        where = f"datasets.{self.name}.build_info.annotations"
-        sections = split_sections(self.settings().build_info.annotations, RefShapesSplit, where)
-        return {split: one.split for split, one in sections.items()}
+        return {split: one.split for split, one in self.sections(RefShapesSplit).items()}
 
     def make_data(self) -> None:
         """Render the images and write the annotations and the texts, unless they are there."""
@@ -218,10 +250,9 @@ class RefShapesAnswersBuilder(AnsweringBuilder):
         build_answers(self.root(), info.question_seed)
 
     def image_folder(self, first: ReferredImage) -> Path:
-        """Where RefShapes' images are."""
+        """The folder of RefShapes' images."""
         storage = self.settings().build_info.images.storage
-        given = None if storage is None else below_cache_root(storage)
-        return find_images(self.root(), NAME, first.file_name, given)
+        return find_images(self.root(), NAME, first.file_name, None if storage is None else below_cache_root(storage))
 
     def objects(self) -> AnnotationSource:
         """RefShapes' own annotations."""
@@ -238,10 +269,8 @@ class RefShapesVqaBuilder(RefShapesAnswersBuilder):
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The questions' and the answers' file of each split."""
-        return {
-            split: (questions_path(self.root(), own), annotations_path(self.root(), own))
-            for split, own in self.splits().items()
-        }
+        root = self.root()
+        return {split: (questions_path(root, own), annotations_path(root, own)) for split, own in self.splits().items()}
 
     def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
         """The images with their questions."""

@@ -1,31 +1,142 @@
-"""LAVIS's builders of the referring-segmentation data sets."""
+"""LAVIS's builders of the referring-segmentation data sets, and what may stand in their YAML sections."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from omegaconf import OmegaConf
 
-from lavis_svp.common.options import build_options, check_keys
-from lavis_svp.datasets.caches import SuperpixelCache
-from lavis_svp.datasets.layout import MissingDataError, Origin, annotation_files, doctor_command, find_images
+from lavis_svp.common.options import build_options, check_keys, plain
+from lavis_svp.datasets.layout import MissingDataError, annotation_files, doctor_command, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
-from lavis_svp.datasets.settings import BuildInfo, DatasetOptions, RefShapesOptions
-from lavis_svp.datasets.shards.opening import OpenedShards, check_origin, open_shards
-from lavis_svp.datasets.source import AnnotationSource, ImageFolder, ImageStore
-from lavis_svp.superpixels.cache import check_settings
+from lavis_svp.datasets.sampling import SamplingOptions, upgrade_sampling
+from lavis_svp.datasets.shards.read import ShardSource, check_origin, open_shards
+from lavis_svp.datasets.sources import DataSource, ImageFolder, Origin, SuperpixelLookup
+from lavis_svp.superpixels.store import check_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
 DATA_FOLDER = "data"
-"""Below LAVIS's cache root: the usual root of all data sets."""
+"""The usual root of all data sets, below LAVIS's cache root."""
+
+LAVIS_SPLITS = ("train", "val", "test")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImagesOptions:
+    """``build_info.images``.
+
+    Args:
+        storage: the folder with the images or one above it, absolute or below LAVIS's ``cache_root``; None = searched
+            below ``root``, see ``TRAIN2014_FOLDERS`` in ``layout.py``. LAVIS's ``load_dataset(vis_path=...)`` sets it.
+    """
+
+    storage: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """``build_info.annotations.<train|val|test>``.
+
+    Args:
+        splits: exact names of the data set's own splits, one after another.
+    """
+
+    splits: list[str]
+
+    def __post_init__(self) -> None:
+        if not self.splits:
+            raise ValueError("splits must name at least one split.")
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """``build_info``.
+
+    Args:
+        root: the folder that holds ``refcoco/``, ``refcoco+/`` ...; absolute, or below LAVIS's ``cache_root``.
+            None = ``images.storage`` if the annotations are there, else ``data`` below ``cache_root``.
+        split_by: "unc", "umd", "google" ...; None = the data set's usual one.
+        annotations: the splits behind LAVIS's train, val and test; those left out or null are not built.
+        images: where the images are.
+        shards: a folder of shards (``lavis-svp data shards``) to read in place of annotation files and images;
+            absolute, or below LAVIS's ``cache_root``. ``root`` and ``images`` are then not used.
+        use_stored: use the superpixels and frozen features in the shards, if they hold any; the model refuses those
+            that it would not make itself. False = ignore them.
+    """
+
+    root: str | None = None
+    split_by: str | None = None
+    annotations: dict[str, Any] = field(default_factory=dict)
+    images: ImagesOptions = field(default_factory=ImagesOptions)
+    shards: str | None = None
+    use_stored: bool = True
+
+
+@dataclass(frozen=True)
+class RefShapesBuildInfo(BuildInfo):
+    """``build_info`` of RefShapes.
+
+    Args:
+        sizes: images per split; None = those of the data set on disk, else the generator's own. Splits left out are
+            empty.
+        seed: of the images and expressions.
+        scene: what images and expressions look like; other scenes need a ``root`` of their own.
+    """
+
+    sizes: dict[str, int] | None = None
+    seed: int = 0
+    scene: RefShapesConfig = field(default_factory=RefShapesConfig)
+
+
+@dataclass(frozen=True)
+class SectionOptions:
+    """The keys of every section ``datasets.<name>``.
+
+    Args:
+        data_type: LAVIS's kind of data; always "images".
+        type: which of the builder's YAML files was loaded; LAVIS reads it.
+        dataset_card: a file about the data set, for readers.
+        vis_processor: ``{train: {...}, eval: {...}}``; ``name`` is by default svp_image_train / svp_image_eval.
+        text_processor: likewise, by default svp_referring, or svp_question for questions and captions.
+        superpixels: a superpixel processor's section (``name`` is by default svp_superpixel); None = the model makes
+            the superpixels.
+        sampling: which expressions are used, see :class:`~lavis_svp.datasets.sampling.SamplingOptions`.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"drawing": "sampling"}
+
+    data_type: str = "images"
+    type: str = "default"
+    dataset_card: str | None = None
+    vis_processor: dict[str, Any] | None = None
+    text_processor: dict[str, Any] | None = None
+    superpixels: dict[str, Any] | None = None
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+@dataclass(frozen=True)
+class DatasetOptions(SectionOptions):
+    """A section of a data set of referring expressions; ``build_info`` states where its data are."""
+
+    build_info: BuildInfo = field(default_factory=BuildInfo)
+
+
+@dataclass(frozen=True)
+class RefShapesOptions(SectionOptions):
+    """A section of ``refshapes_seg``."""
+
+    build_info: RefShapesBuildInfo = field(default_factory=RefShapesBuildInfo)
 
 
 def config_files(folder: str) -> dict[str, str]:
@@ -33,8 +144,8 @@ def config_files(folder: str) -> dict[str, str]:
     return {path.stem: str(path) for path in sorted((CONFIGS / folder).glob("*.yaml"))}
 
 
-class ReferringBuilder(BaseDatasetBuilder):
-    """Builds the splits of one data set from its YAML section.
+class SectionBuilder(BaseDatasetBuilder):
+    """What the builders of expressions, questions and captions share: the checked section and its processors.
 
     Args:
         cfg: a section, the path of a YAML file, or None for the default type.
@@ -43,24 +154,99 @@ class ReferringBuilder(BaseDatasetBuilder):
         ValueError: the section has an unknown key, or a value out of range.
     """
 
-    train_dataset_cls = ReferringDataset
-    eval_dataset_cls = ReferringDataset
-    options_cls: ClassVar[type[DatasetOptions]] = DatasetOptions
+    options_cls: ClassVar[type[Any]]
+    text_processor: ClassVar[str]
+    """Name of the default text processor."""
     name: ClassVar[str]
     """The builder's registered name."""
-    dataset: ClassVar[str | None]
-    """The data set's name in ``layout.SPECS``; None = any."""
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(cfg)
         self.settings()
 
-    def settings(self) -> DatasetOptions:
-        """The section as it is now, checked; ``load_dataset`` changes it after construction."""
-        return build_options(self.options_cls, self.config, f"datasets.{self.name}")
+    def settings(self) -> Any:
+        """The section in its present state, checked; ``load_dataset`` changes it after construction."""
+        where = f"datasets.{self.name}"
+        section = plain(self.config)
+        if isinstance(section, Mapping):
+            section = upgrade_sampling(section, where)
+        return build_options(self.options_cls, section, where)
+
+    def sections(self, kind: type[T]) -> dict[str, T]:
+        """``build_info.annotations`` by LAVIS split name; splits that are null are left out.
+
+        Args:
+            kind: a dataclass, the form of each of its values.
+
+        Raises:
+            ValueError: another split name, an unknown key, or a key that is missing.
+        """
+        where = f"datasets.{self.name}.build_info.annotations"
+        annotations: Mapping[str, Any] = self.settings().build_info.annotations
+        check_keys(annotations, LAVIS_SPLITS, where)
+        sections = {}
+        for name, section in annotations.items():
+            if section is None:
+                continue  # a key of LAVIS's default YAML cannot be deleted, but it can be set to null
+            try:
+                sections[name] = build_options(kind, section, f"{where}.{name}")
+            except (TypeError, ValueError) as error:  # a field without a value, or a wrong one
+                raise ValueError(f"{where}.{name} is {section!r}, which is not enough or wrong: {error}") from None
+        return sections
+
+    def build_processors(self) -> None:
+        """Build the vision and text processors; a section without ``name`` means this plugin's own."""
+        settings = self.settings()
+        images = {"train": "svp_image_train", "eval": "svp_image_eval"}
+        texts = dict.fromkeys(("train", "eval"), self.text_processor)
+        self.vis_processors = _processors(settings.vis_processor, images, f"{self.name}.vis_processor")
+        self.text_processors = _processors(settings.text_processor, texts, f"{self.name}.text_processor")
+
+    def build_dataset(self, source: DataSource, lavis_split: str, splits: Any, superpixels: Any) -> Any:
+        """Build the data set behind one LAVIS split.
+
+        Args:
+            source: what it reads.
+            lavis_split: "train", "val" or "test".
+            splits: names of the source's splits.
+            superpixels: gives its region maps; may be None.
+        """
+        train = lavis_split == "train"
+        mode = "train" if train else "eval"
+        return (self.train_dataset_cls if train else self.eval_dataset_cls)(
+            source,
+            splits,
+            train,
+            vis_processor=self.vis_processors[mode],
+            text_processor=self.text_processors[mode],
+            options=self.settings().sampling,
+            superpixel_cache=superpixels,
+        )
+
+    def superpixels(self) -> SuperpixelLookup | None:
+        """The superpixel processor of the section, if it has one."""
+        section = self.settings().superpixels
+        return None if section is None else _processor(section, "svp_superpixel")
+
+    def _download_data(self) -> None:
+        self.make_data()
+
+    def make_data(self) -> None:
+        """Make the data on first use; files that the user provides are not made, :meth:`build` names missing ones."""
+
+
+class ReferringBuilder(SectionBuilder):
+    """Builds the splits of one data set of referring expressions from its YAML section."""
+
+    train_dataset_cls = ReferringDataset
+    eval_dataset_cls = ReferringDataset
+    options_cls: ClassVar[type[Any]] = DatasetOptions
+    text_processor = "svp_referring"
+    dataset: ClassVar[str | None]
+    """The data set's name in ``layout.SPECS``; None = any."""
 
     def root(self) -> Path:
-        """The folder that holds the data set's folder, see :class:`~lavis_svp.datasets.settings.BuildInfo`."""
+        """The folder that holds the data set's folder, see :class:`BuildInfo`."""
         info = self.settings().build_info
         if info.root is not None:
             return below_cache_root(info.root)
@@ -71,16 +257,6 @@ class ReferringBuilder(BaseDatasetBuilder):
                 return folder
         return below_cache_root(DATA_FOLDER)
 
-    def build_processors(self) -> None:
-        """Build the vision and text processors; a section without ``name`` means this plugin's own."""
-        settings = self.settings()
-        self.vis_processors = processors(
-            settings.vis_processor, {"train": "svp_image_train", "eval": "svp_image_eval"}, f"{self.name}.vis_processor"
-        )
-        self.text_processors = processors(
-            settings.text_processor, dict.fromkeys(("train", "eval"), "svp_referring"), f"{self.name}.text_processor"
-        )
-
     def build(self) -> dict[str, ReferringDataset]:
         """Build every split of the section; the annotations are read once for all of them.
 
@@ -89,86 +265,58 @@ class ReferringBuilder(BaseDatasetBuilder):
             UnknownNameError: the annotations have no such split.
         """
         self.build_processors()
-        settings = self.settings()
-        info = settings.build_info
-        superpixels = self._superpixels(settings)
-        opened = self._open_shards(info, superpixels)
-        if opened is not None and opened.superpixels is not None:
-            superpixels = opened.superpixels  # what the section asks for, made already
-        source: AnnotationSource = self._read(info.split_by) if opened is None else opened.source
-        images: ImageStore | None = None if opened is None else opened.source
-        datasets = {}
-        for lavis_split, section in info.lavis_splits(f"datasets.{self.name}.build_info").items():
-            if images is None:
-                images = ImageFolder(self._images(source, section.splits[0], info.images.storage))
-            train = lavis_split == "train"
-            mode = "train" if train else "eval"
-            datasets[lavis_split] = (self.train_dataset_cls if train else self.eval_dataset_cls)(
-                self.vis_processors[mode],
-                self.text_processors[mode],
-                images.folder,
-                splits=section.splits,
-                train=train,
-                options=settings.drawing,
-                superpixel_cache=superpixels,
-                source=source,
-                images=images,
-                stored_superpixels=None if opened is None else opened.superpixels,
-                stored_features=None if opened is None else opened.features,
-            )
-            if self.dataset is not None:
-                datasets[lavis_split].origin = Origin(self.root(), self.dataset, info.split_by)
-        return datasets
+        info = self.settings().build_info
+        splits = self.sections(SplitOptions)
+        superpixels = self.superpixels()
+        if info.shards is None:
+            source = self._open_files(info, [name for section in splits.values() for name in section.splits])
+        else:
+            source = self._open_shards(info, superpixels)
+            if source.superpixels is not None:
+                superpixels = source.superpixels  # already made as the section states
+        return {name: self.build_dataset(source, name, one.splits, superpixels) for name, one in splits.items()}
 
     def _download_data(self) -> None:
         if self.settings().build_info.shards is None:
             self.make_data()
 
-    def make_data(self) -> None:
-        """RefCOCO's files are fetched by hand: :meth:`build` says what is missing."""
-
-    def _open_shards(self, info: BuildInfo, superpixels: SuperpixelCache | None) -> OpenedShards | None:
-        if info.shards is None:
-            return None
-        opened = open_shards(below_cache_root(info.shards), info.use_stored)
-        check_origin(opened.source, self.dataset, info.split_by, f"datasets.{self.name}")
-        generator = getattr(superpixels, "generator", None)
-        if opened.superpixels is not None and generator is not None:
-            check_settings(opened.superpixels.settings, generator.settings(), opened.source.folder)
-        return opened
-
-    def _read(self, split_by: str | None) -> RefCOCO:
-        files = annotation_files(self.root(), self._spec_name(), split_by)
+    def _open_files(self, info: BuildInfo, splits: list[str]) -> DataSource:
+        name = self._spec_name()
+        files = annotation_files(self.root(), name, info.split_by)
+        command = doctor_command(self.root(), name)
         if files.missing():
             raise MissingDataError(
                 f"{self.name} needs {' and '.join(map(str, files.missing()))}. What goes where and where to get it: "
-                f"{doctor_command(self.root(), self._spec_name())}"
+                f"{command}"
             )
-        return RefCOCO(files.instances, files.refs)
-
-    def _images(self, source: AnnotationSource, split: str, storage: str | None) -> Path:
-        first = source.images(split)[0]
-        given = None if storage is None else below_cache_root(storage)
+        annotations = RefCOCO(files.instances, files.refs)
+        storage = None if info.images.storage is None else below_cache_root(info.images.storage)
+        first = [annotations.images(split)[0].file_name for split in splits[:1]]
         try:
-            return find_images(self.root(), self._spec_name(), first.file_name, given)
+            folder = find_images(self.root(), name, first[0], storage) if first else self.root()
         except MissingDataError as error:
-            command = doctor_command(self.root(), self._spec_name())
             raise MissingDataError(
                 f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the images there: {command}"
             ) from error
+        return DataSource(annotations, ImageFolder(folder), origin=Origin(self.root(), name, info.split_by))
+
+    def _open_shards(self, info: BuildInfo, superpixels: SuperpixelLookup | None) -> DataSource:
+        folder = below_cache_root(cast(str, info.shards))
+        origin = None if self.dataset is None else Origin(self.root(), self.dataset, info.split_by)
+        source = open_shards(folder, info.use_stored, origin)
+        check_origin(cast(ShardSource, source.annotations), self.dataset, info.split_by, f"datasets.{self.name}")
+        generator = getattr(superpixels, "generator", None)
+        if source.superpixels is not None and generator is not None:
+            check_settings(source.superpixels.settings, generator.settings(), folder)
+        return source
 
     def _spec_name(self) -> str:
         if self.dataset is None:
             raise ValueError(
                 f"{self.name} reads shards only: set datasets.{self.name}.build_info.shards to a folder that "
-                "`python -m lavis_svp.datasets.shards convert` wrote."
+                "`lavis-svp data shards convert` wrote."
             )
         return self.dataset
-
-    def _superpixels(self, settings: DatasetOptions) -> SuperpixelCache | None:
-        if settings.superpixels is None:
-            return None
-        return processor(settings.superpixels, "svp_superpixel")
 
 
 @registry.register_builder("refcoco_seg")
@@ -218,7 +366,7 @@ class RefShapesBuilder(ReferringBuilder):
 
     def make_data(self) -> None:
         """Render the images and write the annotations, unless they are there."""
-        info = cast(RefShapesOptions, self.settings()).build_info
+        info = self.settings().build_info
         make_refshapes(self.root(), info.sizes, info.seed, info.scene)
 
 
@@ -257,37 +405,28 @@ def make_refshapes(
     root: Path, sizes: Mapping[str, int] | None, seed: int, scene: RefShapesConfig | None = None
 ) -> None:
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
-    from lavis_svp.datasets.refshapes import build_refshapes
-    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, manifest_path
+    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, build_refshapes, manifest_path
 
-    build_refshapes(root, sizes or _sizes_made(manifest_path(root)) or DEFAULT_SIZES, seed, scene)
-
-
-def _sizes_made(manifest: Path) -> dict[str, int] | None:
-    """The sizes with which RefShapes was made here before, so that asking for no size in particular keeps it."""
     try:
-        return json.loads(manifest.read_text())["sizes"]
+        made = json.loads(manifest_path(root).read_text())["sizes"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not made yet, or damaged: then it is made anew
+        made = None  # not made yet, or damaged: then it is made anew
+    build_refshapes(root, sizes or made or DEFAULT_SIZES, seed, scene)
 
 
 def below_cache_root(path: str) -> Path:
     """A path of a YAML: absolute, or below LAVIS's cache root."""
-    return Path(registry.get_path("cache_root")) / Path(path).expanduser()  # an absolute path stays as it is
+    return Path(registry.get_path("cache_root")) / Path(path).expanduser()  # an absolute path stays unchanged
 
 
-def processors(sections: Mapping[str, Any] | None, defaults: Mapping[str, str], where: str) -> dict[str, Any]:
-    """The processors of training and of evaluation, from their YAML sections and default names.
-
-    Raises:
-        ValueError: an unknown key.
-    """
-    given = sections or {}
-    check_keys(given, defaults, where)
-    return {mode: processor(given.get(mode), default) for mode, default in defaults.items()}
+def _processors(sections: Mapping[str, Any] | None, defaults: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The processors of training and of evaluation, from their YAML sections and default names."""
+    chosen = sections or {}
+    check_keys(chosen, defaults, where)
+    return {mode: _processor(chosen.get(mode), default) for mode, default in defaults.items()}
 
 
-def processor(section: Mapping[str, Any] | None, default: str) -> Any:
+def _processor(section: Mapping[str, Any] | None, default: str) -> Any:
     """A registered processor from its YAML section and default name."""
-    given = {"name": default, **(section or {})}
-    return registry.get_processor_class(given["name"]).from_config(OmegaConf.create(given))
+    values = {"name": default, **(section or {})}
+    return registry.get_processor_class(values["name"]).from_config(OmegaConf.create(values))

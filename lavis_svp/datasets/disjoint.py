@@ -1,27 +1,122 @@
-"""``run.image_disjoint``: no image of any RefCOCO val or test split is trained on.
+"""Images shared between the splits of the RefCOCO family: counting them, and leaving them out of training.
 
-The data sets of the RefCOCO family share COCO's train2014 images and were split each on its own: joint training sees
-images of one set's val and test through another's train. What counts as held out is every split but train of RefCOCO,
-RefCOCO+, RefCOCOg and gRefCOCO whose references lie below the root of one of the data sets of the run, trained on or
-not: in the partition that the run uses, else in the usual one. Of data sets that come in shards without references, the
-splits in the shards count. Of other data sets, the splits that the run loads for validation or test count.
+RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO were all made from COCO's train2014 images and split each on its own, so that
+the training split of one holds images of another's val and test. :func:`leak_table` counts them from the references.
+:func:`make_disjoint` is ``run.image_disjoint``: no image of any val or test split is trained on. Held out is every
+split but train of these four whose references lie below the root of one of the data sets of the run, trained on or not,
+in the partition that the run uses, else in the usual one. For data sets in shards without references, the splits in the
+shards count; for other data sets, the splits that the run loads for validation or test.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from lavis_svp.datasets.layout import PUBLIC, dataset_spec
-from lavis_svp.datasets.leaks import TRAIN, Shared, SplitUse, coco_id, read_use, shared, title
-from lavis_svp.datasets.published import COUNTS
-from lavis_svp.datasets.refcoco import ReferredImage
+from lavis_svp.datasets.layout import COUNTS, PUBLIC, annotation_files, dataset_spec
+from lavis_svp.datasets.refcoco import split_images
+from lavis_svp.datasets.sources import AnnotationSource, ReferredImage
 
+TRAIN = "train"
 AUTO = "auto"
 SWITCH = "run.image_disjoint"
+
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+")
+
+
+def coco_id(file_name: str) -> int | None:
+    """COCO's id of an image by its file name; None for an image that is not COCO's.
+
+    The ids of other data sets count something else and must never be compared with COCO's, so the name decides.
+
+    Args:
+        file_name: ``COCO_train2014_000000098304.jpg``, or ``000000098304.jpg`` as in COCO 2017; folders are ignored.
+    """
+    match = _COCO_NAME.fullmatch(Path(file_name).name)
+    return None if match is None else int(match[1])
+
+
+@dataclass(frozen=True)
+class SplitUse:
+    """Which COCO images the splits of one data set in one partition are about.
+
+    Args:
+        dataset: its name.
+        split_by: its partition.
+        splits: {split: {COCO image id: number of sentences}}.
+    """
+
+    dataset: str
+    split_by: str
+    splits: Mapping[str, Counter[int]]
+
+    @property
+    def name(self) -> str:
+        """The name of the data set in its partition."""
+        return title(self.dataset, self.split_by)
+
+    def held_out(self) -> dict[str, Counter[int]]:
+        """Every split but train, by its full name, e.g. "refcoco (unc) testA"."""
+        return {f"{self.name} {split}": images for split, images in self.splits.items() if split != TRAIN}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a training split shares with others.
+
+    Args:
+        images: how many of its images.
+        expressions: how many sentences these have in the training split.
+    """
+
+    images: int
+    expressions: int
+
+    def __str__(self) -> str:
+        return f"{self.images:,} ({self.expressions:,})"
+
+
+def title(dataset: str, split_by: str) -> str:
+    """The name of a data set in one partition."""
+    return f"{dataset} ({split_by})"
+
+
+def read_use(root: str | Path, dataset: str, split_by: str) -> SplitUse | None:
+    """Read one file of references; None if it is not there.
+
+    Args:
+        root: the folder that holds ``refcoco/`` ...
+        dataset: one of ``layout.PUBLIC``.
+        split_by: its partition.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = annotation_files(root, dataset, split_by).refs
+    return SplitUse(dataset, split_by, split_images(path)) if path.is_file() else None
+
+
+def shared(train: Mapping[int, int], held_out: Collection[int]) -> Shared:
+    """Count what a training split, {image id: number of sentences}, shares with held-out images."""
+    common = [image_id for image_id in train if image_id in held_out]
+    return Shared(len(common), sum(train[image_id] for image_id in common))
+
+
+def leak_table(uses: Sequence[SplitUse]) -> list[list[str]]:
+    """Rows of text: a head, one row for each held-out split, their union, and the totals of the training splits."""
+    trains = {use.name: use.splits[TRAIN] for use in uses if TRAIN in use.splits}
+    held = {name: images for use in uses for name, images in use.held_out().items()}
+    union = set().union(*held.values())
+    rows = [["", "images", *(f"{name} train" for name in trains)]]
+    for name, images in [*held.items(), ("any of them", union)]:
+        rows.append([name, f"{len(images):,}", *(str(shared(train, images)) for train in trains.values())])
+    whole = [str(Shared(len(train), sum(train.values()))) for train in trains.values()]
+    return [*rows, ["the training split holds", "", *whole]]
 
 
 def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str = AUTO) -> dict[str, Any] | None:
@@ -32,7 +127,7 @@ def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str 
         switch: True: leave out; False: count only; "auto": leave out if several training sets have COCO's images.
 
     Returns:
-        What was found, fit for JSON; None if nothing was looked for: no COCO images, or one such set without True.
+        a report fit for JSON; None if nothing was searched: no COCO images, or one such set without True.
         "left_out": whether the images were; "held_out": the splits that were read, and how many images each has;
         "not_checked": data sets, or splits, that are not there; "shared": for each training set, "images" and
         "expressions" that are held out, "of_images" and "of_expressions" in all, and "by_split", where an image
@@ -61,8 +156,13 @@ def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str 
     }
     if switch:
         for name, images in trained.items():
-            _leave_out(name, datasets[name][TRAIN], [one for image_id, one in images if image_id in union])
-    _tell(report)
+            dataset, dropped = datasets[name][TRAIN], [one for image_id, one in images if image_id in union]
+            dataset.leave_out(dropped)
+            if not len(dataset):
+                raise ValueError(
+                    f"{SWITCH} leaves nothing of {name} to train on: all its {len(dropped):,} images are held out."
+                )
+    _log(report)
     return report
 
 
@@ -70,41 +170,37 @@ def read_family(datasets: Sequence[Any]) -> tuple[list[SplitUse], list[str]]:
     """Find out which images the splits of the whole RefCOCO family are about.
 
     Args:
-        datasets: of the run. Those with an ``origin`` give the roots, and the partitions that count beside the usual
-            ones; where a root has no references (the data set is in shards), their ``source`` says which splits it has.
+        datasets: of the run. Those with an ``origin`` give the roots, and the partitions that count besides the usual
+            ones; where a root has no references (the data set is in shards), their ``source`` lists its splits.
 
     Returns:
-        what was found, and the names of what was not: a data set, or the splits that its source lacks.
+        the uses that were read, and the names of what is absent: a data set, or the splits that its source lacks.
     """
     members = [one for one in datasets if getattr(one, "origin", None) is not None]
     roots = list(dict.fromkeys(one.origin.root for one in members))
-    found, absent = [], []
+    read, absent = [], []
     for dataset in PUBLIC:
         usual = dataset_spec(dataset).split_by[0]
-        used = {one.origin.split_by or usual: one.source for one in members if one.origin.dataset == dataset}
+        used = {
+            one.origin.split_by or usual: one.source.annotations for one in members if one.origin.dataset == dataset
+        }
         for split_by in used or [usual]:
             uses = [use for root in roots if (use := read_use(root, dataset, split_by)) is not None]
             if not uses and split_by in used:
                 uses = [_use_of_source(dataset, split_by, used[split_by])]
-            found += uses[:1]
+            read += uses[:1]
             lacking = [split for split in COUNTS.get((dataset, split_by), {}) if uses and split not in uses[0].splits]
             if not uses:
                 absent.append(title(dataset, split_by))
             absent += [f"{title(dataset, split_by)} {split}" for split in lacking if split != TRAIN]
-    return found, absent
+    return read, absent
 
 
-def _use_of_source(dataset: str, split_by: str, source: Any) -> SplitUse:
-    splits = {
-        split: Counter(
-            {
-                image_id: len(image.expressions)
-                for image in source.images(split)
-                if (image_id := coco_id(image.file_name)) is not None
-            }
-        )
-        for split in source.splits()
-    }
+def _use_of_source(dataset: str, split_by: str, source: AnnotationSource) -> SplitUse:
+    splits: dict[str, Counter[int]] = {}
+    for split in source.splits():
+        named = [(coco_id(image.file_name), len(image.expressions)) for image in source.images(split)]
+        splits[split] = Counter({image_id: count for image_id, count in named if image_id is not None})
     return SplitUse(dataset, split_by, splits)
 
 
@@ -128,32 +224,25 @@ def _coco_images(dataset: Any) -> list[tuple[int, ReferredImage]]:
 def _count(
     images: Sequence[tuple[int, ReferredImage]], held: Mapping[str, set[int]], union: set[int]
 ) -> dict[str, Any]:
-    sentences: dict[int, int] = {}
+    sentences: Counter[int] = Counter()
     for image_id, image in images:
-        sentences[image_id] = sentences.get(image_id, 0) + len(image.expressions)
-    whole = Shared(len(sentences), sum(sentences.values()))
+        sentences[image_id] += len(image.expressions)
     counts = {name: shared(sentences, ids) for name, ids in held.items()}
     return {
         **asdict(shared(sentences, union)),
-        "of_images": whole.images,
-        "of_expressions": whole.expressions,
+        "of_images": len(sentences),
+        "of_expressions": sum(sentences.values()),
         "by_split": {name: asdict(count) for name, count in counts.items() if count.images},
     }
 
 
-def _leave_out(name: str, dataset: Any, images: Sequence[ReferredImage]) -> None:
-    dataset.leave_out(images)
-    if not len(dataset):
-        raise ValueError(f"{SWITCH} leaves nothing of {name} to train on: all its {len(images):,} images are held out.")
-
-
-def _tell(report: Mapping[str, Any]) -> None:
+def _log(report: Mapping[str, Any]) -> None:
     for name, count in report["shared"].items():
         share = f"{count['images']:,} of {count['of_images']:,} training images"
         logging.info(
             "%s: %s (%s of %s expressions) are in a val or test split, and are %s.",
             name, share, f"{count['expressions']:,}", f"{count['of_expressions']:,}",
-            "left out" if report["left_out"] else f"trained on all the same ({SWITCH} is false)",
+            "left out" if report["left_out"] else f"trained on nevertheless ({SWITCH} is false)",
         )  # fmt: skip
         for split, part in count["by_split"].items():
             logging.info("  of these in %s: %s images", split, f"{part['images']:,}")

@@ -1,4 +1,4 @@
-"""Where the files of each RefCOCO-format data set lie below its root."""
+"""The data sets in the RefCOCO format: where their files lie, what the published ones hold, where to get them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavis_svp.common.registry import unknown_name
+from lavis_svp.datasets.sources import SplitCounts
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ SPECS = {
 }
 
 PUBLIC = ("refcoco", "refcoco+", "refcocog", "grefcoco")
-"""Those that are downloaded by hand; the others come with the plugin."""
+"""The data sets that are downloaded by hand; the others come with the plugin."""
 
 TRAIN2014_FOLDERS = (
     "images/mscoco/images/train2014",  # REFER, LISA
-    "../coco_2014/train2014",  # GLaMM: data/Refer_Segm beside data/coco_2014
+    "../coco_2014/train2014",  # GLaMM: data/Refer_Segm next to data/coco_2014
     "coco_2014/train2014",
     "images/train2014",  # gRefCOCO
     "images/mscoco/train2014",
@@ -54,13 +55,13 @@ TRAIN2014_FOLDERS = (
     "images",
     ".",
 )
-"""Where COCO's train2014 images are looked for, below the root or below the folder that was given for images."""
+"""Where COCO's train2014 images are searched, below the root or below the folder of ``build_info.images.storage``."""
 
 REFS_SUFFIXES = (".p", ".json")
 
 
 class MissingDataError(FileNotFoundError):
-    """A file of a data set is not there; the message says where it was looked for."""
+    """A file of a data set is not there; the message lists the places that were searched."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -72,21 +73,6 @@ def dataset_spec(name: str) -> DatasetSpec:
     if name not in SPECS:
         raise unknown_name("data set", name, SPECS)
     return SPECS[name]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which data set something was read from.
-
-    Args:
-        root: the folder that holds ``refcoco/``, ``refcoco+/`` ...
-        dataset: a key of ``SPECS``; None = none of these.
-        split_by: its partition; None = the usual one.
-    """
-
-    root: Path
-    dataset: str | None
-    split_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ class AnnotationFiles:
 
 
 def annotation_files(root: str | Path, name: str, split_by: str | None = None) -> AnnotationFiles:
-    """Where the annotations of ``name`` lie below ``root``.
+    """The places of the annotations of ``name`` below ``root``.
 
     Args:
         root: the folder that holds ``refcoco/``, ``refcoco+/`` ...
@@ -129,7 +115,7 @@ def image_folders(root: str | Path, name: str, images: str | Path | None = None)
     Args:
         root: as for :func:`annotation_files`.
         name: a key of ``SPECS``.
-        images: a folder given by the user, the images' own or one above it; None = below ``root``.
+        images: the user's folder, the images' own or one above it; None = below ``root``.
     """
     own = dataset_spec(name).images
     if images is not None:
@@ -143,7 +129,7 @@ def find_images(root: str | Path, name: str, file_name: str, images: str | Path 
     """The first possible image folder that holds ``file_name``.
 
     Raises:
-        MissingDataError: none does; the message lists where it was looked for.
+        MissingDataError: none does; the message lists the folders.
     """
     folders = list(image_folders(root, name, images))
     for folder in folders:
@@ -154,5 +140,66 @@ def find_images(root: str | Path, name: str, file_name: str, images: str | Path 
 
 
 def doctor_command(root: str | Path, name: str) -> str:
-    """The command that tells what is missing of a data set."""
-    return f"python -m lavis_svp.datasets.doctor --root {shlex.quote(str(root))} --dataset {name}"
+    """The command that names the missing files of a data set."""
+    return f"lavis-svp data doctor --root {shlex.quote(str(root))} --dataset {name}"
+
+
+COUNTS: dict[tuple[str, str], dict[str, SplitCounts]] = {
+    ("refcoco", "unc"): {
+        "train": SplitCounts(42404, 16994, 120624),
+        "val": SplitCounts(3811, 1500, 10834),
+        "testA": SplitCounts(1975, 750, 5657),
+        "testB": SplitCounts(1810, 750, 5095),
+    },
+    ("refcoco+", "unc"): {
+        "train": SplitCounts(42278, 16992, 120191),
+        "val": SplitCounts(3805, 1500, 10758),
+        "testA": SplitCounts(1975, 750, 5726),
+        "testB": SplitCounts(1798, 750, 4889),
+    },
+    ("refcocog", "umd"): {
+        "train": SplitCounts(42226, 21899, 80512),
+        "val": SplitCounts(2573, 1300, 4896),
+        "test": SplitCounts(5023, 2600, 9602),
+    },
+    ("refcocog", "google"): {
+        "train": SplitCounts(44822, 24698, None),
+        "val": SplitCounts(5000, 4650, None),
+    },
+    ("refcoco", "google"): {
+        "train": SplitCounts(40000, 19213, None),
+        "val": SplitCounts(5000, 4559, None),
+        "test": SplitCounts(5000, 4527, None),
+    },
+    ("grefcoco", "unc"): {
+        "train": SplitCounts(None, None, None),
+        "val": SplitCounts(None, 1500, None),
+        "testA": SplitCounts(None, 750, None),
+        "testB": SplitCounts(None, 750, None),
+    },
+}
+"""(data set, partition) -> split -> references, images, sentences; None = no published number known to us."""
+
+_ARCHIVED = (
+    "The first host (bvision at UNC) is gone. The Internet Archive's Wayback Machine keeps its {folder}.zip, "
+    "captured under the timestamp {stamp}. Unpack it so that {folder}/ lies in the root."
+)
+
+SOURCES = {
+    "refcoco": _ARCHIVED.format(folder="refcoco", stamp="20220413011718"),
+    "refcoco+": _ARCHIVED.format(folder="refcoco+", stamp="20220413011656"),
+    "refcocog": _ARCHIVED.format(folder="refcocog", stamp="20220413012904"),
+    "grefcoco": (
+        "Its authors share it as FudanCVL/gRefCOCO on Hugging Face. Put grefs(unc).json and instances.json into "
+        "grefcoco/ in the root."
+    ),
+    "refshapes": "It comes with the plugin: the builder refshapes_seg makes it on first use.",
+    "photos": "They come with the plugin: the builder photos_seg makes them on first use.",
+}
+"""How to get the annotations."""
+
+IMAGE_SOURCE = (
+    "The images are COCO's train2014 (82,783 files, 13 GB), train2014.zip from COCO's own site, cocodataset.org. "
+    "Unpack it to images/mscoco/images/train2014/ in the root, or anywhere, which --images names "
+    "(YAML: build_info.images.storage)."
+)

@@ -1,4 +1,7 @@
-"""COCO segmentations (polygons, run lengths, crowds) as {0, 1} masks."""
+"""COCO segmentations (polygons, run lengths, crowds) as {0, 1} masks, and masks as run lengths.
+
+Run lengths are decoded here rather than by pycocotools, whose C code trusts the counts of a file; encoding is its.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,12 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Encode an (H, W) mask of {0, 1} as COCO's compressed run lengths, fit for JSON."""
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
 def _fill_polygon(polygon: Any, size: tuple[int, int]) -> np.ndarray:
     try:
         points = np.asarray(polygon, np.float64)
@@ -67,7 +76,7 @@ def _fill_polygon(polygon: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Decode run lengths here rather than in pycocotools, whose C code trusts the counts it is given."""
+    """Decode a run-length code of either form."""
     if "size" not in code or "counts" not in code:
         raise ValueError(f"A run-length code needs 'size' and 'counts', got the keys {sorted(map(str, code))}.")
     try:
@@ -92,7 +101,6 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _whole_numbers(counts: Any) -> np.ndarray:
-    """Run lengths that are given as a list."""
     try:
         runs = np.asarray(counts, np.int64)
     except (TypeError, ValueError, OverflowError) as error:

@@ -1,102 +1,32 @@
 """Reader of the RefCOCO format: a file of references, an ``instances.json``, images.
 
-Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the plugin's own data sets. Needs neither LAVIS nor torch.
+Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the plugin's own data sets; ``layout.py`` states where their files lie.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-
-import numpy as np
+from pathlib import Path
+from typing import Any
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.datasets.masks import decode_segmentation
-from lavis_svp.datasets.unpickling import load_plain_pickle
+from lavis_svp.datasets.sources import (
+    AnnotationSource,
+    Expression,
+    Instance,
+    ReferredImage,
+    SplitCounts,
+    relative_name,
+)
 
 NO_TARGET = -1
 """The annotation id that gRefCOCO gives to an expression that fits nothing in the image."""
 
 
-ANY_SIZE = (0, 0)
-"""Size of an image whose file does not tell it; only images without masks may have it."""
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One annotated object of an image.
-
-    Args:
-        annotation_id: its id in ``instances.json``.
-        category: its category's name.
-        attributes: more words that describe it (RefShapes: colour, size ...).
-        segmentation: as in COCO, see :func:`lavis_svp.datasets.masks.decode_segmentation`.
-    """
-
-    annotation_id: int
-    category: str
-    attributes: tuple[str, ...]
-    segmentation: Any
-
-    @property
-    def words(self) -> list[str]:
-        """The words of its category and its attributes, each once."""
-        return list(dict.fromkeys([*self.category.lower().split(), *(word.lower() for word in self.attributes)]))
-
-
-@dataclass(frozen=True)
-class Expression:
-    """One sentence about an image, and the objects it names.
-
-    Args:
-        expression_id: unique in its file: the reference's id and the sentence's.
-        text: the sentence as the file has it.
-        kind: what sort it is: the file's ``kind`` if it says one, else "no_target" or "expression".
-        targets: annotation ids; none = it fits nothing; several = all of them together.
-        candidates: annotation ids that its attributes alone fit; None if the file does not say.
-        answers: answered in words, by any of these; None = answered by a mask.
-    """
-
-    expression_id: str
-    text: str
-    kind: str
-    targets: tuple[int, ...]
-    candidates: tuple[int, ...] | None = None
-    answers: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class ReferredImage:
-    """One image of one split, with its expressions.
-
-    Args:
-        image_id: its id in ``instances.json``.
-        file_name: from ``instances.json``; that of the references carries a suffix and names no file.
-        size: (H, W) as annotated, the frame of the masks.
-        split: "train", "val", "testA" ...
-        expressions: in the order of reference id, then of the file.
-    """
-
-    image_id: int
-    file_name: str
-    size: tuple[int, int]
-    split: str
-    expressions: tuple[Expression, ...]
-
-
-class SplitCounts(NamedTuple):
-    """How much a split holds; None = not known."""
-
-    references: int | None
-    images: int | None
-    sentences: int | None
-
-
-class RefCOCO:
+class RefCOCO(AnnotationSource):
     """The references and annotations of one data set, in memory.
 
     Args:
@@ -105,15 +35,15 @@ class RefCOCO:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or the two do not fit together; names the reference.
+        ValueError: a file is damaged, or the two do not fit together; the message names the reference.
     """
 
     def __init__(self, instances_path: str | Path, refs_path: str | Path) -> None:
         self.instances_path, self.refs_path = Path(instances_path), Path(refs_path)
-        self._take(load_instances(self.instances_path), _load_references(self.refs_path))
+        self._index(load_instances(self.instances_path), _load_references(self.refs_path))
 
-    def _take(self, content: Mapping[str, Any], references: list[dict[str, Any]]) -> None:
-        """Keep the content of both files; for sources of other formats, which bring theirs into this one."""
+    def _index(self, content: Mapping[str, Any], references: list[dict[str, Any]]) -> None:
+        """Keep the content of both files; readers of other formats bring theirs into this one."""
         self._images = {int(image["id"]): image for image in content["images"]}
         self._categories = {category["id"]: str(category["name"]) for category in content["categories"]}
         self._annotations = {int(annotation["id"]): annotation for annotation in content["annotations"]}
@@ -127,7 +57,7 @@ class RefCOCO:
         return sorted({str(reference["split"]) for reference in self._references})
 
     def counts(self, split: str) -> SplitCounts:
-        """How much ``split`` holds; zeros if the references do not have it."""
+        """How much ``split`` holds, references included; zeros if the references do not have it."""
         chosen = [reference for reference in self._references if reference["split"] == split]
         return SplitCounts(
             references=len(chosen),
@@ -136,10 +66,7 @@ class RefCOCO:
         )
 
     def images(self, split: str) -> list[ReferredImage]:
-        """The images of one split by ascending id, each with all its expressions.
-
-        Args:
-            split: an exact name: "test" is not "testA".
+        """The images of one split by ascending id, their expressions by reference id, then in the file's order.
 
         Raises:
             UnknownNameError: no reference has this split.
@@ -148,37 +75,15 @@ class RefCOCO:
         if split not in self.splits():
             raise unknown_name(f"split of {self.refs_path}", split, self.splits())
         grouped: dict[int, list[Expression]] = {}
-        seen: dict[str, int] = {}
+        seen: Counter[str] = Counter()
         chosen = [reference for reference in self._references if reference["split"] == split]
         for reference in sorted(chosen, key=lambda reference: int(reference["ref_id"])):
             grouped.setdefault(int(reference["image_id"]), []).extend(self._expressions(reference, seen))
         return [self._image(image_id, split, grouped[image_id]) for image_id in sorted(grouped)]
 
-    def instances(self, image_id: int) -> list[Instance]:
-        """All annotated objects of an image by ascending annotation id, referred to or not."""
-        return [self._instance(annotation_id) for annotation_id in self._of_image.get(image_id, [])]
-
-    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
-        """The union of an expression's targets, (H, W) uint8 in {0, 1}; all zero if it has none.
-
-        Raises:
-            ValueError: a mask that does not fit the image; names image and annotation.
-        """
-        mask = np.zeros(image.size, np.uint8)
-        for annotation_id in expression.targets:
-            mask |= self.mask(image, self._instance(annotation_id))
-        return mask
-
-    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
-        """The mask of one object, (H, W) uint8 in {0, 1}.
-
-        Raises:
-            ValueError: see :func:`lavis_svp.datasets.masks.decode_segmentation`; names image and annotation.
-        """
-        try:
-            return decode_segmentation(instance.segmentation, image.size)
-        except ValueError as error:
-            raise ValueError(f"{image.file_name}, annotation {instance.annotation_id}: {error}") from error
+    def instances(self, image: ReferredImage) -> list[Instance]:
+        """All annotated objects of an image by ascending annotation id."""
+        return [self._instance(annotation_id) for annotation_id in self._of_image.get(image.image_id, [])]
 
     def _instance(self, annotation_id: int) -> Instance:
         annotation = self._annotations[annotation_id]
@@ -187,14 +92,16 @@ class RefCOCO:
         return Instance(annotation_id, category, attributes, annotation.get("segmentation"))
 
     def _image(self, image_id: int, split: str, expressions: list[Expression]) -> ReferredImage:
+        # the file name of ``instances.json``: that of the references carries a suffix and names no file
         image = self._images[image_id]
-        name = PurePosixPath(str(image["file_name"]))
-        if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{self.instances_path}: image {image_id} has a file name outside its folder: {name}.")
+        try:
+            name = relative_name(str(image["file_name"]))
+        except ValueError as error:
+            raise ValueError(f"{self.instances_path}: image {image_id}: {error}.") from error
         size = (int(image["height"]), int(image["width"]))
-        return ReferredImage(image_id, str(name), size, split, tuple(expressions))
+        return ReferredImage(image_id, name, size, split, tuple(expressions))
 
-    def _expressions(self, reference: Mapping[str, Any], seen: dict[str, int]) -> Iterable[Expression]:
+    def _expressions(self, reference: Mapping[str, Any], seen: Counter[str]) -> Iterable[Expression]:
         where = f"{self.refs_path}: reference {reference['ref_id']}"
         image_id = int(reference["image_id"])
         if image_id not in self._images:
@@ -205,7 +112,7 @@ class RefCOCO:
             if not text:
                 raise ValueError(f"{where}, sentence {sentence.get('sent_id')}: the expression is empty.")
             name = f"{reference['ref_id']}-{sentence['sent_id']}"
-            seen[name] = seen.get(name, 0) + 1  # gRefCOCO repeats some ids
+            seen[name] += 1  # gRefCOCO repeats some ids
             candidates = sentence.get("candidates")
             yield Expression(
                 expression_id=name if seen[name] == 1 else f"{name}-{seen[name]}",
@@ -216,8 +123,8 @@ class RefCOCO:
             )
 
     def _targets(self, reference: Mapping[str, Any], where: str) -> tuple[int, ...]:
-        given = reference["ann_id"]
-        ids = [int(one) for one in (given if isinstance(given, list | tuple) else [given]) if int(one) != NO_TARGET]
+        raw = reference["ann_id"]
+        ids = [int(one) for one in (raw if isinstance(raw, list | tuple) else [raw]) if int(one) != NO_TARGET]
         for annotation_id in ids:
             annotation = self._annotations.get(annotation_id)
             if annotation is None or int(annotation["image_id"]) != int(reference["image_id"]):
@@ -229,12 +136,32 @@ class RefCOCO:
         return tuple(ids)
 
 
-def load_instances(path: Path) -> dict[str, Any]:
-    """The content of a COCO ``instances.json``.
+def split_images(refs_path: str | Path) -> dict[str, Counter[int]]:
+    """Count which images each split is about, from the references alone, which load fast.
+
+    Args:
+        refs_path: ``refs(unc).p``, ``grefs(unc).json`` ...
+
+    Returns:
+        {split: {image id: number of its sentences}}.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or something else.
+        ValueError: it is damaged.
+    """
+    splits: dict[str, Counter[int]] = {}
+    for reference in _load_references(Path(refs_path)):
+        images = splits.setdefault(str(reference["split"]), Counter())
+        images[int(reference["image_id"])] += len(reference["sentences"])
+    return splits
+
+
+def load_instances(path: Path) -> dict[str, Any]:
+    """Load a COCO ``instances.json``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or another kind of file.
     """
     content = load_json(path)
     missing = {"images", "annotations", "categories"} - set(content if isinstance(content, Mapping) else ())
@@ -244,7 +171,7 @@ def load_instances(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Load a JSON file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -269,21 +196,60 @@ def _load_references(path: Path) -> list[dict[str, Any]]:
     return references
 
 
-def split_images(refs_path: str | Path) -> dict[str, Counter[int]]:
-    """Which images each split is about, from the references alone, which are read fast.
+class UnsafePickleError(ValueError):
+    """The pickle would import something; nothing of it was imported or run."""
 
-    Args:
-        refs_path: ``refs(unc).p``, ``grefs(unc).json`` ...
 
-    Returns:
-        {split: {image id: number of its sentences}}.
+def load_plain_pickle(path: str | Path) -> Any:
+    """Load a pickle of lists, tuples, dicts, sets, strings, bytes, numbers, booleans and None, running nothing.
+
+    RefCOCO's ``refs(*).p`` come from Python 2: their byte strings are read as Latin-1 text.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged.
+        UnsafePickleError: the pickle names a class or function; the message states which. It is not run.
+        ValueError: the file is truncated or is not a pickle.
     """
-    splits: dict[str, Counter[int]] = {}
-    for reference in _load_references(Path(refs_path)):
-        images = splits.setdefault(str(reference["split"]), Counter())
-        images[int(reference["image_id"])] += len(reference["sentences"])
-    return splits
+    with open(path, "rb") as file:
+        try:
+            return _PlainUnpickler(file, path).load()
+        except UnsafePickleError:
+            raise
+        # Damaged pickles raise nearly anything: the opcodes then index and call at random.
+        except Exception as error:
+            raise ValueError(
+                f"{path} is truncated or not a pickle ({type(error).__name__}: {error}). Download it again."
+            ) from error
+
+
+def _bytes_of_latin1(text: str, encoding: str) -> bytes:
+    """Python 3 writes bytes into old pickle protocols as a call of ``_codecs.encode(text, 'latin1')``."""
+    if encoding not in ("latin1", "latin-1"):
+        raise UnsafePickleError(f"The pickle names the text encoding '{encoding}'; plain data needs latin1 only.")
+    return text.encode("latin1")
+
+
+_PLAIN_CALLS = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("_codecs", "encode"): _bytes_of_latin1,
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Refuses every global but those that plain containers and bytes need."""
+
+    def __init__(self, file: Any, path: str | Path) -> None:
+        super().__init__(file, fix_imports=True, encoding="latin1")
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module
+        if (module, name) not in _PLAIN_CALLS:
+            raise UnsafePickleError(
+                f"{self._path} would import {module}.{name}, which a file of references has no use for. "
+                "It was not run. Do not open this file with pickle; get it from a source you trust."
+            )
+        return _PLAIN_CALLS[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafePickleError(f"{self._path} refers to an outside object ({pid!r}); a file of references does not.")

@@ -1,35 +1,42 @@
-"""The data set of referring expressions: one item = one image with some of its expressions."""
+"""The data set of referring expressions: one item is one image with some of its expressions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lavis_svp.datasets.augment import can_mirror, mirror_text
-from lavis_svp.datasets.caches import FrozenCache, StoredFeatures, StoredSuperpixels, SuperpixelCache
-from lavis_svp.datasets.drawing import SamplingOptions, choose_for_evaluation, draw_for_training, in_chunks
-from lavis_svp.datasets.images import ImageFile, read_image
-from lavis_svp.datasets.layout import Origin
-from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, RefCOCO, ReferredImage
-from lavis_svp.datasets.shards.order import shard_order
-from lavis_svp.datasets.skipping import SetupError, substitutes
-from lavis_svp.datasets.source import AnnotationSource, ImageFolder, ImageStore
-from lavis_svp.datasets.targets import candidate_indices, instance_labels, target_masks
+from lavis_svp.common.images import ImageFile, read_image
+from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX, can_mirror, mirror_text
+from lavis_svp.datasets.sampling import (
+    SamplingOptions,
+    SetupError,
+    choose_for_evaluation,
+    draw_for_training,
+    in_chunks,
+    shard_order,
+    substitutes,
+)
+from lavis_svp.datasets.sources import (
+    DataSource,
+    Expression,
+    FeatureLookup,
+    Origin,
+    PrecomputedFeatures,
+    PrecomputedSuperpixels,
+    ReferredImage,
+    SuperpixelLookup,
+)
+from lavis_svp.datasets.targets import Placement, candidate_indices, instance_labels, target_masks
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
 """Sample keys that a batch has only if every sample of it has them."""
 
 SKIPPED = "skipped"
-"""Key of the samples left out for being broken; see :meth:`ReferringDataset.__getitem__`."""
-
-MIRRORED_SUFFIX = "-mirrored"
-"""Ends the image key of a mirrored image, which has other superpixels and features than its original."""
+"""Key of the broken samples that were left out; see :meth:`ReferringDataset.__getitem__`."""
 
 
 class ReferringDataset(Dataset[dict[str, Any]]):
@@ -37,73 +44,64 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
     In training an item is an image with a few of its sentences, drawn anew for each epoch from
     (seed, epoch, index) alone, so that worker processes and resumed runs draw the same. In evaluation every sentence
-    (of the protocol) is in exactly one item. :meth:`__getitem__` documents a sample.
-
-    RefCOCO's masks are in the frame in which the image is stored. An image with an EXIF orientation is turned
-    upright and its masks are turned with it; if instead the annotated size is that of the upright image, the masks
-    are taken as upright already.
+    (of the protocol) is in exactly one item. :meth:`sample` documents a sample.
 
     Args:
-        vis_processor: (H, W, 3) uint8 -> (4, S, S) tensor; called with ``rng=`` if it has ``takes_rng = True``.
-            Its ``hflip_prob``, if it has one, says how often a training image is mirrored, with its masks and with
-            left and right swapped in its sentences; images with a sentence that cannot be mirrored stay as they are.
-            None needs ``options.load_image = False``.
-        text_processor: cleans an expression; None leaves it as it is.
-        vis_root: the folder that holds the images.
-        ann_paths: ``[instances.json, refs(...).p]``.
+        source: the annotations, the images, and what came with them.
         splits: exact split names; several are put one after another.
         train: draw sentences (True) or go through all of them (False).
-        options: see :class:`~lavis_svp.datasets.drawing.SamplingOptions`.
-        superpixel_cache: gives ``region_map``; may be set later.
+        vis_processor: (H, W, 3) uint8 -> (4, S, S) tensor; called with ``rng=`` if it has ``takes_rng = True``.
+            Its ``hflip_prob``, if it has one, is how often a training image is mirrored, with its masks and with left
+            and right swapped in its sentences; an image with a sentence that cannot be mirrored is not mirrored.
+            None needs ``options.load_image = False``.
+        text_processor: cleans an expression; None leaves it unchanged.
+        options: see :class:`~lavis_svp.datasets.sampling.SamplingOptions`.
+        superpixel_cache: gives ``region_map``; None = the superpixels of ``source``. May be set later.
         frozen_cache: gives ``frozen``; may be set later.
-        source: the annotations, if they are in memory already; then ``ann_paths`` is not read.
-        images: where the images are, if not in ``vis_root``.
-        stored_superpixels, stored_features: what came with the data; a model checks their settings against its own
-            before it uses them. The superpixels are ``superpixel_cache`` unless another one is given.
 
     Raises:
-        FileNotFoundError, ValueError, UnknownNameError: see :class:`~lavis_svp.datasets.refcoco.RefCOCO`.
+        ValueError, UnknownNameError: see :meth:`lavis_svp.datasets.sources.AnnotationSource.images`.
     """
-
-    origin: Origin | None = None
-    """Which published data set this is and where its annotations lie; the builder says it, None = not known."""
 
     def __init__(
         self,
-        vis_processor: Callable[..., torch.Tensor] | None = None,
-        text_processor: Callable[[str], str] | None = None,
-        vis_root: str | Path = "",
-        ann_paths: Sequence[str | Path] = (),
-        *,
+        source: DataSource,
         splits: Sequence[str] = ("train",),
         train: bool = False,
+        *,
+        vis_processor: Callable[..., torch.Tensor] | None = None,
+        text_processor: Callable[[str], str] | None = None,
         options: SamplingOptions | None = None,
-        superpixel_cache: SuperpixelCache | None = None,
-        frozen_cache: FrozenCache | None = None,
-        source: AnnotationSource | None = None,
-        images: ImageStore | None = None,
-        stored_superpixels: StoredSuperpixels | None = None,
-        stored_features: StoredFeatures | None = None,
+        superpixel_cache: SuperpixelLookup | None = None,
+        frozen_cache: FeatureLookup | None = None,
     ) -> None:
-        if source is None:
-            if len(ann_paths) != 2:
-                raise ValueError(f"ann_paths must be [instances.json, the references' file], got {list(ann_paths)}.")
-            source = RefCOCO(ann_paths[0], ann_paths[1])
         self.source = source
         self.options = options or SamplingOptions()
         self.train = train
-        self.vis_root = str(vis_root)
-        self.images: ImageStore = ImageFolder(vis_root) if images is None else images
-        self.stored_superpixels, self.stored_features = stored_superpixels, stored_features
-        self.superpixel_cache = stored_superpixels if superpixel_cache is None else superpixel_cache
+        self.superpixel_cache = source.superpixels if superpixel_cache is None else superpixel_cache
         self.frozen_cache = frozen_cache
         self.epoch = 0
         self.set_processors(vis_processor, text_processor)
-        self.annotation: list[ReferredImage] = [image for split in splits for image in source.images(split)]
-        self._items = self._list_items()
+        self.annotation = [image for split in splits for image in source.annotations.images(split)]
+        self._list_items()
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def origin(self) -> Origin | None:
+        """Which published data set this is and where its annotations lie; None = not known."""
+        return self.source.origin
+
+    @property
+    def stored_superpixels(self) -> PrecomputedSuperpixels | None:
+        """The superpixels that came with the data."""
+        return self.source.superpixels
+
+    @property
+    def stored_features(self) -> PrecomputedFeatures | None:
+        """The frozen features that came with the data."""
+        return self.source.features
 
     def set_processors(
         self, vis_processor: Callable[..., torch.Tensor] | None, text_processor: Callable[[str], str] | None
@@ -116,14 +114,10 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         self.epoch = epoch
 
     def leave_out(self, images: Collection[ReferredImage]) -> None:
-        """Drop some of the images in ``annotation``, with all their expressions.
-
-        Args:
-            images: told by their ids in this data set; those that are not in it are ignored.
-        """
+        """Drop images from ``annotation``, by their ids and splits, with all their expressions."""
         dropped = {(image.image_id, image.split) for image in images}
         self.annotation = [one for one in self.annotation if (one.image_id, one.split) not in dropped]
-        self._items = self._list_items()
+        self._list_items()
 
     def expression_ids(self) -> list[str]:
         """Ids of all expressions that the items hold, in order; in training, of all that can be drawn."""
@@ -134,8 +128,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         ]
 
     def image_file(self, image: ReferredImage) -> ImageFile:
-        """Where the bytes of one of the images in ``annotation`` are."""
-        return self.images.file(image)
+        """The place of the file of one of the images in ``annotation``."""
+        return self.source.images.file(image)
 
     def pixels(self, image_id: int, split: str) -> np.ndarray:
         """An image of this data set, (H, W, 3) uint8, upright.
@@ -144,34 +138,32 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             ValueError: no such image here.
             BadImageError: it cannot be decoded.
         """
-        for image in self.annotation:
-            if (image.image_id, image.split) == (image_id, split):
-                return read_image(self.image_file(image)).pixels
-        raise ValueError(f"This data set has no image {image_id} in split '{split}'.")
+        if (image_id, split) not in self._by_id:
+            raise ValueError(f"This data set has no image {image_id} in split '{split}'.")
+        return read_image(self.image_file(self._by_id[image_id, split])).pixels
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
-        """The order in which an epoch visits the items, if ``drawing.shuffle`` asks for one of this data set's own.
+        """The order in which an epoch visits the items, if ``sampling.shuffle`` is "shards".
 
         Args:
             seed: the run's.
             epoch: from 0.
 
         Returns:
-            (len(self),) int64, a permutation that stays within a few shards at a time, the same wherever it is
-            computed; None = any, so the runner's own shuffling over the whole data set.
+            a permutation that stays within a few shards at a time, (len(self),) int64; it follows from the arguments
+            alone. None = the runner's own shuffling over the whole data set.
         """
         if self.options.shuffle == "global":
             return None
-        shards = [self.images.shard(self.annotation[number]) for number, _ in self._items]
+        shards = [self.source.images.shard(self.annotation[number]) for number, _ in self._items]
         return shard_order(shards, self.options.shuffle_shards, seed, epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image with some of its expressions; in training, another one in place of a broken one.
 
         Returns:
-            As :meth:`sample`. In training with ``drawing.skip_broken``, a sample that cannot be read is replaced by the
-            next one of its split, whose "skipped" then holds a text for each sample left out: its name and what is
-            wrong.
+            as :meth:`sample`. In training with ``sampling.skip_broken``, a sample that cannot be read is replaced by
+            the next one of its split, whose "skipped" then names each sample left out and its error.
 
         Raises:
             RuntimeError: too many samples in a row are broken.
@@ -181,13 +173,13 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         if not (self.train and self.options.skip_broken):
             return self.sample(index)
         skipped: list[str] = []
-        for tried in substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
+        for item in substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
             try:
-                sample = self.sample(tried)
+                sample = self.sample(item)
             except SetupError:
                 raise
             except (OSError, ValueError) as error:
-                image = self.annotation[self._items[tried][0]]
+                image = self.annotation[self._items[item][0]]
                 skipped.append(f"{image.file_name} ({image.split}): {type(error).__name__}: {error}")
                 continue
             return sample | {SKIPPED: skipped}
@@ -225,6 +217,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         place = Placement(image, loaded, mirrored, file)
         pixels = place.mirror(loaded.pixels)
         key = loaded.key + (MIRRORED_SUFFIX if mirrored else "")
+        annotations = self.source.annotations
         sample: dict[str, Any] = {
             "image_id": image.image_id,
             "image_key": key,
@@ -237,8 +230,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_output": [None] * len(expressions),  # data sets of questions and captions have the words here
             "masks": self._masks(place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
-            "instances": instance_labels(self.source, place) if self.options.instances else None,
-            "candidates": candidate_indices(self.source, image, chosen),
+            "instances": instance_labels(annotations, place) if self.options.instances else None,
+            "candidates": candidate_indices(annotations, image, chosen),
             SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
         return sample | self._inputs(key, pixels, file, rng)
@@ -246,8 +239,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def collater(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Join samples: "image" is stacked, (B, 4, S, S); every other key becomes a list of length B.
 
-        "image", "region_map" and "frozen" are there only if every sample has them. "skipped" is there only if samples
-        were left out for being broken: one text each, so its length is not B.
+        "image", "region_map" and "frozen" are there only if every sample has them. "skipped" is there only if broken
+        samples were left out: one text each, so its length is not B.
         """
         keys = [
             key
@@ -267,16 +260,17 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         shown = image.expressions if self.train else [image.expressions[i] for i in chosen]
         return {"file": image.file_name, "expressions": [expression.text for expression in shown]}
 
-    def _list_items(self) -> list[tuple[int, list[int]]]:
-        """(index into ``annotation``, the expressions of the item); none listed where they are drawn later."""
-        if self.train:
-            return [(number, []) for number in range(len(self.annotation))]
-        items = []
+    def _list_items(self) -> None:
+        """List the items: (index into ``annotation``, indices of the expressions; none where they are drawn later)."""
+        self._by_id = {(image.image_id, image.split): image for image in self.annotation}
+        self._items: list[tuple[int, list[int]]] = []
         for number, image in enumerate(self.annotation):
+            if self.train:
+                self._items.append((number, []))
+                continue
             rng = np.random.default_rng([self.options.seed, image.image_id])
             chosen = choose_for_evaluation(len(image.expressions), self.options.protocol, rng)
-            items += [(number, chunk) for chunk in in_chunks(chosen, self.options.max_expressions)]
-        return items
+            self._items += [(number, chunk) for chunk in in_chunks(chosen, self.options.max_expressions)]
 
     def _clean(self, image: ReferredImage, text: str) -> str:
         if self.text_processor is None:
@@ -287,13 +281,13 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"An expression of {image.file_name}: {error}") from error
 
     def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
-        return target_masks(self.source, place, expressions)
+        return target_masks(self.source.annotations, place, expressions)
 
     def _draw_mirroring(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))
 
     def _inputs(self, key: str, pixels: np.ndarray, file: ImageFile, rng: np.random.Generator) -> dict[str, Any]:
-        """The optional keys: the image for the encoders, its superpixels, what is stored of it."""
+        """The optional keys: the image for the encoders, its superpixels, its stored features."""
         inputs: dict[str, Any] = {}
         if self.options.load_image:
             if self.vis_processor is None:

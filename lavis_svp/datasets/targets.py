@@ -1,4 +1,4 @@
-"""What a sample says of an image's objects: masks of its expressions, all instances, candidates."""
+"""From annotations to what a sample holds: masks in the frame of its image, the map of all objects, candidates."""
 
 from __future__ import annotations
 
@@ -7,19 +7,48 @@ from typing import Any
 
 import numpy as np
 
-from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import Expression, ReferredImage
-from lavis_svp.datasets.source import AnnotationSource
+from lavis_svp.common.images import ImageFile, LoadedImage, make_upright
+from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, Expression, ReferredImage
+
+
+class Placement:
+    """Brings masks from the annotated frame into that of the sample's image: upright, then perhaps mirrored.
+
+    RefCOCO's masks are in the frame in which the image is stored. An image with an EXIF orientation is turned upright
+    and its masks are turned with it; if instead the annotated size is that of the upright image, so are the masks.
+
+    Args:
+        image: its annotations.
+        loaded: its file, decoded.
+        mirrored: whether the sample is mirrored.
+        file: names the file in messages.
+
+    Raises:
+        ValueError: the image has the annotated size neither as stored nor upright.
+    """
+
+    def __init__(self, image: ReferredImage, loaded: LoadedImage, mirrored: bool, file: ImageFile) -> None:
+        self.size = loaded.pixels.shape[:2]
+        self.mirrored = mirrored
+        if image.size not in (loaded.stored_size, self.size, ANY_SIZE):
+            raise ValueError(
+                f"{file} is {self.size[0]}x{self.size[1]} (height x width), but its masks are "
+                f"{image.size[0]}x{image.size[1]}. Use the images that were annotated, in their original size."
+            )
+        self.orientation = loaded.orientation if image.size == loaded.stored_size else 1
+        self.annotated = image
+
+    def mirror(self, pixels: np.ndarray) -> np.ndarray:
+        """The upright array, mirrored if the sample is."""
+        return np.ascontiguousarray(pixels[:, ::-1]) if self.mirrored else pixels
+
+    def __call__(self, mask: np.ndarray) -> np.ndarray:
+        """An annotated (H, W) mask in the frame of the sample's image."""
+        return self.mirror(np.ascontiguousarray(make_upright(mask, self.orientation)))
 
 
 def target_masks(source: AnnotationSource, place: Placement, expressions: Sequence[Expression]) -> list[np.ndarray]:
-    """The target of each expression, (H, W) uint8 in {0, 1}; those with the same target share an array.
-
-    Args:
-        source: has the annotations.
-        place: the image's frame.
-        expressions: of that image.
-    """
+    """The target of each expression, (H, W) uint8 in {0, 1}; expressions with the same target share an array."""
     masks: dict[tuple[int, ...], np.ndarray] = {}
     for expression in expressions:
         if expression.targets not in masks:
@@ -30,37 +59,36 @@ def target_masks(source: AnnotationSource, place: Placement, expressions: Sequen
 def instance_labels(source: AnnotationSource, place: Placement) -> dict[str, Any]:
     """All objects of an image in one label map; where two overlap, the smaller one is on top.
 
-    Args:
-        source: has the annotations.
-        place: the image's frame.
-
     Returns:
         "labels": (H, W) int32, -1 = none; "words": a list of words for each object.
     """
-    objects = source.instances(place.annotated.image_id)
+    objects = source.instances(place.annotated)
     masks = [place(source.mask(place.annotated, instance)).astype(bool) for instance in objects]
-    labels = np.full(place.size, -1, np.int32)
+    labels = np.full(place.size, -1, np.int32)  # (H, W)
     for number in sorted(range(len(objects)), key=lambda number: -int(masks[number].sum())):
         labels[masks[number]] = number
     return {"labels": labels, "words": [instance.words for instance in objects]}
 
 
 def candidate_indices(source: AnnotationSource, image: ReferredImage, chosen: Sequence[int]) -> list[list[int]] | None:
-    """Candidates as places in the image's instances, for each chosen expression; None if the data name none.
+    """The candidates of some of an image's expressions, as indices into the image's instances.
 
     Args:
-        source: has the annotations.
-        image: whose.
-        chosen: places in its expressions.
+        source: holds the annotations.
+        image: the image.
+        chosen: indices of its expressions.
+
+    Returns:
+        a list for each chosen expression; None if the data list no candidates.
 
     Raises:
-        ValueError: a candidate that is no annotation of the image.
+        ValueError: a candidate is no annotation of the image.
     """
-    given = [image.expressions[i].candidates for i in chosen]
-    if all(candidates is None for candidates in given):
+    candidates = [image.expressions[i].candidates for i in chosen]
+    if all(one is None for one in candidates):
         return None
-    index = {one.annotation_id: number for number, one in enumerate(source.instances(image.image_id))}
-    unknown = {one for candidates in given for one in candidates or () if one not in index}
+    index = {one.annotation_id: number for number, one in enumerate(source.instances(image))}
+    unknown = {name for one in candidates for name in one or () if name not in index}
     if unknown:
         raise ValueError(f"{image.file_name} has no annotations {sorted(unknown)}, named as candidates.")
-    return [[index[one] for one in candidates or ()] for candidates in given]
+    return [[index[name] for name in one or ()] for one in candidates]

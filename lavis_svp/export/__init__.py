@@ -1,1 +1,1 @@
-"""Getting weights out of a training run: ``python -m lavis_svp.export <command>``."""
+"""Getting weights out of a training run; the command is ``lavis-svp export``."""

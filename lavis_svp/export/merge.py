@@ -1,31 +1,43 @@
-"""``merge``: LoRA into the language model, a Hugging Face folder, the rest of SVP beside it, and proof of equality.
+"""Export a trained SVP as a plain Hugging Face folder, with LoRA merged, and prove that it is the same model.
 
-The folder then holds ``config.json``, ``*.safetensors`` and the tokenizer of the language model; ``svp.safetensors``:
-projector, read-out, mask decoder and ``[SEG]`` rows; ``svp.yaml``: the model section that puts both together again.
+The folder holds the language model's ``config.json``, ``*.safetensors`` and tokenizer, with ``[SEG]`` as an ordinary
+token; ``svp.safetensors``: projector, prompt head, mask decoder and ``[SEG]`` rows; and ``svp.yaml``: the model section
+that joins both again.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from lavis_svp import launch
+import torch
+from omegaconf import OmegaConf
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lavis_svp.models.svp_ris import SvpRis
+import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
+from lavis_svp.common.checkpoints import read_checkpoint
+from lavis_svp.export.parity import compare, observe
+from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.models.checkpoint import find_weights
+from lavis_svp.models.config import parse_model_options
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.runners.project import build_config, dot_list, read_project, weights_from_checkpoint
 
 SVP_WEIGHTS = "svp.safetensors"
 SVP_YAML = "svp.yaml"
-SHARD_SIZE = "5GB"  # Hugging Face's usual one
-# Largest share of the largest value by which the merged model may differ, by the precision of the files.
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+SHARD_SIZE = "5GB"  # Hugging Face's default
+Precision = Literal["float32", "float16", "bfloat16"]
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Precision of the files -> largest difference of the merged model, as a share of the largest value."""
 SVP_MODULES = ("projector.", "readout.", "aids.", "mask_head.mask_decoder.", "language.added_")
 LANGUAGE_FILES = ("language.transformer.", "language.embed_tokens.", "language.output.")
 HEADER = """\
@@ -34,66 +46,38 @@ HEADER = """\
 """
 
 
-def add_command(commands: Any) -> None:
-    """Add ``merge`` to the sub-commands of ``python -m lavis_svp.export``."""
-    parser = commands.add_parser("merge", help="merge LoRA, write a Hugging Face folder and svp.safetensors")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint, or a folder: its newest")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write; must not exist")
-    parser.add_argument("--cfg-path", help="the project YAML; default: the configuration stored in the checkpoint")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the configuration")
-    parser.add_argument(
-        "--dtype", choices=sorted(TOLERANCES), default="float32", help="of the language model's files (default float32)"
-    )
-    parser.add_argument("--shard-size", default=SHARD_SIZE, help=f"largest file of its weights (default {SHARD_SIZE})")
-    parser.set_defaults(
-        run=lambda args: merge(
-            args.checkpoint, args.out, args.cfg_path, args.options, dtype=args.dtype, shard_size=args.shard_size
-        )
-    )
-
-
 def merge(
     checkpoint: Path,
     out: Path,
     cfg_path: str | None = None,
     options: Sequence[str] = (),
     *,
-    dtype: str = "float32",
+    dtype: Precision = "float32",
     shard_size: str = SHARD_SIZE,
 ) -> None:
     """Export a trained model.
 
-    The folder appears under its name only when the model read back from it has been compared with the trained one.
+    The folder appears under its name only after the model read back from it has been compared with the trained one.
 
     Args:
         checkpoint: a checkpoint of ``svp_ris``, or a folder of which the newest is taken.
         out: the folder to write.
         cfg_path: the project YAML; None = the checkpoint's own configuration.
-        options: overrides, as ``--options``.
+        options: values that replace those of the configuration, as ``--options``.
         dtype: precision of the language model's files; SVP's own parts are float32.
-        shard_size: the language model's weights go into files of at most this size.
+        shard_size: size limit of each file of the language model's weights.
 
     Raises:
-        FileNotFoundError: no checkpoint.
-        ValueError: ``out`` exists, the checkpoint is of another model, or the exported model is not equal to the
+        FileNotFoundError: there is no checkpoint.
+        ValueError: ``out`` exists, the checkpoint belongs to another model, or the exported model differs from the
             trained one.
     """
-    import torch
-    from safetensors.torch import load_file
-
-    import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
-    from lavis_svp.export.language_folder import merge_adapters, write_language_folder
-    from lavis_svp.export.parity import compare, observe
-    from lavis_svp.models.options import parse_model_options
-    from lavis_svp.models.pretrained import find_weights
-    from lavis_svp.models.svp_ris import SvpRis
-
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out, or delete it.")
     path = find_weights(checkpoint)
     section = model_section(path, cfg_path, options)
     model = SvpRis.from_config(section).eval()
-    scale = model.language.embedding_std  # of the weights that the configuration names, before the trained ones come
+    embedding_std = model.language.embedding_std  # of the named weights, before the trained ones are loaded
     model.load_checkpoint(str(path))
     print(f"Checkpoint: {path}", flush=True)
     before = observe(model)
@@ -103,24 +87,27 @@ def merge(
     try:
         merged = merge_adapters(model.language.transformer)
         write_language_folder(model.language, work, getattr(torch, dtype), shard_size)
-        _save_tensors(svp_state(model), work / SVP_WEIGHTS)
-        exported = exported_section(section, model, out.resolve(), scale)
-        (work / SVP_YAML).write_text(HEADER + _yaml({"model": exported}), encoding="utf-8")
-        parse_model_options(exported)  # what stands in the file can be read back
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in svp_state(model).items()}
+        save_file(state, work / SVP_WEIGHTS)
+        exported = exported_section(section, model, out.resolve(), embedding_std)
+        text = HEADER + OmegaConf.to_yaml(OmegaConf.create({"model": exported}))
+        (work / SVP_YAML).write_text(text, encoding="utf-8")
+        parse_model_options(exported)  # the file can be read back
         del model
-        again = SvpRis.from_config(_omegaconf({**_moved(exported, work), "load_finetuned": False})).eval()
-        rows = seg_row_difference(again, load_file(work / SVP_WEIGHTS))  # those of the folder, as others will read it
+        unmoved = {**exported, "language": {**exported["language"], "name": str(work)}, "load_finetuned": False}
+        again = SvpRis.from_config(OmegaConf.create(unmoved)).eval()
+        rows = seg_row_difference(again, load_file(work / SVP_WEIGHTS))  # the folder's own, as other programs read it
         again.load_checkpoint(str(work / SVP_WEIGHTS))
         difference = compare(before, observe(again))
         del again
         print(f"Merged {merged} adapters. Exported against trained: {difference}; [SEG] rows {rows:.2e}.", flush=True)
-        if not all(value <= TOLERANCES[dtype] for value in (difference.tokens, difference.masks, rows)):  # nor nan
+        if not all(value <= TOLERANCES[dtype] for value in (difference.tokens, difference.masks, rows)):  # also for nan
             raise ValueError(
                 f"The exported model is not the trained one: the difference is above {TOLERANCES[dtype]:g} "
                 f"({dtype}). Nothing was written to {out}."
             )
         for file in work.iterdir():
-            file.chmod(0o644)  # safetensors makes files that only their owner may read
+            file.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -128,31 +115,27 @@ def merge(
 
 
 def svp_state(model: SvpRis) -> dict[str, Tensor]:
-    """All of a model that neither the language model's folder nor the named weights hold.
-
-    Args:
-        model: with its checkpoint loaded.
-    """
+    """Collect all tensors of a model that neither the language model's folder nor the named weights hold."""
     state = dict(model.checkpoint_state())
     state.update((name, p.detach()) for name, p in model.named_parameters() if name.startswith(SVP_MODULES))
     return {name: tensor for name, tensor in state.items() if not name.startswith(LANGUAGE_FILES)}
 
 
 def seg_row_difference(model: SvpRis, state: Mapping[str, Tensor]) -> float:
-    """Largest difference of the ``[SEG]`` rows of a model from those of a state, as a share of the largest value."""
+    """Largest difference between the ``[SEG]`` rows of a model and of a state, as a share of the largest value."""
     names = [name for name in state if name.startswith("language.added_")]
     own = dict(model.named_parameters())
     return max(float((own[name].detach() - state[name]).abs().max() / state[name].abs().max()) for name in names)
 
 
 def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: float) -> dict[str, Any]:
-    """The model section that loads an export: the trained model's, with the language model of the folder.
+    """Make the model section that loads an export: the trained model's, with the language model of the folder.
 
     Args:
         section: the trained model's, for LAVIS's own keys.
-        model: gives all options with their defaults filled in.
-        folder: where the export will be.
-        embedding_std: scale of visual tokens that the model was built with; the folder's embeddings may have another.
+        model: the trained model, which knows all options with their defaults.
+        folder: final place of the export.
+        embedding_std: scale of the visual tokens of the trained model; the folder's embeddings may have another.
     """
     options = json.loads(json.dumps(dataclasses.asdict(model.options)))  # tuples become lists
     options["language"] |= {
@@ -174,51 +157,93 @@ def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: f
 
 
 def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> Any:
-    """The model section that a checkpoint belongs to, set to load no weights but the named ones.
+    """Find the model section that a checkpoint belongs to, set to load no other trained weights.
 
     Args:
         path: the checkpoint.
         cfg_path: the project YAML; None = the configuration stored in the checkpoint.
-        options: overrides, as ``--options``.
+        options: values that replace those of the configuration, as ``--options``.
 
     Raises:
-        ValueError: no project YAML, and the checkpoint stores none.
+        ValueError: there is no project YAML, and the checkpoint stores no configuration.
     """
-    from omegaconf import OmegaConf
-
-    from lavis_svp.common.checkpoints import read_checkpoint
-
     if cfg_path:
-        project = launch.read_project(cfg_path, options)
-        launch.weights_from_checkpoint(project)
-        return launch.build_config(project).model_cfg
+        project = read_project(cfg_path, options)
+        weights_from_checkpoint(project)
+        return build_config(project).model_cfg
     stored = read_checkpoint(path).get("config")
     if stored is None:
-        raise ValueError(f"{path} holds no configuration; name the project YAML with --cfg-path.")
-    project = OmegaConf.merge(stored, OmegaConf.from_dotlist(launch.dot_list(options)))
-    launch.weights_from_checkpoint(project)
+        raise ValueError(f"{path} holds no configuration; set --cfg-path to the project YAML.")
+    project = OmegaConf.merge(stored, OmegaConf.from_dotlist(dot_list(options)))
+    weights_from_checkpoint(project)
     return project.model
 
 
-def _moved(section: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The section for a folder that is not at its final place yet."""
-    language = {**section["language"], "name": str(folder)}
-    return {**section, "language": language, "finetuned": str(folder / SVP_WEIGHTS)}
+def merge_adapters(transformer: nn.Module) -> int:
+    """Merge every LoRA adapter into its layer, by peft's own function, and put the plain layers back.
+
+    Args:
+        transformer: changed in place.
+
+    Returns:
+        the number of adapters.
+
+    Raises:
+        ValueError: an adapter holds numbers that are not finite (peft's check).
+    """
+    adapted = [(name, module) for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in adapted:
+        module.merge(safe_merge=True)
+        transformer.set_submodule(name, module.get_base_layer())
+    return len(adapted)
 
 
-def _save_tensors(state: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
+def with_row(table: Tensor, index: int, row: Tensor) -> Tensor:
+    """Copy a table with one row set, or appended if the table ends just before it.
 
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
+    Args:
+        table: (V, D).
+        index: of the row; below V if the table is padded beyond the tokenizer, or V.
+        row: (1, D).
+
+    Raises:
+        ValueError: there would be a gap between the table and the row.
+    """
+    if index > len(table):
+        raise ValueError(f"[SEG] has id {index}, but the embedding table has only {len(table)} rows.")
+    if index == len(table):
+        return torch.cat([table, row])  # (V + 1, D)
+    table = table.clone()
+    table[index] = row[0]
+    return table
 
 
-def _omegaconf(values: dict[str, Any]) -> Any:
-    from omegaconf import OmegaConf
+@torch.no_grad()
+def write_language_folder(language: LanguageModel, folder: Path, dtype: torch.dtype, shard_size: str) -> None:
+    """Write configuration, weights (safetensors, in shards) and tokenizer.
 
-    return OmegaConf.create(values)
+    ``AutoModelForCausalLM.from_pretrained(folder)`` gives a model that reads and writes ``[SEG]`` as an ordinary token.
 
-
-def _yaml(values: dict[str, Any]) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(values))
+    Args:
+        language: without adapters (:func:`merge_adapters`).
+        folder: an existing folder.
+        dtype: of the weights in the files.
+        shard_size: size limit of a file, in Hugging Face's form ("5GB").
+    """
+    config = copy.deepcopy(language.config)
+    table = with_row(language.embed_tokens.weight, language.seg_id, language.added_embedding)
+    config.vocab_size = len(table)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    inner = {**language.transformer.state_dict(), "embed_tokens.weight": table}
+    model.model.load_state_dict({name: tensor.to(dtype) for name, tensor in inner.items()}, assign=True)
+    head = model.get_output_embeddings()
+    if language.output is None or language.added_output is None:
+        head.weight = model.get_input_embeddings().weight
+    else:
+        rows = with_row(language.output.weight, language.seg_id, language.added_output)
+        head.weight = nn.Parameter(rows.to(dtype), requires_grad=False)
+        if language.output.bias is not None:
+            raise ValueError("The output layer has a bias without an entry for [SEG], which this export cannot handle.")
+    model.save_pretrained(folder, max_shard_size=shard_size, safe_serialization=True)
+    language.tokenizer.save_pretrained(folder)

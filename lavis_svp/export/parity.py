@@ -1,4 +1,4 @@
-"""Proof that two models are the same: what both say about the same images, and how far it is apart."""
+"""Proof that two models are the same: run both on the same images, and measure how far their outputs differ."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lavis_svp.language.splice import splice
 from lavis_svp.models.svp_ris import SvpRis
 
 EXPRESSIONS = [["the bright region on the left", "the smallest one"], ["whatever is in the middle"]]
-BLOBS = 6  # cells a side of the noise that the images are smooth images of
+BLOBS = 6  # cells per side of the noise that is enlarged to smooth images
 IMAGE_SEED = 0
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model says.
+    """Outputs of a model.
 
     Args:
         tokens: (P, V) scores of the next token at all P positions of the teacher-forced text.
@@ -35,13 +35,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two observations are apart.
+    """How far two observations differ.
 
     Args:
         tokens: largest difference of a token score, as a share of the largest score.
         masks: largest difference of a mask logit, as a share of the largest logit.
         pixels: share of mask pixels that changed sides.
-        texts: answers that differ.
+        texts: number of answers that differ.
     """
 
     tokens: float
@@ -58,23 +58,24 @@ class Difference:
 
 @torch.no_grad()
 def observe(model: SvpRis) -> Observation:
-    """Run a model in evaluation mode on two drawn images, one of them not square, with three expressions."""
+    """Run a model in evaluation mode on two random images, one of them not square, with three expressions."""
     samples = probe_samples(model.options.sam.side)
     encoded = model.encode(samples)
     answer = model.options.prompt.answers[0]
-    turns = [[model.prompts.turn(text, answer, index=i) for i, text in enumerate(row)] for row in EXPRESSIONS]
+    turns = [
+        [model.prompts.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
+        for row in EXPRESSIONS
+    ]
     language = model.language
-    prefix, positions = model.prompts.prefix_ids(), encoded.positions
-    plan = splice(prefix, encoded.counts, turns, "packed", language.max_length, model.device, positions)
-    embeddings = plan.embeddings(language.embed(plan.ids), encoded.visual.tokens)
-    states = language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
+    batch = splice(model.prompts.prefix_ids(), encoded.counts, turns, "packed", language.max_length, model.device)
+    states = language.read(batch, encoded.visual.tokens)  # (B, L, D)
     masks = [p.logits for row in model.predict_masks(samples, "teacher_forced") for p in row]
     texts = [text for row in model.generate(samples) for text in row]
-    return Observation(language.logits(states[plan.valid]).cpu(), masks, texts)
+    return Observation(language.logits(states[batch.valid]).cpu(), masks, texts)
 
 
 def probe_samples(side: int) -> dict[str, Any]:
-    """Two smooth random images in SAM's frame; the second covers its upper three quarters.
+    """Make two smooth random images in SAM's input; the second covers its upper three quarters.
 
     Args:
         side: S, SAM's input side in pixels.
@@ -88,10 +89,10 @@ def probe_samples(side: int) -> dict[str, Any]:
 
 
 def compare(before: Observation, after: Observation) -> Difference:
-    """Measure how far two observations are apart; infinitely where their shapes differ.
+    """Measure how far two observations differ; infinitely if their shapes do.
 
     Args:
-        before: gives the scale.
+        before: of the reference model; it gives the scale.
         after: of the other model.
     """
     shapes = [[o.tokens.shape, *(m.shape for m in o.masks)] for o in (before, after)]

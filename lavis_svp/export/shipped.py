@@ -1,9 +1,10 @@
-"""``shipped``: a training checkpoint as the small file that comes with the package.
+"""Make the small weights file that comes with the package from a training checkpoint.
 
-One ``.safetensors`` file with what the zoo's weights do not hold: no frozen weights, no optimizer. Matrices are bf16.
-Vectors, scalars and running statistics stay as they are: they are under a hundredth of the bytes, a bf16 running
-variance would shift every state that it normalises, and a counter is no measurement to round. Beside it stands a record
-with its sha256. Its metadata says what it was trained from, and as which model: ``models/trained_as.py`` compares that.
+It is one ``.safetensors`` file with the tensors that the zoo's weights do not hold: no frozen weights, no optimizer.
+Matrices are bf16. Vectors, scalars and running statistics keep their precision: they are under a hundredth of the
+bytes, a bf16 running variance would shift every state that it normalises, and counters must not be rounded. A ``.json``
+record next to the file has its sha256. The metadata records origin, training and model section;
+``models/checkpoint.py: check_config_compatible`` compares the last with the configured model.
 """
 
 from __future__ import annotations
@@ -14,59 +15,49 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
 
-    from lavis_svp.models.options import ModelOptions
+import lavis_svp.zoo
+from lavis_svp.common.checkpoints import read_checkpoint
+from lavis_svp.export.merge import model_section
+from lavis_svp.export.parity import compare, observe
+from lavis_svp.metrics.records import write_json
+from lavis_svp.models.checkpoint import MODEL_KEY, find_weights, model_json
+from lavis_svp.models.config import ModelOptions
+from lavis_svp.models.param_groups import part_of
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.segmentation.no_target import CALIBRATION_KEY, read_fit
+from lavis_svp.zoo.shipped import get_shipped
+from lavis_svp.zoo.store import sha256_of
 
 NAME = "svp_ris_tiny"
-LIMIT = 60_000_000  # bytes: more does not belong into a repository
-STRUCTURED = ("origin", "model", "presence")  # entries of the metadata that are JSON
-SUMMARY = "result/*.summary.json"  # what a run writes at its end, with its command
+MAX_BYTES = 60_000_000  # larger files do not belong in a repository
+JSON_ENTRIES = ("origin", MODEL_KEY, CALIBRATION_KEY)  # entries of the metadata that are JSON
+SUMMARY = "result/*.summary.json"  # a run's own record of its command
 
 
-def add_command(commands: Any) -> None:
-    """Add ``shipped`` to the sub-commands of ``python -m lavis_svp.export``."""
-    parser = commands.add_parser("shipped", help="a checkpoint of svp_ris/tiny as the file that comes with the package")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder: its newest")
-    parser.add_argument("out", type=Path, nargs="?", help=f"default: the package's own weights/{NAME}.safetensors")
-    parser.add_argument("--command", help="what trained it; default: the command in the run's own summary")
-    parser.add_argument("--presence", type=Path, help="calibration: the JSON that `probe absence` wrote")
-    parser.set_defaults(run=lambda args: ship(args.checkpoint, args.out, args.command, args.presence))
-
-
-def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, presence: Path | None = None) -> Path:
-    """Write the file and its record, once a model that loads the file has been compared with the trained one.
+def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, no_target: Path | None = None) -> Path:
+    """Write the file and its record, after a model that loads the file has been compared with the trained one.
 
     Args:
         checkpoint: a checkpoint of ``svp_ris`` with its configuration, or a folder of which the newest is taken.
         out: the ``.safetensors`` file; an older one is replaced. None = ``lavis_svp/weights/svp_ris_tiny.safetensors``.
-        command: what trained it; None = as the summary beside the checkpoint says.
-        presence: what ``python -m lavis_svp.probe absence`` wrote about these weights; None = not calibrated.
+        command: the command of the training; None = the one in the summary next to the checkpoint.
+        no_target: result of ``lavis-svp probe no-target`` for these weights; None = not calibrated.
 
     Returns:
         the file.
 
     Raises:
-        FileNotFoundError: no checkpoint.
-        ValueError: above ``LIMIT``, of parts that are not the zoo's, without a known command, or not read back as
-            written.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the weights take more than ``MAX_BYTES``, use parts that are not the zoo's, lack a known command, or
+            are not read back as they were written.
     """
-    import torch
-    from omegaconf import OmegaConf
-    from safetensors.torch import save_file
-
-    import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
-    from lavis_svp.common.checkpoints import read_checkpoint
-    from lavis_svp.export.merge import model_section
-    from lavis_svp.export.parity import compare, observe
-    from lavis_svp.models.presence import PRESENCE, read_fit
-    from lavis_svp.models.pretrained import find_weights
-    from lavis_svp.models.svp_ris import SvpRis
-    from lavis_svp.zoo.shipped import get_shipped
-
     target = out or get_shipped(NAME).file
     if target.suffix != ".safetensors":
         raise ValueError(f"The file to write is a .safetensors, got {target}.")
@@ -76,8 +67,8 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
     model = SvpRis.from_config(section).eval()
     model.load_checkpoint(str(path))
     metadata = describe(model.options, contents, command or _command_of(path.parent))
-    if presence is not None:
-        metadata[PRESENCE] = read_fit(presence)
+    if no_target is not None:
+        metadata[CALIBRATION_KEY] = read_fit(no_target)
     state = compact(model.checkpoint_state())
     check_size(state)
     before = observe(model)
@@ -86,15 +77,14 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
     unfinished = target.with_name(f".{target.stem}.{os.getpid()}.tmp.safetensors")
     try:
         save_file(state, unfinished, metadata)
-        again = SvpRis.from_config(
-            OmegaConf.merge(section, {"load_finetuned": True, "finetuned": str(unfinished)})
-        ).eval()
+        weights = {"load_finetuned": True, "finetuned": str(unfinished)}
+        again = SvpRis.from_config(OmegaConf.merge(section, weights)).eval()
         loaded = again.checkpoint_state()
         wrong = [name for name in state if not torch.equal(loaded[name].to(state[name].dtype), state[name])]
         if wrong or loaded.keys() != state.keys():
             raise ValueError(f"The file is not read back as it was written: {', '.join(wrong) or 'names differ'}.")
         difference = compare(before, observe(again))
-        unfinished.chmod(0o644)  # safetensors makes files that only their owner may read
+        unfinished.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -106,18 +96,14 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices in bf16, all else as it is; on the CPU, contiguous and sharing no memory.
+    """Convert matrices to bf16, and put all tensors on the CPU, contiguous and without shared memory.
 
     Args:
         state: a model's ``checkpoint_state()``.
 
     Raises:
-        ValueError: a tensor of the frozen half, which the named weights hold.
+        ValueError: it holds a tensor of the frozen half, which the named weights hold.
     """
-    import torch
-
-    from lavis_svp.models.parameters import part_of
-
     frozen = [name for name in state if part_of(name) == "frozen"]
     if frozen:
         raise ValueError(f"Frozen weights are not shipped, but the checkpoint changes {', '.join(frozen[:3])}.")
@@ -129,34 +115,31 @@ def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_size(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights above ``LIMIT``.
+    """Check that weights take at most ``MAX_BYTES``.
 
     Raises:
-        ValueError: with the size of each part.
+        ValueError: they take more; the message has the size of each part.
     """
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    if total > LIMIT:
+    if total > MAX_BYTES:
         raise ValueError(
-            f"The weights take {total / 1e6:.1f} MB, the limit is {LIMIT / 1e6:.0f} MB: {_by_part(state)}. Train less "
-            "of the language model (model.language.num_layers, or tuning: lora)."
+            f"The weights take {total / 1e6:.1f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: {_by_part(state)}. Train "
+            "less of the language model (model.language.num_layers, or tuning: lora)."
         )
 
 
 def describe(options: ModelOptions, contents: Mapping[str, Any], command: str) -> dict[str, str]:
-    """The metadata: origin with licences, the model section, steps, seed, command and date.
+    """Make the metadata: origin with licences, the model section, steps, seed, command and date.
 
     Args:
         options: of the trained model.
         contents: of its checkpoint.
-        command: what trained it.
+        command: of the training.
 
     Raises:
-        ValueError: the model is made of weights that are not the zoo's: the file would be of no use elsewhere.
+        ValueError: the model is made of weights that are not the zoo's, so the file would be useless elsewhere.
     """
-    from lavis_svp.models.trained_as import MODEL, model_json
-    from lavis_svp.zoo import list_weights
-
-    known = {entry.name: entry for entry in list_weights()}
+    known = {entry.name: entry for entry in lavis_svp.zoo.list_weights()}
     roles = {
         options.language.name: "language model, trained further",
         options.sam.name: "mask decoder, trained further; its encoder, needed beside this file, is not in it",
@@ -179,7 +162,7 @@ def describe(options: ModelOptions, contents: Mapping[str, Any], command: str) -
     return {
         "format": "pt",  # what transformers expects of a safetensors file
         "origin": json.dumps(origin),
-        MODEL: model_json(options),
+        MODEL_KEY: model_json(options),
         "steps": str(contents.get("iters", "unknown")),
         "seed": str(run.get("seed", "unknown")),
         "command": command,
@@ -188,26 +171,22 @@ def describe(options: ModelOptions, contents: Mapping[str, Any], command: str) -
 
 
 def write_record(file: Path, metadata: Mapping[str, str]) -> None:
-    """Write ``<name>.json`` beside a file: its size, sha256 and metadata."""
-    from lavis_svp.metrics.files import write_json
-    from lavis_svp.zoo.download import sha256_of
-
-    readable = {key: json.loads(value) if key in STRUCTURED else value for key, value in metadata.items()}
+    """Write ``<name>.json`` next to a file: its size, sha256 and metadata."""
+    readable = {key: json.loads(value) if key in JSON_ENTRIES else value for key, value in metadata.items()}
     record = {"file": file.name, "size": file.stat().st_size, "sha256": sha256_of(file), **readable}
     write_json(file.with_suffix(".json"), record)
 
 
 def _command_of(folder: Path) -> str:
-    """The command in the newest summary that the run wrote."""
+    """The command in the newest summary of a run."""
     summaries = sorted(folder.glob(SUMMARY), key=lambda path: path.stat().st_mtime)
     if not summaries:
-        raise ValueError(f"No summary in {folder / 'result'} tells the command of the training; give --command.")
+        raise ValueError(f"No summary in {folder / 'result'} holds the command of the training; set --command.")
     command: str = json.loads(summaries[-1].read_text(encoding="utf-8"))["run"]["command"]
     return command
 
 
 def _by_part(state: Mapping[str, Tensor]) -> str:
-    from lavis_svp.models.parameters import part_of
 
     sizes: Counter[str] = Counter()
     for name, tensor in state.items():

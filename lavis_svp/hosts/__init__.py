@@ -1,4 +1,4 @@
-"""Hosts: multimodal language models that people already use, with another projector inside.
+"""Hosts: swap a projector into a multimodal language model that already exists.
 
 ::
 
@@ -6,14 +6,15 @@
 
     model, processor = swap_projector(model, processor, "svp")
 
-Importing this package also tells transformers' ``Auto…`` classes how to load what a swapped model saved.
+Importing this package registers the swapped classes with transformers' ``Auto…`` classes, so that they load what a
+swapped model saved. To add a host, write a function like :func:`lavis_svp.hosts.llava.swap_llava` and register it.
 """
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lavis_svp.hosts import llava, llava_next, llava_onevision, qwen2_5_vl, qwen2_vl
-from lavis_svp.hosts.recipe import SwapConfig
-from lavis_svp.hosts.registry import list_hosts, swap_projector
+from lavis_svp.hosts import llava, llava_next, llava_onevision, qwen_vl
+from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import list_hosts, swap_projector
 
 for _config, _model, _processor in (
     (llava.SvpLlavaConfig, llava.SvpLlavaForConditionalGeneration, llava.SvpLlavaProcessor),
@@ -27,12 +28,8 @@ for _config, _model, _processor in (
         llava_onevision.SvpLlavaOnevisionForConditionalGeneration,
         llava_onevision.SvpLlavaOnevisionProcessor,
     ),
-    (
-        qwen2_5_vl.SvpQwen2_5_VLConfig,
-        qwen2_5_vl.SvpQwen2_5_VLForConditionalGeneration,
-        qwen2_5_vl.SvpQwen2_5_VLProcessor,
-    ),
-    (qwen2_vl.SvpQwen2VLConfig, qwen2_vl.SvpQwen2VLForConditionalGeneration, qwen2_vl.SvpQwen2VLProcessor),
+    (qwen_vl.SvpQwen2_5_VLConfig, qwen_vl.SvpQwen2_5_VLForConditionalGeneration, qwen_vl.SvpQwen2_5_VLProcessor),
+    (qwen_vl.SvpQwen2VLConfig, qwen_vl.SvpQwen2VLForConditionalGeneration, qwen_vl.SvpQwen2VLProcessor),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageTextToText.register(_config, _model)

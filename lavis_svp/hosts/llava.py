@@ -1,34 +1,36 @@
-"""Host: Hugging Face's ``LlavaForConditionalGeneration`` (LLaVA-1.5 and what follows its form)."""
+"""Host: Hugging Face's ``LlavaForConditionalGeneration`` (LLaVA-1.5 and models of the same form)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 from transformers.models.llava.processing_llava import LlavaProcessorKwargs
 
-from lavis_svp.hosts.features import tower_features, tower_grid
-from lavis_svp.hosts.generation import RaggedGeneration, keep_own_start
-from lavis_svp.hosts.images import cropped, field_of_view, received_superpixels, token_counts
-from lavis_svp.hosts.llava_parts import SwappedClasses, swap_llava_projector
-from lavis_svp.hosts.placeholders import place
+from lavis_svp.hosts.config import SwapConfig, SwappedConfig, swapped_config
+from lavis_svp.hosts.images import (
+    crop_to_box,
+    field_of_view,
+    pop_superpixels,
+    superpixels_from_inputs,
+    token_counts,
+    tower_features,
+    tower_grid,
+)
+from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
-from lavis_svp.hosts.recipe import SwapConfig
-from lavis_svp.hosts.registry import HOSTS, SwapChoices
+from lavis_svp.hosts.swap import HOSTS, SwapOptions, copy_head, log_untrained
 from lavis_svp.projectors import VisualTokens
+from lavis_svp.vision.types import Grid
 
 
-class SvpLlavaConfig(LlavaConfig):
-    """LLaVA's configuration with the recipe of the swapped projector under ``svp``."""
+class SvpLlavaConfig(SwappedConfig, LlavaConfig):
+    """LLaVA's configuration with an ``svp`` entry."""
 
     model_type = "svp_llava"
-
-    def __init__(self, svp: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.svp = svp
 
 
 class SvpLlavaModel(LlavaModel):
@@ -38,93 +40,57 @@ class SvpLlavaModel(LlavaModel):
 
     def __init__(self, config: SvpLlavaConfig) -> None:
         super().__init__(config)
-        self.recipe = SwapConfig.of(config)
-        self.multi_modal_projector = keep_own_start(self.recipe.build())
+        self.swap = SwapConfig.of(config)
+        self.multi_modal_projector = keep_initialisation(self.swap.build())
 
     def image_counts(self, pixel_values: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor) -> list[int]:
-        """Visual tokens of each image, from its size and its superpixels."""
+        """Count the visual tokens of each image from its size and its superpixels."""
         patch = self.config.vision_config.patch_size
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-        known = {} if superpixel_valid is None else {"superpixel_valid": superpixel_valid}
-        return token_counts(self.recipe, [grid] * len(pixel_values), known)
+        return token_counts(self.swap, [grid] * len(pixel_values), superpixel_valid)
 
-    def visual_tokens(
-        self,
-        pixel_values: Tensor,
-        superpixel_weights: Tensor | None = None,
-        superpixel_masks: Tensor | None = None,
-        superpixel_valid: Tensor | None = None,
-    ) -> VisualTokens:
-        """Encode P images (P, 3, H, W) and project them; the superpixels are what the processor gave."""
-        features = tower_features(self.vision_tower, pixel_values, self.config.vision_feature_layer, self.recipe)
-        superpixels = received_superpixels(superpixel_weights, superpixel_masks, superpixel_valid, pixel_values.device)
-        return self.multi_modal_projector(features, superpixels)
+    def visual_tokens(self, pixel_values: Tensor, **superpixels: Tensor) -> VisualTokens:
+        """Encode P images (P, 3, H, W) and project them; the superpixels are SUPERPIXEL_KEYS of the processor."""
+        features = tower_features(self.vision_tower, pixel_values, self.config.vision_feature_layer, self.swap)
+        return self.multi_modal_projector(features, superpixels_from_inputs(superpixels, pixel_values.device))
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        superpixel_weights: Tensor | None = None,
-        superpixel_masks: Tensor | None = None,
-        superpixel_valid: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As LLaVA's, with ragged visual tokens at the placeholders.
-
-        Args:
-            input_ids: (B, L), one placeholder a visual token.
-            pixel_values: (P, 3, H, W) of all images of the batch, in order.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
-            superpixel_weights: (P, S, N).
-            superpixel_masks: (P, S, Hm, Wm).
-            superpixel_valid: (P, S).
-            kwargs: as LLaVA's.
+        """Run LLaVA with ragged visual tokens at the placeholders; see :meth:`RaggedGeneration.forward`.
 
         Raises:
             ValueError: images without ``input_ids``, or counts that do not match the placeholders.
         """
+        superpixels = pop_superpixels(kwargs)
         if pixel_values is not None:
             if input_ids is None:
-                raise ValueError("Images need input_ids, whose placeholders say where their tokens stand.")
-            visual = self.visual_tokens(pixel_values, superpixel_weights, superpixel_masks, superpixel_valid)
-            text = self.get_input_embeddings()(input_ids)
-            inputs_embeds = place(text, input_ids == self.config.image_token_id, *visual.packed())
+                raise ValueError("Images need input_ids, whose placeholders mark the positions of their tokens.")
+            visual = self.visual_tokens(pixel_values, **superpixels)
+            is_visual = input_ids == self.config.image_token_id
+            inputs_embeds = replace_placeholders(self.get_input_embeddings()(input_ids), is_visual, *visual.packed())
             input_ids = None
         return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
 
 class SvpLlavaForConditionalGeneration(RaggedGeneration, LlavaForConditionalGeneration):
-    """LLaVA with any registered projector; loads with ``from_pretrained`` what ``save_pretrained`` wrote.
+    """LLaVA with any registered projector; ``from_pretrained`` loads what ``save_pretrained`` wrote.
 
     The projector's parameters keep LLaVA's prefix, ``model.multi_modal_projector.``.
     """
 
     config_class = SvpLlavaConfig
-
-    def __init__(self, config: SvpLlavaConfig) -> None:
-        super(LlavaForConditionalGeneration, self).__init__(config)
-        self.model = SvpLlavaModel(config)
-        text = config.text_config
-        self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.post_init()
+    model_class = SvpLlavaModel
 
 
-class SvpLlavaProcessor(SwappedProcessor, LlavaProcessor):
-    """LLaVA's processor, which also makes the superpixels and writes as many placeholders as there will be tokens.
+class LlavaSettings(SwappedProcessor):
+    """The settings that the processors of LLaVA and LLaVA-NeXT save: the host's, and ``svp``."""
 
-    Args:
-        image_processor: LLaVA's.
-        tokenizer: LLaVA's.
-        patch_size: of the vision tower, in pixels.
-        vision_feature_select_strategy: LLaVA's.
-        chat_template: LLaVA's.
-        image_token: the placeholder.
-        num_additional_image_tokens: LLaVA's; unread, the recipe tells the counts.
-        svp: the recipe of the swap.
-    """
-
-    kwargs_class = LlavaProcessorKwargs
+    patch_size: Any
 
     def __init__(
         self,
@@ -138,7 +104,7 @@ class SvpLlavaProcessor(SwappedProcessor, LlavaProcessor):
         svp: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # the host's
             image_processor,
             tokenizer,
             patch_size,
@@ -150,24 +116,82 @@ class SvpLlavaProcessor(SwappedProcessor, LlavaProcessor):
         )
         self.svp = svp
 
+
+class SvpLlavaProcessor(LlavaSettings, LlavaProcessor):
+    """LLaVA's processor, which also computes superpixels and writes one placeholder per visual token."""
+
+    kwargs_class = LlavaProcessorKwargs
+
     def layout(self, images: list[Any], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :meth:`SwappedProcessor.layout`: the grid of the pixels, the part of the image that the crop shows."""
+        """See :meth:`SwappedProcessor.layout`: the patches cover the part of the image that the crop keeps."""
         grids, shown = [], []
         for image, pixels in zip(images, image_inputs["pixel_values"], strict=True):
             height, width = pixels.shape[-2:]
             grid = (height // self.patch_size, width // self.patch_size)
             top, left, bottom, right = field_of_view(self.image_processor, image.shape[0], image.shape[1])
-            bottom = top + (bottom - top) * grid[0] * self.patch_size / height  # SigLIP's 384 pixels end in no patch
+            # The last of SigLIP's 384 pixels belong to no patch of 14.
+            bottom = top + (bottom - top) * grid[0] * self.patch_size / height
             right = left + (right - left) * grid[1] * self.patch_size / width
             grids.append(grid)
-            shown.append(cropped(image, (top, left, bottom, right)))
+            shown.append(crop_to_box(image, (top, left, bottom, right)))
         return ImageLayout(shown, grids)
+
+
+class SwappedClasses(NamedTuple):
+    """Our classes for a host: configuration, ``…ForConditionalGeneration`` and processor."""
+
+    config: type[Any]
+    model: type[Any]
+    processor: type[Any]
+
+
+def swap_llava_projector(
+    model: Any,
+    processor: Any,
+    options: SwapOptions,
+    grid: Grid,
+    classes: SwappedClasses,
+    shared: Sequence[str] = ("vision_tower", "language_model"),
+) -> tuple[Any, Any]:
+    """Swap a host's ``multi_modal_projector`` of two linear layers.
+
+    Args:
+        model: the host's ``…ForConditionalGeneration``.
+        processor: the host's processor.
+        options: the user's options.
+        grid: the usual (h, w) patch grid.
+        classes: our classes for the host.
+        shared: the parts of ``model.model`` that both models share.
+    """
+    original = model.model.multi_modal_projector
+    swap = SwapConfig(
+        name=options.projector,
+        vision_dim=original.linear_1.in_features,
+        llm_dim=model.config.text_config.hidden_size,
+        grid=grid,
+        options=options.projector_options,
+        superpixels=options.superpixels,
+        levels=options.levels,
+    )
+    projector = swap.build()
+    same_activation = model.config.projector_hidden_act == "gelu"
+    untrained = copy_head(projector, [original.linear_1, original.linear_2] if same_activation else [])
+    with torch.device("meta"):
+        swapped = classes.model(swapped_config(classes.config, model.config, swap))
+    for part in shared:
+        setattr(swapped.model, part, getattr(model.model, part))
+    swapped.model.multi_modal_projector = projector.to(original.linear_1.weight)
+    swapped.lm_head = model.lm_head
+    swapped.generation_config = model.generation_config
+    swapped.train(model.training)
+    log_untrained(model.config.model_type, projector, untrained)
+    return swapped, classes.processor.from_processor(processor, swap)
 
 
 @HOSTS.register("llava")
 def swap_llava(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, choices: SwapChoices
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, options: SwapOptions
 ) -> tuple[SvpLlavaForConditionalGeneration, SvpLlavaProcessor]:
     """Swap the projector of a LLaVA; see :func:`lavis_svp.hosts.swap_projector`."""
     classes = SwappedClasses(SvpLlavaConfig, SvpLlavaForConditionalGeneration, SvpLlavaProcessor)
-    return swap_llava_projector(model, processor, choices, tower_grid(model.config.vision_config), classes)
+    return swap_llava_projector(model, processor, options, tower_grid(model.config.vision_config), classes)

@@ -1,11 +1,10 @@
-"""Host: Hugging Face's ``LlavaOnevisionForConditionalGeneration`` (LLaVA-OneVision), on images."""
+"""Host: Hugging Face's ``LlavaOnevisionForConditionalGeneration`` (LLaVA-OneVision), images only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
@@ -15,29 +14,29 @@ from transformers import (
 )
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessorKwargs
 
-from lavis_svp.hosts.anyres import Canvas, squared_canvas, tiled_canvas
-from lavis_svp.hosts.anyres_model import (
+from lavis_svp.hosts.anyres import (
     AnyresGeneration,
     AnyresModel,
     AnyresProcessor,
+    Canvas,
     Size,
-    as_sizes,
-    grid_multiple,
+    image_sizes_of,
+    squared_canvas,
     swap_anyres,
+    tiled_canvas,
 )
-from lavis_svp.hosts.generation import keep_own_start
-from lavis_svp.hosts.llava_parts import SwappedClasses
-from lavis_svp.hosts.recipe import SwapConfig
-from lavis_svp.hosts.registry import HOSTS, SwapChoices
+from lavis_svp.hosts.config import SwappedConfig
+from lavis_svp.hosts.llava import SwappedClasses
+from lavis_svp.hosts.swap import HOSTS, SwapOptions
 
 ASPECT_PREFIX = "anyres_max_"
 
 
-def most_views(vision_aspect_ratio: str) -> int:
-    """How many views' worth of patches ``"anyres_max_9"`` and the like allow before pooling.
+def max_views(vision_aspect_ratio: str) -> int:
+    """Read the number of views that ``"anyres_max_9"`` and the like allow before patches are pooled.
 
     Raises:
-        ValueError: another kind of setting.
+        ValueError: the setting has another form.
     """
     number = vision_aspect_ratio.removeprefix(ASPECT_PREFIX)
     if number == vision_aspect_ratio or not number.isdigit():
@@ -53,37 +52,33 @@ def onevision_canvases(
     patch: int,
     multiple: int = 1,
 ) -> list[Canvas]:
-    """Tiles for an image that is its prompt's only one; one square view for each of several.
+    """Lay out tiles for the only image of a prompt, and one square view for each of several images.
 
     Args:
         sizes: (H, W) of each image, in pixels.
-        batch_num_images: images of each prompt that has any; None: each image is alone.
+        batch_num_images: number of images of each prompt that has any; None: each image is the only one of its prompt.
         pinpoints: the host's canvas sizes (H, W), in pixels.
-        side: of a view, in pixels.
-        patch: of the vision tower, in pixels.
-        multiple: what the projector wants the sides of its grid to be multiples of.
+        side: side of a view, in pixels.
+        patch: side of a patch, in pixels.
+        multiple: the sides of the projector's grid must be multiples of this number.
 
     Raises:
-        ValueError: another number of images.
+        ValueError: ``batch_num_images`` does not add up to the number of images.
     """
     numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in batch_num_images]
-    alone = [number == 1 for number in numbers for _ in range(number)]
-    if len(alone) != len(sizes):
-        raise ValueError(f"batch_num_images tells of {numbers} = {len(alone)} images, there are {len(sizes)}.")
+    is_single = [number == 1 for number in numbers for _ in range(number)]
+    if len(is_single) != len(sizes):
+        raise ValueError(f"batch_num_images {numbers} means {len(is_single)} images, but there are {len(sizes)}.")
     return [
         tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
-        for size, single in zip(sizes, alone, strict=True)
+        for size, single in zip(sizes, is_single, strict=True)
     ]
 
 
-class SvpLlavaOnevisionConfig(LlavaOnevisionConfig):
-    """LLaVA-OneVision's configuration with the recipe of the swapped projector under ``svp``."""
+class SvpLlavaOnevisionConfig(SwappedConfig, LlavaOnevisionConfig):
+    """LLaVA-OneVision's configuration with an ``svp`` entry."""
 
     model_type = "svp_llava_onevision"
-
-    def __init__(self, svp: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.svp = svp
 
 
 class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
@@ -93,15 +88,12 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
 
     def __init__(self, config: SvpLlavaOnevisionConfig) -> None:
         super().__init__(config)
-        self.recipe = SwapConfig.of(config)
-        self.multiple = grid_multiple(self.recipe.name, self.recipe.options)
-        self.most_views = most_views(config.vision_aspect_ratio)
-        self.multi_modal_projector = keep_own_start(self.recipe.build())
+        self.max_views = max_views(config.vision_aspect_ratio)
 
     def canvases(self, image_sizes: Tensor, batch_num_images: Any = None, **by_row: Any) -> list[Canvas]:
         """See :meth:`AnyresModel.canvases`."""
         vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
-        sizes = as_sizes(image_sizes)
+        sizes = image_sizes_of(image_sizes)
         side, patch = vision.image_size, vision.patch_size
         return onevision_canvases(sizes, batch_num_images, pinpoints, side, patch, self.multiple)
 
@@ -112,53 +104,36 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
 
 
 class SvpLlavaOnevisionForConditionalGeneration(AnyresGeneration, LlavaOnevisionForConditionalGeneration):
-    """LLaVA-OneVision with any registered projector; loads with ``from_pretrained`` what ``save_pretrained`` wrote.
+    """LLaVA-OneVision with any registered projector; ``from_pretrained`` loads what ``save_pretrained`` wrote.
 
     The projector's parameters keep LLaVA-OneVision's prefix, ``model.multi_modal_projector.``.
     """
 
     config_class = SvpLlavaOnevisionConfig
-    count_keys = ("batch_num_images",)
-
-    def __init__(self, config: SvpLlavaOnevisionConfig) -> None:
-        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)
-        self.model = SvpLlavaOnevisionModel(config)
-        text = config.text_config
-        self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.post_init()
+    model_class = SvpLlavaOnevisionModel
+    row_keys = ("batch_num_images",)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, image_sizes: Tensor | None = None, batch_num_images: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As LLaVA-OneVision's; ``batch_num_images`` goes with the images, at the first step only.
+        """Prepare a step as LLaVA-OneVision does; the first step also gets ``batch_num_images``.
 
         Args:
             input_ids: (B, L).
-            image_sizes: (P, 2); named, as ``generate`` refuses inputs that it finds in no signature.
-            batch_num_images: images of each prompt that has any.
-            kwargs: as LLaVA-OneVision's.
+            image_sizes: (P, 2); in the signature, because ``generate`` refuses inputs that no signature lists.
+            batch_num_images: number of images of each prompt that has any.
+            kwargs: LLaVA-OneVision's other arguments.
         """
-        made = super().prepare_inputs_for_generation(input_ids, image_sizes=image_sizes, **kwargs)
-        if made.get("pixel_values") is not None:
-            made["batch_num_images"] = batch_num_images
-        return made
+        inputs = super().prepare_inputs_for_generation(input_ids, image_sizes=image_sizes, **kwargs)
+        if inputs.get("pixel_values") is not None:
+            inputs["batch_num_images"] = batch_num_images
+        return inputs
 
 
 class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor, which also makes the superpixels and writes as many placeholders as it has tokens.
+    """LLaVA-OneVision's processor, which also computes superpixels and writes one placeholder per visual token.
 
-    Args:
-        image_processor: LLaVA-OneVision's.
-        tokenizer: LLaVA-OneVision's.
-        video_processor: LLaVA-OneVision's; unread, videos are refused.
-        num_image_tokens: LLaVA-OneVision's; unread, the recipe tells the counts.
-        vision_feature_select_strategy: LLaVA-OneVision's.
-        chat_template: LLaVA-OneVision's.
-        image_token: the placeholder.
-        video_token: LLaVA-OneVision's.
-        vision_aspect_ratio: ``"anyres_max_9"`` and the like: when patchwise tokens are pooled.
-        patch_size: of the vision tower, in pixels.
-        svp: the recipe of the swap.
+    Its settings are the host's, the vision tower's ``patch_size``, which the host's lack, and ``svp``.
     """
 
     kwargs_class = LlavaOnevisionProcessorKwargs
@@ -192,21 +167,21 @@ class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
         )
         self.patch_size = patch_size
         self.svp = svp
-        self.most_views = most_views(vision_aspect_ratio)
+        self.max_views = max_views(vision_aspect_ratio)
 
     def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
         """See :meth:`AnyresProcessor.canvases`."""
         pinpoints = self.image_processor.image_grid_pinpoints
-        sizes, numbers = as_sizes(image_inputs["image_sizes"]), image_inputs["batch_num_images"]
+        sizes, numbers = image_sizes_of(image_inputs["image_sizes"]), image_inputs["batch_num_images"]
         return onevision_canvases(sizes, numbers, pinpoints, side, self.patch_size, multiple)
 
 
 @HOSTS.register("llava_onevision")
 def swap_llava_onevision(
-    model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor, choices: SwapChoices
+    model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor, options: SwapOptions
 ) -> tuple[SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor]:
     """Swap the projector of a LLaVA-OneVision; see :func:`lavis_svp.hosts.swap_projector`."""
     classes = SwappedClasses(
         SvpLlavaOnevisionConfig, SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor
     )
-    return swap_anyres(model, processor, choices, classes)
+    return swap_anyres(model, processor, options, classes)

@@ -1,20 +1,24 @@
-"""Host: the original LLaVA code (haotian-liu/LLaVA), where a projector is chosen by ``config.mm_projector_type``.
+"""Host: the original LLaVA code (haotian-liu/LLaVA), which chooses its projector by ``config.mm_projector_type``.
 
-LLaVA has no registry to hook into, so nothing of it is imported here. Two lines of one's copy of it change: where
-``llava_arch.py`` imports ``build_vision_projector``, and the bases of the model's class::
+LLaVA has no registry to hook into, so nothing of it is imported here. Two lines of a copy of LLaVA change: the import
+of ``build_vision_projector`` in ``llava_arch.py``, and the bases of the model's class::
 
     from lavis_svp.hosts.llava_original import RaggedImages, build_vision_projector
 
     class LlavaLlamaForCausalLM(RaggedImages, LlamaForCausalLM, LlavaMetaForCausalLM): ...
 
-Superpixels come in the images themselves, see :mod:`lavis_svp.hosts.label_channels`.
+LLaVA passes ``images`` from its data set through collator, trainer and ``generate`` to ``encode_images`` and nothing
+else. So the superpixels are two more channels of the images, which are stacked, moved, cast and batched with them.
 """
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,28 +27,71 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from lavis_svp.hosts.features import tower_features, tower_grid
-from lavis_svp.hosts.images import as_arrays, build_generator, cropped, field_of_view
-from lavis_svp.hosts.label_channels import CHANNELS, COLOURS, label_channels, read_channels, with_channels
-from lavis_svp.hosts.recipe import SwapConfig
-from lavis_svp.projectors import PatchFeatures, Projector, list_projectors
-from lavis_svp.projectors.base import ENCODER_OUTPUTS
-from lavis_svp.projectors.mlp import MlpProjector
+from lavis_svp.common.images import nearest
+from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.images import as_arrays, build_generator, crop_to_box, field_of_view, tower_features, tower_grid
+from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, list_projectors
+from lavis_svp.projectors.baselines.mlp import MlpProjector
+from lavis_svp.projectors.types import MaskSize
 from lavis_svp.superpixels import RegionMap
+from lavis_svp.vision.types import ENCODER_OUTPUTS
 
-OWN_TYPE = re.compile(r"linear|identity|mlp(\d+)x_gelu")
-"""LLaVA's own values of ``mm_projector_type``; the number is that of the linear layers."""
+LLAVA_TYPE = re.compile(r"linear|identity|mlp(\d+)x_gelu")
+"""LLaVA's own values of ``mm_projector_type``; the number counts the linear layers."""
+PREFIX = "mm_projector."
+HEAD = "head."
+"""Prefix in our projectors of the layers that are LLaVA's ``mlp2x_gelu``."""
+COLOUR_CHANNELS, CHANNELS = 3, 5
+NO_SUPERPIXEL, PADDING, FIRST_LABEL = 0, 1, 2
+BASE = 128
+"""The label channels are two digits of this base, low one first; bfloat16 holds whole numbers up to 256 exactly."""
 
 
-def llava_recipe(config: Any) -> SwapConfig:
-    """The projector that a LLaVA configuration names.
+# ---------------------------------------------------------------- the projector
+
+
+def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a projector of LLaVA or a registered one; takes the place of LLaVA's function of the same name.
 
     Args:
-        config: ``mm_projector_type`` is a registered projector, ``mm_hidden_size`` and ``hidden_size`` are the widths.
-            Optional, ours: ``mm_projector_options`` (its choices), ``mm_superpixels`` (generator and its options,
-            default ``{"name": "sam"}``), ``mm_projector_levels`` (layers of the vision tower, for projectors that fuse
-            several), ``mm_projector_grid`` ((h, w) patches of an image; without it the configuration of
-            ``mm_vision_tower`` is read).
+        config: ``mm_projector_type`` is LLaVA's ``linear``, ``mlp2x_gelu`` (any number) or ``identity``, which give the
+            same layers and keys as in LLaVA, or a registered projector, see :func:`llava_swap_config`.
+        delay_load: LLaVA's; not used.
+        kwargs: LLaVA's; not used.
+
+    Raises:
+        ValueError: the type is unknown, or the projector has no such option.
+    """
+    kind = getattr(config, "mm_projector_type", "linear")
+    llava_type = LLAVA_TYPE.fullmatch(kind)
+    if llava_type is None:
+        if kind not in list_projectors():
+            raise ValueError(
+                f"Unknown mm_projector_type {kind!r}. Known: linear, identity, mlp<number>x_gelu, "
+                f"{', '.join(list_projectors())}."
+            )
+        try:
+            return llava_swap_config(config).build()
+        except ValueError as error:
+            where = "mm_projector_options, mm_projector_levels and mm_projector_grid of LLaVA's configuration"
+            raise ValueError(f"{error} Here that means {where}.") from error
+    if kind == "identity":
+        return nn.Identity()
+    layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
+    for _ in range(1, int(llava_type[1] or 1)):
+        layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
+    return layers[0] if kind == "linear" else nn.Sequential(*layers)
+
+
+def llava_swap_config(config: Any) -> SwapConfig:
+    """Read the projector from a LLaVA configuration.
+
+    Args:
+        config: ``mm_projector_type`` is a registered projector; ``mm_hidden_size`` and ``hidden_size`` are the widths.
+            Our optional entries: ``mm_projector_options`` (the projector's options), ``mm_superpixels`` (generator and
+            its options, default ``{"name": "sam"}``), ``mm_projector_levels`` (layers of the vision tower, for
+            projectors that fuse several), ``mm_projector_grid`` ((h, w) patches of an image; by default from the
+            configuration of ``mm_vision_tower``).
     """
     grid = getattr(config, "mm_projector_grid", None)
     if grid is None:
@@ -65,84 +112,54 @@ def _levels(config: Any) -> tuple[int, ...]:
     return tuple(getattr(config, "mm_projector_levels", None) or ())
 
 
-def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
-    """LLaVA's builder, which knows the registered projectors as well.
-
-    Args:
-        config: ``mm_projector_type`` is LLaVA's ``linear``, ``mlp2x_gelu`` (any number) or ``identity``, which become
-            the same layers with the same keys as LLaVA's, or a registered projector, see :func:`llava_recipe`.
-        delay_load: as LLaVA calls it; unread.
-        kwargs: as LLaVA calls it; unread.
-
-    Raises:
-        ValueError: an unknown type; lists the known ones. Or an option that the projector does not have.
-    """
-    kind = getattr(config, "mm_projector_type", "linear")
-    own = OWN_TYPE.fullmatch(kind)
-    if own is None:
-        if kind not in list_projectors():
-            raise ValueError(
-                f"Unknown mm_projector_type {kind!r}. Known: linear, identity, mlp<number>x_gelu, "
-                f"{', '.join(list_projectors())}."
-            )
-        try:
-            return llava_recipe(config).build()
-        except ValueError as error:
-            where = "mm_projector_options, mm_projector_levels and mm_projector_grid of LLaVA's configuration"
-            raise ValueError(f"{error} Here that means {where}.") from error
-    if kind == "identity":
-        return nn.Identity()
-    layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
-    for _ in range(1, int(own[1] or 1)):
-        layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
-    return layers[0] if kind == "linear" else nn.Sequential(*layers)
+# ---------------------------------------------------------------- the model
 
 
 class RaggedImages:
-    """Mixin before LLaVA's ``LlavaMetaForCausalLM``: images with as many tokens as they have.
+    """Base class in front of LLaVA's ``LlavaMetaForCausalLM``: each image gets its own number of tokens.
 
-    With LLaVA's own projectors, and with `mlp`, which makes one token a patch as they do, everything stays LLaVA's.
+    With LLaVA's own projectors, and with `mlp`, which also makes one token per patch, nothing changes.
     """
 
     def _projector(self) -> Projector | None:
-        """The projector, if it is one of ours; else None."""
-        found = self.get_model().mm_projector  # type: ignore[attr-defined]  # LLaVA's
-        return found if isinstance(found, Projector) else None
+        """Return the projector if it is one of ours, else None."""
+        projector = self.get_model().mm_projector  # type: ignore[attr-defined]  # LLaVA's
+        return projector if isinstance(projector, Projector) else None
 
     def encode_images(self, images: Tensor) -> Tensor | list[Tensor]:
-        """The visual tokens of P images.
+        """Encode P images and project them.
 
         Args:
-            images: (P, 3, H, W), or (P, 5, H, W) as :class:`SuperpixelImageProcessor` gives them.
+            images: (P, 3, H, W), or (P, 5, H, W) from :class:`SuperpixelImageProcessor`.
 
         Returns:
-            a list of (K_i, D), which LLaVA splices in as it is; for `mlp` one (P, N, D).
+            a list of (K_i, D), which LLaVA splices into the text; for `mlp` one (P, N, D).
 
         Raises:
-            ValueError: no label channels where the projector needs superpixels; features that are no square grid.
+            ValueError: the projector needs superpixels and there are no label channels, or the features form no square.
         """
         projector = self._projector()
         if projector is None:
             return super().encode_images(images)  # type: ignore[misc]  # LLaVA's
-        features, superpixels = self._features(projector, images[:, :COLOURS]), None
+        features, superpixels = self._features(projector, images[:, :COLOUR_CHANNELS]), None
         if isinstance(projector, MlpProjector):
             return projector(features).tokens  # (P, N, D)
         if images.shape[1] == CHANNELS:
-            features, superpixels = read_channels(images, features, projector.mask_size)
+            features, superpixels = read_label_channels(images, features, projector.mask_size)
         elif "superpixels" in projector.requires:
             raise ValueError(
                 f"Projector '{projector.name}' needs superpixels, but the images have {images.shape[1]} channels. "
                 "Make them with lavis_svp.hosts.llava_original.SuperpixelImageProcessor."
             )
-        made = projector(features, superpixels)
-        return [tokens[valid] for tokens, valid in zip(made.tokens, made.valid, strict=True)]
+        visual = projector(features, superpixels)
+        return [tokens[valid] for tokens, valid in zip(visual.tokens, visual.valid, strict=True)]
 
     def _features(self, projector: Projector, images: Tensor) -> PatchFeatures:
-        """Patches as LLaVA's tower gives them; for projectors that want more, from the model inside the tower."""
+        """Run LLaVA's tower; for projectors that need more than patches, run the model inside the tower."""
         tower = self.get_model().get_vision_tower()  # type: ignore[attr-defined]  # LLaVA's
         side = tower.num_patches_per_side
         if projector.requires & ENCODER_OUTPUTS:
-            recipe = SwapConfig(
+            swap = SwapConfig(
                 name=projector.name,
                 vision_dim=projector.vision_dim,
                 llm_dim=projector.llm_dim,
@@ -150,8 +167,8 @@ class RaggedImages:
                 options=asdict(projector.options),
                 levels=_levels(self.config),  # type: ignore[attr-defined]  # LLaVA's
             )
-            with torch.no_grad():  # as LLaVA's towers
-                return tower_features(tower.vision_tower, images, tower.select_layer, recipe)
+            with torch.no_grad():  # as in LLaVA's towers
+                return tower_features(tower.vision_tower, images, tower.select_layer, swap)
         patches = tower(images)  # (P, N, C)
         if patches.shape[1] != side**2:
             raise ValueError(
@@ -170,7 +187,7 @@ class RaggedImages:
         images: Tensor | Sequence[Tensor] | None,
         image_sizes: Any = None,
     ) -> Any:
-        """As LLaVA's, which splits its images again if they come in a list; ours are stacked here instead.
+        """Stack the images, then splice them as LLaVA does, which would split a list of images again.
 
         Args:
             input_ids: (B, L), -200 at images.
@@ -178,9 +195,9 @@ class RaggedImages:
             attention_mask: (B, L).
             past_key_values: cache.
             labels: (B, L).
-            images: (P, C, H, W), or a list of (C, H, W); those without label channels, as LLaVA gives them to texts
-                without image, get them.
-            image_sizes: as LLaVA's.
+            images: (P, C, H, W), or a list of (C, H, W). Images without label channels, which LLaVA adds to texts
+                without image, get empty ones.
+            image_sizes: LLaVA's.
 
         Raises:
             ValueError: tiles (``image_aspect_ratio: anyres``) with a projector other than `mlp`.
@@ -195,32 +212,35 @@ class RaggedImages:
                 )
             if not isinstance(images, Tensor):
                 labelled = any(shape[0] == CHANNELS for shape in shapes)
-                images = torch.stack([with_channels(image) if labelled else image for image in images])
+                images = torch.stack([add_label_channels(image) if labelled else image for image in images])
         return super().prepare_inputs_labels_for_multimodal(  # type: ignore[misc]  # LLaVA's
             input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
         )
 
 
-class SuperpixelImageProcessor:
-    """Around LLaVA's image processor: the same images, with their superpixels in two more channels.
+# ---------------------------------------------------------------- the image processor
 
-    Put it where LLaVA's data set and ``process_images`` look: ``vision_tower.image_processor``. Every other attribute
-    is the inner one's.
+
+class SuperpixelImageProcessor:
+    """Wrap LLaVA's image processor: the same images, with their superpixels in two more channels.
+
+    Assign it to ``vision_tower.image_processor``, where LLaVA's data set and ``process_images`` look. All other
+    attributes are those of the wrapped processor.
 
     Args:
         image_processor: the vision tower's, of CLIP's kind.
-        config: of LLaVA, with the registered projector in ``mm_projector_type``.
-        pad: pad images to squares here; no projector then sees the padding. LLaVA's own ``image_aspect_ratio: pad``
-            pads before, in the mean colour, which superpixels take for a part of the image: set it to ``square``.
+        config: LLaVA's configuration with a registered projector in ``mm_projector_type``.
+        pad: pad images to squares; the projector ignores this padding. LLaVA's own ``image_aspect_ratio: pad`` pads
+            earlier in the mean colour, which superpixels take for a part of the image: set it to ``square``.
     """
 
     def __init__(self, image_processor: Any, config: Any, pad: bool = True) -> None:
         self.image_processor = image_processor
-        self.recipe = llava_recipe(config)
+        self.swap = llava_swap_config(config)
         self.pad = pad
 
     def __getattr__(self, name: str) -> Any:
-        if name == "image_processor":  # not there yet: being unpickled in a worker
+        if name == "image_processor":  # not set while a worker unpickles the object
             raise AttributeError(name)
         return getattr(self.image_processor, name)
 
@@ -229,49 +249,48 @@ class SuperpixelImageProcessor:
         return self.preprocess(images, **kwargs)
 
     def preprocess(self, images: Any, *, region_maps: Sequence[RegionMap] | None = None, **kwargs: Any) -> Any:
-        """As the image processor's, with ``pixel_values`` (P, 5, H, W).
+        """Process images as the wrapped processor does, with ``pixel_values`` (P, 5, H, W).
 
         Args:
             images: PIL images or arrays, one or several.
-            region_maps: their superpixels; None: the generator that the configuration names makes them.
-            kwargs: as the image processor's.
+            region_maps: their superpixels; None: the configured generator computes them.
+            kwargs: arguments of the wrapped processor.
 
         Raises:
-            ValueError: another number of region maps than of images.
+            ValueError: the number of region maps differs from the number of images.
         """
         arrays = as_arrays(images)
+        if region_maps is None and "superpixels" in self.swap.on_meta().requires:
+            region_maps = build_generator(self.swap.superpixels)(arrays)
         if region_maps is None:
-            needed = "superpixels" in self.recipe.outline().requires
-            region_maps = build_generator(self.recipe.superpixels)(arrays) if needed else None
-        labels = (
-            [np.full(array.shape[:2], -1) for array in arrays]
-            if region_maps is None
-            else [np.asarray(region_map.labels) for region_map in region_maps]
-        )
+            labels = [np.full(array.shape[:2], -1) for array in arrays]
+        else:
+            labels = [np.asarray(region_map.labels) for region_map in region_maps]
         if len(labels) != len(arrays):
             raise ValueError(f"{len(arrays)} images need as many region maps, got {len(labels)}.")
-        squares = [self._square(array) for array in arrays] if self.pad else [(p, (0, 0)) for p in arrays]
-        made = self.image_processor.preprocess([Image.fromarray(square) for square, _ in squares], **kwargs)
-        channels = []
-        for array, (square, corner), own, pixels in zip(arrays, squares, labels, made["pixel_values"], strict=True):
-            channels.append(self._channels(array, square, corner, own, tuple(pixels.shape[-2:])))
-        kind = type(made["pixel_values"])
-        pairs = zip(made["pixel_values"], channels, strict=True)
-        joined = [torch.cat([torch.as_tensor(pixels), extra]) for pixels, extra in pairs]  # each (5, H, W)
-        made["pixel_values"] = torch.stack(joined) if issubclass(kind, Tensor) else [image.numpy() for image in joined]
-        return made
+        squares = [self._pad_to_square(array) if self.pad else (array, (0, 0)) for array in arrays]
+        inputs = self.image_processor.preprocess([Image.fromarray(square) for square, _ in squares], **kwargs)
+        images_with_labels = []
+        for array, (square, corner), own, pixels in zip(arrays, squares, labels, inputs["pixel_values"], strict=True):
+            channels = self._label_channels(array, square, corner, own, tuple(pixels.shape[-2:]))
+            images_with_labels.append(torch.cat([torch.as_tensor(pixels), channels]))  # (5, H, W)
+        if isinstance(inputs["pixel_values"], Tensor):
+            inputs["pixel_values"] = torch.stack(images_with_labels)
+        else:
+            inputs["pixel_values"] = [image.numpy() for image in images_with_labels]
+        return inputs
 
-    def _square(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """An image in the middle of a square of the mean colour, and where its first corner lies."""
+    def _pad_to_square(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """Put an image into the middle of a square of the mean colour; return the square and the image's corner."""
         height, width = image.shape[:2]
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         colour = [int(255 * channel) for channel in self.image_processor.image_mean]
-        square = np.full((side, side, COLOURS), colour, np.uint8)
+        square = np.full((side, side, COLOUR_CHANNELS), colour, np.uint8)
         square[top : top + height, left : left + width] = image
         return square, (top, left)
 
-    def _channels(
+    def _label_channels(
         self,
         image: np.ndarray,
         square: np.ndarray,
@@ -279,7 +298,7 @@ class SuperpixelImageProcessor:
         labels: np.ndarray,
         size: tuple[int, int],
     ) -> Tensor:
-        """The label channels of the part of the image that the image processor shows."""
+        """Write the labels of the part of the image that the wrapped processor shows."""
         (height, width), (top, left) = image.shape[:2], corner
         rows = np.arange(height) * labels.shape[0] // height
         columns = np.arange(width) * labels.shape[1] // width
@@ -288,4 +307,144 @@ class SuperpixelImageProcessor:
         padding = np.ones(square.shape[:2], bool)
         padding[top : top + height, left : left + width] = False
         box = field_of_view(self.image_processor, *square.shape[:2])
-        return label_channels(cropped(whole, box), size, cropped(padding, box))
+        return label_channels(crop_to_box(whole, box), size, crop_to_box(padding, box))
+
+
+def label_channels(labels: np.ndarray, size: tuple[int, int], padding: np.ndarray | None = None) -> Tensor:
+    """Write a label map as two channels.
+
+    Args:
+        labels: (H', W') integers of the image's field of view; -1 = no superpixel.
+        size: (H, W) of the image that gets the channels.
+        padding: (H', W') bool, True outside the image; None: no padding.
+
+    Returns:
+        (2, H, W) float32.
+
+    Raises:
+        ValueError: there are more superpixels than two digits can number.
+    """
+    limit = BASE * BASE - FIRST_LABEL
+    if labels.max() >= limit:
+        raise ValueError(f"At most {limit} superpixels fit into the label channels, got {int(labels.max()) + 1}.")
+    codes = np.where(labels < 0, NO_SUPERPIXEL, labels + FIRST_LABEL)
+    if padding is not None:
+        codes = np.where(padding, PADDING, codes)
+    codes = nearest(codes, size)
+    return torch.from_numpy(np.stack([codes % BASE, codes // BASE])).float()  # (2, H, W)
+
+
+def add_label_channels(image: Tensor) -> Tensor:
+    """Add label channels without superpixels to an image (3, H, W); (5, H, W) stays unchanged.
+
+    Raises:
+        ValueError: the image has another number of channels.
+    """
+    if image.shape[0] not in (COLOUR_CHANNELS, CHANNELS):
+        raise ValueError(
+            f"An image has {COLOUR_CHANNELS} channels, or {CHANNELS} with its superpixels; got {image.shape[0]}."
+        )
+    if image.shape[0] == CHANNELS:
+        return image
+    return torch.cat([image, image.new_full((CHANNELS - COLOUR_CHANNELS, *image.shape[1:]), NO_SUPERPIXEL)])
+
+
+def read_label_channels(
+    images: Tensor, features: PatchFeatures, mask_size: MaskSize
+) -> tuple[PatchFeatures, Superpixels]:
+    """Read superpixels and padding from images with label channels.
+
+    Args:
+        images: (P, 5, H, W). Rows and columns that fill no patch are ignored, as the vision tower ignores them.
+        features: features of the vision tower, all on one grid.
+        mask_size: the mask size of the projector; see :meth:`Superpixels.from_masks`.
+
+    Returns:
+        the features, in which patches that show nothing but padding are invalid, and the superpixels in the order of
+        their labels.
+    """
+    grid, device = features.grids[0], features.patches.device
+    height, width = (side // cells * cells for side, cells in zip(images.shape[-2:], grid, strict=True))
+    digits = images[:, COLOUR_CHANNELS:, :height, :width].detach().float().round().long().cpu()
+    codes = digits[:, 0] + BASE * digits[:, 1]  # (P, H, W)
+    stacks = []
+    for image in codes:
+        regions = image.unique()
+        regions = regions[regions >= FIRST_LABEL]
+        stacks.append(image[None] == regions[:, None, None])  # (S, H, W)
+    shown = (codes != PADDING).reshape(len(codes), grid[0], height // grid[0], grid[1], width // grid[1])
+    valid = shown.any(dim=4).any(dim=2).flatten(1).to(device)  # (P, h * w)
+    superpixels = Superpixels.from_masks(stacks, features.grids, mask_size=mask_size, device=device)
+    return replace(features, valid=valid), superpixels
+
+
+# ---------------------------------------------------------------- mm_projector.bin
+
+
+def save_mm_projector(path: str | Path, projector: nn.Module, prefix: str = "model.") -> Path:
+    """Write ``mm_projector.bin`` as LLaVA's trainer does, so that LLaVA's loaders read it.
+
+    Args:
+        path: the file, usually ``mm_projector.bin``.
+        projector: ``model.get_model().mm_projector``.
+        prefix: prefix of the projector's module in LLaVA's model.
+
+    Returns:
+        the path; the file appears whole or not at all.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {f"{prefix}{PREFIX}{key}": value.detach().cpu() for key, value in projector.state_dict().items()}
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(weights, draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def load_mm_projector(path: str | Path, projector: nn.Module) -> list[str]:
+    """Load ``mm_projector.bin`` into a projector, ours or LLaVA's.
+
+    The keys may have any prefix before ``mm_projector.``; other keys (of embeddings) are ignored. A file of LLaVA's
+    ``mlp2x_gelu`` becomes the head of one of our projectors.
+
+    Args:
+        path: the file; no code in it is executed.
+        projector: loaded in place.
+
+    Returns:
+        names of the parameters that keep their values: all but the head's for a file of ``mlp2x_gelu``, else none.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file holds other things than tensors, or tensors of another projector; the message lists what
+            differs.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No projector at {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a file of tensors, or is damaged: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} does not hold a mapping of names to tensors.")
+    weights = {key.split(PREFIX, 1)[1]: value for key, value in state.items() if PREFIX in key}
+    expected = {key: tuple(value.shape) for key, value in projector.state_dict().items()}
+    as_head = {f"{HEAD}{key}": value for key, value in weights.items()}
+    head_keys = {key for key in expected if key.startswith(HEAD)}
+    if head_keys and set(as_head) == head_keys and not weights.keys() & expected.keys():
+        weights = as_head
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
+    reshaped = sorted(key for key in weights.keys() & expected.keys() if tuple(weights[key].shape) != expected[key])
+    if unexpected or reshaped or (missing and weights is not as_head):
+        shapes = [f"{key} {tuple(weights[key].shape)} for {expected[key]}" for key in reshaped]
+        raise ValueError(
+            f"{path} does not fit this projector. Missing: {missing or 'none'}; unexpected: {unexpected or 'none'}; "
+            f"other shape: {shapes or 'none'}."
+        )
+    projector.load_state_dict(weights, strict=False)
+    return missing

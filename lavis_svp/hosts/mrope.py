@@ -1,8 +1,8 @@
-"""Where visual tokens stand for a language model with M-RoPE: one position for time, one for rows, one for columns.
+"""M-RoPE positions of visual tokens: one for time, one for rows, one for columns.
 
 Multimodal rotary position embedding (Qwen2-VL, arXiv 2409.12191, section 2.1) counts text as usual, the same number
-three times. An image that begins at position p gives its token of cell (i, j) the position (p, p + i, p + j), and
-the text goes on at p + max(rows, columns). Superpixels are no cells; :func:`centroid_positions` places them.
+three times. In an image that begins at position p, the token of cell (i, j) has the position (p, p + i, p + j), and the
+text continues at p + max(rows, columns). Superpixels are no cells; :func:`centroid_positions` places them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lavis_svp.hosts.config import PositionRule
 from lavis_svp.projectors import VisualTokens
-from lavis_svp.projectors.structures import Grid
+from lavis_svp.vision.types import Grid
 
-PADDING_POSITION = 1  # transformers' own, nothing attends to it
+PADDING_POSITION = 1  # the value of transformers; no token attends to padding
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class ImagePositions:
     """Positions of one image's tokens, counted from where the image begins.
 
     Args:
-        offsets: (3, T) int64, of time, row and column.
-        span: how far behind the image's start the text goes on.
+        offsets: (3, T) int64: time, row and column.
+        span: distance from the image's start to the position where the text continues.
     """
 
     offsets: Tensor
@@ -33,16 +34,16 @@ class ImagePositions:
 
 
 def centroid_positions(assignment: Tensor, grid: Grid, merge: int) -> ImagePositions:
-    """Each token at the merged cell in which the centroid of its patches lies.
+    """Place each token at the merged cell that contains the centroid of its patches.
 
-    The positions are whole numbers within the range that the host's own tokens have on this image, the only ones
-    that its language model has seen; tokens of 2 x 2 cells get exactly the host's. Tokens may share a position: their
-    order remains. A token without patches stands at the middle of the image.
+    The positions are whole numbers within the range of the host's own tokens on this image, so the language model has
+    seen all of them; tokens of 2 x 2 cells get exactly the host's positions. Tokens may share a position; their order
+    still distinguishes them. A token without patches gets the middle of the image.
 
     Args:
         assignment: (T, N) share of each patch in each token; patches of the grid first, row-major.
         grid: (h, w) in patches.
-        merge: r, patches along a side of a cell of the host's own merger.
+        merge: r, patches along the side of a cell of the host's merger.
     """
     height, width = grid
     shares = assignment[:, : height * width].detach().float().view(-1, height, width)  # (T, h, w)
@@ -61,23 +62,25 @@ def centroid_positions(assignment: Tensor, grid: Grid, merge: int) -> ImagePosit
 
 
 def sequential_positions(count: int, device: torch.device | str | None = None) -> ImagePositions:
-    """Tokens counted like text, the same number three times.
+    """Count tokens like text, the same number three times.
 
     Args:
         count: T.
-        device: where they go.
+        device: device of the positions.
     """
     return ImagePositions(torch.arange(count, device=device).expand(3, -1), count)
 
 
-def image_positions(visual: VisualTokens, grids: Sequence[Grid], merge: int, rule: str) -> list[ImagePositions]:
-    """Positions of the tokens of P images.
+def image_positions(
+    visual: VisualTokens, grids: Sequence[Grid], merge: int, rule: PositionRule
+) -> list[ImagePositions]:
+    """Compute the positions of the tokens of P images.
 
     Args:
-        visual: what the projector made.
-        grids: (h, w) in patches of each.
-        merge: r, patches along a side of a cell of the host's own merger.
-        rule: ``centroid`` or ``sequential``; tokens without an assignment have no place, and are counted in any case.
+        visual: output of the projector.
+        grids: (h, w) of each image, in patches.
+        merge: r, patches along the side of a cell of the host's merger.
+        rule: ``centroid`` or ``sequential``; tokens without an assignment have no centroid and are always sequential.
     """
     counts = visual.valid.sum(dim=1).tolist()
     if rule == "sequential" or visual.assignment is None:
@@ -89,18 +92,18 @@ def image_positions(visual: VisualTokens, grids: Sequence[Grid], merge: int, rul
 
 
 def batch_positions(is_visual: Tensor, real: Tensor, images: Sequence[ImagePositions]) -> tuple[Tensor, Tensor]:
-    """Positions of every token of a batch, text and images.
+    """Compute the position of every token of a batch, text and images.
 
     Args:
         is_visual: (B, L) bool, the placeholders.
-        real: (B, L) bool, False on padding, at whichever side.
-        images: of all images of the batch, in order.
+        real: (B, L) bool, False at padding on either side.
+        images: positions of all images of the batch, in order.
 
     Returns:
-        (3, B, L) int64, and (B, 1) int64, what a row's next position is more than L.
+        (3, B, L) int64, and (B, 1) int64, the next position of each row minus L.
 
     Raises:
-        ValueError: an image whose placeholders are interrupted by text.
+        ValueError: text interrupts the placeholders of an image.
     """
     batch, length = is_visual.shape
     positions = torch.full((3, batch, length), PADDING_POSITION, device=is_visual.device)
@@ -113,15 +116,15 @@ def batch_positions(is_visual: Tensor, real: Tensor, images: Sequence[ImagePosit
         while places:
             image = next(remaining)
             count = image.offsets.shape[1]
-            own, places = places[:count], places[count:]
-            if own[-1] - own[0] + 1 != count:
+            columns, places = places[:count], places[count:]
+            if columns[-1] - columns[0] + 1 != count:
                 raise ValueError(
-                    f"Row {row}: an image has {count} tokens, but text interrupts its placeholders at {own}. "
+                    f"Row {row}: an image has {count} tokens, but text interrupts its placeholders at {columns}. "
                     "Let the swapped processor write them."
                 )
-            start = following + own[0] - done
-            parts += [_text(following, own[0] - done, is_visual.device), image.offsets.to(is_visual.device) + start]
-            done, following = own[-1] + 1, start + image.span
+            start = following + columns[0] - done
+            parts += [_text(following, columns[0] - done, is_visual.device), image.offsets.to(is_visual.device) + start]
+            done, following = columns[-1] + 1, start + image.span
         left = int(real[row].sum()) - done
         parts.append(_text(following, left, is_visual.device))
         positions[:, row, real[row]] = torch.cat(parts, dim=1)  # (3, real)
@@ -134,18 +137,18 @@ def _text(start: int, count: int, device: torch.device) -> Tensor:
 
 
 def real_tokens(attention_mask: Tensor | dict[str, Tensor] | None, is_visual: Tensor) -> Tensor:
-    """(B, L) bool, which tokens are no padding, from whatever form of mask transformers passes at a prefill.
+    """Read which tokens (B, L) are no padding from any form of mask that transformers passes at a prefill.
 
     Args:
-        attention_mask: (B, L) with 0 on padding; (B, 1, L, M) bool or additive, or those by kind of layer, as
-            ``generate`` makes them for a static cache; None: nothing is padding.
-        is_visual: (B, L), for the shape.
+        attention_mask: (B, L) with 0 at padding; (B, 1, L, M) bool or additive, or a mapping by kind of layer, which
+            ``generate`` makes for a static cache; None: no padding.
+        is_visual: (B, L), which gives the shape.
     """
     if isinstance(attention_mask, dict):
         attention_mask = attention_mask["full_attention"]
     if attention_mask is None:
         return torch.ones_like(is_visual)
     if attention_mask.ndim == 4:  # a real token attends to itself
-        own = attention_mask[:, 0].diagonal(dim1=1, dim2=2)[:, : is_visual.shape[1]]  # (B, L)
-        return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min
+        itself = attention_mask[:, 0].diagonal(dim1=1, dim2=2)[:, : is_visual.shape[1]]  # (B, L)
+        return itself if itself.dtype == torch.bool else itself > torch.finfo(itself.dtype).min
     return attention_mask.bool()

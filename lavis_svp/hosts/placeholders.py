@@ -1,28 +1,32 @@
-"""One placeholder in the text becomes as many as the image has visual tokens, and these take their places."""
+"""Placeholders in the text make room for visual tokens, which then replace their embeddings; beams repeat both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lavis_svp.hosts.images import SUPERPIXEL_KEYS
 
 
 def expand_placeholders(texts: Sequence[str], placeholder: str, counts: Sequence[int]) -> list[str]:
-    """Repeat each image's placeholder as often as the image has tokens.
+    """Repeat each image's placeholder once per visual token.
 
     Args:
         texts: prompts; their placeholders stand for the images in order, several per prompt allowed.
-        placeholder: the host's image token, "<image>".
+        placeholder: the host's image token, for example "<image>".
         counts: visual tokens of each image.
 
     Raises:
-        ValueError: another number of placeholders than of images.
+        ValueError: the number of placeholders differs from the number of images.
     """
-    found = sum(text.count(placeholder) for text in texts)
-    if found != len(counts):
+    total = sum(text.count(placeholder) for text in texts)
+    if total != len(counts):
         raise ValueError(
-            f"The prompts hold {found} '{placeholder}' but there are {len(counts)} images: write one per image."
+            f"The prompts hold {total} '{placeholder}' but there are {len(counts)} images: write one per image."
         )
     remaining: Iterator[int] = iter(counts)
     expanded = []
@@ -33,43 +37,43 @@ def expand_placeholders(texts: Sequence[str], placeholder: str, counts: Sequence
 
 
 def images_per_row(placeholders: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """How many images each row of a batch holds.
+    """Count the images of each row of a batch.
 
     Args:
-        placeholders: placeholder tokens in each row.
+        placeholders: number of placeholder tokens in each row.
         counts: visual tokens of each image, in order; all at least 1.
 
     Raises:
-        ValueError: the rows and the images do not match, with both numbers.
+        ValueError: the placeholders of a row do not match the counts of its images; the message has both.
     """
-    held, image = [], 0
-    for row, wanted in enumerate(placeholders):
+    numbers, image = [], 0
+    for row, needed in enumerate(placeholders):
         start, total = image, 0
-        while total < wanted and image < len(counts):
+        while total < needed and image < len(counts):
             total, image = total + counts[image], image + 1
-        if total != wanted:
+        if total != needed:
             raise ValueError(
-                f"Row {row} has {wanted} placeholders, but its images (from number {start} on) give "
+                f"Row {row} has {needed} placeholders, but its images (from number {start} on) give "
                 f"{list(counts[start:image])} = {total} visual tokens. Let the swapped processor write the "
                 "placeholders, and do not truncate its text."
             )
-        held.append(image - start)
+        numbers.append(image - start)
     if image != len(counts):
         raise ValueError(
-            f"The text has placeholders for {image} images, but {len(counts)} were given with "
+            f"The text has placeholders for {image} images, but there are {len(counts)} images with "
             f"{list(counts)} visual tokens."
         )
-    return held
+    return numbers
 
 
-def place(embeddings: Tensor, is_visual: Tensor, packed: Tensor, counts: Sequence[int]) -> Tensor:
-    """Put visual tokens at the placeholders.
+def replace_placeholders(embeddings: Tensor, is_visual: Tensor, packed: Tensor, counts: Sequence[int]) -> Tensor:
+    """Replace the embeddings of placeholders by visual tokens.
 
     Args:
-        embeddings: (B, L, D) of the text; not changed.
-        is_visual: (B, L) bool, the placeholders.
+        embeddings: (B, L, D) text embeddings; not changed.
+        is_visual: (B, L) bool, True at placeholders.
         packed: (sum T, D) the visual tokens of all images, in order.
-        counts: how many each image has.
+        counts: number of visual tokens of each image.
 
     Returns:
         (B, L, D).
@@ -82,11 +86,11 @@ def place(embeddings: Tensor, is_visual: Tensor, packed: Tensor, counts: Sequenc
     return embeddings.masked_scatter(is_visual[..., None].to(embeddings.device), rows)  # (B, L, D)
 
 
-def expanded_images(per_row: Sequence[int], copies: int) -> list[int]:
-    """Indices that repeat the images as beam search repeats the rows: each row ``copies`` times, one after another.
+def repeated_indices(per_row: Sequence[int], copies: int) -> list[int]:
+    """Index the images as beam search repeats the rows: each row ``copies`` times, directly after another.
 
     Args:
-        per_row: images of each row.
+        per_row: number of images of each row.
         copies: beams or returned sequences per row.
     """
     indices, start = [], 0
@@ -96,7 +100,116 @@ def expanded_images(per_row: Sequence[int], copies: int) -> list[int]:
     return indices
 
 
-def repeat_images(tensors: dict[str, Tensor], per_row: Sequence[int], copies: int) -> dict[str, Tensor]:
-    """Repeat tensors whose first axis counts images; see :func:`expanded_images`."""
-    indices = expanded_images(per_row, copies)
-    return {key: value[torch.tensor(indices, device=value.device)] for key, value in tensors.items()}
+class RaggedGeneration:
+    """Base class in front of a host's ``…ForConditionalGeneration``: trains and generates with ragged visual tokens.
+
+    ``model_class`` has ``image_counts(**images)``, the number of visual tokens of each image.
+    """
+
+    config: Any
+    model: Any
+    model_class: ClassVar[type[Any]]
+    """The host's ``…Model`` with a swapped projector."""
+    image_keys: tuple[str, ...] = ("pixel_values", *SUPERPIXEL_KEYS)
+    """Inputs whose first axis counts images."""
+    row_keys: tuple[str, ...] = ()
+    """Inputs whose first axis counts rows and that ``image_counts`` needs as well."""
+
+    def __init__(self, config: Any) -> None:
+        PreTrainedModel.__init__(self, config)  # not the host's: it builds its own projector
+        self.model = self.model_class(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()  # type: ignore[attr-defined]  # PreTrainedModel's
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        pixel_values: Tensor | None = None,
+        superpixel_weights: Tensor | None = None,
+        superpixel_masks: Tensor | None = None,
+        superpixel_valid: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the host. The signature lists every argument that tools of transformers look up by name.
+
+        Args:
+            input_ids: (B, L), one placeholder per visual token.
+            attention_mask: (B, L), 0 at padding.
+            position_ids: (B, L); required with left padding (``generate`` makes them).
+            past_key_values: cache.
+            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
+            labels: (B, L), -100 at unsupervised positions and at placeholders.
+            cache_position: (L,).
+            logits_to_keep: number of last positions that get logits; 0: all.
+            pixel_values: pixels of all images of the batch, in order.
+            superpixel_weights: (P, S, N) from the processor.
+            superpixel_masks: (P, S, Hm, Wm) from the processor.
+            superpixel_valid: (P, S) from the processor.
+            image_grid_thw: (P, 3), for hosts with dynamic resolution.
+            kwargs: the host's other arguments.
+        """
+        optional = {
+            "pixel_values": pixel_values,
+            "superpixel_weights": superpixel_weights,
+            "superpixel_masks": superpixel_masks,
+            "superpixel_valid": superpixel_valid,
+            "image_grid_thw": image_grid_thw,
+        }
+        return super().forward(  # type: ignore[misc]  # the host's
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            cache_position=cache_position,
+            logits_to_keep=logits_to_keep,
+            **{key: value for key, value in optional.items() if value is not None},
+            **kwargs,
+        )
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat rows for beams together with all images of a row; transformers would repeat each image by itself."""
+        images = {key: model_kwargs[key] for key in self.image_keys if isinstance(model_kwargs.get(key), Tensor)}
+        repeated: dict[str, Tensor] = {}
+        if expand_size > 1 and input_ids is not None and images:
+            placeholders = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
+            by_row = {key: model_kwargs[key] for key in self.row_keys if key in model_kwargs}
+            per_row = images_per_row(placeholders, self.model.image_counts(**images, **by_row))
+            repeated = self.repeat_images(images, repeated_indices(per_row, expand_size))
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in images}
+        ids, others = super()._expand_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return ids, {**others, **repeated}
+
+    def repeat_images(self, images: dict[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
+        """Take the images of ``indices`` out of the tensors of ``image_keys``."""
+        return {key: value[torch.tensor(indices, device=value.device)] for key, value in images.items()}
+
+
+def keep_initialisation(module: nn.Module) -> nn.Module:
+    """Mark a projector as initialised, so that transformers does not initialise it again.
+
+    Weights on the meta device are not marked: they are loaded later.
+    """
+    for part in module.modules():
+        parameters = list(part.parameters(recurse=False))
+        if parameters and not any(parameter.is_meta for parameter in parameters):
+            part._is_hf_initialized = True  # type: ignore[assignment]  # transformers' own mark
+    return module

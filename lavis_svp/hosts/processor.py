@@ -1,4 +1,4 @@
-"""A host's processor that makes the superpixels and writes as many placeholders as each image will have tokens."""
+"""SwappedProcessor: computes superpixels and writes one placeholder per visual token."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 
-from lavis_svp.hosts.images import as_arrays, superpixel_inputs, token_counts
+from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.images import NO_VIDEOS, as_arrays, superpixel_inputs, token_counts
 from lavis_svp.hosts.placeholders import expand_placeholders
-from lavis_svp.hosts.recipe import SwapConfig
-from lavis_svp.projectors.structures import Extent, Grid
+from lavis_svp.projectors.types import Extent
 from lavis_svp.superpixels import RegionMap
+from lavis_svp.vision.types import Grid
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How a host lays the patches of P images out.
+    """Where the patches of P images lie.
 
     Args:
         shown: (H, W, 3) uint8 RGB each, exactly the field of view of the patches.
-        grids: the (h, w) patch grid of each, as the projector will get it.
-        extents: share of the grid's height and width that the image covers, or where its cells lie; None: all of it.
-        valid: the (h, w) of the patches that show something; None: the whole grids.
-        counts: visual tokens of each, where the host has the last word; None: what the projector promises.
+        grids: the (h, w) patch grid of each image, as the projector gets it.
+        extents: the share of the grid's height and width that the image covers, or the edges of its cells; None: the
+            image covers the whole grid.
+        valid: the (h, w) of the patches that show some of the image; None: the whole grids.
+        counts: visual tokens of each image, where the host packs them itself; None: the projector's counts.
     """
 
     shown: Sequence[np.ndarray]
@@ -38,36 +40,34 @@ class ImageLayout:
 
 
 class SwappedProcessor:
-    """Mixin before a host's processor class; the host tells the layout of its patches.
+    """Base class in front of a host's processor class; subclasses implement :meth:`layout`.
 
-    The class names every setting in its ``__init__``, as transformers saves those that it finds there.
+    Every setting appears in the signature of ``__init__``, because transformers saves only those.
     """
 
     kwargs_class: ClassVar[Any]
     """The host's ``…ProcessorKwargs``."""
-
     svp: Mapping[str, Any] | None
-    """The recipe as the processor's JSON keeps it."""
-
+    """:meth:`SwapConfig.to_dict`, as the processor's JSON stores it."""
     tokenizer: Any
     image_processor: Any
     image_token: str
 
     @classmethod
-    def around(cls, processor: Any, recipe: SwapConfig) -> Any:
-        """A swapped processor with the parts and settings of a host's own."""
-        named = inspect.signature(type(processor).__init__).parameters  # what transformers saves of a processor
-        settings = {key: value for key, value in vars(processor).items() if key in named}
+    def from_processor(cls, processor: Any, swap: SwapConfig) -> Any:
+        """Build a swapped processor that shares parts and settings with the host's."""
+        saved = inspect.signature(type(processor).__init__).parameters
+        settings = {key: value for key, value in vars(processor).items() if key in saved}
         parts = {name: getattr(processor, name) for name in processor.attributes}
         settings["chat_template"] = getattr(processor, "chat_template", None)
-        return cls(**{**settings, **parts, "svp": recipe.to_dict()})
+        return cls(**{**settings, **parts, "svp": swap.to_dict()})
 
     def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """Where the patches of the images lie.
+        """Find where the patches of the images lie.
 
         Args:
             images: (H, W, 3) uint8 RGB.
-            image_inputs: what the host's image processor made of them.
+            image_inputs: output of the host's image processor.
         """
         raise NotImplementedError
 
@@ -79,13 +79,13 @@ class SwappedProcessor:
         region_maps: Sequence[RegionMap] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """As the host's processor.
+        """Process images and text as the host's processor does.
 
         Args:
-            images: images in the order of their placeholders; lists of lists are flattened.
-            text: prompts with one placeholder an image.
-            region_maps: superpixels of the images, of their field of view; None: they are made here.
-            kwargs: as the host's; ``padding``, ``return_tensors``, …
+            images: images in the order of their placeholders; nested lists are flattened.
+            text: prompts with one placeholder per image.
+            region_maps: superpixels of the images' field of view; None: the swap's generator computes them.
+            kwargs: arguments of the host's processor: ``padding``, ``return_tensors``, …
 
         Returns:
             the host's entries and the superpixels.
@@ -96,27 +96,26 @@ class SwappedProcessor:
         if images is None and text is None:
             raise ValueError("Give at least one of images and text.")
         if kwargs.get("videos") is not None:
-            raise ValueError("A swapped projector works on images, not on videos: pass the frames as images.")
-        recipe = SwapConfig.of(vars(self))
+            raise ValueError(NO_VIDEOS)
+        swap = SwapConfig.of(vars(self))
         merged = self._merge_kwargs(  # type: ignore[attr-defined]  # ProcessorMixin's
             self.kwargs_class,
             tokenizer_init_kwargs=self.tokenizer.init_kwargs,
             **kwargs,
         )
-        made: dict[str, Any] = {}
+        visual: dict[str, Any] = {}
         counts: list[int] = []
-        texts = [text] if isinstance(text, str) else list(text or [])
         if images is not None:
             arrays = as_arrays(images)
-            made.update(self.image_processor(images, **merged["images_kwargs"]))
-            layout = self.layout(arrays, made)
-            superpixels = superpixel_inputs(recipe, layout.shown, layout.grids, layout.extents, region_maps)
-            made.update(superpixels)
-            promised = layout.counts or token_counts(recipe, layout.valid or layout.grids, superpixels)
-            counts = list(promised)
-        if text is not None:
-            texts = expand_placeholders(texts, self.image_token, counts)
+            visual.update(self.image_processor(images, **merged["images_kwargs"]))
+            layout = self.layout(arrays, visual)
+            visual.update(superpixel_inputs(swap, layout.shown, layout.grids, layout.extents, region_maps))
+            projected = layout.valid or layout.grids
+            counts = list(layout.counts or token_counts(swap, projected, visual.get("superpixel_valid")))
         tensor_type = merged["text_kwargs"].pop("return_tensors", None)
         merged["text_kwargs"].pop("return_mm_token_type_ids", None)
-        written = self.tokenizer(texts, **merged["text_kwargs"]) if text is not None else {}
-        return BatchFeature(data={**written, **made}, tensor_type=tensor_type)
+        words: Mapping[str, Any] = {}
+        if text is not None:
+            texts = expand_placeholders([text] if isinstance(text, str) else list(text), self.image_token, counts)
+            words = self.tokenizer(texts, **merged["text_kwargs"])
+        return BatchFeature(data={**words, **visual}, tensor_type=tensor_type)

@@ -1,4 +1,4 @@
-"""Patch features out of the vision tower of a Qwen2.5-VL or Qwen2-VL, before its merger, row by row."""
+"""Patch features from the vision tower of a Qwen2.5-VL or Qwen2-VL, before its merger, in row-major order."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from lavis_svp.encoders.attention import BlockAttention
-from lavis_svp.hosts.recipe import SwapConfig
+from lavis_svp.hosts.config import SwapConfig
 from lavis_svp.projectors import PatchFeatures
-from lavis_svp.projectors.structures import Grid
+from lavis_svp.vision.backbone import BlockAttention
+from lavis_svp.vision.types import Grid
 
 
 def image_grids(image_grid_thw: Tensor) -> list[Grid]:
-    """The (h, w) patch grid of each image, from the processor's (P, 3) ``image_grid_thw``.
+    """Read the (h, w) patch grid of each image from the processor's (P, 3) ``image_grid_thw``.
 
     Raises:
-        ValueError: a video, which has more than one step in time.
+        ValueError: an entry has more than one step in time, so it is a video.
     """
     sizes = image_grid_thw.tolist()
     for number, (time, _, _) in enumerate(sizes):
@@ -32,22 +32,22 @@ def image_grids(image_grid_thw: Tensor) -> list[Grid]:
     return [(height, width) for _, height, width in sizes]
 
 
-def windowed(tower: PreTrainedModel) -> frozenset[int]:
-    """The blocks that look at windows only; Qwen2-VL has none."""
+def windowed_blocks(tower: PreTrainedModel) -> frozenset[int]:
+    """List the blocks that attend within windows only; Qwen2-VL has none."""
     blocks = range(len(tower.blocks))
     return frozenset(blocks) - frozenset(getattr(tower, "fullatt_block_indexes", blocks))
 
 
 @dataclass(frozen=True)
 class PatchOrder:
-    """How the tower orders the M patches of all images: cells of r x r patches together, cells by windows.
+    """The tower's order of the M patches of all images: cells of r x r patches together, cells by windows.
 
     Args:
         grouped: (M,) int64; patch m in the tower's order is patch ``grouped[m]`` of the pixels' order.
-        raster: (M,) int64; patch n, images one after another and each row by row, is patch ``raster[n]`` in the
-            tower's order.
-        windows: ends of the attention windows, 0 first, int32.
-        images: ends of the images, 0 first, int32.
+        raster: (M,) int64; patch n of the row-major order, image after image, is patch ``raster[n]`` of the tower's
+            order.
+        windows: int32, ends of the attention windows, beginning with 0.
+        images: int32, ends of the images, beginning with 0.
     """
 
     grouped: Tensor
@@ -57,16 +57,16 @@ class PatchOrder:
 
     @classmethod
     def of(cls, tower: PreTrainedModel, image_grid_thw: Tensor, device: torch.device) -> PatchOrder:
-        """The order of images of these grids.
+        """Compute the order for images of these grids.
 
         Args:
-            tower: tells the windows.
+            tower: the vision tower, for its windows.
             image_grid_thw: (P, 3).
-            device: where the tower runs.
+            device: device of the tower.
         """
         merge, unit = tower.spatial_merge_size, tower.spatial_merge_size**2
         cells, window_ends = torch.arange(int(image_grid_thw.prod(dim=1).sum()) // unit), [0]
-        if windowed(tower):
+        if windowed_blocks(tower):
             cells, window_ends = tower.get_window_index(image_grid_thw)
         grouped = (cells[:, None] * unit + torch.arange(unit)).flatten()  # (M,)
         places, start = [], 0
@@ -75,84 +75,84 @@ class PatchOrder:
             places.append(start + place.transpose(1, 2).flatten())  # of each patch in the pixels' order
             start += height * width
         raster = torch.cat(places)[grouped].argsort()  # (M,)
-        windows = torch.tensor(
-            window_ends, dtype=torch.int32
-        ).unique_consecutive()  # an empty window ends where it began
+        windows = torch.tensor(window_ends, dtype=torch.int32).unique_consecutive()  # without empty windows
         images = F.pad(image_grid_thw.prod(dim=1).cumsum(0), (1, 0)).to(torch.int32)
         return cls(*(part.to(device) for part in (grouped, raster, windows, images)))
 
 
 def qwen_features(
-    tower: PreTrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, recipe: SwapConfig
+    tower: PreTrainedModel, pixel_values: Tensor, image_grid_thw: Tensor, swap: SwapConfig
 ) -> PatchFeatures:
     """Run the tower up to its merger.
 
-    The tower has no CLS: ``summary`` is the mean of an image's patches, ``cls_attention`` the attention that a patch
-    gets from all of its image, in the last block that looks at whole images; ``keys`` are of that block, before
-    their rotation.
+    The tower has no CLS token. ``summary`` is the mean of an image's patches; ``cls_attention`` is the attention that a
+    patch receives from all of its image in the last block that attends to whole images; ``keys`` are the keys of that
+    block before their rotation.
 
     Args:
-        tower: its merger is not run.
-        pixel_values: (M, K) flattened patches of all images, as the image processor gave them.
+        tower: the vision tower; its merger does not run.
+        pixel_values: (M, K) flattened patches of all images from the image processor.
         image_grid_thw: (P, 3) grid of each image, in patches.
-        recipe: tells the projector's needs; its levels are hidden states, 0 the embedding, negative from the end.
+        swap: the encoder outputs that the projector needs, and its levels: hidden states, 0 is the embedding, negative
+            ones count from the end.
 
     Returns:
         (P, N, C) patches, row-major; images with fewer than N are padded at the right.
 
     Raises:
-        ValueError: a video; levels the tower does not have; attention wanted of a tower that only looks at windows.
+        ValueError: a video; levels that the tower does not have; the projector needs attention, but the tower attends
+            within windows only.
     """
-    grids, wants = image_grids(image_grid_thw), recipe.wants
+    grids, needed = image_grids(image_grid_thw), swap.encoder_outputs
     order = PatchOrder.of(tower, image_grid_thw, pixel_values.device)
     angles = tower.rot_pos_emb(image_grid_thw)[order.grouped.cpu()].to(pixel_values.device)  # (M, d / 2)
     angles = torch.cat([angles, angles], dim=-1)
     rotation = (angles.cos(), angles.sin())
     states = tower.patch_embed(pixel_values.to(tower.dtype))[order.grouped]  # (M, C)
     count = len(tower.blocks) + 1
-    asked = _last_full(tower) if wants & {"cls_attention", "keys"} else 0
-    levels = [level % count for level in _checked(recipe.levels, count)]
-    hidden = {0: states}  # the hidden states that are asked for; keeping all would fill the memory
+    full_block = _last_full_block(tower) if needed & {"cls_attention", "keys"} else 0
+    levels = [level % count for level in _check_levels(swap.levels, count)]
+    hidden = {0: states}  # only the hidden states that are needed: all of them would fill the memory
     for number, block in enumerate(tower.blocks):
-        ends = order.windows if number in windowed(tower) else order.images
+        ends = order.windows if number in windowed_blocks(tower) else order.images
         states = block(states, cu_seqlens=ends, position_embeddings=rotation)
-        if number + 1 in (asked, *levels):
+        if number + 1 in (full_block, *levels):
             hidden[number + 1] = states
 
-    def unpacked(values: Tensor) -> Tensor:
-        """(M, ...) in the tower's order to (P, N, ...), right-padded."""
+    def unpack(values: Tensor) -> Tensor:
+        """Bring (M, ...) from the tower's order to (P, N, ...), right-padded."""
         parts = values[order.raster].split([height * width for height, width in grids])
         return pad_sequence(list(parts), batch_first=True)  # (P, N, ...)
 
-    patches = unpacked(states)
-    valid = unpacked(states.new_ones(len(states), dtype=torch.bool))
+    patches = unpack(states)
+    valid = unpack(states.new_ones(len(states), dtype=torch.bool))
     extras: dict[str, Any] = {}
     if levels:
-        extras["levels"] = torch.stack([unpacked(hidden[level]) for level in levels], dim=1)  # (P, L, N, C)
-    if "summary" in wants:
+        extras["levels"] = torch.stack([unpack(hidden[level]) for level in levels], dim=1)  # (P, L, N, C)
+    if "summary" in needed:
         extras["summary"] = patches.sum(dim=1) / valid.sum(dim=1, keepdim=True)  # (P, C); padding is zero
-    if wants & {"cls_attention", "keys"}:
-        attention = _block_attention(tower, hidden[asked], asked, rotation, unpacked)
-        extras["keys"] = attention.patch_keys() if "keys" in wants else None  # (P, N, d)
-        if "cls_attention" in wants:
+    if needed & {"cls_attention", "keys"}:
+        attention = _block_attention(tower, hidden[full_block], full_block, rotation, unpack)
+        extras["keys"] = attention.patch_keys() if "keys" in needed else None  # (P, N, d)
+        if "cls_attention" in needed:
             received = attention.to_patches(valid, valid).masked_fill(~valid, 0.0)
             extras["cls_attention"] = received.to(patches.dtype)  # (P, N)
     return PatchFeatures(patches, grids, valid, **extras)
 
 
-def _checked(levels: Sequence[int], count: int) -> Sequence[int]:
+def _check_levels(levels: Sequence[int], count: int) -> Sequence[int]:
     wrong = [level for level in levels if not -count <= level < count]
     if wrong:
         raise ValueError(f"levels {wrong} do not exist: the tower has hidden states 0 (embedding) to {count - 1}.")
     return levels
 
 
-def _last_full(tower: PreTrainedModel) -> int:
-    full = sorted(set(range(len(tower.blocks))) - windowed(tower))
+def _last_full_block(tower: PreTrainedModel) -> int:
+    full = sorted(set(range(len(tower.blocks))) - windowed_blocks(tower))
     if not full:
         raise ValueError(
             "The projector ranks patches by attention over the whole image, but every block of this vision tower "
-            "looks at windows only (its fullatt_block_indexes name none)."
+            "attends within windows only (fullatt_block_indexes is empty)."
         )
     return full[-1]
 
@@ -162,13 +162,13 @@ def _block_attention(
     states: Tensor,
     number: int,
     rotation: tuple[Tensor, Tensor],
-    unpacked: Callable[[Tensor], Tensor],
+    unpack: Callable[[Tensor], Tensor],
 ) -> BlockAttention:
-    """Queries and keys of a block; ``states`` (M, C) enter it, ``unpacked`` brings values into the images' order."""
+    """Compute queries and keys of a block; ``states`` (M, C) enter it, ``unpack`` restores the images' order."""
     block = tower.blocks[number]
     heads = block.attn.num_heads
     joined = block.attn.qkv(block.norm1(states)).view(len(states), 3, heads, -1)  # (M, 3, H, d)
     queries, plain, _ = joined.unbind(1)  # (M, H, d)
     turned = apply_rotary_pos_emb_vision(queries, plain, *rotation)
-    rotated, keys, plain_keys = (unpacked(part).transpose(1, 2) for part in (*turned, plain))  # (P, H, N, d)
+    rotated, keys, plain_keys = (unpack(part).transpose(1, 2) for part in (*turned, plain))  # (P, H, N, d)
     return BlockAttention(rotated, keys, plain_keys, prefix=0)

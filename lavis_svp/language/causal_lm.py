@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lavis_svp.language.prompts import IGNORE, SEG_TOKEN
+from lavis_svp.language.splice import SplicedBatch
 from lavis_svp.zoo import Weights, model_config, resolve
 
 TUNINGS = ("full", "lora", "frozen")
 EMBEDDINGS = ("all", "added")
-VISUAL_POSITIONS = ("index", "centroid")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,9 @@ class LanguageOptions:
         gradient_checkpointing: trade compute for memory in training.
         embedding_std: scale that visual tokens should have; None = standard deviation of the input embeddings. An
             exported model, whose embeddings have been trained, names the one it was trained with.
-        visual_positions: where visual tokens stand for the rotary embedding. ``index``: one after another, as text.
-            ``centroid``: where the patch under a token's centroid would stand if the image's patches stood there in
-            raster order, and the text goes on behind the last patch: rows, columns and the distance to the text are
-            those of a model that sees every patch.
     """
 
+    REMOVED_KEYS: ClassVar = {"visual_positions": "index"}
     name: str = "smollm2_135m_instruct"
     num_layers: int | None = None
     tuning: str = "lora"
@@ -67,7 +65,6 @@ class LanguageOptions:
     max_new_tokens: int = 16
     gradient_checkpointing: bool = False
     embedding_std: float | None = None
-    visual_positions: str = "index"
 
     def __post_init__(self) -> None:
         if self.tuning not in TUNINGS:
@@ -75,10 +72,6 @@ class LanguageOptions:
         if self.train_embeddings not in EMBEDDINGS:
             raise ValueError(
                 f"model.language.train_embeddings is '{self.train_embeddings}'; known: {', '.join(EMBEDDINGS)}."
-            )
-        if self.visual_positions not in VISUAL_POSITIONS:
-            raise ValueError(
-                f"model.language.visual_positions is '{self.visual_positions}'; known: {', '.join(VISUAL_POSITIONS)}."
             )
 
 
@@ -198,8 +191,22 @@ class LanguageModel(nn.Module):
         base = self.embed_tokens(ids.clamp(0, self.embed_tokens.num_embeddings - 1))
         return torch.where((ids == self.seg_id)[..., None], self.added_embedding[0], base)
 
+    def read(self, batch: SplicedBatch, visual: Tensor, cache: object = None) -> Tensor:
+        """Read sequences in which visual tokens stand among words.
+
+        Args:
+            batch: R sequences of L positions, see :func:`~lavis_svp.language.splice.splice`.
+            visual: (B, T, D) visual tokens.
+            cache: an empty transformers ``Cache`` to fill, or None.
+
+        Returns:
+            (R, L, D) states of the last layer after the final norm.
+        """
+        embeddings = batch.embeddings(self.embed(batch.ids), visual)  # (R, L, D)
+        return self(embeddings, batch.attention_mask(embeddings.dtype), batch.positions, cache)
+
     def forward(self, embeddings: Tensor, attention_mask: Tensor, positions: Tensor, cache: object = None) -> Tensor:
-        """Run the transformer.
+        """Run the transformer on embeddings.
 
         Args:
             embeddings: (R, L, D).

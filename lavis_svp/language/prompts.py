@@ -170,11 +170,13 @@ class PromptBuilder:
         starts_with_bos = bool(ids) and ids[0] == bos
         return ids if bos is None or starts_with_bos else [bos, *ids]
 
-    def turn(self, expression: str, answer: str, *, question: int = 0, index: int = 0, first: bool = True) -> Turn:
+    def segmentation_turn(
+        self, expression: str, answer: str, *, question: int = 0, index: int = 0, first: bool = True
+    ) -> Turn:
         """Tokenise one question and answer.
 
         Args:
-            expression: the referring expression; markers in it are defused.
+            expression: the referring expression; special tokens in it are escaped.
             answer: the answer's text, without the end-of-text token (it is added and supervised).
             question: which wording of ``options.questions``.
             index: index of the expression within its image.
@@ -185,17 +187,17 @@ class PromptBuilder:
         """
         if not expression.strip():
             raise ValueError("The expression is empty; say what to segment.")
-        asked = self.options.questions[question].format(expression=self._defused(expression))
-        return self.asked(asked, answer, index=index, first=first)
+        wording = self.options.questions[question].format(expression=self._escaped(expression))
+        return self._tokenize(wording, answer, index=index, first=first)
 
-    def words_turn(
+    def text_turn(
         self, question: str, answer: str, *, wording: int | None = 0, index: int = 0, first: bool = True
     ) -> Turn:
-        """Tokenise a question that is answered in words, or the wish for a caption, in the same conversation format.
+        """Tokenise a question that is answered in words, or a request for a caption, in the same conversation format.
 
         Args:
-            question: markers in it are defused; empty = a caption is asked for.
-            answer: the answer's text, without the end-of-text token; markers in it are defused, ``[SEG]`` too.
+            question: special tokens in it are escaped; an empty question asks for a caption.
+            answer: the answer's text, without the end-of-text token; all special tokens in it are escaped.
             wording: which of ``options.vqa_questions`` (``caption_questions`` for an empty question); None = the
                 question stands as it is.
             index: index of the question within its image.
@@ -204,7 +206,7 @@ class PromptBuilder:
         Raises:
             ValueError: an empty question without a wording, or a turn longer than ``max_turn_tokens``.
         """
-        text = self._defused(question)
+        text = self._escaped(question)
         if wording is None and not text:
             raise ValueError("The prompt is empty; say what to ask.")
         if wording is not None:
@@ -213,20 +215,20 @@ class PromptBuilder:
                 if text
                 else self.options.caption_questions[wording]
             )
-        return self.asked(text, self._defused(answer), index=index, first=first)
+        return self._tokenize(text, self._escaped(answer), index=index, first=first)
 
-    def asked(self, asked: str, answer: str, *, index: int = 0, first: bool = True) -> Turn:
-        """Tokenise a question in its final wording, and its answer; see :meth:`turn`."""
+    def _tokenize(self, question: str, answer: str, *, index: int = 0, first: bool = True) -> Turn:
+        """Tokenise a question in its final wording together with its answer."""
         template = self.style.first_turn if first else self.style.next_turn
         closed_answer = answer + self.tokenizer.eos_token
-        before = template.split("{answer}")[0].format(question=asked)
+        before = template.split("{answer}")[0].format(question=question)
         text = before + closed_answer
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = encoded["input_ids"]
         if len(ids) > self.max_turn_tokens:
             raise ValueError(
                 f"A question and its answer make a turn of {len(ids)} tokens, more than "
-                f"model.language.max_turn_tokens = {self.max_turn_tokens}: {asked[:60]!r}… "
+                f"model.language.max_turn_tokens = {self.max_turn_tokens}: {question[:60]!r}… "
                 "Shorten it or raise the limit."
             )
         labels = [
@@ -235,7 +237,7 @@ class PromptBuilder:
         ]
         return Turn(ids=ids, labels=labels, expression=index)
 
-    def _defused(self, text: str) -> str:
+    def _escaped(self, text: str) -> str:
         return escape_special_tokens(text.strip(), self.special)
 
     def decode(self, ids: list[int]) -> str:

@@ -1,19 +1,18 @@
-"""Splice ragged visual tokens into text: three layouts, one bookkeeping.
+"""Splice ragged visual tokens into text: three layouts and one bookkeeping object.
 
-Layouts of an image's expressions:
+The layouts of an image's expressions are:
 
 - ``separate``: one sequence an expression (LISA's form).
-- ``packed``: the same computation with the image's prefix shared: all turns stand in one sequence, a turn sees the
-  prefix and itself only, and its positions go on from the prefix. Equal to ``separate`` up to rounding, and cheaper.
+- ``packed``: the same computation with the image's prefix shared. All turns stand in one sequence, a turn sees only the
+  prefix and itself, and its positions continue from the prefix. It equals ``separate`` up to rounding and costs less.
 - ``conversation``: GLaMM's form; turn i sees turns 1 … i-1.
 
-Everything a later stage needs (labels, where ``[SEG]`` is, which expression a position belongs to) is a row-aligned
-tensor built together with the ids, so no position is ever computed from a constant such as 575.
+Everything that a later stage needs (labels, the places of ``[SEG]``, the expression that a position belongs to) is a
+row-aligned tensor that is built together with the ids, so no position is computed from a constant such as 575.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,38 +25,8 @@ PAD = -2  # id of a padding position
 LAYOUTS = ("separate", "packed", "conversation")
 
 
-@dataclass(frozen=True)
-class VisualPositions:
-    """The positions of one image's visual tokens for the rotary embedding, counted from the end of the prefix.
-
-    Several tokens may share a position, and later tokens may have lower ones: who sees whom is not a matter of them.
-
-    Args:
-        offsets: one for each visual token, from 0 to ``span`` - 1.
-        span: how many positions the image takes; the text behind it goes on from there.
-
-    Raises:
-        ValueError: an offset outside the span.
-    """
-
-    offsets: list[int]
-    span: int
-
-    def __post_init__(self) -> None:
-        if self.offsets and not 0 <= min(self.offsets) <= max(self.offsets) < self.span:
-            raise ValueError(
-                f"Offsets of visual tokens must lie in 0..{self.span - 1} for a span of {self.span} positions; "
-                f"got {min(self.offsets)}..{max(self.offsets)}."
-            )
-
-    @classmethod
-    def by_index(cls, count: int) -> VisualPositions:
-        """One after another, as text."""
-        return cls(list(range(count)), count)
-
-
 @dataclass
-class Spliced:
+class SplicedBatch:
     """A batch of R sequences of L positions. ``B`` images, R = B unless the layout is ``separate``.
 
     Args:
@@ -67,7 +36,7 @@ class Spliced:
         visual_index: (R, L) which visual token of the image stands here; 0 where none does.
         turn: (R, L) 0 for the shared prefix, 1 … for turns.
         expression: (R, L) index of the expression within its image; -1 in the prefix and in padding.
-        image: (R,) the image of a row.
+        image_index: (R,) which image a row is about.
     """
 
     ids: Tensor
@@ -76,7 +45,7 @@ class Spliced:
     visual_index: Tensor
     turn: Tensor
     expression: Tensor
-    image: Tensor
+    image_index: Tensor
 
     @property
     def valid(self) -> Tensor:
@@ -106,7 +75,7 @@ class Spliced:
         Returns:
             (R, L, D); padding is zero.
         """
-        placed = visual[self.image[:, None], self.visual_index]  # (R, L, D)
+        placed = visual[self.image_index[:, None], self.visual_index]  # (R, L, D)
         is_visual = (self.ids == VISUAL)[..., None]
         merged = torch.where(is_visual, placed.to(text.dtype), text)
         return merged * self.valid[..., None].to(text.dtype)
@@ -122,7 +91,7 @@ class Spliced:
             expression.
         """
         rows, columns = (self.ids == token_id).nonzero(as_tuple=True)
-        image, expression = self.image[rows], self.expression[rows, columns]
+        image, expression = self.image_index[rows], self.expression[rows, columns]
         most = int(self.expression.max()) + 2
         order = torch.argsort(image * most + expression, stable=True)
         return rows[order], columns[order] - 1, image[order], expression[order]
@@ -138,14 +107,13 @@ class _Row:
     expression: list[int]
 
     @classmethod
-    def prefix(cls, prefix_ids: list[int], visual: VisualPositions) -> _Row:
-        """Start a row: text before the image, then its visual tokens."""
-        visual_count = len(visual.offsets)
+    def prefix(cls, prefix_ids: list[int], visual_count: int) -> _Row:
+        """Start a row: the text before the image, then the image's visual tokens."""
         length = len(prefix_ids) + visual_count
         return cls(
             ids=[*prefix_ids, *([VISUAL] * visual_count)],
             labels=[IGNORE] * length,
-            positions=[*range(len(prefix_ids)), *(len(prefix_ids) + offset for offset in visual.offsets)],
+            positions=list(range(length)),
             visual_index=[0] * len(prefix_ids) + list(range(visual_count)),
             turn=[0] * length,
             expression=[-1] * length,
@@ -169,8 +137,7 @@ def splice(
     layout: str = "packed",
     max_length: int | None = None,
     device: torch.device | str = "cpu",
-    visual_positions: Sequence[VisualPositions] | None = None,
-) -> Spliced:
+) -> SplicedBatch:
     """Lay out a batch.
 
     Args:
@@ -180,24 +147,15 @@ def splice(
         layout: ``separate``, ``packed`` or ``conversation``.
         max_length: longest position the language model knows; None = no limit.
         device: where the tensors go.
-        visual_positions: B positions of visual tokens; None = one after another.
 
     Raises:
-        ValueError: an unknown layout, unequal numbers of images or of positions, an image without visual tokens or
-            turns, or a sequence beyond ``max_length``.
+        ValueError: the layout is unknown, the numbers of images differ, an image has no visual tokens or no turns, or a
+            sequence is longer than ``max_length``.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout '{layout}'. Known: {', '.join(LAYOUTS)}.")
     if len(visual_counts) != len(turns):
         raise ValueError(f"{len(visual_counts)} images have visual tokens but {len(turns)} have text.")
-    places = [VisualPositions.by_index(count) for count in visual_counts]
-    if visual_positions is not None:
-        places = list(visual_positions)
-        if [len(place.offsets) for place in places] != visual_counts:
-            raise ValueError(
-                f"Images have {visual_counts} visual tokens, but positions for "
-                f"{[len(place.offsets) for place in places]}."
-            )
     rows: list[_Row] = []
     images: list[int] = []
     for image, (count, image_turns) in enumerate(zip(visual_counts, turns, strict=True)):
@@ -205,8 +163,8 @@ def splice(
             raise ValueError(f"Image {image} has {count} visual tokens and {len(image_turns)} expressions.")
         groups = [[turn] for turn in image_turns] if layout == "separate" else [image_turns]
         for group in groups:
-            row = _Row.prefix(prefix_ids, places[image])
-            start = len(prefix_ids) + places[image].span
+            row = _Row.prefix(prefix_ids, count)
+            start = len(prefix_ids) + count
             for number, turn in enumerate(group, start=1):
                 if layout == "conversation":
                     row.append(turn, 1, start)
@@ -219,17 +177,16 @@ def splice(
     if max_length is not None and longest > max_length:
         raise ValueError(
             f"A sequence has {longest} positions, the language model knows {max_length}. "
-            "Use fewer expressions per image or fewer visual tokens (with language.visual_positions: centroid the "
-            "number of patches counts)."
+            "Use fewer expressions per image or fewer visual tokens."
         )
-    return Spliced(
+    return SplicedBatch(
         ids=_pad([row.ids for row in rows], PAD, device),
         labels=_pad([row.labels for row in rows], IGNORE, device),
         positions=_pad([row.positions for row in rows], 0, device),
         visual_index=_pad([row.visual_index for row in rows], 0, device),
         turn=_pad([row.turn for row in rows], -1, device),
         expression=_pad([row.expression for row in rows], -1, device),
-        image=torch.tensor(images, device=device),
+        image_index=torch.tensor(images, device=device),
     )
 
 

@@ -1,12 +1,10 @@
-"""Scores of referring segmentation. Plain functions on numpy arrays and dicts; needs neither LAVIS nor torch."""
+"""Scores of referring segmentation as plain functions on numpy arrays and dicts; neither LAVIS nor torch is needed."""
 
 from lavis_svp.metrics.bootstrap import Bootstrap
-from lavis_svp.metrics.masks import MaskCounts, iou, mask_counts
-from lavis_svp.metrics.records import merge_records, view
-from lavis_svp.metrics.regions import attribute_reader_iou, pick_correct, random_object_iou
-from lavis_svp.metrics.report import headline, summary
+from lavis_svp.metrics.masks import MaskCounts, attribute_reader_iou, iou, mask_counts, pick_correct, random_object_iou
+from lavis_svp.metrics.records import merge_records, records_of_mode
+from lavis_svp.metrics.report import format_summary, headline, summary
 from lavis_svp.metrics.scores import ciou, giou, group_scores
-from lavis_svp.metrics.table import format_summary
 
 __all__ = [
     "Bootstrap",
@@ -22,6 +20,6 @@ __all__ = [
     "merge_records",
     "pick_correct",
     "random_object_iou",
+    "records_of_mode",
     "summary",
-    "view",
 ]

@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals that resample images, since expressions of an image are not independent."""
+"""Bootstrap confidence intervals that resample images, because the expressions of an image are not independent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Bootstrap:
     """How confidence intervals are drawn.
 
     Args:
-        resamples: how often the images are drawn anew.
-        seed: of the draws; the same seed gives the same interval.
+        resamples: number of resamples of the images.
+        seed: of the resamples; the same seed gives the same interval.
         level: 0.95 = from the 2.5th to the 97.5th percentile.
 
     Raises:
@@ -46,8 +46,7 @@ def cluster_sums(values: np.ndarray, clusters: Sequence[Hashable], groups: Seque
     Returns:
         (P, K) float64: P clusters and K groups, both in order of first appearance.
     """
-    row = _codes(clusters)
-    column = _codes(groups)
+    row, column = _first_appearance_codes(clusters), _first_appearance_codes(groups)
     sums = np.zeros((max(row, default=-1) + 1, max(column, default=-1) + 1), np.float64)
     np.add.at(sums, (row, column), np.asarray(values, np.float64))
     return sums
@@ -58,14 +57,14 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of mean_k (sum_p numerators[p, k] / sum_p denominators[p, k]).
 
-    gIoU has the IoU sums above and the expression counts below, cIoU the intersections above and the unions below;
-    several groups k give the mean over groups. Each resample draws P clusters with replacement. A group that a
-    resample misses (denominator 0) is left out of that resample's mean.
+    For gIoU the numerators are IoU sums and the denominators expression counts; for cIoU they are intersections and
+    unions. Several groups k give the mean over groups. Each resample draws P clusters with replacement. A group that
+    a resample misses (denominator 0) is left out of that resample's mean.
 
     Args:
         numerators: (P, K) sums of each cluster and group.
         denominators: (P, K) likewise.
-        bootstrap: number of draws, their seed, and the level.
+        bootstrap: number of resamples, their seed, and the level.
 
     Returns:
         (low, high), or None with fewer than two clusters or no usable resample: there is no spread to see.
@@ -82,17 +81,16 @@ def ratio_interval(
     values = []
     for _ in range(bootstrap.resamples):
         times = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)  # (P,)
-        below = times @ denominators  # (K,)
-        seen = below > 0
-        if seen.any():
-            values.append(float(((times @ numerators)[seen] / below[seen]).mean()))
+        totals = times @ denominators  # (K,)
+        present = totals > 0
+        if present.any():
+            values.append(float(((times @ numerators)[present] / totals[present]).mean()))
     if not values:
         return None
     low, high = np.quantile(values, [(1 - bootstrap.level) / 2, (1 + bootstrap.level) / 2])
     return float(low), float(high)
 
 
-def _codes(names: Sequence[Hashable]) -> list[int]:
-    """Number the names by first appearance."""
+def _first_appearance_codes(names: Sequence[Hashable]) -> list[int]:
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(name, len(numbers)) for name in names]

@@ -1,41 +1,27 @@
-"""The record of one scored expression: its fields, and putting the records of several processes together."""
+"""The record of one scored expression: its fields, joining the records of several processes, and files of records.
+
+Records are stored as JSON lines; a file is written whole or not at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-"""One JSON-able dict per expression, with at least the keys of ``REQUIRED``."""
+"""One JSON-able dict per expression, with at least the keys of ``REQUIRED``.
+
+Other fields may be missing or None, and each mean is over the records that have them: text, score, tokens,
+pick_correct, ceiling_single, ceiling_union, baseline_random, baseline_attribute, ms.
+"""
 
 REQUIRED = (
-    "expression_id",
-    "image_id",
-    "file_name",
-    "split",
-    "kind",
-    "expression",
-    "has_target",
-    "mode",
-    "answered",
-    "intersection",
-    "union",
-    "pred_area",
-    "gt_area",
-)
-
-OPTIONAL = (
-    "text",
-    "score",
-    "tokens",
-    "pick_correct",
-    "ceiling_single",
-    "ceiling_union",
-    "baseline_random",
-    "baseline_attribute",
-    "ms",
-)
-"""Fields that may be missing or None; each mean is over the records that have them."""
+    "expression_id", "image_id", "file_name", "split", "kind", "expression", "has_target", "mode", "answered",
+    "intersection", "union", "pred_area", "gt_area",
+)  # fmt: skip
 
 MODES = ("generative", "teacher_forced")
 
@@ -43,7 +29,7 @@ SHOWN_IDS = 5
 
 
 def check_records(records: Iterable[Record]) -> None:
-    """Refuse records that lack a field that the metrics read.
+    """Check that records have every field that the metrics read.
 
     Raises:
         ValueError: names the record and its missing fields.
@@ -57,8 +43,8 @@ def check_records(records: Iterable[Record]) -> None:
             )
 
 
-def view(records: Iterable[Record], mode: str) -> list[Record]:
-    """The records of one mode, where teacher-forced results may stand beside generative ones.
+def records_of_mode(records: Iterable[Record], mode: str) -> list[Record]:
+    """Select the records of one mode.
 
     A record made with mode "both" is a generative one whose field "teacher_forced" holds the fields that differ.
 
@@ -76,13 +62,13 @@ def view(records: Iterable[Record], mode: str) -> list[Record]:
 def merge_records(parts: Sequence[Sequence[Record]], expected_ids: Sequence[str] | None = None) -> list[Record]:
     """Join the records of all processes so that every expression counts exactly once.
 
-    A distributed sampler repeats images to give each process as many; the first record of an id is kept and the
-    repeated ones are dropped.
+    A distributed sampler repeats images so that each process gets equally many; the first record of an id is kept
+    and repeated ones are dropped.
 
     Args:
         parts: one list of records for each process.
-        expected_ids: ids of all expressions of the split, in the order wanted; None = not known, then nothing can
-            be missing and the order is that of ``parts``.
+        expected_ids: ids of all expressions of the split, in the order of the result; None = unknown, and then
+            nothing can be missing and the order is that of ``parts``.
 
     Raises:
         ValueError: two different expressions share an id, an id is expected twice, or ids are missing or unexpected
@@ -101,20 +87,66 @@ def merge_records(parts: Sequence[Sequence[Record]], expected_ids: Sequence[str]
     if expected_ids is None:
         return list(merged.values())
     expected = list(expected_ids)
-    wanted = set(expected)
-    if len(wanted) != len(expected):
-        raise ValueError(f"{len(expected) - len(wanted)} of the split's {len(expected)} expression ids are repeated.")
+    unique = set(expected)
+    if len(unique) != len(expected):
+        raise ValueError(f"{len(expected) - len(unique)} of the split's {len(expected)} expression ids are repeated.")
     missing = [name for name in expected if name not in merged]
-    extra = [name for name in merged if name not in wanted]
+    extra = [name for name in merged if name not in unique]
     if missing or extra:
         raise ValueError(
-            f"Of {len(expected)} expressions, {len(missing)} were not scored{_some(missing)} "
-            f"and {len(extra)} scored ones do not belong to the split{_some(extra)}."
+            f"Of {len(expected)} expressions, {len(missing)} were not scored{_first_names(missing)} "
+            f"and {len(extra)} scored ones do not belong to the split{_first_names(extra)}."
         )
     return [merged[name] for name in expected]
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     if not names:
         return ""
     return " (" + ", ".join(names[:SHOWN_IDS]) + (", ..." if len(names) > SHOWN_IDS else "") + ")"
+
+
+def record_line(record: Record) -> str:
+    """A record as one line of strict JSON, with its newline."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> Path:
+    """Write one line per record; ``path`` never holds half a file."""
+    return _replace(path, "".join(map(record_line, records)))
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write indented, strict JSON; ``path`` never holds half a file."""
+    return _replace(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Read the records that :func:`write_records` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a JSON object; the message names the file and the line.
+    """
+    records = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}: {error}. The run may have been interrupted; evaluate again."
+                ) from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: a record is a JSON object, got {line.strip()[:60]!r}.")
+            records.append(record)
+    return records
+
+
+def _replace(path: str | Path, text: str) -> Path:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, target)
+    return target

@@ -1,4 +1,4 @@
-"""The summary of an evaluation: the headline, the groups, and both modes side by side."""
+"""The summary of an evaluation as a nested dict and as a text table: the headline, the groups, and both modes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from lavis_svp.metrics.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap
-from lavis_svp.metrics.records import MODES, Record, check_records, view
+from lavis_svp.metrics.records import MODES, Record, check_records, records_of_mode
 from lavis_svp.metrics.scores import ciou_interval, giou_interval, group_scores, mean
 
 ONE_DRAW = Bootstrap(resamples=1)
-"""For scores of which only the points are used."""
+"""For scores whose intervals nobody reads."""
 
 NO_TARGET = "no_target"
 """Name of the group of expressions without a target, whatever kind they were labelled with."""
@@ -32,9 +32,9 @@ MACRO_SCORES = (
 def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
     """Summarise the records of a run as a nested, JSON-able dict.
 
-    The headline averages over the kinds of expression that have a target, each kind weighing the same whatever its
-    number of expressions ("macro"); expressions without a target are scored apart, because an empty mask is free
-    there. "micro" counts each expression with a target once. Both name their averaging.
+    The headline's "macro" scores average over the kinds of expression that have a target, with equal weights
+    whatever the number of expressions of a kind; "micro" scores count each expression with a target once.
+    Expressions without a target are scored separately, because an empty mask is easy to get right there.
 
     Args:
         records: every expression once, of one or several splits, all evaluated with the same mode setting.
@@ -46,7 +46,7 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
         ``teacher_forced`` holds the same for the teacher-forced answers.
 
     Raises:
-        ValueError: no records, a record without a needed field, an unknown mode, or modes mixed.
+        ValueError: there are no records, a record lacks a required field, or the modes are unknown or mixed.
     """
     if not records:
         raise ValueError("No records: nothing was evaluated.")
@@ -54,18 +54,18 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
     modes = {record["mode"] for record in records}
     if len(modes) > 1 or not modes <= set(MODES):
         raise ValueError(
-            f"Records of the modes {sorted(modes)} cannot be summed up together; one of {MODES} is needed."
+            f"Records of the modes {sorted(modes)} cannot be summarised together; all need the same mode of {MODES}."
         )
     mode = modes.pop()
     result = {**_one_mode(records, mode, bootstrap), "bootstrap": {**asdict(bootstrap), "unit": "image"}}
-    forced = view(records, "teacher_forced") if mode != "teacher_forced" else []
+    forced = records_of_mode(records, "teacher_forced") if mode != "teacher_forced" else []
     if forced:
         result["teacher_forced"] = _one_mode(forced, "teacher_forced", bootstrap)
     return result
 
 
 def headline(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
-    """Macro and micro scores over the expressions with a target, with their intervals.
+    """Compute macro and micro scores over the expressions with a target, with their intervals.
 
     Args:
         records: of one mode; those without a target are left out.
@@ -114,3 +114,73 @@ def _by(records: Sequence[Record], key: str) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(str(record[key]), []).append(record)
     return dict(sorted(groups.items()))
+
+
+COLUMNS = ("", "n", "gIoU", "95 % CI", "cIoU", "Pr@0.5", "pick", "random object", "attribute reader", "ceiling")
+
+MACRO_ROW = "mean of kinds"
+
+MODE_TITLES = {"generative": "generative answers", "teacher_forced": "teacher-forced answers"}
+
+
+def format_summary(result: dict[str, Any], title: str = "") -> str:
+    """Format a summary: a row for each kind with its baselines, then lines with the other scores.
+
+    Args:
+        result: the dict that :func:`summary` returns.
+        title: first words of the text, for example the split's name.
+    """
+    modes = [result, *([result["teacher_forced"]] if "teacher_forced" in result else [])]
+    return "\n\n".join(_format_mode(one, title, result["bootstrap"]["level"]) for one in modes)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align columns of text, the first to the left and the others to the right, with a rule under the first row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in ([*zip(row, widths, strict=True)] for row in rows)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _format_mode(result: dict[str, Any], title: str, level: float) -> str:
+    overall, empty = result["overall"], result[NO_TARGET]
+    header = [cell.replace("95", f"{100 * level:g}") for cell in COLUMNS]
+    rows = [header, *(_row(kind, group) for kind, group in result["by_kind"].items())]
+    if result["by_kind"]:
+        head = result["headline"]
+        macro = {name.removesuffix("_macro"): value for name, value in head.items() if name.endswith("_macro")}
+        rows.append(_row(MACRO_ROW, {**macro, "n": head["n"], "giou_ci": head["giou_macro_ci"]}))
+    if empty:
+        rows.append(_row(NO_TARGET, empty))
+    lines = [
+        f"{title}: {MODE_TITLES[result['mode']]}".removeprefix(": "),
+        format_table(rows),
+        f"{overall['n']} expressions, {overall['n_images']} images; "
+        f"{_number(overall['tokens_per_image'], 1)} visual tokens an image, "
+        f"{_number(overall['ms_per_expression'], 0)} ms an expression",
+        f"no [SEG] although there is a target {_number(overall['seg_miss_rate'])}; "
+        f"N-acc {_number(overall['n_acc'])}, T-acc {_number(overall['t_acc'])}; "
+        f"one superpixel reaches IoU 0.5 for {_number(overall['reachable_share'])} of the targets; "
+        f"over these, gIoU {_number(overall['reachable_giou'])}, Pr@0.5 {_number(overall['reachable_pr@0.5'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, group: dict[str, Any]) -> list[str]:
+    interval = group.get("giou_ci")
+    return [
+        name,
+        str(group["n"]),
+        _number(group["giou"]),
+        f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-",
+        *(
+            _number(group.get(key))
+            for key in ("ciou", "pr@0.5", "pick_accuracy", "baseline_random", "baseline_attribute", "ceiling_single")
+        ),
+    ]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""The scores of a group of expressions: gIoU, cIoU, Pr@X, N-acc, T-acc and what explains them."""
+"""The scores of a group of expressions: gIoU, cIoU, Pr@X, N-acc, T-acc, and diagnostic scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REACHABLE_IOU = 0.5
 
 
 def image_of(record: Record) -> tuple[Any, Any]:
-    """What identifies a record's image; the file name too, since data sets may reuse image ids."""
+    """The key of a record's image; it holds the file name too, because data sets may reuse image ids."""
     return record["image_id"], record["file_name"]
 
 
@@ -37,9 +37,9 @@ def giou(records: Sequence[Record]) -> float | None:
 
 
 def ciou(records: Iterable[Record]) -> float | None:
-    """cIoU: all intersections over all unions, in exact integers.
+    """cIoU: the sum of all intersections over the sum of all unions, in exact integers.
 
-    An empty target adds the predicted area to the union. None if all unions are empty: nothing can be divided.
+    An empty target adds the predicted area to the union. None if all unions are empty.
     """
     rows = list(records)
     total = sum(record["union"] for record in rows)
@@ -72,12 +72,12 @@ def pick_accuracy(records: Iterable[Record]) -> float | None:
 
 
 def picked(records: Iterable[Record]) -> list[Record]:
-    """Records with a target for which a region was picked."""
+    """Select the records with a target for which a region was picked."""
     return [record for record in _having(records, "pick_correct") if record["has_target"]]
 
 
 def reachable(records: Iterable[Record]) -> list[Record]:
-    """Records whose target some single superpixel covers with an IoU of at least ``REACHABLE_IOU``."""
+    """Select the records whose target some single superpixel matches with an IoU of at least ``REACHABLE_IOU``."""
     return [
         record
         for record in _having(records, "ceiling_single")
@@ -86,10 +86,10 @@ def reachable(records: Iterable[Record]) -> list[Record]:
 
 
 def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
-    """All scores of one group of expressions; a score that the group does not define is None.
+    """Compute all scores of one group of expressions; a score that the group does not define is None.
 
     Args:
-        records: of one mode (see ``records.view``).
+        records: of one mode (see ``records.records_of_mode``).
         bootstrap: of the intervals, which resample images.
     """
     within = reachable(records)
@@ -134,27 +134,29 @@ def giou_interval(
 def ciou_interval(
     records: Sequence[Record], groups: Sequence[str] | None = None, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 ) -> tuple[float, float] | None:
-    """Bootstrap interval of cIoU, likewise."""
-    above = np.array([record["intersection"] for record in records], np.float64)
-    below = np.array([record["union"] for record in records], np.float64)
-    return _interval(records, above, below, groups, bootstrap)
+    """Bootstrap interval of cIoU; arguments as for :func:`giou_interval`."""
+    intersections = np.array([record["intersection"] for record in records], np.float64)
+    unions = np.array([record["union"] for record in records], np.float64)
+    return _interval(records, intersections, unions, groups, bootstrap)
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float | None:
-    """Arithmetic mean in float64; None of nothing."""
+    """Arithmetic mean in float64; None without values."""
     return float(np.mean(np.asarray(values, np.float64))) if len(values) else None
 
 
 def _interval(
     records: Sequence[Record],
-    above: np.ndarray,
-    below: np.ndarray,
+    numerators: np.ndarray,
+    denominators: np.ndarray,
     groups: Sequence[str] | None,
     bootstrap: Bootstrap,
 ) -> tuple[float, float] | None:
     images = [image_of(record) for record in records]
     columns = [""] * len(records) if groups is None else groups
-    return ratio_interval(cluster_sums(above, images, columns), cluster_sums(below, images, columns), bootstrap)
+    return ratio_interval(
+        cluster_sums(numerators, images, columns), cluster_sums(denominators, images, columns), bootstrap
+    )
 
 
 def _having(records: Iterable[Record], key: str) -> list[Record]:
@@ -162,5 +164,5 @@ def _having(records: Iterable[Record], key: str) -> list[Record]:
 
 
 def _mean_of(records: Iterable[Record], key: str) -> float | None:
-    """Mean of an optional field over the expressions with a target that have it."""
+    """Mean of an optional field over the expressions with a target."""
     return mean([record[key] for record in _having(records, key) if record["has_target"]])

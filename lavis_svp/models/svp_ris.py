@@ -1,4 +1,8 @@
-"""The whole model as a LAVIS model: image and text in, mask or words out."""
+"""Referring image segmentation with superpixels as visual words: image and text in, mask or words out.
+
+The way of an image through the model is :meth:`SvpRis.forward` (training) and :meth:`SvpRis.predict_masks`; each line
+there is a box of the drawing in the README.
+"""
 
 from __future__ import annotations
 
@@ -15,45 +19,45 @@ from torch import Tensor
 
 from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.heads.mask_head import SegMaskDecoder, to_original
-from lavis_svp.heads.readout import SegPromptHead, SegPrompts
 from lavis_svp.language.causal_lm import LanguageModel
-from lavis_svp.language.generate import Answers
+from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptBuilder
 from lavis_svp.language.splice import splice
-from lavis_svp.models.aids import AuxiliaryLosses
-from lavis_svp.models.answering import TextAnswers
-from lavis_svp.models.encoded import Encoded
-from lavis_svp.models.frozen import FrozenFeatureExtractor
-from lavis_svp.models.options import ModelOptions, parse_model_options
-from lavis_svp.models.parameters import checkpoint_state, optimizer_groups, parameter_row
-from lavis_svp.models.prediction import MaskPrediction, pointed_region
-from lavis_svp.models.prepare import precompute_features
-from lavis_svp.models.presence import NoTargetOptions, check_presence, seg_logit_bias, stored_presence
-from lavis_svp.models.pretrained import find_weights, load_pretrained_parts, read_weights
-from lavis_svp.models.samples import as_lists
-from lavis_svp.models.stored import attach_precomputed
-from lavis_svp.models.tokens import centroid_positions, framed_areas, shuffled, token_areas, token_positions
-from lavis_svp.models.trainable import train_only
-from lavis_svp.models.trained_as import check_config_compatible
-from lavis_svp.models.training_losses import TrainingLosses
+from lavis_svp.models.batch import as_lists, first_of_each_image, tokenize_batch, training_step
+from lavis_svp.models.checkpoint import check_config_compatible, find_weights, load_pretrained_parts, read_weights
+from lavis_svp.models.config import ModelOptions, parse_model_options
+from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region
+from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
+from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.projectors import build_projector
-from lavis_svp.projectors.base import ENCODER_OUTPUTS
-from lavis_svp.projectors.structures import Superpixels
+from lavis_svp.vision.types import ENCODER_OUTPUTS
+from lavis_svp.projectors.types import Superpixels, VisualTokens
+from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses
+from lavis_svp.segmentation.losses import mask_losses
+from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
+from lavis_svp.segmentation.no_target import (
+    NoTargetEvidence,
+    NoTargetOptions,
+    first_word_evidence,
+    seg_logit_bias,
+    stored_calibration,
+)
+from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPrompts, token_positions
+from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, VisionFeatures
+from lavis_svp.vision.geometry import logits_to_original
 from lavis_svp.zoo import Weights
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
 MODES = ("generative", "teacher_forced")
-OUTLINE_SIZE = (96, 96)  # of the superpixels' masks that prompt SAM: its low-resolution masks at side 384
 
 
 @registry.register_model("svp_ris")
-class SvpRis(TrainingLosses, TextAnswers, BaseModel):
+class SvpRis(BaseModel):
     """Referring image segmentation with superpixels as visual words (arXiv 2509.13676).
 
     Frozen vision encoder -> projector -> causal language model; the state that predicts ``[SEG]`` prompts a trainable
     SAM mask decoder, on the same SAM embedding that made the superpixels. The same tokens serve answers in words
-    (captions, visual question answering): see :class:`~lavis_svp.models.answering.TextAnswers`.
+    (captions, visual question answering).
 
     Supported model types:
         - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), trained on RefShapes; runs on a CPU.
@@ -67,7 +71,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         >>> import lavis_svp
         >>> from lavis.models import load_model_and_preprocess
         >>> model, vis, txt = load_model_and_preprocess("svp_ris", "tiny", is_eval=True)
-        >>> image = vis["eval"](image).unsqueeze(0)
+        >>> image = vis["eval"](pil_image).unsqueeze(0)
         >>> model.predict_masks({"image": image, "text_input": ["the red circle"]})[0][0].mask
 
     Args:
@@ -77,13 +81,16 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
 
     CHECKPOINTS_ARE_WHOLE = True  # with the named weights they give the model; no earlier stage's file is needed
     PRETRAINED_MODEL_CONFIG_DICT = {
-        "tiny": str(CONFIGS / "svp_ris_tiny.yaml"),
-        "pretrain_vicuna7b": str(CONFIGS / "svp_ris_pretrain_vicuna7b.yaml"),
-        "refcoco_vicuna7b": str(CONFIGS / "svp_ris_refcoco_vicuna7b.yaml"),
-        "glamm_vicuna7b": str(CONFIGS / "svp_ris_glamm_vicuna7b.yaml"),
-        "glamm_dinov2_vicuna7b": str(CONFIGS / "svp_ris_glamm_dinov2_vicuna7b.yaml"),
-        "refcoco_qwen2_5_7b": str(CONFIGS / "svp_ris_refcoco_qwen2_5_7b.yaml"),
-        "refcoco_llama3_8b": str(CONFIGS / "svp_ris_refcoco_llama3_8b.yaml"),
+        model_type: str(CONFIGS / f"svp_ris_{model_type}.yaml")
+        for model_type in (
+            "tiny",
+            "pretrain_vicuna7b",
+            "refcoco_vicuna7b",
+            "glamm_vicuna7b",
+            "glamm_dinov2_vicuna7b",
+            "refcoco_qwen2_5_7b",
+            "refcoco_llama3_8b",
+        )
     }
 
     replicated_modules = ("frozen",)
@@ -96,35 +103,274 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
     def __init__(self, options: ModelOptions, weights: Weights = "load") -> None:
         super().__init__()
         self.options = options
-        self.presence = options.presence or NoTargetOptions()
-        projector_options = dict(options.projector)
-        projector_name = projector_options.pop("name")
+        self.no_target = options.no_target or NoTargetOptions()
         self.language = LanguageModel(options.language, weights)
-        scale = self.language.embedding_std
-        if options.aids.token_norm:
-            projector_options.setdefault("token_std", scale)
-        encoder = options.vision_encoder
-        self.frozen = FrozenFeatureExtractor(encoder, options.sam, options.superpixels, weights)
+        token_std = self.language.embedding_std
+        # Four children are registered under the names that state dicts have had since release 0.1; the properties
+        # below give them the names that the code uses.
+        self.frozen = FrozenFeatureExtractor(options.vision_encoder, options.sam, options.superpixels, weights)
+        projector_options = {key: value for key, value in options.projector.items() if key != "name"}
+        if options.visual_tokens.norm:
+            projector_options.setdefault("token_std", token_std)
         self.projector = build_projector(
-            projector_name,
-            vision_dim=self.frozen.patch_dim,
+            options.projector["name"],
+            vision_dim=self.extractor.patch_dim,
             llm_dim=self.language.dim,
-            grid=self.frozen.vision_encoder.grid,
+            grid=self.extractor.vision_encoder.grid,
             **projector_options,
         )
-        self.frozen.ask(self.projector.requires & ENCODER_OUTPUTS)
+        self.extractor.request_outputs(self.projector.requires & ENCODER_OUTPUTS)
         if "superpixels" not in self.projector.requires:
-            self.frozen.generator = None
+            self.extractor.generator = None
         if weights == "load":
             self.prompts = PromptBuilder(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
-        self.readout = SegPromptHead(self.language.dim, scale, options.readout)
+        self.readout = SegPromptHead(self.language.dim, token_std, options.seg_prompt)
         self.mask_head = SegMaskDecoder(
-            self.frozen.sam_prompt_encoder, self.frozen.sam_mask_decoder, options.sam.train_decoder
+            self.extractor.sam_prompt_encoder, self.extractor.sam_mask_decoder, options.sam.train_decoder
         )
-        self.aids = AuxiliaryLosses(options.aids)
-        self._carried: set[str] = set()  # parameters that an earlier stage trained
+        self.aids = AuxiliaryLosses(options.auxiliary_losses)
+        self._kept_in_checkpoint: set[str] = set()  # parameters that an earlier stage trained
         if options.trainable is not None:
             train_only(self, options.trainable)
+
+    @property
+    def extractor(self) -> FrozenFeatureExtractor:
+        """Frozen vision encoder, SAM image encoder and superpixel generator."""
+        return self.frozen
+
+    @property
+    def seg_prompt(self) -> SegPromptHead:
+        """From the state that predicts ``[SEG]`` to a prompt."""
+        return self.readout
+
+    @property
+    def mask_decoder(self) -> SegMaskDecoder:
+        """From a prompt to a mask."""
+        return self.mask_head
+
+    @property
+    def auxiliary_losses(self) -> AuxiliaryLosses:
+        """Losses that the paper does not have."""
+        return self.aids
+
+    # ---------------------------------------------------------------- the pipeline
+
+    def forward(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """Losses of a batch.
+
+        Args:
+            samples: ``image`` (B, 4, S, S); ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1
+                arrays; or questions, captions and their words, see :func:`~lavis_svp.models.batch.parse_targets`;
+                optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
+                LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which place the step in the alignment stage.
+
+        Returns:
+            ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus the auxiliary losses that are on; and
+            ``stats``, numbers for the log: ``tokens_per_image``, the mean number of visual tokens.
+
+        Raises:
+            ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
+        """
+        vision = self.extractor(samples)  # frozen: patches (B, N, C), SAM embedding (B, 256, h, w), region maps
+        visual = self.visual_tokens(vision)  # (B, T, D)
+        encoded = EncodedImages(vision, visual)
+        on_tokens = self.auxiliary_losses.on_tokens(vision, visual, samples.get("instances"), self.language)
+        if self.auxiliary_losses.in_alignment_stage(training_step(samples)):
+            return self.total_loss({"loss_word": 0.0 * visual.tokens.sum(), **on_tokens}, visual)
+
+        batch = tokenize_batch(
+            samples,
+            self.prompts,
+            encoded.counts,
+            layout=self.options.layout,
+            max_length=self.language.max_length,
+            seg_id=self.language.seg_id,
+            device=self.device,
+        )  # ids and labels (R, L), places of P [SEG]
+        states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
+        losses = {"loss_ce": self.language.loss(states, batch.sequences.labels)}
+        seg_states, image_index = states[batch.before_seg], batch.image_index  # (P, D), (P,)
+        if not batch.masks:
+            return self.total_loss({**losses, **self._losses_without_masks(encoded, seg_states), **on_tokens}, visual)
+
+        prompts = self.prompt_masks(encoded, seg_states, image_index)  # (P, 1, 256)
+        losses |= self.auxiliary_losses.on_prompts(vision, visual, prompts, image_index, batch.masks, self.mask_decoder)
+        kept = first_of_each_image(image_index, self.options.sam.max_masks_per_image)  # (K,)
+        logits = self.mask_decoder(vision.sam, prompts.sparse[kept], image_index[kept])  # (K, 4h, 4w)
+        losses |= mask_losses(
+            logits,
+            [batch.masks[index] for index in kept.tolist()],
+            [vision.geometry[index] for index in image_index[kept].tolist()],
+            self.options.losses.resolution,
+        )
+        return self.total_loss({**losses, **on_tokens}, visual)
+
+    @torch.no_grad()
+    def predict_masks(self, samples: Mapping[str, Any], mode: str = "generative") -> list[list[MaskPrediction]]:
+        """Segment every expression.
+
+        Args:
+            samples: ``image`` (B, 4, S, S); ``text_input`` B expressions, or B lists of them.
+            mode: ``generative`` (the model writes its answer; no ``[SEG]``, no mask) or ``teacher_forced`` (the answer
+                with ``[SEG]`` is given, as GLaMM's and LISA's evaluations do).
+
+        Returns:
+            for each image a list with one prediction per expression.
+
+        Raises:
+            ValueError: the mode is unknown, or an expression is empty.
+        """
+        if mode not in MODES:
+            raise unknown_name("prediction mode", mode, MODES)
+        encoded = self.encode(samples)
+        answers = self.answer(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
+        prompts = self.prompt_masks(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
+        logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, answers.image_index)  # (P, 4h, 4w)
+        return self._predictions(encoded, answers, prompts, logits)
+
+    def encode(self, samples: Mapping[str, Any]) -> EncodedImages:
+        """Compute the frozen features of a batch (or take them from ``samples``) and its visual tokens."""
+        vision = self.extractor(samples)
+        return EncodedImages(vision, self.visual_tokens(vision))
+
+    def visual_tokens(self, vision: VisionFeatures) -> VisualTokens:
+        """Project patch features, pooled by superpixels where the projector uses them, to (B, T, D) tokens."""
+        superpixels = None
+        if vision.region_maps is not None and "superpixels" in self.projector.requires:
+            superpixels = Superpixels.from_region_maps(
+                vision.region_maps,
+                vision.patches.grids,
+                vision.extents,
+                mask_size=self.projector.mask_size,
+                device=self.device,
+            )
+        visual = self.projector(vision.patches, superpixels)
+        return visual.shuffled() if self.training and self.options.visual_tokens.shuffle else visual
+
+    def prompt_masks(self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor) -> SegPrompts:
+        """Turn states that predict ``[SEG]`` into prompts of the mask decoder.
+
+        Args:
+            encoded: B images.
+            seg_states: (P, D).
+            image_index: (P,) the image of each state.
+        """
+        positions = point = None
+        if self.options.seg_prompt.pointer_position:
+            positions = token_positions(encoded.visual, encoded.vision, self.mask_decoder)  # (B, T, 256)
+            point = self.mask_decoder.point_token  # (256,)
+        return self.seg_prompt(seg_states, image_index, encoded.visual, positions, point)
+
+    def answer(self, encoded: EncodedImages, expressions: list[list[str]], mode: str) -> Answers:
+        """Answer every expression, and find the states that predict ``[SEG]``.
+
+        Args:
+            encoded: B images.
+            expressions: B lists.
+            mode: as for :meth:`predict_masks`.
+        """
+        answer = self.options.prompt.answers[0]
+        turns = [
+            [self.prompts.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
+            for row in expressions
+        ]
+        prefix, tokens = self.prompts.prefix_ids(), encoded.visual.tokens
+        if mode == "generative":
+            bias = seg_logit_bias(
+                self.no_target, lambda states, index: self.prompt_masks(encoded, states, index).scores
+            )
+            return generate_answers(self.language, tokens, encoded.counts, prefix, turns, seg_logit_bias=bias)
+        batch = splice(prefix, encoded.counts, turns, "packed", self.language.max_length, self.device)
+        states = self.language.read(batch, tokens)  # (B, L, D)
+        rows, columns, image_index, expression = batch.before_token(self.language.seg_id)
+        texts = [turns[i][e].ids[turns[i][e].prompt_length :] for i, e in zip(image_index, expression, strict=True)]
+        answered = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        return Answers(texts, states[rows, columns], answered, image_index, expression)
+
+    def total_loss(self, losses: Mapping[str, Tensor], visual: VisualTokens) -> dict[str, Any]:
+        """The weighted sum ``loss``, each part unweighted, and ``stats`` for the log."""
+        weights = {
+            "loss_ce": self.options.losses.ce,
+            "loss_bce": self.options.losses.bce,
+            "loss_dice": self.options.losses.dice,
+            **self.auxiliary_losses.weights(),
+        }
+        total = sum((weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device))
+        return {"loss": total, **losses, "stats": {"tokens_per_image": visual.valid.sum(1).float().mean()}}
+
+    def _losses_without_masks(self, encoded: EncodedImages, seg_states: Tensor) -> dict[str, Tensor]:
+        """Losses of zero for a batch without any target.
+
+        Every part runs all the same, on a state of zeros: processes that train together exchange the gradients of (and
+        under ZeRO-3 gather) the same parts in every batch.
+        """
+        image_index = torch.zeros(1, dtype=torch.long, device=self.device)
+        prompts = self.prompt_masks(encoded, seg_states.new_zeros(1, seg_states.shape[-1]), image_index)
+        logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, image_index)
+        nothing = 0.0 * (logits.sum() + prompts.sparse.sum())
+        return {"loss_bce": nothing, "loss_dice": nothing}
+
+    def _predictions(
+        self, encoded: EncodedImages, answers: Answers, prompts: SegPrompts, logits: Tensor
+    ) -> list[list[MaskPrediction]]:
+        """Bring (P, 4h, 4w) logits to the images' own sizes, and collect the predictions of each image."""
+        predictions: list[list[MaskPrediction]] = [[] for _ in encoded.counts]
+        for row, index in enumerate(answers.image_index.tolist()):
+            full = logits_to_original(logits[row : row + 1], encoded.vision.geometry[index])[0]  # (H, W)
+            answered = bool(answers.answered[row])
+            inside = (full > 0) & answered
+            mask = inside.cpu().numpy()
+            maps = encoded.vision.region_maps
+            predictions[index].append(
+                MaskPrediction(
+                    mask=mask.astype(np.uint8),
+                    logits=full.float().cpu().numpy(),
+                    score=float(full[inside].sigmoid().mean()) if mask.any() else 0.0,
+                    answered=answered,
+                    text=self.prompts.decode(answers.ids[row]),
+                    pick=chosen_region(encoded, prompts, row, index, mask) if answered else None,
+                    region_map=None if maps is None else maps[index],
+                    tokens=encoded.counts[index],
+                )
+            )
+        return predictions
+
+    # ---------------------------------------------------------------- answers in words, as LAVIS's tasks call them
+
+    @torch.no_grad()
+    def generate(self, samples: Mapping[str, Any], **options: Any) -> list[Any]:
+        """Write captions, or answer expressions or prompts; see :meth:`TextGenerator.generate` for the options.
+
+        Args:
+            samples: ``image`` (B, 4, S, S), and ``prompt`` or ``text_input``.
+            options: LAVIS's decoding options.
+        """
+        return TextGenerator(self.language, self.prompts).generate(self.encode(samples), samples, **options)
+
+    @torch.no_grad()
+    def predict_answers(self, samples: Mapping[str, Any], **options: Any) -> list[Any]:
+        """Answer questions in a few words; see :meth:`TextGenerator.predict_answers` for the options.
+
+        Args:
+            samples: ``image`` (B, 4, S, S), and ``text_input``, the questions.
+            options: LAVIS's decoding options.
+        """
+        return TextGenerator(self.language, self.prompts).predict_answers(self.encode(samples), samples, **options)
+
+    @torch.no_grad()
+    def no_target_evidence(self, samples: Mapping[str, Any]) -> NoTargetEvidence:
+        """Answer all expressions of a batch, and measure what speaks for ``[SEG]``.
+
+        Args:
+            samples: as for :meth:`predict_masks`.
+        """
+        encoded = self.encode(samples)
+        answers = self.answer(encoded, as_lists(samples["text_input"]), "generative")
+        logits = self.language.logits(answers.seg_states)  # (P, V)
+        scores = self.prompt_masks(encoded, answers.seg_states, answers.image_index).scores  # (P, T)
+        return first_word_evidence(logits, self.language.seg_id, scores, answers.image_index, answers.expression)
+
+    # ---------------------------------------------------------------- building, weights, training, as LAVIS calls them
 
     @classmethod
     def default_config_path(cls, model_type: str) -> str:
@@ -149,7 +395,7 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
                 raise ValueError(f"model.{flag} is True, but model.{key} names no checkpoint or folder.")
         model = cls(options)
         if cfg.get("load_pretrained", False):
-            model.carry(load_pretrained_parts(model, cfg.get("pretrained")))
+            model.keep_in_checkpoint(load_pretrained_parts(model, cfg.get("pretrained")))
         if cfg.get("load_finetuned", False):
             model.load_checkpoint(cfg.get("finetuned"))
         return model
@@ -159,174 +405,6 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         """Build on the meta device: every module and parameter in its shape, no weights, no tokenizer, no prompts."""
         with torch.device("meta"):
             return cls(options, weights="none")
-
-    # ---------------------------------------------------------------- encoding
-
-    def encode(self, samples: Mapping[str, Any]) -> Encoded:
-        """Run the frozen half (or take it from ``samples``) and the projector."""
-        frozen = self.frozen(samples)
-        superpixels = outlines = None
-        if frozen.region_maps is not None and "superpixels" in self.projector.requires:
-            where = (frozen.region_maps, frozen.features.grids, frozen.extents)
-            superpixels = Superpixels.from_region_maps(*where, mask_size=self.projector.mask_size, device=self.device)
-            if self.options.readout.pointer_mask:
-                outlines = Superpixels.from_region_maps(*where, mask_size=OUTLINE_SIZE, device=self.device)
-        visual = self.projector(frozen.features, superpixels)
-        if self.training and self.options.aids.shuffle_tokens:
-            visual = shuffled(visual)
-        centred = self.options.language.visual_positions == "centroid"
-        positions = centroid_positions(visual, frozen.features) if centred else None
-        return Encoded(frozen, superpixels, visual, outlines, positions)
-
-    def precompute_features(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
-        """With ``cache_frozen``: compute the frozen half for every image that is not stored yet, and attach it.
-
-        Without it, superpixels and features that came with the data are used all the same, once they are checked.
-
-        Args:
-            datasets: ``{name: {split: data set}}``.
-
-        Raises:
-            ValueError: what came with the data is not what this model would make.
-        """
-        if self.options.cache_frozen:
-            precompute_features(self.frozen, datasets)
-        else:
-            attach_precomputed(self.frozen, datasets)
-
-    # ---------------------------------------------------------------- training
-
-    def forward(self, samples: Mapping[str, Any]) -> dict[str, Any]:
-        """Losses of a batch.
-
-        Args:
-            samples: ``image`` (B, 4, S, S); ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1
-                arrays; or questions, captions and their words, see :func:`~lavis_svp.models.texts.parse_targets`;
-                optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
-                LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which tell the alignment stage the step.
-
-        Returns:
-            ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus those of the aids that are on; and
-            ``stats``, numbers for the log: ``tokens_per_image``, the mean count of visual tokens.
-        """
-        encoded = self.encode(samples)
-        losses = self.losses(encoded, samples)
-        return {**losses, "stats": {"tokens_per_image": encoded.visual.valid.sum(1).float().mean()}}
-
-    # ---------------------------------------------------------------- masks
-
-    def read_prompts(self, encoded: Encoded, states: Tensor, image: Tensor) -> SegPrompts:
-        """States that predict ``[SEG]`` -> prompts of the mask decoder, with whatever the read-out's aids need."""
-        options, visual = self.options.readout, encoded.visual
-        positions = areas = point = None
-        if options.pointer_position:
-            positions = token_positions(visual, encoded.frozen, self.mask_head)
-            point = self.mask_head.point_token
-        if options.pointer_mask:
-            areas = token_areas(visual, encoded.outlines, encoded.frozen.features.grids)
-        return self.readout(states, image, visual.tokens, visual.valid, positions, areas, point)
-
-    def decode(self, encoded: Encoded, prompts: SegPrompts, image: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks of the prompts at the rows ``kept``: (K, 4h, 4w) logits and (K,) SAM's own estimates of their IoU.
-
-        Args:
-            encoded: the images.
-            prompts: P of them.
-            image: (P,) whose each is.
-            kept: (K,) which to decode.
-        """
-        area = None
-        if prompts.area is not None:
-            area = framed_areas(prompts.area[kept], encoded.frozen, image[kept])  # (K, 4h, 4w)
-        return self.mask_head(encoded.frozen.sam, prompts.sparse[kept], image[kept], area)
-
-    @torch.no_grad()
-    def predict_masks(self, samples: Mapping[str, Any], mode: str = "generative") -> list[list[MaskPrediction]]:
-        """Segment every expression.
-
-        Args:
-            samples: ``image`` (B, 4, S, S); ``text_input`` B expressions, or B lists of them.
-            mode: ``generative`` (the model writes its answer; no ``[SEG]``, no mask) or ``teacher_forced`` (the answer
-                with ``[SEG]`` is given, as GLaMM's and LISA's evaluations do).
-
-        Returns:
-            for each image a list with one prediction per expression.
-        """
-        if mode not in MODES:
-            raise unknown_name("prediction mode", mode, MODES)
-        encoded = self.encode(samples)
-        answers = self.answers(encoded, as_lists(samples["text_input"]), mode)
-        prompts = self.read_prompts(encoded, answers.seg_states, answers.image)
-        everything = torch.arange(len(answers.image), device=self.device)
-        logits, _ = self.decode(encoded, prompts, answers.image, everything)
-        predictions: list[list[MaskPrediction]] = [[] for _ in encoded.frozen.frames]
-        for row, image in enumerate(answers.image.tolist()):
-            full = to_original(logits[row : row + 1], encoded.frozen.frames[image])[0]
-            answered = bool(answers.answered[row])
-            mask = (full > 0) & answered
-            score = float(full[mask].sigmoid().mean()) if bool(mask.any()) else 0.0
-            maps = encoded.frozen.region_maps
-            region_map = None if maps is None else maps[image]
-            predictions[image].append(
-                MaskPrediction(
-                    mask=mask.cpu().numpy().astype(np.uint8),
-                    logits=full.float().cpu().numpy(),
-                    score=score,
-                    answered=answered,
-                    text=self.prompts.decode(answers.ids[row]),
-                    pick=pointed_region(encoded, prompts, row, image, mask.cpu().numpy()) if answered else None,
-                    region_map=region_map,
-                    tokens=encoded.counts[image],
-                )
-            )
-        return predictions
-
-    def answers(self, encoded: Encoded, expressions: list[list[str]], mode: str) -> Answers:
-        """What the model says to every expression, and the states that predict ``[SEG]``.
-
-        Args:
-            encoded: the images.
-            expressions: a list an image.
-            mode: as for ``predict_masks``.
-        """
-        answer = self.options.prompt.answers[0]
-        turns = [[self.prompts.turn(text, answer, index=i) for i, text in enumerate(texts)] for texts in expressions]
-        prefix, counts, positions = self.prompts.prefix_ids(), encoded.counts, encoded.positions
-        if mode == "generative":
-            return self._generated(encoded, turns, seg_logit_bias=seg_logit_bias(self, encoded))
-        plan = splice(prefix, counts, turns, "packed", self.language.max_length, self.device, positions)
-        embeddings = plan.embeddings(self.language.embed(plan.ids), encoded.visual.tokens)
-        states = self.language(embeddings, plan.attention_mask(embeddings.dtype), plan.positions)
-        rows, columns, image, expression = plan.before_token(self.language.seg_id)
-        said = [turns[p][e].ids[turns[p][e].prompt_length :] for p, e in zip(image, expression, strict=True)]
-        given = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return Answers(said, states[rows, columns], given, image, expression)
-
-    # ---------------------------------------------------------------- weights
-
-    def get_optimizer_params(self, run_cfg: Any) -> list[dict[str, Any]]:
-        """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
-        return optimizer_groups(self, run_cfg, self.options.learning_rates)
-
-    def parameter_row(self, name: str) -> str:
-        """The row of the start-up table that a parameter is counted in."""
-        return parameter_row(name)
-
-    def carry(self, names: Iterable[str]) -> None:
-        """Keep these parameters in every checkpoint, whether or not they train: an earlier stage trained them."""
-        self._carried.update(names)
-
-    def parameters_read_outside(self) -> list[Tensor]:
-        """Parameters that are read outside of their own module's forward, which ZeRO-3 must be told."""
-        language = self.language
-        tables = [language.embed_tokens.weight, language.added_embedding]
-        if language.output is not None and language.added_output is not None:
-            tables += [language.output.weight, language.added_output]
-        return tables
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """Everything that the configuration's named weights do not hold; see ``models/parameters.py``."""
-        return checkpoint_state(self, self._carried)
 
     def load_checkpoint(self, url_or_filename: str) -> None:
         """Load trained weights: a LAVIS checkpoint (``{"model": state}``), its folder, or a ``.safetensors`` state.
@@ -341,7 +419,31 @@ class SvpRis(TrainingLosses, TextAnswers, BaseModel):
         path = find_weights(url_or_filename)
         check_config_compatible(self.options, path)
         load_trained_state(self, read_weights(path), path)
-        if self.options.presence is None:
-            self.presence = stored_presence(path)
-            check_presence(self.presence, self.options.readout, self.options.prompt)
+        if self.options.no_target is None:
+            self.no_target = stored_calibration(path)
+            self.no_target.check(self.options.seg_prompt, self.options.prompt)
         logging.info("Loaded trained weights from %s", path)
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """Everything that the configuration's named weights do not hold; see ``models/param_groups.py``."""
+        return checkpoint_state(self, self._kept_in_checkpoint)
+
+    def keep_in_checkpoint(self, names: Iterable[str]) -> None:
+        """Keep these parameters in every checkpoint, trained or not: an earlier stage has trained them."""
+        self._kept_in_checkpoint.update(names)
+
+    def get_optimizer_params(self, run_cfg: Any) -> list[dict[str, Any]]:
+        """Parameter groups with their learning rates; see ``ModelOptions.learning_rates``."""
+        return optimizer_groups(self, run_cfg, self.options.learning_rates)
+
+    def parameter_row(self, name: str) -> str:
+        """The row of the start-up table that a parameter is counted in."""
+        return parameter_row(name)
+
+    def parameters_read_outside(self) -> list[Tensor]:
+        """Parameters that are read outside of their own module's forward, which ZeRO-3 must know."""
+        language = self.language
+        tables = [language.embed_tokens.weight, language.added_embedding]
+        if language.output is not None and language.added_output is not None:
+            tables += [language.output.weight, language.added_output]
+        return tables

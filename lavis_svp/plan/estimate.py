@@ -1,4 +1,4 @@
-"""The whole plan of a run: every number that the report shows, and the assumptions behind them."""
+"""The plan of a run: every number that the report shows, and the assumptions behind them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lavis_svp.models.options import ModelOptions
+from lavis_svp.models.config import ModelOptions
 from lavis_svp.models.svp_ris import SvpRis
-from lavis_svp.plan.gpus import Gpu
-from lavis_svp.plan.language import language_shape
+from lavis_svp.plan.costs import Duration, PartCost, Saving, Side, answer_parts, duration, savings, training_costs
+from lavis_svp.plan.flops import (
+    Parameters,
+    language_shape,
+    parameters_by_part,
+    part_flops,
+    point_prompts,
+    visual_tokens,
+)
 from lavis_svp.plan.memory import Memory, memory_per_gpu
-from lavis_svp.plan.savings import Saving, Side, answer_parts, savings
-from lavis_svp.plan.settings import TrainingSettings
-from lavis_svp.plan.skeleton import Parameters, parameters_by_part, part_flops, point_prompts, visual_tokens
-from lavis_svp.plan.text import TextLengths, text_lengths
-from lavis_svp.plan.training import Duration, PartCost, duration, training_costs
+from lavis_svp.plan.settings import Gpu, TextLengths, TrainingSettings, text_lengths
 
 PAPER_TOKENS = 40  # superpixels of an image on average, arXiv 2509.13676
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What no YAML says; every one can be set on the command line.
+    """Numbers that no YAML holds; each can be set on the command line.
 
     Args:
-        tokens: superpixels of an image.
-        prompts: point prompts of SAM's decoder for them; None = estimated from the options.
-        expression_words: words of a referring expression.
+        tokens: number of superpixels of an image.
+        prompts: number of point prompts of SAM's decoder for them; None = estimated from the options.
+        expression_words: number of words of a referring expression.
         utilisation: share of the GPUs' peak that a training step reaches.
-        many: expressions of an image in the comparison for many.
+        many: number of expressions of an image in the comparison for many.
+
+    Raises:
+        ValueError: a number is impossible.
     """
 
     tokens: int = PAPER_TOKENS
@@ -47,13 +53,13 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is told of a run.
+    """Everything that is known of a run before it starts.
 
     Args:
         parameters: by part.
         tokens: visual tokens of an image, of the YAML's projector.
         baseline_tokens: the same with ``mlp``.
-        text: token counts around them.
+        text: numbers of text tokens around them.
         prompts: point prompts of an image.
         costs: operations of a training image by part.
         baseline_costs: the same with ``mlp``.
@@ -62,14 +68,14 @@ class Plan:
         memory: of one GPU.
         baseline_memory: the same with ``mlp``.
         duration: of the run.
-        savings: what fewer tokens save.
+        savings: the saving of fewer tokens.
         training: the run.
         gpu: kind of GPU.
-        num_gpus: how many.
-        assumptions: as given.
-        projector: the YAML's.
+        num_gpus: number of GPUs.
+        assumptions: all other numbers.
+        projector: name of the YAML's projector.
         layout: of the expressions of an image in a training sequence.
-        checkpointing: of the language model.
+        checkpointing: whether the language model uses gradient checkpointing.
     """
 
     parameters: dict[str, Parameters]
@@ -94,7 +100,7 @@ class Plan:
     checkpointing: bool
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain values, with the sums that its parts have as properties."""
+        """The plan as plain values, including the properties of its parts."""
         values = dataclasses.asdict(self)
         values["memory"]["peak"] = self.memory.peak
         values["baseline_memory"]["peak"] = self.baseline_memory.peak
@@ -106,7 +112,7 @@ class Plan:
 def with_mlp(options: ModelOptions) -> ModelOptions:
     """The same model with every patch as a token.
 
-    Patterns of ``trainable`` that name the insides of the YAML's projector say nothing of ``mlp``, which trains whole.
+    Patterns of ``trainable`` over parts of the YAML's projector do not fit ``mlp``, which is trained whole.
     """
     patterns = options.trainable
     if patterns is not None:
@@ -123,12 +129,12 @@ def make_plan(
         options: the model.
         training: the run.
         gpu: kind of GPU.
-        num_gpus: how many.
-        assumptions: what the YAML does not say.
+        num_gpus: number of GPUs.
+        assumptions: numbers that the YAML does not hold.
 
     Raises:
-        ValueError: no GPU, or settings that no model can be built from.
-        KeyError: an unknown name in ``options``.
+        ValueError: ``num_gpus`` is below 1, or no model can be built from the settings.
+        KeyError: ``options`` holds an unknown name.
     """
     if num_gpus < 1:
         raise ValueError(f"A plan needs at least one GPU, got {num_gpus}.")

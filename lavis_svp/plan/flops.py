@@ -1,26 +1,44 @@
-"""Floating-point operations: counted as the real modules run on the meta device, and what training makes of them.
+"""Parameters and floating-point operations of a model without weights, counted on its modules on the meta device.
 
-One multiplication and one addition are two operations, as everywhere in this package. Only products count (matrix
-products, convolutions, attention); norms, activations and resizing are left out, as ``FlopCounterMode`` does.
+One multiplication and one addition are two operations. Only products count (matrix products, convolutions, attention);
+norms, activations and resizing are left out, as ``FlopCounterMode`` does. The language model's cost is a formula of its
+shape, because it is needed for many lengths; a test compares it with counted operations.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.models.param_groups import part_of
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.projectors.types import Superpixels, VisualTokens
+from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE, SamSuperpixels
+from lavis_svp.superpixels.sam.prompts import first_pass
+from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, append_channels
+from lavis_svp.vision.types import PatchFeatures
+
 T = TypeVar("T")
-ACTIVATION_PRODUCTS = ("bmm", "baddbmm", "attention")  # both factors are activations; else one is a parameter
+ACTIVATION_PRODUCTS = (
+    "bmm",
+    "baddbmm",
+    "attention",
+)  # of activations; other products have a parameter
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations, told apart by what training makes of them.
+    """Operations of a forward pass, by their cost in training.
 
     Args:
         weights: products of activations with parameters.
@@ -44,10 +62,10 @@ class Flops:
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Count what runs inside; tensors on the meta device are not computed.
+    """Count the operations that run inside the ``with`` block.
 
-    Not under ``no_grad``: the counter hangs hooks on whatever passes a module, and fails where parameters that train
-    have no gradient function.
+    It must not run under ``no_grad``: the counter hooks into every module, and fails if trained parameters have no
+    gradient function.
     """
     with FlopCounterMode(display=False) as counter:
         yield counter
@@ -57,10 +75,10 @@ def count(run: Callable[[], T]) -> tuple[Flops, T]:
     """Count the operations of ``run`` on the meta device.
 
     Args:
-        run: calls modules that lie on the meta device; tensors it makes lie there, too.
+        run: calls modules on the meta device; tensors that it creates are put there, too.
 
     Returns:
-        the operations, and what ``run`` returned.
+        the operations, and the result of ``run``.
     """
     with counting() as counter, torch.device("meta"):
         result = run()
@@ -68,31 +86,269 @@ def count(run: Callable[[], T]) -> tuple[Flops, T]:
 
 
 def counted(counter: FlopCounterMode) -> Flops:
-    """What a counter has seen."""
+    """Read the operations off a counter."""
     by_operator: dict[Any, int] = counter.get_flop_counts().get("Global", {})
-    mixing = sum(number for operator, number in by_operator.items() if _mixes(str(operator)))
+    mixing = sum(
+        number
+        for operator, number in by_operator.items()
+        if any(product in str(operator) for product in ACTIVATION_PRODUCTS)
+    )
     return Flops(float(sum(by_operator.values()) - mixing), float(mixing))
-
-
-def _mixes(operator: str) -> bool:
-    return any(name in operator for name in ACTIVATION_PRODUCTS)
 
 
 def training_flops(forward: Flops, trained: float, gradient_flows: bool, recompute: bool = False) -> Flops:
     """Operations of a training step, from those of its forward pass.
 
-    A product with a parameter costs the same again for the gradient of its input, and again for that of the
-    parameter if it trains. A product of two activations costs twice more. A part without gradients costs its forward
-    pass alone. A frozen part between trained ones still passes gradients of activations. Gradient checkpointing runs
-    the forward pass twice.
+    A product with a parameter costs the same again for the gradient of its input, and once more for the gradient of
+    the parameter if that is trained. A product of two activations costs twice as much again. A part without gradients
+    costs its forward pass alone; a frozen part between trained ones still passes gradients of activations. Gradient
+    checkpointing runs the forward pass twice.
 
     Args:
         forward: of the forward pass.
-        trained: share of ``forward.weights`` whose parameters train, 0 to 1.
-        gradient_flows: whether gradients pass through at all.
+        trained: share of ``forward.weights`` whose parameters are trained, 0 to 1.
+        gradient_flows: whether gradients pass through the part at all.
         recompute: gradient checkpointing.
     """
     if not gradient_flows:
         return forward
     again = 1 if recompute else 0
     return Flops(forward.weights * (2 + trained + again), forward.mixing * (3 + again))
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """The sizes that the cost of a decoder-only language model depends on.
+
+    Args:
+        linear: weights of all linear layers of the transformer, adapters included.
+        trained_linear: those of them that are trained.
+        layers: number of decoder layers.
+        width: D.
+        attention_width: query heads times head width.
+        vocabulary: rows of the output layer, ``[SEG]`` included.
+        output_trains: whether the output layer is trained.
+        checkpointing: gradient checkpointing.
+    """
+
+    linear: int
+    trained_linear: int
+    layers: int
+    width: int
+    attention_width: int
+    vocabulary: int
+    output_trains: bool
+    checkpointing: bool
+
+    def forward(self, tokens: float, context: float) -> Flops:
+        """Operations of the transformer's forward pass, without the output layer.
+
+        Args:
+            tokens: positions that run.
+            context: positions that each of them attends to. Masked ones count: the kernels for an additive mask
+                compute them.
+        """
+        return Flops(2.0 * self.linear * tokens, 4.0 * self.attention_width * self.layers * tokens * context)
+
+    def logits(self, tokens: float) -> Flops:
+        """Operations of the output layer for a number of positions."""
+        return Flops(2.0 * self.width * self.vocabulary * tokens)
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the linear weights that are trained."""
+        return self.trained_linear / self.linear
+
+
+def language_shape(language: LanguageModel) -> LanguageShape:
+    """Read the sizes off the real module."""
+    config = language.config
+    linear = [module.weight for module in language.transformer.modules() if isinstance(module, nn.Linear)]
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    output = language.embed_tokens.weight if language.output is None else language.output.weight
+    return LanguageShape(
+        linear=sum(weight.numel() for weight in linear),
+        trained_linear=sum(weight.numel() for weight in linear if weight.requires_grad),
+        layers=config.num_hidden_layers,
+        width=language.dim,
+        attention_width=config.num_attention_heads * head_width,
+        vocabulary=language.seg_id + 1,
+        output_trains=output.requires_grad,
+        checkpointing=language.options.gradient_checkpointing,
+    )
+
+
+def counted_forward(language: LanguageModel, length: int) -> tuple[Flops, torch.Size]:
+    """Count the operations of the real transformer over one sequence, to check the formula.
+
+    It runs on fake CPU tensors: the rotary embedding turns autocast off by the name of the device, and there is no
+    autocast for "meta". Attention is counted in its plain form.
+
+    Args:
+        language: built without weights; its transformer is copied, and the original stays unchanged.
+        length: L.
+
+    Returns:
+        the operations, and the shape of the states.
+    """
+    transformer = copy.deepcopy(language.transformer)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        transformer = transformer.to_empty(device="cpu").eval()
+    with fake, sdpa_kernel(SDPBackend.MATH), counting() as counter:
+        states = transformer(
+            inputs_embeds=torch.zeros(1, length, language.dim),
+            attention_mask=torch.zeros(1, 1, length, length),
+            position_ids=torch.arange(length)[None],
+            use_cache=False,
+        ).last_hidden_state
+    return counted(counter), states.shape
+
+
+SECOND_PASS_SHARE = 0.3
+"""Share of the grid points left after the first pass that is prompted. With MobileSAM on seven photos two passes take
+.47 of the time of the whole grid (benchmarks/results/superpixels.json), .35 to .76: about 480 of 1,024 prompts."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters of a part: all, and the trained ones."""
+
+    total: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class PartFlops:
+    """Operations of one forward pass of each part but the language model.
+
+    Args:
+        sam_encoder: SAM's image encoder, per image.
+        superpixels: SAM's decoder on the point prompts, per image; 0 without SAM superpixels.
+        vision_encoder: per image.
+        projector: per image.
+        seg_prompt: from a state to SAM's prompt, per expression.
+        mask_decoder: per expression.
+    """
+
+    sam_encoder: Flops
+    superpixels: Flops
+    vision_encoder: Flops
+    projector: Flops
+    seg_prompt: Flops
+    mask_decoder: Flops
+
+
+def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
+    """Count the parameters of every part, and of the whole model in the last entry.
+
+    The superpixel generator uses the frozen decoder ("superpixel_decoder"), of which ``mask_decoder`` is a copy.
+    """
+    frozen = model.extractor
+    modules: dict[str, nn.Module] = {
+        "vision_encoder": frozen.vision_encoder,
+        "sam_encoder": frozen.sam_encoder,
+        "sam_prompt_encoder": frozen.sam_prompt_encoder,
+        "superpixel_decoder": frozen.sam_mask_decoder,
+    }
+    members = {name: list(module.parameters()) for name, module in modules.items()}
+    for name, parameter in model.named_parameters():
+        if part_of(name) != "frozen":
+            members.setdefault(part_of(name), []).append(parameter)
+    members["whole model"] = list(model.parameters())
+    return {
+        name: Parameters(sum(p.numel() for p in each), sum(p.numel() for p in each if p.requires_grad))
+        for name, each in members.items()
+    }
+
+
+def visual_tokens(model: SvpRis, superpixels: int) -> int:
+    """Number of visual tokens of an image.
+
+    Args:
+        model: the model.
+        superpixels: number of an image's superpixels; also taken if the number of tokens depends on the features.
+    """
+    fixed = model.projector.image_tokens(model.extractor.vision_encoder.grid, superpixels)
+    return superpixels if fixed is None else fixed
+
+
+def point_prompts(model: SvpRis) -> int:
+    """Estimated number of point prompts for the superpixels of an image; 0 if SAM does not make them."""
+    generator = model.extractor.generator
+    if not isinstance(generator, SamSuperpixels):
+        return 0
+    side = generator.options.points_per_side
+    first = len(first_pass(side, generator.options.first_stride))
+    return first + round(SECOND_PASS_SHARE * (side * side - first))
+
+
+def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
+    """Count every part but the language model on the meta device.
+
+    Args:
+        model: a skeleton.
+        superpixels: of an image.
+        prompts: point prompts of an image.
+    """
+    frozen, side = model.extractor, model.options.sam.side
+    sam, embedding = count(lambda: frozen.sam_encoder(torch.empty(1, 3, side, side), torch.empty(1, 1, side, side)))
+    vision, features = count(lambda: frozen.vision_encoder(torch.empty(1, 3, side, side)))
+    projector, visual = count(lambda: project(model, features, superpixels))
+    seg_prompt, sparse = count(lambda: prompt_masks(model, visual))
+    mask, _ = count(lambda: decode_mask(model, embedding, sparse))
+    return PartFlops(sam, superpixel_flops(model, embedding, prompts), vision, projector, seg_prompt, mask)
+
+
+def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
+    """Count SAM's decoder on the point prompts of one image whose embedding is (1, 256, h, w)."""
+    generator = model.extractor.generator
+    if not isinstance(generator, SamSuperpixels):
+        return Flops()
+    decoder = generator.point_decoder()
+    side = embedding.shape[-1] * LOW_RES_STRIDE
+    once, image = count(lambda: decoder.image(embedding[0]))
+    one, _ = count(lambda: decoder.decode(image, torch.empty(1, 2, embedding.shape[1]), (side, side)))
+    return once + one * prompts
+
+
+def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualTokens:
+    """Run the projector on one image's features, with the inputs that it requires."""
+    projector, side = model.projector, model.options.sam.side
+    names = model.extractor.config.encoder.extra_channels
+    sam, pixels = torch.empty(1, EXTRA_CHANNELS["sam"], 1, 1), torch.empty(1, EXTRA_CHANNELS["colour"], side, side)
+    features = append_channels(features, names, sam, pixels, [(1.0, 1.0)])
+    size = projector.mask_size
+    regions = Superpixels(
+        torch.empty(1, superpixels, features.patches.shape[1]),
+        None if size is None else torch.empty(1, superpixels, *size),
+        torch.ones(1, superpixels, dtype=torch.bool),
+    )
+    return projector(features, regions if "superpixels" in projector.requires else None)
+
+
+def prompt_masks(model: SvpRis, visual: VisualTokens) -> Tensor:
+    """Run the prompt head on one state: the prompt (1, 1, 256)."""
+    positions = point = None
+    if model.options.seg_prompt.pointer_position:
+        point = model.mask_decoder.point_token
+        positions = torch.empty(*visual.tokens.shape[:2], point.shape[0])
+    image_index = torch.zeros(1, dtype=torch.long)
+    states = torch.empty(1, model.language.dim)
+    return model.seg_prompt.eval()(states, image_index, visual, positions, point).sparse
+
+
+def decode_mask(model: SvpRis, embedding: Tensor, sparse: Tensor) -> Tensor:
+    """Run the trained mask decoder on one prompt: logits (1, 4h, 4w).
+
+    It calls SAM's decoder, because ``SegMaskDecoder.forward`` reads the values of an index.
+    """
+    head = model.mask_decoder
+    size = embedding.shape[-2:]
+    dense = head.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, *size)  # (1, 256, h, w)
+    masks, _ = head.mask_decoder.predict_masks(
+        image_embeddings=embedding,
+        image_pe=head.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+    )
+    return masks[:, 0]

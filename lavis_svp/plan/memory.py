@@ -1,4 +1,4 @@
-"""Memory of one GPU: what ZeRO shares out, what autograd keeps, what the frozen half needs for a moment."""
+"""Memory of one GPU: states that ZeRO shards, tensors that autograd keeps, and the peak of the frozen half."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.svp_ris import SvpRis
-from lavis_svp.plan.language import LanguageShape
-from lavis_svp.plan.settings import TrainingSettings
-from lavis_svp.plan.skeleton import decode_mask, parameters_by_part, project, read_out
-from lavis_svp.plan.text import TextLengths
-from lavis_svp.plan.training import sequences
+from lavis_svp.plan.costs import sequences
+from lavis_svp.plan.flops import LanguageShape, decode_mask, parameters_by_part, project, prompt_masks
+from lavis_svp.plan.settings import TextLengths, TrainingSettings
 from lavis_svp.superpixels.sam.generator import SamSuperpixels
 
 FP32 = 4
@@ -30,7 +28,7 @@ FRAGMENTATION = 0.05  # of all else: an assumption
 LOGIT_BYTES = 12  # of one logit: as computed, in float32, its gradient
 ATTENTION_BYTES = 12  # of one weight of SAM's global attention: product, with positions, softmax
 PROMPT_NUMBERS = 1500  # float32 numbers that the factored decoder holds for one prompt and image token
-MASK_BYTES = 16  # of one pixel of SAM's frame in the mask losses: logits at full size, target, gradient
+MASK_BYTES = 16  # of one pixel of SAM's input in the mask losses: logits at full size, target, gradient
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class Memory:
 
     Args:
         weights: parameters.
-        gradients: of those that train.
+        gradients: of trained parameters.
         optimizer: Adam's moments and, in 16 bits, the float32 copy.
         buffers: DeepSpeed's buckets, or DDP's.
-        language: what autograd keeps of the language model.
-        heads: what it keeps of projector, read-out, mask decoder, mask losses and logits.
-        frozen: largest moment of the frozen half, before anything is kept.
+        language: tensors of the language model that autograd keeps.
+        heads: those of projector, prompt head, mask decoder, mask losses and logits.
+        frozen: temporary peak of the frozen half, before autograd keeps anything.
         other: context and fragmentation.
     """
 
@@ -59,7 +57,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The larger of the frozen half's moment and of all that autograd keeps, on top of what is always there."""
+        """The larger of the frozen half's peak and of all that autograd keeps, on top of the permanent states."""
         static = self.weights + self.gradients + self.optimizer + self.buffers
         return static + max(self.frozen, self.language + self.heads) + self.other
 
@@ -75,7 +73,7 @@ def memory_per_gpu(
         tokens: visual tokens of an image.
         text: lengths of the text.
         training: the run.
-        num_gpus: how many share the states.
+        num_gpus: number of GPUs that share the states.
     """
     counts = parameters_by_part(model)["whole model"]
     replicated, unsharded = (
@@ -91,7 +89,7 @@ def memory_per_gpu(
     language = inputs + one_layer if shape.checkpointing else shape.layers * one_layer
     heads = images * head_bytes(model, tokens, training.expressions)
     heads += images * training.expressions * text.answer * shape.vocabulary * LOGIT_BYTES
-    frozen = 0.0 if model.options.cache_frozen else frozen_bytes(model, images)
+    frozen = 0.0 if model.options.cache_features else frozen_bytes(model, images)
     used = sum(states) + max(frozen, language + heads)
     return Memory(*states, language, heads, frozen, CONTEXT + FRAGMENTATION * used)
 
@@ -101,18 +99,18 @@ def state_bytes(
 ) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer states and communication buffers of one GPU.
 
-    DeepSpeed in 16 bits holds 2 bytes a parameter, 2 a gradient, and 12 of float32 copy and moments; ZeRO-1 shares out
-    the last, ZeRO-2 the gradients, too, ZeRO-3 the parameters, too (arXiv 1910.02054). DDP keeps parameters,
-    gradients and moments in float32, a 16-bit copy of trained weights while autocast is on, and its buckets.
+    In 16 bits DeepSpeed holds 2 bytes per parameter, 2 per gradient, and 12 for the float32 copy and the moments.
+    ZeRO-1 shards the last, ZeRO-2 also the gradients, ZeRO-3 also the parameters (arXiv 1910.02054). DDP keeps
+    parameters, gradients and moments in float32, a 16-bit copy of trained weights under autocast, and its buckets.
 
     Args:
         total: parameters.
-        trained: those that train.
+        trained: trained parameters.
         training: the run.
         num_gpus: N.
-        replicated: frozen parameters outside of the engine, in float32 on every GPU at any stage
+        replicated: frozen parameters outside of the engine, in float32 on every GPU at every stage
             (``SvpRis.replicated_modules``).
-        unsharded: parameters inside of it that ZeRO-3 leaves whole on every GPU (``SvpRis.unsharded_modules``).
+        unsharded: parameters inside the engine that ZeRO-3 leaves whole on every GPU (``SvpRis.unsharded_modules``).
     """
     half = training.dtype != "fp32"
     if training.zero is None:
@@ -134,14 +132,14 @@ def state_bytes(
 
 
 def kept_bytes(run: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of ``run``, each piece of memory once, parameters not counted.
+    """Count the bytes that autograd keeps for the backward pass of ``run``: each storage once, parameters excluded.
 
     Args:
         run: a forward pass, on meta or fake tensors.
         parameters: of the modules that run.
     """
     own = {_place(parameter) for parameter in parameters}
-    kept: dict[int, Tensor] = {}  # holding them keeps their places from being given to others
+    kept: dict[int, Tensor] = {}  # while it holds them, their storage is not reused
 
     def pack(tensor: Tensor) -> Tensor:
         if _place(tensor) not in own:
@@ -161,8 +159,8 @@ def layer_bytes(language: LanguageModel, rows: int, length: int, dtype: str) -> 
     """Bytes that autograd keeps of one decoder layer and the final norm, counted on the real modules.
 
     Args:
-        language: built without weights; a copy runs.
-        rows: sequences.
+        language: built without weights; a copy of it runs.
+        rows: number of sequences.
         length: L of each.
         dtype: "fp32", else 16 bits.
     """
@@ -178,40 +176,40 @@ def layer_bytes(language: LanguageModel, rows: int, length: int, dtype: str) -> 
         states = torch.zeros(rows, length, language.dim, dtype=kind, requires_grad=True)
         mask = torch.zeros(rows, 1, length, length, dtype=kind)
         positions = torch.arange(length)[None].expand(rows, -1)
-        given = {"inputs_embeds": states, "attention_mask": mask, "position_ids": positions, "use_cache": False}
-        return kept_bytes(lambda: one(**given), one.parameters())
+        inputs = {"inputs_embeds": states, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+        return kept_bytes(lambda: one(**inputs), one.parameters())
 
 
 def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
-    """Bytes that autograd keeps of projector, read-out, mask decoder and mask losses for one image, in float32."""
-    encoder, side = model.frozen.vision_encoder, model.options.sam.side
+    """Bytes that autograd keeps of projector, prompt head, mask decoder and mask losses for one image, in float32."""
+    encoder, side = model.extractor.vision_encoder, model.options.sam.side
     drawn = min(expressions, model.options.sam.max_masks_per_image or expressions)
 
     def trained_half() -> None:
         features = encoder(torch.empty(1, 3, side, side))
         visual = project(model, features, tokens)
-        embedding = torch.empty(1, model.mask_head.point_token.shape[0], *model.frozen.sam_encoder.grid)
-        kept.extend(decode_mask(model, embedding, read_out(model, visual)) for _ in range(drawn))
+        embedding = torch.empty(1, model.mask_decoder.point_token.shape[0], *model.extractor.sam_encoder.grid)
+        kept.extend(decode_mask(model, embedding, prompt_masks(model, visual)) for _ in range(drawn))
 
     kept: list[Tensor] = []
-    modules = nn.ModuleList([model.projector, model.readout, model.mask_head])
+    modules = nn.ModuleList([model.projector, model.seg_prompt, model.mask_decoder])
     with torch.device("meta"):
         counted = kept_bytes(trained_half, modules.parameters())
     return counted + drawn * side * side * MASK_BYTES
 
 
 def frozen_bytes(model: SvpRis, images: int) -> float:
-    """Largest moment of SAM's image encoder on a batch, or of the superpixels of one image.
+    """Temporary peak of SAM's image encoder on a batch, or of the superpixels of one image.
 
-    The encoder's global attention writes out all its weights; the decoder of the point prompts works in chunks.
+    The encoder's global attention materialises all its weights; the decoder works through point prompts in chunks.
 
     Args:
         model: the skeleton.
-        images: in a batch.
+        images: number of images in a batch.
     """
-    grid = model.frozen.sam_encoder.grid
+    grid = model.extractor.sam_encoder.grid
     image_tokens = grid[0] * grid[1]
-    network, generator = model.frozen.sam_encoder.network, model.frozen.generator
+    network, generator = model.extractor.sam_encoder.network, model.extractor.generator
     encoder = decoder = 0.0
     if isinstance(network, ImageEncoderViT):
         encoder = images * network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_BYTES

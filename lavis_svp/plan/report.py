@@ -1,4 +1,4 @@
-"""A plan as tables for people, in a terminal or as Markdown."""
+"""A plan as tables, for a terminal or as Markdown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lavis_svp.plan.costs import Saving
 from lavis_svp.plan.estimate import Plan
-from lavis_svp.plan.savings import Saving
 
 TERA, GIGA, MEGA = 1e12, 1e9, 1e6
 MARKDOWN_WIDTH = 400  # wide enough that no cell is broken
@@ -20,25 +20,20 @@ MEMORY_ROWS = {
     "optimizer": "optimizer states",
     "buffers": "communication buffers",
     "language": "kept for backward: language model",
-    "heads": "kept for backward: projector, read-out, mask decoder, losses",
-    "frozen": "moment of the frozen half (SAM, superpixels)",
+    "heads": "kept for backward: projector, prompt head, mask decoder, losses",
+    "frozen": "peak of the frozen half (SAM, superpixels)",
     "other": "context, fragmentation",
 }
 
 
 def tables(plan: Plan, style: box.Box) -> list[Table]:
-    """All tables of a plan.
-
-    Args:
-        plan: the numbers.
-        style: of the frames.
-    """
+    """All tables of a plan, with frames of a style."""
     makers = (parameter_table, cost_table, answer_table, memory_table, saving_table)
     return [make(plan, style) for make in makers]
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print a plan."""
+    """Print a plan to a terminal."""
     for table in tables(plan, box.SIMPLE_HEAD):
         console.print(table)
     console.print("[bold]Time[/bold]")
@@ -50,7 +45,7 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def markdown(plan: Plan) -> str:
-    """A plan as Markdown."""
+    """Format a plan as Markdown."""
     parts = []
     for table in tables(plan, box.MARKDOWN):
         title, table.title = str(table.title), None
@@ -76,11 +71,11 @@ def parameter_table(plan: Plan, style: box.Box) -> Table:
         (name, f"{counts.total:,}", f"{counts.trained:,}" if counts.trained else "0")
         for name, counts in plan.parameters.items()
     ]
-    return _table("Parameters", style, ("part", "parameters", "that train"), rows)
+    return _table("Parameters", style, ("part", "parameters", "trained"), rows)
 
 
 def cost_table(plan: Plan, style: box.Box) -> Table:
-    """Operations of a training image by part, beside ``mlp``."""
+    """Operations of a training image by part, next to those with ``mlp``."""
     rows = []
     for name, cost in plan.costs.items():
         other = plan.baseline_costs[name]
@@ -100,17 +95,17 @@ def cost_table(plan: Plan, style: box.Box) -> Table:
 
 
 def answer_table(plan: Plan, style: box.Box) -> Table:
-    """Operations of answering by part, beside ``mlp``, for one expression of an image and for many."""
+    """Operations of answering by part, next to those with ``mlp``, for one expression of an image and for many."""
     columns = [side[number] for number in (0, 1) for side in (plan.answers, plan.baseline_answers)]
     rows = [(part, *(f"{column[part] / TERA:,.3f}" for column in columns)) for part in columns[0]]
     rows.append(("all", *(f"{sum(column.values()) / TERA:,.3f}" for column in columns)))
     many = f"{plan.assumptions.many} expressions"
     names = (f"{plan.projector}, 1 expression", "mlp, 1 expression", f"{plan.projector}, {many}", f"mlp, {many}")
-    return _table("TFLOP of answering, the image read once, with a cache", style, ("part", *names), rows)
+    return _table("TFLOP of answering with a cache, the image encoded once", style, ("part", *names), rows)
 
 
 def memory_table(plan: Plan, style: box.Box) -> Table:
-    """Memory of one GPU, beside ``mlp``."""
+    """Memory of one GPU, next to that with ``mlp``."""
     rows: list[tuple[str, ...]] = [
         (label, f"{getattr(plan.memory, key) / GIGA:.2f}", f"{getattr(plan.baseline_memory, key) / GIGA:.2f}")
         for key, label in MEMORY_ROWS.items()
@@ -121,14 +116,14 @@ def memory_table(plan: Plan, style: box.Box) -> Table:
     where = "DDP" if plan.training.zero is None else f"ZeRO-{plan.training.zero}"
     title = (
         f"GB on one of {plan.num_gpus} {plan.gpu.name}: {where}, {plan.training.dtype}, "
-        f"{plan.training.batch_size} images a micro-batch"
+        f"{plan.training.batch_size} images per micro-batch"
     )
-    return _table(title, style, ("what", plan.projector, "mlp"), rows)
+    return _table(title, style, ("part", plan.projector, "mlp"), rows)
 
 
 def saving_table(plan: Plan, style: box.Box) -> Table:
-    """What the projector saves against ``mlp``, in both ways of counting, with the paper's claims apart."""
-    heads = ("what (TFLOP unless said)", "mlp", plan.projector, "saved", "the paper says")
+    """The projector's saving over ``mlp`` in both ways of counting, and the paper's claims in their own column."""
+    heads = ("quantity (TFLOP unless stated)", "mlp", plan.projector, "saved", "the paper's claim")
     return _table("Saving", style, heads, [_saving_row(line) for line in plan.savings])
 
 
@@ -142,54 +137,54 @@ def time_lines(plan: Plan) -> list[str]:
     """Steps, epochs, hours."""
     time, training = plan.duration, plan.training
     lines = [
-        f"batch: {training.batch_size} x {training.accumulation} x {plan.num_gpus} GPUs = {time.batch} images a step",
+        f"batch: {training.batch_size} x {training.accumulation} x {plan.num_gpus} GPUs = {time.batch} images per step",
         f"training images: {'unknown' if training.images is None else f'{training.images:,}'} ({training.data})"
-        + ("" if time.steps_per_epoch is None else f", {time.steps_per_epoch:,} steps an epoch"),
-        f"{time.flops_per_step / 1e15:.2f} PFLOP a step, {time.seconds_per_step:.1f} s a step",
+        + ("" if time.steps_per_epoch is None else f", {time.steps_per_epoch:,} steps per epoch"),
+        f"{time.flops_per_step / 1e15:.2f} PFLOP per step, {time.seconds_per_step:.1f} s per step",
     ]
     if time.steps:
         epochs = "" if time.epochs is None else f" = {time.epochs:.1f} epochs"
         lines.append(f"{time.steps:,} steps{epochs}: {time.hours:.1f} hours = {time.hours / 24:.2f} days")
     else:
-        lines.append("run.max_iters is not set: no time of the whole run")
+        lines.append("run.max_iters is not set, so the time of the whole run is unknown")
     return lines
 
 
 def assumption_lines(plan: Plan) -> list[str]:
-    """Everything that was assumed, with the option that changes it."""
+    """All assumptions, each with the option that changes it."""
     return list(_assumptions(plan))
 
 
 def _assumptions(plan: Plan) -> Iterable[str]:
-    given, text, gpu = plan.assumptions, plan.text, plan.gpu
+    assumed, text, gpu = plan.assumptions, plan.text, plan.gpu
     yield "one multiplication and one addition are two operations; norms, activations and resizing are not counted"
-    yield f"{given.tokens} superpixels an image (--tokens; the paper's mean is about 40, its spread is not published)"
+    yield f"{assumed.tokens} superpixels per image (--tokens; the paper's mean is about 40, without a published spread)"
     yield (
-        f"{plan.prompts} point prompts an image for the superpixels (--prompts; the second pass is estimated, see "
-        "SECOND_PASS_SHARE in lavis_svp/plan/skeleton.py)"
+        f"{plan.prompts} point prompts per image for the superpixels (--prompts; the second pass is estimated, see "
+        "SECOND_PASS_SHARE in lavis_svp/plan/flops.py)"
     )
     yield (
-        f"text by a rule, words and marks, not by the tokenizer: {text.prefix} tokens before the image, "
-        f"{text.question} a question with an expression of {given.expression_words} words (--expression-words), "
-        f"{text.answer} an answer"
+        f"text lengths are numbers of words and marks, not the tokenizer's: {text.prefix} tokens before the image, "
+        f"{text.question} per question with an expression of {assumed.expression_words} words (--expression-words), "
+        f"{text.answer} per answer"
     )
-    yield "sizes of data sets as published; filters (image-disjoint splits) and subsets make them smaller (--images)"
-    yield f"{plan.training.expressions} expressions a training image, layout '{plan.layout}'"
+    yield "data sets have their published sizes; image-disjoint splits and subsets are smaller (--images)"
+    yield f"{plan.training.expressions} expressions per training image, layout '{plan.layout}'"
     yield (
         f"{gpu.name}: {gpu.tflops:g} TFLOPS in bf16, {gpu.memory_gb:g} GB ({gpu.source}); "
-        f"{given.utilisation:.0%} of the peak over a whole step (--utilisation), waiting included"
+        f"{assumed.utilisation:.0%} of the peak over a whole step (--utilisation), including waiting"
     )
     yield (
         "training: frozen parts run forward only; a frozen language model still passes gradients of activations to the "
         "projector; checkpointing " + ("runs its layers forward twice" if plan.checkpointing else "is off")
     )
     yield (
-        "memory: states by arXiv 1910.02054; kept tensors counted on the real modules, attention fused; frozen half "
-        "by formula in float32; context 1.5 GB and 5 % fragmentation are guesses; all in lavis_svp/plan/memory.py"
+        "memory: states by arXiv 1910.02054; kept tensors counted on the real modules, with fused attention; frozen "
+        "half by formula in float32; context 1.5 GB and 5 % fragmentation are guesses; see lavis_svp/plan/memory.py"
     )
     yield (
-        "as published: every generated token runs vision encoder, projector and the whole sequence again, one call an "
-        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, the image read once, a cache"
+        "as published: every generated token runs vision encoder, projector and the whole sequence again, one call per "
+        "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, with one encoding and a cache"
     )
     yield "nothing here was measured on a GPU"
 

@@ -1,11 +1,11 @@
-"""Destructive tests: what SSPE hands out, or the visual tokens, replaced while the model runs.
+"""Destructive tests: SSPE's outputs, or the visual tokens, are replaced while the model runs, and scores compared.
 
-The replacement is a forward hook that stands only inside :func:`disturbed`; no weight and no method changes.
+The replacement is a forward hook that exists only inside :func:`disturbed`; no weight and no method changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.projectors.structures import VisualTokens
+from lavis_svp.metrics.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, cluster_sums, ratio_interval
+from lavis_svp.metrics.records import Record
+from lavis_svp.metrics.report import summary
+from lavis_svp.metrics.scores import image_of, ious
+from lavis_svp.projectors.types import VisualTokens
 
 RECEIVERS = {
     "sspe": ("sspe_to_vision", "sspe_to_llm"),
     "sspe_ssa": ("sspe_to_vision",),
     "sspe_tokens": ("sspe_to_llm",),
 }
-"""Which of `svp`'s output heads of SSPE each target names: both, that of SSA, that of the tokens."""
+"""Target -> output heads of SSPE in ``svp``: both, the one to SSA, the one to the tokens."""
 TOKENS = "tokens"
 TARGETS = (*RECEIVERS, TOKENS)
 MODES = ("average", "shuffle", "swap", "zero", "reorder")
@@ -30,19 +34,19 @@ MODES = ("average", "shuffle", "swap", "zero", "reorder")
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What is replaced, and by what.
+    """A replacement of SSPE's outputs or of the visual tokens.
 
     Args:
         target: "sspe" (SSPE to SSA and to the tokens), "sspe_ssa", "sspe_tokens", or "tokens", the visual tokens
             themselves, as a control.
-        mode: "average": the mean over the training superpixels. "shuffle": permuted among the superpixels of the
-            image, which keep their regions. "swap": of the superpixels of a training image. "zero". "reorder", of
+        mode: "average": the mean over the training superpixels. "shuffle": vectors permuted among the superpixels of
+            the image, which keep their regions. "swap": vectors of a training image. "zero": zeros. "reorder", of
             "tokens" only: permuted together with their regions, which should change nothing but the order.
         seed: of permutations and of the choice of other images.
 
     Raises:
         UnknownNameError: an unknown target or mode.
-        ValueError: "reorder" of something else than the tokens.
+        ValueError: the mode is "reorder" and the target is not "tokens".
     """
 
     target: str
@@ -55,7 +59,7 @@ class Disturbance:
         if self.mode not in MODES:
             raise unknown_name("mode of a disturbance", self.mode, MODES)
         if self.mode == "reorder" and self.target != TOKENS:
-            raise ValueError(f"Only tokens have an order of their own; mode 'reorder' does not fit '{self.target}'.")
+            raise ValueError(f"Mode 'reorder' is for '{TOKENS}' only, not for '{self.target}'.")
 
     @property
     def random(self) -> bool:
@@ -65,7 +69,7 @@ class Disturbance:
 
 @dataclass
 class Bank:
-    """What training images gave: for each source of vectors, a (S_b, W) tensor an image.
+    """Vectors of training images: for each source of vectors, one (S_b, W) tensor per image.
 
     Sources are the names of SSPE's output heads and "tokens".
     """
@@ -80,13 +84,13 @@ class Bank:
         return torch.cat(self.images[source]).double().mean(0).float()
 
     def of_image(self, source: str, index: int, count: int, order: np.ndarray) -> Tensor:
-        """(count, W) vectors of an image, in a given order, begun anew where it has fewer."""
+        """(count, W) vectors of an image in the given order, which starts over if the image has fewer."""
         rows = self.images[source][index]
         return rows[torch.as_tensor(order[np.arange(count) % len(rows)], device=rows.device)]
 
 
 def heads_of(projector: nn.Module, target: str) -> dict[str, nn.Module]:
-    """The output heads of SSPE that a target names, by name.
+    """The output heads of SSPE that belong to a target, by name.
 
     Raises:
         ValueError: the projector has none of them.
@@ -94,26 +98,26 @@ def heads_of(projector: nn.Module, target: str) -> dict[str, nn.Module]:
     found = {name: getattr(projector, name, None) for name in RECEIVERS[target]}
     heads = {name: head for name, head in found.items() if isinstance(head, nn.Module)}
     if not heads:
-        raise ValueError(f"This projector has no SSPE that '{target}' names; disturb '{TOKENS}' instead.")
+        raise ValueError(f"This projector has no SSPE for '{target}'; disturb '{TOKENS}' instead.")
     return heads
 
 
 def targets_of(projector: nn.Module) -> list[str]:
-    """The targets that a projector has: one for each output head of SSPE, both together where there are both."""
+    """The targets that a projector has: each output head of SSPE, both together if there are both, and the tokens."""
     names = [name for name in RECEIVERS if all(getattr(projector, head, None) is not None for head in RECEIVERS[name])]
     return [*names, TOKENS]
 
 
 @torch.no_grad()
 def collect(projector: nn.Module, run: Iterator[Any]) -> Bank:
-    """Note what SSPE's heads and the projector give while ``run`` goes on.
+    """Record the outputs of SSPE's heads and of the projector during ``run``.
 
     Args:
         projector: of the model.
-        run: each step runs the projector on a batch, such as ``(model.encode(b) for b in batches)``.
+        run: an iterator whose every step runs the projector on a batch, such as ``(model.encode(b) for b in batches)``.
 
     Raises:
-        ValueError: ``run`` had no step.
+        ValueError: ``run`` has no step.
     """
     heads = heads_of(projector, "sspe") if len(targets_of(projector)) > 1 else {}
     seen: dict[str, Tensor] = {}
@@ -121,36 +125,36 @@ def collect(projector: nn.Module, run: Iterator[Any]) -> Bank:
     with ExitStack() as stack:
         for name, head in heads.items():
 
-            def note(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
+            def record(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
                 seen[name] = output
 
-            stack.enter_context(_hook(head, note))
+            stack.enter_context(_hook(head, record))
 
-        def note_tokens(_: nn.Module, __: Any, output: VisualTokens) -> None:
+        def record_tokens(_: nn.Module, __: Any, output: VisualTokens) -> None:
             seen[TOKENS] = output.tokens
             for name, rows in seen.items():
                 images[name] += [
                     row[: int(n)].detach().clone() for row, n in zip(rows, output.valid.sum(1), strict=True)
                 ]
 
-        stack.enter_context(_hook(projector, note_tokens))
+        stack.enter_context(_hook(projector, record_tokens))
         for _ in run:
             pass
     if not images[TOKENS]:
-        raise ValueError("There are no training images to take means and other images' vectors from.")
+        raise ValueError("There are no training images that could give means and other images' vectors.")
     return Bank(images)
 
 
 @contextmanager
 def disturbed(projector: nn.Module, disturbance: Disturbance, bank: Bank) -> Iterator[None]:
-    """While it lasts, the projector works under the disturbance; afterwards as before.
+    """Run the projector under a disturbance inside the ``with`` block.
 
-    Draws follow each other image by image, so that results depend on the seed and the order of the images, not
-    on the batch size. The same permutation and the same other image serve all of SSPE's heads.
+    Random choices are drawn image by image, so that results depend on the seed and the order of the images, but not
+    on the batch size. All heads of SSPE share the same permutation and the same other image.
 
     Args:
         projector: of the model.
-        disturbance: what to do.
+        disturbance: the replacement.
         bank: of the same projector.
 
     Raises:
@@ -172,18 +176,18 @@ def disturbed(projector: nn.Module, disturbance: Disturbance, bank: Bank) -> Ite
                     return draws.rows(name, output)
 
                 stack.enter_context(_hook(head, replace_rows))
-            handle = projector.register_forward_pre_hook(lambda _, inputs: draws.start(_counts(projector, inputs)))
+            handle = projector.register_forward_pre_hook(lambda _, inputs: draws.start(_counts(inputs)))
             stack.callback(handle.remove)
         yield
 
 
-def _counts(projector: Any, inputs: Sequence[Any]) -> list[int]:
-    superpixels = inputs[1]  # as SvpRis.encode calls it: features, superpixels
-    return [max(int(n) + projector.leading, 1) for n in superpixels.valid.sum(1)]
+def _counts(inputs: Sequence[Any]) -> list[int]:
+    superpixels = inputs[1]  # SvpRis calls the projector with features and superpixels
+    return [max(int(n), 1) for n in superpixels.valid.sum(1)]
 
 
 class _Draws:
-    """The random choices of one batch at a time, and the replacing."""
+    """Draws the random choices of one batch at a time, and replaces vectors."""
 
     def __init__(self, disturbance: Disturbance, bank: Bank) -> None:
         self.mode, self.bank = disturbance.mode, bank
@@ -193,7 +197,7 @@ class _Draws:
         self.others: list[int] = []
 
     def start(self, counts: list[int]) -> None:
-        """Draw for a batch: ``counts`` vectors an image."""
+        """Draw for a batch with ``counts`` vectors per image."""
         self.counts, self.orders, self.others = counts, [], []
         images = self.bank.images[TOKENS]
         for count in counts:
@@ -202,14 +206,14 @@ class _Draws:
             self.orders.append(self.rng.permutation(size))
 
     def rows(self, source: str, output: Tensor) -> Tensor:
-        """(B, S, W) as it is -> replaced; padding stays."""
+        """Replace the vectors (B, S, W) of one source; padding stays."""
         result = output.clone()
         for image, count in enumerate(self.counts):
             result[image, :count] = self._of(source, output[image, :count], image).to(output)
         return result
 
     def tokens(self, visual: VisualTokens) -> VisualTokens:
-        """The visual tokens replaced; their regions stay, but for "reorder"."""
+        """Replace the visual tokens; their regions stay, except for "reorder"."""
         if self.mode != "reorder":
             return replace(visual, tokens=self.rows(TOKENS, visual.tokens))
         moved = {"tokens": visual.tokens, "assignment": visual.assignment, "order": visual.order}
@@ -239,3 +243,140 @@ def _hook(module: nn.Module, function: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+GROUPED = ("giou", "giou_ci", "pick_accuracy", "n", "n_images")
+
+
+def paired_difference(
+    before: Sequence[Record], after: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
+) -> dict[str, Any]:
+    """The difference in gIoU over the expressions with a target, with intervals that resample images.
+
+    Args:
+        before: records of one evaluation.
+        after: records of the same expressions in the other.
+        bootstrap: of the intervals.
+
+    Returns:
+        {"macro" (mean over kinds) and each kind: {"difference", "ci"}}.
+
+    Raises:
+        ValueError: the expressions differ.
+    """
+    other = {record["expression_id"]: record for record in after}
+    if set(other) != {record["expression_id"] for record in before} or len(before) != len(after):
+        raise ValueError(
+            f"The two evaluations ({len(before)} and {len(after)} records) are not of the same expressions."
+        )
+    pairs = [(record, other[record["expression_id"]]) for record in before if record["has_target"]]
+    kinds = sorted({record["kind"] for record, _ in pairs})
+    result = {kind: _difference([pair for pair in pairs if pair[0]["kind"] == kind], bootstrap) for kind in kinds}
+    return {"macro": _difference(pairs, bootstrap), **result}
+
+
+def _difference(pairs: Sequence[tuple[Record, Record]], bootstrap: Bootstrap) -> dict[str, Any]:
+    change = ious(after for _, after in pairs) - ious(before for before, _ in pairs)
+    images, kinds = [image_of(one) for one, _ in pairs], [one["kind"] for one, _ in pairs]
+    sums = cluster_sums(change, images, kinds)
+    counts = cluster_sums(np.ones(len(pairs)), images, kinds)
+    point = float((sums.sum(0) / counts.sum(0)).mean())
+    return {"difference": point, "ci": ratio_interval(sums, counts, bootstrap)}
+
+
+def disturbances(
+    projector: Any, seeds: Sequence[int], targets: Sequence[str] | None = None, modes: Sequence[str] | None = None
+) -> list[Disturbance]:
+    """List the disturbances that a projector allows; random ones once for each seed.
+
+    Args:
+        projector: the model's.
+        seeds: of the random ones.
+        targets: None = all that the projector has.
+        modes: None = all.
+
+    Raises:
+        UnknownNameError: an unknown target or mode.
+        ValueError: the projector does not have a target.
+    """
+    own = targets_of(projector)
+    for mode in modes or ():
+        Disturbance(TOKENS, mode)
+    for target in targets or ():
+        if Disturbance(target, "zero").target not in own:
+            raise ValueError(f"This projector has no '{target}' to disturb, only: {', '.join(own)}.")
+    cases = []
+    for target in targets or own:
+        for mode in modes or MODES:
+            if mode == "reorder" and target != TOKENS:
+                continue
+            one = Disturbance(target, mode)
+            cases += [Disturbance(target, mode, seed) for seed in seeds] if one.random else [one]
+    return cases
+
+
+def compare(
+    projector: Any,
+    bank: Bank,
+    cases: Sequence[Disturbance],
+    score: Callable[[str], list[Record]],
+    bootstrap: Bootstrap = DEFAULT_BOOTSTRAP,
+) -> dict[str, Any]:
+    """Score the model undisturbed and under each disturbance.
+
+    Args:
+        projector: the model's.
+        bank: of the same projector.
+        cases: the disturbances.
+        score: evaluates the split; it is called with a title for its progress bar.
+        bootstrap: of the intervals.
+
+    Returns:
+        "undisturbed": scores; "cases": one entry per disturbance with its scores and "against_undisturbed".
+    """
+    before = score("undisturbed")
+    rows = []
+    for case in cases:
+        with disturbed(projector, case, bank):
+            after = score(f"{case.target}, {case.mode}, seed {case.seed}")
+        rows.append(
+            {
+                "target": case.target,
+                "mode": case.mode,
+                "seed": case.seed if case.random else None,
+                **scores(after, bootstrap),
+                "against_undisturbed": paired_difference(before, after, bootstrap),
+            }
+        )
+    return {"undisturbed": scores(before, bootstrap), "cases": rows}
+
+
+def scores(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, Any]:
+    """The headline and, by kind, gIoU with its interval and pick accuracy, from the evaluation's own summary."""
+    whole = summary(records, bootstrap)
+    head = {key: whole["headline"][key] for key in ("giou_macro", "giou_macro_ci", "pick_accuracy_macro", "n")}
+    return {"headline": head, "by_kind": {k: {key: one[key] for key in GROUPED} for k, one in whole["by_kind"].items()}}
+
+
+def format_comparison(result: dict[str, Any]) -> str:
+    """Format gIoU and pick accuracy of every case, and the change of gIoU with its interval."""
+    kinds = list(result["undisturbed"]["by_kind"])
+    lines = [f"{'disturbed':30}{'gIoU':>7}{'pick':>7}  " + "".join(f"{kind:>13}" for kind in kinds) + "  change (95 %)"]
+    for name, row in _named(result):
+        head = row["headline"]
+        pick = head["pick_accuracy_macro"]
+        line = f"{name:30}{head['giou_macro']:>7.3f}{'–' if pick is None else f'{pick:.3f}':>7}  "
+        line += "".join(f"{row['by_kind'][kind]['giou']:>13.3f}" for kind in kinds)
+        if "against_undisturbed" in row:
+            macro = row["against_undisturbed"]["macro"]
+            low, high = macro["ci"] or (float("nan"),) * 2
+            line += f"  {macro['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _named(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "nothing", result["undisturbed"]
+    for row in result["cases"]:
+        seed = "" if row["seed"] is None else f" (seed {row['seed']})"
+        yield f"{row['target']}: {row['mode']}{seed}", row

@@ -1,23 +1,23 @@
-"""Where points are lost: every expression with a target falls into exactly one outcome."""
+"""Where points are lost: every expression with a target has exactly one outcome."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES
-from lavis_svp.heads.grounding import instance_of_region
+from lavis_svp.datasets.refshapes.expressions import RANKS, RELATIONS, SUPERLATIVES
 from lavis_svp.metrics.masks import iou
 from lavis_svp.probes.session import Answer, instances_of
-from lavis_svp.probes.templates import template_of
-from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.segmentation.auxiliary_losses import instance_of_region
 
 GOOD_IOU = 0.5
 OUTCOMES = ("right", "bad_mask", "wrong_pick", "not_shown", "no_seg")
-"""IoU >= .5; else: the right region was picked; a wrong one although a token shows the target; no token shows it;
-no [SEG]."""
+"""IoU >= .5; else the right region was picked; a wrong one was, although a token shows the target; no token shows it;
+or there is no [SEG]."""
 BACKGROUND, SAME_LOOK = "background", "only_place"
 
 Row = dict[str, Any]
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def error_row(answer: Answer) -> Row | None:
-    """Judge one answer; None for an expression without a target."""
+    """Classify one answer; None for an expression without a target."""
     record, samples = answer.record, answer.samples
     if not record["has_target"]:
         return None
@@ -76,10 +76,10 @@ def owner_of(labels: np.ndarray, mask: np.ndarray) -> int:
 
 
 def differing(words: Sequence[Sequence[str]], target: int, chosen: int) -> list[str]:
-    """The attributes in which the chosen instance is not as the target.
+    """The attributes in which the chosen instance differs from the target.
 
     Returns:
-        names of attributes; ``["background"]`` where no instance was chosen; ``["only_place"]`` where both look alike.
+        names of attributes; ``["background"]`` if no instance was chosen; ``["only_place"]`` if both look alike.
     """
     if chosen < 0 or target < 0:
         return [BACKGROUND]
@@ -91,13 +91,8 @@ def differing(words: Sequence[Sequence[str]], target: int, chosen: int) -> list[
     return unlike or [SAME_LOOK]
 
 
-def shown_instances(regions: RegionMap, labels: np.ndarray) -> set[int]:
-    """Instances that some region shows (covers it by more than half)."""
-    return {int(one) for one in instance_of_region(regions, labels) if one >= 0}
-
-
 def error_table(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """Shares of the outcomes over all, by kind, and by kind and template.
+    """Shares of the outcomes over all expressions, by kind, and by kind and template.
 
     Returns:
         {group: {"n", "giou", "share": {outcome: share}, "lost": {outcome: points of gIoU lost there},
@@ -128,7 +123,7 @@ def _group(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def format_errors(table: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table as text: shares in percent, points of gIoU lost in brackets; then what wrong picks got wrong."""
+    """Format the table: shares in percent with the points of gIoU lost, then what wrong picks differ in."""
     names = list(next(iter(table.values()))["differs"])
     head = f"{'group':34}{'n':>5}{'gIoU':>6} |" + "".join(f"{one:>13}" for one in OUTCOMES)
     head += " |" + "".join(f"{name:>11}" for name in names)
@@ -143,3 +138,38 @@ def format_errors(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cell(row: Mapping[str, Any], outcome: str) -> str:
     return f"{100 * row['share'][outcome]:>5.0f} ({row['lost'][outcome]:.3f})"
+
+
+OTHER = "other"
+"""Template of a text that is not one of RefShapes' wordings."""
+
+
+def template_of(text: str, kind: str) -> str:
+    """Recognise the template of a RefShapes expression by its words: the relation, superlative or attributes.
+
+    Args:
+        text: the expression.
+        kind: its kind in the data set.
+
+    Returns:
+        "left", "closest", "largest", "ordinal" ...; for attributes and absent things the attributes named, such as
+        "size+shape"; :data:`OTHER` for words of another data set.
+    """
+    if kind == "relation":
+        return _named(text, RELATIONS)
+    if kind == "superlative":
+        ordinal = any(_has(text, rank) for rank in RANKS) and _has(text, "from the")
+        return "ordinal" if ordinal else _named(text, SUPERLATIVES)
+    found = [name for name, values in ATTRIBUTES.items() if any(_has(text, value) for value in values)]
+    return "+".join(found) or OTHER
+
+
+def _named(text: str, wordings: Mapping[str, tuple[str, ...]]) -> str:
+    for name, phrases in wordings.items():
+        if any(_has(text, phrase.replace("{}", "").strip()) for phrase in phrases):
+            return name
+    return OTHER
+
+
+def _has(text: str, words: str) -> bool:
+    return re.search(rf"\b{re.escape(words)}\b", text.lower()) is not None

@@ -1,43 +1,45 @@
-"""Linear read-outs: ridge regression for numbers, multinomial logistic regression for classes."""
+"""Linear read-outs: how well ridge or logistic regression reads a fact off features.
+
+The penalty is chosen on a fifth of the training *images*: scikit-learn's RidgeCV would leave out single examples, whose
+neighbours in the same image give them away. Intervals resample test images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss, mean_squared_error
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from lavis_svp.metrics.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap, cluster_sums, ratio_interval
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Penalties tried, in units of the number of examples (the features have variance 1)."""
+"""Penalties that are tried, in units of the number of examples (the features are scaled to variance 1)."""
 CHOOSING_SHARE = 0.2
-LBFGS_STEPS = 100
-LEAST_DEVIATION = 1e-6
+MAX_ITERATIONS = 1000
 
 
 class Examples(NamedTuple):
-    """What a read-out is fitted or scored on.
+    """The examples that a read-out is fitted to or scored on.
 
     Args:
         features: (M, W) float.
-        facts: (M,) numbers; for classes int64, -1 = not known.
-        images: M image numbers.
+        facts: (M,) numbers; for classes int64, -1 = unknown.
+        images: (M,) image numbers.
     """
 
-    features: Tensor
-    facts: Tensor
+    features: np.ndarray
+    facts: np.ndarray
     images: np.ndarray
 
-    def among(self, keep: np.ndarray | Tensor) -> Examples:
-        """The examples that a bool mask or an index keeps."""
-        chosen = np.asarray(keep)
-        return Examples(
-            self.features[torch.as_tensor(chosen)], self.facts[torch.as_tensor(chosen)], self.images[chosen]
-        )
+    def select(self, keep: np.ndarray) -> Examples:
+        """The examples that a bool mask keeps."""
+        return Examples(self.features[keep], self.facts[keep], self.images[keep])
 
 
 def read_numbers(
@@ -45,36 +47,29 @@ def read_numbers(
 ) -> dict[str, Any]:
     """Fit ridge regression on ``train`` and score R² on ``test``.
 
-    The penalty is chosen on a fifth of the training images, drawn by the seed; the final fit takes all of them.
-
     Args:
         train: with numbers as facts.
         test: likewise.
-        seed: of the choice.
+        seed: of the training images on which the penalty is chosen; the final fit takes all of them.
         bootstrap: of the interval, which resamples test images.
 
     Returns:
         "r2" = 1 - sum of squared errors / sum of squares about the test mean, its "ci", "n", "n_train", "ridge".
 
     Raises:
-        ValueError: fewer than two training images, no test example, or facts that do not vary.
+        ValueError: there are fewer than two training images, no test example, or facts that do not vary.
     """
-    fit, chosen_on = _split(train, seed)
 
-    def error(ridge: float) -> float:
-        return float((_ridge(fit, ridge)(chosen_on.features) - chosen_on.facts).square().mean())
+    def fit(examples: Examples, ridge: float) -> Any:
+        model = make_pipeline(StandardScaler(), Ridge(alpha=ridge * len(examples.facts)))
+        return model.fit(examples.features, examples.facts)
 
-    best = min(RIDGES, key=error)
-    squared = (_ridge(train, best)(test.features) - test.facts.double()).square().numpy()
-    about = (test.facts.double() - test.facts.double().mean()).square().numpy()
-    if not len(about) or about.sum() == 0:
+    best = _best_ridge(train, RIDGES, seed, fit, lambda model, held: mean_squared_error(held.facts, _of(model, held)))
+    about = np.square(test.facts - test.facts.mean()) if len(test.facts) else np.zeros(0)
+    if about.sum() == 0:
         raise ValueError(f"R² of {len(about)} test examples that do not vary is not defined.")
-    names = [""] * len(about)
-    interval = ratio_interval(
-        cluster_sums(squared, test.images.tolist(), names),
-        cluster_sums(about, test.images.tolist(), names),
-        bootstrap,
-    )
+    squared = np.square(_of(fit(train, best), test) - test.facts)
+    interval = _interval(squared, about, test.images, bootstrap)
     return {
         "r2": float(1 - squared.sum() / about.sum()),
         "ci": None if interval is None else (1 - interval[1], 1 - interval[0]),
@@ -92,97 +87,75 @@ def read_classes(
     Args:
         train: with classes as facts; those of -1 are left out.
         test: likewise.
-        classes: how many.
-        seed: of the images on which the penalty is chosen.
+        classes: number of classes.
+        seed: of the training images on which the penalty is chosen.
         bootstrap: of the interval, which resamples test images.
 
     Returns:
         "accuracy", its "ci", "majority" (of the most frequent class of training), "n", "n_train", "ridge".
 
     Raises:
-        ValueError: fewer than two training images, or no test example.
+        ValueError: there are fewer than two training images, or no test example.
     """
-    train, test = train.among(train.facts.numpy() >= 0), test.among(test.facts.numpy() >= 0)
+    train, test = train.select(train.facts >= 0), test.select(test.facts >= 0)
     if not len(test.facts):
         raise ValueError("There is no test example whose class is known.")
-    fit, chosen_on = _split(train, seed)
 
-    def error(ridge: float) -> float:
-        return float(F.cross_entropy(_logistic(fit, classes, ridge)(chosen_on.features), chosen_on.facts))
+    def fit(examples: Examples, ridge: float) -> Any:
+        if len(np.unique(examples.facts)) < 2:
+            return DummyClassifier().fit(examples.features, examples.facts)
+        # The mean loss + ridge / 2 * (mean square of the classes' weights). With two classes scikit-learn has one
+        # weight vector, the difference of the two: half as large a sum of squares.
+        scale = 2 * classes if len(np.unique(examples.facts)) == 2 else classes
+        logistic = LogisticRegression(C=scale / (ridge * len(examples.facts)), max_iter=MAX_ITERATIONS)
+        return make_pipeline(StandardScaler(), logistic).fit(examples.features, examples.facts)
 
-    best = min(RIDGES[:-1], key=error)
-    right = (_logistic(train, classes, best)(test.features).argmax(1) == test.facts).numpy()
-    names = [""] * len(right)
-    most = torch.bincount(train.facts, minlength=classes).argmax()
+    def loss(model: Any, held: Examples) -> float:
+        probabilities = np.zeros((len(held.facts), classes))
+        probabilities[:, model.classes_] = model.predict_proba(held.features)
+        return log_loss(held.facts, probabilities, labels=np.arange(classes))
+
+    best = _best_ridge(train, RIDGES[:-1], seed, fit, loss)
+    correct = _of(fit(train, best), test) == test.facts
     return {
-        "accuracy": float(right.mean()),
-        "ci": ratio_interval(
-            cluster_sums(right, test.images.tolist(), names),
-            cluster_sums(np.ones(len(right)), test.images.tolist(), names),
-            bootstrap,
-        ),
-        "majority": float((test.facts == most).float().mean()),
-        "n": len(right),
+        "accuracy": float(correct.mean()),
+        "ci": _interval(correct, np.ones(len(correct)), test.images, bootstrap),
+        "majority": float((test.facts == np.bincount(train.facts, minlength=classes).argmax()).mean()),
+        "n": len(correct),
         "n_train": len(train.facts),
         "ridge": best,
     }
 
 
-def _split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    images = np.unique(examples.images)
+def spread(results: Sequence[dict[str, Any]], score: str) -> dict[str, Any]:
+    """The result of the first seed, with the scores of all seeds in "by_seed"."""
+    return {**results[0], "by_seed": [result[score] for result in results]}
+
+
+def _best_ridge(
+    train: Examples,
+    ridges: Sequence[float],
+    seed: int,
+    fit: Callable[[Examples, float], Any],
+    loss: Callable[[Any, Examples], float],
+) -> float:
+    """The penalty with the lowest loss on a fifth of the training images after a fit to the others."""
+    images = np.unique(train.images)
     if len(images) < 2:
         raise ValueError(f"A read-out needs at least two training images, got {len(images)}.")
     count = max(1, round(CHOOSING_SHARE * len(images)))
-    held = np.isin(examples.images, np.random.default_rng(seed).permutation(images)[:count])
-    return examples.among(~held), examples.among(held)
+    held = np.isin(train.images, np.random.default_rng(seed).permutation(images)[:count])
+    return min(ridges, key=lambda ridge: loss(fit(train.select(~held), ridge), train.select(held)))
 
 
-class _Linear:
-    """Standardisation and a linear map; called on (M, W) features."""
-
-    def __init__(self, features: Tensor) -> None:
-        double = features.double()
-        self.mean = double.mean(0)
-        self.scale = double.std(0, unbiased=False).clamp_min(LEAST_DEVIATION)
-        self.weight = torch.zeros(features.shape[1], 1, dtype=torch.float64)
-        self.bias: Tensor = torch.zeros(1, dtype=torch.float64)
-
-    def standardised(self, features: Tensor) -> Tensor:
-        return (features.double() - self.mean) / self.scale
-
-    def __call__(self, features: Tensor) -> Tensor:
-        out = self.standardised(features) @ self.weight + self.bias  # (M, K)
-        return out[:, 0] if out.shape[1] == 1 else out
+def _of(model: Any, examples: Examples) -> np.ndarray:
+    return model.predict(examples.features)  # (M,)
 
 
-def _ridge(examples: Examples, penalty: float) -> _Linear:
-    model = _Linear(examples.features)
-    x, y = model.standardised(examples.features), examples.facts.double()
-    eye = torch.eye(x.shape[1], dtype=torch.float64)
-    model.bias = y.mean()[None]
-    model.weight = torch.linalg.solve(x.T @ x + penalty * len(x) * eye, x.T @ (y - y.mean()))[:, None]
-    return model
-
-
-def _logistic(examples: Examples, classes: int, penalty: float) -> _Linear:
-    model = _Linear(examples.features)
-    x, y = model.standardised(examples.features).float(), examples.facts
-    with torch.enable_grad():
-        weight = torch.zeros(x.shape[1], classes, requires_grad=True)
-        bias = torch.zeros(classes, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(x @ weight + bias, y) + 0.5 * penalty * weight.square().sum() / classes
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-    model.weight, model.bias = weight.detach().double(), bias.detach().double()
-    return model
-
-
-def spread(results: Sequence[dict[str, Any]], score: str) -> dict[str, Any]:
-    """The result of the first seed, with all seeds' scores beside it."""
-    return {**results[0], "by_seed": [one[score] for one in results]}
+def _interval(
+    numerators: np.ndarray, denominators: np.ndarray, images: np.ndarray, bootstrap: Bootstrap
+) -> tuple[float, float] | None:
+    names, one_group = images.tolist(), [""] * len(images)
+    return ratio_interval(
+        cluster_sums(numerators, names, one_group), cluster_sums(denominators, names, one_group), bootstrap
+    )

@@ -1,4 +1,4 @@
-"""The model, its data and its evaluation as a project YAML names them, for a probe to work on."""
+"""The model, data and evaluation of a project YAML, as probes use them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lavis_svp.metrics.records import Record
 from lavis_svp.runners.data import eval_loader
-from lavis_svp.tasks.facts import run_facts
+from lavis_svp.tasks.base import run_facts
 from lavis_svp.tasks.scoring import Prediction, score_image, timed_predictions
 
 
@@ -23,7 +23,7 @@ class Answer:
     """The model's answer to one expression.
 
     Args:
-        samples: the batch it is of.
+        samples: its batch.
         index: of the image in the batch.
         number: of the expression in the image.
         record: its scores, as the evaluation writes them.
@@ -38,15 +38,15 @@ class Answer:
 
 
 class Session:
-    """What a probe needs of a run.
+    """Gives probes a run's model, batches and answers.
 
     Args:
         runner: an ``lavis_svp`` runner whose model has its weights.
-        split: that is scored.
-        weights: the file the weights are from, to stand in the results.
+        split: name of the split that is scored.
+        weights: name of the file of the weights, which results record.
 
     Raises:
-        ValueError: the model is no svp_ris, or there are several processes.
+        ValueError: the model is not a svp_ris, or there are several processes.
     """
 
     def __init__(self, runner: Any, split: str, weights: str) -> None:
@@ -54,7 +54,7 @@ class Session:
             raise ValueError(f"A probe runs in one process; this run has {get_world_size()}.")
         self.model = runner.bare_model.eval()
         if not hasattr(self.model, "encode") or not hasattr(self.model, "predict_masks"):
-            raise ValueError(f"Probes look into svp_ris; model.arch gives {type(self.model).__name__}.")
+            raise ValueError(f"Probes are made for svp_ris; model.arch gives {type(self.model).__name__}.")
         self.runner, self.split, self.weights = runner, split, weights
 
     def held_out(self) -> Iterator[Mapping[str, Any]]:
@@ -65,10 +65,10 @@ class Session:
         """Batches of one of ``run.test_splits``.
 
         Raises:
-            ValueError: the run has no such split.
+            ValueError: the run has no split of this name.
         """
         if split not in self.runner.datasets:
-            raise ValueError(f"run.test_splits has no '{split}'; there are: {', '.join(self.runner.datasets)}.")
+            raise ValueError(f"run.test_splits has no '{split}', only: {', '.join(self.runner.datasets)}.")
         return self._moved(eval_loader(self.runner.datasets, split, self.runner.options, pin_memory=False))
 
     def training(self, images: int) -> Iterator[Mapping[str, Any]]:
@@ -78,7 +78,7 @@ class Session:
             ValueError: the YAML builds no training data.
         """
         if not self.runner.task.train_sets:
-            raise ValueError("This probe is fitted on training images: give a YAML whose data sets have a train split.")
+            raise ValueError("This probe is fitted on training images: use a YAML whose data sets have a train split.")
         data = self.runner.task.train_sets[0]
         size = self.runner.options.batch_size_eval
         count = min(images, len(data))
@@ -91,16 +91,16 @@ class Session:
         return [answer.record for answer in self.answers(progress)]
 
     def answers(self, progress: str) -> Iterator[Answer]:
-        """Ask every expression of the split, and score the answers.
+        """Answer every expression of the split, and score the answers.
 
         Args:
-            progress: what the bar says.
+            progress: title of the progress bar.
         """
         for samples in tqdm(self.held_out(), desc=progress, unit="batch", mininterval=1):
             yield from answers_of(self.model, samples)
 
     def facts(self) -> dict[str, Any]:
-        """The run section of a result: command, seed, machine, date, weights and settings, as in a summary."""
+        """The "run" section of a result: command, seed, machine, date, weights and settings, as in a summary."""
         return {**self.runner.task.settings, **run_facts(), "split": self.split, "weights": self.weights}
 
     def _moved(self, batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
@@ -110,25 +110,25 @@ class Session:
 
 @torch.no_grad()
 def answers_of(model: Any, samples: Mapping[str, Any]) -> list[Answer]:
-    """Ask and score one batch, generatively."""
+    """Answer and score one batch in generative mode."""
     predictions, ms = timed_predictions(model, samples, "generative")
-    found = []
-    for index, given in enumerate(predictions):
-        records = score_image(samples, index, given, "generative", ms)
-        found += [
+    answers = []
+    for index, row in enumerate(predictions):
+        records = score_image(samples, index, row, "generative", ms)
+        answers += [
             Answer(samples, index, number, record, prediction)
-            for number, (record, prediction) in enumerate(zip(records, given, strict=True))
+            for number, (record, prediction) in enumerate(zip(records, row, strict=True))
         ]
-    return found
+    return answers
 
 
 def instances_of(samples: Mapping[str, Any], index: int) -> tuple[np.ndarray, Sequence[Sequence[str]]]:
     """An image's objects: (H, W) labels, -1 = none, and the words of each.
 
     Raises:
-        ValueError: the data set does not give them.
+        ValueError: the data set has none.
     """
-    given = samples.get("instances")
-    if given is None or given[index] is None:
-        raise ValueError("Probes need the annotated objects: set datasets.<name>.drawing.instances to true.")
-    return given[index]["labels"], given[index]["words"]
+    instances = samples.get("instances")
+    if instances is None or instances[index] is None:
+        raise ValueError("Probes need the annotated objects: set datasets.<name>.sampling.instances to true.")
+    return instances[index]["labels"], instances[index]["words"]

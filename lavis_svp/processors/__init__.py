@@ -1,1 +1,1 @@
-"""LAVIS processors: the image for the encoders, its superpixels, the cleaned expression."""
+"""LAVIS processors: ``image`` (the tensor for the encoders), ``superpixel`` (its regions), ``text`` (the sentence)."""

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from lavis.common.registry import registry
 from lavis.processors.base_processor import BaseProcessor
-from PIL import Image
+from PIL import Image, ImageEnhance
 
+from lavis_svp.common.images import as_image
 from lavis_svp.common.options import build_options, plain
-from lavis_svp.datasets.color import ColorJitter
-from lavis_svp.datasets.images import as_image
-from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.vision.geometry import to_sam_input
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
@@ -42,8 +41,8 @@ class ImageTrainOptions(ImageEvalOptions):
 
     Args:
         image_size: as for evaluation.
-        brightness, contrast, saturation: largest relative change, 0 = none. Frozen features from a cache know
-            nothing of it.
+        brightness, contrast, saturation: largest relative change, 0 = none. Frozen features from a cache do not
+            contain it.
         hflip_prob: how often the dataset mirrors an image together with its masks and the words left and right. The
             processor sees the image alone and never mirrors.
     """
@@ -57,6 +56,48 @@ class ImageTrainOptions(ImageEvalOptions):
         super().__post_init__()
         if not 0.0 <= self.hflip_prob <= 1.0:
             raise ValueError(f"hflip_prob must lie in [0, 1], got {self.hflip_prob}.")
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Changes an image's colours, never its geometry.
+
+    Args:
+        brightness, contrast, saturation: largest relative change, in [0, 1]; each factor is drawn evenly from
+            1 - x to 1 + x. 0 = no change.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; it is not changed.
+            rng: draws the factors.
+
+        Returns:
+            (H, W, 3) uint8; the image itself if all changes are off.
+        """
+        steps = (
+            (self.brightness, ImageEnhance.Brightness),
+            (self.contrast, ImageEnhance.Contrast),
+            (self.saturation, ImageEnhance.Color),
+        )
+        if not any(amount for amount, _ in steps):
+            return image
+        pil_image = Image.fromarray(image)
+        for amount, enhance in steps:
+            if amount:
+                pil_image = enhance(pil_image).enhance(rng.uniform(1.0 - amount, 1.0 + amount))
+        return np.array(pil_image)
 
 
 @registry.register_processor("svp_image_eval")
@@ -81,7 +122,7 @@ class SvpImageEvalProcessor(BaseProcessor):
         Raises:
             ValueError: an unreadable file (its name is in the message) or an array that is no image.
         """
-        return fit_frame(as_image(item), self.options.image_size)
+        return to_sam_input(as_image(item), self.options.image_size)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpImageEvalProcessor:
@@ -91,7 +132,7 @@ class SvpImageEvalProcessor(BaseProcessor):
 
 @registry.register_processor("svp_image_train")
 class SvpImageTrainProcessor(BaseProcessor):
-    """As :class:`SvpImageEvalProcessor`, with colour changes for training; left stays left.
+    """An image for training: :class:`SvpImageEvalProcessor` with colour changes.
 
     Args:
         options: see :class:`ImageTrainOptions`.
@@ -111,10 +152,10 @@ class SvpImageTrainProcessor(BaseProcessor):
 
         Args:
             item: the image.
-            rng: source of chance; None = a fresh one.
+            rng: draws the colour changes; None = a fresh one.
         """
         image = self.jitter(as_image(item), rng or np.random.default_rng())
-        return fit_frame(image, self.options.image_size)
+        return to_sam_input(image, self.options.image_size)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpImageTrainProcessor:

@@ -1,33 +1,36 @@
-"""Projectors: what turns patch features (and superpixels) into visual tokens.
+"""Projectors turn patch features (and superpixels) into visual tokens.
 
-Plain PyTorch, usable without LAVIS::
+``svp/`` is the paper's projector, ``baselines/`` holds its rivals. All are plain PyTorch, usable without LAVIS::
 
     projector = build_projector("svp", vision_dim=384, llm_dim=576, grid=(16, 16))
     tokens = projector(features, superpixels)  # VisualTokens
 
 To add one, write a file with a :class:`Projector` and an options dataclass, decorate the class with
-``@register_projector("its_name")`` and import the file here. What it must keep: :mod:`lavis_svp.projectors.testing`.
+``@register_projector("its_name")`` and import the file here; docs/projectors.md has an example.
 """
 
-from lavis_svp.projectors import (  # noqa: F401  (importing registers them)
-    avg_pool,
+from lavis_svp.projectors.base import (
+    Projector,
+    ProjectorOptions,
+    build_projector,
+    list_projectors,
+    register_projector,
+)
+from lavis_svp.projectors.baselines import (  # noqa: F401  (importing registers them)
+    adaptive_pooling,
     c_abstractor,
+    cells,
     dpc_knn,
-    ldp_v2,
     mask_pool,
-    mask_pool_geometry,
     mlp,
-    patch_merger,
     perceiver,
-    pixel_shuffle,
-    svp,
     token_packer,
     vision_zip,
 )
-from lavis_svp.projectors.base import Projector, ProjectorOptions
 from lavis_svp.projectors.io import load_projector, save_projector
-from lavis_svp.projectors.registry import build_projector, list_projectors, register_projector
-from lavis_svp.projectors.structures import PatchFeatures, Superpixels, VisualTokens
+from lavis_svp.projectors.svp import projector as _svp  # noqa: F401  (registers `svp`)
+from lavis_svp.projectors.types import Superpixels, VisualTokens
+from lavis_svp.vision.types import PatchFeatures
 
 __all__ = [
     "PatchFeatures",

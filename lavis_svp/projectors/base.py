@@ -1,26 +1,40 @@
-"""The interface every projector keeps, and what all of them share."""
+"""The interface of every projector, what all of them share, and the registry that finds them by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lavis_svp.projectors.structures import Grid, PatchFeatures, Superpixels, VisualTokens
+from lavis_svp.common.options import build_options, check_choices
+from lavis_svp.common.registry import Registry
+from lavis_svp.projectors.types import Superpixels, VisualTokens
+from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid, PatchFeatures
 
-ENCODER_OUTPUTS = frozenset({"levels", "cls_attention", "keys", "summary"})  # optional fields of PatchFeatures
+P = TypeVar("P", bound="type[Projector]")
+
 REQUIREMENTS = ENCODER_OUTPUTS | {"superpixels", "masks"}
+"""What a projector may name in ``requires``."""
 
 
 @dataclass(frozen=True)
 class ProjectorOptions:
-    """Choices that every projector has; each projector's options extend these."""
+    """Options that every projector has; each projector's own options extend these.
+
+    Raises:
+        ValueError: a value that is none of the choices of its field, or a ``token_std`` that is not positive.
+    """
 
     patch_norm: bool = False  # LayerNorm on the patches first; for encoders whose features do not end in one (CLIP)
     token_std: float | None = None  # a last LayerNorm whose gain starts here, e.g. the std of the LM's embeddings
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.token_std is not None and self.token_std <= 0:
+            raise ValueError(f"token_std must be positive or null, got {self.token_std}.")
 
     @property
     def grid_multiple(self) -> int:
@@ -38,16 +52,19 @@ class Projector(nn.Module, ABC):
         vision_dim: C, width of the patch features.
         llm_dim: D, width of the language model.
         grid: the usual (h, w) patch grid; an image's own grid, given with its features, may differ.
-        options: the choices, an instance of the class's ``options_class``; None: its defaults.
+        options: an instance of the class's ``options_class``; None means its defaults.
 
     Raises:
         ValueError: a size below 1, a grid that the options cannot divide, or options of another projector.
     """
 
-    name: ClassVar[str] = ""  # set by register_projector
+    name: ClassVar[str] = ""
+    """The name in the registry, which :func:`register_projector` sets."""
     options_class: ClassVar[type[ProjectorOptions]] = ProjectorOptions
-    requires: frozenset[str] = frozenset()  # the optional inputs it cannot do without, of REQUIREMENTS
-    mask_size: tuple[int, int] | None = None  # resolution at which it wants Superpixels.masks; None: it wants none
+    requires: frozenset[str] = frozenset()
+    """The optional inputs that the projector cannot do without, of REQUIREMENTS."""
+    mask_size: tuple[int, int] | None = None
+    """The resolution (Hm, Wm) at which the projector reads Superpixels.masks; None: it reads no masks."""
 
     def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: ProjectorOptions | None = None) -> None:
         super().__init__()
@@ -56,8 +73,6 @@ class Projector(nn.Module, ABC):
         options = self.options_class() if options is None else options
         if type(options) is not self.options_class:
             raise ValueError(f"{type(self).__name__} takes {self.options_class.__name__}, got {options!r}.")
-        if options.token_std is not None and options.token_std <= 0:
-            raise ValueError(f"token_std must be positive or null, got {options.token_std}.")
         self.vision_dim, self.llm_dim, self.grid = vision_dim, llm_dim, (int(grid[0]), int(grid[1]))
         self.options = options
         self.check_grid(self.grid)
@@ -73,22 +88,22 @@ class Projector(nn.Module, ABC):
 
         Args:
             features: patches normalised, in the dtype of the parameters.
-            superpixels: as given to :meth:`forward`; a projector that requires them gets them.
+            superpixels: those of :meth:`forward`; never None for a projector that requires them.
         """
 
     @abstractmethod
     def num_tokens(self, grid: Grid) -> int | None:
-        """Tokens of an image that fills ``grid``; None if that depends on the image."""
+        """Return how many tokens an image that fills ``grid`` gives; None if that depends on the image."""
 
     def image_tokens(self, grid: Grid, superpixels: int) -> int | None:
-        """Tokens of one image, known before its features are.
+        """Return how many tokens one image gives, before its features are known.
 
         Args:
             grid: (h, w) of the image's valid patches.
-            superpixels: how many it has.
+            superpixels: their number.
 
         Returns:
-            the count that :meth:`forward` will give, or None if only the features tell.
+            The count that :meth:`forward` will give, or None if that depends on the features.
         """
         return self.num_tokens(grid)
 
@@ -125,7 +140,7 @@ class Projector(nn.Module, ABC):
             grid: (h, w), letter-box padding included.
 
         Raises:
-            ValueError: tells the nearest grids that fit.
+            ValueError: names the nearest grids that fit.
         """
         cell = self.options.grid_multiple
         if grid[0] % cell == 0 and grid[1] % cell == 0:
@@ -152,7 +167,7 @@ class Projector(nn.Module, ABC):
                 f"Projector '{self.name}' was built for patches of width {self.vision_dim}, "
                 f"got {features.patches.shape[2]}: build it with the vision encoder's dim."
             )
-        given = {
+        present = {
             "superpixels": superpixels is not None,
             "masks": superpixels is not None and superpixels.masks is not None,
             "levels": features.levels is not None,
@@ -160,7 +175,7 @@ class Projector(nn.Module, ABC):
             "keys": features.keys is not None,
             "summary": features.summary is not None,
         }
-        missing = [need for need in sorted(self.requires, reverse=True) if not given[need]]
+        missing = [need for need in sorted(self.requires, reverse=True) if not present[need]]
         if missing:
             raise ValueError(
                 f"Projector '{self.name}' needs {' and '.join(missing)}. Superpixels come from "
@@ -178,10 +193,43 @@ class Projector(nn.Module, ABC):
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of parameters of ``module``."""
+    """Count the parameters of ``module``."""
     return sum(p.numel() for p in module.parameters())
 
 
-def patch_order(valid: Tensor) -> Tensor:
-    """Indices that bring the real entries of each row to the front and keep their order: (B, N) int64."""
-    return torch.argsort((~valid).long(), dim=1, stable=True)  # (B, N)
+PROJECTORS: Registry[type[Projector]] = Registry("projector")
+
+
+def register_projector(name: str) -> Callable[[P], P]:
+    """Return a class decorator that registers a projector as ``name``, the YAML's ``model.projector.name``."""
+
+    def decorate(cls: P) -> P:
+        PROJECTORS.register(name)(cls)
+        cls.name = name
+        return cls
+
+    return decorate
+
+
+def list_projectors() -> list[str]:
+    """List the names of all projectors, sorted."""
+    return PROJECTORS.names()
+
+
+def build_projector(name: str, *, vision_dim: int, llm_dim: int, grid: Grid, **options: Any) -> Projector:
+    """Build a projector.
+
+    Args:
+        name: one of :func:`list_projectors`.
+        vision_dim: C, width of the patch features.
+        llm_dim: D, width of the language model.
+        grid: the usual (h, w) patch grid.
+        options: the projector's own options, as they stand under ``model.projector`` in the YAML.
+
+    Raises:
+        UnknownNameError: no such projector; lists the known ones.
+        ValueError: an option that the projector does not have, or a value that it cannot use.
+    """
+    cls = PROJECTORS.get(name)
+    checked = build_options(cls.options_class, options, where=f"model.projector ('{name}')")
+    return cls(vision_dim, llm_dim, grid, checked)

@@ -1,10 +1,11 @@
-"""A projector alone on disk: one safetensors file that says what it is and how to build it again."""
+"""A projector alone on disk: one safetensors file whose metadata says how to build it again."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lavis_svp.projectors.base import Projector
-from lavis_svp.projectors.registry import build_projector
+from lavis_svp.projectors.base import Projector, build_projector
 
 FORMAT_KEY = "lavis_svp_projector"
 FORMAT_VERSION = 1
 
 
 def describe(projector: Projector) -> dict[str, Any]:
-    """What :func:`build_projector` needs to build the projector again: name, vision_dim, llm_dim, grid, options."""
+    """Return what :func:`build_projector` needs to build the projector again: name, sizes, grid, options."""
     return {
         "version": FORMAT_VERSION,
         "name": projector.name,
@@ -35,7 +35,7 @@ def save_projector(path: str | Path, projector: Projector) -> Path:
     """Write a projector's weights and settings, all at once or not at all.
 
     Args:
-        path: the file, by custom ending in ``.safetensors``; its folder is made if it is missing.
+        path: the file, by custom ending in ``.safetensors``; a missing folder is made.
         projector: any registered projector, on any device.
 
     Returns:
@@ -58,8 +58,8 @@ def load_projector(path: str | Path, device: torch.device | str = "cpu") -> Proj
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a projector's file, or its tensors are not those its settings call for.
-        UnknownNameError: it names a projector that this version does not have.
+        ValueError: the file is not a projector's, its tensors do not fit its settings, or it uses a removed option.
+        UnknownNameError: the file names a projector that this version does not have.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,13 +75,19 @@ def load_projector(path: str | Path, device: torch.device | str = "cpu") -> Proj
     settings = json.loads(metadata[FORMAT_KEY])
     if settings["version"] != FORMAT_VERSION:
         raise ValueError(f"{path} has format {settings['version']}, this version reads {FORMAT_VERSION}.")
-    projector = build_projector(
-        settings["name"],
-        vision_dim=settings["vision_dim"],
-        llm_dim=settings["llm_dim"],
-        grid=tuple(settings["grid"]),
-        **settings["options"],
-    )
+    with warnings.catch_warnings():
+        # a file of an older version names removed options at their defaults, which its reader need not know
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            projector = build_projector(
+                settings["name"],
+                vision_dim=settings["vision_dim"],
+                llm_dim=settings["llm_dim"],
+                grid=tuple(settings["grid"]),
+                **settings["options"],
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} holds a projector that this version cannot build: {error}") from error
     _check_tensors(path, projector, tensors)
     projector.to(next(iter(tensors.values())).dtype)
     projector.load_state_dict(tensors)
@@ -89,15 +95,15 @@ def load_projector(path: str | Path, device: torch.device | str = "cpu") -> Proj
 
 
 def _check_tensors(path: Path, projector: Projector, tensors: dict[str, torch.Tensor]) -> None:
-    """Compare names and shapes, so that the error lists what differs."""
+    """Compare names and shapes; the error lists what differs."""
     expected = {key: tuple(value.shape) for key, value in projector.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    if expected == found:
+    stored = {key: tuple(value.shape) for key, value in tensors.items()}
+    if expected == stored:
         return
-    differing = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
+    differing = sorted(key for key in expected.keys() & stored.keys() if expected[key] != stored[key])
     raise ValueError(
         f"{path} does not hold the tensors of its own settings ('{projector.name}'). "
-        f"Missing: {sorted(expected.keys() - found.keys()) or 'none'}; "
-        f"unexpected: {sorted(found.keys() - expected.keys()) or 'none'}; "
-        f"other shape: {[f'{key} {found[key]} for {expected[key]}' for key in differing] or 'none'}."
+        f"Missing: {sorted(expected.keys() - stored.keys()) or 'none'}; "
+        f"unexpected: {sorted(stored.keys() - expected.keys()) or 'none'}; "
+        f"other shape: {[f'{key} {stored[key]} for {expected[key]}' for key in differing] or 'none'}."
     )

@@ -1,1 +1,1 @@
-"""LAVIS runners: ``runner_svp``, and what it is made of."""
+"""LAVIS runners ``runner_svp`` and ``runner_deepspeed``, and their parts; ``project`` leads from a YAML to a runner."""

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, made of the ``run:`` section and ``run.deepspeed_config``; contradictions are errors."""
+"""DeepSpeed's configuration: ``run.deepspeed_config`` and the ``run:`` section joined; contradictions are errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lavis_svp.common.options import check_keys, plain
-from lavis_svp.runners.run_options import RunOptions
+from lavis_svp.runners.options import RunOptions
 
-AUTO = "auto"  # Hugging Face's word for "as the training says"
+AUTO = "auto"  # Hugging Face's word for a value that follows from the training's own settings
 DEFAULT = {"zero_optimization": {"stage": 2}}
 
-# Blocks of DeepSpeed's configuration that say nothing about the run section; their inside is DeepSpeed's to check.
+# Blocks of DeepSpeed's configuration that do not concern the run section; DeepSpeed checks their content.
 FREE_BLOCKS = (
     "zero_optimization", "data_types", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
     "sparse_gradients", "activation_checkpointing", "aio", "checkpoint", "comms_logger", "flops_profiler",
@@ -34,14 +34,14 @@ class DeepSpeedConfigError(ValueError):
 
 
 def find_config_file(name: str, project: Path | None = None) -> Path:
-    """Where a JSON file of ``run.deepspeed_config`` is: below the current directory, or a folder above the YAML.
+    """Find the JSON file of ``run.deepspeed_config``, below the current directory or below a folder above the YAML.
 
     Args:
         name: the path as the YAML has it.
         project: the project YAML.
 
     Raises:
-        DeepSpeedConfigError: nowhere; lists where it was looked for.
+        DeepSpeedConfigError: there is no such file; the message lists the places.
     """
     parents = [] if project is None else list(project.resolve().parents)
     places = [Path(name).expanduser(), *(parent / name for parent in parents)]
@@ -53,7 +53,7 @@ def find_config_file(name: str, project: Path | None = None) -> Path:
 
 
 def read_config(given: Any, project: Path | None = None) -> dict[str, Any]:
-    """The block ``run.deepspeed_config`` as a dict, read from its JSON file if it names one.
+    """Read the block ``run.deepspeed_config`` as a dict, from its JSON file if it names one.
 
     Args:
         given: a mapping, the path of a JSON file, or None for ZeRO-2 with DeepSpeed's defaults.
@@ -79,14 +79,14 @@ def read_config(given: Any, project: Path | None = None) -> dict[str, Any]:
 
 
 def engine_config(options: RunOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``deepspeed.initialize`` gets: ``given`` with batch, clipping and precision as the run section says.
+    """Make the configuration for ``deepspeed.initialize``: ``given``, completed from the run section.
 
     The run section owns batch sizes, accumulation, clipping, precision, optimizer and schedule. Where DeepSpeed's
     configuration names one of them, too, it must say the same, or "auto".
 
     Args:
         options: the run section.
-        given: what :func:`read_config` returns.
+        given: the result of :func:`read_config`.
 
     Raises:
         DeepSpeedConfigError: names each contradiction with both values.
@@ -181,11 +181,11 @@ def _precision_details(given: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _precision_problems(options: RunOptions, given: Mapping[str, Any]) -> list[str]:
     problems = []
     for name in ("bf16", "fp16"):
-        wanted = options.amp and options.amp_dtype == name
-        said = (given.get(name) or {}).get("enabled", AUTO)
-        if said != AUTO and bool(said) != wanted:
+        expected = options.amp and options.amp_dtype == name
+        enabled = (given.get(name) or {}).get("enabled", AUTO)
+        if enabled != AUTO and bool(enabled) != expected:
             problems.append(
-                f"{name}.enabled: {said!r} in DeepSpeed's, amp is {options.amp} with amp_dtype {options.amp_dtype} "
+                f"{name}.enabled: {enabled!r} in DeepSpeed's, amp is {options.amp} with amp_dtype {options.amp_dtype} "
                 "in the run section"
             )
     if "torch_autocast" in given:
@@ -215,7 +215,7 @@ def _scheduler_problems(options: RunOptions, given: Mapping[str, Any]) -> list[s
     block = given.get("scheduler")
     if not block:
         return []
-    from lavis_svp.runners.run_options import SCHEDULES
+    from lavis_svp.runners.options import SCHEDULES
 
     decay = SCHEDULERS.get(str(block.get("type")))
     problems = []

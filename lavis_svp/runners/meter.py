@@ -1,30 +1,32 @@
-"""The numbers of training steps between two lines of the log: losses, statistics, throughput, time, memory."""
+"""The measurements between two lines of the log: losses, statistics, throughput, time, memory."""
 
 from __future__ import annotations
 
 import logging
+import resource
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lavis_svp.runners.processes import gather
-from lavis_svp.runners.timing import build_timer, peak_memory
+from lavis_svp.runners.distributed import gather
 
 CPU = torch.device("cpu")
 
 
 class TrainingMeter:
-    """Collects on each process what :meth:`collect` joins over all of them.
+    """Collects measurements on each process; :meth:`collect` joins them over all processes.
 
     Attributes:
         timer: sections of a step are timed with ``with meter.timer.section("forward"):``.
 
     Args:
         device: where the model is.
-        sync_timing: see :class:`lavis_svp.runners.timing.StepTimer`.
+        sync_timing: see :class:`lavis_svp.runners.meter.StepTimer`.
     """
 
     def __init__(self, device: torch.device = CPU, sync_timing: bool = False) -> None:
@@ -66,7 +68,7 @@ class TrainingMeter:
             steps: optimizer steps since the last call.
 
         Returns:
-            The same in every process: the mean of what was added, over micro-batches and processes;
+            The same in every process: the means of the added values, over micro-batches and processes;
             ``images_per_second`` and ``expressions_per_second`` of all processes, over the timed sections alone;
             ``time_<section>``: seconds per step, mean over the processes; ``memory_gb``: the most of any process;
             ``skipped_samples``: of all processes, since they started.
@@ -88,7 +90,7 @@ class TrainingMeter:
 def batch_counts(samples: Mapping[str, Any]) -> tuple[int, int]:
     """Images and expressions of a batch.
 
-    ``text_input`` tells both: one entry an image, which is an expression or a list of them. A batch without it has as
+    ``text_input`` gives both: one entry an image, which is an expression or a list of them. A batch without it has as
     many images as its first tensor or list has entries, and no expressions.
     """
     if "text_input" in samples:
@@ -118,3 +120,58 @@ def _rates(everyone: list[dict[str, Any]], steps: int) -> dict[str, float]:
         "memory_gb": max(one["memory"] for one in everyone),
         "skipped_samples": sum(one["skipped"] for one in everyone),
     }
+
+
+GIGABYTE = 1e9
+KILOBYTE = 1024  # the unit of ru_maxrss on Linux
+
+
+class StepTimer:
+    """Adds up seconds by section, on the host's clock.
+
+    CUDA works behind the host's back: a section's seconds are then those in which the host queued its work, and the
+    device's time shows where the host waits for it (usually in ``update``, which reads the gradient's norm). With
+    ``synchronise`` every section waits for the device, which gives true times and slows training down.
+
+    Args:
+        synchronise: waits until the device has finished its queue; None = the timer does not wait.
+    """
+
+    def __init__(self, synchronise: Callable[[], None] | None = None) -> None:
+        self._synchronise = synchronise
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Count the time of this block as ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._synchronise is not None:
+                self._synchronise()
+            self._seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds by section since the last call; starts over."""
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return seconds
+
+
+def build_timer(device: torch.device, synchronise: bool) -> StepTimer:
+    """Build a timer; it waits for the device only if that is CUDA and ``run.sync_timing`` is true."""
+    waits = synchronise and device.type == "cuda"
+    return StepTimer((lambda: torch.cuda.synchronize(device)) if waits else None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in GB (1e9 bytes).
+
+    On CUDA the maximum that torch's allocator gave out since the last call; otherwise the largest resident set of
+    this process so far.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / GIGABYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTE / GIGABYTE

@@ -1,4 +1,4 @@
-"""``runner_svp``: LAVIS's iteration runner with exact resume, on a CPU or on CUDA, in one process or several."""
+"""``runner_svp``: a LAVIS runner that counts optimizer steps and resumes exactly, on a CPU or CUDA, in DDP or alone."""
 
 from __future__ import annotations
 
@@ -11,35 +11,31 @@ from typing import Any
 
 import torch
 from lavis.common.registry import registry
-from lavis.runners.runner_iter import RunnerIter
+from lavis.runners.runner_base import RunnerBase
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order
+from lavis_svp.runners.distributed import from_main, is_main, seed_all, wait_for_all
 from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.optimizer import build_optimizer, check_groups, learning_rates
-from lavis_svp.runners.parameter_table import report_parameters
-from lavis_svp.runners.processes import from_main, is_main, wait_for_all
-from lavis_svp.runners.randomness import seed_all
-from lavis_svp.runners.results import ResultStore
-from lavis_svp.runners.resuming import Resumer
-from lavis_svp.runners.run_options import read_options, resolve_device
-from lavis_svp.runners.sinks import Loggers, build_loggers
-from lavis_svp.runners.stepper import Stepper, autocast, build_scaler
-from lavis_svp.runners.training_log import TrainingLog, write_line
+from lavis_svp.runners.options import read_options, resolve_device
+from lavis_svp.runners.resume import ResultStore, find_start, read_resumable, warn_of_changes
+from lavis_svp.runners.train_step import Stepper, autocast, build_scaler
+from lavis_svp.runners.training_log import Loggers, TrainingLog, build_loggers, report_parameters, write_line
 
 CHOOSING_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
 
 
 @registry.register_runner("runner_svp")
-class RunnerSVP(RunnerIter):
+class RunnerSVP(RunnerBase):
     """Trains for ``max_iters`` optimizer steps, evaluates, and can be killed and started again at any moment.
 
     A run that was killed and started again by the same command ends with the same weights, bit for bit (same machine,
     same number of processes): data order, augmentation and dropout are functions of (seed, process, step), and nothing
     else is carried over but weights, optimizer state and loss scale. The keys of the ``run:`` section are documented in
-    :class:`lavis_svp.runners.run_options.RunOptions`.
+    :class:`lavis_svp.runners.options.RunOptions`.
 
     The folder ``output_dir`` gets ``checkpoint_<steps>.pth`` (the newest few), ``checkpoint_best.pth``, ``log.txt``
     (JSON lines), ``evaluate.txt`` (by LAVIS's tasks), ``result/metrics_<split>_<steps>.json`` and ``tensorboard/``.
@@ -49,7 +45,8 @@ class RunnerSVP(RunnerIter):
 
     Args:
         cfg: LAVIS's Config.
-        task: a LAVIS task; ``train_step`` returns a loss or (loss, losses by name); ``drawn_images`` are its files.
+        task: a LAVIS task; ``train_step`` returns a loss or (loss, losses by name); its ``drawn_images``, if any,
+            are the image files that its last evaluation wrote.
         model: a LAVIS model; may offer ``get_optimizer_params(run_cfg)`` and ``checkpoint_state()``.
         datasets: {name: {split: map-style data set}}, as ``task.build_datasets`` returns.
         job_id: sub-folder of ``output_dir``; empty for none.
@@ -58,12 +55,8 @@ class RunnerSVP(RunnerIter):
         ValueError: impossible options, or a split that no data set has.
     """
 
-    _model: nn.Module
-    _wrapped_model: nn.Module | None
-    _optimizer: torch.optim.Optimizer | None
-
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
-        super(RunnerIter, self).__init__(cfg, task, model, datasets, job_id)
+        super().__init__(cfg, task, model, datasets, job_id)
         self.options = read_options(cfg.run_cfg)
         self.max_iters = self.options.max_iters
         self.iters_per_inner_epoch = self.options.iters_per_inner_epoch or self.max_iters
@@ -74,10 +67,26 @@ class RunnerSVP(RunnerIter):
         self.datasets = join_by_split(datasets, self.options)
         self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
-        self.sinks = Loggers()  # none to only evaluate
+        self.loggers = Loggers()  # none to only evaluate
+        self._scaler: torch.amp.GradScaler | None = None
+        self._place_model()
+
+    def _place_model(self) -> None:
+        """Move the model to its device; to train, wrap it in DDP (several processes) and build the optimizer."""
+        model: nn.Module = self._model.to(self.device)
+        self._wrapped_model = model
+        if self.options.evaluate:
+            return
+        if self.use_distributed:
+            self._wrapped_model = DistributedDataParallel(
+                model,
+                device_ids=[self.device] if self.cuda_enabled else None,
+                find_unused_parameters=self.options.find_unused_parameters,
+            )
+        self._optimizer = build_optimizer(model, self.options, self.config.run_cfg)
         self._scaler = build_scaler(self.device, self.options)
 
-    # ------------------------------------------------------------------------------------------ lazy parts
+    # ---------------------------------------------------------------------------------------------- parts
 
     @property
     def device(self) -> torch.device:
@@ -92,23 +101,16 @@ class RunnerSVP(RunnerIter):
     @property
     def model(self) -> nn.Module:
         """The model on its device; wrapped in DDP to train in several processes."""
-        wrapped = self._wrapped_model
-        if wrapped is None:
-            wrapped = self._model = self._model.to(self.device)
-            if self.use_distributed and not self.options.evaluate:
-                wrapped = DistributedDataParallel(
-                    self._model,
-                    device_ids=[self.device] if self.cuda_enabled else None,
-                    find_unused_parameters=self.options.find_unused_parameters,
-                )
-            self._wrapped_model = wrapped
-        return wrapped
+        return self._wrapped_model
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model on its device, without DDP."""
+        return self._model
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over the model's groups."""
-        if self._optimizer is None:
-            self._optimizer = build_optimizer(self.bare_model, self.options, self.config.run_cfg)
+        """AdamW over the model's groups; only a training has one."""
         return self._optimizer
 
     @property
@@ -122,16 +124,10 @@ class RunnerSVP(RunnerIter):
         return self._scaler
 
     @property
-    def bare_model(self) -> nn.Module:
-        """The model on its device, without DDP."""
-        model = self.model
-        return model.module if isinstance(model, DistributedDataParallel) else model
-
-    @property
     def cur_epoch(self) -> int:
         """How often the training data has been seen whole; with ratios, that of the data set seen least."""
         per_step = self.options.batch_size_train * self.options.accum_grad_iters * self.options.world_size
-        return 0 if self.order is None else self.order.epoch(self.iters * per_step)
+        return 0 if self.order is None else self.order.epoch_at(self.iters * per_step)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -145,8 +141,8 @@ class RunnerSVP(RunnerIter):
         self.log_config()
         if self.options.evaluate:
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
-        self.start_iters = self.iters = Resumer(self).resume()
-        self.sinks = build_loggers(self.options, self.output_dir, self.start_iters, self.config.to_dict())
+        self.start_iters = self.iters = self._resume()
+        self.loggers = build_loggers(self.options, self.output_dir, self.start_iters, self.config.to_dict())
         if self.start_iters < self.max_iters:
             report_parameters(self.bare_model, self.parameter_groups, self.output_dir)
             self._call_before_training()
@@ -154,18 +150,29 @@ class RunnerSVP(RunnerIter):
         else:
             logging.info("All %d steps are done already; nothing is left to train.", self.max_iters)
         logs = {**self._validate(), **self._test()}
-        self.sinks.close()
+        self.loggers.close()
         logging.info("Training time %s", datetime.timedelta(seconds=int(time.time() - start)))
         return logs
+
+    def _resume(self) -> int:
+        """Load the checkpoint that ``run.resume`` chooses, if there is one; return the number of finished steps."""
+        path = find_start(Path(self.output_dir), self.options)
+        if path is None:
+            return 0
+        contents = read_resumable(path)
+        self.restore(contents, path)
+        warn_of_changes(contents["config"], self.config.to_dict())
+        logging.info("Resume at step %d from %s", contents["iters"], path)
+        return int(contents["iters"])
 
     def _train_from(self, first: int) -> None:
         options = self.options
         if options.eval_every and first and first % options.eval_every == 0:
-            self._validate()  # where the run was killed while evaluating
+            self._validate()  # the run may have been killed while it evaluated
         batches = iter(train_loader(self.datasets, self.order, options, first, pin_memory=self.cuda_enabled))
         meter = TrainingMeter(self.device, options.sync_timing)
         stepper = self.make_stepper(meter)
-        log = TrainingLog(self.output_dir, first, self.max_iters, self.sinks)
+        log = TrainingLog(self.output_dir, first, self.max_iters, self.loggers)
         self.model.train()
         for step in range(first, self.max_iters):
             norm = stepper.step(step, batches)
@@ -182,7 +189,7 @@ class RunnerSVP(RunnerIter):
         log.close()
 
     def make_stepper(self, meter: TrainingMeter) -> Stepper:
-        """What does the optimizer steps."""
+        """Build the object that does the optimizer steps."""
         return Stepper(self.task, self.model, self.optimizer, self.scaler, self.device, self.options, meter)
 
     def _saves_at(self, done: int) -> bool:
@@ -190,7 +197,7 @@ class RunnerSVP(RunnerIter):
         return done == self.max_iters or done % self.iters_per_inner_epoch == 0 or bool(every and done % every == 0)
 
     def _call_before_training(self) -> None:
-        """Let the task, or else the model, prepare (LAVIS main has this hook, the wheel has not)."""
+        """Let the task, or else the model, prepare (LAVIS's main branch has this hook, the wheel has not)."""
         model: Any = self.bare_model
         if hasattr(self.task, "before_training"):
             self.task.before_training(model, self.datasets)
@@ -200,11 +207,11 @@ class RunnerSVP(RunnerIter):
     # ------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, cur_epoch: Any = "best", skip_reload: bool = False) -> dict[str, Any]:
-        """Evaluate ``test_splits``, or ``valid_splits`` where there is none, as LAVIS's ``evaluate.py`` asks.
+        """Evaluate ``test_splits``, or ``valid_splits`` if there is none; LAVIS's ``evaluate.py`` calls this.
 
         Args:
-            cur_epoch: kept for LAVIS; the tasks are told the step of the weights instead.
-            skip_reload: True: the weights as they are; False: those of checkpoint_best.
+            cur_epoch: kept for LAVIS; the tasks get the step of the weights instead.
+            skip_reload: True evaluates the present weights, False those of checkpoint_best.
 
         Returns:
             {split: metrics}.
@@ -215,15 +222,15 @@ class RunnerSVP(RunnerIter):
 
     @torch.no_grad()
     def eval_epoch(self, split_name: str, cur_epoch: Any, skip_reload: bool = True) -> dict[str, Any] | None:
-        """Evaluate one split with the weights as they are; every sample once over all processes.
+        """Evaluate one split with the present weights; every sample once over all processes.
 
         Args:
             split_name: the split.
-            cur_epoch: passed on to the task, which writes it beside its metrics.
+            cur_epoch: passed on to the task, which writes it to its metrics.
             skip_reload: kept for LAVIS; nothing is reloaded here.
 
         Returns:
-            What ``task.after_evaluation`` returns.
+            The result of ``task.after_evaluation``.
         """
         loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled)
         model = self.bare_model
@@ -242,13 +249,13 @@ class RunnerSVP(RunnerIter):
         logs = {}
         for split in splits:
             logging.info("Evaluating on %s.", split)
-            logs[split] = self.eval_epoch(split, self._progress(self.iters))
+            logs[split] = self.eval_epoch(split, f"{self.cur_epoch}_iters={self.iters}")
             shown = {"iters": self.iters, **(logs[split] or {})}
             write_line(self.output_dir, {f"{split}_{key}": value for key, value in shown.items()})
         return logs
 
     def _validate(self) -> dict[str, Any]:
-        """Evaluate ``valid_splits`` unless that is done, and keep the weights if they are the best so far."""
+        """Evaluate ``valid_splits`` unless their results exist, and keep the weights if they are the best so far."""
         return {split: self._evaluate_once(split) for split in self.options.valid_splits}
 
     def _test(self) -> dict[str, Any]:
@@ -268,7 +275,7 @@ class RunnerSVP(RunnerIter):
             metrics = self._keep_if_best(metrics)
         if metrics is not None and is_main():
             self.results.write(split, self.iters, metrics)
-            self.sinks.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_images", ()))
+            self.loggers.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_images", ()))
         wait_for_all()
         return metrics
 
@@ -305,7 +312,7 @@ class RunnerSVP(RunnerIter):
         """Continue from a checkpoint: weights, optimizer, loss scale.
 
         Args:
-            contents: of the checkpoint.
+            contents: the checkpoint's.
             path: its place, for messages.
 
         Raises:
@@ -318,7 +325,7 @@ class RunnerSVP(RunnerIter):
             self.scaler.load_state_dict(contents["scaler"])
 
     def training_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the training; all processes call it, the main one's answer is kept."""
+        """Collect the training's part of a checkpoint; all processes call this, the main one's result counts."""
         if not is_main():
             return {}
         return {

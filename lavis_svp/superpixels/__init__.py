@@ -1,4 +1,4 @@
-"""Image -> superpixels: SAM's automatic masks, classical generators, and their store on disk."""
+"""From an image to superpixels: SAM's automatic masks, classical generators, their store and their evaluation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ __all__ = ["RegionMap", "SamEmbedding", "SuperpixelGenerator", "build_superpixel
 
 @generator_registry.register("sam")
 def _build_sam(**options: Any) -> SuperpixelGenerator:
-    from lavis_svp.superpixels.sam.generator import SamSuperpixels  # imports torch, which the classical ones do without
+    from lavis_svp.superpixels.sam.generator import (
+        SamSuperpixels,  # imports torch, which the classical ones do not need
+    )
 
     missing = [name for name in ("prompt_encoder", "mask_decoder") if name not in options]
     if missing:
-        raise ValueError(f"The superpixel generator 'sam' needs {' and '.join(missing)} (see encoders.build_sam).")
+        raise ValueError(
+            f"The superpixel generator 'sam' needs {' and '.join(missing)} (see lavis_svp.vision.build_sam)."
+        )
     return SamSuperpixels(**options)

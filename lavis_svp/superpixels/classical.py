@@ -1,4 +1,4 @@
-"""Superpixels without a network: felzenszwalb and slic by colour, grid and voronoi by place alone.
+"""Superpixels without a network: felzenszwalb and slic by colour, grid and voronoi by position alone.
 
 All of them work on the image shrunk to a longest side of ``side`` pixels (never enlarged) and return labels at
 that resolution; they cover the whole image.
@@ -76,8 +76,8 @@ class SlicOptions:
 
     Args:
         side: longest side of the working image in pixels.
-        n_segments: pieces wished for; SLIC makes about that many.
-        compactness: weight of nearness against likeness of colour.
+        n_segments: target number of pieces; SLIC makes about that many.
+        compactness: weight of distance against difference of colour.
         sigma: width of the Gaussian before, working pixels.
         merge_cost: merge pieces of like colour afterwards, as for felzenszwalb; 0 = off.
         max_regions: merging goes on until at most this many are left; None = no limit.
@@ -116,11 +116,11 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class VoronoiOptions:
-    """Cells around random points, the same points for the same image (seeded by its pixels).
+    """Cells around random points, the same points for the same image (its pixels are the seed).
 
     Args:
-        n_segments: points drawn; a cell without a pixel of its own is left out.
-        seed: draw other points.
+        n_segments: number of points; a cell without a pixel of its own is left out.
+        seed: another seed gives other points.
         side: longest side of the label map in pixels.
     """
 
@@ -187,7 +187,7 @@ class SlicSuperpixels(ClassicalGenerator):
     options_class = SlicOptions
 
     def label(self, image: np.ndarray) -> np.ndarray:
-        """Shrink, cluster, merge if asked to."""
+        """Shrink, cluster, and merge if the options say so."""
         options: SlicOptions = self.options
         working = Image.fromarray(image).resize(working_size(image, options.side)[::-1], Image.Resampling.BILINEAR)
         colours = rgb2lab(np.asarray(working))  # (H', W', 3)

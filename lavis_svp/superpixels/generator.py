@@ -1,4 +1,4 @@
-"""What makes superpixels: the interface, and the registry of its kinds."""
+"""SuperpixelGenerator: the interface of everything that makes superpixels, and the registry of its kinds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class SamEmbedding(NamedTuple):
-    """SAM's image embedding of one image, and where the image lies in it.
+    """SAM's embedding of one image, and where the image lies in SAM's square input.
 
     Args:
         embedding: (256, h, w) float, h = w = side / 16.
-        input_size: (h_in, w_in) valid pixels in SAM's side x side frame, top-left; the rest is padding.
+        input_size: (h_in, w_in) pixels of the image in SAM's side x side input, top-left; the rest is padding.
         original_size: (H, W) of the image itself.
         side: SAM's input side in pixels (1024 as published).
     """
@@ -42,28 +42,28 @@ class SuperpixelGenerator(ABC):
     """Part of the settings; raised when the code changes so that the same options give other regions."""
 
     needs_embedding: ClassVar[bool] = False
-    """True: works on SAM embeddings; False: works on images."""
+    """Whether the generator works on SAM embeddings (True) or on images (False)."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything that changes the result, JSON-able; a cache is valid for equal settings only."""
+        """Everything that changes the result, as JSON values; a store is valid for equal settings only."""
 
     def __call__(
         self,
         images: Sequence[np.ndarray] | None = None,
         embeddings: Sequence[SamEmbedding] | None = None,
     ) -> list[RegionMap]:
-        """Find the superpixels of some images, each apart from the others.
+        """Make the superpixels of some images, each independently of the others.
 
         Args:
             images: (H, W, 3) uint8 RGB each; needed unless ``needs_embedding``.
             embeddings: one per image; needed if ``needs_embedding``.
 
         Returns:
-            One map per image; one region over everything where nothing was found.
+            One map per image; one region over everything where there is no other.
 
         Raises:
-            ValueError: the input this generator needs is missing, or is not an image.
+            ValueError: the input that this generator needs is missing, or is not an image.
         """
         if self.needs_embedding:
             if embeddings is None:
@@ -74,26 +74,26 @@ class SuperpixelGenerator(ABC):
         return [self.segment_image(_checked_image(image)) for image in images]
 
     def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
-        """The superpixels of one image, and the seconds of each stage by name."""
+        """Make the superpixels of one image; returns them and the seconds of each stage by name."""
         start = time.perf_counter()
         regions = self([image])[0]
         return regions, {"superpixels": time.perf_counter() - start}
 
     def segment_image(self, image: np.ndarray) -> RegionMap:
-        """The superpixels of one (H, W, 3) uint8 image."""
+        """Make the superpixels of one (H, W, 3) uint8 image."""
         raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on images.")
 
     def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """The superpixels of several images, given their SAM embeddings."""
+        """Make the superpixels of several images from their SAM embeddings."""
         return [self.segment_embedding(embedding) for embedding in embeddings]
 
     def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
-        """The superpixels of one image, given its SAM embedding."""
+        """Make the superpixels of one image from its SAM embedding."""
         raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on SAM embeddings.")
 
 
 generator_registry: Registry[Callable[..., SuperpixelGenerator]] = Registry("superpixel generator")
-"""Name -> what builds the generator from its options."""
+"""Name -> the function or class that builds the generator from its options."""
 
 
 def build_superpixels(name: str, **options: Any) -> SuperpixelGenerator:
@@ -101,7 +101,7 @@ def build_superpixels(name: str, **options: Any) -> SuperpixelGenerator:
 
     Args:
         name: one of :func:`list_superpixels`.
-        options: the generator's own (see its options class); "sam" needs ``prompt_encoder=`` and ``mask_decoder=``.
+        options: those of the generator's options class; "sam" also needs ``prompt_encoder=`` and ``mask_decoder=``.
 
     Raises:
         UnknownNameError: no such generator; the message lists them.
@@ -111,7 +111,7 @@ def build_superpixels(name: str, **options: Any) -> SuperpixelGenerator:
 
 
 def list_superpixels() -> list[str]:
-    """Names of all superpixel generators, sorted."""
+    """List the names of all superpixel generators, sorted."""
     return generator_registry.names()
 
 

@@ -1,17 +1,23 @@
-"""RegionMap: the disjoint superpixels of one image, as a label map and what is known of each region."""
+"""RegionMap: the disjoint superpixels of one image, as a label map with facts about each region; and as a PNG."""
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image, PngImagePlugin
 from scipy import ndimage
 
-from lavis_svp.common.resample import nearest
+from lavis_svp.common.images import nearest, strict_decoding
 
 UNKNOWN_LEVEL = -1
-"""Level of a region that no SAM decoder made (SAM's own: 0 subpart, 1 part, 2 whole)."""
+"""Level of a region that does not come from SAM's decoder (whose levels are 0 subpart, 1 part, 2 whole)."""
+
+_PNG_TEXT_KEY = "lavis_svp"
+_PNG_MAX_REGIONS = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class RegionMap:
             )
         count = len(self.areas)
         if count == 0:
-            raise ValueError("A RegionMap needs at least one region; where nothing was found, use whole_image.")
+            raise ValueError("A RegionMap needs at least one region; for an image without any, use whole_image.")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < -1 or high != count - 1 or (self.areas <= 0).any():
             raise ValueError(
@@ -68,7 +74,7 @@ class RegionMap:
         """Build a region map from any integer label map.
 
         Ids are renumbered to 0..S-1 by the raster order of each region's first pixel (top row first, then from the
-        left), so the result does not depend on the numbers that came in.
+        left), so the result does not depend on the numbers in ``labels``.
 
         Args:
             labels: (H', W') integers; a negative label = no region; gaps between labels are fine.
@@ -83,15 +89,15 @@ class RegionMap:
             raise ValueError(
                 f"A label map is a non-empty (H, W) array of integers, got {labels.dtype} of shape {labels.shape}."
             )
-        found, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-        inside = found >= 0
+        present, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+        inside = present >= 0
         if not inside.any():
             raise ValueError(
-                "No region in the label map: every label is negative. Where nothing was found, use whole_image."
+                "No region in the label map: every label is negative. For an image without any region, use whole_image."
             )
         order = np.argsort(first[inside])  # raster order of first pixels
-        source = found[inside][order]  # new id -> old label
-        new_ids = np.full(len(found), -1, np.int32)
+        source = present[inside][order]  # new id -> old label
+        new_ids = np.full(len(present), -1, np.int32)
         new_ids[np.flatnonzero(inside)[order]] = np.arange(len(source), dtype=np.int32)
         renumbered = new_ids[inverse].reshape(labels.shape)  # (H', W')
         return cls(
@@ -103,7 +109,7 @@ class RegionMap:
 
     @classmethod
     def whole_image(cls, size: tuple[int, int]) -> RegionMap:
-        """One region that covers a label map of ``size`` = (H', W').
+        """Build a map of one region that covers all of ``size`` = (H', W').
 
         Raises:
             ValueError: a side is smaller than 1.
@@ -126,7 +132,7 @@ class RegionMap:
         return float(self.areas.sum() / self.labels.size)
 
     def masks(self) -> np.ndarray:
-        """The regions as (S, H', W') bool masks, disjoint."""
+        """The regions as disjoint masks, (S, H', W') bool."""
         return self.labels[None] == np.arange(self.count, dtype=np.int32)[:, None, None]  # (S, H', W')
 
     def resized(self, size: tuple[int, int]) -> RegionMap:
@@ -162,9 +168,9 @@ def _areas_and_boxes(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     """Areas (S,) int64 and boxes (S, 4) float32 of a label map's ids 0..count-1; zeros where an id is absent."""
     areas = np.bincount(labels.ravel() + 1, minlength=count + 1)[1:].astype(np.int64)  # (S,)
     boxes = np.zeros((count, 4), np.float32)
-    for region, found in enumerate(ndimage.find_objects(labels + 1, max_label=count)):
-        if found is not None:
-            rows, cols = found
+    for region, place in enumerate(ndimage.find_objects(labels + 1, max_label=count)):
+        if place is not None:
+            rows, cols = place
             boxes[region] = cols.start, rows.start, cols.stop, rows.stop
     return areas, boxes
 
@@ -175,12 +181,12 @@ def _pick(
     """Values of the labels ``source``, or the default for each."""
     if values is None:
         return np.full(len(source), default, dtype)
-    given = np.asarray(values)
-    if given.ndim != 1 or len(given) <= source.max():
+    values = np.asarray(values)
+    if values.ndim != 1 or len(values) <= source.max():
         raise ValueError(
-            f"{name} must be a list with a value for every label up to {source.max()}, got shape {given.shape}."
+            f"{name} must be a list with a value for every label up to {source.max()}, got shape {values.shape}."
         )
-    return given[source].astype(dtype)
+    return values[source].astype(dtype)
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -188,3 +194,43 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"A label map's size is (height, width), both at least 1, got {tuple(size)}.")
     return int(height), int(width)
+
+
+def to_png(regions: RegionMap) -> bytes:
+    """Encode a region map as one small grey PNG.
+
+    A pixel is region id + 1, or 0 for no region, in 8 bits up to 255 regions, else in 16; levels and scores stand in a
+    text chunk. Areas and boxes are not stored; :func:`from_png` computes them.
+
+    Raises:
+        ValueError: more than 65,535 regions.
+    """
+    if regions.count > _PNG_MAX_REGIONS:
+        raise ValueError(f"A PNG holds at most {_PNG_MAX_REGIONS} regions, this map has {regions.count}.")
+    dtype = np.uint8 if regions.count <= np.iinfo(np.uint8).max else np.uint16
+    info = PngImagePlugin.PngInfo()
+    if (regions.levels != UNKNOWN_LEVEL).any() or (regions.scores != 1).any():
+        values = {"levels": regions.levels.tolist(), "scores": regions.scores.tolist()}
+        info.add_text(_PNG_TEXT_KEY, json.dumps(values), zip=True)
+    buffer = io.BytesIO()
+    Image.fromarray((regions.labels + 1).astype(dtype)).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def from_png(data: bytes) -> RegionMap:
+    """Decode a PNG of :func:`to_png` (or any grey PNG of region ids + 1, which are numbered anew in raster order).
+
+    Raises:
+        ValueError: not a grey PNG, damaged, or without any region.
+    """
+    try:
+        with strict_decoding(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(_PNG_TEXT_KEY)
+            values = np.asarray(image)
+    except (OSError, SyntaxError) as error:  # PIL reports a damaged chunk as a SyntaxError
+        raise ValueError(f"Not a readable PNG of regions ({len(data)} bytes): {error}") from error
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16, np.int32):
+        raise ValueError(f"A PNG of regions is grey with 8 or 16 bits, this one is {values.shape} {values.dtype}.")
+    known = json.loads(text) if text else {}
+    return RegionMap.from_labels(values.astype(np.int32) - 1, known.get("levels"), known.get("scores"))

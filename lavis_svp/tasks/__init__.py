@@ -1,1 +1,1 @@
-"""LAVIS tasks: how a model is trained, scored and shown. Importing it imports LAVIS first."""
+"""LAVIS tasks: how a model is trained, evaluated and drawn. Importing this package imports LAVIS first."""

@@ -1,4 +1,4 @@
-"""Images of an evaluation: a few expressions of every kind, from different images."""
+"""A gallery of an evaluation: drawn expressions of every kind, from different images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lavis_svp.common.drawing import contact_sheet, panel, save_png
+from lavis_svp.common.visualization import contact_sheet, panel, save_png
 from lavis_svp.metrics.masks import iou
 from lavis_svp.metrics.records import Record
 from lavis_svp.metrics.scores import image_of
@@ -17,14 +17,14 @@ from lavis_svp.tasks.scoring import Prediction
 
 
 class Gallery:
-    """Collects drawn expressions, at most one of a kind from each image, and saves a choice of kinds and images.
+    """Collects drawn expressions, at most one of a kind from each image, and saves a mix of kinds and images.
 
     Args:
-        wanted: how many to save.
+        size: number of panels to save.
     """
 
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
+    def __init__(self, size: int) -> None:
+        self.size = size
         self._panels: dict[str, dict[Hashable, Image.Image]] = {}
 
     def offer(
@@ -34,32 +34,32 @@ class Gallery:
 
         Args:
             record: of the expression.
-            read_image: gives the image, (H, W, 3) uint8; called only if it is drawn.
+            read_image: reads the image, (H, W, 3) uint8; called only if the expression is drawn.
             prediction: the model's answer.
             truth: (H, W) 0/1 mask.
         """
         panels, image = self._panels.setdefault(record["kind"], {}), image_of(record)
-        if len(panels) >= self.wanted or image in panels:
+        if len(panels) >= self.size or image in panels:
             return
         labels = None if prediction.region_map is None else prediction.region_map.labels
         panels[image] = panel(read_image(), labels, prediction.mask, truth, caption(record))
 
     def chosen(self) -> list[Image.Image]:
-        """The panels to save: kinds take turns, and each takes an image that is shown least so far."""
-        left = {kind: dict(panels) for kind, panels in sorted(self._panels.items())}
+        """Choose the panels to save: kinds take turns, and each takes the image that was shown least so far."""
+        remaining = {kind: dict(panels) for kind, panels in sorted(self._panels.items())}
         shown: Counter[Hashable] = Counter()
         chosen: list[Image.Image] = []
-        while len(chosen) < self.wanted and any(left.values()):
-            for panels in filter(None, left.values()):
+        while len(chosen) < self.size and any(remaining.values()):
+            for panels in filter(None, remaining.values()):
                 image = min(panels, key=lambda image: shown[image])
                 shown[image] += 1
                 chosen.append(panels.pop(image))
-        return chosen[: self.wanted]
+        return chosen[: self.size]
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``folder/000.png``, ``001.png``, ... and all of them on one sheet, ``folder.png``.
 
-        Older images in the folder are removed first, so that those of two evaluations do not mix.
+        Older panels in the folder are removed first, so that two evaluations do not mix.
         """
         panels, target = self.chosen(), Path(folder)
         if not panels:
@@ -72,7 +72,7 @@ class Gallery:
 
 
 def caption(record: Record) -> str:
-    """What stands under a panel: the expression, its kind, how good the answer is, and the answer's words."""
+    """The text under a panel: the expression, its kind, the answer's IoU, and the answer's words."""
     score = f"IoU {iou(record['intersection'], record['union']):.2f}"
-    said = f'answer "{record["text"]}"' if record["text"] else ("" if record["answered"] else "no [SEG]")
-    return f'"{record["expression"]}"\n' + ", ".join(part for part in (record["kind"], score, said) if part)
+    answer = f'answer "{record["text"]}"' if record["text"] else ("" if record["answered"] else "no [SEG]")
+    return f'"{record["expression"]}"\n' + ", ".join(part for part in (record["kind"], score, answer) if part)

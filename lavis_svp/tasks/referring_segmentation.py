@@ -1,11 +1,11 @@
-"""LAVIS task: segment what an expression refers to."""
+"""LAVIS task: segment what an expression refers to, and score the masks."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,46 @@ from lavis.common.registry import registry
 from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
+from lavis_svp.common.registry import unknown_name
 from lavis_svp.metrics import format_summary, merge_records, summary
-from lavis_svp.metrics.files import record_line, write_json, write_records
-from lavis_svp.metrics.records import Record
-from lavis_svp.tasks.facts import run_facts
+from lavis_svp.metrics.bootstrap import Bootstrap
+from lavis_svp.metrics.records import MODES, Record, record_line, write_json, write_records
+from lavis_svp.tasks.base import SvpTask, gather_records, log_evaluation, result_folder, run_facts
 from lavis_svp.tasks.gallery import Gallery
-from lavis_svp.tasks.gather import gather_records
-from lavis_svp.tasks.options import EvalOptions
-from lavis_svp.tasks.scoring import beside, score_image, timed_predictions
-from lavis_svp.tasks.svp_task import SvpTask, result_folder
+from lavis_svp.tasks.scoring import merge_modes, score_image, timed_predictions
 
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
-"""Scores of the headline that go to LAVIS's log beside ``agg_metrics``."""
+"""Scores of the headline that LAVIS's log shows next to ``agg_metrics``."""
+
+
+EVAL_MODES = (*MODES, "both")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """``run.eval``: how a split is evaluated. Which sentences count (the protocol) is a setting of the data set.
+
+    Args:
+        mode: ``generative`` (the model writes its answer; without ``[SEG]`` there is no mask), ``teacher_forced`` (the
+            answer with ``[SEG]`` is fed to it) or ``both``, which takes twice as long and reports both side by side.
+        num_visualise: number of expressions to draw, spread over the kinds; 0 = none.
+        bootstrap: of the confidence intervals: ``resamples``, ``seed``, ``level``.
+    """
+
+    mode: str = "generative"
+    num_visualise: int = 12
+    bootstrap: Bootstrap = Bootstrap()
+
+    def __post_init__(self) -> None:
+        if self.mode not in EVAL_MODES:
+            raise unknown_name("evaluation mode (run.eval.mode)", self.mode, EVAL_MODES)
+        if isinstance(self.num_visualise, bool) or not isinstance(self.num_visualise, int) or self.num_visualise < 0:
+            raise ValueError(f"run.eval.num_visualise must be a number from 0 up, got {self.num_visualise!r}.")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes to run, first the one that the headline counts."""
+        return MODES if self.mode == "both" else (self.mode,)
 
 
 @registry.register_task("referring_segmentation")
@@ -41,7 +69,7 @@ class ReferringSegmentationTask(SvpTask):
 
     Args:
         options: of the evaluation.
-        settings: of the run, to stand in the summary.
+        settings: facts about the run that the summary records.
     """
 
     options_cls = EvalOptions
@@ -61,13 +89,13 @@ class ReferringSegmentationTask(SvpTask):
             samples: a batch as the data sets collate it, with ``masks``.
 
         Returns:
-            one record per expression; with mode "both", teacher-forced results stand in ``teacher_forced``.
+            one record per expression; with mode "both", its field ``teacher_forced`` holds the teacher-forced result.
         """
         return [record for record, _, _, _ in self._scored(model, samples)]
 
     @torch.no_grad()
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Record]:
-        """Score this process's share of a split, writing each record as it comes and drawing some.
+        """Score this process's share of a split; write each record at once, and draw some.
 
         Args:
             model: as for :meth:`valid_step`.
@@ -101,14 +129,14 @@ class ReferringSegmentationTask(SvpTask):
             val_result: this process's records.
             split_name: of the split in LAVIS.
             epoch: epoch, iteration or "best"; goes into the file names.
-            kwargs: what other runners may pass; not used.
+            kwargs: arguments of other runners, not used.
 
         Returns:
             ``agg_metrics`` (the headline gIoU: mean over the kinds with a target; where no expression has one, gIoU
             over all) and more scores for the log, on every process.
 
         Raises:
-            ValueError: an expression of the split was not scored, or one that does not belong to it was.
+            ValueError: an expression of the split was not scored, or one that is not of the split was.
         """
         named = [{**record, "split": record["split"] or split_name} for record in val_result]
         records = merge_records(gather_records(named), self._expected_ids(split_name))
@@ -116,8 +144,7 @@ class ReferringSegmentationTask(SvpTask):
         scores = _for_log(result)
         if is_main_process():
             self._write(records, result, split_name, epoch)
-            with open(result_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
-                log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
+            log_evaluation(split_name, epoch, scores)
             print(format_summary(result, split_name), flush=True)
             print(f"Records, summary and images: {result_folder('result_dir')}", flush=True)
         self._unfinished().unlink(missing_ok=True)
@@ -127,10 +154,10 @@ class ReferringSegmentationTask(SvpTask):
         """(record, image in the batch, expression of the image, prediction that the headline counts)."""
         answers = [(mode, *timed_predictions(model, samples, mode)) for mode in self.options.modes]
         for index, predictions in enumerate(answers[0][1]):
-            by_mode = [score_image(samples, index, given[index], mode, ms) for mode, given, ms in answers]
+            by_mode = [score_image(samples, index, rows[index], mode, ms) for mode, rows, ms in answers]
             for number, prediction in enumerate(predictions):
                 first, *others = (rows[number] for rows in by_mode)
-                yield beside(first, others[0]) if others else first, index, number, prediction
+                yield merge_modes(first, others[0]) if others else first, index, number, prediction
 
     def _write(self, records: list[Record], result: dict[str, Any], split_name: str, epoch: int | str) -> None:
         folder, stem = result_folder("result_dir"), f"{split_name}_{epoch}"
@@ -143,12 +170,14 @@ class ReferringSegmentationTask(SvpTask):
     def _expected_ids(self, split_name: str) -> list[str] | None:
         ids = getattr(self._dataset, "expression_ids", None)
         if ids is None:
-            logging.warning("The data set of split '%s' has no expression_ids(): missing ones go unseen.", split_name)
+            logging.warning(
+                "The data set of split '%s' has no expression_ids(): missing ones stay unnoticed.", split_name
+            )
             return None
         return list(ids())
 
     def _image(self, samples: Mapping[str, Any], index: int) -> np.ndarray:
-        """The image to draw on, (H, W, 3) uint8: the model's input without its padding, or else the file."""
+        """The image to draw on, (H, W, 3) uint8: the model's input without padding, or else the image file."""
         if "image" not in samples:
             return self._dataset.pixels(samples["image_id"][index], samples["split"][index])
         image = samples["image"][index].float().cpu()  # (4, S, S)
@@ -162,7 +191,7 @@ class ReferringSegmentationTask(SvpTask):
 
 
 def _for_log(result: Mapping[str, Any]) -> dict[str, float]:
-    """Flat numbers for LAVIS's log, without those that the split does not define."""
+    """Flat numbers for LAVIS's log, without scores that the split does not define."""
     head, overall = result["headline"], result["overall"]
     best = head["giou_macro"] if head["giou_macro"] is not None else overall["giou"]
     scores = {"agg_metrics": best, **{name: head[name] for name in LOGGED}}

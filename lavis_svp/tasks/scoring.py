@@ -1,4 +1,4 @@
-"""From a model's predictions to records: one JSON-able dict per expression."""
+"""Turn a model's predictions into records: one JSON-able dict per expression."""
 
 from __future__ import annotations
 
@@ -11,28 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lavis_svp.metrics.masks import mask_counts
+from lavis_svp.metrics.masks import attribute_reader_iou, mask_counts, pick_correct, random_object_iou
 from lavis_svp.metrics.records import Record
-from lavis_svp.metrics.regions import attribute_reader_iou, pick_correct, random_object_iou
-from lavis_svp.superpixels.ceiling import single_ceiling, union_ceiling
+from lavis_svp.superpixels.evaluation import single_ceiling, union_ceiling
 from lavis_svp.superpixels.region_map import RegionMap
 
 ANSWER_FIELDS = (
-    "answered",
-    "text",
-    "intersection",
-    "union",
-    "pred_area",
-    "score",
-    "tokens",
-    "pick_correct",
-    "ms",
-)
-"""Fields of a record that depend on the mode; the others describe the expression."""
+    "answered", "text", "intersection", "union", "pred_area", "score", "tokens", "pick_correct", "ms",
+)  # fmt: skip
+"""Fields of a record that depend on the mode; all others describe the expression."""
 
 
 class Prediction(Protocol):
-    """A model's answer to one expression; see ``MaskPrediction`` of the model."""
+    """A model's answer to one expression, as ``MaskPrediction`` of the models has it."""
 
     mask: np.ndarray
     score: float
@@ -44,16 +35,16 @@ class Prediction(Protocol):
 
 
 class SegmentationModel(Protocol):
-    """What the task asks of a model in evaluation."""
+    """The method of a model that evaluation calls."""
 
     def predict_masks(self, samples: Mapping[str, Any], mode: str) -> Sequence[Sequence[Prediction]]:
-        """One prediction for each expression of each image."""
+        """Return one prediction for each expression of each image."""
 
 
 def timed_predictions(
     model: SegmentationModel, samples: Mapping[str, Any], mode: str
 ) -> tuple[Sequence[Sequence[Prediction]], float]:
-    """Ask the model, and check that it answered every expression.
+    """Predict a batch, and check that there is a prediction for every expression.
 
     Args:
         model: not wrapped in DDP.
@@ -61,8 +52,8 @@ def timed_predictions(
         mode: "generative" or "teacher_forced".
 
     Returns:
-        the predictions, and the wall time of an expression in milliseconds: that of the batch, shared evenly.
-        What a cache provides (superpixels, frozen features) is not in it.
+        the predictions, and the wall time per expression in milliseconds: that of the batch, shared evenly.
+        It does not include what a cache provides (superpixels, frozen features).
 
     Raises:
         ValueError: the predictions do not pair up with the expressions.
@@ -72,11 +63,11 @@ def timed_predictions(
     predictions = model.predict_masks(samples, mode=mode)
     _wait_for_cuda()
     seconds = time.perf_counter() - start
-    asked = [len(texts) for texts in samples["text_input"]]
-    given = [len(one) for one in predictions]
-    if asked != given:
-        raise ValueError(f"The images of a batch have {asked} expressions, but the model answered {given}.")
-    return predictions, 1000 * seconds / max(1, sum(asked))
+    expected = [len(texts) for texts in samples["text_input"]]
+    counts = [len(row) for row in predictions]
+    if expected != counts:
+        raise ValueError(f"The images of a batch have {expected} expressions, but the model answered {counts}.")
+    return predictions, 1000 * seconds / max(1, sum(expected))
 
 
 def score_image(
@@ -92,16 +83,16 @@ def score_image(
         ms: wall time of an expression.
 
     Raises:
-        ValueError: a mask of another size than the image or with other values than 0 and 1, an answer that says
-            there is no mask and gives one, or a pick that is no region. The message names the expression.
+        ValueError: a mask has another size than the image or other values than 0 and 1, an answer without ``[SEG]``
+            has a mask, or a pick is no region. The message names the expression.
     """
     return [
         _score_expression(samples, index, number, prediction, mode, ms) for number, prediction in enumerate(predictions)
     ]
 
 
-def beside(main: Record, other: Record) -> Record:
-    """One record of both modes: ``main``'s, with what differs in ``other`` under the name of its mode."""
+def merge_modes(main: Record, other: Record) -> Record:
+    """Join one expression's records of both modes: ``other``'s answer goes under the name of its mode."""
     return {**main, other["mode"]: {key: other[key] for key in ANSWER_FIELDS}}
 
 
@@ -113,13 +104,15 @@ def _score_expression(
     where = f"Expression {name} of {samples['file_name'][index]}: "
     try:
         counts = mask_counts(prediction.mask, target)
-        facts = _facts_of_regions(_region_map(samples, index, prediction), prediction.pick, target)
+        region_scores = _region_scores(_region_map(samples, index, prediction), prediction.pick, target)
     except ValueError as error:
         raise ValueError(where + str(error)) from error
     if counts.pred_area and not prediction.answered:
         raise ValueError(f"{where}the model answered without [SEG], yet gave a mask of {counts.pred_area} pixels.")
     if bool(samples["has_target"][index][number]) != (counts.gt_area > 0):
-        logging.warning("%sits true mask has %d pixels; that counts, not has_target.", where, counts.gt_area)
+        logging.warning(
+            "%sits true mask has %d pixels, which contradicts has_target; the mask counts.", where, counts.gt_area
+        )
     return {
         "expression_id": name,
         "image_id": samples["image_id"][index],
@@ -134,27 +127,27 @@ def _score_expression(
         **counts._asdict(),
         "score": _finite(prediction.score),
         "tokens": int(prediction.tokens),
-        **facts,
+        **region_scores,
         **_baselines(samples, index, number),
         "ms": ms,
     }
 
 
 def _region_map(samples: Mapping[str, Any], index: int, prediction: Prediction) -> RegionMap | None:
-    """The superpixels that the model used; for one that uses none, those of the cache."""
+    """The superpixels that the model used; for a model that uses none, those of the cache."""
     if prediction.region_map is not None:
         return prediction.region_map
     return samples["region_map"][index] if "region_map" in samples else None
 
 
-def _facts_of_regions(regions: RegionMap | None, pick: int | None, target: np.ndarray) -> dict[str, Any]:
-    """Whether the picked region is right, and what the superpixels allow; None without superpixels or target."""
+def _region_scores(regions: RegionMap | None, pick: int | None, target: np.ndarray) -> dict[str, Any]:
+    """Whether the picked region is right, and the ceilings that superpixels set; None without superpixels or target."""
     unknown = {"pick_correct": None, "ceiling_single": None, "ceiling_union": None}
     if regions is None or not np.any(target):
         return unknown
     try:
         fitted = regions.resized((target.shape[0], target.shape[1]))
-    except ValueError:  # fewer pixels than superpixels: an image of a few pixels
+    except ValueError:  # the image has fewer pixels than superpixels
         return unknown
     return {
         "pick_correct": None if pick is None else pick_correct(fitted.labels, fitted.count, pick, target),
@@ -164,21 +157,20 @@ def _facts_of_regions(regions: RegionMap | None, pick: int | None, target: np.nd
 
 
 def _baselines(samples: Mapping[str, Any], index: int, number: int) -> dict[str, float | None]:
-    """What answers without a sense of position would reach; None where the data set does not tell."""
+    """Scores of answers that know no positions; None where the data set has no objects or candidates."""
     instances = samples["instances"][index] if samples.get("instances") else None
     if instances is None:
         return {"baseline_random": None, "baseline_attribute": None}
     labels, target = instances["labels"], samples["masks"][index][number]
     candidates = samples["candidates"][index] if samples.get("candidates") else None
-    alike = None if candidates is None else candidates[number]
     return {
         "baseline_random": random_object_iou(labels, target),
-        "baseline_attribute": None if alike is None else attribute_reader_iou(labels, target, alike),
+        "baseline_attribute": None if candidates is None else attribute_reader_iou(labels, target, candidates[number]),
     }
 
 
 def _finite(score: float) -> float | None:
-    """A score as JSON knows it: a diverged model's NaN becomes None."""
+    """Turn a diverged model's NaN into None, because JSON has no NaN."""
     value = float(score)
     return value if math.isfinite(value) else None
 

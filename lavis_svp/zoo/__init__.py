@@ -1,11 +1,9 @@
-"""Zoo of weights: names with source, hashes, licence and conversion. Its command: ``python -m lavis_svp.zoo``."""
+"""Zoo of weights: names with source, hashes, licence and converter. Its command is ``lavis-svp zoo``."""
 
 from lavis_svp.zoo.architectures import PUBLISHED, Weights, model_config
-from lavis_svp.zoo.archive import PublishedArchive
-from lavis_svp.zoo.download import DownloadError, HashMismatchError
-from lavis_svp.zoo.entries import WeightEntry, list_weights
+from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, list_weights
 from lavis_svp.zoo.shipped import ShippedWeights, list_shipped, shipped_file, verify_shipped
-from lavis_svp.zoo.store import fetch, is_cached, resolve, verify
+from lavis_svp.zoo.store import DownloadError, HashMismatchError, fetch, is_cached, resolve, verify
 
 __all__ = [
     "PUBLISHED",

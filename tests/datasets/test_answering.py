@@ -12,11 +12,11 @@ from lavis.common.registry import registry
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lavis_svp.datasets.answering import AnsweringDataset
-from lavis_svp.datasets.drawing import SamplingOptions
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.datasets.answering import AnsweringDataset, TextSource, read_captions, read_vqa
 from lavis_svp.datasets.layout import MissingDataError
-from lavis_svp.datasets.refcoco import ANY_SIZE, Expression, ReferredImage
-from lavis_svp.datasets.text_sources import TextSource
+from lavis_svp.datasets.sampling import SamplingOptions
+from lavis_svp.datasets.sources import ANY_SIZE, DataSource, Expression, ImageFolder, ReferredImage
 
 BUILDERS = ("vqa_files", "caption_files", "refshapes_vqa", "refshapes_caption")
 TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
@@ -30,7 +30,7 @@ class Vision:
         return torch.zeros(4, 8, 8)
 
 
-def dataset(folder, train, expressions, split="train", hflip=0.0, **drawing):
+def dataset(folder, train, expressions, split="train", hflip=0.0, **sampling):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (6, 4), "red" if name[0] == "a" else "blue").save(folder / name)
     images = [
@@ -40,13 +40,12 @@ def dataset(folder, train, expressions, split="train", hflip=0.0, **drawing):
     vision = Vision()
     vision.hflip_prob = hflip
     return AnsweringDataset(
-        vision,
-        str.upper,
-        folder,
-        splits=(split,),
-        train=train,
-        options=SamplingOptions(**drawing),
-        source=TextSource({split: images}),
+        DataSource(TextSource({split: images}), ImageFolder(folder)),
+        (split,),
+        train,
+        vis_processor=vision,
+        text_processor=str.upper,
+        options=SamplingOptions(**sampling),
     )
 
 
@@ -114,11 +113,11 @@ def test_default_yaml_shows_every_key(name):
     shown = OmegaConf.to_container(section(name))
     options = registry.get_builder_class(name).options_cls()
     assert not set(vars(options)) - set(shown) - {"type", "dataset_card"}
-    assert set(shown["drawing"]) == set(vars(SamplingOptions()))
+    assert set(shown["sampling"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
 
 
-@pytest.mark.parametrize("key", ["build_info.rot", "build_info.annotations.tst", "drawing.per_image"])
+@pytest.mark.parametrize("key", ["build_info.rot", "build_info.annotations.tst", "sampling.per_image"])
 def test_an_unknown_key_is_named(key, tmp_path):
     with pytest.raises(ValueError, match=key.rpartition(".")[2]):
         builder = registry.get_builder_class("refshapes_vqa")(section("refshapes_vqa", **{key: "x"}))
@@ -203,3 +202,117 @@ def test_what_is_missing_is_named(files):
         cls(section("vqa_files", **{"build_info.annotations.test.questions": files / "none.json"})).build_datasets()
     with pytest.raises(ValueError, match="not enough"):
         cls(section("vqa_files", **{"build_info.annotations.test.annotations": "x"})).build_datasets()
+
+
+QUESTIONS = {
+    "task_type": "Open-Ended",
+    "data_subtype": "val2014",
+    "questions": [
+        {"image_id": 42, "question": "How many dogs?", "question_id": 420},
+        {"image_id": 9, "question": "Is it day?", "question_id": 90},
+        {"image_id": 42, "question": "What color?", "question_id": 421},
+    ],
+}
+ANNOTATIONS = {
+    "annotations": [
+        {
+            "question_id": number,
+            "image_id": image,
+            "question_type": kind,
+            "answer_type": "other",
+            "multiple_choice_answer": answer,
+            "answers": [{"answer_id": i, "answer": answer, "answer_confidence": "yes"} for i in range(10)],
+        }
+        for number, image, kind, answer in (
+            (420, 42, "how many", "2"),
+            (421, 42, "what", "red"),
+            (90, 9, "is it", "yes"),
+        )
+    ]
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(name, content):
+        (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path / name
+
+    return written
+
+
+def test_vqav2_by_image(write):
+    images = read_vqa(write("q.json", QUESTIONS), write("a.json", ANNOTATIONS), "val")
+    assert [(one.image_id, one.file_name, one.split) for one in images] == [
+        (9, "COCO_val2014_000000000009.jpg", "val"),
+        (42, "COCO_val2014_000000000042.jpg", "val"),
+    ]
+    assert images[1].size == ANY_SIZE
+    first, second = images[1].expressions
+    assert (first.expression_id, first.text, first.kind, first.answers) == (
+        "420",
+        "How many dogs?",
+        "how many",
+        ("2",) * 10,
+    )
+    assert second.answers == ("red",) * 10
+
+
+def test_questions_without_answers_have_none(write):
+    images = read_vqa(write("q.json", QUESTIONS), None, "test")
+    assert all(one.answers == () for image in images for one in image.expressions)
+
+
+def test_captions_by_image(write):
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}, {"id": 2, "file_name": "b.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": " A cat. "}, {"id": 2, "image_id": 1, "caption": "Cats"}],
+    }
+    (image,) = read_captions(write("c.json", content), "train")
+    assert (image.size, image.expressions[0].answers) == ((4, 6), ("A cat.", "Cats"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, a: q.pop("questions"), "lacks the list questions"),
+        (lambda q, a: a.pop("annotations"), "lacks the list annotations"),
+        (lambda q, a: a["annotations"].pop(), "question 90 has no answers"),
+        (lambda q, a: a["annotations"][0].update(answers=[]), "question 420 has no answers"),
+        (lambda q, a: q["questions"][0].update(question=" "), "question 420 is empty"),
+        (lambda q, a: q["questions"][0].update(image_id="x"), "image_id is 'x'"),
+        (lambda q, a: q["questions"][0].update(image="../x.jpg"), "leads out"),
+        (lambda q, a: q.pop("data_subtype"), "neither data_subtype"),
+    ],
+)
+def test_a_damaged_file_is_told(write, change, message):
+    questions, annotations = json.loads(json.dumps(QUESTIONS)), json.loads(json.dumps(ANNOTATIONS))
+    change(questions, annotations)
+    with pytest.raises(ValueError, match=message):
+        read_vqa(write("q.json", questions), write("a.json", annotations), "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "lacks the list annotations"),
+        ({"images": [], "annotations": [{"id": 1, "image_id": 5, "caption": "x"}]}, r"images \[5\]"),
+        (
+            {"images": [{"id": 5, "file_name": "a"}], "annotations": [{"id": 1, "image_id": 5}]},
+            "annotation 1 has no caption",
+        ),
+    ],
+)
+def test_damaged_captions_are_told(write, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_captions(write("c.json", content), "train")
+
+
+def test_texts_have_no_masks(write):
+    (image, _) = read_vqa(write("q.json", QUESTIONS), None, "test")
+    source = TextSource({"test": [image]})
+    assert source.splits() == ["test"] and source.counts("test").sentences == 1 and source.instances(image) == []
+    with pytest.raises(ValueError, match="answered in words"):
+        source.target_mask(image, image.expressions[0])
+    with pytest.raises(UnknownNameError, match="Known: test"):
+        source.images("val")

@@ -8,10 +8,9 @@ from lavis.datasets.builders import load_dataset
 from omegaconf import OmegaConf
 
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.datasets.builders import CONFIGS, ReferringBuilder
-from lavis_svp.datasets.drawing import SamplingOptions
+from lavis_svp.datasets.builders import CONFIGS, DatasetOptions, ReferringBuilder, RefShapesOptions, SplitOptions
 from lavis_svp.datasets.layout import SPECS, MissingDataError
-from lavis_svp.datasets.settings import DatasetOptions, RefShapesOptions
+from lavis_svp.datasets.sampling import SamplingOptions
 
 BUILDERS = (
     "refcoco_seg",
@@ -82,7 +81,7 @@ def test_yaml_files(name, kind):
     content = OmegaConf.load(registry.get_builder_class(name).default_config_path(kind))
     assert list(content) == ["datasets"] and list(content.datasets) == [name]
     builder = registry.get_builder_class(name)(content.datasets[name])
-    assert builder.settings().build_info.lavis_splits("x")
+    assert builder.sections(SplitOptions)
     assert "storage" in content.datasets[name].build_info.images
 
 
@@ -92,10 +91,10 @@ def test_default_yaml_shows_every_key_with_its_default(name):
     options = (RefShapesOptions if name == "refshapes_seg" else DatasetOptions)()
     missing = set(vars(options)) - set(shown) - {"type", "dataset_card"}
     assert not missing
-    assert set(shown["drawing"]) == set(vars(SamplingOptions()))
+    assert set(shown["sampling"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
     defaults = vars(SamplingOptions()) | {"instances": name in ("refshapes_seg", "photos_seg")}
-    assert shown["drawing"] == defaults
+    assert shown["sampling"] == defaults
 
 
 @pytest.mark.parametrize(("name", "kind"), [pair for pair in TYPES if pair[0] not in OWN_FORM])
@@ -137,13 +136,13 @@ def test_three_ways_to_say_where(all_data, tmp_path, monkeypatch):
 
 
 def test_missing_data_names_the_doctor(tmp_path):
-    with pytest.raises(MissingDataError, match=r"refs\(unc\).p.*lavis_svp.datasets.doctor --root .* --dataset refcoco"):
+    with pytest.raises(MissingDataError, match=r"refs\(unc\).p.*lavis-svp data doctor --root .* --dataset refcoco"):
         built("refcoco_seg", **{"build_info.root": tmp_path})
 
 
 def test_missing_images_name_key_and_doctor(tmp_path, handmade):
     handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p")
-    with pytest.raises(MissingDataError, match=r"(?s)train2014.*build_info.images.storage.*lavis_svp.datasets.doctor"):
+    with pytest.raises(MissingDataError, match=r"(?s)train2014.*build_info.images.storage.*lavis-svp data doctor"):
         built("refcoco_seg", **{"build_info.root": tmp_path})
 
 
@@ -155,7 +154,7 @@ def test_missing_images_name_key_and_doctor(tmp_path, handmade):
         ("build_info.annotations.train.split", r"'split' \(did you mean 'splits'\?\)"),
         ("build_info.annotations.testA.splits", "'testA'"),
         ("build_info.sizes", "'sizes'"),
-        ("drawing.protocl", r"'protocl' \(did you mean 'protocol'\?\)"),
+        ("sampling.protocl", r"'protocl' \(did you mean 'protocol'\?\)"),
         ("vis_processor.test.name", "'test' in refcoco_seg.vis_processor"),
         ("vis_processor.eval.size", "'size' .*in svp_image_eval"),
         ("text_processor.eval.size", "'size' in svp_referring"),
@@ -174,16 +173,26 @@ def test_a_split_set_to_null_is_left_out(all_data):
 
 
 def test_a_split_made_of_nothing(all_data):
-    with pytest.raises(ValueError, match=r"annotations.val must say which splits"):
+    with pytest.raises(ValueError, match=r"annotations.val is .*splits"):
         built("refcoco_seg", **{"build_info.root": all_data, "build_info.annotations.val.splits": "[]"})
 
 
 def test_options_reach_the_dataset(all_data):
-    changes = {"drawing.max_expressions": 2, "vis_processor.train.image_size": 64, "vis_processor.train.hflip_prob": 1}
+    changes = {"sampling.max_expressions": 2, "vis_processor.train.image_size": 64, "vis_processor.train.hflip_prob": 1}
     datasets = built("refcoco_seg", **{"build_info.root": all_data, **changes})
     assert datasets["val"].options.max_expressions == 2
     sample = datasets["train"][0]
     assert sample["image"].shape == (4, 64, 64) and sample["image_key"].endswith("-mirrored")
+
+
+def test_the_keys_of_release_0_1_still_work(all_data):
+    """LAVIS merges a project's YAML into the default one, so that the old name stands next to the new one."""
+    changes = {"drawing.expressions_per_picture": 5, "drawing.max_expressions": 2, "build_info.root": all_data}
+    with pytest.warns(FutureWarning, match="sampling"):
+        options = built("refcoco_seg", "val", **changes)["test"].options
+    assert (options.expressions_per_image, options.max_expressions, options.seed) == (5, 2, 0)
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="'protocl'"):
+        built("refcoco_seg", **{"drawing.protocl": "x"})
 
 
 def test_stock_processors_of_lavis_fit_in(all_data):
@@ -275,10 +284,10 @@ def test_photos_are_made_on_first_use(tmp_path, handmade, monkeypatch):
 @pytest.fixture
 def shards(all_data, tmp_path):
     """RefCOCO (unc) of ``all_data`` as shards."""
-    from lavis_svp.datasets.shards.__main__ import main
+    from lavis_svp.cli.data import main
 
     out = tmp_path / "shards"
-    assert main(["convert", "--out", str(out), "--dataset", "refcoco", "--root", str(all_data)]) == 0
+    assert main(["shards", "convert", "--out", str(out), "--dataset", "refcoco", "--root", str(all_data)]) == 0
     return out
 
 
@@ -297,9 +306,9 @@ def test_shards_in_place_of_the_files(all_data, shards, kind, monkeypatch):
 
 
 def test_shards_of_another_data_set_and_missing_ones(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"wants refcoco\+ \(unc\), but the shards .* made from refcoco \(unc\)"):
+    with pytest.raises(ValueError, match=r"is refcoco\+ \(unc\), but the shards .* made from refcoco \(unc\)"):
         built("refcoco_plus_seg", **{"build_info.shards": shards})
-    with pytest.raises(ValueError, match=r"wants refcoco \(google\)"):
+    with pytest.raises(ValueError, match=r"is refcoco \(google\)"):
         built("refcoco_seg", "google", **{"build_info.shards": shards})
     with pytest.raises(FileNotFoundError, match="index.json is missing"):
         built("refcoco_seg", **{"build_info.shards": tmp_path})
@@ -318,8 +327,8 @@ def test_shards_of_any_origin(shards):
 
 
 def test_superpixels_of_shards_must_be_those_that_the_section_asks_for(all_data, tmp_path):
-    from lavis_svp.datasets.shards.__main__ import main
-    from lavis_svp.superpixels.__main__ import main as superpixels
+    from lavis_svp.cli.data import main
+    from lavis_svp.cli.superpixels import main as superpixels
 
     images = all_data / "images/mscoco/images/train2014"
     grid = ["--generator", "grid", "--options", "rows=2", "cols=2", "--workers", "1"]
@@ -327,7 +336,7 @@ def test_superpixels_of_shards_must_be_those_that_the_section_asks_for(all_data,
     (store,) = (tmp_path / "store").iterdir()
     out = tmp_path / "shards"
     asked = ["--dataset", "refcoco", "--root", str(all_data), "--superpixels", str(store)]
-    assert main(["convert", "--out", str(out), *asked]) == 0
+    assert main(["shards", "convert", "--out", str(out), *asked]) == 0
     small = {"build_info.shards": out, "vis_processor.train.image_size": 32}
     assert built("refcoco_seg", "train", **small)["train"][0]["region_map"].count == 4
     assert "region_map" not in built("refcoco_seg", "train", **small, **{"build_info.use_stored": False})["train"][0]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+from collections import Counter
 
 import pytest
 
-from lavis_svp.datasets.disjoint import make_disjoint
-from lavis_svp.datasets.drawing import SamplingOptions
-from lavis_svp.datasets.layout import Origin, annotation_files
-from lavis_svp.datasets.leaks import leak_table, read_use
+from lavis_svp.cli.data import main
+from lavis_svp.datasets.disjoint import SplitUse, coco_id, leak_table, make_disjoint, read_use, shared
+from lavis_svp.datasets.layout import annotation_files
+from lavis_svp.datasets.refcoco import RefCOCO, split_images
 from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.sampling import SamplingOptions
+from lavis_svp.datasets.sources import DataSource, ImageFolder, Origin
 
 FAMILY = {"refcoco_seg": "refcoco", "refcoco_plus_seg": "refcoco+", "refcocog_seg": "refcocog"}
 
@@ -19,14 +24,12 @@ def build(root, name, splits=("train",), origin=True):
     files = annotation_files(root, FAMILY[name])
     built = {}
     for split in splits:
-        data = ReferringDataset(
-            ann_paths=[files.instances, files.refs],
-            splits=[split],
-            train=split == "train",
-            options=SamplingOptions(load_image=False),
+        source = DataSource(
+            RefCOCO(files.instances, files.refs),
+            ImageFolder(root),
+            origin=Origin(root, FAMILY[name]) if origin else None,
         )
-        data.origin = Origin(root, FAMILY[name]) if origin else None
-        built[split] = data
+        built[split] = ReferringDataset(source, [split], split == "train", options=SamplingOptions(load_image=False))
     return built
 
 
@@ -84,7 +87,7 @@ def test_switched_off_it_still_counts(refcoco_family, caplog):
     report = make_disjoint(datasets, False)
     assert images(datasets["refcocog_seg"]["train"]) & held_out(refcoco_family)
     assert report == {**make_disjoint(joint(refcoco_family), True), "left_out": False}
-    assert "trained on all the same" in caplog.text
+    assert "trained on nevertheless" in caplog.text
 
 
 def test_one_data_set_is_left_alone_unless_asked(refcoco_family):
@@ -118,8 +121,12 @@ class SomeSplits:
 def test_without_references_the_splits_of_the_source_count(refcoco_family, tmp_path):
     datasets = {name: build(refcoco_family, name) for name in ("refcoco_seg", "refcocog_seg")}
     for name, splits in datasets.items():
-        splits["train"].origin = Origin(tmp_path, FAMILY[name])
-        splits["train"].source = SomeSplits(splits["train"].source, ["train", "val"])
+        source = splits["train"].source
+        splits["train"].source = dataclasses.replace(
+            source,
+            annotations=SomeSplits(source.annotations, ["train", "val"]),
+            origin=Origin(tmp_path, FAMILY[name]),
+        )
     before = images(datasets["refcocog_seg"]["train"])
     report = make_disjoint(datasets)
     val = set(read_use(refcoco_family, "refcoco", "unc").splits["val"])
@@ -140,7 +147,7 @@ def test_evaluation_splits_keep_their_images(refcoco_family):
 def test_ids_of_other_data_sets_are_not_compared(refcoco_family):
     datasets = joint(refcoco_family)
     other = build(refcoco_family, "refcoco_seg")["train"]
-    other.origin = None
+    other.source = dataclasses.replace(other.source, origin=None)
     other.annotation = [
         type(one)(one.image_id, f"scene_{one.image_id}.png", one.size, one.split, one.expressions)
         for one in build(refcoco_family, "refcoco_seg", ("val",))["val"].annotation
@@ -174,3 +181,58 @@ def test_validation_images_of_the_runs_own_data_are_held_out(refcoco_family):
     make_disjoint(datasets | own)
     assert not any(images(validated) & images(splits["train"]) for splits in datasets.values())
     assert len(images(validated)) == 2
+
+
+def reference(number: int, image_id: int, split: str, sentences: int) -> dict:
+    texts = [{"sent_id": 10 * number + i, "sent": "it"} for i in range(sentences)]
+    return {"ref_id": number, "ann_id": 1, "image_id": image_id, "split": split, "sentences": texts}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("COCO_train2014_000000098304.jpg", 98304),
+        ("train2014/COCO_val2014_000000000042.jpg", 42),
+        ("000000098304.jpg", 98304),
+        ("train_000007.png", None),
+        ("98304.jpg", None),
+        ("my_000000098304.jpg", None),
+    ],
+)
+def test_the_file_name_says_whether_a_image_is_cocos(name, expected):
+    assert coco_id(name) == expected
+
+
+def test_splits_are_read_from_the_references_alone(tmp_path):
+    path = tmp_path / "refs(unc).json"
+    path.write_text(json.dumps([reference(0, 5, "train", 3), reference(1, 5, "train", 2), reference(2, 6, "val", 1)]))
+    assert split_images(path) == {"train": {5: 5}, "val": {6: 1}}
+
+
+def test_the_table_counts_images_and_training_expressions():
+    found = [
+        SplitUse("refcoco", "unc", {"train": Counter({1: 3, 2: 1}), "val": Counter({3: 9}), "testA": Counter({4: 1})}),
+        SplitUse("refcocog", "umd", {"train": Counter({3: 2, 4: 5, 1: 1}), "test": Counter({4: 1, 2: 7})}),
+    ]
+    rows = leak_table(found)
+    assert rows[0][2:] == ["refcoco (unc) train", "refcocog (umd) train"]
+    assert [row[0] for row in rows[1:4]] == ["refcoco (unc) val", "refcoco (unc) testA", "refcocog (umd) test"]
+    assert [row[1] for row in rows[1:5]] == ["1", "1", "2", "3"]
+    assert [row[2] for row in rows[1:]] == ["0 (0)", "0 (0)", "1 (1)", "1 (1)", "2 (4)"]
+    assert [row[3] for row in rows[1:]] == ["1 (2)", "1 (5)", "1 (5)", "2 (7)", "3 (8)"]
+
+
+def test_nothing_is_shared_with_nothing():
+    assert str(shared({}, {1})) == "0 (0)"
+
+
+def test_the_command_says_what_is_not_there(refcoco_family, tmp_path, capsys):
+    assert main(["leaks", "--root", str(refcoco_family)]) == 0
+    said = capsys.readouterr().out
+    use = read_use(refcoco_family, "refcocog", "umd")
+    val = read_use(refcoco_family, "refcoco", "unc").splits["val"]
+    row = next(line for line in said.splitlines() if line.startswith("refcoco (unc) val"))
+    assert str(shared(use.splits["train"], val)) in row and len(use.splits["train"].keys() & val.keys()) > 0
+    assert "refcoco (google), refcocog (google), grefcoco (unc)" in said
+    assert main(["leaks", "--root", str(tmp_path), "--usual"]) == 1
+    assert "refcoco (unc), refcoco+ (unc), refcocog (umd), grefcoco (unc)" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """The reader on hand-made files in the true formats."""
 
+import collections
 import json
+import os
 import pickle
 import random
 import subprocess
@@ -11,8 +13,7 @@ import pytest
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.layout import annotation_files
-from lavis_svp.datasets.refcoco import RefCOCO
-from lavis_svp.datasets.unpickling import UnsafePickleError
+from lavis_svp.datasets.refcoco import RefCOCO, UnsafePickleError, load_plain_pickle
 
 
 def read(root, name="refcoco", split_by=None):
@@ -69,7 +70,8 @@ def test_counts(refcoco_root):
 
 
 def test_instances_by_id_with_words(refcoco_root, handmade):
-    found = read(refcoco_root).instances(7)
+    source = read(refcoco_root)
+    found = source.instances(source.images("testA")[0])
     assert [one.annotation_id for one in found] == [handmade.CAT, handmade.DOG, handmade.CROWD, handmade.EMPTY]
     assert [one.words for one in found][:2] == [["cat"], ["hot", "dog", "brown"]]
 
@@ -107,7 +109,7 @@ def test_grefcoco(tmp_path, handmade, file_name):
     (image,) = source.images("train")
     both, none, one = (source.target_mask(image, expression) for expression in image.expressions)
     assert none.sum() == 0 and image.expressions[1].kind == "no_target" and not image.expressions[1].targets
-    (cat,) = (source.mask(image, found) for found in source.instances(7) if found.annotation_id == handmade.CAT)
+    (cat,) = (source.mask(image, found) for found in source.instances(image) if found.annotation_id == handmade.CAT)
     np.testing.assert_array_equal(both, cat | one)
     assert cat.any() and one.any() and both.max() == 1
 
@@ -167,7 +169,7 @@ def test_file_names_stay_in_their_folder(tmp_path, handmade):
     content = handmade.instances()
     content["images"][0]["file_name"] = "../../secret.jpg"
     handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p", content)
-    with pytest.raises(ValueError, match="outside its folder"):
+    with pytest.raises(ValueError, match="out of its folder"):
         read(tmp_path).images("train")
 
 
@@ -207,3 +209,81 @@ def test_needs_neither_lavis_nor_torch():
     script = "import sys, lavis_svp.datasets.refcoco; print([m for m in ('lavis', 'torch', 'PIL') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert json.loads(shown.replace("'", '"')) == []
+
+
+class Runs:
+    """Pickles to a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def save(path, content, protocol):
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data(tmp_path, protocol):
+    content = [{"a": 1, "b": (2.5, None, True), "c": "ü", "d": b"\xff\x00", "e": {1, 2}, "f": 2**70, 3: frozenset("x")}]
+    assert load_plain_pickle(save(tmp_path / "refs.p", content, protocol)) == content
+
+
+def test_python_2_text(tmp_path):
+    """A list of one dict, as Python 2's cPickle writes it with protocol 0: byte strings, unicode, long."""
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(
+        b"(lp1\n(dp2\nS'sent'\np3\nS'caf\\xe9'\np4\nsS'raw'\np5\nVcaf\\u00e9\np6\nsS'ref_id'\np7\nL12L\nsa."
+    )
+    assert load_plain_pickle(path) == [{"sent": "café", "raw": "café", "ref_id": 12}]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("function", "arguments", "named"),
+    [
+        (os.system, ("touch {}",), "posix.system|nt.system"),
+        (eval, ("open('{}', 'w')",), "builtins.eval"),
+        (exec, ("open('{}', 'w')",), "builtins.exec"),
+        (getattr, ("", "upper"), "builtins.getattr"),
+        (os.mkdir, ("{}",), "posix.mkdir|nt.mkdir"),
+    ],
+)
+def test_code_is_not_run(tmp_path, protocol, function, arguments, named):
+    trace = tmp_path / "it_ran"
+    bomb = Runs(function, *(argument.format(trace) for argument in arguments))
+    path = save(tmp_path / "refs.p", [{"ref_id": bomb}], protocol)
+    with pytest.raises(UnsafePickleError, match=f"({named})") as caught:
+        load_plain_pickle(path)
+    assert str(path) in str(caught.value) and not trace.exists()
+
+
+@pytest.mark.parametrize("content", [np.float64(1.0), np.arange(3), collections.OrderedDict(a=1), Runs])
+def test_other_classes_are_refused(tmp_path, content):
+    with pytest.raises(UnsafePickleError, match="would import"):
+        load_plain_pickle(save(tmp_path / "refs.p", content, 2))
+
+
+def test_encodings_other_than_latin1_are_refused(tmp_path):
+    import codecs
+
+    with pytest.raises(UnsafePickleError, match="rot13"):
+        load_plain_pickle(save(tmp_path / "refs.p", Runs(codecs.encode, "a", "rot13"), 2))
+
+
+def test_outside_objects_are_refused(tmp_path):
+    path = tmp_path / "refs.p"
+    path.write_bytes(b"Psomewhere\n.")
+    with pytest.raises(UnsafePickleError, match="somewhere"):
+        load_plain_pickle(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04", pickle.dumps([1, 2, "three"])[:-4]])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "refs.p"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="refs.p is truncated or not a pickle"):
+        load_plain_pickle(path)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_svp.datasets.drawing import SamplingOptions
-from lavis_svp.datasets.images import BadImageError
+from lavis_svp.common.images import BadImageError
 from lavis_svp.datasets.layout import annotation_files, find_images
+from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
-from lavis_svp.datasets.text import clean_expression
-from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.datasets.sampling import SamplingOptions
+from lavis_svp.datasets.sources import DataSource, ImageFolder
+from lavis_svp.processors.text import clean_expression
 from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.vision.geometry import to_sam_input
 
 
 class Frame:
@@ -23,19 +25,18 @@ class Frame:
         self.hflip_prob = hflip_prob
 
     def __call__(self, image):
-        return fit_frame(image, 32)
+        return to_sam_input(image, 32)
 
 
 def make(root, splits=("train",), train=False, name="refcoco", hflip_prob=0.0, **options):
     files = annotation_files(root, name)
     images = find_images(root, name, "COCO_train2014_000000000007.jpg")
     return ReferringDataset(
-        Frame(hflip_prob),
-        clean_expression,
-        images,
-        [files.instances, files.refs],
-        splits=splits,
-        train=train,
+        DataSource(RefCOCO(files.instances, files.refs), ImageFolder(images)),
+        splits,
+        train,
+        vis_processor=Frame(hflip_prob),
+        text_processor=clean_expression,
         options=SamplingOptions(**options),
     )
 
@@ -190,7 +191,7 @@ def test_without_images(refcoco_root):
 
 def test_masks_of_another_size(refcoco_root, handmade):
     handmade.write_image(refcoco_root / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg", (50, 80))
-    with pytest.raises(ValueError, match="50x80.*masks are 40x60"):
+    with pytest.raises(ValueError, match="50x80.*40x60"):
         make(refcoco_root)[1]
 
 
@@ -286,9 +287,11 @@ def test_candidates_become_indices(tmp_path, handmade):
         make(tmp_path)[0]
 
 
-def test_wrong_ann_paths():
-    with pytest.raises(ValueError, match="instances.json, the references' file"):
-        ReferringDataset(ann_paths=["one.json"])
+def test_pixels_by_id_and_split(refcoco_root):
+    dataset = make(refcoco_root, splits=("testA",))
+    assert dataset.pixels(7, "testA").shape == (40, 60, 3)
+    with pytest.raises(ValueError, match="no image 7 in split 'train'"):
+        dataset.pixels(7, "train")
 
 
 def test_dataset_browser(refcoco_root):

@@ -1,18 +1,8 @@
-"""The tiny model of tests/models, and tiny language models of several kinds."""
+"""Tiny language models of several kinds."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-_spec = importlib.util.spec_from_file_location(
-    "lavis_svp_model_fixtures", Path(__file__).parents[1] / "models/conftest.py"
-)
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-tiny_parts, make_model = _fixtures.tiny_parts, _fixtures.make_model
 
 PADDING = 40  # rows of a table beyond the tokenizer
 

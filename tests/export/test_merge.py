@@ -3,17 +3,23 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lavis_svp.cli.export import main
 from lavis_svp.common.checkpoints import save_checkpoint
-from lavis_svp.export.__main__ import main
-from lavis_svp.export.parity import compare, observe
+from lavis_svp.export.merge import with_row
+from lavis_svp.export.parity import Observation, compare, observe, probe_samples
 
 LORA = {"tuning": "lora", "lora": {"r": 2, "alpha": 4, "dropout": 0.1}}
-POINTER = {"readout": {"state_norm": "batch", "pointer": True}, "aids": {"token_norm": True, "word_alignment": 1.0}}
+POINTER = {
+    "seg_prompt": {"state_norm": "batch", "pointer": True},
+    "auxiliary_losses": {"word_alignment": 1.0},
+    "visual_tokens": {"norm": True},
+}
 
 
 def trained_model(make_model, folder, **sections):
@@ -110,7 +116,7 @@ def not_a_number(module, monkeypatch):
 def test_a_wrong_export_fails_loudly_and_leaves_nothing(
     make_model, language_folder, tmp_path, monkeypatch, capsys, fault
 ):
-    from lavis_svp.export import language_folder as module
+    from lavis_svp.export import merge as module
 
     trained_model(make_model, tmp_path, language={"name": str(language_folder("tied")), **LORA})
     fault(module, monkeypatch)
@@ -127,3 +133,35 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["merge", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "new")])
     assert "no checkpoint_<steps>.pth" in capsys.readouterr().err
+
+
+def test_a_row_is_set_or_appended_and_the_table_is_not_touched():
+    table, row = torch.zeros(3, 2), torch.ones(1, 2)
+    assert with_row(table, 1, row).tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert with_row(table, 3, row).tolist() == [[0, 0], [0, 0], [0, 0], [1, 1]]
+    assert table.sum() == 0
+    with pytest.raises(ValueError, match="only 3 rows"):
+        with_row(table, 4, row)
+
+
+def observation(score=2.0, logit=4.0, text="yes"):
+    return Observation(torch.tensor([[1.0, score]]), [np.array([[logit, -1.0]]), np.array([[0.5]])], [text, "no"])
+
+
+def test_differences_are_shares_of_the_largest_value():
+    same = compare(observation(), observation())
+    assert (same.tokens, same.masks, same.pixels, same.texts) == (0, 0, 0, 0)
+    other = compare(observation(), observation(2.2, -4.0, "no"))
+    assert abs(other.tokens - 0.1) < 1e-6 and other.masks == 2.0 and other.texts == 1
+    assert abs(other.pixels - 1 / 3) < 1e-9 and "33" in str(other)
+
+
+def test_other_shapes_are_infinitely_different():
+    wide = Observation(torch.zeros(1, 3), observation().masks, ["yes", "no"])
+    assert compare(observation(), wide).tokens == float("inf")
+
+
+def test_the_probe_has_a_padded_image():
+    samples = probe_samples(64)
+    assert samples["image"].shape == (2, 4, 64, 64) and samples["image"][1, 3].sum() == 48 * 64
+    assert samples["original_size"] == [(64, 64), (48, 64)] and samples["image"].min() >= 0

@@ -12,13 +12,16 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lavis_svp.common.checkpoints import WrongCheckpointError, save_checkpoint
-from lavis_svp.common.metadata import read_metadata
+from lavis_svp.cli.export import main
+from lavis_svp.common.checkpoints import WrongCheckpointError, read_metadata, save_checkpoint
 from lavis_svp.export import shipped
-from lavis_svp.export.__main__ import main
-from lavis_svp.zoo.download import sha256_of
+from lavis_svp.zoo.store import sha256_of
 
-POINTER = {"readout": {"state_norm": "batch", "pointer": True}, "aids": {"token_norm": True, "word_alignment": 1.0}}
+POINTER = {
+    "seg_prompt": {"state_norm": "batch", "pointer": True},
+    "auxiliary_losses": {"word_alignment": 1.0},
+    "visual_tokens": {"norm": True},
+}
 COMMAND = "python -m lavis_svp.train --cfg-path project.yaml"
 
 
@@ -97,7 +100,7 @@ def batch_of_two():
 
 
 def test_more_than_the_limit_is_refused_with_the_parts(run, monkeypatch, capsys):
-    monkeypatch.setattr(shipped, "LIMIT", 1000)
+    monkeypatch.setattr(shipped, "MAX_BYTES", 1000)
     with pytest.raises(SystemExit):
         main(["shipped", str(run.folder), str(run.out)])
     said = capsys.readouterr().err

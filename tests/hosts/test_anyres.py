@@ -1,7 +1,8 @@
-"""The canvas of an image: the hosts' own arithmetic and order of tiles, and where its patches lie."""
+"""LLaVA-NeXT and LLaVA-OneVision: the canvas of an image in the hosts' own arithmetic, and what follows from it."""
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import (
     LlavaNextImageProcessor,
+    LlavaNextImageProcessorFast,
     LlavaNextModel,
     LlavaNextProcessor,
     LlavaOnevisionImageProcessor,
@@ -21,7 +23,9 @@ from transformers import (
 from transformers.image_processing_utils import get_patch_output_size
 from transformers.image_utils import ChannelDimension
 
+from lavis_svp.hosts import swap_projector
 from lavis_svp.hosts.anyres import assemble, squared_canvas, tiled_canvas
+from lavis_svp.hosts.llava_onevision import max_views, onevision_canvases
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.superpixels import RegionMap
 
@@ -173,3 +177,128 @@ def test_assembling_against_an_obvious_loop(multiple):
     assert not made.patches[~made.valid].any() and not made.keys[~made.valid].any()
     with pytest.raises(ValueError, match="made of .* views of"):
         assemble(views, canvases[:2])
+
+
+# ---------------------------------------------------------------- the models
+
+
+@pytest.fixture(params=["llava_next", "llava_onevision"])
+def host(request):
+    return request.getfixturevalue(request.param)
+
+
+@torch.no_grad()
+def test_mlp_with_images_in_one_flat_list(host, image):
+    model, processor = swap_projector(*host, "mlp")
+    images = [image(seed, *size) for seed, size in enumerate([(40, 130), (90, 31), (12, 14)])]
+    settings = {"text": ["What is <image> this?", "<image> and <image>?"], "padding": True, "return_tensors": "pt"}
+    before, after = (p(images=images, **settings) for p in (host[1], processor))
+    assert torch.equal(before["input_ids"], after["input_ids"])
+    assert torch.equal(host[0](**before).logits, model.eval()(**after).logits)
+
+
+@torch.no_grad()
+def test_a_superpixel_spans_tiles_and_is_the_mean_of_its_patches(host, image):
+    """Left and right halves of an image of 2 x 2 tiles: each spans two tiles, one above the other."""
+    model, processor = swap_projector(*host, "mask_pool", superpixels="felzenszwalb")
+    halves = RegionMap.from_labels(np.repeat(np.array([[0, 1]], np.int32), 28, axis=1).repeat(56, 0))
+    inputs = processor(text="<image>?", images=[[image(3, 56, 56)]], region_maps=[halves], return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2
+    layer = model.config.vision_feature_layer
+    hidden = model.model.vision_tower(inputs["pixel_values"][0], output_hidden_states=True).hidden_states[layer]
+    tiles = hidden[1:, -9:].reshape(2, 2, 3, 3, -1)
+    means = torch.stack([tiles[:, column].mean((0, 1, 2)) for column in range(2)])
+    canvases = model.model.canvases(inputs["image_sizes"])
+    made, counts = model.model.visual_tokens(inputs["pixel_values"], inputs["image_sizes"], canvases, inputs)
+    assert counts == [2] and torch.allclose(made, host[0].model.multi_modal_projector(means), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mlp", "svp", "vision_zip"])
+def test_bfloat16(host, name, image):
+    small = {"mlp": {}, "svp": {"sspe_width": 32, "mask_size": 8}, "vision_zip": {"dominant": 5, "contextual": 2}}[name]
+    half = deepcopy(host[0]).to(torch.bfloat16)
+    model, processor = swap_projector(half, host[1], name, superpixels="felzenszwalb", **small)
+    inputs = processor(text="What is <image> this?", images=[[image(0, 40, 130)]], return_tensors="pt")
+    rough = model.eval()(**inputs.to(torch.bfloat16)).logits
+    assert rough.dtype == torch.bfloat16 and rough.isfinite().all()
+    if name == "mlp":
+        inputs = processor(text="What is <image> this?", images=[[image(0, 40, 130)]], return_tensors="pt")
+        assert torch.allclose(rough.float(), host[0](**inputs).logits, atol=0.1)
+
+
+def test_wrong_views_are_refused(host, image):
+    model, processor = swap_projector(*host, "svp", superpixels="felzenszwalb", sspe_width=32, mask_size=8)
+    with pytest.raises(ValueError, match="not on videos"):
+        model(input_ids=torch.ones(1, 2, dtype=torch.int64), pixel_values_videos=torch.zeros(1, 2, 3, 28, 28))
+    inputs = processor(text="<image>?", images=image(0), return_tensors="pt")
+    with pytest.raises(ValueError, match="need image_sizes"):
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="do_pad"):
+        model(**{**inputs, "pixel_values": inputs["pixel_values"][0]})
+    other = copy(host[1])
+    other.image_processor = deepcopy(host[1].image_processor)
+    other.image_processor.image_grid_pinpoints = [[56, 28]]
+    with pytest.raises(ValueError, match="processor that belongs to the model"):
+        swap_projector(host[0], other, "svp")
+
+
+def test_views_of_several_sides_are_refused(llava_next):
+    model, processor = llava_next
+    other = copy(processor)
+    other.image_processor = LlavaNextImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=model.config.image_grid_pinpoints,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="square views of one side"):
+        swap_projector(model, other, "svp")
+
+
+@torch.no_grad()
+def test_llava_next_also_works_with_its_fast_image_processor(llava_next, image):
+    slow = llava_next[1]
+    settings = {key: getattr(slow.image_processor, key) for key in ("size", "crop_size", "image_grid_pinpoints")}
+    fast = LlavaNextProcessor(LlavaNextImageProcessorFast(**settings), slow.tokenizer, slow.patch_size, "default")
+    made = []
+    for processor in (slow, fast):
+        model, processor = swap_projector(llava_next[0], processor, "svp", superpixels="felzenszwalb", mask_size=8)
+        inputs = processor(text="<image>, <image>", images=[image(1), image(2, 90, 40)], return_tensors="pt")
+        made.append(inputs)
+        assert model.eval()(**inputs).logits.isfinite().all()
+    assert torch.equal(made[0]["input_ids"], made[1]["input_ids"])
+    assert torch.equal(made[0]["superpixel_weights"], made[1]["superpixel_weights"])
+
+
+def test_onevision_tiles_a_single_image_and_shows_several_whole():
+    sizes, canvas_sizes = [(50, 60), (20, 60), (60, 18), (90, 80)], [[28, 28], [56, 56]]
+    canvases = onevision_canvases(sizes, [1, 2, 1], canvas_sizes, 28, 9)
+    assert [canvas.base for canvas in canvases] == [True, False, False, True]
+    assert [canvas.views for canvas in canvases] == [5, 1, 1, 5]
+    assert canvases[1].grid == (2, 3) and canvases[2].grid == (3, 2)  # without the padding
+    assert all(canvas.base for canvas in onevision_canvases(sizes, None, canvas_sizes, 28, 9))
+    with pytest.raises(ValueError, match="3 images"):
+        onevision_canvases(sizes, [1, 2], canvas_sizes, 28, 9)
+
+
+def test_the_pooling_setting_of_onevision():
+    assert max_views("anyres_max_9") == 9
+    for wrong in ("pad", "anyres_max_", "anyres_max_x", "anyres"):
+        with pytest.raises(ValueError, match="vision_aspect_ratio"):
+            max_views(wrong)
+
+
+@torch.no_grad()
+def test_mlp_is_pooled_as_onevision_pools(llava_onevision, image):
+    model, processor = swap_projector(*llava_onevision, "mlp")
+    large = [processor(text="<image>", images=image(1, *size), return_tensors="pt") for size in ((56, 56), (84, 28))]
+    tokens = [int((inputs["input_ids"] == model.config.image_token_id).sum()) for inputs in large]
+    # 36 and 27 patches against 2 views of 9: sides shrink by sqrt(2) and sqrt(1.5), 6 x 6 to 4 x 4, 9 x 3 to 7 x 2
+    assert tokens == [9 + 4 * 5, 9 + 7 * 3]
+
+
+def test_the_embeddings_of_onevision_stay_tied(llava_onevision, tmp_path):
+    model, _ = swap_projector(*llava_onevision, "mask_pool", superpixels="felzenszwalb")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.get_input_embeddings().weight

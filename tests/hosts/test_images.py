@@ -8,20 +8,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
+from lavis_svp.hosts.config import SwapConfig
 from lavis_svp.hosts.images import (
     as_arrays,
     build_generator,
-    cropped,
+    crop_to_box,
     field_of_view,
-    received_superpixels,
     superpixel_inputs,
+    superpixels_from_inputs,
     token_counts,
+    tower_features,
+    tower_grid,
 )
-from lavis_svp.hosts.recipe import SwapConfig
 from lavis_svp.superpixels import RegionMap
 
 
-def recipe(name="mask_pool", **options):
+def swap_config(name="mask_pool", **options):
     return SwapConfig(name, 16, 8, (6, 6), options, {"name": "felzenszwalb"})
 
 
@@ -67,8 +69,8 @@ def test_field_of_view_of_a_stretched_and_of_an_untouched_image():
 
 def test_cropping_keeps_at_least_a_pixel():
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    assert np.array_equal(cropped(image, (1.2, 0, 3.4, 2)), image[1:3, 0:2])
-    assert cropped(image, (3.9, 3.9, 4, 4)).shape == (1, 1, 3)
+    assert np.array_equal(crop_to_box(image, (1.2, 0, 3.4, 2)), image[1:3, 0:2])
+    assert crop_to_box(image, (3.9, 3.9, 4, 4)).shape == (1, 1, 3)
 
 
 def test_images_of_every_kind_become_the_same_arrays():
@@ -83,27 +85,59 @@ def test_images_of_every_kind_become_the_same_arrays():
 def test_superpixels_travel_as_tensors_and_come_back():
     maps = [RegionMap.from_labels(np.random.default_rng(s).integers(0, 2 + s, (12, 12))) for s in range(2)]
     images = [np.zeros((12, 12, 3), np.uint8)] * 2
-    made = superpixel_inputs(recipe("svp", mask_size=8, sspe_width=32), images, [(6, 6)] * 2, region_maps=maps)
+    made = superpixel_inputs(swap_config("svp", mask_size=8, sspe_width=32), images, [(6, 6)] * 2, region_maps=maps)
     assert {key: tuple(value.shape) for key, value in made.items()} == {
         "superpixel_weights": (2, 3, 36), "superpixel_masks": (2, 3, 8, 8), "superpixel_valid": (2, 3),
     }  # fmt: skip
-    back = received_superpixels(*(made[f"superpixel_{k}"] for k in ("weights", "masks", "valid")), torch.device("cpu"))
+    back = superpixels_from_inputs(made, torch.device("cpu"))
     assert torch.equal(back.weights, made["superpixel_weights"]) and back.valid.sum(1).tolist() == [2, 3]
-    assert token_counts(recipe("svp"), [(6, 6)] * 2, made) == [2, 3]
-    assert "superpixel_masks" not in superpixel_inputs(recipe(), images, [(6, 6)] * 2, region_maps=maps)
-    assert superpixel_inputs(recipe("mlp"), images, [(6, 6)] * 2) == {}
-    assert token_counts(recipe("mlp"), [(6, 6), (2, 3)], {}) == [36, 6]
-    assert received_superpixels(None, None, None, torch.device("cpu")) is None
+    assert token_counts(swap_config("svp"), [(6, 6)] * 2, made["superpixel_valid"]) == [2, 3]
+    assert "superpixel_masks" not in superpixel_inputs(swap_config(), images, [(6, 6)] * 2, region_maps=maps)
+    assert superpixel_inputs(swap_config("mlp"), images, [(6, 6)] * 2) == {}
+    assert token_counts(swap_config("mlp"), [(6, 6), (2, 3)], None) == [36, 6]
+    assert superpixels_from_inputs({}, torch.device("cpu")) is None
 
 
 def test_wrong_numbers_are_said():
     with pytest.raises(ValueError, match="2 images need as many region maps, got 0"):
-        superpixel_inputs(recipe(), [np.zeros((4, 4, 3), np.uint8)] * 2, [(6, 6)] * 2, region_maps=[])
+        superpixel_inputs(swap_config(), [np.zeros((4, 4, 3), np.uint8)] * 2, [(6, 6)] * 2, region_maps=[])
     with pytest.raises(ValueError, match="go together"):
-        received_superpixels(torch.zeros(1, 1, 1), None, None, torch.device("cpu"))
+        superpixels_from_inputs({"superpixel_weights": torch.zeros(1, 1, 1)}, torch.device("cpu"))
 
 
 def test_equal_recipes_share_a_generator_and_unknown_ones_are_named():
     assert build_generator({"name": "grid", "rows": 2}) is build_generator({"rows": 2, "name": "grid"})
     with pytest.raises(KeyError, match="Unknown superpixel generator 'felzenswalb'"):
         build_generator({"name": "felzenswalb"})
+
+
+def tower_swap(name="mlp", levels=(), **options):
+    return SwapConfig(name, 32, 24, (6, 6), options, levels=levels)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [-2, -1, 0, 3, [1, -1]])
+def test_hidden_states_as_llava_takes_them(llava, layer):
+    tower = llava[0].model.vision_tower
+    pixels = torch.randn(2, 3, 48, 48)
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    wanted = torch.cat([states[index][:, 1:] for index in ([layer] if isinstance(layer, int) else layer)], dim=-1)
+    features = tower_features(tower, pixels, layer, tower_swap())
+    assert torch.equal(features.patches, wanted) and features.grids == [(6, 6)] * 2 == [tower_grid(tower.config)] * 2
+
+
+def test_gradients_reach_the_tower(llava):
+    tower = llava[0].model.vision_tower
+    tower_features(tower, torch.randn(1, 3, 48, 48), -2, tower_swap()).patches.sum().backward()
+    assert tower.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    tower.zero_grad()
+
+
+@torch.no_grad()
+def test_the_edge_that_fills_no_patch_is_not_seen(llava):
+    """As with the tower of LLaVA-OneVision, SigLIP with patches of 14 at side 384."""
+    tower = llava[0].model.vision_tower
+    pixels = torch.randn(1, 3, 50, 50)
+    features = tower_features(tower, pixels, -2, tower_swap())
+    cut = tower_features(tower, pixels[..., :48, :48], -2, tower_swap())
+    assert features.grids == [(6, 6)] and torch.equal(features.patches, cut.patches)

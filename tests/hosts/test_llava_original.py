@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -22,11 +24,15 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 from lavis_svp.hosts.llava_original import (
     RaggedImages,
     SuperpixelImageProcessor,
+    add_label_channels,
     build_vision_projector,
-    llava_recipe,
+    label_channels,
+    llava_swap_config,
+    load_mm_projector,
+    read_label_channels,
+    save_mm_projector,
 )
-from lavis_svp.hosts.mm_projector import save_mm_projector
-from lavis_svp.projectors import Projector, list_projectors
+from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, build_projector, list_projectors
 from lavis_svp.superpixels import RegionMap
 
 IMAGE, IGNORED = -200, -100
@@ -177,8 +183,8 @@ def test_llavas_own_types_stay():
 def test_the_grid_is_read_from_the_vision_tower(tmp_path):
     CLIPVisionConfig(image_size=56, patch_size=14).save_pretrained(tmp_path)
     config = SimpleNamespace(mm_projector_type="svp", mm_hidden_size=8, hidden_size=6, mm_vision_tower=str(tmp_path))
-    recipe = llava_recipe(config)
-    assert recipe.grid == (4, 4) and recipe.superpixels == {"name": "sam"} and recipe.options == {}
+    swap = llava_swap_config(config)
+    assert swap.grid == (4, 4) and swap.superpixels == {"name": "sam"} and swap.options == {}
 
 
 @torch.no_grad()
@@ -317,8 +323,8 @@ def test_the_image_processor_serves_data_sets_and_workers(image):
 
 
 def test_the_document(image, tmp_path, monkeypatch):
-    """docs/hosts_llava.md: its last Python, word for word."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "hosts_llava.md").read_text(encoding="utf-8")
+    """docs/hosts.md: its last Python, word for word."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
     monkeypatch.chdir(tmp_path)
     own = build_vision_projector(config_of("mlp2x_gelu"))
@@ -327,7 +333,7 @@ def test_the_document(image, tmp_path, monkeypatch):
     model.config.update(vars(config_of("svp")))
     model.get_vision_tower().image_processor = CLIPImageProcessor(**SHOWN)
     names = {"model": model}
-    exec(compile(code, "docs/hosts_llava.md", "exec"), names)
+    exec(compile(code, "docs/hosts.md", "exec"), names)
     assert names["new"] and torch.equal(names["projector"].head[2].weight, own[2].weight)
     images = names["tower"].image_processor(image(1), return_tensors="pt")["pixel_values"]
     assert len(model.encode_images(images)[0]) > 1
@@ -358,3 +364,125 @@ def test_what_is_wrong(images_of, image):
     with pytest.raises(ValueError, match="'no_such'"):
         build_vision_projector(SimpleNamespace(**{**vars(config_of("svp")), "mm_projector_options": {"no_such": 1}}))
     assert isinstance(model.model.mm_projector, Projector)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 1))
+def test_what_is_written_is_read(seed, dtype, edge):
+    """More labels than half precision can count, at a size with an edge that fills no patch."""
+    draw = np.random.default_rng(seed)
+    labels = draw.choice([-1, 0, 1, 127, 128, 300, 16000], (12, 8))
+    padding = np.zeros((12, 8), bool)
+    padding[8:] = True
+    channels = label_channels(labels, (12, 8), padding)
+    image = torch.nn.functional.pad(torch.cat([torch.rand(3, 12, 8), channels]), (0, edge, 0, edge)).to(dtype)
+    features = PatchFeatures.whole(torch.zeros(1, 6, 2), (3, 2))
+    made, superpixels = read_label_channels(image[None], features, mask_size=(3, 2))
+    assert made.valid[0].tolist() == [True] * 4 + [False] * 2
+    real = [label for label in np.unique(labels[:8]) if label >= 0]
+    masks = torch.stack([torch.from_numpy((labels == label) & ~padding) for label in real])
+    wanted = Superpixels.from_masks([masks], [(3, 2)], mask_size=(3, 2))
+    assert torch.equal(superpixels.weights, wanted.weights) and torch.equal(superpixels.masks, wanted.masks)
+
+
+def test_label_channels_of_another_resolution_and_images_without_superpixels():
+    channels = label_channels(np.array([[0, 1]]), (2, 4))
+    assert channels[0].tolist() == [[2, 2, 3, 3]] * 2 and not channels[1].any()
+    plain = add_label_channels(torch.rand(3, 2, 4))
+    assert plain.shape == (5, 2, 4) and add_label_channels(plain) is plain
+    images = torch.stack([torch.cat([plain[:3], channels]), plain])
+    features, superpixels = read_label_channels(images, PatchFeatures.whole(torch.zeros(2, 2, 1), (1, 2)), None)
+    assert features.valid.all() and superpixels.valid.tolist() == [[True, True], [False, False]]
+    assert superpixels.weights[0].tolist() == [[1, 0], [0, 1]]
+
+
+def test_wrong_labels_are_refused():
+    with pytest.raises(ValueError, match="At most 16382 superpixels.*got 16383"):
+        label_channels(np.array([[16382]]), (1, 1))
+    with pytest.raises(ValueError, match="got 4"):
+        add_label_channels(torch.zeros(4, 2, 2))
+
+
+def build_projector_of(name="svp", llm=24, **options):
+    return build_projector(name, vision_dim=32, llm_dim=llm, grid=(4, 4), **options)
+
+
+def same(one, two):
+    return all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "", "base_model.model.model."])
+def test_round_trip(tmp_path, prefix):
+    path = save_mm_projector(tmp_path / "new" / "mm_projector.bin", projector := build_projector_of(), prefix)
+    assert [file.name for file in path.parent.iterdir()] == ["mm_projector.bin"]
+    assert all(key.startswith(f"{prefix}mm_projector.") for key in torch.load(path, weights_only=True))
+    other = build_projector_of()
+    assert not same(projector, other)
+    assert load_mm_projector(path, other) == [] and same(projector, other)
+
+
+def test_as_llavas_trainer_writes_and_its_model_reads(tmp_path):
+    """Its trainer saves named parameters whose name has mm_projector; its loader cuts the name there."""
+    model = nn.ModuleDict(
+        {"model": nn.ModuleDict({"mm_projector": build_projector_of(), "embed_tokens": nn.Embedding(3, 2)})}
+    )
+    weights = {key: value for key, value in model.named_parameters() if "mm_projector" in key or "embed" in key}
+    torch.save(weights, tmp_path / "theirs.bin")
+    other = build_projector_of()
+    assert load_mm_projector(tmp_path / "theirs.bin", other) == [] and same(model["model"]["mm_projector"], other)
+    ours = torch.load(save_mm_projector(tmp_path / "ours.bin", other), weights_only=True)
+    model.load_state_dict(ours, strict=False)
+    build_projector_of().load_state_dict({key.split("mm_projector.")[1]: value for key, value in ours.items()})
+
+
+@pytest.mark.parametrize("name", list_projectors())
+def test_all_of_a_projector_is_in_what_llavas_trainer_writes(name):
+    """It writes named parameters only: a buffer that has to be kept would be lost."""
+    projector = build_projector(name, vision_dim=32, llm_dim=24, grid=(8, 8))
+    assert set(projector.state_dict()) == {key for key, _ in projector.named_parameters()}
+
+
+def test_llavas_mlp_becomes_the_head(tmp_path):
+    mlp = nn.Sequential(nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 24))
+    path = save_mm_projector(tmp_path / "mm_projector.bin", mlp)
+    for name in ("mlp", "mask_pool", "svp"):
+        projector = build_projector_of(name)
+        new = load_mm_projector(path, projector)
+        assert same(mlp, projector.head)
+        assert sorted(new) == sorted(key for key in projector.state_dict() if not key.startswith("head."))
+    again = nn.Sequential(nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 24))
+    assert load_mm_projector(path, again) == [] and same(mlp, again)
+
+
+def test_wrong_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No projector at"):
+        load_mm_projector(tmp_path / "none.bin", build_projector_of())
+    path = save_mm_projector(tmp_path / "wide.bin", build_projector_of(llm=48))
+    with pytest.raises(ValueError, match=r"other shape: \['head.0.bias \(48,\) for \(24,\)'"):
+        load_mm_projector(path, build_projector_of())
+    path = save_mm_projector(tmp_path / "other.bin", build_projector_of("mask_pool"))
+    with pytest.raises(ValueError, match="Missing: .*ssa"):
+        load_mm_projector(path, build_projector_of())
+    deep = nn.Sequential(nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 24), nn.GELU(), nn.Linear(24, 24))
+    with pytest.raises(ValueError, match="unexpected: .*4.weight"):
+        load_mm_projector(save_mm_projector(tmp_path / "deep.bin", deep), build_projector_of())
+    torch.save([torch.zeros(2)], tmp_path / "list.bin")
+    with pytest.raises(ValueError, match="mapping of names to tensors"):
+        load_mm_projector(tmp_path / "list.bin", build_projector_of())
+    torch.save({"step": torch.zeros(2)}, tmp_path / "nothing.bin")
+    with pytest.raises(ValueError, match="Missing"):
+        load_mm_projector(tmp_path / "nothing.bin", build_projector_of())
+
+
+class Payload:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write({"mm_projector.0.weight": Payload()}, tmp_path / "evil.bin")
+    with pytest.raises(ValueError, match="not a file of tensors"):
+        load_mm_projector(tmp_path / "evil.bin", build_projector_of())
+    assert not (tmp_path / "ran").exists()

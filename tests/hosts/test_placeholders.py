@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 
 from lavis_svp.hosts.placeholders import (
     expand_placeholders,
-    expanded_images,
     images_per_row,
-    place,
-    repeat_images,
+    repeated_indices,
+    replace_placeholders,
 )
 
 rows_of_counts = st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=4)
@@ -26,7 +25,7 @@ def test_expanding_then_placing_brings_every_token_to_its_place(rows):
     is_visual = torch.tensor([[letter == "#" for letter in text.ljust(length)] for text in expanded])
     packed = torch.arange(1.0, sum(counts) + 1)[:, None].expand(-1, 2)
     embeddings = torch.zeros(len(rows), length, 2)
-    placed = place(embeddings, is_visual, packed, counts)[..., 0]
+    placed = replace_placeholders(embeddings, is_visual, packed, counts)[..., 0]
     wanted, token = torch.zeros(len(rows), length), 0
     for r, text in enumerate(expanded):  # slow and obvious
         for column, letter in enumerate(text):
@@ -42,12 +41,7 @@ def test_beams_repeat_a_row_with_all_its_images(rows, copies):
     names = [[(r, i) for i in range(len(row))] for r, row in enumerate(rows)]
     flat = [name for row in names for name in row]
     repeated = [name for row in names for _ in range(copies) for name in row]
-    assert [flat[i] for i in expanded_images([len(row) for row in rows], copies)] == repeated
-
-
-def test_repeating_tensors():
-    made = repeat_images({"pixel_values": torch.tensor([[0], [1], [2]])}, [2, 1], 2)
-    assert made["pixel_values"].flatten().tolist() == [0, 1, 0, 1, 2, 2]
+    assert [flat[i] for i in repeated_indices([len(row) for row in rows], copies)] == repeated
 
 
 def test_what_does_not_match_is_said_with_both_numbers():
@@ -57,8 +51,8 @@ def test_what_does_not_match_is_said_with_both_numbers():
         images_per_row([4], [3, 3])
     with pytest.raises(ValueError, match="Row 1 has 3 placeholders"):
         images_per_row([3, 3], [3])
-    with pytest.raises(ValueError, match="for 1 images, but 2 were given"):
+    with pytest.raises(ValueError, match="for 1 images, but there are 2"):
         images_per_row([3, 0], [3, 2])
     same_total = torch.tensor([[True, True, False], [True, True, True]])
     with pytest.raises(ValueError, match="Row 0 has 2"):  # five and five, yet image 0 would lose a token to row 1
-        place(torch.zeros(2, 3, 4), same_total, torch.zeros(5, 4), [3, 2])
+        replace_placeholders(torch.zeros(2, 3, 4), same_total, torch.zeros(5, 4), [3, 2])

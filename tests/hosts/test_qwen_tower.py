@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's vision tower up to its merger: row order, what it tells of patches, one image at a time."""
+"""Qwen2.5-VL's vision tower up to its merger: row order, what it gives besides patches, one image at a time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lavis_svp.hosts.config import SwapConfig
 from lavis_svp.hosts.qwen_tower import PatchOrder, image_grids, qwen_features
-from lavis_svp.hosts.recipe import SwapConfig
 
 GRIDS = torch.tensor([[1, 6, 10], [1, 2, 4], [1, 10, 4]])
 PLAIN = SwapConfig("mlp", 32, 32, (4, 4))
@@ -51,15 +51,15 @@ def test_merging_its_patches_gives_what_the_tower_gives(tower, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vision_zip", "token_packer"])
 def test_what_it_tells_besides_depends_on_no_batch_mate(tower, pixels, name):
-    recipe = replace(PLAIN, name=name, levels=(0, 1, -1))
-    together, start = qwen_features(tower, pixels, GRIDS, recipe), 0
+    swap = replace(PLAIN, name=name, levels=(0, 1, -1))
+    together, start = qwen_features(tower, pixels, GRIDS, swap), 0
     for index, grid in enumerate(GRIDS):
         count = int(grid.prod())
-        single = qwen_features(tower, pixels[start : start + count], grid[None], recipe)
+        single = qwen_features(tower, pixels[start : start + count], grid[None], swap)
         assert torch.allclose(together.patches[index, :count], single.patches[0], atol=1e-5)
         assert torch.allclose(together.levels[index, :, :count], single.levels[0], atol=1e-5)
         for field in ("cls_attention", "keys"):
-            if field in recipe.wants:
+            if field in swap.encoder_outputs:
                 mine, alone = getattr(together, field)[index], getattr(single, field)[0]
                 assert torch.allclose(mine[:count], alone, atol=1e-5) and not mine[count:].any()
         start += count
@@ -74,11 +74,11 @@ def test_attention_received_is_that_of_the_block(tower, pixels, monkeypatch):
         seen.append((query * scaling @ key.mT).softmax(-1).mean(dim=(0, 1, 2)))
         return (query @ key.mT * scaling).softmax(-1).matmul(value).transpose(1, 2), None
 
-    recipe = replace(PLAIN, name="vision_zip")
-    features = qwen_features(tower, pixels, GRIDS, recipe)
+    swap = replace(PLAIN, name="vision_zip")
+    features = qwen_features(tower, pixels, GRIDS, swap)
     monkeypatch.setattr("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl.eager_attention_forward", spy)
     monkeypatch.setattr(tower.config, "_attn_implementation", "eager")
-    qwen_features(tower, pixels, GRIDS, recipe)
+    qwen_features(tower, pixels, GRIDS, swap)
     order = PatchOrder.of(tower, GRIDS, torch.device("cpu"))
     wanted = torch.cat(seen[-3:])[order.raster]  # the last block looks at each of the three images
     assert torch.allclose(features.cls_attention[features.valid], wanted, atol=1e-5)

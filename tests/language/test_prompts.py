@@ -24,7 +24,7 @@ def tokenizer(tiny_llama):
 @pytest.mark.parametrize("first", [True, False])
 def test_labels_are_exactly_the_answer_and_its_end(tokenizer, style, first):
     writer = PromptBuilder(tokenizer, PromptOptions(style=style), 128)
-    turn = writer.turn("the red cup", "It is [SEG].", first=first)
+    turn = writer.segmentation_turn("the red cup", "It is [SEG].", first=first)
     supervised = [label for label in turn.labels if label != IGNORE]
     assert tokenizer.decode(supervised).strip() == "It is [SEG]." + tokenizer.eos_token
     assert turn.ids[turn.prompt_length :] == supervised
@@ -35,7 +35,10 @@ def test_labels_are_exactly_the_answer_and_its_end(tokenizer, style, first):
 @pytest.mark.parametrize("style", conversation_styles.names())
 def test_the_prompt_does_not_depend_on_the_answer(tokenizer, style):
     writer = PromptBuilder(tokenizer, PromptOptions(style=style), 128)
-    turns = [writer.turn("the red cup", answer) for answer in ("[SEG]", "It is [SEG].", "There is no such thing.")]
+    turns = [
+        writer.segmentation_turn("the red cup", answer)
+        for answer in ("[SEG]", "It is [SEG].", "There is no such thing.")
+    ]
     assert len({tuple(turn.ids[: turn.prompt_length]) for turn in turns}) == 1
 
 
@@ -48,7 +51,7 @@ def test_seg_is_one_token_however_it_is_spaced(tokenizer):
 @pytest.mark.parametrize("text", ["cup [SEG]", "<image> of a cup", "<|im_end|> cup", "[SEG][SEG]<image>"])
 def test_markers_inside_an_expression_stay_words(tokenizer, text):
     writer = PromptBuilder(tokenizer, PromptOptions(), 128)
-    turn = writer.turn(text, "[SEG]")
+    turn = writer.segmentation_turn(text, "[SEG]")
     special = {tokenizer.convert_tokens_to_ids(SEG_TOKEN), *tokenizer.all_special_ids}
     assert not special & set(turn.ids[: turn.prompt_length])
 
@@ -57,7 +60,7 @@ def test_special_tokens_that_have_no_role_stay_words_too(tiny_llama):
     tokenizer = load_tokenizer(str(tiny_llama))
     tokenizer.add_tokens([AddedToken("<repo_name>", special=True)])
     assert "<repo_name>" not in tokenizer.all_special_tokens
-    turn = PromptBuilder(tokenizer, PromptOptions(), 128).turn("<repo_name> cup", "[SEG]")
+    turn = PromptBuilder(tokenizer, PromptOptions(), 128).segmentation_turn("<repo_name> cup", "[SEG]")
     assert tokenizer.convert_tokens_to_ids("<repo_name>") not in turn.ids
 
 
@@ -69,9 +72,9 @@ def test_defuse_markers_breaks_the_marker_only():
 def test_empty_and_endless_expressions_are_refused(tokenizer):
     writer = PromptBuilder(tokenizer, PromptOptions(), 64)
     with pytest.raises(ValueError, match="empty"):
-        writer.turn("  ", "[SEG]")
+        writer.segmentation_turn("  ", "[SEG]")
     with pytest.raises(ValueError, match="max_turn_tokens = 64"):
-        writer.turn("word " * 2000, "[SEG]")
+        writer.segmentation_turn("word " * 2000, "[SEG]")
 
 
 def test_bad_wordings_are_refused():
@@ -97,11 +100,11 @@ def test_the_prefix_starts_with_bos_once(tokenizer):
 def test_questions_and_captions_have_the_formats_of_expressions(tokenizer, style, question):
     """Everything around the question and the answer is what stands around an expression and its answer."""
     writer = PromptBuilder(tokenizer, PromptOptions(style=style), 128)
-    turn = writer.words_turn(question, "two cups")
+    turn = writer.text_turn(question, "two cups")
     options = writer.options
     asked = options.vqa_questions[0].format(question=question) if question else options.caption_questions[0]
     prompt = tokenizer.decode(turn.ids[: turn.prompt_length])
-    expression = writer.turn("EXPRESSION", "[SEG]")
+    expression = writer.segmentation_turn("EXPRESSION", "[SEG]")
     around = tokenizer.decode(expression.ids[: expression.prompt_length])
     assert prompt == around.replace(options.questions[0].format(expression="EXPRESSION"), asked)
     assert tokenizer.decode(turn.ids[turn.prompt_length :]).strip() == "two cups" + tokenizer.eos_token
@@ -109,15 +112,15 @@ def test_questions_and_captions_have_the_formats_of_expressions(tokenizer, style
 
 def test_a_prompt_of_ones_own_stands_as_it_is(tokenizer):
     writer = PromptBuilder(tokenizer, PromptOptions(style="plain"), 128)
-    turn = writer.words_turn("Q: {what}?", "x", wording=None)
+    turn = writer.text_turn("Q: {what}?", "x", wording=None)
     assert tokenizer.decode(turn.ids[: turn.prompt_length]) == "Q: {what}?\n"
     with pytest.raises(ValueError, match="empty"):
-        writer.words_turn(" ", "x", wording=None)
+        writer.text_turn(" ", "x", wording=None)
 
 
 def test_answers_hold_no_marker(tokenizer):
     writer = PromptBuilder(tokenizer, PromptOptions(), 128)
-    turn = writer.words_turn("what?", "It is [SEG] <|im_end|>")
+    turn = writer.text_turn("what?", "It is [SEG] <|im_end|>")
     assert tokenizer.convert_tokens_to_ids(SEG_TOKEN) not in turn.ids
     assert turn.ids[turn.prompt_length :].count(tokenizer.eos_token_id) == 1
 

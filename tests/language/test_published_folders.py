@@ -55,7 +55,7 @@ def test_a_sharded_folder_with_a_slow_tokenizer_is_loaded_whole(vicuna_folder, l
 def test_answers_are_found_in_sentencepieces_tokens(vicuna_folder):
     language = LanguageModel(LanguageOptions(name=str(vicuna_folder), tuning="frozen"))
     writer = PromptBuilder(language.tokenizer, PromptOptions(style="llava_v1"), 256)
-    turn = writer.turn("the red cup", "It is [SEG].")
+    turn = writer.segmentation_turn("the red cup", "It is [SEG].")
     assert turn.ids.count(language.seg_id) == 1
     answer = [label for label in turn.labels if label != IGNORE]
     assert writer.decode(answer) == "It is [SEG]." and answer[-1] == language.tokenizer.eos_token_id

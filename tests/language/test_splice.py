@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_svp.language.prompts import IGNORE, Turn
-from lavis_svp.language.splice import LAYOUTS, PAD, VISUAL, VisualPositions, splice
+from lavis_svp.language.splice import LAYOUTS, PAD, VISUAL, splice
 
 SEG = 900
 
@@ -43,13 +43,13 @@ def test_every_visual_token_stands_once_per_row_and_in_order(batch, layout):
     counts = [count for count, _ in batch]
     turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
     plan = splice([1, 2], counts, turns, layout)
-    for row, image in enumerate(plan.image.tolist()):
+    for row, image in enumerate(plan.image_index.tolist()):
         here = plan.visual_index[row][plan.ids[row] == VISUAL]
         assert here.tolist() == list(range(counts[image]))
     visual = torch.arange(float(len(counts) * 8)).reshape(len(counts), 8, 1) + 1000
     text = plan.ids.clamp_min(0)[..., None].float()
     merged = plan.embeddings(text, visual)[..., 0]
-    for row, image in enumerate(plan.image.tolist()):
+    for row, image in enumerate(plan.image_index.tolist()):
         for column, token in enumerate(plan.ids[row].tolist()):
             if token == PAD:
                 expected = 0.0
@@ -83,43 +83,6 @@ def test_layouts_hold_what_they_say():
     assert packed.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 8]
     assert conversation.positions[0].tolist() == list(range(13))
     assert conversation.turn[0].tolist() == [0] * 4 + [1] * 9
-
-
-@settings(max_examples=40, deadline=None)
-@given(batches, st.sampled_from(LAYOUTS), st.integers(0, 99))
-def test_given_positions_move_the_image_and_the_text_behind_it(batch, layout, seed):
-    """Everything but the positions stays; text goes on behind the span as if the image filled it."""
-    counts = [count for count, _ in batch]
-    turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
-    random = torch.Generator().manual_seed(seed)
-    places = []
-    for count in counts:
-        span = int(torch.randint(1, 20, (1,), generator=random))
-        places.append(VisualPositions(torch.randint(0, span, (count,), generator=random).tolist(), span))
-    plain, moved = (splice([1, 2], counts, turns, layout, None, "cpu", given) for given in (None, places))
-    for name in ("ids", "labels", "visual_index", "turn", "expression", "image"):
-        assert torch.equal(getattr(plain, name), getattr(moved, name))
-    for row, image in enumerate(plain.image.tolist()):
-        visual = plain.ids[row] == VISUAL
-        assert moved.positions[row, :2].tolist() == [0, 1]
-        assert (moved.positions[row][visual] - 2).tolist() == places[image].offsets
-        text = plain.valid[row] & ~visual
-        text[:2] = False
-        shift = moved.positions[row][text] - plain.positions[row][text]
-        assert shift.eq(places[image].span - counts[image]).all()
-    by_index = [VisualPositions.by_index(count) for count in counts]
-    assert torch.equal(splice([1, 2], counts, turns, layout, None, "cpu", by_index).positions, plain.positions)
-
-
-def test_the_longest_sequence_is_counted_in_positions():
-    places = [VisualPositions([0, 40], 50)]
-    splice([1], [2], [[make_turn(2, 0)]], max_length=55, visual_positions=places)
-    with pytest.raises(ValueError, match="55 positions, the language model knows 54"):
-        splice([1], [2], [[make_turn(2, 0)]], max_length=54, visual_positions=places)
-    with pytest.raises(ValueError, match=r"\[3\] visual tokens, but positions for \[2\]"):
-        splice([1], [3], [[make_turn(2, 0)]], visual_positions=places)
-    with pytest.raises(ValueError, match=r"0\.\.3 for a span of 4 positions; got 1\.\.4"):
-        VisualPositions([1, 4], 4)
 
 
 @pytest.mark.parametrize(

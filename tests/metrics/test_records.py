@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_svp.metrics.records import check_records, merge_records, view
+from lavis_svp.metrics.records import (
+    check_records,
+    merge_records,
+    read_records,
+    records_of_mode,
+    write_json,
+    write_records,
+)
 
 
 def test_repeated_images_of_a_padded_sampler_count_once(make_record):
@@ -48,12 +55,38 @@ def test_any_number_of_processes_gives_the_same_records(images, ranks):
 def test_view_of_records_with_both_modes(make_record):
     forced = {"answered": True, "intersection": 3}
     both = [make_record("a", teacher_forced=forced)]
-    assert view(both, "generative")[0]["intersection"] == 0
-    assert view(both, "teacher_forced")[0]["intersection"] == 3
-    assert view(both, "teacher_forced")[0]["expression_id"] == "a"
-    assert view([make_record("a")], "teacher_forced") == []
+    assert records_of_mode(both, "generative")[0]["intersection"] == 0
+    assert records_of_mode(both, "teacher_forced")[0]["intersection"] == 3
+    assert records_of_mode(both, "teacher_forced")[0]["expression_id"] == "a"
+    assert records_of_mode([make_record("a")], "teacher_forced") == []
 
 
 def test_records_of_something_else_are_refused():
     with pytest.raises(ValueError, match="Record 0 .* lacks .*intersection.* referring_segmentation"):
         check_records([{"expression_id": "x"}])
+
+
+def test_records_survive_the_file(make_record, tmp_path):
+    records = [make_record("a", expression="das grüne Ding\n"), make_record("b", text='"quoted"')]
+    path = write_records(tmp_path / "deep" / "test.jsonl", records)
+    assert read_records(path) == records
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+    assert [file.name for file in path.parent.iterdir()] == ["test.jsonl"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = write_json(tmp_path / "summary.json", {"giou": 0.5})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"giou": float("nan")})
+    assert "0.5" in path.read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [('{"expression', "line 2"), ("[1, 2]", "line 2: a record is a JSON object")]
+)
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"expression_id": "a"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        read_records(path)

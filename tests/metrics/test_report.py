@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from lavis_svp.metrics.report import summary
-from lavis_svp.metrics.table import MACRO_ROW, format_summary
+from lavis_svp.metrics.report import MACRO_ROW, format_summary, summary
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lavis_svp import launch
+from lavis_svp.runners.project import build_config, read_project
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("ablation", "comparison")
@@ -18,38 +18,31 @@ SHORTER = {
 }
 ABLATION = {
     "full": {},
-    "sspe_off": {"projector": {"sspe": False}},
+    "sspe_off": {"projector": {"sspe": "none"}},
     "sspe_bbox_mlp": {"projector": {"sspe": "bbox_mlp"}},
-    "ssa_off": {"projector": {"ssa": False}},
+    "ssa_off": {"projector": {"ssa": "none"}},
     "ssa_no_shared_sspe": {"projector": {"ssa": "no_shared_sspe"}},
     "add_to_tokens_none": {"projector": {"add_to_tokens": "none"}},
     "add_to_tokens_before_mlp": {"projector": {"add_to_tokens": "before_mlp"}},
-    "order_raster": {"projector": {"token_order": "raster"}, "aids": {"shuffle_tokens": False}},
-    "order_area": {"projector": {"token_order": "area"}, "aids": {"shuffle_tokens": False}},
-    "order_random": {"projector": {"token_order": "random"}, "aids": {"shuffle_tokens": False}},
-    "positions_centroid": {"language": {"visual_positions": "centroid"}},
-    "global_mean": {"projector": {"global_token": "mean"}},
-    "global_cls": {"projector": {"global_token": "cls"}},
     "mask_pool": {"projector": {"name": "mask_pool"}},
     "mask_pool_geometry": {"projector": {"name": "mask_pool_geometry"}},
 }
 
-PLACES = {"aids": {"place_alignment": 1.0}}  # short runs differ less with it
+PLACES = {"auxiliary_losses": {"place_alignment": 1.0}}  # short runs differ less with it
 COMPARISON = {
     "svp": {},
     "svp_zero_start": {"projector": {"sspe_start": "zero"}},
     "svp_paper": {
-        "vision_encoder": {"beside": []},
-        "readout": {"state_norm": "none", "pointer": False, "pointer_position": False},
+        "vision_encoder": {"extra_channels": []},
+        "seg_prompt": {"state_norm": "none", "pointer": False, "pointer_position": False},
         "losses": {"resolution": "original"},
-        "aids": {
+        "auxiliary_losses": {
             "grounding": 0.0,
             "word_alignment": 0.0,
             "alignment_steps": 0,
             "point_regression": 0.0,
-            "token_norm": False,
-            "shuffle_tokens": False,
         },
+        "visual_tokens": {"norm": False, "shuffle": False},
     },
     "mask_pool": {"projector": {"name": "mask_pool"}},
     "mask_pool_geometry": {"projector": {"name": "mask_pool_geometry"}},
@@ -64,7 +57,7 @@ CHANGES = {"ablation": ABLATION, "comparison": COMPARISON}
 
 
 def resolved(path: Path) -> dict:
-    return OmegaConf.to_container(launch.build_config(launch.read_project(path)).config, resolve=True)
+    return OmegaConf.to_container(build_config(read_project(path)).config, resolve=True)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

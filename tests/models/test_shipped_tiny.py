@@ -11,11 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lavis_svp.common.metadata import read_metadata
+from lavis_svp.common.checkpoints import read_metadata
 from lavis_svp.metrics.masks import iou, mask_counts
-from lavis_svp.models.options import parse_model_options
-from lavis_svp.models.parameters import part_of
-from lavis_svp.models.trained_as import flat_options, only_training
+from lavis_svp.models.checkpoint import flat_options, only_training
+from lavis_svp.models.config import parse_model_options
+from lavis_svp.models.param_groups import part_of
 from lavis_svp.zoo import list_shipped, list_weights, verify_shipped
 from lavis_svp.zoo.shipped import read_record, shipped_file
 
@@ -41,7 +41,7 @@ def test_no_frozen_weights_are_in_it_and_its_origin_is_named():
 
     with safe_open(shipped_file(NAME), "pt") as file:
         parts = {part_of(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    assert {"projector", "language", "readout", "mask_decoder"} <= parts and "frozen" not in parts
+    assert {"projector", "language", "seg_prompt", "mask_decoder"} <= parts and "frozen" not in parts
     said = read_metadata(shipped_file(NAME))
     assert {entry["name"] for entry in json.loads(said["origin"])} == {entry.name for entry in list_weights()}
     assert int(said["steps"]) > 0 and re.match(r"python -m lavis_svp\.\w+ ", said["command"])
@@ -64,8 +64,8 @@ def test_it_segments_at_once():
     from lavis.models import load_model_and_preprocess
     from PIL import Image
 
+    from lavis_svp.datasets.refshapes.build import make_image
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
-    from lavis_svp.datasets.refshapes.image import make_image
 
     config = RefShapesConfig()
     scene = make_image(SEED, "test", 0, config)

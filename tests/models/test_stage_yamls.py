@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lavis_svp import launch
 from lavis_svp.common.checkpoints import save_checkpoint
+from lavis_svp.runners.project import read_project
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {1: "pretrain_vicuna7b", 2: "refcoco_vicuna7b"}
@@ -84,6 +84,6 @@ def test_sspe_can_be_there_and_frozen_in_stage_1(stage, batch, tmp_path):
 
 @pytest.mark.parametrize("number", TYPES)
 def test_stage_yamls_say_what_the_launcher_knows(number):
-    project = launch.read_project(ROOT / f"projects/svp/train/stage{number}_vicuna7b.yaml")
+    project = read_project(ROOT / f"projects/svp/train/stage{number}_vicuna7b.yaml")
     assert project.run.deepspeed_config["zero_optimization"]["stage"] == 2
     assert project.model.get("load_pretrained", False) == (number == 2) and not project.model.get("pretrained")

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.models.svp_ris import OUTLINE_SIZE
 from lavis_svp.projectors import list_projectors
 
-AIDS = {
-    "readout": {"state_norm": "batch", "pointer": True, "pointer_position": True, "pointer_mask": True},
+RECIPE = {
+    "seg_prompt": {"state_norm": "batch", "pointer": True, "pointer_position": True},
     "losses": {"resolution": "low"},
-    "aids": {"grounding": 1.0, "word_alignment": 1.0, "point_regression": 1.0, "token_norm": True},
+    "auxiliary_losses": {"grounding": 1.0, "word_alignment": 1.0, "point_regression": 1.0},
+    "visual_tokens": {"norm": True, "shuffle": True},
 }
 
 
@@ -28,9 +28,9 @@ def loss_of(model, batch):
 
 
 @pytest.mark.parametrize("projector", list_projectors())
-@pytest.mark.parametrize("aids", [{}, AIDS], ids=["paper", "aids"])
-def test_every_trainable_parameter_learns_with_every_projector(make_model, batch, projector, aids):
-    model = make_model(**aids, projector={"name": projector}, vision_encoder=GRID_8X8)
+@pytest.mark.parametrize("sections", [{}, RECIPE], ids=["paper", "recipe"])
+def test_every_trainable_parameter_learns_with_every_projector(make_model, batch, projector, sections):
+    model = make_model(**sections, projector={"name": projector}, vision_encoder=GRID_8X8)
     losses = loss_of(model, batch)
     assert losses.pop("stats")["tokens_per_image"] == np.mean(model.encode(batch).counts)
     assert {"loss", "loss_ce", "loss_bce", "loss_dice"} <= set(losses)
@@ -38,7 +38,17 @@ def test_every_trainable_parameter_learns_with_every_projector(make_model, batch
     losses["loss"].backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
-    assert not any(p.requires_grad for p in model.frozen.parameters())
+    assert not any(p.requires_grad for p in model.extractor.parameters())
+
+
+@pytest.mark.parametrize(
+    "projector", [{"name": "svp", "sspe_width": 16, "mask_size": 8, "sspe": "bbox_mlp"}, {"name": "mask_pool_geometry"}]
+)
+def test_every_trainable_parameter_learns_in_the_rows_of_the_ablation(make_model, batch, projector):
+    model = make_model(**RECIPE, projector=projector)
+    losses = loss_of(model, batch)
+    losses["loss"].backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 @pytest.mark.parametrize("projector", list_projectors())
@@ -68,7 +78,7 @@ def test_packed_and_separate_have_the_same_losses(make_model, batch):
 
 @pytest.mark.parametrize("mode", ["generative", "teacher_forced"])
 def test_batched_equals_single(make_model, batch, mode):
-    model = make_model(**AIDS).eval()
+    model = make_model(**RECIPE).eval()
     with torch.no_grad():
         model.language.added_embedding.mul_(100)
     together = model.predict_masks(batch, mode)
@@ -105,13 +115,13 @@ def test_a_batch_without_any_target_still_trains_everything(make_model, batch):
     batch = dict(batch, masks=[[m * 0 for m in row] for row in batch["masks"]], has_target=[[False] * 3, [False]])
     losses = loss_of(model, batch)
     losses["loss"].backward()
-    assert all(p.grad is not None for p in model.mask_head.mask_decoder.output_upscaling.parameters())
+    assert all(p.grad is not None for p in model.mask_decoder.mask_decoder.output_upscaling.parameters())
     assert float(losses["loss_bce"].detach()) == 0
 
 
 def test_the_alignment_stage_trains_the_projector_alone(make_model, batch):
-    sections = copy.deepcopy(AIDS)
-    sections["aids"]["alignment_steps"] = 10
+    sections = copy.deepcopy(RECIPE)
+    sections["auxiliary_losses"]["alignment_steps"] = 10
     model = make_model(**sections)
     words = [["red", "cup"], ["blue", "star"]]
     instances = [dict(item, words=[w]) for item, w in zip(batch["instances"], words, strict=True)]
@@ -125,30 +135,29 @@ def test_the_alignment_stage_trains_the_projector_alone(make_model, batch):
 
 
 def test_cached_inputs_change_nothing(make_model, batch):
-    model = make_model(**AIDS)
+    model = make_model(**RECIPE)
     plain = loss_of(model.eval(), batch)
-    frozen = model.frozen(batch)
+    vision = model.extractor(batch)
     cached = [
-        {"patches": frozen.features.patches[i], "valid": frozen.features.valid[i], "sam": frozen.sam[i]}
-        for i in range(2)
+        {"patches": vision.patches.patches[i], "valid": vision.patches.valid[i], "sam": vision.sam[i]} for i in range(2)
     ]
-    again = loss_of(model, {**batch, "frozen": cached, "region_map": frozen.region_maps})
+    again = loss_of(model, {**batch, "frozen": cached, "region_map": vision.region_maps})
     torch.testing.assert_close(again["loss"], plain["loss"])
 
 
 def test_the_sam_encoder_runs_once_for_superpixels_and_masks(make_model, batch):
     model = make_model(superpixels={"name": "sam", "points_per_side": 2}).eval()
     calls = []
-    model.frozen.sam_encoder.register_forward_hook(lambda *_: calls.append(1))
+    model.extractor.sam_encoder.register_forward_hook(lambda *_: calls.append(1))
     model.predict_masks(batch, "teacher_forced")
     assert len(calls) == 1
 
 
 def test_a_checkpoint_comes_back_and_another_models_is_refused(make_model, batch, tmp_path):
-    model = make_model(**AIDS)
+    model = make_model(**RECIPE)
     loss_of(model, batch)["loss"].backward()
     torch.save({"model": model.checkpoint_state()}, tmp_path / "a.pth")
-    other = make_model(**AIDS)
+    other = make_model(**RECIPE)
     with torch.no_grad():
         for p in other.parameters():
             if p.requires_grad:
@@ -170,7 +179,7 @@ def test_a_checkpoint_comes_back_and_another_models_is_refused(make_model, batch
         ({"sam": {"sid": 128}}, "model.sam"),
         ({"projector": {"name": "svp", "quieries": 2}}, "quieries"),
         ({"layout": "columns"}, "layout"),
-        ({"aids": {"grounding": 1.0}}, "pointer"),
+        ({"auxiliary_losses": {"grounding": 1.0}}, "pointer"),
         ({"learning_rates": {"lm": 1.0}, "projector": {"name": "nope"}}, "mask_pool"),
     ],
 )
@@ -195,23 +204,11 @@ def test_wrong_inputs_are_named(make_model, batch):
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500)])
 def test_tiny_and_extreme_images_are_segmented(make_model, size):
-    from lavis_svp.encoders.frame import fit_frame
+    from lavis_svp.vision.geometry import to_sam_input
 
-    model = make_model(**AIDS).eval()
+    model = make_model(**RECIPE).eval()
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    samples = {"image": fit_frame(image, 128)[None], "original_size": [size], "text_input": ["the red cup"]}
+    samples = {"image": to_sam_input(image, 128)[None], "original_size": [size], "text_input": ["the red cup"]}
     prediction = model.predict_masks(samples, "teacher_forced")[0][0]
     assert prediction.mask.shape == size and np.isfinite(prediction.logits).all()
     assert prediction.tokens >= 1
-
-
-@pytest.mark.parametrize("projector", [{"name": "svp", "sspe_width": 16, "mask_size": 2}, {"name": "mask_pool"}])
-def test_pointer_mask_prompts_with_outlines_as_fine_whatever_the_projector_needs(make_model, batch, projector):
-    encoded = make_model(**AIDS, projector=projector).encode(batch)
-    assert encoded.outlines.masks.shape[2:] == OUTLINE_SIZE
-    for image, region_map in enumerate(encoded.frozen.region_maps):
-        shares = [float((region_map.labels == region).mean()) for region in range(region_map.count)]
-        outlines = encoded.outlines.masks[image, : len(shares)].mean((1, 2))
-        # an image that is not square fills a part of its frame: shares keep their proportions
-        torch.testing.assert_close(outlines / outlines.sum(), torch.tensor(shares) / sum(shares), atol=1e-4, rtol=0)
-    assert make_model().encode(batch).outlines is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, LlamaConfig
 
-from lavis_svp.models.options import parse_model_options
+from lavis_svp.models.config import parse_model_options
 from lavis_svp.models.svp_ris import SvpRis
 
 

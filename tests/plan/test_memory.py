@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
-from lavis_svp.plan.language import language_shape
+from lavis_svp.plan.flops import language_shape
 from lavis_svp.plan.memory import CONTEXT, frozen_bytes, kept_bytes, layer_bytes, memory_per_gpu, state_bytes
-from lavis_svp.plan.settings import TrainingSettings
-from lavis_svp.plan.text import TextLengths
+from lavis_svp.plan.settings import TextLengths, TrainingSettings
 
 TEXT = TextLengths(prefix=10, question=12, answer=5)
 TRAINING = TrainingSettings(
@@ -111,7 +110,7 @@ def test_more_tokens_images_and_layers_kept_take_more(small_skeleton):
 
 
 def test_stored_features_need_no_moment_of_the_frozen_half(small_skeleton):
-    assert estimate(small_skeleton(cache_frozen=True)).frozen == 0
+    assert estimate(small_skeleton(cache_features=True)).frozen == 0
     assert estimate(small_skeleton()).frozen > 0
 
 

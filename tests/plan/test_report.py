@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lavis_svp.plan.__main__ import main
-from lavis_svp.plan.estimate import Assumptions, make_plan
-from lavis_svp.plan.gpus import get_gpu
+from lavis_svp.cli.plan import main
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.plan.estimate import Assumptions, make_plan, with_mlp
+from lavis_svp.plan.flops import parameters_by_part
 from lavis_svp.plan.report import assumption_lines, markdown
-from lavis_svp.plan.settings import training_settings
+from lavis_svp.plan.settings import get_gpu, training_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"task": "referring_segmentation", "output_dir": "output", "max_iters": 7}
@@ -52,7 +53,7 @@ def test_every_table_and_assumption_is_shown(small_plan):
     for line in assumption_lines(small_plan):
         assert line in text
     assert "9 superpixels" in text and "7 point prompts" in text and "DDP, fp32" in text
-    assert "60-70 %" in text and "the paper says" in text
+    assert "60-70 %" in text and "the paper's claim" in text
 
 
 def test_json_holds_every_number(small_plan):
@@ -72,7 +73,7 @@ def test_the_command_reads_a_project_and_writes_json(tmp_path, capsys):
     assert "refshapes_seg 1,200" in shown and "12 superpixels" in shown
     values = json.loads(target.read_text())
     assert values["duration"]["batch"] == 4 and values["duration"]["epochs"] == pytest.approx(40 * 4 / 1200)
-    assert values["costs"]["SAM encoder"]["training"] == 0  # cache_frozen
+    assert values["costs"]["SAM encoder"]["training"] == 0  # cache_features
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,17 @@ def test_wrong_input_is_told_in_a_line(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_patterns_of_the_projectors_insides_do_not_reach_mlp(small_options):
+    options = small_options(trainable=["projector.*", "!projector.sspe*", "readout.*"])
+    counts = parameters_by_part(SvpRis.skeleton(with_mlp(options)))
+    assert counts["projector"].trained == counts["projector"].total > 0
+    assert counts["seg_prompt"].trained > 0 == counts["mask_decoder"].trained
+    assert with_mlp(small_options()).trainable is None
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"many": 0}, {"prompts": -1}, {"utilisation": 1.5}])
+def test_impossible_assumptions_are_told(wrong):
+    with pytest.raises(ValueError, match="at least|share"):
+        Assumptions(**wrong)

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.plan.settings import from_model_type, training_images, training_settings
+from lavis_svp.language.causal_lm import load_tokenizer
+from lavis_svp.language.prompts import PromptBuilder, PromptOptions
+from lavis_svp.plan.settings import (
+    GPUS,
+    count_tokens,
+    from_model_type,
+    get_gpu,
+    text_lengths,
+    training_images,
+    training_settings,
+)
 from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError
 
 RUN = {"task": "referring_segmentation", "output_dir": "output", "max_iters": 7, "amp": True}
@@ -51,4 +62,32 @@ def test_training_images_are_the_published_counts_or_the_yamls():
     assert training_images({"refshapes_seg": {"build_info": {"sizes": {"train": 1200}}}})[0] == 1200
     number, why = training_images({"refcoco_seg": {}, "grefcoco_seg": {}})
     assert number is None and "--images" in why
-    assert training_images({}) == (None, "no data set in the YAML: give --images")
+    assert training_images({})[0] is None
+
+
+def test_names_say_the_memory_and_every_number_its_source():
+    for name, gpu in GPUS.items():
+        assert gpu.name == name and f"{gpu.memory_gb:g}g" in name and gpu.source
+
+
+def test_an_unknown_kind_is_told():
+    with pytest.raises(UnknownNameError, match="a100-80g"):
+        get_gpu("a100-80gb")
+
+
+EXPRESSION = "man with the red hat"
+
+
+@pytest.mark.parametrize("style", ["plain", "llava_v1", "chatml"])
+def test_the_rule_is_near_a_real_tokenizer(style, weights):
+    options = PromptOptions(style=style)
+    writer = PromptBuilder(load_tokenizer(str(weights("smollm2_135m_instruct"))), options, 256)
+    pairs = [(q, a) for q in range(len(options.questions)) for a in options.answers]
+    turns = [writer.segmentation_turn(EXPRESSION, answer, question=question) for question, answer in pairs]
+    lengths = text_lengths(options, len(EXPRESSION.split()))
+    assert lengths.turn == pytest.approx(statistics.fmean(len(turn.ids) for turn in turns), rel=0.25)
+    assert lengths.prefix == pytest.approx(len(writer.prefix_ids()), abs=4)
+
+
+def test_seg_is_one_token():
+    assert count_tokens("It is [SEG].") == 4

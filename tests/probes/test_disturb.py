@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
 from lavis_svp.probes.disturb import TOKENS, Disturbance, collect, disturbed, targets_of
-from lavis_svp.projectors.testing import batch_for, make_projector
+
+_spec = importlib.util.spec_from_file_location(
+    "projector_checks", Path(__file__).parents[1] / "projectors/projector_checks.py"
+)
+_checks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_checks)
+batch_for, make_projector = _checks.batch_for, _checks.make_projector
 
 SIZES = {"sspe_width": 16, "mask_size": 8}
 

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lavis_svp.probes.errors import error_table, format_errors, owner_of
-from lavis_svp.probes.facts import attribute_classes, instance_numbers, relation_holds
-from lavis_svp.probes.templates import template_of
+from lavis_svp.probes.errors import error_table, format_errors, owner_of, template_of
+from lavis_svp.probes.tokens import attribute_classes, instance_numbers, relation_holds
 from lavis_svp.superpixels.region_map import RegionMap
 
 LABELS = np.kron(np.arange(4, dtype=np.int32).reshape(2, 2), np.ones((4, 6), np.int32))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.probes.readout import Examples, read_classes, read_numbers
@@ -13,13 +12,12 @@ FEW = Bootstrap(resamples=100)
 
 
 def planted(seed, count=400, width=12):
-    rows = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-    return rows, np.arange(count) // 4
+    return np.random.default_rng(seed).normal(size=(count, width)), np.arange(count) // 4
 
 
 def test_a_linear_number_is_found_and_noise_is_not():
     (a, images), (b, others), noise = planted(0), planted(1), planted(2)[0]
-    weight = torch.arange(12.0)
+    weight = np.arange(12.0)
     found = read_numbers(Examples(a, a @ weight + 3, images), Examples(b, b @ weight + 3, others), 0, FEW)
     assert found["r2"] > 0.99 and found["ci"][0] <= found["r2"] <= found["ci"][1]
     blind = read_numbers(Examples(noise, a @ weight, images), Examples(noise, b @ weight, others), 0, FEW)
@@ -28,7 +26,7 @@ def test_a_linear_number_is_found_and_noise_is_not():
 
 def test_linear_classes_are_found_and_noise_gives_chance():
     (a, images), (b, others), (noise, _) = planted(0), planted(1), planted(2)
-    weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(3))
+    weight = np.random.default_rng(3).normal(size=(12, 3))
     one, other = (a @ weight).argmax(1), (b @ weight).argmax(1)
     found = read_classes(Examples(a, one, images), Examples(b, other, others), 3, 0, FEW)
     assert found["accuracy"] > 0.9 and found["n"] == 400
@@ -38,7 +36,7 @@ def test_linear_classes_are_found_and_noise_gives_chance():
 
 def test_unknown_classes_are_left_out():
     rows, images = planted(0)
-    facts = (rows[:, 0] > 0).long()
+    facts = (rows[:, 0] > 0).astype(np.int64)
     facts[::2] = -1
     assert read_classes(Examples(rows, facts, images), Examples(rows, facts, images), 2, 0, FEW)["n"] == 200
 
@@ -48,3 +46,12 @@ def test_one_training_image_is_too_few():
     one = Examples(rows[:4], rows[:4, 0], images[:4])
     with pytest.raises(ValueError, match="two training images"):
         read_numbers(one, one, 0, FEW)
+
+
+def test_a_class_that_the_fit_never_saw_is_no_error():
+    rows, images = planted(0)
+    facts = np.where(images == images.max(), 2, (rows[:, 0] > 0).astype(np.int64))
+    for seed in range(3):
+        assert read_classes(Examples(rows, facts, images), Examples(rows, facts, images), 3, seed, FEW)["n"] == 400
+    same = np.zeros(len(rows), np.int64)
+    assert read_classes(Examples(rows, same, images), Examples(rows, same, images), 2, 0, FEW)["accuracy"] == 1

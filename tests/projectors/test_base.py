@@ -1,16 +1,17 @@
-"""What every projector keeps: tests over the registry, so that a new projector brings its own."""
+"""What every projector must hold, tested over the registry, so that a new projector is tested at once; the registry."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from projector_checks import CHECKS, make_batch, make_projector
 
-from lavis_svp.projectors import PatchFeatures, Superpixels, build_projector, list_projectors
-from lavis_svp.projectors.testing import CHECKS, make_batch
-from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.projectors import PatchFeatures, Superpixels, build_projector, list_projectors, register_projector
+from lavis_svp.projectors.baselines.mlp import MlpProjector
 
 C, D, GRID = 16, 24, (6, 4)
 SMALL = {  # a projector without an entry is tested with its defaults
@@ -39,23 +40,17 @@ VARIANTS = [(name, SMALL.get(name, {})) for name in list_projectors()] + [
     ("svp", {**SMALL["svp"], **extra})
     for extra in (
         {"ssa": "no_shared_sspe", "add_to_tokens": "before_mlp"},
-        {"ssa": "off", "sspe_merge": "mean", "sspe_attend": "all"},
-        {"sspe": "off", "ssa_blocks": 2},
-        {"add_to_tokens": "none", "sspe_self_attention": True, "patch_norm": True, "token_std": 0.1},
-        {"sspe": "bbox_mlp", "token_order": "random"},
-        {"sspe_queries": 1, "sspe_blocks": 1, "sspe_heads": 1, "token_order": "area"},
+        {"ssa": "none"},
+        {"sspe": "none", "ssa_blocks": 2},
+        {"add_to_tokens": "none", "patch_norm": True, "token_std": 0.1},
+        {"sspe": "bbox_mlp"},
+        {"sspe_queries": 1, "sspe_blocks": 1, "sspe_heads": 1},
     )
 ]
 SUPERPIXEL_VARIANTS = [
     (name, options) for name, options in VARIANTS if name in ("mask_pool", "mask_pool_geometry", "svp")
 ]
 VARIANTS += RIVALS
-VARIANTS += [
-    ("svp", {**SMALL["svp"], "global_token": "cls"}),
-    ("svp", {**SMALL["svp"], "global_token": "mean"}),
-    ("mask_pool", {"global_token": "cls"}),
-    ("mask_pool_geometry", {**SMALL["mask_pool_geometry"], "global_token": "mean"}),
-]
 every_projector = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 every_superpixel_projector = pytest.mark.parametrize(("name", "options"), SUPERPIXEL_VARIANTS, ids=str)
 
@@ -77,7 +72,7 @@ def batch(grids=(GRID, (3, 5)), seed=0):
 
 @every_projector
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_what_every_projector_keeps(check, name, options):
+def test_every_check_passes(check, name, options):
     check(name, **options)
 
 
@@ -99,25 +94,19 @@ def test_image_without_superpixels_gives_one_token(name, options):
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_equivariant_to_the_order_of_superpixels(name, options, seed):
-    projector = build(name, {**options, "token_order": "given"})
+    projector = build(name, options)
     features, superpixels = batch(grids=(GRID,), seed=seed)
     count = superpixels.valid.shape[1]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[None]
     plain, shuffled = projector(features, superpixels), projector(features, superpixels.permuted(order))
-    assert torch.allclose(plain.tokens[0, order[0]], shuffled.tokens[0], atol=1e-5)
-    assert shuffled.order.tolist() == [list(range(count))]
-    rows, columns = features.coordinates()
-    centroids = (plain.assignment @ torch.stack([rows, columns], dim=2).float())[0] + 0.5  # (S, 2)
+    rank, shuffled_rank = plain.order[0].argsort(), order[0][shuffled.order[0]].argsort()  # token of each superpixel
+    torch.testing.assert_close(plain.tokens[0, rank], shuffled.tokens[0, shuffled_rank], atol=1e-5, rtol=1e-5)
+    centroids = (plain.assignment @ torch.stack(features.coordinates(), dim=2).float())[0] + 0.5  # (S, 2)
     row, column = centroids[:, 0].floor(), centroids[:, 1]
     same = (row[:, None] == row[None]) & ((column[:, None] - column[None]).abs() < 0.01)
     assume(int(same.sum()) == count)  # in one row and column the index decides
     assume((centroids[:, 0] - centroids[:, 0].round()).abs().min() > 0.01)  # on the border of two rows, rounding noise
-    sorted_one, sorted_two = (
-        build(name, {**options, "token_order": "raster"})(features, s)
-        for s in (superpixels, superpixels.permuted(order))
-    )
-    assert torch.equal(order[0][sorted_two.order[0]], sorted_one.order[0])
-    assert torch.allclose(sorted_one.tokens, sorted_two.tokens, atol=1e-5)
+    assert torch.equal(rank, shuffled_rank)
 
 
 @every_superpixel_projector
@@ -131,49 +120,6 @@ def test_order_names_the_superpixel_of_each_token(name, options):
         for t in range(count):
             weights = superpixels.weights[b, result.order[b, t]] * features.valid[b]
             assert torch.allclose(result.assignment[b, t], weights / weights.sum(), atol=1e-5)
-
-
-@pytest.mark.parametrize("tokens", [(3, 2), (2, 4), (6, 4), (1, 1)])
-def test_grid_labels_through_mask_pool_equal_avg_pool(tokens):
-    rows, columns = np.arange(48) * tokens[0] // 48, np.arange(32) * tokens[1] // 32
-    region_map = RegionMap.from_labels(rows[:, None] * tokens[1] + columns[None])
-    features = PatchFeatures.whole(torch.randn(2, 24, C), GRID)
-    masked = build("mask_pool", {})
-    averaged = build("avg_pool", {"tokens_h": tokens[0], "tokens_w": tokens[1]})
-    averaged.load_state_dict(masked.state_dict())
-    superpixels = Superpixels.from_region_maps([region_map] * 2, [GRID] * 2, mask_size=None)
-    assert torch.allclose(masked(features, superpixels).tokens, averaged(features).tokens, atol=1e-5)
-
-
-@pytest.mark.parametrize("tokens", [(3, 2), (4, 3), (5, 4)])
-def test_avg_pool_is_adaptive_average_pooling_of_the_valid_rectangle(tokens):
-    projector = build("avg_pool", {"tokens_h": tokens[0], "tokens_w": tokens[1]})
-    patches = torch.randn(1, 24, C)
-    valid = torch.zeros(6, 4, dtype=torch.bool)
-    valid[:5, :3] = True
-    image = patches.view(1, 6, 4, C)[:, :5, :3].permute(0, 3, 1, 2)
-    pooled = torch.nn.functional.adaptive_avg_pool2d(image, tokens).flatten(2).transpose(1, 2)
-    result = projector(PatchFeatures(patches, [GRID], valid.view(1, 24)))
-    assert torch.allclose(result.tokens, projector.head(pooled), atol=1e-5)
-
-
-def test_untrained_svp_without_sspe_is_mask_pool():
-    svp = build_projector("svp", vision_dim=C, llm_dim=D, grid=GRID, sspe="off")
-    rival = build_projector("mask_pool", vision_dim=C, llm_dim=D, grid=GRID)
-    rival.head.load_state_dict(svp.head.state_dict())
-    assert torch.allclose(svp(*batch()).tokens, rival(*batch()).tokens, atol=1e-6)
-
-
-def test_an_sspe_that_starts_at_zero_changes_nothing_yet_and_can_learn():
-    svp = build_projector("svp", vision_dim=C, llm_dim=D, grid=GRID, sspe_start="zero", mask_size=8)
-    rival = build_projector("mask_pool", vision_dim=C, llm_dim=D, grid=GRID)
-    rival.head.load_state_dict(svp.head.state_dict())
-    tokens = svp(*batch()).tokens
-    assert torch.allclose(tokens, rival(*batch()).tokens, atol=1e-6)
-    tokens.square().sum().backward()
-    assert svp.sspe_to_llm.weight.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="sspe_start"):
-        build_projector("svp", vision_dim=C, llm_dim=D, grid=GRID, sspe_start="off")
 
 
 def test_token_std_sets_the_scale():
@@ -193,3 +139,107 @@ def test_missing_and_misfitting_inputs_are_explained():
         svp(features, replace(superpixels, weights=superpixels.weights[..., :20]))
     with pytest.raises(ValueError, match="width 16, got 12"):
         svp(PatchFeatures(features.patches[..., :12], features.grids, features.valid), superpixels)
+
+
+CASES = [
+    ("avg_pool", {"tokens_h": 3, "tokens_w": 2}),
+    ("c_abstractor", {"tokens_h": 3, "tokens_w": 2, "blocks": 2}),
+    ("dpc_knn", {"count": 6}),
+    ("ldp_v2", {"tokens_h": 3, "tokens_w": 2}),
+    ("mlp", {}),
+    ("patch_merger", {}),
+    ("perceiver", {"num_queries": 5, "depth": 2, "heads": 2, "head_dim": 4}),
+    ("pixel_shuffle", {"ratio": 2}),
+    ("token_packer", {"scale": 2, "heads": 2}),
+    ("vision_zip", {"dominant": 4, "contextual": 3}),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
+def test_equals_the_cropped_image(name, options):
+    projector = make_projector(name, **options)
+    sizes = [(6, 4), (4, 10), (8, 6)]
+    features, _ = make_batch([(8, 6), (6, 10), (8, 6)], cut=[(2, 2), (2, 0), (0, 0)])
+    packed, lengths = projector(features).packed()
+    for b, ((height, width), tokens) in enumerate(zip(sizes, packed.split(lengths), strict=True)):
+        real = features.valid[b]
+        cropped = PatchFeatures(
+            features.patches[b : b + 1, real],
+            [(height, width)],
+            torch.ones(1, height * width, dtype=torch.bool),
+            cls_attention=features.cls_attention[b : b + 1, real],
+            keys=features.keys[b : b + 1, real],
+        )
+        torch.testing.assert_close(projector(cropped).packed()[0], tokens, atol=1e-5, rtol=1e-5)
+
+
+SIZES = {"vision_dim": 16, "llm_dim": 8, "grid": (6, 4)}
+
+
+def test_names_build_projectors():
+    assert {"avg_pool", "mask_pool", "mlp", "svp"} <= set(list_projectors())
+    assert build_projector("svp", **SIZES).name == "svp"
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(KeyError, match="Did you mean 'svp'.*avg_pool, .*mask_pool, "):
+        build_projector("svpp", **SIZES)
+
+
+@pytest.mark.parametrize("name", list_projectors())
+def test_unknown_option_is_named(name):
+    with pytest.raises(ValueError, match="'no_such_option'"):
+        build_projector(name, **SIZES, no_such_option=1)
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ValueError, match="registered already"):
+        register_projector("mlp")(MlpProjector)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("svp", {"ssa": "half"}, "full, no_shared_sspe, none"),
+        ("svp", {"sspe": None}, "full, bbox_mlp, none"),
+        ("svp", {"add_to_tokens": "before"}, "after_mlp, before_mlp, none"),
+        ("svp", {"ssa": "none", "add_to_tokens": "none"}, "sspe: none"),
+        ("svp", {"mask_size": 0}, "mask_size"),
+        ("svp", {"sspe_width": 30}, "divisible"),
+        ("svp", {"ssa_heads": 5}, "ssa_heads"),
+        ("avg_pool", {"tokens_h": 7}, "7x6 tokens from a 6x4"),
+        ("mlp", {"token_std": 0.0}, "token_std"),
+        ("c_abstractor", {"tokens_h": 7}, "7x6 tokens from a 6x4"),
+        ("c_abstractor", {"tokens_w": 3, "blocks": 0}, "blocks"),
+        ("ldp_v2", {"tokens_w": 5}, "6x5 tokens from a 6x4"),
+        ("pixel_shuffle", {"ratio": 4}, "6x4 patch grid.*Nearest grids that do: 4x4 and 8x4"),
+        ("pixel_shuffle", {"ratio": 0}, "ratio"),
+        ("patch_merger", {"norm": "batch"}, "rms, layer"),
+        ("patch_merger", {"merge_size": 0}, "merge_size"),
+        ("patch_merger", {"eps": 0.0}, "eps"),
+        ("perceiver", {"num_queries": 0}, "num_queries"),
+        ("perceiver", {"depth": 0}, "depth"),
+        ("token_packer", {"scale": 5}, "Nearest grids that do: 5x5 and 10x5"),
+        ("token_packer", {"scale": 2, "num_levels": 0}, "num_levels"),
+        ("dpc_knn", {"kind": "varying"}, "fixed, threshold"),
+        ("dpc_knn", {"count": 0}, "count"),
+        ("dpc_knn", {"threshold": 0.0}, "threshold"),
+        ("vision_zip", {"dominant": 0}, "dominant"),
+    ],
+)
+def test_impossible_option_is_explained(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_projector(name, **SIZES, **options)
+
+
+@pytest.mark.parametrize("name", ["pixel_shuffle", "token_packer", "patch_merger"])
+def test_dinov2s_own_side_is_named_as_a_trap(name):
+    with pytest.raises(ValueError, match="37x37.*36x36 and (38x38|40x40).*518 px = 37x37.*336 px = 24x24"):
+        build_projector(name, vision_dim=16, llm_dim=8, grid=(37, 37))
+
+
+def test_imports_neither_lavis_nor_transformers():
+    code = "import lavis_svp.projectors, sys; print([m for m in ('lavis', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"

@@ -25,6 +25,18 @@ def test_round_trip(name, dtype, tmp_path):
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["p.safetensors"]  # no draft left behind
 
 
+def test_a_file_that_names_removed_options_loads_quietly_at_their_defaults(tmp_path, recwarn):
+    path = save_projector(tmp_path / "p.safetensors", build_projector("svp", **SIZES))
+    settings = describe(build_projector("svp", **SIZES))
+    settings["options"] |= {"token_order": "raster", "sspe_merge": "concat", "sspe_self_attention": False}
+    save_file(load_file(path), path, metadata={FORMAT_KEY: json.dumps(settings)})
+    assert load_projector(path).options == build_projector("svp", **SIZES).options and not recwarn.list
+    settings["options"]["token_order"] = "area"
+    save_file(load_file(path), path, metadata={FORMAT_KEY: json.dumps(settings)})
+    with pytest.raises(ValueError, match="token_order"):
+        load_projector(path)
+
+
 def test_mismatch_is_explained(tmp_path):
     path = save_projector(tmp_path / "p.safetensors", build_projector("mlp", **SIZES))
     tensors = load_file(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError, engine_config, read_config, zero_stage
-from lavis_svp.runners.run_options import RunOptions
+from lavis_svp.runners.options import RunOptions
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "projects/svp/deepspeed").glob("*.json"))
 RUN = {

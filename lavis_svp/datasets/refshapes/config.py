@@ -40,7 +40,7 @@ def _held_out_quota() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class RefShapesConfig:
-    """What a RefShapes image looks like and what is asked about it. Lengths are in pixels.
+    """What RefShapes' images and expressions look like. Lengths are in pixels.
 
     The images depend on this, on the seed and on ``GENERATOR_VERSION``, not on how many are made.
     """

@@ -1,22 +1,29 @@
-"""Questions about a RefShapes image whose answers are known, and balanced so that guessing does not pay.
+"""Questions and captions about RefShapes' images, from the annotations on disk, in VQAv2's and COCO's formats.
 
-Kinds: ``count`` (0 to 4), ``color``, ``position`` (left/right, above/below, top/bottom), ``existence`` and ``relation``
-(yes/no). Within each kind and form of question (the attributes it names) the answers come equally often, as far as the
-images allow: of the answers that an image can give, the one that was given least so far is asked for.
+Kinds of questions: ``count`` (0 to 4), ``color``, ``position`` (left/right, above/below, top/bottom), ``existence`` and
+``relation`` (yes/no). So that guessing does not pay, within each kind and form of question (the attributes that it
+names) the answers come equally often, as far as the images allow: of the possible answers of an image, the rarest one
+so far is chosen. The order of the random draws is part of the data: changing it changes the questions.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lavis_svp.datasets.refshapes.config import ATTRIBUTES, COLORS, RefShapesConfig
-from lavis_svp.datasets.refshapes.descriptions import Description
-from lavis_svp.datasets.refshapes.facts import Facts, Shown, forms
+from lavis_svp.datasets.refcoco import load_instances
+from lavis_svp.datasets.refcoco_writer import instances_path, write_json
+from lavis_svp.datasets.refshapes.build import NAME, split_of
+from lavis_svp.datasets.refshapes.config import ATTRIBUTES, COLORS, SPLITS, RefShapesConfig
+from lavis_svp.datasets.refshapes.expressions import Description
 
 QUESTION_KINDS = ("count", "color", "position", "existence", "relation")
 ANSWER_TYPES = {"count": "number", "color": "other", "position": "other", "existence": "yes/no", "relation": "yes/no"}
@@ -27,7 +34,7 @@ ANSWERS = (*map(str, range(MOST_COUNTED + 1)), *COLORS, "left", "right", "above"
 """Every answer that a question can have."""
 
 QUESTIONS_OF_A_KIND = 2
-"""In each image, if it can give so many."""
+"""In each image, if it has so many."""
 
 _T = TypeVar("_T")
 _STREAM = 2  # of the random numbers; 0 and 1 draw the images
@@ -39,13 +46,102 @@ SIDES = {("left", "right"): "x", ("above", "below"): "y"}
 
 
 @dataclass(frozen=True)
+class ShownObject:
+    """One object.
+
+    Args:
+        size: "small" or "large".
+        texture: "plain", "striped" or "dotted".
+        color: a word of ``config.COLORS``.
+        shape: a word of ``config.SHAPES``.
+        x: centre of the visible part's box, pixels from the left.
+        y: the same from the top.
+        area: of the visible part, pixels.
+    """
+
+    size: str
+    texture: str
+    color: str
+    shape: str
+    x: float
+    y: float
+    area: float
+
+    def fits(self, description: Description) -> bool:
+        """Whether every attribute of the description is the object's own."""
+        return all(getattr(self, name) == value for name, value in description)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image.
+
+    Args:
+        image_id: in ``instances.json``.
+        file_name: of the image.
+        split: "train", "val" or "test".
+        size: (H, W) in pixels.
+        objects: all of them.
+    """
+
+    image_id: int
+    file_name: str
+    split: str
+    size: tuple[int, int]
+    objects: tuple[ShownObject, ...]
+
+    def fitting(self, description: Description) -> list[int]:
+        """Indices of the objects that a description fits."""
+        return [index for index, item in enumerate(self.objects) if item.fits(description)]
+
+    def descriptions(self, names: tuple[str, ...]) -> list[Description]:
+        """Each description by these attributes that fits something, in a fixed order."""
+        found = {tuple((name, getattr(item, name)) for name in names) for item in self.objects}
+        return sorted(found)
+
+
+def forms(within: tuple[str, ...] = tuple(ATTRIBUTES)) -> list[tuple[str, ...]]:
+    """All choices of at least one attribute, in the order in which English puts them."""
+    return [names for count in range(1, len(within) + 1) for names in combinations(within, count)]
+
+
+def read_facts(root: Path) -> list[ImageFacts]:
+    """All images of RefShapes below a data folder, by ascending id.
+
+    Raises:
+        FileNotFoundError: RefShapes has not been made there.
+    """
+    content = load_instances(instances_path(root, NAME))
+    shapes = {category["id"]: category["name"] for category in content["categories"]}
+    objects: dict[int, list[ShownObject]] = {}
+    for annotation in sorted(content["annotations"], key=lambda one: one["id"]):
+        objects.setdefault(annotation["image_id"], []).append(_shown(annotation, shapes[annotation["category_id"]]))
+    return [
+        ImageFacts(
+            image["id"],
+            image["file_name"],
+            split_of(image["id"]),
+            (image["height"], image["width"]),
+            tuple(objects.get(image["id"], ())),
+        )
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
+
+
+def _shown(annotation: Mapping[str, Any], shape: str) -> ShownObject:
+    color, texture, size = annotation["attributes"]
+    left, top, width, height = annotation["bbox"]
+    return ShownObject(size, texture, color, shape, left + width / 2, top + height / 2, annotation["area"])
+
+
+@dataclass(frozen=True)
 class Question:
     """A question with its only answer.
 
     Args:
         text: in English.
         kind: one of ``QUESTION_KINDS``.
-        form: what is named in it, by which the answers are balanced.
+        form: the attributes that it names, by which the answers are balanced.
         answer: in a word.
     """
 
@@ -56,7 +152,7 @@ class Question:
 
 
 class QuestionWriter:
-    """Asks about images one after another; keeps count of the answers it has asked for.
+    """Writes questions about images one after another, counting the answers of each form.
 
     The questions of an image depend on the seed, on it, and on the images of its split before it.
 
@@ -66,38 +162,40 @@ class QuestionWriter:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._given: Counter[tuple[str, str, str, str]] = Counter()
+        self._used: Counter[tuple[str, str, str, str]] = Counter()
 
-    def ask(self, facts: Facts) -> list[Question]:
-        """The questions about an image, kind by kind; fewer where it has nothing to ask about."""
+    def ask(self, facts: ImageFacts) -> list[Question]:
+        """The questions about an image, kind by kind; fewer where it has too few objects."""
         rng = np.random.default_rng([self.seed, facts.image_id, _STREAM])
-        asked: list[Question] = []
+        questions: list[Question] = []
         for kind in QUESTION_KINDS:
-            proposals, names = _KINDS[kind]
+            propose, names = _KINDS[kind]
             order = [names[int(i)] for i in rng.permutation(len(names))]
             texts: set[str] = set()
             for form in order:
                 if len(texts) == QUESTIONS_OF_A_KIND:
                     break
-                question = self._rarest(facts, kind, form, list(proposals(facts, form, rng)))
+                question = self._rarest(facts, kind, form, list(propose(facts, form, rng)))
                 if question is not None and question.text not in texts:
                     texts.add(question.text)
-                    asked.append(question)
-        return asked
+                    questions.append(question)
+        return questions
 
-    def _rarest(self, facts: Facts, kind: str, form: tuple[str, ...], offered: list[Question]) -> Question | None:
-        """One with the answer that this form of question had least, and of those, that its kind had least."""
-        if not offered:
+    def _rarest(
+        self, facts: ImageFacts, kind: str, form: tuple[str, ...], proposals: list[Question]
+    ) -> Question | None:
+        """The question whose answer is rarest for its form, and among those, for its kind."""
+        if not proposals:
             return None
         name = "+".join(form)
 
-        def given(question: Question) -> tuple[int, int]:
+        def uses(question: Question) -> tuple[int, int]:
             keys = [(facts.split, kind, name, question.answer), (facts.split, kind, "", question.answer)]
-            return self._given[keys[0]], self._given[keys[1]]
+            return self._used[keys[0]], self._used[keys[1]]
 
-        chosen = min(offered, key=given)
+        chosen = min(proposals, key=uses)
         for group in (name, ""):
-            self._given[facts.split, kind, group, chosen.answer] += 1
+            self._used[facts.split, kind, group, chosen.answer] += 1
         return chosen
 
 
@@ -109,7 +207,7 @@ def phrase(description: Description, plural: bool = False) -> str:
     return " ".join([*values.values(), noun + ending])
 
 
-def _count(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _count(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
     """How many fit a description; none at all for words that the image has, but not together."""
     by_answer: dict[int, list[Description]] = {}
     for description in [*facts.descriptions(form), *_absent(facts, form, rng)]:
@@ -120,7 +218,7 @@ def _count(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Ite
             yield Question(text, "count", "+".join(form), str(number))
 
 
-def _color(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _color(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
     """The colour of the only object that fits."""
     unique = [description for description in facts.descriptions(form) if len(facts.fitting(description)) == 1]
     for description in _shuffled(rng, unique):
@@ -128,7 +226,7 @@ def _color(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Ite
         yield Question(f"what color is the {phrase(description)}?", "color", "+".join(form), item.color)
 
 
-def _position(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _position(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
     """The side on which an object lies, of another object or of the image's middle."""
     where, *names = form
     for first, second, item, other in _pairs(facts, tuple(names), rng):
@@ -145,7 +243,7 @@ def _position(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> 
                 yield Question(text, "position", "+".join(form), answer)
 
 
-def _existence(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _existence(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
     """Whether anything fits; if not, then one word alone is wrong."""
     for answer, descriptions in (("yes", facts.descriptions(form)), ("no", _absent(facts, form, rng))):
         if descriptions:
@@ -154,7 +252,7 @@ def _existence(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) ->
             yield Question(f"is there {article} {words}?", "existence", "+".join(form), answer)
 
 
-def _relation(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _relation(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
     """Whether one object lies on the named side of another."""
     for first, second, item, other in _pairs(facts, form, rng):
         for sides, axis in SIDES.items():
@@ -165,7 +263,7 @@ def _relation(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> 
                 yield Question(f"is the {first} {_of(named)} the {second}?", "relation", "+".join(form), answer)
 
 
-_Propose = Callable[[Facts, tuple[str, ...], np.random.Generator], Iterable[Question]]
+_Propose = Callable[[ImageFacts, tuple[str, ...], np.random.Generator], Iterable[Question]]
 _ALL = forms()
 _NAMING = [names for names in _ALL if "shape" in names or "color" in names]
 _KINDS: dict[str, tuple[_Propose, list[tuple[str, ...]]]] = {
@@ -177,7 +275,7 @@ _KINDS: dict[str, tuple[_Propose, list[tuple[str, ...]]]] = {
 }
 
 
-def _absent(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> list[Description]:
+def _absent(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> list[Description]:
     """Descriptions that fit nothing, each one word away from one that fits; first those whose words all occur."""
     found = facts.descriptions(form)
     present = {(name, getattr(item, name)) for item in facts.objects for name in form}
@@ -191,7 +289,9 @@ def _absent(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> li
     return (near or sorted(absent))[:: max(1, len(absent) // _CANDIDATES)] if absent else []
 
 
-def _pairs(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[tuple[str, str, Shown, Shown]]:
+def _pairs(
+    facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator
+) -> Iterator[tuple[str, str, ShownObject, ShownObject]]:
     """Two objects that their descriptions tell apart from all others, in random order."""
     unique = [description for description in facts.descriptions(form) if len(facts.fitting(description)) == 1]
     pairs = [(one, other) for one in unique for other in unique if one != other]
@@ -200,9 +300,9 @@ def _pairs(facts: Facts, form: tuple[str, ...], rng: np.random.Generator) -> Ite
         yield phrase(one), phrase(other), item, rival
 
 
-def _side(item: Shown, other: Shown | float, sides: tuple[str, str], axis: str) -> str | None:
+def _side(item: ShownObject, other: ShownObject | float, sides: tuple[str, str], axis: str) -> str | None:
     """Which of two opposite sides an object is on; None where that is not plain."""
-    reference = getattr(other, axis) if isinstance(other, Shown) else other
+    reference = getattr(other, axis) if isinstance(other, ShownObject) else other
     offset = getattr(item, axis) - reference
     return None if abs(offset) < _MARGIN else sides[int(offset > 0)]
 
@@ -217,3 +317,172 @@ def _one(rng: np.random.Generator, items: list[Description]) -> Description:
 
 def _shuffled(rng: np.random.Generator, items: list[_T]) -> list[_T]:
     return [items[int(i)] for i in rng.permutation(len(items))]
+
+
+CAPTIONS = 5
+NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def captions(facts: ImageFacts) -> list[str]:
+    """Five true captions: by place across and down, by size, by shape, and by the outermost objects."""
+    across = sorted(facts.objects, key=lambda item: item.x)
+    down = sorted(facts.objects, key=lambda item: item.y)
+    large_first = sorted(facts.objects, key=lambda item: -item.area)
+    return [
+        f"from left to right, {_listed([_named(item) for item in across])}",
+        f"from top to bottom, {_listed([_named(item) for item in down])}",
+        f"a picture of {_listed(_grouped(large_first))}",
+        f"{NUMBERS[len(across)]} objects: {_listed(_by_shape(across))}",
+        f"{_named(across[0])} on the left and {_named(across[-1])} on the right, with {_rest(len(across) - 2)}",
+    ]
+
+
+def _named(item: ShownObject) -> str:
+    article = "an" if item.color[0] in "aeiou" else "a"
+    return f"{article} {item.color} {item.shape}"
+
+
+def _grouped(items: Sequence[ShownObject]) -> list[str]:
+    """Objects of one colour and shape together, in the order in which they come first."""
+    counts = Counter((item.color, item.shape) for item in items)
+    first = {(item.color, item.shape): item for item in reversed(items)}
+    return [
+        _named(first[key]) if count == 1 else f"{NUMBERS[count]} {key[0]} {_plural(key[1])}"
+        for key, count in counts.items()
+    ]
+
+
+def _by_shape(items: Sequence[ShownObject]) -> list[str]:
+    counts = Counter(item.shape for item in items)
+    return [f"a {shape}" if count == 1 else f"{NUMBERS[count]} {_plural(shape)}" for shape, count in counts.items()]
+
+
+def _rest(count: int) -> str:
+    return "one object between them" if count == 1 else f"{NUMBERS[count]} objects between them"
+
+
+def _plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+ANSWERS_VERSION = 1
+"""Raised by hand whenever the same images would get other questions or captions; old files are then made anew."""
+
+ANSWERS_OF_A_QUESTION = 10  # VQAv2 has ten people's answers; here all ten agree
+_QUESTIONS_PER_IMAGE = 32
+
+
+def questions_path(root: Path, split: str) -> Path:
+    """Where the questions of a split are."""
+    return _folder(root) / f"vqa_{split}_questions.json"
+
+
+def annotations_path(root: Path, split: str) -> Path:
+    """Where their answers are."""
+    return _folder(root) / f"vqa_{split}_annotations.json"
+
+
+def captions_path(root: Path, split: str) -> Path:
+    """Where the captions of a split are."""
+    return _folder(root) / f"captions_{split}.json"
+
+
+def build_answers(root: Path, seed: int = 0) -> Path:
+    """Write questions, answers and captions of every split, or return at once if they are there.
+
+    Args:
+        root: data folder, in which RefShapes has been made.
+        seed: of the questions, 0 or more.
+
+    Returns:
+        the folder of the files.
+
+    Raises:
+        FileNotFoundError: RefShapes is not there.
+        ValueError: a seed below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"The seed of RefShapes' questions must be 0 or more, got {seed}.")
+    made_from = {"version": ANSWERS_VERSION, "seed": seed, "instances": _digest(instances_path(root, NAME))}
+    manifest = _folder(root) / "manifest.json"
+    paths = [path(root, split) for split in SPLITS for path in (questions_path, annotations_path, captions_path)]
+    if _read_json(manifest) == made_from and all(path.is_file() for path in paths):
+        return _folder(root)
+    manifest.unlink(missing_ok=True)
+    facts = read_facts(root)
+    for split in SPLITS:
+        own = [one for one in facts if one.split == split]
+        questions, annotations = vqa_content(own, QuestionWriter(seed), split)
+        write_json(questions_path(root, split), questions)
+        write_json(annotations_path(root, split), annotations)
+        write_json(captions_path(root, split), caption_content(own))
+    write_json(manifest, made_from)
+    return _folder(root)
+
+
+def vqa_content(facts: list[ImageFacts], writer: QuestionWriter, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """VQAv2's two files: questions and annotations; a question also names its image's file and size."""
+    questions, annotations = [], []
+    for image in facts:
+        shown = {"image": image.file_name, "height": image.size[0], "width": image.size[1]}
+        for number, question in enumerate(writer.ask(image)):
+            question_id = image.image_id * _QUESTIONS_PER_IMAGE + number
+            ids = {"image_id": image.image_id, "question_id": question_id}
+            questions.append({**ids, "question": question.text, **shown})
+            annotations.append({**ids, **_annotation(question)})
+    shared = {
+        "info": {"description": f"Questions about {NAME}, written by lavis_svp", "version": str(ANSWERS_VERSION)},
+        "data_type": NAME,
+        "data_subtype": split,
+        "license": {"name": "as lavis_svp's", "url": ""},  # the official evaluation reads the key
+    }
+    return (
+        {**shared, "task_type": "Open-Ended", "questions": questions},
+        {**shared, "annotations": annotations},
+    )
+
+
+def caption_content(facts: list[ImageFacts]) -> dict[str, Any]:
+    """COCO's captions file."""
+    images = [
+        {"id": one.image_id, "file_name": one.file_name, "height": one.size[0], "width": one.size[1]} for one in facts
+    ]
+    annotations = [
+        {"id": one.image_id * CAPTIONS + number, "image_id": one.image_id, "caption": text}
+        for one in facts
+        for number, text in enumerate(captions(one))
+    ]
+    info = {"description": f"Captions of {NAME}, written by lavis_svp", "version": str(ANSWERS_VERSION)}
+    return {"info": info, "images": images, "annotations": annotations}
+
+
+def _annotation(question: Question) -> dict[str, Any]:
+    answers = [
+        {"answer_id": number, "answer": question.answer, "answer_confidence": "yes"}
+        for number in range(1, ANSWERS_OF_A_QUESTION + 1)
+    ]
+    return {
+        "question_type": question.kind,
+        "answer_type": ANSWER_TYPES[question.kind],
+        "multiple_choice_answer": question.answer,
+        "answers": answers,
+    }
+
+
+def _folder(root: Path) -> Path:
+    return root / NAME / "answers"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

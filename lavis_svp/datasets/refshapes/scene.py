@@ -1,4 +1,4 @@
-"""A scene: which objects there are, where, and which part of each is seen."""
+"""A scene: its objects, their places and the visible part of each; the shapes' outlines and masks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,80 @@ import cv2
 import numpy as np
 
 from lavis_svp.datasets.refshapes.config import COLORS, SHAPES, TEXTURES, RefShapesConfig
-from lavis_svp.datasets.refshapes.geometry import shape_mask
 
 _TRIES_PER_OBJECT = 25
 _PLAIN_SHARE = 0.5
 _ADDED_BORDER = 2
 """Pixels between an object and the image's border."""
+
+
+# cv2 draws at 1/16 pixel when coordinates are shifted by 4 bits.
+_SUBPIXEL_BITS = 4
+_SUBPIXEL = 1 << _SUBPIXEL_BITS
+
+RING_HOLE = 0.45
+"""Radius of a ring's hole, as a share of its radius."""
+
+
+def outline(shape: str) -> np.ndarray:
+    """Corners of a polygon shape of radius 1, upright, centred on its reference point.
+
+    The shapes are scaled so that all have about the same area at the same radius (2.4 to 3.1).
+
+    Args:
+        shape: "square", "triangle", "star" or "cross".
+
+    Returns:
+        (K, 2) float64 corners, x to the right and y down.
+
+    Raises:
+        ValueError: not a polygon shape.
+    """
+    if shape == "square":
+        return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.88
+    if shape == "triangle":
+        return _regular(np.full(3, 1.35))
+    if shape == "star":
+        return _regular(np.where(np.arange(10) % 2 == 0, 1.32, 0.6))
+    if shape == "cross":
+        arm, half = 1.05, 0.4
+        corner = [[half, -arm], [half, -half], [arm, -half]]
+        turns = [np.array([[c, -s], [s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+        return np.concatenate([np.array(corner) @ turn.T for turn in turns])
+    raise ValueError(f"'{shape}' is no polygon. Polygons: square, triangle, star, cross.")
+
+
+def _regular(radii: np.ndarray) -> np.ndarray:
+    """Corners at equal angles, the first one on top. radii (K,) -> (K, 2)."""
+    angles = np.arange(len(radii)) * 2 * np.pi / len(radii) - np.pi / 2
+    return np.stack([np.cos(angles) * radii, np.sin(angles) * radii], axis=1)
+
+
+def shape_mask(shape: str, x: float, y: float, radius: float, rotation: float, side: int) -> np.ndarray:
+    """Rasterise a shape.
+
+    Args:
+        shape: one of ``config.SHAPES``.
+        x: its reference point in pixels, to the right.
+        y: its reference point in pixels, down.
+        radius: its radius in pixels.
+        rotation: clockwise, in radians.
+        side: height and width of the mask.
+
+    Returns:
+        (side, side) uint8, 1 inside.
+    """
+    mask = np.zeros((side, side), np.uint8)
+    if shape in ("circle", "ring"):
+        centre = (round(x * _SUBPIXEL), round(y * _SUBPIXEL))
+        cv2.circle(mask, centre, round(radius * _SUBPIXEL), 1, -1, cv2.LINE_8, _SUBPIXEL_BITS)
+        if shape == "ring":
+            cv2.circle(mask, centre, round(radius * RING_HOLE * _SUBPIXEL), 0, -1, cv2.LINE_8, _SUBPIXEL_BITS)
+        return mask
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    corners = outline(shape) @ np.array([[cos, sin], [-sin, cos]]) * radius + (x, y)
+    cv2.fillPoly(mask, [np.round(corners * _SUBPIXEL).astype(np.int32)], 1, cv2.LINE_8, _SUBPIXEL_BITS)
+    return mask
 
 
 @dataclass(frozen=True)
@@ -38,9 +106,9 @@ class SceneObject:
 class Scene:
     """The objects of an image, far ones first: a later object hides an earlier one.
 
-    Attributes:
+    Args:
         objects: K objects.
-        masks: (K, H, W) uint8, the part of each that is seen, disjoint.
+        masks: (K, H, W) uint8, the visible part of each, disjoint.
         areas: (K,) int64, pixels of ``masks``.
         boxes: (K, 4) int64, x0, y0, x1, y1 exclusive, of ``masks``.
     """
@@ -55,7 +123,7 @@ def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | N
     """Draw a scene.
 
     Args:
-        rng: used up in a fixed way: the same state gives the same scene.
+        rng: the draws come in a fixed order: the same state gives the same scene.
         config: numbers, sizes, overlap.
 
     Returns:
@@ -66,7 +134,7 @@ def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | N
     large = int(rng.binomial(wanted, config.large_share))
     objects: list[SceneObject] = []
     full: list[np.ndarray] = []
-    # What a new object must keep off: the others, grown by the gap if there is to be one.
+    # What a new object must not touch: the others, grown by the gap if there is to be one.
     taken = np.zeros((config.side, config.side), np.uint8)
     grow = np.ones((2 * config.min_gap + 1, 2 * config.min_gap + 1), np.uint8)
     for attempt in range(wanted * _TRIES_PER_OBJECT):
@@ -85,7 +153,7 @@ def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | N
             break
     if len(objects) < config.min_objects:
         return None
-    return _seen(objects, full, config)
+    return _visible_scene(objects, full, config)
 
 
 def _sample_object(
@@ -115,8 +183,8 @@ def _hides_little(mask: np.ndarray, others: list[np.ndarray], max_hidden: float)
     return all(int((mask & other).sum()) <= max_hidden * min(int(mask.sum()), int(other.sum())) for other in others)
 
 
-def _seen(objects: list[SceneObject], full: list[np.ndarray], config: RefShapesConfig) -> Scene | None:
-    """Take from each mask what later objects hide; None if an object is left too small or in parts."""
+def _visible_scene(objects: list[SceneObject], full: list[np.ndarray], config: RefShapesConfig) -> Scene | None:
+    """Subtract from each mask what later objects hide; None if too little of an object is visible."""
     hidden = np.zeros_like(full[0])
     visible: list[np.ndarray] = []
     for mask in reversed(full):

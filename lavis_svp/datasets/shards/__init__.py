@@ -1,1 +1,1 @@
-"""Referring data in webdataset shards: written from any source, read by an index in any order, or streamed."""
+"""Referring data in webdataset shards: ``format`` (files, records, index), ``write``, ``read``, ``validate``."""

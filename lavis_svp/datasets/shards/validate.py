@@ -13,21 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from tqdm import tqdm
 
-from lavis_svp.datasets.images import decode_image
-from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import ReferredImage
-from lavis_svp.datasets.shards.extras import check_shape
-from lavis_svp.datasets.shards.index import Sample
-from lavis_svp.datasets.shards.layout import FEATURES, RECORD, SUPERPIXELS
-from lavis_svp.datasets.shards.record import image_record, to_bytes
-from lavis_svp.datasets.shards.source import ShardSource
-from lavis_svp.datasets.shards.write import file_sum
-from lavis_svp.superpixels.png import from_png
+from lavis_svp.common.images import decode_image
+from lavis_svp.datasets.shards.format import FEATURES, RECORD, SUPERPIXELS, Sample, image_record, to_bytes
+from lavis_svp.datasets.shards.read import ShardSource
+from lavis_svp.datasets.shards.write import check_shape, file_sum
+from lavis_svp.datasets.sources import ReferredImage
+from lavis_svp.datasets.targets import Placement
+from lavis_svp.superpixels.region_map import from_png
 
 
 @dataclass
 class Report:
-    """What was found in a folder of shards.
+    """The contents and the faults of a folder of shards.
 
     Args:
         images: samples read, by split.
@@ -42,7 +39,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """For people."""
+        """The report as lines of text."""
         lines = [
             f"{split}: {self.images[split]:,} images, {self.expressions[split]:,} expressions"
             for split in sorted(self.images)
@@ -125,7 +122,7 @@ def _check_record(source: ShardSource, sample: Sample, image: ReferredImage, rep
     expected = image_record(image, sample.image["image_key"])
     if {name: record[name] for name in expected} != json.loads(to_bytes(expected)):
         raise ValueError("its record and the index do not agree")
-    for instance in source.instances(image.image_id):
+    for instance in source.instances(image):
         source.mask(image, instance)
         report.masks += 1
     for expression in image.expressions:

@@ -1,4 +1,4 @@
-"""Conversion: any source of images with expressions into shards; goes on where it was interrupted."""
+"""Conversion: any source of images with expressions into shards; an interrupted one goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -11,38 +11,58 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from safetensors import SafetensorError
+from safetensors.torch import load
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from lavis_svp.datasets.images import decode_image
-from lavis_svp.datasets.placement import Placement
-from lavis_svp.datasets.refcoco import ReferredImage
-from lavis_svp.datasets.shards.extras import Extra
-from lavis_svp.datasets.shards.index import Sample, ShardIndex, differences, read_index, write_json
-from lavis_svp.datasets.shards.layout import INDEX, RECORD, UNFINISHED, image_extension, sample_key, shard_name
-from lavis_svp.datasets.shards.record import image_record, instance_records, to_bytes
-from lavis_svp.datasets.skipping import SetupError
-from lavis_svp.datasets.source import AnnotationSource, ImageStore
+from lavis_svp.common.images import decode_image
+from lavis_svp.datasets.sampling import SetupError
+from lavis_svp.datasets.shards.format import (
+    FEATURES,
+    IMAGES_PER_SHARD,
+    INDEX,
+    RECORD,
+    SUPERPIXELS,
+    UNFINISHED,
+    Sample,
+    ShardIndex,
+    differences,
+    image_extension,
+    image_record,
+    instance_records,
+    read_index,
+    sample_key,
+    shard_name,
+    to_bytes,
+    write_json,
+)
+from lavis_svp.datasets.sources import AnnotationSource, ImageStore, ReferredImage
+from lavis_svp.datasets.targets import Placement
+from lavis_svp.superpixels.region_map import to_png
+from lavis_svp.superpixels.store import SHARD_INDEX, SuperpixelShards, SuperpixelStore, open_store
 
-IMAGES_PER_SHARD = 1000
 PART = ".part"
 """Ends the name of a file that is being written."""
+
+_ROUNDING = 1.5
+"""Cells by which a side of a region map may be off: it is rounded, at a resolution that was rounded."""
 
 
 @dataclass
 class Plan:
-    """What is converted.
+    """What to convert.
 
     Args:
         source: the annotations.
         images: the image files.
         identity: names the source and sums up its files, JSON-able: shards of another source are never mixed in.
-        splits: which; None = all.
+        splits: names; None = all.
         images_per_shard: at most so many in each shard; a shard holds images of one split.
-        extras: what else each sample gets.
-        skip_broken: leave an image out that cannot be read, and name it in the index; False = stop.
+        extras: further members of each sample.
+        skip_broken: leave out an image that cannot be read, and name it in the index; False = stop.
     """
 
     source: AnnotationSource
@@ -78,10 +98,10 @@ class Plan:
 
 
 def convert(plan: Plan, folder: str | Path, progress: bool = True) -> ShardIndex:
-    """Write shards, the index last. Shards that are there and whole are kept; damaged ones are written again.
+    """Write shards, the index last. Whole shards of an earlier conversion are kept; damaged ones are written again.
 
     Args:
-        plan: what to convert.
+        plan: the source and the options.
         folder: of the shards; new, empty, or from an earlier conversion with the same settings.
         progress: show a progress bar.
 
@@ -163,21 +183,21 @@ def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     for left in folder.glob(f".*{PART}"):
         left.unlink()  # of a conversion that was killed
     unfinished = folder / UNFINISHED
-    found, sums = settings, {}
+    stored, sums = settings, {}
     if unfinished.is_file():
         try:
             content = json.loads(unfinished.read_text())
-            found, sums = dict(content["settings"]), dict(content["sums"])
+            stored, sums = dict(content["settings"]), dict(content["sums"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{unfinished} is damaged ({error}). Convert into an empty folder.") from error
     elif (folder / INDEX).is_file():
         before = read_index(folder)
-        found, sums = before.settings, {name: shard["sha256"] for name, shard in before.shards.items()}
+        stored, sums = before.settings, {name: shard["sha256"] for name, shard in before.shards.items()}
     elif any(folder.glob("*.tar")):
         raise ValueError(f"{folder} holds tar files of unknown origin. Convert into an empty folder.")
-    if found != settings:
+    if stored != settings:
         raise ValueError(
-            f"{folder} holds shards made with other settings ({'; '.join(differences(found, settings))}). "
+            f"{folder} holds shards made with other settings ({'; '.join(differences(stored, settings))}). "
             "Convert into an empty folder."
         )
     write_json(unfinished, {"settings": settings, "sums": sums})
@@ -194,12 +214,12 @@ def _finished(path: Path, images: Sequence[ReferredImage], known: str | None) ->
 
 
 def _write_shard(plan: Plan, path: Path, images: Sequence[ReferredImage], bar: tqdm) -> list[dict[str, Any]]:
-    """Write one shard beside its place, then rename it; the images that had to be left out."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
+    """Write one shard next to its place, then rename it; return the images that had to be left out."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     left_out = []
     try:
         # the same images give the same bytes: no times, no owner
-        with open(beside, "wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
+        with open(part, "wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
             for image in images:
                 try:
                     writer.write({"__key__": sample_key(image.split, image.image_id), **_members(plan, image)})
@@ -217,16 +237,12 @@ def _write_shard(plan: Plan, path: Path, images: Sequence[ReferredImage], bar: t
                         }
                     )
                 bar.update()
-        _sync(beside)  # or a power cut leaves a whole name with half the content
-        os.replace(beside, path)
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())  # or a power cut leaves a whole name with half the content
+        os.replace(part, path)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return left_out
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _members(plan: Plan, image: ReferredImage) -> dict[str, bytes]:
@@ -235,7 +251,7 @@ def _members(plan: Plan, image: ReferredImage) -> dict[str, bytes]:
     content = file.read_bytes()
     loaded = decode_image(content, str(file))
     Placement(image, loaded, False, file)  # the masks fit
-    instances = plan.source.instances(image.image_id)
+    instances = plan.source.instances(image)
     missing = {target for one in image.expressions for target in one.targets} - {one.annotation_id for one in instances}
     if missing:
         raise ValueError(f"{image.file_name} has expressions about annotations that it lacks: {sorted(missing)}.")
@@ -244,3 +260,113 @@ def _members(plan: Plan, image: ReferredImage) -> dict[str, bytes]:
     size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
     extras = {extra.extension: extra.content(loaded.key, size, str(file)) for extra in plan.extras}
     return {image_extension(image.file_name): content, RECORD: to_bytes(record), **extras}
+
+
+class Extra(Protocol):
+    """One more member of each sample."""
+
+    kind: str
+    """Its key in the index's settings."""
+    extension: str
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings that it was made with, digests of weights included."""
+
+    def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
+        """The member's bytes.
+
+        Args:
+            image_key: sha256 of the image's file.
+            size: (H, W) of the upright image.
+            name: of the image, for messages.
+
+        Raises:
+            SetupError: the store lacks this image; the message states how to fill it.
+        """
+
+
+class SuperpixelExtra:
+    """Superpixels from a store, or from shards packed from one.
+
+    Args:
+        folder: ``<store>/<generator>-<digest>``, or what ``lavis-svp superpixels shards`` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is neither, or damaged.
+    """
+
+    kind = "superpixels"
+    extension = SUPERPIXELS
+
+    def __init__(self, folder: str | Path) -> None:
+        self.store: SuperpixelStore | SuperpixelShards
+        if (Path(folder) / SHARD_INDEX).is_file():
+            self.store = SuperpixelShards(folder)
+            self.settings = self.store.settings
+        else:
+            self.store = open_store(folder)
+            self.settings = self.store.header["settings"]
+
+    def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
+        """See :class:`Extra`."""
+        if image_key not in self.store:
+            raise SetupError(
+                f"{self.store.folder} has no superpixels of {name} (key {image_key}). Fill it: lavis-svp "
+                f"superpixels make IMAGES --store {self.store.folder.parent}, with the options that it "
+                "was made with."
+            )
+        regions = self.store.get(image_key)
+        check_shape(regions.size, size, name)
+        return to_png(regions)
+
+
+def check_shape(regions: tuple[int, int], image: tuple[int, int], name: str) -> None:
+    """Refuse superpixels of another shape than their image's; their resolution may differ.
+
+    Args:
+        regions: (H', W') of the region map.
+        image: (H, W) of the upright image.
+        name: of the image, for the message.
+
+    Raises:
+        ValueError: the proportions differ by more than the rounding of both sides up to whole cells.
+    """
+    if abs(regions[0] * image[1] - regions[1] * image[0]) > _ROUNDING * max(image):
+        raise ValueError(
+            f"The superpixels of {name} are {regions}, the image is {image} (height, width): another image's, or "
+            "of another orientation."
+        )
+
+
+class FeatureExtra:
+    """Outputs of the frozen encoders from the cache of a model with ``cache_features``.
+
+    Args:
+        folder: ``features/<digest>`` in the plugin's cache folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is no such cache, or damaged.
+    """
+
+    kind = "features"
+    extension = FEATURES
+
+    def __init__(self, folder: str | Path) -> None:
+        from lavis_svp.vision.feature_cache import open_features  # slow to import: only this option needs it
+
+        self.cache = open_features(folder)
+        self.settings = self.cache.settings
+
+    def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
+        """See :class:`Extra`."""
+        path = self.cache.path(image_key)
+        try:
+            content = path.read_bytes()
+            load(content)  # a damaged file is found now
+        except (FileNotFoundError, SafetensorError) as error:
+            raise SetupError(
+                f"{self.cache.folder} has no readable features of {name} (key {image_key}; {error}). Fill it by "
+                "training or evaluating on these images with a model that has cache_features: true."
+            ) from error
+        return content

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lavis.common.registry import registry
 from lavis.models.blip2_models.blip2_opt import Blip2OPT
 from torch import Tensor
 from transformers import AutoTokenizer, OPTForCausalLM, PreTrainedTokenizerBase
 
-from lavis_svp.hosts.blip2.base import ProjectedBlip2, embed
-from lavis_svp.hosts.blip2.options import DTYPES, Blip2OPTOptions, read_blip2_options
-from lavis_svp.hosts.blip2.parts import Vision, blip2_recipe, build_vision
-from lavis_svp.hosts.blip2.sequence import IGNORED, Joined, join
-from lavis_svp.hosts.recipe import SwapConfig
+from lavis_svp.hosts.blip2.base import IGNORED, ProjectedBlip2, embed, join
+from lavis_svp.hosts.blip2.parts import (
+    DTYPES,
+    Blip2OPTOptions,
+    Vision,
+    blip2_swap_config,
+    build_vision,
+    read_blip2_options,
+)
+from lavis_svp.hosts.config import SwapConfig
 from lavis_svp.projectors import VisualTokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -23,10 +27,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
 
 @registry.register_model("blip2_opt_svp")
 class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
-    """BLIP-2 on OPT; a projector's visual tokens stand where the 32 outputs of ``opt_proj`` stood.
+    """BLIP-2 on OPT; a projector's visual tokens take the place of the 32 outputs of ``opt_proj``.
 
     Supported model types:
-        - pretrain_opt2.7b: BLIP-2's encoder and OPT 2.7B, the projector fresh.
+        - pretrain_opt2.7b: BLIP-2's encoder and OPT 2.7B, the projector untrained.
         - pretrain_opt6.7b: the same with OPT 6.7B.
 
     Usage:
@@ -37,26 +41,27 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
 
     Args:
         vision: the encoder and its norm.
-        language: transformers' OPT; it is frozen.
-        tokenizer: its tokenizer.
-        recipe: of the projector.
-        options: of the text.
+        language: transformers' OPT; this class freezes it.
+        tokenizer: OPT's tokenizer.
+        swap: the projector.
+        options: prompt and text length.
     """
 
     PRETRAINED_MODEL_CONFIG_DICT = {
         "pretrain_opt2.7b": str(CONFIGS / "blip2_opt_svp_pretrain_opt2.7b.yaml"),
         "pretrain_opt6.7b": str(CONFIGS / "blip2_opt_svp_pretrain_opt6.7b.yaml"),
     }
+    answer_length_penalty = 0.0
 
     def __init__(
         self,
         vision: Vision,
         language: OPTForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        recipe: SwapConfig,
+        swap: SwapConfig,
         options: Blip2OPTOptions,
     ) -> None:
-        ProjectedBlip2.__init__(self, vision, recipe, "opt_proj")
+        ProjectedBlip2.__init__(self, vision, swap, "opt_proj")
         self.opt_model = language.requires_grad_(False)  # its drop-out follows train(), as in LAVIS
         self.opt_tokenizer = tokenizer
         self.eos_token_id = tokenizer("\n", add_special_tokens=False).input_ids[0]  # BLIP-2 ends a text by a line break
@@ -69,25 +74,22 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
         """Build from the ``model`` section of a configuration, and load the weights that the section names.
 
         Raises:
-            UnknownNameError, ValueError: a key or value that cannot be.
+            UnknownNameError, ValueError: a key is unknown or a value is invalid.
         """
         options = read_blip2_options(Blip2OPTOptions, cfg)
         vision = build_vision(options)
-        dtype = DTYPES[options.lm_precision]
-        language = OPTForCausalLM.from_pretrained(options.opt_model, dtype=dtype)
+        language = OPTForCausalLM.from_pretrained(options.opt_model, dtype=DTYPES[options.lm_precision])
         tokenizer = AutoTokenizer.from_pretrained(options.opt_model, use_fast=False)  # the fast one lacks OPT's start
-        projector = dict(options.projector)
-        name = projector.pop("name")
-        recipe = blip2_recipe(vision, language, name, projector, options.superpixels, options.levels)
-        model = cls(vision, language, tokenizer, recipe, options)
+        swap = blip2_swap_config(vision, language, options.projector, options.superpixels, options.levels)
+        model = cls(vision, language, tokenizer, swap, options)
         model.load_checkpoint_from_config(cfg)
         return model
 
     def forward(self, samples: dict[str, Any]) -> dict[str, Tensor]:
-        """The loss of the captions.
+        """Compute the loss of captions.
 
         Args:
-            samples: ``image`` (B, 3, H, W) as LAVIS's processors give it; ``text_input``, B captions; optional
+            samples: ``image`` (B, 3, H, W) from LAVIS's processors; ``text_input``, B captions; optional
                 ``region_map``, B region maps of the processed images.
         """
         visual = self.visual_tokens(samples)
@@ -109,102 +111,19 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
             )
         return {"loss": outputs.loss}
 
-    @torch.no_grad()
-    def generate(
-        self,
-        samples: dict[str, Any],
-        use_nucleus_sampling: bool = False,
-        num_beams: int = 5,
-        max_length: int = 30,
-        min_length: int = 1,
-        top_p: float = 0.9,
-        repetition_penalty: float = 1.0,
-        length_penalty: float = 1.0,
-        num_captions: int = 1,
-        temperature: float = 1.0,
-    ) -> list[str]:
-        """Write captions.
-
-        Args:
-            samples: ``image`` (B, 3, H, W); optional ``prompt``, a text or B of them, and ``region_map``.
-            use_nucleus_sampling: draw among the likeliest tokens instead of searching.
-            num_beams: of the search.
-            max_length: most new tokens.
-            min_length: fewest new tokens before the end; LAVIS counts the prompt's tokens, too.
-            top_p: share of probability drawn from.
-            repetition_penalty: 1 is none.
-            length_penalty: of the beams' scores.
-            num_captions: for each image.
-            temperature: of drawing.
-
-        Returns:
-            B x num_captions texts.
-        """
-        decoding: dict[str, Any] = {"num_beams": num_beams}
-        if use_nucleus_sampling:
-            decoding = {"num_beams": 1, "do_sample": True, "top_p": top_p, "temperature": temperature}
-        return self._write(
-            self.visual_tokens(samples),
-            self.prompts(samples, self.prompt),
-            max_new_tokens=max_length,
-            min_new_tokens=min_length,
-            repetition_penalty=repetition_penalty,
-            length_penalty=length_penalty,
-            num_return_sequences=num_captions,
-            **decoding,
-        )
-
-    @torch.no_grad()
-    def predict_answers(
-        self,
-        samples: dict[str, Any],
-        num_beams: int = 5,
-        inference_method: str = "generate",
-        max_len: int = 10,
-        min_len: int = 1,
-        num_ans_candidates: int = 128,
-        answer_list: list[str] | None = None,
-        prompt: str = "",
-        length_penalty: float = 0.0,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Answer questions; LAVIS 1.0.2's OPT has no such method, its main branch has.
-
-        Args:
-            samples: ``image`` (B, 3, H, W); ``text_input``, B questions; optional ``region_map``.
-            num_beams: of the search.
-            inference_method: "generate".
-            max_len: most tokens of an answer.
-            min_len: fewest tokens of an answer.
-            num_ans_candidates: unread, of LAVIS's ranking models.
-            answer_list: unread, of LAVIS's ranking models.
-            prompt: with ``{}`` where the question goes; "" is the question alone.
-            length_penalty: of the beams' scores.
-            kwargs: unread.
-
-        Raises:
-            ValueError: another inference method.
-        """
-        return self._write(
-            self.visual_tokens(samples),
-            self.questions(samples, prompt, inference_method),
-            num_beams=num_beams,
-            max_new_tokens=max_len,
-            min_new_tokens=min_len,
-            length_penalty=length_penalty,
-        )
-
-    def _write(self, visual: VisualTokens, prompts: list[str], **decoding: Any) -> list[str]:
+    def write(self, visual: VisualTokens, prompts: list[str], min_tokens: int, **decoding: Any) -> list[str]:
+        """See :meth:`ProjectedBlip2.write`; OPT samples without beams."""
+        if decoding.get("do_sample"):
+            decoding["num_beams"] = 1
         tokens = self.opt_tokenizer(prompts, return_tensors="pt", padding="longest").to(visual.tokens.device)
-        text = embed(self.opt_model, tokens.input_ids)
-        joined: Joined = join(visual, text, tokens.attention_mask, padding="left")
-        sampling = {"do_sample": False, **decoding}
+        joined = join(visual, embed(self.opt_model, tokens.input_ids), tokens.attention_mask, padding="left")
         with self.maybe_autocast():
             written = self.opt_model.generate(
                 inputs_embeds=joined.embeddings,
                 attention_mask=joined.mask,
                 eos_token_id=self.eos_token_id,
                 pad_token_id=self.opt_tokenizer.pad_token_id,
-                **sampling,
+                min_new_tokens=min_tokens,
+                **{"do_sample": False, **decoding},
             )
         return [text.strip() for text in self.opt_tokenizer.batch_decode(written, skip_special_tokens=True)]

@@ -1,27 +1,125 @@
-"""The parts that a BLIP-2 is put together from: vision encoder, its norm, language model, projector."""
+"""The ``model:`` section of ``blip2_opt_svp`` and ``blip2_t5_svp``, and the parts that it describes."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from lavis.models.blip2_models.blip2 import Blip2Base
 from torch import nn
 from transformers import PreTrainedModel
 
-from lavis_svp.encoders.vision import VisionEncoder, build_vision_encoder
-from lavis_svp.hosts.blip2.options import LAVIS_ENCODERS, Blip2Options
-from lavis_svp.hosts.recipe import SwapConfig
+from lavis_svp.common.options import build_options, plain
+from lavis_svp.hosts.config import SwapConfig
 from lavis_svp.projectors import Projector
-from lavis_svp.projectors.base import ENCODER_OUTPUTS
-from lavis_svp.projectors.structures import Grid
+from lavis_svp.vision.backbone import VisionEncoder, build_vision_encoder
+from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid
 
-M = TypeVar("M", bound=PreTrainedModel)
-FROM_LAVIS_ENCODERS = frozenset({"summary"})
-"""What LAVIS's encoders give besides patches: their CLS."""
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAVIS_ENCODERS = ("eva_clip_g", "clip_L")
+"""Vision encoders that LAVIS builds; any other ``vit_model`` is one of lavis-svp's."""
+LAVIS_ENCODER_OUTPUTS = frozenset({"summary"})
+"""What LAVIS's encoders give in addition to patches: their CLS token."""
+LAVIS_KEYS = ("arch", "model_type", "load_finetuned", "finetuned", "load_pretrained", "pretrained")
+"""Keys of the section that ``from_config`` reads separately from the options."""
+
+
+@dataclass(frozen=True)
+class Blip2Options:
+    """Options of both language models; names and defaults are LAVIS's where LAVIS has them.
+
+    Args:
+        vit_model: "eva_clip_g" or "clip_L", which LAVIS builds; otherwise a name of lavis-svp's zoo, a local Hugging
+            Face folder or a hub id, see :func:`lavis_svp.vision.backbone.build_vision_encoder`.
+        image_size: side of the processed images in pixels.
+        drop_path_rate: for LAVIS's EVA.
+        use_grad_checkpoint: for LAVIS's encoders.
+        vit_precision: precision of LAVIS's encoders; a CPU needs fp32.
+        freeze_vit: freeze the vision encoder. Only LAVIS's encoders can train.
+        lm_precision: precision of the frozen language model.
+        prompt: text before the generated text, unless ``samples["prompt"]`` is given.
+        max_txt_len: longest text in training, in tokens.
+        projector: ``name`` of a registered projector and its options.
+        superpixels: ``name`` of a superpixel generator and its options, as for
+            :func:`lavis_svp.hosts.swap_projector`.
+        levels: layers of the vision encoder for projectors that fuse several; not with LAVIS's encoders.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+
+    vit_model: str = "eva_clip_g"
+    image_size: int = 224
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: bool = False
+    vit_precision: Precision = "fp16"
+    freeze_vit: bool = True
+    lm_precision: Precision = "fp16"
+    prompt: str = ""
+    max_txt_len: int = 32
+    projector: Mapping[str, Any] = field(default_factory=lambda: {"name": "svp"})
+    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
+    levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("vit_precision", "lm_precision"):
+            if getattr(self, key) not in get_args(Precision):
+                raise ValueError(f"model.{key} must be one of {', '.join(DTYPES)}, got {getattr(self, key)!r}.")
+        for key in ("projector", "superpixels"):
+            if "name" not in getattr(self, key):
+                raise ValueError(f"model.{key} needs a name, got {dict(getattr(self, key))}.")
+        if self.max_txt_len < 1:
+            raise ValueError(f"model.max_txt_len must be at least 1, got {self.max_txt_len}.")
+        if self.vit_model not in LAVIS_ENCODERS and not self.freeze_vit:
+            raise ValueError(
+                f"model.freeze_vit: False works with {' and '.join(LAVIS_ENCODERS)}; "
+                f"'{self.vit_model}' is always frozen."
+            )
+        if self.vit_model in LAVIS_ENCODERS and self.levels:
+            raise ValueError(f"model.levels: LAVIS's encoder '{self.vit_model}' gives its last layer only.")
+
+
+@dataclass(frozen=True)
+class Blip2OPTOptions(Blip2Options):
+    """Options of ``blip2_opt_svp``; ``opt_model`` is a hub id or a local folder."""
+
+    opt_model: str = "facebook/opt-2.7b"
+
+
+@dataclass(frozen=True)
+class Blip2T5Options(Blip2Options):
+    """Options of ``blip2_t5_svp``; ``t5_model`` is a hub id or a local folder, LAVIS lemmatizes answers on demand."""
+
+    t5_model: str = "google/flan-t5-xl"
+    lm_precision: Precision = "bf16"
+    apply_lemmatizer: bool = False
+
+
+T = TypeVar("T", bound=Blip2Options)
+
+
+def read_blip2_options(cls: type[T], cfg: Any) -> T:
+    """Read a ``model:`` section without LAVIS's own keys.
+
+    Args:
+        cls: the options class of the language model.
+        cfg: the section.
+
+    Raises:
+        ValueError: a key is unknown or a value is invalid.
+    """
+    section = {key: value for key, value in plain(cfg).items() if key not in LAVIS_KEYS}
+    if "levels" in section:
+        section["levels"] = tuple(section["levels"])
+    return build_options(cls, section, "model")
+
+
+# ---------------------------------------------------------------- the parts
 
 
 class Vision(NamedTuple):
@@ -32,7 +130,7 @@ class Vision(NamedTuple):
 
 
 def build_vision(options: Blip2Options) -> Vision:
-    """Build the vision encoder: LAVIS's with a trainable norm, or one of lavis-svp's, whose features end in a norm.
+    """Build the vision encoder: LAVIS's with a trainable norm, or one of lavis-svp's, whose features are normalised.
 
     Raises:
         UnknownNameError, ValueError: see :func:`build_vision_encoder`.
@@ -52,12 +150,12 @@ def build_vision(options: Blip2Options) -> Vision:
 
 
 def vision_dim(encoder: Any) -> int:
-    """Width of an encoder's patches."""
+    """Read the width of an encoder's patches."""
     return encoder.dim if isinstance(encoder, VisionEncoder) else int(encoder.num_features)
 
 
 def vision_grid(encoder: Any) -> Grid:
-    """The (h, w) patch grid of an encoder: lavis-svp's, LAVIS's EVA or LAVIS's CLIP, whose images are square."""
+    """Read the (h, w) patch grid of an encoder: lavis-svp's, LAVIS's EVA or LAVIS's CLIP, whose images are square."""
     if isinstance(encoder, VisionEncoder):
         return encoder.grid
     if hasattr(encoder, "patch_embed"):
@@ -67,67 +165,68 @@ def vision_grid(encoder: Any) -> Grid:
     return side, side
 
 
-def blip2_recipe(
+def blip2_swap_config(
     vision: Vision,
     language: Any,
-    name: str,
-    options: Mapping[str, Any],
+    projector: Mapping[str, Any],
     superpixels: Mapping[str, Any],
     levels: Sequence[int] = (),
 ) -> SwapConfig:
-    """The recipe of a projector between an encoder and a language model, whose sizes it takes.
+    """Describe a projector between a vision encoder and a language model.
 
     Args:
-        vision: the encoder.
-        language: OPT or T5.
-        name: a registered projector.
-        options: its own choices.
+        vision: the encoder, for width and grid.
+        language: OPT or T5, for its width.
+        projector: ``name`` of a registered projector and its options.
         superpixels: ``name`` of a superpixel generator and its options.
         levels: layers of the encoder, for projectors that fuse several.
     """
     return SwapConfig(
-        name=name,
+        name=projector["name"],
         vision_dim=vision_dim(vision.visual_encoder),
         llm_dim=language.get_input_embeddings().embedding_dim,
         grid=vision_grid(vision.visual_encoder),
-        options=options,
+        options={key: value for key, value in projector.items() if key != "name"},
         superpixels=superpixels,
         levels=tuple(levels),
     )
 
 
-def build_checked(recipe: SwapConfig, encoder: nn.Module) -> Projector:
-    """Build a recipe's projector for an encoder.
+def build_checked_projector(swap: SwapConfig, encoder: nn.Module) -> Projector:
+    """Build a projector for an encoder.
 
     Raises:
         UnknownNameError, ValueError: see :meth:`SwapConfig.build`.
-        ValueError: it needs more of the encoder than LAVIS's give.
+        ValueError: the projector needs more of the encoder than LAVIS's encoders give.
     """
-    projector = recipe.build()
-    lacking = sorted(projector.requires & ENCODER_OUTPUTS - FROM_LAVIS_ENCODERS)
+    projector = swap.build()
+    lacking = sorted(projector.requires & ENCODER_OUTPUTS - LAVIS_ENCODER_OUTPUTS)
     if lacking and not isinstance(encoder, VisionEncoder):
         raise ValueError(
-            f"Projector '{recipe.name}' needs {' and '.join(lacking)}, which LAVIS's vision encoders do not give. "
-            "Set model.vit_model to an encoder of lavis-svp, say dinov2_small_imgfocus."
+            f"Projector '{swap.name}' needs {' and '.join(lacking)}, which LAVIS's vision encoders do not give. "
+            "Set model.vit_model to an encoder of lavis-svp, for example dinov2_small_imgfocus."
         )
     return projector
 
 
-def as_transformers_own(language: nn.Module, cls: type[M]) -> M:
-    """The same language model, sharing its weights, as transformers' own class.
+M = TypeVar("M", bound=PreTrainedModel)
 
-    LAVIS 1.0.2 brings copies of OPT and T5 from 2023. They have the same parameters under the same names, but with
-    today's transformers they ignore the cache, and OPT's beam search fails.
+
+def to_transformers_class(language: nn.Module, cls: type[M]) -> M:
+    """Convert a language model to transformers' own class; the two share their weights.
+
+    LAVIS 1.0.2 has copies of OPT and T5 from 2023 with the same parameters under the same names. With today's
+    transformers they ignore the cache, and OPT's beam search fails.
 
     Args:
-        language: an instance of ``cls``, which is returned as it is, or of LAVIS's copy of it.
+        language: an instance of ``cls``, which is returned unchanged, or of LAVIS's copy of it.
         cls: transformers' class.
     """
     if isinstance(language, cls):
         return language
     config: Any = copy.deepcopy(language.config)
     with torch.device("meta"):
-        own = cls(config)
-    own.load_state_dict(language.state_dict(), assign=True)
-    own.tie_weights()
-    return own.train(language.training)
+        converted = cls(config)
+    converted.load_state_dict(language.state_dict(), assign=True)
+    converted.tie_weights()
+    return converted.train(language.training)

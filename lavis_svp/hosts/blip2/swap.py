@@ -1,4 +1,4 @@
-"""Swap the projector of a BLIP-2 that LAVIS has built already."""
+"""Swap the projector of a BLIP-2 that LAVIS has built."""
 
 from __future__ import annotations
 
@@ -12,44 +12,49 @@ from transformers import OPTForCausalLM, T5ForConditionalGeneration
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.hosts.blip2.base import ProjectedBlip2
 from lavis_svp.hosts.blip2.opt import Blip2OPTSvp
-from lavis_svp.hosts.blip2.options import Blip2OPTOptions, Blip2T5Options
-from lavis_svp.hosts.blip2.parts import Vision, as_transformers_own, blip2_recipe
+from lavis_svp.hosts.blip2.parts import (
+    Blip2OPTOptions,
+    Blip2T5Options,
+    Vision,
+    blip2_swap_config,
+    to_transformers_class,
+)
 from lavis_svp.hosts.blip2.t5 import Blip2T5Svp
-from lavis_svp.hosts.registry import HOSTS, SwapChoices
-from lavis_svp.hosts.weights import report_new
+from lavis_svp.hosts.swap import HOSTS, SwapOptions, log_untrained
 
 
 @HOSTS.register("Blip2OPT")
 @HOSTS.register("Blip2T5")
-def swap_into_blip2(model: Blip2OPT | Blip2T5, processor: Any, choices: SwapChoices) -> tuple[ProjectedBlip2, Any]:
+def swap_into_blip2(model: Blip2OPT | Blip2T5, processor: Any, options: SwapOptions) -> tuple[ProjectedBlip2, Any]:
     """Swap the projector of LAVIS's BLIP-2; see :func:`lavis_svp.hosts.swap_projector`.
 
     Args:
-        model: as LAVIS built it.
-        processor: returned as it is: LAVIS's processors serve, the model makes the superpixels.
-        choices: of the user.
+        model: a model that LAVIS built.
+        processor: returned unchanged: LAVIS's processors still fit, because the model computes the superpixels.
+        options: the user's options.
 
     Raises:
         ValueError: ``levels``, which LAVIS's encoders do not give.
     """
-    if choices.levels:
+    if options.levels:
         raise ValueError("LAVIS's vision encoders give their last layer only: leave levels out.")
     vision = Vision(model.visual_encoder, model.ln_vision)
     is_opt = isinstance(model, Blip2OPT)
     language = model.opt_model if is_opt else model.t5_model
-    recipe = blip2_recipe(vision, language, choices.projector, choices.options, choices.superpixels)
+    projector = {**options.projector_options, "name": options.projector}
+    swap = blip2_swap_config(vision, language, projector, options.superpixels)
     text: dict[str, Any] = {"prompt": model.prompt, "max_txt_len": model.max_txt_len}
     swapped: ProjectedBlip2
     if is_opt:
-        own = as_transformers_own(language, OPTForCausalLM)
-        swapped = Blip2OPTSvp(vision, own, model.opt_tokenizer, recipe, Blip2OPTOptions(**text))
+        converted = to_transformers_class(language, OPTForCausalLM)
+        swapped = Blip2OPTSvp(vision, converted, model.opt_tokenizer, swap, Blip2OPTOptions(**text))
     else:
-        own = as_transformers_own(language, T5ForConditionalGeneration)
-        options = Blip2T5Options(**text, apply_lemmatizer=model._apply_lemmatizer)
-        swapped = Blip2T5Svp(vision, own, model.t5_tokenizer, recipe, options)
+        converted = to_transformers_class(language, T5ForConditionalGeneration)
+        t5_options = Blip2T5Options(**text, apply_lemmatizer=model._apply_lemmatizer)
+        swapped = Blip2T5Svp(vision, converted, model.t5_tokenizer, swap, t5_options)
     swapped.projector.to(model.device)
     swapped.train(model.training)
-    report_new(type(model).__name__, swapped.projector, [name for name, _ in swapped.projector.named_parameters()])
+    log_untrained(type(model).__name__, swapped.projector, [name for name, _ in swapped.projector.named_parameters()])
     return swapped, processor
 
 
@@ -58,19 +63,19 @@ def swap_blip2(
 ) -> ProjectedBlip2:
     """Give a BLIP-2 that LAVIS has built another projector in place of its Q-Former and projection.
 
-    Vision encoder, its norm and language model are shared with the original. The norm trains in both.
+    The new model shares the vision encoder, its norm and the language model with the original. The norm trains in both.
 
     Args:
         model: LAVIS's ``blip2_opt`` or ``blip2_t5``.
         projector: a registered projector.
         superpixels: a superpixel generator's name, or ``{"name": ..., option: ...}``.
-        options: the projector's own choices.
+        options: the projector's own options.
 
     Raises:
-        UnknownNameError: another model, or no such projector.
-        ValueError: an option the projector does not have.
+        UnknownNameError: the model is no BLIP-2 of LAVIS, or the projector is unknown.
+        ValueError: the projector has no such option.
     """
     if not isinstance(model, Blip2OPT | Blip2T5) or isinstance(model, ProjectedBlip2):
         raise unknown_name("BLIP-2 of LAVIS", type(model).__name__, ("Blip2OPT", "Blip2T5"))
     section = {"name": superpixels} if isinstance(superpixels, str) else dict(superpixels)
-    return swap_into_blip2(model, None, SwapChoices(projector, options, section))[0]
+    return swap_into_blip2(model, None, SwapOptions(projector, options, section))[0]

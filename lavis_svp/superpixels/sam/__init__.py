@@ -1,1 +1,1 @@
-"""SAM's automatic masks as superpixels: options and presets, decoder, prompts, tests, choice, painting, granularity."""
+"""SAM's automatic masks as superpixels: prompts -> decoder -> mask filter -> label map; generator.py runs them."""

@@ -1,7 +1,8 @@
-"""SAM's automatic masks as superpixels, from an image embedding that is there already: one encoder pass, no crops.
+"""SAM's automatic masks as superpixels, on an image embedding that is already there: one encoder pass, no crops.
 
-A grid of point prompts goes through SAM's decoder, which gives three masks a point (subpart, part, whole). They are
-tested, thinned out, painted into one label map and, if wished, merged.
+A grid of point prompts goes through SAM's decoder, which gives three masks a point (subpart, part, whole). The masks
+are tested and filtered (:mod:`.mask_filter`), then laid into one region map and merged down to a budget
+(:mod:`.label_map`).
 """
 
 from __future__ import annotations
@@ -19,38 +20,46 @@ from torch import Tensor, nn
 
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap
-from lavis_svp.superpixels.sam.candidates import Candidates, ChosenMasks
-from lavis_svp.superpixels.sam.decoders import FactoredDecoder, PlainDecoder, PointDecoder
-from lavis_svp.superpixels.sam.options import LEVELS, SamOptions
-from lavis_svp.superpixels.sam.paint import paint
-from lavis_svp.superpixels.sam.presets import preset_options
-from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, unexplained
+from lavis_svp.superpixels.sam.decoder import PlainDecoder, PointDecoder
+from lavis_svp.superpixels.sam.factored_decoder import FactoredDecoder
+from lavis_svp.superpixels.sam.label_map import rasterize
+from lavis_svp.superpixels.sam.mask_filter import (
+    Candidates,
+    ChosenMasks,
+    MaskCandidates,
+    MaskScores,
+    choose_masks,
+    collect,
+    list_candidates,
+    score_masks,
+)
+from lavis_svp.superpixels.sam.options import LEVELS, SamSuperpixelOptions, preset_options
+from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, uncovered_points
 from lavis_svp.superpixels.sam.resize import ToImage, to_image
-from lavis_svp.superpixels.sam.screen import MaskCandidates, MaskScores, collect, judge, undecided
-from lavis_svp.superpixels.sam.select import select
 
 LOW_RES_STRIDE = 4
 """Pixels of SAM's input frame per pixel of the decoder's logits."""
 
 FULL_GRID = 64 * 64
-"""Image tokens at side 1024, which ``chunk`` is meant for."""
+"""Image tokens at side 1024, to which ``chunk`` refers."""
 
-_DECODERS: dict[str, type[FactoredDecoder] | type[PlainDecoder]] = {"factored": FactoredDecoder, "plain": PlainDecoder}
-_RESULT_FREE = ("decoder", "chunk")
-"""Options that change the result by float noise only, so that caches need not tell them apart."""
+FULL_SIZE_GROUP = 8
+"""Masks that are enlarged together on a GPU; on a CPU one at a time stays in its caches."""
+
+_DECODERS: dict[str, type[PointDecoder]] = {"factored": FactoredDecoder, "plain": PlainDecoder}
 
 
 @dataclass
 class _Image:
-    """One image on its way through the passes.
+    """One image on its way through the two passes.
 
     Args:
-        embedding: what came in.
+        embedding: the input.
         decoder: runs the prompts.
         shared: what the decoder computed of the image alone.
         tokens: (n^2, 2, C) prompt tokens of the whole grid.
         size: (h, w) of the logits that are needed.
-        to_image: how they become the image's; None = they are judged as they are.
+        to_image: resizes them to the image; None = masks are tested at the decoder's resolution.
     """
 
     embedding: SamEmbedding
@@ -66,7 +75,7 @@ class SamSuperpixels(SuperpixelGenerator):
 
     With ``decisions: full`` the label map has the image's own size. With ``low`` it has ceil(h_in / 4) x ceil(w_in
     / 4) pixels, the valid part of the decoder's logits; where h_in or w_in is no multiple of 4, its last row or column
-    reaches less than a pixel of it into the padding.
+    reaches less than a pixel into the padding.
 
     An image's result does not depend on the others in a call: no decoder call mixes images.
 
@@ -75,8 +84,8 @@ class SamSuperpixels(SuperpixelGenerator):
         mask_decoder: segment_anything's MaskDecoder with its *original* weights: fine-tuning for single masks loses
             the three levels, so pass another copy than the one that is trained.
         encoder_name: which image encoder makes the embeddings; part of the settings, as several share one decoder.
-        preset: one of :data:`~.presets.PRESETS`.
-        options: fields of :class:`~.options.SamOptions`, over the preset's.
+        preset: one of :data:`.options.PRESETS`.
+        options: fields of :class:`.options.SamSuperpixelOptions`, which replace the preset's.
 
     Raises:
         UnknownNameError: no such preset.
@@ -102,19 +111,16 @@ class SamSuperpixels(SuperpixelGenerator):
         self.prompt_encoder: Any = prompt_encoder
         self.mask_decoder: Any = mask_decoder
         self.encoder_name = encoder_name
+        self._digest: tuple[Any, str] | None = None
+        self._float_copies: tuple[Any, nn.Module, nn.Module] | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Every option that changes the result, the encoder's name and a digest of the weights."""
-        options = {key: value for key, value in dataclasses.asdict(self.options).items() if key not in _RESULT_FREE}
-        digest = hashlib.sha256()
-        for module in (self.prompt_encoder, self.mask_decoder):
-            for name, value in sorted(module.state_dict().items()):
-                digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+        """Every option that changes the result, the encoder's name, and a digest of the weights."""
         identity = {"generator": self.name, "version": self.version, "encoder": self.encoder_name}
-        return {**identity, "weights": digest.hexdigest(), **options}
+        return {**identity, "weights": self._weights_digest(), **self.options.settings()}
 
     def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
-        """The superpixels of one image; see :class:`~.options.SamOptions` for each step.
+        """Make the superpixels of one image; :class:`.options.SamSuperpixelOptions` describes each step.
 
         Raises:
             ValueError: the embedding was made for another input side than the prompt encoder, or is not finite.
@@ -122,50 +128,61 @@ class SamSuperpixels(SuperpixelGenerator):
         return self.segment_embeddings([embedding])[0]
 
     def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """The superpixels of several images: all first passes are under way before the first result is awaited.
+        """Make the superpixels of several images: all first passes are queued before the first result is awaited.
 
         Raises:
             ValueError: as :meth:`segment_embedding`.
         """
-        return [paint(chosen, self.options) for chosen in self.choose(embeddings)]
+        return [rasterize(chosen, self.options) for chosen in self.choose(embeddings)]
 
     def at_granularities(self, embedding: SamEmbedding, granularities: Sequence[float]) -> list[RegionMap]:
-        """One image's superpixels at several settings of the dial; SAM runs once.
+        """Make one image's superpixels at several settings of the dial; SAM runs once.
 
         Args:
             embedding: of the image.
-            granularities: each from 0 to 1, see :class:`~.options.SamOptions`.
+            granularities: each from 0 to 1, see :class:`.options.SamSuperpixelOptions`.
 
         Raises:
             ValueError: as :meth:`segment_embedding`, or a value out of range.
         """
         chosen = self._choose([embedding], dataclasses.replace(self.options, granularity=1.0))[0]
-        return [paint(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
+        return [rasterize(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
 
     def choose(self, embeddings: Sequence[SamEmbedding]) -> list[ChosenMasks]:
-        """The masks of several images before they are painted: they may overlap, and leave pixels uncovered.
+        """Find the masks of several images that go into their region maps; masks of an image may overlap.
 
         Raises:
             ValueError: as :meth:`segment_embedding`.
         """
         return self._choose(embeddings, self.options)
 
+    def point_decoder(self) -> PointDecoder:
+        """The decoder on float32 weights: on copies, made once, where training has given the originals another type."""
+        encoder, decoder = self.prompt_encoder, self.mask_decoder
+        if any(next(module.parameters()).dtype != torch.float32 for module in (encoder, decoder)):
+            state = self._weights_state()
+            if self._float_copies is None or self._float_copies[0] != state:
+                with torch.inference_mode(False):  # the copies outlive this call
+                    self._float_copies = state, copy.deepcopy(encoder).float(), copy.deepcopy(decoder).float()
+            _, encoder, decoder = self._float_copies
+        return _DECODERS[self.options.decoder](encoder, decoder, getattr(torch, self.options.dtype))
+
     @torch.inference_mode()
-    def _choose(self, embeddings: Sequence[SamEmbedding], options: SamOptions) -> list[ChosenMasks]:
+    def _choose(self, embeddings: Sequence[SamEmbedding], options: SamSuperpixelOptions) -> list[ChosenMasks]:
         for embedding in embeddings:
             self._check(embedding)
         device = self.mask_decoder.mask_tokens.weight.device
         first = first_pass(self.options.points_per_side, self.options.first_stride)
         chosen = []
-        with torch.autocast(device.type, enabled=False):  # which products may be bfloat16 is the decoder's to say
+        with torch.autocast(device.type, enabled=False):  # `dtype` decides which products may be bfloat16
             decoder = self.point_decoder()
             images = [self._prepare(embedding, decoder) for embedding in embeddings]
-            judged = [self._run(image, first) for image in images]
-            for image, parts in zip(images, judged, strict=True):
+            scores = [self._run(image, first) for image in images]
+            for image, parts in zip(images, scores, strict=True):
                 candidates = self._second_pass(image, collect(parts), first)
                 height, width = image.embedding.original_size
                 scale = height * width / candidates.pixels  # pixels of the image per pixel of the masks
-                chosen.append(select(candidates, options, scale))
+                chosen.append(choose_masks(candidates, options, scale))
         return chosen
 
     def _check(self, embedding: SamEmbedding) -> None:
@@ -183,17 +200,8 @@ class SamSuperpixels(SuperpixelGenerator):
             bad = int((~embedding.embedding.isfinite()).sum())
             raise ValueError(
                 f"SAM's embedding holds {bad} NaN or infinite values: the image's pixels do, or the image encoder "
-                "ran out of its number type (run it in float32 or bfloat16)."
+                "exceeded the range of its number type (run it in float32 or bfloat16)."
             )
-
-    def point_decoder(self) -> PointDecoder:
-        """The decoder on float32 weights: copies, where training has made the originals something else."""
-        modules = [
-            module if next(module.parameters()).dtype == torch.float32 else copy.deepcopy(module).float()
-            for module in (self.prompt_encoder, self.mask_decoder)
-        ]
-        prompt_encoder, mask_decoder = modules
-        return _DECODERS[self.options.decoder](prompt_encoder, mask_decoder, getattr(torch, self.options.dtype))
 
     def _prepare(self, embedding: SamEmbedding, decoder: PointDecoder) -> _Image:
         weight = decoder.mask_decoder.mask_tokens.weight
@@ -209,36 +217,54 @@ class SamSuperpixels(SuperpixelGenerator):
         tokens = point_tokens(decoder.prompt_encoder, points)
         return _Image(embedding, decoder, shared, tokens, (rows, columns), resize)
 
-    def _run(self, image: _Image, numbers: np.ndarray) -> list[MaskScores]:
-        """Prompt the grid points of these numbers, at least one; a part a decoder call."""
+    def _run(self, image: _Image, points: np.ndarray) -> list[MaskScores]:
+        """Prompt these points of the grid, at least one; one part a decoder call (or more with ``decisions: full``)."""
         parts: list[MaskScores] = []
         grid = image.embedding.embedding.shape[1] * image.embedding.embedding.shape[2]
         size = max(1, self.options.chunk * FULL_GRID // grid)
-        for chunk in torch.from_numpy(numbers).to(image.tokens.device).split(size):
+        for chunk in torch.from_numpy(points).to(image.tokens.device).split(size):
             logits, ious = image.decoder.decode(image.shared, image.tokens[chunk], image.size)
-            masks = undecided(logits, ious, chunk, self.options)
+            masks = list_candidates(logits, ious, chunk, self.options)
             if image.to_image is None:
-                parts.append(judge(masks, self.options))
+                parts.append(score_masks(masks, self.options))
             else:
-                parts.extend(self._judge_at_full_size(masks, image.to_image))
+                parts.extend(self._score_at_full_size(masks, image.to_image))
         return parts
 
-    def _judge_at_full_size(self, masks: MaskCandidates, resize: ToImage) -> list[MaskScores]:
-        """Enlarge the masks that SAM is sure of, one after the other, and keep those that pass."""
+    def _score_at_full_size(self, masks: MaskCandidates, resize: ToImage) -> list[MaskScores]:
+        """Enlarge the masks that pass the IoU test, a few at a time, and keep the parts in which one passes."""
         parts = []
-        for index in masks.sure.nonzero()[:, 0].split(1):
-            one = masks.at(index)
-            judged = judge(one._replace(logits=resize(one.logits)), self.options)
-            if judged.good.item():
-                parts.append(judged)
-        if not parts:  # one that failed tells the sizes
+        group = 1 if masks.logits.device.type == "cpu" else FULL_SIZE_GROUP
+        for index in masks.passes_iou.nonzero()[:, 0].split(group):
+            few = masks.at(index)
+            scores = score_masks(few._replace(logits=resize(few.logits)), self.options)
+            if scores.passes.any():
+                parts.append(scores)
+        if not parts:  # one that fails tells :func:`collect` the sizes
             one = masks.at(torch.zeros(1, dtype=torch.long))
-            parts.append(judge(one._replace(logits=resize(one.logits), sure=one.sure & False), self.options))
+            failed = one._replace(logits=resize(one.logits), passes_iou=one.passes_iou & False)
+            parts.append(score_masks(failed, self.options))
         return parts
 
     def _second_pass(self, image: _Image, candidates: Candidates, done: np.ndarray) -> Candidates:
-        covered = candidates.covered(self.options.max_explaining_area)
-        numbers = unexplained(covered, self.options.points_per_side, done)
-        if len(numbers) == 0:
+        points = uncovered_points(candidates.covered(), self.options.points_per_side, done)
+        if len(points) == 0:
             return candidates
-        return Candidates.concatenate([candidates, collect(self._run(image, numbers))])
+        return Candidates.concatenate([candidates, collect(self._run(image, points))])
+
+    def _weights_digest(self) -> str:
+        """sha256 of the weights, computed again only after they have changed."""
+        state = self._weights_state()
+        if self._digest is None or self._digest[0] != state:
+            digest = hashlib.sha256()
+            for module in (self.prompt_encoder, self.mask_decoder):
+                for name, value in sorted(module.state_dict().items()):
+                    digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+            self._digest = state, digest.hexdigest()
+        return self._digest[1]
+
+    def _weights_state(self) -> list[tuple[Any, ...]]:
+        """What changes whenever a weight is replaced, or written to: place, type and version of each tensor."""
+        tensors = [*self.prompt_encoder.state_dict().values(), *self.mask_decoder.state_dict().values()]
+        versions = (None if value.is_inference() else value._version for value in tensors)
+        return [(value.data_ptr(), value.dtype, value.device, v) for value, v in zip(tensors, versions, strict=True)]

@@ -1,72 +1,90 @@
-"""Settings of the SAM superpixels: what is looked for, how fast, and how masks become one label map."""
+"""Settings of the SAM superpixels: how masks are found, how exactly, and how they become one region map; presets."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args
+
+from lavis_svp.common.options import build_options, upgrade_keys
+from lavis_svp.common.registry import unknown_name
 
 LEVELS = 3
-"""SAM's outputs per point prompt, in their order: 0 subpart, 1 part, 2 whole."""
+"""SAM's masks per point prompt, in the decoder's order: 0 subpart, 1 part, 2 whole."""
 
-DECODERS = ("factored", "plain")
-DECISIONS = ("low", "full")
-DTYPES = ("float32", "bfloat16")
-PAINT_ORDERS = ("fine_over_coarse", "coarse_over_fine")
-UNCOVERED_POLICIES = ("components", "ignore", "nearest", "rest")
+DecoderName = Literal["factored", "plain"]
+Decisions = Literal["low", "full"]
+DecoderDtype = Literal["float32", "bfloat16"]
+OverlapOrder = Literal["fine_over_coarse", "coarse_over_fine"]
+Unlabelled = Literal["components", "ignore", "nearest", "rest"]
+
+_CHOICES = {
+    "decoder": DecoderName,
+    "decisions": Decisions,
+    "dtype": DecoderDtype,
+    "overlap_order": OverlapOrder,
+    "unlabelled": Unlabelled,
+}
+_SHARES = ("box_nms", "containment", "max_container_area", "min_area", "component_area", "granularity")
+_COUNTS = ("points_per_side", "first_stride", "chunk", "max_superpixels")
+_PER_LEVEL = ("level_bonus", "level_priority")
 
 
 @dataclass(frozen=True)
-class SamOptions:
-    """How SAM's masks are found, chosen and painted into one label map.
+class SamSuperpixelOptions:
+    """How SAM's masks are found, chosen and merged into one region map.
 
-    "Share" means share of the image's pixels (padding does not count). The defaults are meant for an input side of
-    1024: at smaller sides edges are wider in proportion, so fewer masks pass ``stability``; lower it there.
-    Named sets of options: :mod:`.presets`.
+    A "share" is a share of the image's pixels; padding does not count. The defaults are the paper's filter, tuned for
+    SAM's published input side of 1024. At smaller sides edges are wider in proportion, so fewer masks pass
+    ``stability``: lower it there.
 
-    What is looked for:
+    Which masks are kept:
 
     Args:
-        points_per_side: the prompts are the cell centres of a grid of this many points a side over the image; 64 is a
-            finer pass for small things.
-        pred_iou: a mask stays if its predicted IoU plus its level's ``level_bonus`` is above this.
-        level_bonus: (subpart, part, whole) added to the predicted IoU for that test.
-        stability: a mask stays if |logit > offset| / |logit > -offset| is at least this (0 where nothing is > -offset).
+        points_per_side: SAM is prompted at the cell centres of a grid with this many points a side; 64 finds smaller
+            things than 32.
+        pred_iou: a mask passes if its predicted IoU plus its level's ``level_bonus`` is above this.
+        level_bonus: (subpart, part, whole), added to the predicted IoU in that test.
+        stability: a mask passes if |logit > offset| / |logit > -offset| is at least this.
         stability_offset: that offset, in logits.
-        box_nms: of two masks whose boxes have an IoU above this the one with the lower score goes.
-        level_priority: (subpart, part, whole) added to the predicted IoU for that score; 1 puts a level first.
-        clean_area: islands and holes with fewer pixels *of the image* are removed from the masks that box NMS left,
-            and boxes compared once more, as segment_anything's min_mask_region_area; 0 = off.
-        containment: a finer mask goes if at least this share of *itself* lies in one kept mask of a coarser level
-            ("rock, sand, water"); None = off.
-        max_container_area: kept masks with a larger share than this do not swallow finer ones; None = all do, as in
-            FMA-WSSS, where one huge mask can swallow everything.
+        box_nms: of two masks whose boxes have an IoU above this, the one with the lower score is dropped.
+        level_priority: (subpart, part, whole), added to the predicted IoU to give that score; 1 puts a level first.
+        clean_area: islands and holes with fewer pixels *of the image* are removed from the masks that box NMS keeps,
+            and the boxes are compared once more, as segment_anything does for min_mask_region_area; 0 = off.
+        containment: a finer mask is dropped if at least this share of *itself* lies in one kept mask of a coarser
+            level (the "rock, sand, water" filter of FMA-WSSS); None = off.
+        max_container_area: kept masks with a larger share than this do not make finer ones drop out; None = all do, as
+            in FMA-WSSS, where one huge mask can swallow everything.
 
-    How it is computed (``decoder`` and ``chunk`` change the result by float noise only, the others approximate):
+    How they are computed. ``decoder`` and ``chunk`` change the result by float noise only; the others approximate:
 
-        decoder: "factored", exact at a sixth of the time (:mod:`.decoders`), or "plain", segment_anything's own.
-        decisions: where masks are judged, compared and painted: "full", at the image's size, as segment_anything
-            does; "low", at the decoder's own resolution, a quarter of SAM's side, 98 % of verdicts alike.
-        first_stride: prompt every n-th point of every n-th row of the grid first, and of the others only those that no
-            mask found so far explains. 1 = the whole grid at once.
-        max_explaining_area: only masks up to this share explain what they cover; below 1, more of the second points
-            are prompted, and small things on large ones are found.
-        dtype: of the decoder's large products; in "bfloat16" positions, norms, IoU head and all decisions stay float32.
-            Faster on hardware that has bfloat16, far slower on a CPU that has not.
-        chunk: prompts per decoder call at side 1024, at smaller sides more in proportion; memory grows with it. 8 to 16
-            suit a CPU's caches, 64 and more a GPU.
+        decoder: "factored", which is exact at a sixth of the time (:mod:`.factored_decoder`), or "plain",
+            segment_anything's own.
+        decisions: the resolution at which masks are tested, compared and laid into the map: "full" is the image's
+            size, as in segment_anything; "low" is the decoder's own, a quarter of SAM's side (98 % of the verdicts
+            are the same).
+        first_stride: the first pass prompts every n-th point of every n-th row of the grid; a second pass prompts
+            those of the other points that no mask covers yet. 1 = the whole grid at once.
+        dtype: number type of the decoder's large products. In "bfloat16" positions, norms, the IoU head and all
+            decisions stay float32. It is faster on hardware that has bfloat16, and far slower on a CPU without it.
+        chunk: prompts per decoder call at side 1024; smaller sides get proportionally more. Memory grows with it. 8 to
+            16 suit a CPU's caches, 64 and more suit a GPU.
 
-    How masks become a label map, in this order:
+    How they become a region map, in this order:
 
-        paint: "fine_over_coarse": fine levels, then small masks, lie on top (TUSS); "coarse_over_fine": whole over
-            part over subpart, then the higher predicted IoU (FMA-WSSS).
-        min_area: smaller masks, and regions smaller than this after painting, are dropped (share).
-        uncovered: pixels in no mask: "components": each connected piece of at least ``component_area`` becomes a
-            region, the rest has none; "ignore": none; "nearest": that of the nearest region; "rest": one region of all.
-        component_area: see ``uncovered`` (share).
-        granularity: a dial from 0, about ten regions, to 1, every region that the candidates allow; the containment
-            filter then drops nothing, but says which regions merge first (:mod:`.granularity`). A lower value never
-            gives more regions, its regions are unions of a higher one's. None = the containment filter decides.
-        max_superpixels: token budget: beyond this many, regions are merged in the same order; None = no limit.
+        overlap_order: where masks overlap, "fine_over_coarse" puts fine levels, then small masks on top (TUSS);
+            "coarse_over_fine" puts whole over part over subpart, then the higher predicted IoU (FMA-WSSS).
+        min_area: smaller masks, and regions of which less than this stays visible, are dropped (share).
+        unlabelled: what becomes of pixels in no mask. "components": each connected piece of at least
+            ``component_area`` becomes a region, the rest stays without; "ignore": they stay without; "nearest": they
+            join the nearest region; "rest": together they become one region.
+        component_area: see ``unlabelled`` (share).
+        granularity: a dial from 0, about ten regions, to 1, every region that the masks allow. The containment filter
+            then drops nothing, but its verdict decides which regions merge first (:func:`.label_map.merge_to_count`).
+            A lower value never gives more regions, and its regions are unions of those of a higher one. None = the
+            containment filter drops masks.
+        max_superpixels: the token budget: regions beyond this many are merged in the same order; None = no limit.
     """
 
     points_per_side: int = 32
@@ -80,47 +98,92 @@ class SamOptions:
     containment: float | None = 0.3
     max_container_area: float | None = 0.4
 
-    decoder: str = "factored"
-    decisions: str = "low"
+    decoder: DecoderName = "factored"
+    decisions: Decisions = "low"
     first_stride: int = 2
-    max_explaining_area: float = 1.0
-    dtype: str = "float32"
+    dtype: DecoderDtype = "float32"
     chunk: int = 16
 
-    paint: str = "fine_over_coarse"
+    overlap_order: OverlapOrder = "fine_over_coarse"
     min_area: float = 5e-4
-    uncovered: str = "components"
+    unlabelled: Unlabelled = "components"
     component_area: float = 0.01
     granularity: float | None = None
     max_superpixels: int | None = 96
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"paint": "overlap_order", "uncovered": "unlabelled"}
+    REMOVED_KEYS: ClassVar[dict[str, Any]] = {"explaining_area": 1.0}
+
     def __post_init__(self) -> None:
-        for name in ("points_per_side", "first_stride", "chunk", "max_superpixels"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"SamOptions.{name} must be at least 1, got {value}.")
-        shares = ("box_nms", "containment", "max_container_area", "max_explaining_area", "min_area", "component_area")
-        for name in (*shares, "granularity"):
+                raise ValueError(f"SamSuperpixelOptions.{name} must be at least 1, got {value}.")
+        for name in _SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"SamOptions.{name} must lie in 0..1, got {value}.")
+                raise ValueError(f"SamSuperpixelOptions.{name} must lie in 0..1, got {value}.")
         if self.clean_area < 0:
-            raise ValueError(f"SamOptions.clean_area must not be negative, got {self.clean_area}.")
-        for name in ("level_bonus", "level_priority"):
-            object.__setattr__(self, name, _per_level(name, getattr(self, name)))
-        for name, known in (
-            ("decoder", DECODERS),
-            ("decisions", DECISIONS),
-            ("dtype", DTYPES),
-            ("paint", PAINT_ORDERS),
-            ("uncovered", UNCOVERED_POLICIES),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"SamOptions.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+            raise ValueError(f"SamSuperpixelOptions.clean_area must not be negative, got {self.clean_area}.")
+        for name in _PER_LEVEL:
+            if len(getattr(self, name)) != LEVELS:
+                raise ValueError(
+                    f"SamSuperpixelOptions.{name} needs {LEVELS} numbers (subpart, part, whole), "
+                    f"got {getattr(self, name)!r}."
+                )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"SamSuperpixelOptions.{name} must be one of {', '.join(get_args(choices))}, "
+                    f"got {getattr(self, name)!r}."
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """The options that change the result, under the names that release 0.1 wrote into stores and their digests."""
+        options = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("decoder", "chunk")}
+        for old, new in self.RENAMED_KEYS.items():
+            options[old] = options.pop(new)
+        return {**options, **self.REMOVED_KEYS}
 
 
-def _per_level(name: str, values: Any) -> tuple[float, ...]:
-    """YAML lists become tuples, so that equal options are equal."""
-    if len(values) != LEVELS:
-        raise ValueError(f"SamOptions.{name} needs {LEVELS} numbers (subpart, part, whole), got {values!r}.")
-    return tuple(float(value) for value in values)
+PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {
+        "svp": {},
+        "exact": {"decisions": "full", "first_stride": 1},
+        "l2_nmsf_s1_rsw3": {
+            "clean_area": 100,
+            "max_container_area": None,
+            "decisions": "full",
+            "first_stride": 1,
+            "overlap_order": "coarse_over_fine",
+            "min_area": 0.0,
+            "unlabelled": "ignore",
+            "max_superpixels": None,
+        },
+    }
+)
+"""Named sets of options. ``svp``: the defaults. ``exact``: the same without its two approximations, about five times
+slower. ``l2_nmsf_s1_rsw3``: the exact production setting of FMA-WSSS (arXiv 2312.03585), which the paper's superpixels
+follow, but without its four image crops: one shared embedding has none."""
+
+
+def preset_options(preset: str, overrides: dict[str, Any]) -> SamSuperpixelOptions:
+    """Build a preset's options.
+
+    Args:
+        preset: one of :data:`PRESETS`.
+        overrides: options that replace the preset's; the names of release 0.1 work with a warning.
+
+    Raises:
+        UnknownNameError: no such preset; the message lists them.
+        ValueError: an unknown option, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("superpixel preset", preset, PRESETS)
+    where = "the options of superpixels 'sam'"
+    removed, renamed = SamSuperpixelOptions.REMOVED_KEYS, SamSuperpixelOptions.RENAMED_KEYS
+    values = {**PRESETS[preset], **upgrade_keys(overrides, renamed, removed, where)}
+    for name in _PER_LEVEL:  # a YAML list of integers equals the default's tuple, in settings() too
+        if name in values:
+            values[name] = tuple(float(value) for value in values[name])
+    return build_options(SamSuperpixelOptions, values, where)

@@ -1,4 +1,4 @@
-"""The grid of point prompts: where the points are, their tokens, and which of them wait for a second pass."""
+"""The grid of point prompts: positions, tokens, and which points belong to the first and to the second pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def grid_points(input_size: tuple[int, int], points_per_side: int) -> Tensor:
-    """Centres of a points_per_side x points_per_side grid over the valid area, row by row, never in the padding.
+    """Cell centres of a points_per_side x points_per_side grid over the valid area, row by row, never in the padding.
+
+    segment_anything's build_point_grid rounds otherwise (at 5 points a side by 3e-5 pixels), so it is not used here.
 
     Args:
         input_size: (h_in, w_in) valid pixels in SAM's frame.
@@ -25,7 +27,7 @@ def grid_points(input_size: tuple[int, int], points_per_side: int) -> Tensor:
 
 
 def point_tokens(prompt_encoder: Any, points: Tensor) -> Tensor:
-    """Prompt tokens of single foreground points: the point, and SAM's token for "no box".
+    """Make the prompt tokens of single foreground points: the point, and SAM's token for "no box".
 
     Args:
         prompt_encoder: segment_anything's.
@@ -39,10 +41,10 @@ def point_tokens(prompt_encoder: Any, points: Tensor) -> Tensor:
 
 
 def first_pass(points_per_side: int, stride: int) -> np.ndarray:
-    """Numbers of the grid points that are prompted at once: in every stride x stride cells the one in the middle.
+    """Numbers of the grid points that are prompted first: the middle one of every stride x stride cells.
 
-    They are points of the whole grid, not a coarser grid of their own, so that with or without a second pass a point
-    gives the same masks.
+    They are points of the whole grid, not of a coarser grid of its own, so a point gives the same masks with and
+    without a second pass.
 
     Args:
         points_per_side: of the whole grid.
@@ -55,13 +57,13 @@ def first_pass(points_per_side: int, stride: int) -> np.ndarray:
     return (line[:, None] * points_per_side + line).ravel()
 
 
-def unexplained(covered: np.ndarray, points_per_side: int, done: np.ndarray) -> np.ndarray:
-    """Numbers of the grid points that no mask found so far explains.
+def uncovered_points(covered: np.ndarray, points_per_side: int, done: np.ndarray) -> np.ndarray:
+    """Numbers of the grid points that no mask covers yet: those of the second pass.
 
     Args:
-        covered: (h, w) bool over the image.
+        covered: (h, w) bool over the image, the pixels in some mask.
         points_per_side: of the whole grid.
-        done: numbers of the points that were prompted already.
+        done: numbers of the points that are prompted already.
 
     Returns:
         (m,) ascending.

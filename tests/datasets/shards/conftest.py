@@ -6,19 +6,19 @@ import types
 import pytest
 
 import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
-from lavis_svp.datasets.drawing import SamplingOptions
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
-from lavis_svp.datasets.shards.source import ShardSource
+from lavis_svp.datasets.sampling import SamplingOptions
+from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.write import Plan, convert
-from lavis_svp.datasets.source import ImageFolder
-from lavis_svp.encoders.frame import fit_frame
+from lavis_svp.datasets.sources import DataSource, ImageFolder
+from lavis_svp.vision.geometry import to_sam_input
 
 
 def small_frame(image):
     """A vis_processor; at the top of the module, so that spawned workers find it."""
-    return fit_frame(image, 32)
+    return to_sam_input(image, 32)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def plan(parts):
     """plan(**changes): a conversion of the tree."""
 
     def make(**changes):
-        given = {"identity": {"dataset": "refcoco", "split_by": "unc"}, "pictures_per_shard": 5} | changes
+        given = {"identity": {"dataset": "refcoco", "split_by": "unc"}, "images_per_shard": 5} | changes
         return Plan(given.pop("source", parts[0]), given.pop("images", parts[1]), **given)
 
     return make
@@ -83,13 +83,11 @@ def dataset():
         if not hasattr(source, "splits"):
             source = ShardSource(source)
         return ReferringDataset(
-            small_frame,
-            None,
-            splits=splits,
-            train=train,
+            DataSource(source, images or source),
+            splits,
+            train,
+            vis_processor=small_frame,
             options=SamplingOptions(**options),
-            source=source,
-            images=images or source,
         )
 
     return make

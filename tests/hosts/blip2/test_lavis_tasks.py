@@ -43,9 +43,9 @@ def run_project(name: str, changes: dict, tmp_path: Path):
     """Build LAVIS's project YAML with our changes, as ``python -m lavis_svp.train`` does."""
     import lavis
 
-    from lavis_svp import launch
+    from lavis_svp.runners.project import build_config, build_runner, read_project
 
-    project = launch.read_project(Path(lavis.__file__).parent / "projects" / "blip2" / name)
+    project = read_project(Path(lavis.__file__).parent / "projects" / "blip2" / name)
     run = {
         "runner": "runner_base",
         "device": "cpu",
@@ -58,12 +58,12 @@ def run_project(name: str, changes: dict, tmp_path: Path):
         "num_beams": 2,
     }
     merged = OmegaConf.merge(project, changes, {"run": run})
-    return launch.build_runner(launch.build_config(merged))
+    return build_runner(build_config(merged))
 
 
 def documented_model() -> dict:
-    """The ``model:`` section that docs/hosts_blip2.md shows."""
-    text = (Path(__file__).parents[3] / "docs" / "hosts_blip2.md").read_text()
+    """The ``model:`` section that docs/hosts.md shows."""
+    text = (Path(__file__).parents[3] / "docs" / "hosts.md").read_text()
     return yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))["model"]
 
 

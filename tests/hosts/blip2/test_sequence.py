@@ -15,7 +15,7 @@ from lavis_svp.projectors import VisualTokens
     padding=st.sampled_from(["left", "right"]),
 )
 def test_rows_are_what_a_loop_concatenates(counts, text_padding, padding):
-    from lavis_svp.hosts.blip2.sequence import IGNORED, join
+    from lavis_svp.hosts.blip2.base import IGNORED, join
 
     most, widest, dim = max(c for c, _ in counts), max(w for _, w in counts), 3
     tokens, valid = torch.zeros(len(counts), most, dim), torch.zeros(len(counts), most, dtype=torch.bool)
@@ -42,7 +42,7 @@ def test_rows_are_what_a_loop_concatenates(counts, text_padding, padding):
 
 
 def test_the_language_model_decides_the_dtype():
-    from lavis_svp.hosts.blip2.sequence import join
+    from lavis_svp.hosts.blip2.base import join
 
     visual = VisualTokens(torch.randn(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
     joined = join(visual, torch.randn(1, 2, 3, dtype=torch.float16), torch.ones(1, 2))

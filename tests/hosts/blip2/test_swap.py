@@ -66,7 +66,7 @@ def test_swap_blip2_is_the_same_and_refuses_others(lavis_blip2, make, samples):
     from lavis_svp.hosts.blip2 import swap_blip2
 
     swapped = swap_blip2(lavis_blip2("opt"), "svp", GRID, sspe_width=16, mask_size=8)
-    assert swapped.recipe.options == {"sspe_width": 16, "mask_size": 8} and swapped.prompt == "a"
+    assert swapped.swap.options == {"sspe_width": 16, "mask_size": 8} and swapped.prompt == "a"
     with pytest.raises(UnknownNameError, match="Blip2OPTSvp"):
         swap_blip2(swapped)
     with pytest.raises(ValueError, match="sspe_widht"):
@@ -74,9 +74,9 @@ def test_swap_blip2_is_the_same_and_refuses_others(lavis_blip2, make, samples):
 
 
 def test_the_documented_swap_runs(lavis_blip2, samples):
-    """The Python of docs/hosts_blip2.md, given a model and a batch."""
-    text = (Path(__file__).parents[3] / "docs" / "hosts_blip2.md").read_text()
-    block = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    """The Python of docs/hosts.md, given a model and a batch."""
+    text = (Path(__file__).parents[3] / "docs" / "hosts.md").read_text()
+    block = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "swapped" in code)
     names = {"model": lavis_blip2("opt"), "image": samples["image"], "captions": samples["text_input"]}
     exec(block, names)
     assert len(names["written"]) == 3 and names["loss"].requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.superpixels import SamEmbedding, SuperpixelGenerator, build_superpixels
-from lavis_svp.superpixels.sam.decoders import FactoredDecoder
+from lavis_svp.superpixels.sam.factored_decoder import FactoredDecoder
 
 WIDTH, SIDE = 32, 128
 LENIENT = {"points_per_side": 4, "pred_iou": -10.0, "stability": 0.0, "box_nms": 1.0, "containment": None}
@@ -50,7 +51,7 @@ def test_gives_regions_over_the_valid_area_and_leaves_the_embedding_alone(parts:
 
 
 @pytest.mark.parametrize("decisions", ["low", "full"])
-def test_a_image_is_not_touched_by_its_batch_mates(parts: dict[str, torch.nn.Module], decisions: str) -> None:
+def test_an_image_is_not_touched_by_its_batch_mates(parts: dict[str, torch.nn.Module], decisions: str) -> None:
     given = [embedding(0), embedding(1, (128, 37)), embedding(2, (90, 128))]
     generator = lenient(parts, decisions=decisions, chunk=5)
     for one, item in zip(generator(embeddings=given), given, strict=True):
@@ -79,7 +80,7 @@ def test_padding_is_never_seen(parts: dict[str, torch.nn.Module]) -> None:
 @pytest.mark.parametrize("size", [(1, 128), (128, 1), (3, 5), (128, 128), (85, 128)])
 @pytest.mark.parametrize("decisions", ["low", "full"])
 def test_any_shape_of_image(parts: dict[str, torch.nn.Module], size: tuple[int, int], decisions: str) -> None:
-    regions = lenient(parts, decisions=decisions, uncovered="nearest")(embeddings=[embedding(3, size)])[0]
+    regions = lenient(parts, decisions=decisions, unlabelled="nearest")(embeddings=[embedding(3, size)])[0]
     low = (-(-size[0] // 4), -(-size[1] // 4))
     assert regions.size == (low if decisions == "low" else (size[0] * 3, size[1] * 3)) and regions.coverage() == 1
 
@@ -109,7 +110,7 @@ def test_borders_lie_where_the_logits_change_sign(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FactoredDecoder, "decode", right_side)
         for decisions, pixel in (("full", 1.0), ("low", original_size[1] / (input_size[1] / 4))):
-            generator = lenient(parts, decisions=decisions, uncovered="rest", box_nms=0.7, min_area=0.0)
+            generator = lenient(parts, decisions=decisions, unlabelled="rest", box_nms=0.7, min_area=0.0)
             regions = generator(embeddings=[given])[0].resized(original_size)
             assert regions.count == 2 and regions.levels.tolist() == [-1, 2]
             found = float((regions.labels[0] == 0).sum())
@@ -117,7 +118,7 @@ def test_borders_lie_where_the_logits_change_sign(
             assert (regions.labels == regions.labels[:1]).all()
 
 
-def test_the_second_pass_prompts_only_what_is_unexplained(parts: dict[str, torch.nn.Module]) -> None:
+def test_the_second_pass_prompts_only_what_no_mask_covers(parts: dict[str, torch.nn.Module]) -> None:
     def prompted(**options: object) -> int:
         count = 0
         decode = FactoredDecoder.decode
@@ -133,7 +134,6 @@ def test_the_second_pass_prompts_only_what_is_unexplained(parts: dict[str, torch
         return count
 
     assert prompted(first_stride=1) == 64
-    assert prompted(max_explaining_area=0.0) == 64  # nothing explains anything
     assert 16 <= prompted() < 64
     assert prompted(pred_iou=50.0) == 64  # no mask at all
 
@@ -179,7 +179,7 @@ def test_chunks_change_nothing(parts: dict[str, torch.nn.Module]) -> None:
 
 def test_decoder_outputs_are_subpart_part_whole(parts: dict[str, torch.nn.Module]) -> None:
     """Only level 2 passes when only it gets a bonus that lifts it over the threshold."""
-    regions = lenient(parts, pred_iou=50.0, level_bonus=[0, 0, 100], uncovered="ignore")(embeddings=[embedding()])[0]
+    regions = lenient(parts, pred_iou=50.0, level_bonus=[0, 0, 100], unlabelled="ignore")(embeddings=[embedding()])[0]
     assert set(regions.levels.tolist()) == {2}
 
 
@@ -203,6 +203,29 @@ def test_settings_tell_weights_and_options_apart(parts: dict[str, torch.nn.Modul
     assert settings != lenient({**parts, "prompt_encoder": other}).settings()
 
 
+def test_settings_follow_the_weights_though_their_digest_is_kept(parts: dict[str, torch.nn.Module]) -> None:
+    generator = lenient(copy.deepcopy(parts))
+    before = generator.settings()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashlib, "sha256", None)  # the second call hashes nothing
+        assert generator.settings() == before
+    generator.mask_decoder.load_state_dict({k: v + 1 for k, v in parts["mask_decoder"].state_dict().items()})
+    changed = generator.settings()
+    assert changed["weights"] != before["weights"]
+    generator.mask_decoder.bfloat16()
+    assert generator.settings()["weights"] != changed["weights"]
+
+
+def test_float32_copies_of_the_decoder_are_made_once(parts: dict[str, torch.nn.Module]) -> None:
+    generator = lenient({name: copy.deepcopy(module).bfloat16() for name, module in parts.items()})
+    first, second = (generator.point_decoder().mask_decoder for _ in range(2))
+    assert first is second and first.mask_tokens.weight.dtype == torch.float32
+    generator.mask_decoder.load_state_dict(
+        {k: torch.zeros_like(v) for k, v in generator.mask_decoder.state_dict().items()}
+    )
+    assert (generator.point_decoder().mask_decoder.mask_tokens.weight == 0).all()
+
+
 def test_bad_input_is_named(parts: dict[str, torch.nn.Module]) -> None:
     with pytest.raises(ValueError, match="needs prompt_encoder and mask_decoder"):
         build_superpixels("sam")
@@ -219,8 +242,8 @@ def test_bad_input_is_named(parts: dict[str, torch.nn.Module]) -> None:
         spoilt.embedding[3, 2, 1] = bad
         with pytest.raises(ValueError, match="holds 1 NaN or infinite values"):
             lenient(parts)(embeddings=[spoilt])
-    with pytest.raises(UnknownNameError, match="Unknown superpixel preset 'l2_nmsf'. Did you mean 'l2_nmsf_s1'"):
-        lenient(parts, preset="l2_nmsf")
+    with pytest.raises(UnknownNameError, match="Did you mean 'l2_nmsf_s1_rsw3'"):
+        lenient(parts, preset="l2_nmsf_s1")
     parts["mask_decoder"].num_multimask_outputs, before = 4, parts["mask_decoder"].num_multimask_outputs
     with pytest.raises(ValueError, match="3 outputs a prompt, this has 4"):
         lenient(parts)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, unexplained
+from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, uncovered_points
 
 
 def test_grid_points_lie_in_cell_centres_of_the_valid_area() -> None:
@@ -30,7 +30,7 @@ def test_the_first_pass_is_an_even_part_of_the_grid(side: int, stride: int, coun
 def test_only_points_on_uncovered_pixels_wait_for_the_second_pass() -> None:
     covered = np.zeros((8, 12), bool)
     covered[:, :6] = True
-    assert unexplained(covered, 4, np.array([2])).tolist() == [3, 6, 7, 10, 11, 14, 15]
-    assert unexplained(np.ones((8, 12), bool), 4, np.array([], int)).tolist() == []
-    slim = unexplained(np.zeros((1, 12), bool), 4, np.arange(15))  # fewer pixels than points
+    assert uncovered_points(covered, 4, np.array([2])).tolist() == [3, 6, 7, 10, 11, 14, 15]
+    assert uncovered_points(np.ones((8, 12), bool), 4, np.array([], int)).tolist() == []
+    slim = uncovered_points(np.zeros((1, 12), bool), 4, np.arange(15))  # fewer pixels than points
     assert slim.tolist() == [15]

@@ -1,21 +1,21 @@
-"""Properties of screen -> select -> paint on synthetic decoder outputs, and a brute-force oracle."""
+"""Properties of score_masks -> choose_masks -> rasterize on synthetic decoder outputs, and a brute-force oracle."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from segment_anything.utils.amg import remove_small_regions
 
 from lavis_svp.superpixels.region_map import RegionMap
-from lavis_svp.superpixels.sam.candidates import Candidates
-from lavis_svp.superpixels.sam.options import PAINT_ORDERS, UNCOVERED_POLICIES, SamOptions
-from lavis_svp.superpixels.sam.paint import paint
-from lavis_svp.superpixels.sam.screen import collect, judge, undecided
-from lavis_svp.superpixels.sam.select import select
+from lavis_svp.superpixels.sam.label_map import rasterize
+from lavis_svp.superpixels.sam.mask_filter import Candidates, choose_masks, collect, list_candidates, score_masks
+from lavis_svp.superpixels.sam.options import OverlapOrder, SamSuperpixelOptions, Unlabelled
 
 Scene = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 SIZE = (12, 10)
@@ -24,13 +24,13 @@ AREA = SIZE[0] * SIZE[1]
 few = settings(max_examples=40, deadline=None)
 
 options_of_any_kind = st.builds(
-    SamOptions,
+    SamSuperpixelOptions,
     box_nms=st.sampled_from([0.3, 0.7, 1.0]),
     containment=st.sampled_from([None, 0.3, 0.6]),
     max_container_area=st.sampled_from([None, 0.4]),
     min_area=st.sampled_from([0.0, 0.05]),
-    paint=st.sampled_from(PAINT_ORDERS),
-    uncovered=st.sampled_from(UNCOVERED_POLICIES),
+    overlap_order=st.sampled_from(get_args(OverlapOrder)),
+    unlabelled=st.sampled_from(get_args(Unlabelled)),
     component_area=st.sampled_from([0.01, 0.2]),
     clean_area=st.sampled_from([0, 3]),
     granularity=st.sampled_from([None, 0.0, 0.5, 1.0]),
@@ -55,12 +55,12 @@ def scenes(draw: st.DrawFn) -> Scene:
     return torch.from_numpy(logits), torch.from_numpy(ious), torch.arange(prompts)
 
 
-def screen(logits: torch.Tensor, ious: torch.Tensor, points: torch.Tensor, options: SamOptions) -> Candidates:
-    return collect([judge(undecided(logits, ious, points, options), options)])
+def screen(logits: torch.Tensor, ious: torch.Tensor, points: torch.Tensor, options: SamSuperpixelOptions) -> Candidates:
+    return collect([score_masks(list_candidates(logits, ious, points, options), options)])
 
 
-def regions_of(scene: Scene, options: SamOptions) -> RegionMap:
-    return paint(select(screen(*scene, options), options), options)
+def regions_of(scene: Scene, options: SamSuperpixelOptions) -> RegionMap:
+    return rasterize(choose_masks(screen(*scene, options), options), options)
 
 
 def same(one: RegionMap, other: RegionMap) -> bool:
@@ -71,19 +71,21 @@ def same(one: RegionMap, other: RegionMap) -> bool:
 
 @few
 @given(scenes(), options_of_any_kind)
-def test_labels_are_a_disjoint_map_within_the_limits(scene: Scene, options: SamOptions) -> None:
+def test_labels_are_a_disjoint_map_within_the_limits(scene: Scene, options: SamSuperpixelOptions) -> None:
     regions = regions_of(scene, options)
     assert regions.size == SIZE and 1 <= regions.count <= (options.max_superpixels or AREA)
     assert regions.areas.sum() + (regions.labels < 0).sum() == AREA
     made_by_sam = regions.levels >= 0
     assert (regions.areas[made_by_sam] >= options.min_area * AREA).all()
-    if options.uncovered in ("nearest", "rest"):
+    if options.unlabelled in ("nearest", "rest"):
         assert regions.coverage() == 1
 
 
 @few
 @given(scenes(), options_of_any_kind, st.randoms(use_true_random=False))
-def test_order_and_chunks_of_candidates_change_nothing(scene: Scene, options: SamOptions, random: object) -> None:
+def test_order_and_chunks_of_candidates_change_nothing(
+    scene: Scene, options: SamSuperpixelOptions, random: object
+) -> None:
     logits, ious, points = scene
     expected = regions_of(scene, options)
     order = list(range(len(points)))
@@ -93,61 +95,46 @@ def test_order_and_chunks_of_candidates_change_nothing(scene: Scene, options: Sa
     if parts:
         candidates = Candidates.concatenate(parts)
         shuffled = candidates.take(np.random.default_rng(0).permutation(len(candidates)))
-        assert same(paint(select(shuffled, options), options), expected)
+        assert same(rasterize(choose_masks(shuffled, options), options), expected)
 
 
 @few
 @given(scenes(), options_of_any_kind)
-def test_no_kept_mask_lies_in_a_kept_coarser_container(scene: Scene, options: SamOptions) -> None:
+def test_no_kept_mask_lies_in_a_kept_coarser_container(scene: Scene, options: SamSuperpixelOptions) -> None:
     options = dataclasses.replace(options, granularity=None, clean_area=0)
     candidates = screen(*scene, options)
-    kept = select(candidates, options)
+    kept = choose_masks(candidates, options)
     limit = AREA if options.max_container_area is None else options.max_container_area * AREA
     for i in range(len(kept)):
         for j in range(len(kept)):
             if kept.levels[i] < kept.levels[j] and kept.areas[j] <= limit and options.containment is not None:
                 assert (kept.masks[i] & kept.masks[j]).sum() / kept.areas[i] < options.containment
     without_finer = candidates.take(np.flatnonzero(candidates.levels == 2))
-    wholes = set(select(without_finer, options).points)
+    wholes = set(choose_masks(without_finer, options).points)
     assert wholes == set(kept.points[kept.levels == 2])
 
 
 @few
 @given(scenes())
 def test_coverage_is_the_union_of_the_masks_when_nothing_is_dropped(scene: Scene) -> None:
-    options = SamOptions(uncovered="ignore", min_area=0.0, max_superpixels=None)
+    options = SamSuperpixelOptions(unlabelled="ignore", min_area=0.0, max_superpixels=None)
     candidates = screen(*scene, options)
-    kept = select(candidates, options)
+    kept = choose_masks(candidates, options)
     if len(kept):
         union = np.logical_or.reduce(kept.masks)
-        assert np.array_equal(paint(kept, options).labels >= 0, union)
+        assert np.array_equal(rasterize(kept, options).labels >= 0, union)
 
 
-def pieces(pixels: set) -> list[set]:
-    """Connected by edges and corners."""
-    found, left = [], set(pixels)
-    while left:
-        piece, todo = set(), [min(left)]
-        while todo:
-            y, x = todo.pop()
-            if (y, x) in left:
-                left.remove((y, x))
-                piece.add((y, x))
-                todo += [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        found.append(piece)
-    return found
+def cleaned_pixels(pixels: set, min_area: int) -> set:
+    """Holes filled, then islands removed, as segment_anything does."""
+    mask = np.zeros(SIZE, bool)
+    mask[tuple(np.array(list(pixels)).T)] = True
+    filled, _ = remove_small_regions(mask, min_area, "holes")
+    cleaned, _ = remove_small_regions(filled, min_area, "islands")
+    return set(zip(*(axis.tolist() for axis in np.nonzero(cleaned)), strict=True))
 
 
-def cleaned_pixels(pixels: set, least: int) -> set:
-    """Holes filled, then islands removed, but for the largest (the first in raster order of equal ones)."""
-    outside = {(y, x) for y in range(SIZE[0]) for x in range(SIZE[1])} - pixels
-    filled = pixels.union(*(hole for hole in pieces(outside) if len(hole) < least))
-    islands = pieces(filled)
-    large = [island for island in islands if len(island) >= least]
-    return set().union(*(large or [max(islands, key=len)]))
-
-
-def slow_regions(scene: Scene, options: SamOptions) -> np.ndarray:
+def slow_regions(scene: Scene, options: SamSuperpixelOptions) -> np.ndarray:
     """The same definition with sets and loops; labels are (level, point) pairs or uncovered numbers."""
     logits, ious, points = (part.numpy().tolist() for part in scene)
     masks = []
@@ -191,7 +178,7 @@ def slow_regions(scene: Scene, options: SamOptions) -> np.ndarray:
         ]
         limit = np.inf if options.containment is None else options.containment
         kept += [m for m in apart if m[1] == level and all(len(m[3] & h) / len(m[3]) < limit for h in holders)]
-    if options.paint == "fine_over_coarse":
+    if options.overlap_order == "fine_over_coarse":
         kept.sort(key=lambda m: (-m[1], -len(m[3]), m[0], -m[2]))
     else:
         kept.sort(key=lambda m: (m[1], m[0], -len(m[3]), -m[2]))
@@ -210,28 +197,28 @@ def slow_regions(scene: Scene, options: SamOptions) -> np.ndarray:
 
 @few
 @given(scenes(), options_of_any_kind)
-def test_equals_the_brute_force_oracle(scene: Scene, options: SamOptions) -> None:
-    options = dataclasses.replace(options, uncovered="ignore", granularity=None, max_superpixels=None)
+def test_equals_the_brute_force_oracle(scene: Scene, options: SamSuperpixelOptions) -> None:
+    options = dataclasses.replace(options, unlabelled="ignore", granularity=None, max_superpixels=None)
     expected = slow_regions(scene, options)
     if (expected < 0).all():
         expected = np.zeros(SIZE, int)
     assert np.array_equal(regions_of(scene, options).labels, RegionMap.from_labels(expected).labels)
 
 
-@pytest.mark.parametrize("paint_order", PAINT_ORDERS)
+@pytest.mark.parametrize("order", get_args(OverlapOrder))
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_partition_comes_back_as_it_is(paint_order: str, level: int) -> None:
+def test_a_partition_comes_back_as_it_is(order: str, level: int) -> None:
     partition = np.kron(np.arange(6).reshape(3, 2), np.ones((4, 5), int))
     logits = torch.full((6, 3, *SIZE), -9.0)
     logits[:, level] = torch.from_numpy(np.where(partition == np.arange(6)[:, None, None], 9.0, -9.0)).float()
-    regions = regions_of((logits, torch.ones(6, 3), torch.arange(6)), SamOptions(paint=paint_order))
+    regions = regions_of((logits, torch.ones(6, 3), torch.arange(6)), SamSuperpixelOptions(overlap_order=order))
     assert np.array_equal(regions.labels, partition)
     assert (regions.levels == level).all() and (regions.scores == 1).all()
 
 
 @few
-@given(scenes(), options_of_any_kind.filter(lambda options: options.uncovered in ("ignore", "rest")))
-def test_transposed_scene_gives_transposed_regions(scene: Scene, options: SamOptions) -> None:
+@given(scenes(), options_of_any_kind.filter(lambda options: options.unlabelled in ("ignore", "rest")))
+def test_transposed_scene_gives_transposed_regions(scene: Scene, options: SamSuperpixelOptions) -> None:
     logits, ious, points = scene
     turned = regions_of((logits.transpose(2, 3).contiguous(), ious, points), options)
     assert np.array_equal(RegionMap.from_labels(turned.labels.T).labels, regions_of(scene, options).labels)
@@ -242,7 +229,7 @@ dials = st.tuples(st.floats(0, 1), st.floats(0, 1))
 
 @few
 @given(scenes(), options_of_any_kind, dials)
-def test_merging_is_monotone_and_nested(scene: Scene, options: SamOptions, dial: tuple[float, float]) -> None:
+def test_merging_is_monotone_and_nested(scene: Scene, options: SamSuperpixelOptions, dial: tuple[float, float]) -> None:
     """By the token budget, since the dial changes nothing where there are ten regions or fewer."""
     budgets = sorted(1 + round(9 * value) for value in dial)
     coarse, fine = (regions_of(scene, dataclasses.replace(options, max_superpixels=count)) for count in budgets)

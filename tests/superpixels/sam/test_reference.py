@@ -16,9 +16,9 @@ from segment_anything.utils.amg import remove_small_regions
 from skimage import data
 from torch import nn
 
-from lavis_svp.encoders import build_sam
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels
-from lavis_svp.superpixels.agreement import agreement
+from lavis_svp.superpixels.evaluation import agreement
+from lavis_svp.vision import build_sam
 
 SIDE, POINTS = 512, 7
 THRESHOLDS = {"pred_iou": 0.75, "stability": 0.85}
@@ -137,6 +137,7 @@ def test_the_library_equals_the_slow_reference(sam: Sam, embedding: SamEmbedding
 def test_the_library_equals_segment_anything_where_the_settings_coincide(
     sam: Sam, embedding: SamEmbedding, photo: np.ndarray, clean_area: int, decoder: str
 ) -> None:
+    official = {"level_bonus": [0, 0, 0], "level_priority": [0, 0, 0], "containment": None}
     generator = SamAutomaticMaskGenerator(
         sam,
         points_per_side=POINTS,
@@ -145,7 +146,7 @@ def test_the_library_equals_segment_anything_where_the_settings_coincide(
         min_mask_region_area=clean_area,
     )
     expected = [record["segmentation"] for record in generator.generate(photo)]
-    chosen = library(sam, "official_heavy", clean_area=clean_area, decoder=decoder).choose([embedding])[0]
+    chosen = library(sam, "l2_nmsf_s1_rsw3", **official, clean_area=clean_area, decoder=decoder).choose([embedding])[0]
     assert len(expected) == len(chosen) > 3
     for mask in expected:
         assert min((mask != other).mean() for other in chosen.masks) < 1e-4

@@ -1,0 +1,274 @@
+"""``lavis-svp data``: check, convert and make data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis_svp.cli.common import command_parser, user_errors
+from lavis_svp.common.paths import cache_root
+from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSource
+from lavis_svp.datasets.layout import (
+    PUBLIC,
+    SPECS,
+    MissingDataError,
+    annotation_files,
+    dataset_spec,
+    doctor_command,
+    find_images,
+)
+from lavis_svp.datasets.refcoco import RefCOCO
+from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES
+from lavis_svp.datasets.shards.format import IMAGES_PER_SHARD
+from lavis_svp.datasets.sources import DataSource, ImageFolder
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line of ``lavis-svp data``."""
+    parser = command_parser(
+        "data",
+        "Check, convert and make data sets of referring expressions. docs/data.md describes the formats.",
+        "lavis-svp data doctor --root /data/refer_seg",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(to: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> Any:
+        sub = to.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  lavis-svp data {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    root = "the folder that holds refcoco/, refcoco+/ ..."
+    sub = add(
+        commands,
+        "doctor",
+        run_doctor,
+        "name the missing files of RefCOCO's family and count what is there; exit code 0 only if all is complete",
+        "doctor --root /data/refer_seg --dataset refcoco",
+    )
+    sub.add_argument("--root", required=True, type=Path, help=root)
+    sub.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
+    sub.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
+    sub.add_argument("--images", type=Path, help="the images' folder or one above it; default: below the root")
+    sub.add_argument("--subset", action="store_true", help="a part of the data: counts need not be the published ones")
+
+    sub = add(
+        commands,
+        "leaks",
+        run_leaks,
+        "count the images (and training expressions) of each training split that another data set holds out",
+        "leaks --root /data/refer_seg --usual",
+    )
+    sub.add_argument("--root", required=True, type=Path, help=root)
+    sub.add_argument("--usual", action="store_true", help="leave out partitions that few use (refcoco(g): google)")
+
+    shards = commands.add_parser("shards", help="convert data into webdataset shards, and check shards")
+    verbs = shards.add_subparsers(required=True, metavar="COMMAND")
+    sub = add(
+        verbs,
+        "convert",
+        run_convert,
+        "write shards; run again after an interruption it goes on, and it repairs damaged shards",
+        "shards convert --out shards/mine --jsonl data.jsonl",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    kind = sub.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--dataset", choices=list(SPECS), help="a data set in RefCOCO's format")
+    kind.add_argument("--coco", type=Path, help="COCO's instances.json with expressions")
+    kind.add_argument("--jsonl", type=Path, help="one JSON line an image")
+    sub.add_argument("--root", type=Path, help="with --dataset: the folder that holds refcoco/ ...")
+    sub.add_argument("--split-by", help="with --dataset: partition, e.g. unc, umd, google; default: the usual one")
+    sub.add_argument("--images", type=Path, help="the images' folder; default: below --root, or next to --jsonl")
+    sub.add_argument("--expressions", type=Path, help="with --coco: JSON, annotation id -> expressions")
+    sub.add_argument("--text-key", default=TEXT_KEY, help="with --coco: the annotations' key with expressions")
+    sub.add_argument("--splits", nargs="+", help="default: all")
+    sub.add_argument("--images-per-shard", "--pictures-per-shard", type=int, default=IMAGES_PER_SHARD, metavar="N")
+    sub.add_argument("--superpixels", type=Path, help="a store (<generator>-<digest>) or superpixel shards to pack in")
+    sub.add_argument("--features", type=Path, help="a cache of frozen features (features/<digest>) to pack in")
+    sub.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; exit code 1")
+    text = "read every byte of a folder of shards and name every fault; exit code 1 if there is one"
+    add(verbs, "validate", run_validate, text, "shards validate shards/mine").add_argument("folder", type=Path)
+    text = "print what a folder of shards holds, and what it was made from"
+    add(verbs, "info", run_info, text, "shards info shards/mine").add_argument("folder", type=Path)
+
+    data_folder = cache_root() / "data"
+    sub = add(
+        commands,
+        "refshapes",
+        run_refshapes,
+        "draw the built-in data set RefShapes in RefCOCO's format",
+        "refshapes --root data --train 100 --val 10 --test 10",
+    )
+    sub.add_argument("--root", type=Path, default=data_folder, help="data folder (default: %(default)s)")
+    for split, count in DEFAULT_SIZES.items():
+        sub.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="another seed gives other images (%(default)s)")
+
+    text = "write a few real photos with hand-written expressions in RefCOCO's format, for testing"
+    sub = add(commands, "photos", run_photos, text, "photos --root data")
+    sub.add_argument("--root", type=Path, default=data_folder, help="data folder (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``lavis-svp data``; None reads the process's own.
+
+    Returns:
+        The exit code.
+    """
+    args = build_parser().parse_args(argv)
+    with user_errors():
+        return args.run(args)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """``doctor``: print a diagnosis of each data set."""
+    from lavis_svp.datasets.doctor import diagnose, shared_images
+
+    names = args.dataset or list(PUBLIC)
+    for name in names:
+        if args.split_by and args.split_by not in SPECS[name].split_by:
+            raise ValueError(f"--split-by {args.split_by}: {name} has {', '.join(SPECS[name].split_by)}")
+    results = [
+        diagnose(args.root, name, args.split_by or SPECS[name].split_by[0], args.images, args.subset) for name in names
+    ]
+    print("\n\n".join(result.text() for result in results))
+    shared = shared_images(results)
+    if shared:
+        print("\nFor training on several of them, or against leaks:\n  " + "\n  ".join(shared))
+    return int(any(result.problems for result in results))
+
+
+def run_leaks(args: argparse.Namespace) -> int:
+    """``leaks``: print the table; exit code 0 if at least one file of references was read."""
+    from lavis_svp.datasets.disjoint import leak_table, read_use, title
+    from lavis_svp.metrics.report import format_table
+
+    partitions = [
+        (name, split_by)
+        for name in PUBLIC
+        for split_by in (dataset_spec(name).split_by[:1] if args.usual else dataset_spec(name).split_by)
+    ]
+    read = {key: read_use(args.root, *key) for key in partitions}
+    uses = [use for use in read.values() if use is not None]
+    absent = [title(*key) for key, use in read.items() if use is None]
+    if uses:
+        print("Images of each training split that are held out elsewhere (and their training expressions):\n")
+        print(format_table(leak_table(uses)))
+    if absent:
+        print(f"\nNot there, so not counted: {', '.join(absent)}. See lavis-svp data doctor --help")
+    return int(not uses)
+
+
+def open_source(args: argparse.Namespace) -> tuple[DataSource, Mapping[str, object]]:
+    """The annotations and images that ``shards convert`` reads, and what names them in the index.
+
+    Raises:
+        MissingDataError: a file is not there.
+        ValueError: a file is damaged, or the options do not fit together.
+    """
+    if args.jsonl is not None:
+        jsonl = JsonlSource(args.jsonl, args.images)
+        return DataSource(jsonl, ImageFolder(jsonl.folder)), _identity("jsonl", args.jsonl)
+    if args.coco is not None:
+        if args.images is None:
+            raise ValueError("--coco needs --images, the folder of the images.")
+        files = [args.coco] if args.expressions is None else [args.coco, args.expressions]
+        coco = CocoExpressions(args.coco, args.expressions, args.text_key)
+        return DataSource(coco, ImageFolder(args.images)), {**_identity("coco", *files), "text_key": args.text_key}
+    if args.root is None:
+        raise ValueError("--dataset needs --root, the folder that holds refcoco/, refcoco+/ ...")
+    partition = args.split_by or SPECS[args.dataset].split_by[0]
+    found = annotation_files(args.root, args.dataset, partition)
+    if found.missing():
+        missing = " and ".join(map(str, found.missing()))
+        raise MissingDataError(f"There is no {missing}. What goes where: {doctor_command(args.root, args.dataset)}")
+    source = RefCOCO(found.instances, found.refs)
+    first = source.images(source.splits()[0])[0].file_name
+    images = ImageFolder(find_images(args.root, args.dataset, first, args.images))
+    identity = {**_identity("refcoco", found.instances, found.refs), "dataset": args.dataset, "split_by": partition}
+    return DataSource(source, images), identity
+
+
+def _identity(kind: str, *files: Path) -> dict[str, object]:
+    from lavis_svp.datasets.shards.write import file_sum
+
+    return {"format": kind, "sha256": {path.name: file_sum(path) for path in files}}
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """``shards convert``: make shards."""
+    from lavis_svp.datasets.shards.write import Extra, FeatureExtra, Plan, SuperpixelExtra, convert
+
+    source, identity = open_source(args)
+    extras: list[Extra] = []
+    if args.superpixels is not None:
+        extras.append(SuperpixelExtra(args.superpixels))
+    if args.features is not None:
+        extras.append(FeatureExtra(args.features))
+    plan = Plan(
+        source.annotations, source.images, identity, args.splits, args.images_per_shard, extras, args.skip_broken
+    )
+    index = convert(plan, args.out)
+    print(f"{len(index.samples):,} images in {len(index.shards):,} shards in {args.out}")
+    for one in index.left_out:
+        print(f"left out: {one['file_name']} ({one['split']}): {one['reason']}", file=sys.stderr)
+    return int(bool(index.left_out))
+
+
+def run_validate(args: argparse.Namespace) -> int:
+    """``shards validate``: read everything, name every fault."""
+    from lavis_svp.datasets.shards.validate import validate
+
+    report = validate(args.folder)
+    print(report.text())
+    return int(bool(report.faults))
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """``shards info``: print the contents and the settings of a folder of shards."""
+    from lavis_svp.datasets.shards.read import ShardSource
+
+    source = ShardSource(args.folder)
+    index = source.index
+    for split in source.splits():
+        counts = source.counts(split)
+        names = {sample.shard for sample in index.samples if sample.image["split"] == split}
+        size = sum(index.shards[name]["bytes"] for name in names)
+        print(
+            f"{split}: {counts.images:,} images, {counts.sentences:,} expressions, {len(names):,} shards, "
+            f"{size / 1e6:,.1f} MB"
+        )
+    if index.left_out:
+        print(f"left out: {len(index.left_out):,} images")
+    print(json.dumps(index.settings, indent=1, sort_keys=True))
+    return 0
+
+
+def run_refshapes(args: argparse.Namespace) -> int:
+    """``refshapes``: make RefShapes."""
+    from lavis_svp.datasets.refshapes.build import build_refshapes
+
+    sizes = {split: getattr(args, split) for split in DEFAULT_SIZES}
+    print(f"RefShapes is in {build_refshapes(args.root, sizes, args.seed)}")
+    return 0
+
+
+def run_photos(args: argparse.Namespace) -> int:
+    """``photos``: fetch the photos and write their annotations."""
+    from lavis_svp.datasets.photos.build import build_photos
+
+    print(f"The photos are in {build_photos(args.root)}")
+    return 0

@@ -1,0 +1,144 @@
+"""Start ``train`` and ``evaluate`` in several processes, on one machine or many: ``--nproc``, ``--launcher``, ..."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+PORT = 29500  # where nodes meet, torch's own default
+MODULE = "lavis_svp.cli"
+
+
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose processes and machines."""
+    group = parser.add_argument_group("processes")
+    group.add_argument(
+        "--nproc", type=_at_least(1), metavar="N", help="processes on each machine, one per GPU (default: 1)"
+    )
+    group.add_argument(
+        "--launcher", choices=("torch", "deepspeed"), default="torch", help="what starts them (default: torch)"
+    )
+    group.add_argument("--nnodes", type=_at_least(1), metavar="M", help="machines; run the same command on each")
+    group.add_argument("--node-rank", type=_at_least(0), metavar="R", help="number of this machine (default: any)")
+    group.add_argument("--master-addr", metavar="HOST", help="name of the first machine")
+    group.add_argument("--master-port", type=_at_least(1), metavar="PORT", help=f"where they meet (default: {PORT})")
+    group.add_argument("--hostfile", metavar="FILE", help="with --launcher deepspeed: machines to start processes on")
+
+
+def split_launch_options(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command line without the options of :func:`add_launch_options`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_launch_options(parser)
+    return parser.parse_known_args(list(argv))[1]
+
+
+def launch_words(args: argparse.Namespace) -> list[str]:
+    """Write the parsed options of :func:`add_launch_options` as words again, to hand them to another command."""
+    names = ("nproc", "nnodes", "node_rank", "master_addr", "master_port", "hostfile")
+    words = [f"--{name.replace('_', '-')}={value}" for name in names if (value := getattr(args, name)) is not None]
+    return words + (["--launcher=deepspeed"] if args.launcher == "deepspeed" else [])
+
+
+def launch_command(args: argparse.Namespace) -> list[str]:
+    """Build the Python module, with its arguments, that starts the processes; empty for this one process.
+
+    Args:
+        args: has the options of :func:`add_launch_options`.
+
+    Raises:
+        ValueError: options that contradict each other.
+    """
+    return _deepspeed_command(args) if args.launcher == "deepspeed" else _torch_command(args)
+
+
+def run_in_processes(command: str, argv: Sequence[str], args: argparse.Namespace) -> None:
+    """Become the launcher of several processes if ``args`` choose it; return otherwise.
+
+    Args:
+        command: sub-command that every process runs.
+        argv: its words.
+        args: the same, parsed.
+
+    Raises:
+        ValueError: see :func:`launch_command`.
+    """
+    launcher = launch_command(args)
+    if launcher:
+        words = [sys.executable, "-m", *launcher, MODULE, command, *split_launch_options(argv)]
+        sys.stdout.flush()
+        os.execv(sys.executable, words)
+
+
+def run_child(words: Sequence[str]) -> int:
+    """Run a command to its end and return its exit code; a request to end this process is passed on to it."""
+    process = subprocess.Popen(words)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if number != signal.SIGINT:  # Ctrl-C reaches both by itself
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _torch_command(args: argparse.Namespace) -> list[str]:
+    """torch.distributed.run; nodes meet by rank, or in any order without --node-rank."""
+    if args.hostfile:
+        raise ValueError("--hostfile needs --launcher deepspeed; for torch, run this on every machine with --nnodes.")
+    processes = args.nproc or 1
+    if (args.nnodes or 1) == 1:
+        if args.node_rank is not None or args.master_addr or args.master_port:
+            raise ValueError("--node-rank, --master-addr and --master-port need --nnodes 2 or more.")
+        return (
+            [] if processes == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        )
+    if not args.master_addr:
+        raise ValueError(f"--nnodes {args.nnodes} needs --master-addr, the name of the first machine.")
+    port = args.master_port or PORT
+    words = ["torch.distributed.run", f"--nnodes={args.nnodes}", f"--nproc_per_node={processes}"]
+    if args.node_rank is None:
+        meeting = ["--rdzv_backend=c10d", "--rdzv_id=lavis-svp", f"--rdzv_endpoint={args.master_addr}:{port}"]
+    elif args.node_rank >= args.nnodes:
+        raise ValueError(f"--node-rank must be below --nnodes {args.nnodes}, got {args.node_rank}.")
+    else:
+        meeting = [f"--node_rank={args.node_rank}", f"--master_addr={args.master_addr}", f"--master_port={port}"]
+    return [*words, *meeting, "-m"]
+
+
+def _deepspeed_command(args: argparse.Namespace) -> list[str]:
+    """DeepSpeed's launcher, which starts the processes of all machines from one."""
+    if args.node_rank is not None:
+        raise ValueError("--node-rank is for --launcher torch; deepspeed starts all machines of --hostfile itself.")
+    words = ["deepspeed.launcher.runner", "--no_local_rank"]
+    if args.hostfile:
+        if not Path(args.hostfile).is_file():
+            raise ValueError(f"--hostfile: there is no file '{args.hostfile}'.")
+        words += ["--hostfile", args.hostfile]
+        words += ["--num_nodes", str(args.nnodes)] if args.nnodes else []
+        words += ["--num_gpus", str(args.nproc)] if args.nproc else []
+        words += ["--master_addr", args.master_addr] if args.master_addr else []
+    elif (args.nnodes or 1) > 1 or args.master_addr:
+        raise ValueError("--launcher deepspeed needs --hostfile for more than one machine.")
+    else:
+        words += ["--num_gpus", str(args.nproc or 1)]
+    words += ["--master_port", str(args.master_port)] if args.master_port else []
+    return [*words, "--module"]
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {minimum} on, got '{text}'")
+        return int(text)
+
+    return whole_number

@@ -1,0 +1,85 @@
+"""``lavis-svp plan``: parameters, operations, memory and time of a training run, before it is started."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lavis_svp.cli.common import command_parser, user_errors
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line of ``lavis-svp plan``."""
+    parser = command_parser(
+        "plan",
+        "Estimate parameters, operations, memory and time of a training run, without weights, data or GPUs.",
+        "lavis-svp plan --model-type refcoco_vicuna7b --gpu a100-80g --num-gpus 8",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--cfg-path", metavar="YAML", help="a project YAML, as for training")
+    source.add_argument("--model-type", help="a type of svp_ris, under GLaMM's recipe on RefCOCO, RefCOCO+, RefCOCOg")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="values that replace the YAML's")
+    parser.add_argument(
+        "--gpu", default="a100-80g", help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)"
+    )
+    parser.add_argument("--num-gpus", type=int, default=8, help="number of GPUs (default: %(default)s)")
+    parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
+    parser.add_argument("--images", type=int, help="training images, where the data sets' sizes are unknown")
+    parser.add_argument("--tokens", type=int, help="superpixels per image (default: 40, the paper's mean)")
+    parser.add_argument("--prompts", type=int, help="point prompts per image for the superpixels")
+    parser.add_argument("--expression-words", type=int, help="words of an expression (default: 5)")
+    parser.add_argument("--utilisation", "--mfu", type=float, help="reached share of the peak (default: 0.35)")
+    parser.add_argument("--many", type=int, help="expressions per image in the lines for many (default: 8)")
+    parser.add_argument("--json", metavar="FILE", help="also write every number to this file")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of tables for a terminal")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``lavis-svp plan``; None reads the process's own.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.model_type and args.options:
+        parser.error("--options goes with --cfg-path")
+    with user_errors():
+        _plan(args)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lavis_svp.plan.estimate import Assumptions, make_plan
+    from lavis_svp.plan.report import markdown, show
+    from lavis_svp.plan.settings import from_model_type, from_project, get_gpu
+
+    gpu = get_gpu(args.gpu)
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Assumptions)}
+    assumptions = Assumptions(**{name: value for name, value in values.items() if value is not None})
+    if args.model_type:
+        options, training = from_model_type(args.model_type)
+    else:
+        options, training = from_project(args.cfg_path, args.options)
+    if args.zero is not None:
+        zero_options = {**training.zero_options, "stage": args.zero}
+        training = dataclasses.replace(training, zero=args.zero, zero_options=zero_options)
+    if args.images is not None:
+        training = dataclasses.replace(training, images=args.images, data="--images")
+    plan = make_plan(options, training, gpu, args.num_gpus, assumptions)
+    if args.json:
+        path = Path(args.json)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    if args.markdown:
+        print(markdown(plan))
+    else:
+        show(plan, Console())

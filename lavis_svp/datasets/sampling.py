@@ -1,0 +1,168 @@
+"""Which expressions an item holds, in which order an epoch visits the items, and what replaces a broken one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+PROTOCOLS = ("all", "glamm3")
+"""Evaluation on every sentence, or on at most three an image, as GLaMM's evaluator draws them (but with a seed)."""
+
+SHUFFLES = ("global", "shards")
+"""Training order: random over the whole data set, or near-sequential, see :func:`shard_order`."""
+
+GLAMM_SENTENCES = 3
+
+MAX_BROKEN = 100
+"""After so many broken samples in a row, not the samples but the disk is at fault."""
+
+_SHARD_STREAM = 0x5EED
+"""Separates the draws of :func:`shard_order` from others with the same (seed, epoch)."""
+
+
+class SetupError(ValueError):
+    """The data set lacks something for which no single sample is to blame, so it is never skipped over."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How expressions and images are sampled; the ``sampling`` section of a data set.
+
+    Args:
+        expressions_per_image: training: at most this many sentences of an image at a time.
+        max_expressions: evaluation: at most this many sentences in one item; an image with more gives several items.
+        protocol: evaluation: "all" sentences, or "glamm3": three an image, drawn with ``seed``.
+        seed: of every draw.
+        instances: also give all annotated objects (for the word-alignment loss and the baselines).
+        load_image: False leaves out "image"; then ``frozen_cache`` must have every image.
+        skip_broken: training: a sample that cannot be read (image, mask, shard) is replaced by the next one, and the
+            sample reports it; False = stop. In evaluation it is always an error.
+        shuffle: training: "global" = over the whole data set; "shards" = within a few shards at a time, for disks that
+            are slow at random access. For images in folders it is only another random order.
+        shuffle_shards: for "shards": how many shards are open at a time.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"expressions_per_picture": "expressions_per_image"}
+
+    expressions_per_image: int = 3
+    max_expressions: int = 8
+    protocol: str = "all"
+    seed: int = 0
+    instances: bool = False
+    load_image: bool = True
+    skip_broken: bool = True
+    shuffle: str = "global"
+    shuffle_shards: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("expressions_per_image", "max_expressions", "shuffle_shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{self.protocol}'.")
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, got '{self.shuffle}'.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
+
+
+def upgrade_sampling(section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Bring a data set's section of release 0.1 to today's keys, with a warning that names the new ones.
+
+    LAVIS lays a user's section over the default one before a builder sees it, so that a user's ``drawing`` stands
+    next to the default's ``sampling``: the user's keys win.
+
+    Args:
+        section: ``datasets.<name>``; it is not changed.
+        where: its place in the YAML, for the warning.
+    """
+    upgraded = dict(section)
+    old = upgraded.pop("drawing", None)
+    sampling = {**(upgraded.get("sampling") or {}), **(old or {})}
+    renamed = SamplingOptions.RENAMED_KEYS.keys() & sampling.keys()
+    for name in renamed:
+        sampling[SamplingOptions.RENAMED_KEYS[name]] = sampling.pop(name)
+    if old is not None or renamed:
+        upgraded["sampling"] = sampling
+        warnings.warn(
+            f"{where}.drawing is now {where}.sampling, and expressions_per_picture is expressions_per_image; the old "
+            "names work in this release only (docs/migrating.md).",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return upgraded
+
+
+def draw_for_training(count: int, wanted: int, rng: np.random.Generator) -> list[int]:
+    """Draw ``wanted`` of ``count`` expressions without replacement, in random order; all if there are fewer."""
+    return [int(index) for index in rng.permutation(count)[:wanted]]
+
+
+def choose_for_evaluation(count: int, protocol: str, rng: np.random.Generator) -> list[int]:
+    """Choose the expressions of one image that are scored, in their own order.
+
+    Args:
+        count: how many the image has.
+        protocol: one of ``PROTOCOLS``.
+        rng: decides which three "glamm3" takes.
+
+    Raises:
+        ValueError: an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
+    if protocol == "all" or count <= GLAMM_SENTENCES:
+        return list(range(count))
+    return sorted(int(index) for index in rng.choice(count, GLAMM_SENTENCES, replace=False))
+
+
+def in_chunks(indices: Sequence[int], size: int) -> list[list[int]]:
+    """Cut a list into pieces of at most ``size``."""
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def substitutes(index: int, count: int, split_of: Callable[[int], str], limit: int = MAX_BROKEN) -> Iterator[int]:
+    """The items to try in place of ``index``: itself, then those after it in its split, round to its start.
+
+    Args:
+        index: the item.
+        count: of all items.
+        split_of: the split of an item.
+        limit: how many to give at most.
+    """
+    split, tried = split_of(index), 0
+    for step in range(count):
+        item = (index + step) % count
+        if split_of(item) == split:
+            yield item
+            tried += 1
+            if tried == limit:
+                return
+
+
+def shard_order(shards: Sequence[int], window: int, seed: int, epoch: int) -> np.ndarray:
+    """Shuffle the shards, then the items within each ``window`` of consecutive shards.
+
+    Neighbours in a batch come from ``window`` different shards, while a disk reads in few places at a time. With all
+    items in one shard, or a window of all shards, it is a plain shuffle.
+
+    Args:
+        shards: the shard of each of N items.
+        window: shards that are read at the same time.
+        seed: the run's.
+        epoch: from 0.
+
+    Returns:
+        a permutation, (N,) int64.
+    """
+    rng = np.random.default_rng([_SHARD_STREAM, seed, epoch])
+    numbers, inverse = np.unique(np.asarray(shards, np.int64), return_inverse=True)
+    place = np.empty(len(numbers), np.int64)
+    place[rng.permutation(len(numbers))] = np.arange(len(numbers))  # where each shard comes in this epoch
+    shuffled = rng.permutation(len(inverse))
+    # a stable sort by group keeps the random order within each
+    return shuffled[np.argsort(place[inverse[shuffled]] // window, kind="stable")]

@@ -1,0 +1,209 @@
+"""Reads shards by their index, in any order: annotations, images, superpixels, features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from lavis_svp.common.registry import unknown_name
+from lavis_svp.datasets.layout import SPECS
+from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX
+from lavis_svp.datasets.shards.format import (
+    FEATURES,
+    RECORD,
+    SUPERPIXELS,
+    BrokenShardError,
+    Sample,
+    ShardMember,
+    instances_of,
+    read_index,
+)
+from lavis_svp.datasets.sources import AnnotationSource, DataSource, Instance, Origin, ReferredImage
+from lavis_svp.superpixels.region_map import RegionMap, from_png
+
+
+class ShardSource(AnnotationSource):
+    """The annotations and the images of a folder of shards.
+
+    The index is in memory; masks and images are read when they are needed. It can be sent to worker processes.
+
+    Args:
+        folder: holds ``index.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self._images: dict[str, list[ReferredImage]] = {}
+        self._samples: dict[tuple[str, int], Sample] = {}
+        for sample, image in zip(self.index.samples, self.index.images(), strict=True):
+            self._images.setdefault(image.split, []).append(image)
+            self._samples[image.split, image.image_id] = sample
+        self._shard_numbers = {name: number for number, name in enumerate(sorted(self.index.shards))}
+        self._last: tuple[str, list[Instance]] | None = None
+
+    def splits(self) -> list[str]:
+        """Names of all splits in the shards, sorted."""
+        return sorted(self._images)
+
+    def images(self, split: str) -> list[ReferredImage]:
+        """The images of one split by ascending id.
+
+        Raises:
+            UnknownNameError: no such split.
+        """
+        if split not in self._images:
+            raise unknown_name(f"split of the shards in {self.folder}", split, self.splits())
+        return list(self._images[split])
+
+    def instances(self, image: ReferredImage) -> list[Instance]:
+        """All annotated objects of an image by ascending annotation id.
+
+        Raises:
+            BrokenShardError: its record cannot be read.
+        """
+        sample = self._sample(image)
+        if self._last is None or self._last[0] != sample.key:  # a data set reads one record several times in a row
+            member = sample.member(self.folder, RECORD)
+            content = member.read_bytes()
+            try:
+                self._last = (sample.key, instances_of(json.loads(content)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise BrokenShardError(f"{member} is no record of an image ({error}). Convert it again.") from error
+        return self._last[1]
+
+    def file(self, image: ReferredImage) -> ShardMember:
+        """The place of an image's file."""
+        sample = self._sample(image)
+        return sample.member(self.folder, sample.extension)
+
+    def shard(self, image: ReferredImage) -> int:
+        """Number of the shard that an image is in."""
+        return self._shard_numbers[self._sample(image).shard]
+
+    def _sample(self, image: ReferredImage) -> Sample:
+        return self._samples[image.split, image.image_id]
+
+
+class _Stored:
+    """Members of one kind by image key, and the settings that they were made with.
+
+    Raises:
+        ValueError: the shards were made without this kind.
+    """
+
+    def __init__(self, source: ShardSource, kind: str, extension: str) -> None:
+        settings = source.index.settings.get(kind)
+        if settings is None:
+            raise ValueError(f"The shards in {source.folder} were made without {kind} (--{kind} of their conversion).")
+        self.settings: Mapping[str, Any] = settings
+        self._members: dict[str, ShardMember] = {
+            sample.image["image_key"]: sample.member(source.folder, extension)
+            for sample in source.index.samples
+            if extension in sample.members
+        }
+
+
+class ShardSuperpixels(_Stored):
+    """The superpixels that came in shards; a data set's ``superpixel_cache``."""
+
+    def __init__(self, source: ShardSource) -> None:
+        super().__init__(source, "superpixels", SUPERPIXELS)
+
+    def get(self, image_key: str, image: np.ndarray | None = None, embedding: Any = None) -> RegionMap:
+        """The regions of an image, mirrored for a mirrored image; the other arguments are not needed.
+
+        Raises:
+            FileNotFoundError: no image of these shards has this key.
+            BrokenShardError: the regions cannot be read.
+        """
+        key = image_key.removesuffix(MIRRORED_SUFFIX)
+        if key not in self._members:
+            raise FileNotFoundError(f"The shards hold no superpixels of image {image_key}.")
+        member = self._members[key]
+        content = member.read_bytes()
+        try:
+            regions = from_png(content)
+        except ValueError as error:
+            raise BrokenShardError(f"{member}: {error}") from error
+        if key == image_key:
+            return regions
+        return RegionMap.from_labels(regions.labels[:, ::-1], regions.levels, regions.scores)
+
+
+class ShardFeatures(_Stored):
+    """The frozen features that came in shards; a data set's ``frozen_cache``."""
+
+    def __init__(self, source: ShardSource) -> None:
+        super().__init__(source, "features", FEATURES)
+
+    def get(self, image_key: str) -> dict[str, Tensor] | None:
+        """The features of an image; None where there are none, as for a mirrored one.
+
+        Raises:
+            BrokenShardError: the features cannot be read.
+        """
+        member = self._members.get(image_key)
+        if member is None:
+            return None
+        try:
+            return load(member.read_bytes())
+        except SafetensorError as error:
+            raise BrokenShardError(f"{member} holds no features ({error}). Convert it again.") from error
+
+
+def open_shards(folder: str | Path, use_stored: bool = True, origin: Origin | None = None) -> DataSource:
+    """Open a folder of shards.
+
+    Args:
+        folder: holds ``index.json``.
+        use_stored: also give the superpixels and features that the shards may hold.
+        origin: the published data set that they are, if the caller knows.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
+    """
+    source = ShardSource(folder)
+    has = {kind: use_stored and source.index.settings.get(kind) is not None for kind in ("superpixels", "features")}
+    return DataSource(
+        source,
+        source,
+        ShardSuperpixels(source) if has["superpixels"] else None,
+        ShardFeatures(source) if has["features"] else None,
+        origin,
+    )
+
+
+def check_origin(source: ShardSource, dataset: str | None, split_by: str | None, where: str) -> None:
+    """Refuse shards of another data set than the builder's.
+
+    Args:
+        source: the shards.
+        dataset: the builder's, a key of ``layout.SPECS``; None takes all.
+        split_by: the partition in the YAML; None = the usual one.
+        where: the section, for the message.
+
+    Raises:
+        ValueError: they were made from another data set or partition.
+    """
+    if dataset is None:
+        return
+    wanted = (dataset, split_by or SPECS[dataset].split_by[0])
+    origin = source.index.settings.get("source", {})
+    stored = (origin.get("dataset"), origin.get("split_by"))
+    if stored != wanted:
+        made = f"{stored[0]} ({stored[1]})" if stored[0] else str(origin.get("format"))
+        raise ValueError(
+            f"{where} is {wanted[0]} ({wanted[1]}), but the shards in {source.folder} were made from {made}. "
+            "For your own data use the builder referring_shards_seg."
+        )

@@ -1,0 +1,247 @@
+"""Where a data set's images, expressions and masks come from, whatever files hold them.
+
+To add a format: subclass :class:`AnnotationSource` (three methods), put it into a :class:`DataSource` with an
+:class:`ImageFolder`, and give that to :class:`~lavis_svp.datasets.referring.ReferringDataset`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from lavis_svp.datasets.masks import decode_segmentation
+
+if TYPE_CHECKING:  # readers of files must wait neither for torch nor for Pillow
+    from torch import Tensor
+
+    from lavis_svp.common.images import ImageFile
+    from lavis_svp.superpixels.region_map import RegionMap
+
+ANY_SIZE = (0, 0)
+"""Size of an image whose annotations do not state it; only images without masks may have it."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated object of an image.
+
+    Args:
+        annotation_id: its id in the annotation file.
+        category: name of its category.
+        attributes: more words that describe it (RefShapes: colour, size ...).
+        segmentation: COCO's, see :func:`lavis_svp.datasets.masks.decode_segmentation`.
+    """
+
+    annotation_id: int
+    category: str
+    attributes: tuple[str, ...]
+    segmentation: Any
+
+    @property
+    def words(self) -> list[str]:
+        """The words of its category and its attributes, each once."""
+        return list(dict.fromkeys([*self.category.lower().split(), *(word.lower() for word in self.attributes)]))
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One sentence about an image, and the objects that it names.
+
+    Args:
+        expression_id: unique in its data set.
+        text: the sentence, not yet cleaned.
+        kind: its sort, by which scores are listed; "expression" or "no_target" where the file states none.
+        targets: annotation ids; none = it fits nothing; several = all of them together.
+        candidates: annotation ids that its attributes alone fit; None if the file does not list them.
+        answers: words that answer it, any of these; None = a mask answers it.
+    """
+
+    expression_id: str
+    text: str
+    kind: str
+    targets: tuple[int, ...]
+    candidates: tuple[int, ...] | None = None
+    answers: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ReferredImage:
+    """One image of one split, with its expressions.
+
+    Args:
+        image_id: its id in the annotation file.
+        file_name: relative to the folder of the images.
+        size: (H, W) as annotated, the frame of the masks.
+        split: "train", "val", "testA" ...
+        expressions: in a fixed order.
+    """
+
+    image_id: int
+    file_name: str
+    size: tuple[int, int]
+    split: str
+    expressions: tuple[Expression, ...]
+
+
+class SplitCounts(NamedTuple):
+    """How much a split holds; None = not known."""
+
+    references: int | None
+    images: int | None
+    sentences: int | None
+
+
+class AnnotationSource(ABC):
+    """Images by split, with their expressions, objects and masks."""
+
+    @abstractmethod
+    def splits(self) -> list[str]:
+        """Names of all splits, sorted."""
+
+    @abstractmethod
+    def images(self, split: str) -> list[ReferredImage]:
+        """The images of one split by ascending id; ``split`` is an exact name ("test" is not "testA").
+
+        Raises:
+            UnknownNameError: there is no such split.
+        """
+
+    @abstractmethod
+    def instances(self, image: ReferredImage) -> list[Instance]:
+        """All annotated objects of an image by ascending annotation id, referred to or not."""
+
+    def counts(self, split: str) -> SplitCounts:
+        """How much a split holds; zeros if there is no such split."""
+        images = self.images(split) if split in self.splits() else []
+        return SplitCounts(None, len(images), sum(len(image.expressions) for image in images))
+
+    def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
+        """The mask of one object, (H, W) uint8 in {0, 1}.
+
+        Raises:
+            ValueError: the segmentation is damaged or does not fit the image; the message names both.
+        """
+        try:
+            return decode_segmentation(instance.segmentation, image.size)
+        except ValueError as error:
+            raise ValueError(f"{image.file_name}, annotation {instance.annotation_id}: {error}") from error
+
+    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
+        """The union of an expression's targets, (H, W) uint8 in {0, 1}; all zero if it has none.
+
+        Raises:
+            ValueError: the image lacks a target, or see :meth:`mask`.
+        """
+        mask = np.zeros(image.size, np.uint8)  # (H, W)
+        objects = {one.annotation_id: one for one in self.instances(image)} if expression.targets else {}
+        for annotation_id in expression.targets:
+            if annotation_id not in objects:
+                raise ValueError(f"{image.file_name} has no annotation {annotation_id}, which an expression names.")
+            mask |= self.mask(image, objects[annotation_id])
+        return mask
+
+
+class ImageStore(Protocol):
+    """Where the image files of a data set are."""
+
+    def file(self, image: ReferredImage) -> ImageFile:
+        """The place of one image's file; nothing is read."""
+
+    def shard(self, image: ReferredImage) -> int:
+        """Number of the large file that the image is in; images with one number are read fast together."""
+
+
+class ImageFolder:
+    """Images as single files; their file names are relative to ``folder``."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def file(self, image: ReferredImage) -> Path:
+        """The path of an image."""
+        return self.folder / image.file_name
+
+    def shard(self, image: ReferredImage) -> int:
+        """Always 0: every file is as near as any other."""
+        return 0
+
+
+class SuperpixelLookup(Protocol):
+    """Gives an image's superpixels: a cache, a processor, or what was stored with the data."""
+
+    def get(self, image_key: str, image: np.ndarray) -> RegionMap:
+        """The region map of a (H, W, 3) uint8 image, computed or from a cache."""
+
+
+class FeatureLookup(Protocol):
+    """Gives the outputs of the frozen encoders for an image."""
+
+    def get(self, image_key: str) -> Mapping[str, Tensor] | None:
+        """``{"patches": (N, C), "sam": (256, h, w)}`` or None where nothing is stored."""
+
+
+class PrecomputedSuperpixels(SuperpixelLookup, Protocol):
+    """Superpixels that came with the data."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What they were made with: the settings of the generator."""
+
+
+class PrecomputedFeatures(FeatureLookup, Protocol):
+    """Outputs of the frozen encoders that came with the data."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What they were made with: the settings of the encoders."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The published data set that something was read from.
+
+    Args:
+        root: the folder that holds ``refcoco/``, ``refcoco+/`` ...
+        dataset: a key of ``layout.SPECS``; None = none of these.
+        split_by: its partition; None = the usual one.
+    """
+
+    root: Path
+    dataset: str | None
+    split_by: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Everything that a data set reads.
+
+    Args:
+        annotations: the splits, expressions and masks.
+        images: the image files.
+        superpixels: came with the data; a model compares their settings with its own before it uses them.
+        features: likewise.
+        origin: which published data set this is, if any.
+    """
+
+    annotations: AnnotationSource
+    images: ImageStore
+    superpixels: PrecomputedSuperpixels | None = None
+    features: PrecomputedFeatures | None = None
+    origin: Origin | None = None
+
+
+def relative_name(name: str) -> str:
+    """Return a file name of an annotation file if it stays within its folder.
+
+    Raises:
+        ValueError: the name is absolute or has "..".
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} leads out of its folder; give paths relative to it")
+    return name

@@ -1,0 +1,152 @@
+"""swap_projector: the registry of hosts, and the weights that a swapped projector starts from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from lavis_svp.common.registry import Registry, unknown_name
+from lavis_svp.hosts.config import PositionRule
+from lavis_svp.projectors import Projector
+
+
+@dataclass(frozen=True)
+class SwapOptions:
+    """The user's part of a swap; the host adds the sizes.
+
+    Args:
+        projector: a registered projector.
+        projector_options: the projector's own options.
+        superpixels: ``name`` of a superpixel generator and its options.
+        levels: hidden states of the vision tower, for projectors that fuse several.
+        positions: M-RoPE positions of the visual tokens.
+    """
+
+    projector: str
+    projector_options: Mapping[str, Any]
+    superpixels: Mapping[str, Any]
+    levels: tuple[int, ...] = ()
+    positions: PositionRule = "centroid"
+
+
+class Host(Protocol):
+    """A function that swaps a projector into one kind of model."""
+
+    def __call__(self, model: Any, processor: Any, options: SwapOptions) -> tuple[Any, Any]:
+        """Return a new model and a new processor that share the parts of the old ones; the old ones keep working."""
+
+
+HOSTS: Registry[Host] = Registry("host")
+"""Hosts by the ``model_type`` of their configuration; LAVIS models, which have none, by the name of their class."""
+
+
+def list_hosts() -> list[str]:
+    """List the model types (``config.model_type``) that :func:`swap_projector` accepts, sorted."""
+    return HOSTS.names()
+
+
+def swap_projector(
+    model: nn.Module,
+    processor: Any,
+    projector: str = "svp",
+    *,
+    superpixels: str | Mapping[str, Any] = "sam",
+    levels: Sequence[int] = (),
+    positions: PositionRule = "centroid",
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Give a multimodal language model another visual projector.
+
+    ::
+
+        model, processor = swap_projector(model, processor, "svp")
+        inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
+        model.generate(**inputs)
+
+    The new model shares vision tower and language model with the original, which does not change. The projector's
+    head starts from the host's where the layers have the same shape; its other weights are untrained.
+
+    Args:
+        model: a host, see :func:`list_hosts`.
+        processor: the host's processor.
+        projector: a registered projector.
+        superpixels: name of a superpixel generator, or ``{"name": ..., option: ...}``. Projectors without superpixels
+            ignore it.
+        levels: hidden states of the vision tower, for projectors that fuse several.
+        positions: ``centroid`` or ``sequential``, for Qwen's M-RoPE (:mod:`lavis_svp.hosts.mrope`); other hosts ignore
+            it.
+        options: the projector's own options.
+
+    Returns:
+        the model, and the processor, which makes the superpixels and repeats each image's placeholder.
+
+    Raises:
+        UnknownNameError: the model is no known host or was swapped already, or the projector is unknown.
+        ValueError: the projector has no such option.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
+    if kind not in HOSTS.names():
+        raise unknown_name("host, by its config.model_type or class,", kind, HOSTS.names())
+    section = {"name": superpixels} if isinstance(superpixels, str) else dict(superpixels)
+    return HOSTS.get(kind)(model, processor, SwapOptions(projector, options, section, tuple(levels), positions))
+
+
+def copy_head(projector: Projector, linears: Sequence[nn.Linear]) -> list[str]:
+    """Copy the host's linear layers into the projector's head, if the head has the same layers.
+
+    With ``mlp`` the swapped model then computes what it did before. `mask_pool`, `svp` and others start from a head
+    that maps into the language model's embedding space already.
+
+    Args:
+        projector: newly initialised.
+        linears: linear layers of the host's projector, in order.
+
+    Returns:
+        names of the untrained parameters, which the host does not have.
+    """
+    head = getattr(projector, "head", None)
+    layers = [layer for layer in head if isinstance(layer, nn.Linear)] if isinstance(head, nn.Sequential) else []
+    shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers]
+    if not layers or shapes != [[tuple(p.shape) for p in layer.parameters()] for layer in linears]:
+        return [name for name, _ in projector.named_parameters()]
+    for target, source in zip(layers, linears, strict=True):
+        target.load_state_dict(source.state_dict())
+    copied = {id(p) for layer in layers for p in layer.parameters()}
+    return [name for name, p in projector.named_parameters() if id(p) not in copied]
+
+
+def copy_projector(projector: Projector, original: nn.Module) -> list[str]:
+    """Copy the host's whole projector, if the new one has the same parameters under the same names.
+
+    Args:
+        projector: newly initialised.
+        original: the host's projector.
+
+    Returns:
+        names of the untrained parameters: none or all.
+    """
+    targets, sources = dict(projector.named_parameters()), dict(original.named_parameters())
+    if {k: p.shape for k, p in targets.items()} != {k: p.shape for k, p in sources.items()}:
+        return list(targets)
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(sources[name])
+    return []
+
+
+def log_untrained(host: str, projector: Projector, untrained: Sequence[str]) -> None:
+    """Log which parameters of the swapped projector are untrained."""
+    names = set(untrained)
+    logging.info(
+        "%s: projector '%s' has %d parameters, %d of them new and untrained: %s",
+        host,
+        projector.name,
+        sum(p.numel() for p in projector.parameters()),
+        sum(p.numel() for name, p in projector.named_parameters() if name in names),
+        ", ".join(untrained) or "none",
+    )

@@ -1,0 +1,118 @@
+"""Every key of a model's YAML section; an unknown key is an error. Each part's keys are documented with the part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lavis_svp.common.options import build_options, plain
+from lavis_svp.language.causal_lm import LanguageOptions
+from lavis_svp.language.prompts import PromptOptions
+from lavis_svp.language.splice import LAYOUTS
+from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLossOptions
+from lavis_svp.segmentation.losses import LossOptions
+from lavis_svp.segmentation.no_target import NoTargetOptions
+from lavis_svp.segmentation.seg_prompt import SegPromptOptions
+from lavis_svp.vision.feature_extractor import EncoderOptions, SamOptions
+
+
+@dataclass(frozen=True)
+class VisualTokenOptions:
+    """What happens to the projector's tokens before the language model reads them. Both are departures from the paper.
+
+    Args:
+        norm: layer norm on the visual tokens, scaled to the language model's embeddings.
+        shuffle: random order of the visual tokens in training, so that the order carries no information.
+    """
+
+    norm: bool = False
+    shuffle: bool = False
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model ``svp_ris``.
+
+    Args:
+        vision_encoder: see ``EncoderOptions`` (vision/feature_extractor.py).
+        sam: see ``SamOptions`` (vision/feature_extractor.py).
+        superpixels: ``name`` of a superpixel generator and its options; or options in a section that is named like the
+            generator, which counts when that generator is chosen.
+        projector: ``name`` of a projector and its options; the one line that swaps it.
+        visual_tokens: see :class:`VisualTokenOptions`.
+        language: see ``LanguageOptions`` (language/causal_lm.py).
+        prompt: see ``PromptOptions`` (language/prompts.py).
+        layout: how an image's expressions share a sequence in training: ``separate``, ``packed``, ``conversation``.
+        seg_prompt: see ``SegPromptOptions`` (segmentation/seg_prompt.py).
+        losses: see ``LossOptions`` (segmentation/losses.py).
+        auxiliary_losses: see ``AuxiliaryLossOptions`` (segmentation/auxiliary_losses.py).
+        no_target: see ``NoTargetOptions`` (segmentation/no_target.py); None = what the metadata of the weights says.
+        cache_features: keep the frozen features of each image in ``cache_root()``, and train from there.
+        trainable: which parameters are trained, as patterns over their names (models/param_groups.py); None = what
+            ``language.tuning``, ``language.train_embeddings`` and ``sam.train_decoder`` say.
+        learning_rates: ``part: lr`` for parts whose rate differs from ``run.init_lr``; the parts are ``projector``,
+            ``language``, ``embeddings``, ``seg_prompt``, ``mask_decoder``, ``auxiliary_losses``; or a pattern over
+            parameter names (``projector.sspe.*``), which takes precedence over its part; of two patterns the later one.
+    """
+
+    RENAMED_KEYS: ClassVar = {
+        "aids.token_norm": "visual_tokens.norm",
+        "aids.shuffle_tokens": "visual_tokens.shuffle",
+        "aids": "auxiliary_losses",
+        "readout": "seg_prompt",
+        "presence": "no_target",
+        "cache_frozen": "cache_features",
+        "learning_rates.readout": "learning_rates.seg_prompt",
+        "learning_rates.aids": "learning_rates.auxiliary_losses",
+    }
+
+    vision_encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    sam: SamOptions = field(default_factory=SamOptions)
+    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
+    projector: Mapping[str, Any] = field(default_factory=lambda: {"name": "svp"})
+    visual_tokens: VisualTokenOptions = field(default_factory=VisualTokenOptions)
+    language: LanguageOptions = field(default_factory=LanguageOptions)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
+    layout: str = "conversation"
+    seg_prompt: SegPromptOptions = field(default_factory=SegPromptOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+    auxiliary_losses: AuxiliaryLossOptions = field(default_factory=AuxiliaryLossOptions)
+    no_target: NoTargetOptions | None = None
+    cache_features: bool = False
+    trainable: Sequence[str] | None = None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"model.layout is '{self.layout}'; known: {', '.join(LAYOUTS)}.")
+        for section in ("superpixels", "projector"):
+            if "name" not in getattr(self, section):
+                raise ValueError(f"model.{section} needs a 'name'.")
+        if self.auxiliary_losses.grounding and not self.seg_prompt.pointer:
+            raise ValueError("model.auxiliary_losses.grounding needs model.seg_prompt.pointer: true.")
+        if self.no_target is not None:
+            self.no_target.check(self.seg_prompt, self.prompt)
+        patterns = self.trainable
+        if patterns is not None and (isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns)):
+            raise ValueError(f"model.trainable must be null or a list of patterns, got {patterns!r}.")
+
+
+LAVIS_KEYS = (
+    "arch",  # registered name of the model
+    "model_type",  # which default YAML
+    "load_finetuned",  # load `finetuned` (a trained checkpoint)
+    "finetuned",  # path of a trained checkpoint, or name of shipped weights
+    "load_pretrained",  # load `pretrained` before training
+    "pretrained",  # path of an earlier stage's checkpoint
+)
+
+
+def parse_model_options(cfg: Any) -> ModelOptions:
+    """Build the options from the ``model`` section of a LAVIS configuration.
+
+    Raises:
+        ValueError: an unknown key or a value that is not allowed; the message names it.
+    """
+    section = {key: value for key, value in plain(cfg).items() if key not in LAVIS_KEYS}
+    return build_options(ModelOptions, section, "model")

@@ -1,0 +1,282 @@
+"""Operations of training and of answering: per image and part, the time of a run, and the saving of fewer tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.plan.flops import Flops, LanguageShape, PartFlops, training_flops
+from lavis_svp.plan.settings import Gpu, TextLengths, TrainingSettings
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Operations of one part for one training image with all its expressions.
+
+    Args:
+        forward: of the forward pass.
+        training: of all passes: forward, backward and recomputed.
+        how: the passes that run, in words.
+    """
+
+    forward: float
+    training: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a run takes.
+
+    Args:
+        batch: images per optimizer step, over all GPUs.
+        steps_per_epoch: None = the size of the data is unknown.
+        steps: optimizer steps of the run; 0 = unknown.
+        flops_per_step: operations of a step, over all GPUs.
+        seconds_per_step: estimated.
+        hours: of the whole run.
+        epochs: number of passes through the data; None = unknown.
+    """
+
+    batch: int
+    steps_per_epoch: int | None
+    steps: int
+    flops_per_step: float
+    seconds_per_step: float
+    hours: float
+    epochs: float | None
+
+
+def sequences(layout: str, tokens: int, text: TextLengths, expressions: int) -> tuple[int, int]:
+    """Number of sequences of an image, and their length.
+
+    Args:
+        layout: ``model.layout``.
+        tokens: visual tokens of the image.
+        text: lengths of the text.
+        expressions: number of the image's expressions.
+    """
+    if layout == "separate":
+        return expressions, text.prefix + tokens + text.turn
+    return 1, text.prefix + tokens + expressions * text.turn
+
+
+def training_costs(
+    model: SvpRis, parts: PartFlops, shape: LanguageShape, tokens: int, text: TextLengths, expressions: int
+) -> dict[str, PartCost]:
+    """Operations of a training image by part.
+
+    Args:
+        model: the skeleton, which knows the trained parameters.
+        parts: operations of the parts.
+        shape: of the language model.
+        tokens: visual tokens of an image.
+        text: lengths of the text.
+        expressions: number of an image's expressions.
+    """
+    cached = model.options.cache_features
+
+    def frozen(flops: Flops) -> PartCost:
+        total = 0.0 if cached else flops.total
+        return PartCost(total, total, "cached features" if cached else "forward")
+
+    projector_trains = any(p.requires_grad for p in model.projector.parameters())
+    embeddings_train = any(p.requires_grad for n, p in model.language.named_parameters() if "transformer" not in n)
+    flows = projector_trains or embeddings_train or shape.trained_linear > 0
+    rows, length = sequences(model.options.layout, tokens, text, expressions)
+    language = shape.forward(rows * length, length)
+    logits = shape.logits(expressions * text.answer)
+    checkpoints = shape.checkpointing
+    decoder_trains = any(p.requires_grad for p in model.mask_decoder.mask_decoder.parameters())
+    masks = min(expressions, model.options.sam.max_masks_per_image or expressions)
+    language_how = "forward, activation gradients" if flows else "forward"
+    language_how += ", weight gradients of all" if shape.trained_share == 1 else ""
+    language_how += ", adapter gradients" if 0 < shape.trained_share < 1 else ""
+    language_how += ", forward again" if flows and checkpoints else ""
+    return {
+        "SAM encoder": frozen(parts.sam_encoder),
+        "superpixels": frozen(parts.superpixels),
+        "vision encoder": frozen(parts.vision_encoder),
+        "projector": _cost(parts.projector, 1.0 if projector_trains else 0.0, projector_trains),
+        "language model": PartCost(
+            language.total,
+            training_flops(language, shape.trained_share, flows, checkpoints).total,
+            language_how,
+        ),
+        "output layer": _cost(logits, 1.0 if shape.output_trains else 0.0, flows or shape.output_trains),
+        "prompt head": _cost(parts.seg_prompt * expressions, 1.0, True),
+        "mask decoder": _cost(parts.mask_decoder * masks, 1.0 if decoder_trains else 0.0, True),
+    }
+
+
+def _cost(forward: Flops, trained: float, flows: bool) -> PartCost:
+    how = "forward" + (", activation gradients" if flows else "") + (", weight gradients" if flows and trained else "")
+    return PartCost(forward.total, training_flops(forward, trained, flows).total, how)
+
+
+def duration(
+    costs: dict[str, PartCost], training: TrainingSettings, gpu: Gpu, num_gpus: int, utilisation: float
+) -> Duration:
+    """Time of a run whose products run at ``utilisation`` of the GPUs' peak.
+
+    Args:
+        costs: of an image.
+        training: the run.
+        gpu: kind of GPU.
+        num_gpus: how many.
+        utilisation: share of the peak that is reached over a whole step, including waiting.
+    """
+    batch = training.batch_size * training.accumulation * num_gpus
+    flops = batch * sum(part.training for part in costs.values())
+    seconds = flops / (num_gpus * gpu.tflops * 1e12 * utilisation)
+    per_epoch = None if training.images is None else max(1, training.images // batch)
+    return Duration(
+        batch=batch,
+        steps_per_epoch=per_epoch,
+        steps=training.steps,
+        flops_per_step=flops,
+        seconds_per_step=seconds,
+        hours=training.steps * seconds / 3600,
+        epochs=None if training.images is None else training.steps * batch / training.images,
+    )
+
+
+SEGMENTATION = ("SAM encoder", "superpixels", "prompt head", "mask decoder")
+"""Parts that only segmentation needs; the others answer in words."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models that are compared.
+
+    Args:
+        parts: operations of its parts.
+        shape: of its language model.
+        tokens: visual tokens of an image.
+    """
+
+    parts: PartFlops
+    shape: LanguageShape
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One line of the comparison.
+
+    Args:
+        what: the quantity.
+        baseline: with one token per patch.
+        ours: with the YAML's projector.
+        published: the paper's claim; empty where it has none.
+    """
+
+    what: str
+    baseline: float
+    ours: float
+    published: str = ""
+
+    @property
+    def saved(self) -> float:
+        """Saved share of the baseline; negative where ours costs more."""
+        return 1 - self.ours / self.baseline if self.baseline else 0.0
+
+
+@dataclass(frozen=True)
+class AnswerCost:
+    """Operations of answering.
+
+    Args:
+        language: vision encoder, projector and language model.
+        segmentation: SAM's image encoder, superpixels, prompt head and mask decoder.
+    """
+
+    language: float
+    segmentation: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return self.language + self.segmentation
+
+
+def without_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
+    """Cost of answering as GLaMM generates: one call per expression, without a cache.
+
+    GLaMM sets ``use_cache=False``: every token runs the vision encoder and the whole sequence again, and computes
+    logits at every position.
+
+    Args:
+        side: the model.
+        text: lengths of the text; the answer has ``text.answer`` tokens.
+        expressions: number of the image's expressions.
+    """
+    parts, language = side.parts, 0.0
+    for step in range(text.answer):
+        length = text.prefix + side.tokens + text.question + step
+        language += parts.vision_encoder.total + parts.projector.total
+        language += side.shape.forward(length, length).total + side.shape.logits(length).total
+    segmentation = parts.sam_encoder + parts.superpixels + parts.seg_prompt + parts.mask_decoder
+    return AnswerCost(expressions * language, expressions * segmentation.total)
+
+
+def answer_parts(side: Side, text: TextLengths, expressions: int) -> dict[str, float]:
+    """Operations by part as this package generates, with a cache: the image and every token run once.
+
+    Args:
+        side: the model.
+        text: lengths of the text.
+        expressions: number of the image's expressions, which share its prefix.
+    """
+    parts, shape = side.parts, side.shape
+    prefix = text.prefix + side.tokens
+    prefill = shape.forward(prefix, prefix) + shape.forward(text.question, prefix + text.question) * expressions
+    decode = sum((shape.forward(1, prefix + text.question + step) for step in range(1, text.answer)), Flops())
+    by_part = {
+        "SAM encoder": parts.sam_encoder,
+        "superpixels": parts.superpixels,
+        "vision encoder": parts.vision_encoder,
+        "projector": parts.projector,
+        "language model, prefill": prefill,
+        "language model, decode": decode * expressions,
+        "output layer": shape.logits(text.answer * expressions),
+        "prompt head": parts.seg_prompt * expressions,
+        "mask decoder": parts.mask_decoder * expressions,
+    }
+    return {part: flops.total for part, flops in by_part.items()}
+
+
+def with_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
+    """Cost of answering with a cache: the sums of :func:`answer_parts`."""
+    by_part = answer_parts(side, text, expressions)
+    segmentation = sum(by_part[part] for part in SEGMENTATION)
+    return AnswerCost(sum(by_part.values()) - segmentation, segmentation)
+
+
+def savings(baseline: Side, ours: Side, training: tuple[float, float], text: TextLengths, many: int) -> list[Saving]:
+    """Compare two models, line by line.
+
+    Args:
+        baseline: with one token per patch.
+        ours: with the YAML's projector.
+        training: operations of a training image, baseline and ours.
+        text: lengths of the text.
+        many: number of expressions in the lines for many.
+    """
+    efficiency = "60-70 % (training and inference)"
+    lines = [
+        Saving("visual tokens an image", baseline.tokens, ours.tokens, "93 % (576 to about 40)"),
+        Saving("training an image, all parts", *training, efficiency),
+    ]
+    for expressions in (1, many):
+        plural = f"{expressions} expression" + ("s" if expressions > 1 else "")
+        slow = [without_cache(side, text, expressions) for side in (baseline, ours)]
+        fast = [with_cache(side, text, expressions) for side in (baseline, ours)]
+        claim = efficiency if expressions == 1 else ""
+        lines += [
+            Saving(f"as published, {plural}: no cache, without SAM", slow[0].language, slow[1].language, claim),
+            Saving(f"as published, {plural}: no cache, all parts", slow[0].total, slow[1].total, claim),
+            Saving(f"fair, {plural}: cache on both sides, without SAM", fast[0].language, fast[1].language),
+            Saving(f"fair, {plural}: cache on both sides, all parts", fast[0].total, fast[1].total),
+        ]
+    return lines

@@ -1,0 +1,1 @@
+"""The projectors that SVP is compared with, written from their sources' formulas; docs/projectors.md lists them."""

@@ -1,0 +1,107 @@
+"""Small layers and index arithmetic that several projectors share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lavis_svp.common.precision import no_autocast
+
+_CENTROID_DIGITS = 3  # centroids equal to a thousandth of a patch are one place: rounding noise must not order tokens
+
+
+def token_mlp(vision_dim: int, llm_dim: int) -> nn.Sequential:
+    """Build LLaVA-1.5's head (``mlp2x_gelu``: Linear, GELU, Linear), which brings width C to D.
+
+    All projectors end in it where their source leaves room for it, so that they differ in what they feed it.
+    """
+    return nn.Sequential(nn.Linear(vision_dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Multi-head attention that also returns its weights: ``softmax(q k^T / sqrt(W / heads)) v`` per head.
+
+    The softmax is computed in float32, also under autocast.
+
+    Args:
+        queries: (B, L, W).
+        keys: (B, M, W).
+        values: (B, M, W).
+        allowed: (B, M) bool, the keys that may be attended to; an image that allows none attends evenly to all.
+        heads: number of heads; W is a multiple of it.
+
+    Returns:
+        (B, L, W) in the dtype of ``values``; and (B, L, M) float32, the attention averaged over heads. The latter is
+        detached: it describes what a token stands for, and gradients do not flow through it.
+    """
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))  # (B, heads, L, W / heads)
+    with no_autocast(queries.device):
+        scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[3] ** -0.5  # (B, heads, L, M)
+        # a finite value, not -inf: an image without a valid patch then attends evenly instead of giving NaN
+        scores = scores.masked_fill(~allowed[:, None, None], torch.finfo(torch.float32).min)
+        weights = scores.softmax(dim=-1)  # (B, heads, L, M)
+        seen = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)  # (B, L, W)
+    return seen, weights.detach().mean(dim=1)  # (B, L, W), (B, L, M)
+
+
+def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
+    """Turn area shares into the weights of a mean.
+
+    A superpixel smaller than a patch keeps its weight, since each row is divided by its own sum. A superpixel that
+    covers no valid patch at all stands for the whole image.
+
+    Args:
+        weights: (B, S, N) area shares, zero where a patch is not valid.
+        patch_valid: (B, N) bool.
+
+    Returns:
+        (B, S, N) float32; every row sums to 1.
+    """
+    weights = weights.float()
+    # float64: otherwise the last bit would depend on how many patches pad the batch
+    total = weights.sum(dim=2, keepdim=True, dtype=torch.float64).float()  # (B, S, 1)
+    fallback = patch_valid[:, None, :].float()
+    fallback = fallback / fallback.sum(dim=2, keepdim=True).clamp_min(1.0)  # (B, 1, N)
+    smallest = torch.finfo(torch.float32).tiny
+    return torch.where(total > 0, weights / total.clamp_min(smallest), fallback)  # (B, S, N)
+
+
+def pool(mean_weights: Tensor, patches: Tensor) -> Tensor:
+    """Average patches by one dense product in float32, also under autocast.
+
+    Args:
+        mean_weights: (B, T, N) float32, rows that sum to 1.
+        patches: (B, N, C).
+
+    Returns:
+        (B, T, C) in the dtype of ``patches``.
+    """
+    with no_autocast(patches.device):
+        return (mean_weights @ patches.float()).to(patches.dtype)  # (B, T, C)
+
+
+def centroids(mean_weights: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Locate superpixels or tokens on the patch grid: the mean of their patches' centres.
+
+    Args:
+        mean_weights: (B, T, N), rows that sum to 1.
+        rows: (B, N) row of each patch in its grid.
+        columns: (B, N) column of each patch.
+
+    Returns:
+        (B, T, 2) float64, row and column in patches from the grid's corner, rounded to a thousandth of a patch. The
+        centre of the first patch is at .5, and the patch under a centroid is its floor.
+    """
+    places = torch.stack([rows, columns], dim=2).double() + 0.5  # (B, N, 2)
+    return (mean_weights.double() @ places).round(decimals=_CENTROID_DIGITS)  # (B, T, 2)
+
+
+def patch_order(valid: Tensor) -> Tensor:
+    """Return the indices that bring the True entries of each row to the front and keep their order: (B, N) int64."""
+    return torch.argsort((~valid).long(), dim=1, stable=True)  # (B, N)
+
+
+def reorder(values: Tensor, order: Tensor) -> Tensor:
+    """Pick along the second axis: values (B, S, ...) at order (B, T) give (B, T, ...)."""
+    rows = torch.arange(order.shape[0], device=order.device)[:, None]
+    return values[rows, order]  # (B, T, ...)

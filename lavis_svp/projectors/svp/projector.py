@@ -1,0 +1,137 @@
+"""`svp`: the semantic visual projector of arXiv 2509.13676, one visual token for each superpixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from lavis_svp.common.options import check_whole_number
+from lavis_svp.projectors.base import register_projector
+from lavis_svp.projectors.layers import token_mlp
+from lavis_svp.projectors.svp.geometry import BoxEmbedding
+from lavis_svp.projectors.svp.pooling import SuperpixelOptions, SuperpixelProjector
+from lavis_svp.projectors.svp.ssa import SSA, shared_position
+from lavis_svp.projectors.svp.sspe import SSPE
+from lavis_svp.projectors.types import Superpixels
+from lavis_svp.vision.types import Grid, PatchFeatures
+
+
+@dataclass(frozen=True)
+class SspeOptions:
+    """Options of the superpixel positional embedding; its sizes after ``sspe_width`` are read by "full" only."""
+
+    sspe: Literal["full", "bbox_mlp", "none"] = "full"  # "bbox_mlp" puts an MLP on the masks' boxes in its place
+    mask_size: int = 16  # cells a side at which SSPE sees the masks; soft shares, so small regions do not vanish
+    sspe_width: int = 192  # inner width, and width of the vector handed to the two output heads; also of bbox_mlp
+    sspe_queries: int = 4  # the paper's
+    sspe_blocks: int = 3  # the paper's
+    sspe_heads: int = 4
+    sspe_ffn_ratio: int = 2
+    sspe_start: Literal["random", "zero"] = "random"  # of the output heads; "zero" (ours) is a no-op at first
+
+
+@dataclass(frozen=True)
+class SsaOptions:
+    """Options of the superpixel aggregator, the second look at the patches."""
+
+    ssa: Literal["full", "no_shared_sspe", "none"] = "full"  # "no_shared_sspe": the patches' keys get no SSPE
+    ssa_heads: int | None = None  # None: one for each 64 channels, 6 at C = 384
+    ssa_blocks: int = 1
+    ssa_ffn_ratio: int = 2
+
+
+@dataclass(frozen=True)
+class SvpOptions(SspeOptions, SsaOptions, SuperpixelOptions):
+    """Options of `svp`: those of SSPE, of SSA and of every projector of superpixels side by side.
+
+    Raises:
+        ValueError: an unknown choice, a size below 1, or an SSPE that nothing receives.
+    """
+
+    add_to_tokens: Literal["after_mlp", "before_mlp", "none"] = "after_mlp"  # SSPE joins the token at width D or C
+
+    VALUE_SPELLINGS: ClassVar[dict[str, dict[Any, str]]] = {
+        name: {"off": "none", False: "none", True: "full"} for name in ("sspe", "ssa")
+    }
+    REMOVED_KEYS: ClassVar[dict[str, Any]] = {
+        **SuperpixelOptions.REMOVED_KEYS,
+        "sspe_self_attention": False,
+        "sspe_attend": "inside",
+        "sspe_merge": "concat",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole_number("mask_size", self.mask_size, 1)
+        if self.sspe != "none" and self.ssa == "none" and self.add_to_tokens == "none":
+            raise ValueError("SSPE is on, but neither SSA nor the tokens receive it: set sspe: none.")
+
+
+@register_projector("svp")
+class SvpProjector(SuperpixelProjector):
+    """Superpixels as visual words.
+
+    ``coarse`` = area-weighted mean of the superpixel's patches; ``refined`` = SSA(coarse, patches), guided by SSPE;
+    ``token`` = MLP(refined) + SSPE. SSPE makes one vector for each superpixel, which two linear heads bring to the
+    widths of its receivers: C for SSA (and ``before_mlp``), D for the tokens. Since SSA starts as the identity,
+    training starts at `mask_pool` plus SSPE. With ``sspe_start: zero`` it starts at `mask_pool` itself, so that SSPE
+    can join a model that was trained without it and change nothing at first. The result is equivariant to the order
+    of the superpixels.
+    """
+
+    options_class = SvpOptions
+    options: SvpOptions
+
+    def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: SvpOptions | None = None) -> None:
+        super().__init__(vision_dim, llm_dim, grid, options)
+        opt = self.options
+        self.head = token_mlp(vision_dim, llm_dim)
+        self.sspe: SSPE | BoxEmbedding | None = None
+        self.sspe_to_vision = self.sspe_to_llm = self.ssa = None
+        if opt.sspe != "none":
+            self.requires = self.requires | {"masks"}
+            self.mask_size = (opt.mask_size, opt.mask_size)
+            self.sspe = build_sspe(opt)
+            if opt.ssa != "none" or opt.add_to_tokens == "before_mlp":
+                self.sspe_to_vision = nn.Linear(opt.sspe_width, vision_dim)
+            if opt.add_to_tokens == "after_mlp":
+                self.sspe_to_llm = nn.Linear(opt.sspe_width, llm_dim)
+            for last in (self.sspe_to_vision, self.sspe_to_llm):
+                if last is not None and opt.sspe_start == "zero":
+                    nn.init.zeros_(last.weight)
+                    nn.init.zeros_(last.bias)
+        if opt.ssa != "none":
+            self.ssa = SSA(vision_dim, heads=opt.ssa_heads, blocks=opt.ssa_blocks, ffn_ratio=opt.ssa_ffn_ratio)
+
+    def embed(self, coarse: Tensor, features: PatchFeatures, superpixels: Superpixels) -> Tensor:
+        """See :meth:`SuperpixelProjector.embed`."""
+        shape = None if self.sspe is None else self.sspe(superpixels.masks)  # (B, S, sspe_width)
+        sspe = None if shape is None or self.sspe_to_vision is None else self.sspe_to_vision(shape)  # (B, S, C)
+        refined = coarse
+        if self.ssa is not None:
+            position = None
+            if sspe is not None and self.options.ssa == "full":
+                position = shared_position(superpixels.weights, sspe)  # (B, N, C)
+            refined = self.ssa(coarse, features.patches, features.valid, sspe, position)  # (B, S, C)
+        if sspe is not None and self.options.add_to_tokens == "before_mlp":
+            refined = refined + sspe
+        tokens = self.head(refined)  # (B, S, D)
+        if shape is not None and self.sspe_to_llm is not None:
+            tokens = tokens + self.sspe_to_llm(shape)
+        return tokens
+
+
+def build_sspe(options: SvpOptions) -> SSPE | BoxEmbedding:
+    """Build the positional embedding that the options name, or its stand-in."""
+    if options.sspe == "bbox_mlp":
+        return BoxEmbedding(options.sspe_width)
+    return SSPE(
+        options.sspe_width,
+        width=options.sspe_width,
+        num_queries=options.sspe_queries,
+        blocks=options.sspe_blocks,
+        heads=options.sspe_heads,
+        ffn_ratio=options.sspe_ffn_ratio,
+    )

@@ -1,0 +1,274 @@
+"""From a project YAML to a runner: configuration, processes, seeds, logger, task, data sets, model, runner.
+
+The order is that of LAVIS's own ``train.py``, which is not in its wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavis.common import dist_utils
+from lavis.common.config import Config
+from lavis.common.logger import setup_logger
+from lavis.common.registry import registry
+from lavis.tasks import setup_task
+from omegaconf import OmegaConf
+from torch.backends import cudnn
+
+from lavis_svp.common.checkpoints import load_trained_state, newest_checkpoint, read_checkpoint
+from lavis_svp.common.options import check_keys
+from lavis_svp.runners.deepspeed_config import read_config
+from lavis_svp.runners.distributed import seed_all
+from lavis_svp.runners.options import resolve_device, with_defaults
+from lavis_svp.runners.runner_svp import RunnerSVP
+from lavis_svp.vision.feature_cache import attach_precomputed, precompute_features
+from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor
+
+ROOTS = ("model", "datasets", "run")
+
+
+class ProjectConfig(Config):
+    """LAVIS's Config, made of a project in memory instead of a YAML file and command-line options.
+
+    LAVIS's own constructor reads the file itself and lays the options over the result, too late for
+    ``model.model_type`` and ``datasets.<name>.type``, which choose the default YAMLs.
+
+    Args:
+        project: the roots model, datasets and run.
+        run: the complete ``run:`` section.
+    """
+
+    def __init__(self, project: Any, run: Mapping[str, Any]) -> None:
+        self.args = argparse.Namespace(cfg_path=None, options=None)
+        self.config = OmegaConf.merge(
+            {"run": run}, self.build_model_config(project), self.build_dataset_config(project)
+        )
+        registry.register("configuration", self)
+
+
+def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
+    """Read a project YAML and lay the options over it.
+
+    Args:
+        cfg_path: relative to the current directory, or absolute.
+        options: ``run.x=1 model.y=2``, or, as LAVIS also takes them, ``run.x 1 model.y 2``.
+
+    Returns:
+        An OmegaConf mapping with the roots model, datasets, run.
+
+    Raises:
+        FileNotFoundError: no such YAML.
+        ValueError: options that cannot be read, or a root that is unknown or missing.
+    """
+    path = Path(cfg_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no configuration at {path} (current directory: {Path.cwd()}).")
+    project: Any = OmegaConf.load(path)
+    for option in dot_list(options):
+        project = apply_option(project, option)
+    check_keys(project, ROOTS, f"the roots of {path}")
+    missing = [root for root in ROOTS if project.get(root) is None]
+    if missing:
+        raise ValueError(f"{path} has no section {', '.join(missing)}. A project YAML has: {', '.join(ROOTS)}.")
+    if isinstance(project.run.get("deepspeed_config"), str):  # the file's content makes a checkpoint's config complete
+        project.run.deepspeed_config = read_config(project.run.deepspeed_config, path)
+    return project
+
+
+def apply_option(project: Any, option: str) -> Any:
+    """Lay one option over a project: mappings are merged, and a list takes a mapping's place or the other way round.
+
+    Args:
+        project: an OmegaConf mapping.
+        option: ``key=value``, the key with dots.
+
+    Returns:
+        The project with the option's value.
+
+    Raises:
+        ValueError: the key goes through a value that has no such keys, as ``run.test_splits.val`` goes through a list.
+    """
+    key = option.partition("=")[0]
+    try:
+        change = OmegaConf.from_dotlist([option])
+        old = OmegaConf.select(project, key, throw_on_resolution_failure=False)
+        new = OmegaConf.select(change, key, throw_on_resolution_failure=False)
+        containers = OmegaConf.is_config(old) and OmegaConf.is_config(new)
+        if containers and OmegaConf.is_list(old) != OmegaConf.is_list(new):
+            OmegaConf.update(project, key, new, merge=False)
+            return project
+        return OmegaConf.merge(project, change)
+    except (TypeError, KeyError) as error:  # OmegaConf's own are of these kinds
+        raise ValueError(f"--options {option} does not fit the YAML: {error}") from error
+
+
+def dot_list(options: Sequence[str]) -> list[str]:
+    """Bring ``--options`` into the form key=value.
+
+    Raises:
+        ValueError: an item without a value.
+    """
+    if not options or "=" in options[0]:
+        bad = [option for option in options if "=" not in option]
+        if bad:
+            raise ValueError(f"--options takes key=value; there is no '=' in: {' '.join(bad)}.")
+        return list(options)
+    if len(options) % 2:
+        raise ValueError(f"--options takes key=value, or pairs of key and value; '{options[-1]}' has no value.")
+    return [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=True)]
+
+
+def build_config(project: Any) -> ProjectConfig:
+    """Make LAVIS's Config: the default YAMLs of the model's and the data sets' types under the project's own values.
+
+    The ``run:`` section is checked and its defaults are filled in.
+
+    Args:
+        project: the result of :func:`read_project`.
+
+    Raises:
+        KeyError: an unknown model, model type, data set, data set type, task or runner; lists the known ones.
+        ValueError: an unknown key in ``run:``, an impossible value, or a runner of LAVIS's for svp_ris.
+    """
+    if not project.model.get("arch") or not project.model.get("model_type"):
+        raise ValueError("The model section needs arch (a registered model) and model_type (one of its types).")
+    name = project.run.get("runner", "runner_svp")
+    runner = registry.get_runner_class(name)
+    owners = [runner] if project.run.get("task") is None else [runner, registry.get_task_class(project.run.task)]
+    run = with_defaults(project.run, owners)
+    if not issubclass(runner, RunnerSVP):
+        if project.model.arch == "svp_ris":
+            raise ValueError(
+                f"run.runner is '{name}', but svp_ris trains under runner_svp or runner_deepspeed: LAVIS's own runners "
+                "neither average micro-batches nor clip gradients nor resume exactly."
+            )
+        run["max_iters"] = run["max_iters"] or int(run["evaluate"])  # LAVIS's runner_iter refuses 0 in both
+        run["iters_per_inner_epoch"] = run["iters_per_inner_epoch"] or run["max_iters"]
+    device = resolve_device(run["device"])
+    if run["device"] == "auto":
+        run["device"] = device.type
+    return ProjectConfig(project, run)
+
+
+def config_to_evaluate(
+    cfg_path: str | None, checkpoint: str | Path | None, options: Sequence[str] = ()
+) -> tuple[Path | None, ProjectConfig]:
+    """Choose the checkpoint to evaluate and make the configuration.
+
+    Args:
+        cfg_path: a project YAML; None takes the configuration that is stored in the checkpoint.
+        checkpoint: a file, or a folder of which the newest is taken; None takes the newest of ``run.output_dir``.
+        options: laid over the configuration, as for :func:`read_project`.
+
+    Returns:
+        The checkpoint, None if the model is to be as its configuration loads it; and LAVIS's Config.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or none in that folder.
+        ValueError: neither a YAML nor a checkpoint.
+    """
+    path = Path(checkpoint) if checkpoint else None
+    if path is not None and path.is_dir():
+        folder, path = path, newest_checkpoint(path)
+        if path is None:
+            raise FileNotFoundError(f"There is no checkpoint in {folder}.")
+    if cfg_path:
+        project = read_project(cfg_path, options)
+    elif path is None:
+        raise ValueError("Name a project YAML, a checkpoint, or both.")
+    else:
+        stored = OmegaConf.create(read_checkpoint(path)["config"])
+        project = OmegaConf.merge(stored, OmegaConf.from_dotlist(dot_list(options)))
+    project.run.evaluate = True
+    if path is None and project.run.get("output_dir"):
+        path = newest_checkpoint(Path(project.run.output_dir))
+    if path is not None:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no checkpoint at {path}.")
+        weights_from_checkpoint(project)
+    return path, build_config(project)
+
+
+def weights_from_checkpoint(project: Any) -> None:
+    """Have the model built without the weights that ``model.pretrained`` and ``model.finetuned`` name.
+
+    This is for a model that is about to get a checkpoint, which holds all of them: an earlier stage's folder need not
+    exist any more. Models whose class does not declare ``CHECKPOINTS_ARE_WHOLE`` still load the named weights.
+
+    Args:
+        project: the result of :func:`read_project`; changed in place.
+    """
+    model = registry.get_model_class(project.model.arch)
+    if getattr(model, "CHECKPOINTS_ARE_WHOLE", False):
+        project.model.load_pretrained = project.model.load_finetuned = False
+
+
+def build_runner(config: Any) -> Any:
+    """Join the processes, seed, and build the task, the data sets, the model and the runner that the config names.
+
+    Args:
+        config: the result of :func:`build_config`.
+
+    Returns:
+        A LAVIS runner; its output folder is ``run.output_dir`` itself, so that the same command finds it again.
+    """
+    run = config.run_cfg
+    dist_utils.init_distributed_mode(run)
+    cudnn.benchmark = False  # the same algorithms at every start, as in LAVIS
+    cudnn.deterministic = True
+    seed_all(run.seed, "build", run.rank)
+    setup_logger()  # after the processes have met: only the first one logs
+    config.pretty_print()
+    task = setup_task(config)
+    datasets = task.build_datasets(config)
+    seed_all(run.seed, "model")  # the same weights in every process, whatever the data sets drew
+    model = task.build_model(config)
+    prepare_features(model, datasets)
+    return registry.get_runner_class(run.runner)(cfg=config, job_id="", task=task, model=model, datasets=datasets)
+
+
+def prepare_features(model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the data sets the frozen features of their images, if the model has a frozen feature extractor.
+
+    With ``model.cache_features`` they are computed for every image that is not stored yet. Without it, superpixels and
+    features that came with the data are used all the same, once they are checked.
+
+    Args:
+        model: ``extractor`` and ``options.cache_features`` of svp_ris are read; other models are passed over.
+        datasets: {name: {split: data set}}.
+
+    Raises:
+        ValueError: the features that came with the data are not those of this model.
+    """
+    extractor = getattr(model, "extractor", None)
+    if isinstance(extractor, FrozenFeatureExtractor):
+        prepare = precompute_features if model.options.cache_features else attach_precomputed
+        prepare(extractor, datasets)
+
+
+def runner_with_weights(config: Any, checkpoint: Path | None) -> Any:
+    """Build the runner and put a checkpoint's weights into its model.
+
+    Args:
+        config: of :func:`config_to_evaluate`.
+        checkpoint: likewise.
+    """
+    runner = build_runner(config)
+    if checkpoint is None:
+        model = config.model_cfg
+        loaded = [model.get(key) for key in ("pretrained", "finetuned") if model.get(f"load_{key}")]
+        if loaded:
+            logging.info("No checkpoint: evaluates the weights that the configuration loads: %s", ", ".join(loaded))
+        else:
+            logging.warning("No checkpoint, and the configuration loads none: an untrained model is evaluated.")
+    else:
+        logging.info("Evaluates %s", checkpoint)
+        if hasattr(runner, "load_checkpoint"):
+            runner.load_checkpoint(checkpoint)
+        else:
+            load_trained_state(runner._model, read_checkpoint(checkpoint)["model"], checkpoint)
+    return runner

@@ -1,0 +1,151 @@
+"""How a run goes on: the checkpoint that it starts from, and the metrics of its finished evaluations."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lavis_svp.common import checkpoints
+from lavis_svp.runners.distributed import from_main, is_main, wait_for_all
+from lavis_svp.runners.options import RunOptions
+
+HARMLESS = (
+    "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "keep_checkpoints", "eval_every",
+    "evaluate", "valid_splits", "test_splits", "test_checkpoint", "resume", "resume_ckpt_path", "dist_url", "rank",
+    "gpu", "log_to", "wandb_project", "sync_timing", "checkpoint_format",
+)  # fmt: skip
+"""Keys of ``run:`` that do not change the computation."""
+
+
+def find_start(folder: Path, options: RunOptions) -> Path | None:
+    """Clean up the run's folder and choose the checkpoint to continue from; the same in every process.
+
+    ``run.resume: auto`` takes the folder's newest checkpoint. A named checkpoint of this folder is taken, and newer
+    ones are set aside. One from elsewhere starts a run, which later continues with its own checkpoints.
+
+    Args:
+        folder: the run's output folder.
+        options: the run section.
+
+    Returns:
+        The checkpoint; None for a new run.
+
+    Raises:
+        FileNotFoundError: ``run.resume`` names a file that does not exist.
+    """
+    path = from_main(str(_choose(folder, options) or "") if is_main() else None)
+    wait_for_all()
+    return Path(path) if path else None
+
+
+def _choose(folder: Path, options: RunOptions) -> Path | None:
+    checkpoints.remove_unfinished(folder)
+    choice = options.resume_ckpt_path or options.resume
+    named = None if choice in ("auto", "never") else Path(choice)
+    if named is not None and not named.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {named}, which run.resume names.")
+    if named is not None and named.resolve().parent == folder.resolve():
+        named = folder / named.name
+        _warn_of_move(folder, checkpoints.set_newer_aside(named), "checkpoints newer than run.resume's")
+        return named
+    newest = None if choice == "never" else checkpoints.newest_checkpoint(folder)
+    if newest is not None and named is not None:
+        logging.warning("run.resume's %s started this run, which has got to %s.", named, newest)
+    start = newest or named
+    if start is None or start.parent != folder:
+        _warn_of_move(folder, checkpoints.set_aside(folder), "an earlier run")
+    return start
+
+
+def _warn_of_move(folder: Path, target: Path | None, content: str) -> None:
+    if target is not None:
+        logging.warning("%s held %s, now in %s.", folder, content, target)
+
+
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that training can continue from.
+
+    Raises:
+        WrongCheckpointError: it holds weights, but not the rest that a training needs.
+    """
+    contents = checkpoints.read_checkpoint(path)
+    lacking = [key for key in checkpoints.KEYS if key not in contents]
+    if lacking:
+        raise checkpoints.WrongCheckpointError(
+            f"{path} cannot be continued: it lacks {', '.join(lacking)}. To start from its weights only, "
+            "set model.load_finetuned: True and model.finetuned to it."
+        )
+    return contents
+
+
+def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn about settings that differ from the checkpoint's: the run goes on, but is not the run it was.
+
+    Args:
+        before: the configuration in the checkpoint.
+        now: the present one.
+    """
+    old, new = _flat(before), _flat(now)
+    ignored = {f"run.{key}" for key in HARMLESS}
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key) and key not in ignored:
+            logging.warning("%s was %r when the checkpoint was made, and is %r now.", key, old.get(key), new.get(key))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {
+        path: leaf for key, value in node.items() for path, leaf in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+    }
+
+
+class ResultStore:
+    """Metrics by split and optimizer step, in ``metrics_<split>_<iters>.json``.
+
+    A file is written, atomically, when the whole evaluation is done, so it also marks the evaluation as finished.
+
+    Args:
+        folder: the run's result folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, split: str, iters: int) -> Path:
+        """Return the file of a split's metrics after a number of optimizer steps."""
+        return self._folder / f"metrics_{split}_{iters}.json"
+
+    def read(self, split: str, iters: int) -> dict[str, Any] | None:
+        """Read the metrics; None if that evaluation is not finished."""
+        path = self.path(split, iters)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write(self, split: str, iters: int, metrics: Mapping[str, Any]) -> None:
+        """Record a finished evaluation."""
+        path = self.path(split, iters)
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(dict(metrics), file, indent=1, default=float)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def best(self, split: str, until: int) -> tuple[float, int] | None:
+        """Return the highest ``agg_metrics`` of a split and its step, the earliest of equals; None without any.
+
+        Args:
+            split: the split that chooses.
+            until: steps done so far; later results are of an abandoned run and do not count.
+        """
+        scores = []
+        for path in self._folder.glob(f"metrics_{split}_*.json"):
+            iters = path.stem.rpartition("_")[2]
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            if iters.isdigit() and int(iters) <= until and "agg_metrics" in metrics:
+                scores.append((float(metrics["agg_metrics"]), int(iters)))
+        return max(scores, key=lambda entry: (entry[0], -entry[1])) if scores else None

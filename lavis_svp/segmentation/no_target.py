@@ -1,0 +1,165 @@
+"""Is there such a thing at all? The pointer's evidence enters the score of ``[SEG]``, calibrated after training.
+
+Measured on the tiny model (benchmarks/reports/probes.md): the language model alone learns which wordings are sometimes
+empty, and refuses these as often as they were in training. The pointer knows whether this image holds such a thing: its
+best token is likelier where there is one. A weight and a bias, fitted on held-out images, bring the two together:
+
+    score of [SEG] += bias + evidence * log p(best token)
+
+This is no part of the paper. ``lavis-svp probe no-target`` fits both numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lavis_svp.common.checkpoints import WrongCheckpointError, read_metadata
+from lavis_svp.common.options import build_options
+from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
+from lavis_svp.segmentation.seg_prompt import SegPromptOptions
+
+CALIBRATION_KEY = "presence"  # the entry of released weights' metadata, and of the probe's result
+SegLogitBias = Callable[[Tensor, Tensor], "Tensor | float"]
+
+
+@dataclass(frozen=True)
+class NoTargetOptions:
+    """Calibration of the answer "there is no such thing"; both 0: the language model's own scores.
+
+    Both count when an answer is generated, and for its first word: ``prompt.answers`` must begin with ``[SEG]``.
+
+    Args:
+        bias: added to the score of ``[SEG]``; above 0, fewer expressions are refused.
+        evidence: factor of the log-probability (0 at most) of the token that the pointer scores best, which is added
+            likewise; above 0, expressions are refused for which no token stands out. Needs ``seg_prompt.pointer``.
+    """
+
+    bias: float = 0.0
+    evidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.evidence < 0:
+            raise ValueError(f"model.no_target.evidence is {self.evidence}: a clear choice would speak against [SEG].")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether anything is added."""
+        return bool(self.bias or self.evidence)
+
+    def check(self, seg_prompt: SegPromptOptions, prompt: PromptOptions) -> None:
+        """Refuse a calibration that a model cannot follow.
+
+        Raises:
+            ValueError: there is evidence but no pointer, or answers begin with another word than ``[SEG]``.
+        """
+        if self.evidence and not seg_prompt.pointer:
+            raise ValueError(
+                f"model.no_target.evidence is {self.evidence}, which needs model.seg_prompt.pointer: true."
+            )
+        if self.calibrates and not all(answer.startswith(SEG_TOKEN) for answer in prompt.answers):
+            raise ValueError(
+                f"model.no_target is for answers whose first word is {SEG_TOKEN}; model.prompt.answers are "
+                f"{list(prompt.answers)}. Set model.no_target: {{bias: 0, evidence: 0}}, or such answers."
+            )
+
+
+@dataclass
+class NoTargetEvidence:
+    """What speaks for ``[SEG]`` as the answer to P expressions, before calibration.
+
+    Args:
+        margin: (P,) score of ``[SEG]`` less the best other word's, by the language model.
+        evidence: (P,) log-probability of the token that the pointer scores best; zeros without a pointer.
+        image_index: (P,) image of each in the batch.
+        expression: (P,) index within its image.
+    """
+
+    margin: Tensor
+    evidence: Tensor
+    image_index: Tensor
+    expression: Tensor
+
+
+def best_log_probability(scores: Tensor) -> Tensor:
+    """(P, T) log-probabilities of tokens -> (P,) that of the best."""
+    return scores.amax(-1)  # (P,)
+
+
+def seg_logit_bias(
+    options: NoTargetOptions, scores_of: Callable[[Tensor, Tensor], Tensor | None]
+) -> SegLogitBias | None:
+    """What is added to the score of ``[SEG]``, as ``generate_answers`` takes it; None where nothing is.
+
+    Args:
+        options: the calibration.
+        scores_of: from (P, D) states and their (P,) images to the pointer's (P, T) log-probabilities.
+
+    Returns:
+        a function from states and images to (P,), or to the bias alone where the evidence has no weight.
+    """
+    if not options.calibrates:
+        return None
+
+    def bias(states: Tensor, image_index: Tensor) -> Tensor | float:
+        scores = scores_of(states, image_index) if options.evidence else None
+        return options.bias if scores is None else options.bias + options.evidence * best_log_probability(scores)
+
+    return bias
+
+
+def stored_calibration(path: Path) -> NoTargetOptions:
+    """The calibration in the metadata of weights; one that adds nothing where there is none.
+
+    Args:
+        path: the weights; only a ``.safetensors`` file can have metadata.
+
+    Raises:
+        CorruptCheckpointError: the file cannot be read.
+        WrongCheckpointError: the entry is no calibration that this version knows.
+    """
+    stored = read_metadata(path).get(CALIBRATION_KEY) if path.suffix == ".safetensors" else None
+    if stored is None:
+        return NoTargetOptions()
+    try:
+        return build_options(NoTargetOptions, json.loads(stored), f"'{CALIBRATION_KEY}' in the metadata of {path}")
+    except (ValueError, TypeError) as error:
+        raise WrongCheckpointError(f"{path} was calibrated by another version of lavis_svp: {error}") from error
+
+
+def read_fit(path: Path) -> str:
+    """The metadata's entry for the calibration that ``lavis-svp probe no-target`` wrote.
+
+    Raises:
+        ValueError: the file is no such result.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))[CALIBRATION_KEY]
+        fitted = build_options(NoTargetOptions, content, str(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of `lavis-svp probe no-target`: {error!r}") from error
+    return json.dumps(asdict(fitted))
+
+
+def first_word_evidence(
+    logits: Tensor, seg_id: int, scores: Tensor | None, image_index: Tensor, expression: Tensor
+) -> NoTargetEvidence:
+    """Compare ``[SEG]`` with the best other first word.
+
+    Args:
+        logits: (P, V) scores of the first word.
+        seg_id: id of ``[SEG]``.
+        scores: (P, T) the pointer's log-probabilities; None without a pointer.
+        image_index: (P,).
+        expression: (P,).
+    """
+    others = logits.float().clone()
+    seg = others[:, seg_id].clone()
+    others[:, seg_id] = -torch.inf
+    evidence = torch.zeros_like(seg) if scores is None else best_log_probability(scores)
+    return NoTargetEvidence(seg - others.amax(-1), evidence, image_index, expression)

@@ -1,0 +1,183 @@
+"""From the state that predicts ``[SEG]`` to a prompt of SAM's decoder: the paper's form, and options beyond it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavis_svp.projectors.types import VisualTokens
+from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
+from lavis_svp.vision.feature_extractor import VisionFeatures
+
+PROMPT_DIM = 256  # width of SAM's prompt tokens
+StateNormName = Literal["none", "batch"]
+
+
+@dataclass(frozen=True)
+class SegPromptOptions:
+    """How the state becomes a prompt. All defaults are the form of the paper's host (GLaMM); the rest are departures.
+
+    Args:
+        state_norm: ``none``, or ``batch``: batch norm over ``[SEG]`` states. States of different expressions start
+            almost parallel (a cosine of .998 was measured), which batch norm undoes.
+        pointer: score every visual token from the state (a listwise choice), and give the prompt MLP the state together
+            with the mean of the tokens, weighted by their scores.
+        pointer_position: add SAM's positional encoding of the chosen tokens, and SAM's own point token, to the prompt.
+        pointer_dim: width of the pointer's queries and keys.
+    """
+
+    REMOVED_KEYS: ClassVar = {"pointer_mask": False}
+    state_norm: StateNormName = "none"
+    pointer: bool = False
+    pointer_position: bool = False
+    pointer_dim: int = 128
+
+    def __post_init__(self) -> None:
+        if self.state_norm not in get_args(StateNormName):
+            raise ValueError(
+                f"model.seg_prompt.state_norm is '{self.state_norm}'; known: {', '.join(get_args(StateNormName))}."
+            )
+        if self.pointer_position and not self.pointer:
+            raise ValueError("model.seg_prompt.pointer_position needs pointer: true.")
+
+
+@dataclass
+class SegPrompts:
+    """Prompts for P masks.
+
+    Args:
+        sparse: (P, 1, 256) prompt token of each mask.
+        scores: (P, T) log-probabilities of the visual tokens; None without a pointer.
+    """
+
+    sparse: Tensor
+    scores: Tensor | None
+
+
+class StateNorm(nn.BatchNorm1d):
+    """Batch norm over ``[SEG]`` states; a single state in training is normed with the running statistics.
+
+    Args:
+        dim: D.
+    """
+
+    MOMENTUM = 0.05
+    num_batches_tracked: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, momentum=self.MOMENTUM)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(P, D) -> (P, D) float32, in whatever precision the parameters are kept."""
+        learns = self.training and len(states) > 1
+        if learns:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            states.float(),
+            self.running_mean,
+            self.running_var,
+            self.weight.float(),
+            self.bias.float(),
+            training=learns,
+            momentum=self.MOMENTUM,
+            eps=self.eps,
+        )
+
+
+class SegPromptHead(nn.Module):
+    """State of ``[SEG]`` -> prompt of SAM's mask decoder.
+
+    The paper's form is Linear(D, D), ReLU, Linear(D, 256), which LISA and GLaMM call ``text_hidden_fcs``.
+
+    Args:
+        dim: D, the language model's width.
+        token_std: standard deviation of the visual tokens, which the pointer divides by.
+        options: departures from the paper's form, all off by default.
+    """
+
+    def __init__(self, dim: int, token_std: float, options: SegPromptOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.token_std = token_std
+        self.norm: nn.Module = StateNorm(dim) if options.state_norm == "batch" else nn.Identity()
+        last = nn.Linear(dim, PROMPT_DIM)
+        self.mlp = nn.Sequential(nn.Linear(dim * (2 if options.pointer else 1), dim), nn.ReLU(), last)
+        if options.pointer:
+            self.query = nn.Linear(dim, options.pointer_dim)
+            self.key = nn.Linear(dim, options.pointer_dim)
+        if options.pointer_position:  # the prompt starts as SAM's own point prompt
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(
+        self,
+        states: Tensor,
+        image_index: Tensor,
+        visual: VisualTokens,
+        positions: Tensor | None = None,
+        point_token: Tensor | None = None,
+    ) -> SegPrompts:
+        """Make the prompts of P masks.
+
+        Args:
+            states: (P, D) states that predict ``[SEG]``.
+            image_index: (P,) the image of each state.
+            visual: visual tokens of B images; only the pointer looks at them.
+            positions: (B, T, 256) SAM's encoding of each token's place (:func:`token_positions`), for
+                ``pointer_position``.
+            point_token: (256,) SAM's embedding of "a foreground point", for ``pointer_position``.
+
+        Raises:
+            ValueError: ``pointer_position`` lacks the positions or the point token.
+        """
+        states = self.norm(states)
+        if not self.options.pointer:
+            return SegPrompts(self.mlp(states)[:, None], None)
+        tokens = visual.tokens.to(states.dtype)[image_index] / self.token_std  # (P, T, D)
+        scores = torch.einsum("pd,ptd->pt", self.query(states), self.key(tokens))  # (P, T)
+        scores = scores.float() / self.options.pointer_dim**0.5
+        valid = visual.valid[image_index]  # (P, T)
+        scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min).log_softmax(-1)
+        choice = scores.exp()
+        attended = torch.einsum("pt,ptd->pd", choice, tokens.float())  # (P, D)
+        prompt = self.mlp(torch.cat([states.float(), attended], -1)).float()  # (P, 256)
+        if self.options.pointer_position:
+            if positions is None or point_token is None:
+                raise ValueError("pointer_position needs the tokens' positions and SAM's point token.")
+            place = torch.einsum("pt,ptc->pc", choice, positions.float()[image_index])  # (P, 256)
+            prompt = prompt + place + point_token  # (P, 256)
+        return SegPrompts(prompt[:, None], scores)
+
+
+def token_positions(visual: VisualTokens, vision: VisionFeatures, mask_decoder: SegMaskDecoder) -> Tensor:
+    """SAM's positional encoding of each visual token's place: the mean over its patches' centres.
+
+    Args:
+        visual: tokens with their ``assignment`` to patches.
+        vision: the images' patch grids and their places in SAM's input.
+        mask_decoder: gives SAM's encoding.
+
+    Returns:
+        (B, T, 256).
+
+    Raises:
+        ValueError: the projector does not report which patches its tokens come from.
+    """
+    if visual.assignment is None:
+        raise ValueError(
+            "This projector does not report which patches its tokens come from; set seg_prompt.pointer_position: False."
+        )
+    device = visual.tokens.device
+    row, column = vision.patches.coordinates()  # (B, N) each
+    grids = torch.tensor(vision.patches.grids, device=device).float()  # (B, 2) h, w
+    extents = torch.tensor(vision.extents, device=device)
+    covered = torch.tensor([place.extent for place in vision.geometry], device=device)
+    step = covered / extents / grids  # (B, 2): one patch in SAM's input, as a share of its side
+    y = (row.to(device) + 0.5) * step[:, :1]  # (B, N)
+    x = (column.to(device) + 0.5) * step[:, 1:]  # (B, N)
+    encoded = mask_decoder.position_of(x, y).float()  # (B, N, 256)
+    return torch.einsum("btn,bnc->btc", visual.assignment.float(), encoded)  # (B, T, 256)

@@ -1,0 +1,451 @@
+"""Superpixels on disk, keyed by image and settings, so that training never computes them twice.
+
+:class:`SuperpixelStore` is a folder with a file for each image, :func:`fill_store` makes what is missing in it (in one
+process or several, from where it stopped), and :func:`write_shards` packs it into webdataset shards, which
+:class:`SuperpixelShards` reads by key.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+import tarfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from lavis_svp.common.paths import cache_root
+from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
+from lavis_svp.superpixels.region_map import RegionMap, from_png, to_png
+
+T = TypeVar("T")
+
+SHARD_INDEX = "index.json"
+
+_STORE_HEADER = "settings.json"
+_STORE_FORMAT = 1
+_SHARD_FORMAT = 1
+_SHARD_EXTENSION = "superpixels.png"
+_KEY = re.compile(r"[0-9A-Za-z_-]{2,128}")
+_DIGEST_LENGTH = 12
+_PENDING_PER_WORKER = 4
+_PARENT_CHECK_SECONDS = 1.0
+
+
+class SuperpixelStore:
+    """One PNG an image in ``root/<generator>-<digest of its settings>/<first two digits of the key>/``.
+
+    A file is either complete or absent (it is written under another name, then renamed), so work that is killed goes on
+    where it stopped, and several processes may fill one store.
+
+    Args:
+        generator: makes what is missing; or only its settings, for a store that is read and never filled.
+        root: the folder of all superpixel stores; None = ``cache_root()/superpixels``.
+
+    Raises:
+        ValueError: the folder holds superpixels of other settings or another format.
+    """
+
+    def __init__(self, generator: SuperpixelGenerator | Mapping[str, Any], root: str | Path | None = None) -> None:
+        self.generator = generator if isinstance(generator, SuperpixelGenerator) else None
+        settings = generator.settings() if isinstance(generator, SuperpixelGenerator) else dict(generator)
+        self.header: dict[str, Any] = {"format": _STORE_FORMAT, "settings": settings}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
+        base = Path(root) if root is not None else cache_root() / "superpixels"
+        self.folder = base / f"{settings.get('generator', 'superpixels')}-{digest}"
+        self._check_header()
+
+    def path(self, image_key: str) -> Path:
+        """Path of an image's file, whether it exists or not.
+
+        Raises:
+            ValueError: the key cannot name a file.
+        """
+        if not _KEY.fullmatch(image_key):
+            raise ValueError(f"An image's key is 2 to 128 letters, digits, '-' or '_' (its sha256), got {image_key!r}.")
+        return self.folder / image_key[:2] / f"{image_key}.png"
+
+    def __contains__(self, image_key: str) -> bool:
+        return self.path(image_key).is_file()
+
+    def get(self, image_key: str, image: np.ndarray | None = None, embedding: SamEmbedding | None = None) -> RegionMap:
+        """Read an image's superpixels; if they are missing or damaged, make and keep them.
+
+        Args:
+            image_key: the image's sha256.
+            image: (H, W, 3) uint8, for a generator that works on images.
+            embedding: for a generator that works on SAM embeddings.
+
+        Raises:
+            FileNotFoundError: the superpixels are missing, and there is nothing to make them from.
+            ValueError: the file is damaged, and there is nothing to make it from again.
+        """
+        path = self.path(image_key)
+        source = embedding if self.generator is not None and self.generator.needs_embedding else image
+        try:
+            return from_png(path.read_bytes())
+        except FileNotFoundError:
+            if self.generator is None or source is None:
+                raise FileNotFoundError(
+                    f"No superpixels of image {image_key} at {path}. Fill the store first, or pass a generator and "
+                    "the image (or its SAM embedding)."
+                ) from None
+        except ValueError as error:
+            if self.generator is None or source is None:
+                raise ValueError(f"{path} is damaged ({error}). Delete it and fill the store again.") from error
+        regions = _segment(self.generator, source)
+        self.put(image_key, regions)
+        return regions
+
+    def put(self, image_key: str, regions: RegionMap) -> None:
+        """Write an image's superpixels."""
+        _write_whole(self.path(image_key), to_png(regions))
+
+    def keys(self) -> list[str]:
+        """The keys of all images in the store, sorted."""
+        return sorted(path.stem for path in self.folder.glob("??/*.png"))
+
+    def _check_header(self) -> None:
+        path = self.folder / _STORE_HEADER
+        if path.is_file():
+            try:
+                header = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({error}). Delete the folder {self.folder}.") from error
+            if header.get("format") != _STORE_FORMAT:
+                raise ValueError(f"{path} has format {header.get('format')}, this version reads {_STORE_FORMAT}.")
+            check_settings(header.get("settings"), self.header["settings"], self.folder)
+        elif any(self.folder.glob("??/*.png")):
+            raise ValueError(
+                f"{self.folder} holds superpixels, but no {_STORE_HEADER} with their settings. Delete the folder."
+            )
+        else:
+            _write_whole(path, json.dumps(self.header, indent=2, sort_keys=True).encode())
+
+
+def open_store(folder: str | Path) -> SuperpixelStore:
+    """Open a store by its own folder (``<generator>-<digest>``), for reading.
+
+    Raises:
+        FileNotFoundError: the folder is no store.
+        ValueError: its header is damaged, or does not belong to its name.
+    """
+    folder = Path(folder)
+    path = folder / _STORE_HEADER
+    if not path.is_file():
+        stores = ", ".join(sorted(str(header.parent) for header in folder.glob(f"*/{_STORE_HEADER}"))) or "none"
+        raise FileNotFoundError(
+            f"{folder} is no store of superpixels ({_STORE_HEADER} is missing). Stores in it: {stores}."
+        )
+    try:
+        settings = json.loads(path.read_text())["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete the folder {folder}.") from error
+    store = SuperpixelStore(settings, folder.resolve().parent)
+    if store.folder.name != folder.resolve().name:
+        raise ValueError(f"{path} has the settings of {store.folder.name}, not of this folder. Was it renamed?")
+    return store
+
+
+def check_settings(stored: Any, expected: Mapping[str, Any], where: Path | str, what: str = "superpixels") -> None:
+    """Refuse superpixels (or features) of other settings.
+
+    Args:
+        stored: settings in a store's header.
+        expected: those of the generator at hand.
+        where: the store, for the message.
+        what: its content, for the message.
+
+    Raises:
+        ValueError: they differ; the message names the settings that do.
+    """
+    target = json.loads(json.dumps(dict(expected)))  # as JSON returns them: tuples are lists
+    if stored != target:
+        known = stored if isinstance(stored, dict) else {}
+        missing = "(not set)"
+        names = sorted({*known, *target})
+        differ = [name for name in names if known.get(name, missing) != target.get(name, missing)]
+        pairs = [f"{name}: {known.get(name, missing)!r} there, {target.get(name, missing)!r} wanted" for name in differ]
+        raise ValueError(f"{where} holds {what} made with other settings ({'; '.join(pairs)}). Use another folder.")
+
+
+@dataclass
+class FillReport:
+    """The outcome of :func:`fill_store`.
+
+    Args:
+        computed: number of images whose superpixels were made.
+        seconds: time of each part, summed over all workers: read, encode (where there is an encoder), superpixels,
+            write.
+        broken: key -> error of each image that was left out.
+    """
+
+    computed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def add(self, key: str, outcome: Callable[[], dict[str, float]], skip_broken: bool) -> None:
+        """Count one image.
+
+        Args:
+            key: the image's.
+            outcome: returns the seconds of its parts, or raises.
+            skip_broken: note an error instead of raising it.
+        """
+        try:
+            seconds = outcome()
+        except Exception as error:
+            if not skip_broken or isinstance(error, BrokenExecutor):  # not the image's fault: the worker died
+                raise
+            self.broken[key] = f"{type(error).__name__}: {error}"
+            return
+        self.computed += 1
+        for part, value in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + value
+
+
+def fill_store(
+    store: SuperpixelStore,
+    items: Iterable[tuple[str, T]],
+    load: Callable[[T], np.ndarray | SamEmbedding],
+    workers: int = 2,
+    progress: bool = True,
+    skip_broken: bool = False,
+) -> FillReport:
+    """Make and keep the superpixels of all images that are not in a store yet.
+
+    Args:
+        store: with its generator.
+        items: (image_key, the argument of ``load``, e.g. a path); images already in the store are not loaded.
+        load: returns the image (H, W, 3) uint8, or the SAM embedding. With several workers it runs in theirs, so it
+            must be a function at the top level of a module.
+        workers: number of processes; generators that work on SAM embeddings always run in this one.
+        progress: show a progress bar.
+        skip_broken: go on after an image that fails, and name it in the report; False = raise its error.
+
+    Raises:
+        ValueError: the store has settings only, no generator.
+    """
+    if store.generator is None:
+        raise ValueError("A store opened from settings alone cannot be filled: build it with the generator itself.")
+    missing = {key: item for key, item in items if key not in store}
+    report = FillReport()
+    with tqdm(total=len(missing), desc=f"superpixels ({store.folder.name})", disable=not progress) as bar:
+        if workers <= 1 or store.generator.needs_embedding or len(missing) <= 1:
+            for key, item in missing.items():
+                report.add(key, functools.partial(_compute, store, key, load, item), skip_broken)
+                bar.update()
+        else:
+            _fill_in_parallel(store, missing, load, workers, bar, report, skip_broken)
+    return report
+
+
+def _fill_in_parallel(
+    store: SuperpixelStore,
+    missing: Mapping[str, T],
+    load: Callable[[T], np.ndarray | SamEmbedding],
+    workers: int,
+    bar: tqdm,
+    report: FillReport,
+    skip_broken: bool,
+) -> None:
+    # spawn: forking a process in which torch or BLAS threads run can deadlock
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), threads)) as pool:
+        pending: dict[Future[dict[str, float]], str] = {}
+
+        def collect() -> None:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                report.add(pending.pop(future), future.result, skip_broken)
+                bar.update()
+
+        try:
+            for key, item in missing.items():
+                pending[pool.submit(_compute, store, key, load, item)] = key
+                if len(pending) >= workers * _PENDING_PER_WORKER:
+                    collect()
+            while pending:
+                collect()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _compute(store: SuperpixelStore, key: str, load: Callable[[T], Any], item: T) -> dict[str, float]:
+    """Make and keep the superpixels of one image, possibly in a worker; returns the seconds of each part."""
+    generator = store.generator
+    assert generator is not None
+    start = time.perf_counter()
+    try:
+        source = load(item)
+        read = time.perf_counter()
+        if generator.needs_embedding:
+            regions = _segment(generator, source)
+            seconds = {"superpixels": time.perf_counter() - read}
+        else:
+            regions, seconds = generator.timed(source)
+        made = time.perf_counter()
+        store.put(key, regions)
+    except Exception as error:
+        error.add_note(f"(while making the superpixels of image {key})")
+        raise
+    return {"read": read - start, **seconds, "write": time.perf_counter() - made}
+
+
+def start_worker(parent: int, threads: int) -> None:
+    """Initialise a worker process: it ends with its parent, and leaves the other workers their share of the cores.
+
+    Args:
+        parent: process id of the parent. When a parent is killed, the workers of its pool otherwise wait for ever.
+        threads: number of threads of torch and BLAS in this worker.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for a torch that is imported later
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def write_shards(
+    store: SuperpixelStore, folder: str | Path, images_per_shard: int = 10_000, progress: bool = True
+) -> int:
+    """Pack all superpixels of a store into webdataset shards, for few large files instead of many small ones.
+
+    The folder gets ``superpixels-000000.tar`` and so on, each sample ``<key>.superpixels.png`` (see ``to_png``), and
+    ``index.json``: the settings, weights' digest included, and in which shard and where each key lies. Existing shards
+    in the folder are replaced, the index last. The same store gives the same bytes.
+
+    Args:
+        store: the store to pack.
+        folder: of the shards.
+        images_per_shard: at most so many in each.
+        progress: show a progress bar.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: the store is empty, or one of its files damaged.
+    """
+    from webdataset import TarWriter  # only packing needs it
+
+    keys, folder = store.keys(), Path(folder)
+    if not keys:
+        raise ValueError(f"{store.folder} holds no superpixels: fill it first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SHARD_INDEX).unlink(missing_ok=True)  # an index never describes other shards than those in its folder
+    for old in folder.glob("superpixels-*.tar"):
+        old.unlink()
+    places: dict[str, list[int]] = {}
+    with tqdm(total=len(keys), desc=f"shards ({folder.name})", disable=not progress) as bar:
+        for number, start in enumerate(range(0, len(keys), images_per_shard)):
+            path = folder / _shard_name(number)
+            with TarWriter(str(path), mtime=0, user="", group="") as writer:  # no times, no owner
+                for key in keys[start : start + images_per_shard]:
+                    content = store.path(key).read_bytes()
+                    from_png(content)  # raises now if the file is damaged
+                    writer.write({"__key__": key, _SHARD_EXTENSION: content})
+                    bar.update()
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    places[member.name.partition(".")[0]] = [number, member.offset_data, member.size]
+    index = {"format": _SHARD_FORMAT, "settings": store.header["settings"], "places": places}
+    _write_whole(folder / SHARD_INDEX, json.dumps(index, sort_keys=True).encode())
+    return len(keys)
+
+
+class SuperpixelShards:
+    """Reads superpixels by key from the shards of :func:`write_shards`; serves a data set as its ``superpixel_cache``.
+
+    Args:
+        folder: of the shards.
+        settings: the expected ones (``generator.settings()``); None = accept any.
+
+    Raises:
+        FileNotFoundError: there is no index, so no shards, or incomplete ones.
+        ValueError: the shards hold superpixels of other settings, or have another format.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        path = self.folder / SHARD_INDEX
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: no superpixel shards here, or their writing was interrupted.")
+        try:
+            content = json.loads(path.read_text())
+            self.settings, self.places = content["settings"], content["places"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}). Write the shards again.") from error
+        if content.get("format") != _SHARD_FORMAT:
+            raise ValueError(f"{path} has format {content.get('format')}, this version reads {_SHARD_FORMAT}.")
+        if settings is not None:
+            check_settings(self.settings, settings, self.folder)
+
+    def __contains__(self, image_key: str) -> bool:
+        return image_key in self.places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def keys(self) -> list[str]:
+        """The keys of all images in the shards, sorted."""
+        return sorted(self.places)
+
+    def get(self, image_key: str, image: Any = None, embedding: Any = None) -> RegionMap:
+        """Read an image's superpixels; ``image`` and ``embedding`` are not used.
+
+        Raises:
+            FileNotFoundError: the image is not in these shards.
+            ValueError: its shard is missing or damaged.
+        """
+        if image_key not in self.places:
+            raise FileNotFoundError(
+                f"No superpixels of image {image_key} in {self.folder}. Fill the store, then pack it again."
+            )
+        number, offset, size = self.places[image_key]
+        path = self.folder / _shard_name(int(number))
+        try:
+            with path.open("rb") as shard:
+                shard.seek(offset)
+                return from_png(shard.read(size))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read at image {image_key} ({error}). Write the shards again."
+            ) from error
+
+
+def _shard_name(number: int) -> str:
+    return f"superpixels-{number:06d}.tar"
+
+
+def _segment(generator: SuperpixelGenerator, source: Any) -> RegionMap:
+    return generator(embeddings=[source])[0] if generator.needs_embedding else generator([source])[0]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is complete or absent, even if other processes write it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,330 @@
+"""LAVIS tasks that answer in words: questions about images (``svp_vqa``) and captions (``svp_captioning``)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lavis.common.dist_utils import is_main_process
+from lavis.common.registry import registry
+from lavis.datasets.data_utils import prepare_sample
+from tqdm import tqdm
+
+from lavis_svp.datasets.refcoco import load_json
+from lavis_svp.metrics.bootstrap import Bootstrap
+from lavis_svp.metrics.records import write_json, write_records
+from lavis_svp.tasks.answer_scores import caption_scores, vqa_summary
+from lavis_svp.tasks.base import SvpTask, gather_records, log_evaluation, result_folder, run_facts
+
+Answer = dict[str, Any]
+"""One text of one image and the model's answer to it."""
+
+IMAGE_KEYS = ("image", "region_map", "frozen", "original_size")
+"""Keys of a batch that hold what the model sees of an image."""
+
+
+@dataclass(frozen=True)
+class AnswerEvalOptions:
+    """``run.eval`` of ``svp_vqa`` and ``svp_captioning``.
+
+    Args:
+        blind: also answer every text with another image, which takes twice as long. The score that is left does not
+            come from the image.
+        bootstrap: of the confidence intervals: ``resamples``, ``seed``, ``level``.
+    """
+
+    blind: bool = False
+    bootstrap: Bootstrap = Bootstrap()
+
+
+class AnswerTask(SvpTask):
+    """Collects and writes a model's answers; sub-classes produce and score them.
+
+    Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per text),
+    ``S_E_result.json`` (the official results format) and ``S_E.summary.json``.
+
+    Args:
+        options: of the evaluation.
+        settings: facts about the run that the summary records.
+    """
+
+    options_cls = AnswerEvalOptions
+    options: AnswerEvalOptions
+
+    def generation_settings(self) -> dict[str, Any]:
+        """The arguments with which the model generates; the summary records them."""
+        raise NotImplementedError
+
+    def generate(self, model: Any, samples: Mapping[str, Any]) -> list[Any]:
+        """The model's answers to a batch: B texts, or B lists of texts."""
+        raise NotImplementedError
+
+    def official(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """The answers in the official results format."""
+        raise NotImplementedError
+
+    def score(self, answers: Sequence[Answer]) -> tuple[dict[str, Any], dict[str, float]]:
+        """The summary, and flat numbers for the log with ``agg_metrics``."""
+        raise NotImplementedError
+
+    def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Answer]:
+        """Answer the texts of a batch.
+
+        Args:
+            model: not wrapped in DDP.
+            samples: a batch as the data sets collate it.
+
+        Returns:
+            one entry per text.
+        """
+        start = time.perf_counter()
+        generated = [_as_list(one) for one in self.generate(model, samples)]
+        ms = 1000 * (time.perf_counter() - start) / max(1, sum(map(len, generated)))
+        return [
+            {
+                "id": name,
+                "image_id": int(samples["image_id"][index]),
+                "file_name": samples["file_name"][index],
+                "kind": kind,
+                "question": question,
+                "answer": answer,
+                "ms": ms,
+            }
+            for index, answers in enumerate(generated)
+            for name, kind, question, answer in zip(
+                samples["expression_ids"][index],
+                samples["kinds"][index],
+                _as_list(samples["text_input"][index]),
+                answers,
+                strict=True,
+            )
+        ]
+
+    @torch.no_grad()
+    def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Answer]:
+        """Answer this process's share of a split.
+
+        Args:
+            model: as for :meth:`valid_step`.
+            data_loader: gives batches.
+            cuda_enabled: move batches to CUDA.
+
+        Raises:
+            ValueError: ``blind`` is set and the first batch holds no second image.
+        """
+        answers: list[Answer] = []
+        swapper = ImageSwapper()
+        for batch in tqdm(data_loader, desc="Answering", unit="batch", mininterval=1, disable=not is_main_process()):
+            samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
+            rows = self.valid_step(model, samples)
+            if self.options.blind:
+                swapped = swapper.swap(samples)
+                if swapped is None:
+                    raise ValueError(
+                        "run.eval.blind needs another image in the first batch: raise run.batch_size_eval."
+                    )
+                blind = [answer for one in self.generate(model, swapped) for answer in _as_list(one)]
+                rows = [{**row, "blind": other} for row, other in zip(rows, blind, strict=True)]
+            answers += rows
+        return answers
+
+    def after_evaluation(
+        self, val_result: list[Answer], split_name: str, epoch: int | str, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Join all processes' answers, score them and write the result files.
+
+        Args:
+            val_result: this process's answers.
+            split_name: of the split in LAVIS.
+            epoch: epoch, iteration or "best"; goes into the file names.
+            kwargs: arguments of other runners, not used.
+
+        Returns:
+            ``agg_metrics`` and more scores for the log, on every process.
+
+        Raises:
+            ValueError: a text of the split was not answered.
+        """
+        answers = self._merge(gather_records(val_result))
+        result, scores = self.score(answers)
+        if is_main_process():
+            folder, stem = result_folder("result_dir"), f"{split_name}_{epoch}"
+            write_records(folder / f"{stem}.jsonl", answers)
+            _write_list(folder / f"{stem}_result.json", self.official(answers))
+            facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
+            facts["asked"] = self.generation_settings()
+            write_json(folder / f"{stem}.summary.json", {"run": facts, **result})
+            log_evaluation(split_name, epoch, scores)
+            print("\n".join(f"{name:>24}  {value:.4g}" for name, value in scores.items()), flush=True)
+            print(f"Answers and summary: {folder}", flush=True)
+        return scores
+
+    def ground_truth(self) -> tuple[Path, ...]:
+        """The annotation files of the split that is evaluated; see ``AnsweringDataset.ground_truth``."""
+        return tuple(getattr(self._dataset, "ground_truth", ()))
+
+    def run_value(self, key: str, default: Any) -> Any:
+        """A key of the run section, or the default where it is missing or None."""
+        value = self.run_cfg.get(key)
+        return default if value is None else value
+
+    def _merge(self, parts: Iterable[Sequence[Answer]]) -> list[Answer]:
+        by_id = {answer["id"]: answer for part in parts for answer in part}
+        expected = self._dataset.expression_ids() if hasattr(self._dataset, "expression_ids") else list(by_id)
+        missing = [name for name in expected if name not in by_id]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(expected)} texts were not answered, such as {missing[:3]}.")
+        return [by_id[name] for name in expected]
+
+
+@registry.register_task("svp_vqa")
+class SvpVqaTask(AnswerTask):
+    """Trains and scores models that have ``predict_answers``.
+
+    In the YAML: ``run.task: svp_vqa``; LAVIS's keys ``run.num_beams``, ``max_len``, ``min_len``,
+    ``inference_method``, ``num_ans_candidates`` and ``prompt`` with their meaning there, but with greedy generation
+    as the default; and ``run.eval`` (see :class:`AnswerEvalOptions`). Files: see :class:`AnswerTask`.
+    """
+
+    def generation_settings(self) -> dict[str, Any]:
+        """The arguments of ``predict_answers``, with LAVIS's defaults but for the beams."""
+        return {
+            "num_beams": self.run_value("num_beams", 1),
+            "inference_method": self.run_value("inference_method", "generate"),
+            "max_len": self.run_value("max_len", 10),
+            "min_len": self.run_value("min_len", 1),
+            "num_ans_candidates": self.run_value("num_ans_candidates", 128),
+            "prompt": self.run_value("prompt", ""),
+        }
+
+    def generate(self, model: Any, samples: Mapping[str, Any]) -> list[Any]:
+        """The model's answers to a batch of questions."""
+        answer_list = getattr(self._dataset, "answer_list", None)
+        return model.predict_answers(samples=samples, answer_list=answer_list, **self.generation_settings())
+
+    def official(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """VQAv2's results format."""
+        return [{"question_id": int(one["id"]), "answer": one["answer"]} for one in answers]
+
+    def score(self, answers: Sequence[Answer]) -> tuple[dict[str, Any], dict[str, float]]:
+        """Accuracies in per cent; nothing is scored where the true answers are not public."""
+        files = self.ground_truth()
+        if len(files) < 2:
+            logging.warning("This split has no file of true answers: nothing is scored.")
+            return {"overall": {"n": len(answers)}}, {"agg_metrics": 0.0}
+        by_question = {int(one["id"]): one for one in answers}
+        annotations = {int(one["question_id"]): one for one in load_json(files[1])["annotations"]}
+        unknown = [number for number in by_question if number not in annotations]
+        if unknown:
+            raise ValueError(f"{files[1]} has no answers to the questions {unknown[:3]}.")
+        result = vqa_summary(
+            {number: annotations[number] for number in by_question},
+            {number: one["answer"] for number, one in by_question.items()},
+            {number: one["blind"] for number, one in by_question.items() if "blind" in one} or None,
+            self.options.bootstrap,
+        )
+        overall = result["overall"]
+        scores = {"agg_metrics": overall["accuracy"], "accuracy": overall["accuracy"]}
+        scores |= {key: overall[key] for key in ("baseline_majority", "blind") if key in overall}
+        scores |= {f"accuracy {kind}": group["accuracy"] for kind, group in result["by_kind"].items()}
+        return result, scores
+
+
+@registry.register_task("svp_captioning")
+class SvpCaptioningTask(AnswerTask):
+    """Trains and scores models that have ``generate``.
+
+    In the YAML: ``run.task: svp_captioning``; LAVIS's keys ``run.num_beams``, ``max_len`` and ``min_len`` with their
+    meaning there; and ``run.eval`` (see :class:`AnswerEvalOptions`). The references come from the split's own file;
+    LAVIS's task ``captioning`` downloads COCO's. Files: see :class:`AnswerTask`.
+    """
+
+    def generation_settings(self) -> dict[str, Any]:
+        """The arguments of ``generate``."""
+        return {
+            "use_nucleus_sampling": False,
+            "num_beams": self.run_value("num_beams", 1),
+            "max_length": self.run_value("max_len", 40),
+            "min_length": self.run_value("min_len", 1),
+        }
+
+    def generate(self, model: Any, samples: Mapping[str, Any]) -> list[Any]:
+        """The model's captions of a batch of images."""
+        return model.generate(samples, **self.generation_settings())
+
+    def official(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """COCO's results format."""
+        return [{"image_id": one["image_id"], "caption": one["answer"]} for one in answers]
+
+    def score(self, answers: Sequence[Answer]) -> tuple[dict[str, Any], dict[str, float]]:
+        """COCO's scores; ``agg_metrics`` is CIDEr + BLEU-4, as in LAVIS."""
+        (file,) = self.ground_truth()
+        references: dict[int, list[str]] = {one["image_id"]: [] for one in answers}
+        for annotation in load_json(file)["annotations"]:
+            if annotation["image_id"] in references:
+                references[annotation["image_id"]].append(annotation["caption"])
+        coco = caption_scores(references, {one["image_id"]: one["answer"] for one in answers})
+        result = {"overall": {"n": len(answers), **coco["scores"]}, **coco}
+        scores = {"agg_metrics": coco["scores"]["CIDEr"] + coco["scores"]["Bleu_4"], **coco["scores"]}
+        if all("blind" in one for one in answers):
+            result["blind"] = caption_scores(references, {one["image_id"]: one["blind"] for one in answers})["scores"]
+            scores["blind CIDEr"] = result["blind"]["CIDEr"]
+        return result, scores
+
+
+class ImageSwapper:
+    """Shows every text of a stream of batches another image: the blind baseline.
+
+    Each image gets what the image before it shows, and the first one what a later one shows. So every image but
+    perhaps the last is shown exactly once, and never with its own texts. What is left of the score is what the texts
+    and the distribution of images give away.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] | None = None
+
+    def swap(self, samples: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Put other images into a batch.
+
+        Args:
+            samples: a batch as the data sets collate it.
+
+        Returns:
+            the batch, or None if no other image is known: it is the first batch, and all of it is one image.
+        """
+        pool = [
+            {"id": int(name), **{key: samples[key][index] for key in IMAGE_KEYS if key in samples}}
+            for index, name in enumerate(samples["image_id"])
+        ]
+        earlier = [] if self._last is None else [self._last]
+        chosen = [_other_image(one["id"], [*earlier, *pool[:index]], pool[index:]) for index, one in enumerate(pool)]
+        if any(one is None for one in chosen):
+            return None
+        self._last = pool[-1]
+        swapped: dict[str, Any] = {key: [one[key] for one in chosen if one] for key in pool[0] if key != "id"}
+        if "image" in swapped:
+            swapped["image"] = torch.stack(swapped["image"])  # (B, 4, S, S)
+        return {**samples, **swapped}
+
+
+def _other_image(
+    image_id: int, earlier: Sequence[dict[str, Any]], later: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The nearest earlier image with another id, else the nearest later one."""
+    return next((one for one in [*reversed(earlier), *later] if one["id"] != image_id), None)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _write_list(path: Path, content: list[dict[str, Any]]) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
+    unfinished.replace(path)

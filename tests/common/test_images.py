@@ -1,0 +1,187 @@
+"""Every sort of image becomes upright 8-bit RGB; damaged files are named."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from lavis_svp.common.images import BadImageError, as_image, make_upright, read_image
+
+COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["pillow", "after lavis"])
+def pillows_setting(request, monkeypatch):
+    """LAVIS tells Pillow to fill truncated images with grey; it must not matter, and stay as it was."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", request.param)
+    yield
+    assert request.param == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "YCbCr", "CMYK", "RGBA", "LA", "I;16", "I", "F"])
+def test_modes(tmp_path, mode):
+    suffix = "tif" if mode in ("CMYK", "YCbCr", "F", "I") else "png"
+    image = Image.fromarray(COLORS[..., 0]).convert("I").convert(mode) if mode == "I;16" else Image.fromarray(COLORS)
+    path = saved(tmp_path / f"a.{suffix}", image if mode == "I;16" else image.convert(mode))
+    pixels = read_image(path).pixels
+    assert pixels.shape == (12, 20, 3) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+
+
+def test_rgb_is_exact(tmp_path):
+    np.testing.assert_array_equal(read_image(saved(tmp_path / "a.png", Image.fromarray(COLORS))).pixels, COLORS)
+
+
+def test_greyscale_is_repeated(tmp_path):
+    pixels = read_image(saved(tmp_path / "a.png", Image.fromarray(COLORS[..., 0]))).pixels
+    np.testing.assert_array_equal(pixels, np.repeat(COLORS[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_scaled_not_clipped(tmp_path, suffix):
+    levels = np.linspace(0, 65535, 240).round().astype(np.uint16).reshape(12, 20)
+    pixels = read_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(levels))).pixels
+    np.testing.assert_array_equal(pixels[..., 0], np.rint(levels / 257).astype(np.uint8))
+
+
+def test_cmyk_jpeg(tmp_path):
+    red = Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK")
+    pixels = read_image(saved(tmp_path / "a.jpg", red, quality=95)).pixels
+    assert (abs(pixels.astype(int) - (255, 0, 0)) < 10).all()
+
+
+def test_transparent_parts_are_white(tmp_path):
+    alpha = np.full((12, 20), 255, np.uint8)
+    alpha[:6] = 0
+    image = Image.fromarray(np.dstack([COLORS, alpha]))
+    pixels = read_image(saved(tmp_path / "a.png", image)).pixels
+    assert (pixels[:6] == 255).all()
+    np.testing.assert_array_equal(pixels[6:], COLORS[6:])
+
+
+def test_transparent_palette(tmp_path):
+    image = Image.fromarray(np.tile(np.arange(2, dtype=np.uint8), (4, 4)), "P")
+    image.putpalette([0, 0, 0, 200, 10, 10])
+    pixels = read_image(saved(tmp_path / "a.gif", image, transparency=0)).pixels
+    assert (pixels[:, ::2] == 255).all() and (pixels[:, 1::2] == (200, 10, 10)).all()
+
+
+def test_animation_shows_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    pixels = read_image(saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])).pixels
+    assert (pixels == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("orientation", [0, *range(1, 9), 77])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_exif_orientation(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(COLORS), exif=exif)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    loaded = read_image(path)
+    np.testing.assert_array_equal(loaded.pixels, expected)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(as_image(image), expected)
+    assert loaded.stored_size == (12, 20) and loaded.orientation in range(1, 9)
+    assert make_upright(np.zeros((12, 20, 3)), loaded.orientation).shape == expected.shape
+
+
+def test_key_is_the_hash_of_the_file(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(COLORS))
+    assert read_image(path).key == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (200, 8000), (8000, 200)])
+def test_extreme_sizes(tmp_path, size):
+    path = saved(tmp_path / "a.png", Image.new("RGB", size[::-1]))
+    assert read_image(path).pixels.shape == (*size, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.8])
+def test_truncated_files(tmp_path, suffix, share):
+    content = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(content, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(content.getvalue()[: int(share * len(content.getvalue()))])
+    with pytest.raises(BadImageError, match=f"cut.{suffix} is not a readable image"):
+        read_image(path)
+
+
+def test_truncated_image_object(tmp_path):
+    path = saved(tmp_path / "cut.jpg", Image.fromarray(np.tile(COLORS, (20, 20, 1))))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with Image.open(path) as image, pytest.raises(BadImageError, match="cut.jpg is not a readable image"):
+        as_image(image)
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"\xff\xd8\xff\xe0" * 9])
+def test_no_images(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadImageError, match="a.jpg"):
+        read_image(path)
+
+
+def test_damaged_png_data(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(COLORS))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(BadImageError, match="a.png"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (COLORS, COLORS),
+        (COLORS[..., 0], np.repeat(COLORS[..., :1], 3, axis=2)),
+        (COLORS[..., :1], np.repeat(COLORS[..., :1], 3, axis=2)),
+        (COLORS / 255.0, COLORS),
+        ((COLORS / 255.0).astype(np.float32), COLORS),
+        (COLORS.astype(np.uint16) * 257, COLORS),
+        (COLORS[..., 0] > 9, np.repeat((COLORS[..., :1] > 9) * np.uint8(255), 3, axis=2)),
+        (np.dstack([COLORS, np.full((12, 20), 255, np.uint8)]), COLORS),
+    ],
+)
+def test_arrays(array, expected):
+    before = array.copy()
+    np.testing.assert_array_equal(as_image(array), expected)
+    np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 12, 20), np.uint8), "channels-first"),
+        (np.zeros((0, 5, 3), np.uint8), "not empty"),
+        (np.full((4, 4, 3), 255.0), r"\[0, 1\]"),
+        (np.full((4, 4, 3), np.nan), r"\[0, 1\]"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
+    ],
+)
+def test_arrays_that_are_no_images(array, message):
+    with pytest.raises(ValueError, match=message):
+        as_image(array)
+
+
+def test_other_things_are_no_images():
+    with pytest.raises(TypeError, match="got list"):
+        as_image([1, 2])
+
+
+def test_path_as_image(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(COLORS))
+    np.testing.assert_array_equal(as_image(str(path)), COLORS)
+    with pytest.raises(FileNotFoundError):
+        as_image(tmp_path / "none.png")

@@ -1,0 +1,285 @@
+"""Reading by the index: the very samples of the folder form, over ranks, workers and interruptions."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavis_svp.common.images import read_image
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.datasets.sampling import SetupError
+from lavis_svp.datasets.shards.format import INDEX, BrokenShardError, ShardMember
+from lavis_svp.datasets.shards.read import ShardFeatures, ShardSource, ShardSuperpixels, check_origin, open_shards
+from lavis_svp.datasets.shards.validate import validate
+from lavis_svp.datasets.shards.write import FeatureExtra, SuperpixelExtra, check_shape, convert
+from lavis_svp.runners.data import EvalSampler, TrainSampler, build_loader
+from lavis_svp.runners.sampling_order import ShuffledOrder
+from lavis_svp.superpixels import build_superpixels
+from lavis_svp.superpixels.store import SuperpixelStore, write_shards
+from lavis_svp.vision.feature_cache import FeatureCache, open_features
+
+
+def same(first, second):
+    """Whether two values of samples are equal, arrays included."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, np.ndarray):
+        return first.dtype == second.dtype and np.array_equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_samples_are_those_of_the_folder(parts, pristine, dataset, train):
+    options = {"train": train, "splits": ("train", "val"), "instances": True}
+    folder, shards = dataset(*parts, **options), dataset(pristine, **options)
+    assert len(folder) == len(shards) and folder.expression_ids() == shards.expression_ids()
+    for epoch in (0, 3):
+        folder.set_epoch(epoch)
+        shards.set_epoch(epoch)
+        assert all(same(folder[i], shards[i]) for i in range(len(folder)))
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (3, 2)])
+def test_every_sample_once_over_ranks_and_workers(parts, pristine, dataset, world, workers):
+    data = dataset(pristine)
+    seen, length = [], len(data)
+    for rank in range(world):
+        steps = length // (2 * world)
+        sampler = TrainSampler(ShuffledOrder(length, seed=1), 2, first=0, last=steps, rank=rank, world_size=world)
+        seen += [one for batch in build_loader(data, sampler, 1, workers, False) for one in batch["image_id"]]
+    assert len(seen) == len(set(seen)) and len(seen) > length - 2 * world
+    held = dataset(pristine, train=False, splits=("val", "testA"))
+    ids = []
+    for rank in range(world):
+        sampler = EvalSampler(len(held), 2, rank, world)
+        batches = build_loader(held, sampler, 1, workers, False)
+        ids += [name for batch in batches for one in batch["expression_ids"] for name in one]
+    assert sorted(ids) == sorted(held.expression_ids())
+
+
+def test_stopped_in_an_epoch_it_goes_on_with_the_rest(pristine, dataset):
+    data = dataset(pristine)
+
+    def run(first, last):
+        sampler = TrainSampler(ShuffledOrder(len(data), seed=5), 3, first=first, last=last)
+        return [(batch["image_id"], batch["expression_ids"]) for batch in build_loader(data, sampler, 5, 0, False)]
+
+    assert run(0, 9) == run(0, 4) + run(4, 9)
+
+
+def test_a_source_can_be_sent_to_a_process(pristine, dataset):
+    data = dataset(pristine)
+    again = pickle.loads(pickle.dumps(data.source.annotations))
+    image = again.images("train")[0]
+    assert again.file(image).read_bytes() == data.source.images.file(image).read_bytes()
+
+
+def test_unknown_split(pristine):
+    with pytest.raises(UnknownNameError, match="testA, testB, train, val"):
+        ShardSource(pristine).images("test")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", 99, "format 99"),
+        ("samples", [["a", "../../etc/passwd-000000.tar", {}, {}]], "not the name of one of its shards"),
+        ("samples", 3, "damaged"),
+    ],
+)
+def test_a_wrong_index_is_refused(shards, key, value, message):
+    content = json.loads((shards / INDEX).read_text())
+    (shards / INDEX).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(ValueError, match=message):
+        ShardSource(shards)
+
+
+def test_impossible_places_and_repeated_keys(shards):
+    content = json.loads((shards / INDEX).read_text())
+    first = content["samples"][0]
+    for samples, message in (([first, first], "twice"), ([[first[0], first[1], {}, first[3]]], "lacks its image")):
+        (shards / INDEX).write_text(json.dumps(content | {"samples": samples}))
+        with pytest.raises(ValueError, match=message):
+            ShardSource(shards)
+    first[2]["json"] = [-1, 5, 0]
+    (shards / INDEX).write_text(json.dumps(content | {"samples": [first]}))
+    with pytest.raises(ValueError, match="impossible place"):
+        ShardSource(shards)
+
+
+@pytest.mark.parametrize("member", ["jpg", "json"])
+def test_a_flipped_byte_is_found_when_it_is_read(shards, damage, dataset, member):
+    source = ShardSource(shards)
+    sample = next(one for one in source.index.samples if one.image["split"] == "val")
+    damage.flip(shards / sample.shard, sample.members[member][0] + 20)
+    with pytest.raises(BrokenShardError, match=rf"{sample.key}.{member} in .*{sample.shard} is not what was written"):
+        dataset(source, train=False, splits=("val",))[0]
+
+
+def test_a_cut_and_a_missing_shard_are_named(shards, damage, dataset):
+    data = dataset(shards, train=False, splits=("val",))
+    damage.cut(shards / "val-000000.tar", 700)
+    with pytest.raises(BrokenShardError, match=r"val-000000.tar has 188 bytes of .*cut off"):
+        data[0]
+    (shards / "val-000000.tar").unlink()
+    with pytest.raises(BrokenShardError, match=r"val-000000.tar cannot be read \(FileNotFoundError"):
+        data[0]
+
+
+def test_a_data_set_offers_it(parts, pristine, dataset):
+    assert dataset(pristine).epoch_order(0, 0) is None
+    data = dataset(pristine, shuffle="shards", shuffle_shards=1)
+    order = data.epoch_order(0, 1)
+    assert sorted(order) == list(range(len(data))) and order.dtype == np.int64
+    shards = [data.source.images.shard(data.annotation[index]) for index in order]
+    assert len([1 for a, b in zip(shards, shards[1:], strict=False) if a != b]) == len(set(shards)) - 1
+    assert sorted(dataset(*parts, shuffle="shards").epoch_order(0, 0)) == list(range(len(data)))
+    with pytest.raises(ValueError, match="global, shards"):
+        dataset(pristine, shuffle="files")
+
+
+FEATURE_SETTINGS = {"sam": {"name": "x", "side": 64}, "weights": {"sam_encoder": "abc"}}
+
+
+@pytest.fixture(scope="module")
+def images(parts):
+    """Key -> pixels of the splits val and testA."""
+    source, store = parts
+    files = [store.file(image) for split in ("val", "testA") for image in source.images(split)]
+    return {loaded.key: loaded.pixels for loaded in map(read_image, files)}
+
+
+@pytest.fixture(scope="module")
+def stores(images, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    superpixels = SuperpixelStore(build_superpixels("grid", rows=2, cols=3), root)
+    features = FeatureCache(root / "features", FEATURE_SETTINGS)
+    for number, (key, pixels) in enumerate(images.items()):
+        superpixels.get(key, pixels)
+        features.put(key, torch.full((4, 8), float(number)), torch.ones(4, dtype=torch.bool), torch.zeros(256, 2, 2))
+    return superpixels, features
+
+
+@pytest.fixture(scope="module")
+def filled(plan, stores, tmp_path_factory):
+    """Shards with superpixels and features."""
+    folder = tmp_path_factory.mktemp("filled") / "shards"
+    extras = [SuperpixelExtra(stores[0].folder), FeatureExtra(stores[1].folder)]
+    convert(plan(splits=["val", "testA"], extras=extras), folder, progress=False)
+    return folder
+
+
+def test_they_come_out_as_they_went_in(filled, stores, images):
+    opened = open_shards(filled)
+    assert opened.superpixels.settings == stores[0].header["settings"]
+    assert opened.features.settings == FEATURE_SETTINGS
+    for key in images:
+        kept, found = stores[0].get(key), opened.superpixels.get(key)
+        np.testing.assert_array_equal(found.labels, kept.labels)
+        assert all(torch.equal(value, opened.features.get(key)[name]) for name, value in stores[1].get(key).items())
+    assert not validate(filled, progress=False).faults
+    assert open_shards(filled, use_stored=False).superpixels is None
+
+
+def test_a_mirrored_image_has_mirrored_superpixels_and_no_features(filled, stores, images):
+    opened, key = open_shards(filled), next(iter(images))
+    mirrored = opened.superpixels.get(key + "-mirrored")
+    plain = opened.superpixels.get(key)
+    assert mirrored.count == plain.count
+    for region in range(plain.count):
+        mask = (plain.labels == region)[:, ::-1]
+        assert (
+            len(set(mirrored.labels[mask])) == 1 and (mirrored.labels == mirrored.labels[mask][0]).sum() == mask.sum()
+        )
+    assert opened.features.get(key + "-mirrored") is None
+
+
+def test_superpixel_shards_serve_as_well_as_a_store(plan, stores, filled, tmp_path):
+    write_shards(stores[0], tmp_path / "packed", progress=False)
+    extras = [SuperpixelExtra(tmp_path / "packed"), FeatureExtra(stores[1].folder)]
+    convert(plan(splits=["val", "testA"], extras=extras), tmp_path / "shards", progress=False)
+    for path in filled.iterdir():
+        assert (tmp_path / "shards" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_missing_ones_name_the_command(plan, stores, tmp_path):
+    for extra, command in (
+        (SuperpixelExtra(stores[0].folder), "lavis-svp superpixels make"),
+        (FeatureExtra(stores[1].folder), "cache_features: true"),
+    ):
+        with pytest.raises(SetupError, match=command):
+            convert(plan(splits=["train"], extras=[extra], skip_broken=True), tmp_path / extra.kind, progress=False)
+
+
+def test_superpixels_of_another_size(plan, parts, stores, images, tmp_path):
+    store = SuperpixelStore(build_superpixels("grid", rows=1, cols=2), tmp_path)
+    for key in images:
+        store.get(key, np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"superpixels of .* are \(9, 9\)"):
+        convert(plan(splits=["val"], extras=[SuperpixelExtra(store.folder)]), tmp_path / "out", progress=False)
+
+
+@given(st.integers(10, 900), st.integers(10, 900), st.sampled_from([128, 384, 1024]))
+def test_superpixels_may_have_sams_quarter_resolution(height, width, side):
+    """As the SAM generator rounds: the image fitted into the side, then a quarter of it, rounded up."""
+    scale = side / max(height, width)
+    fitted = [max(1, int(length * scale + 0.5)) for length in (height, width)]
+    low = (-(-fitted[0] // 4), -(-fitted[1] // 4))
+    check_shape(low, (height, width), "a")
+    check_shape((height, width), (height, width), "a")
+
+
+def test_a_turned_map_is_another_shape():
+    with pytest.raises(ValueError, match="another orientation"):
+        check_shape((100, 75), (75, 100), "a.jpg")
+
+
+def test_a_data_set_serves_them(filled, dataset):
+    opened = open_shards(filled)
+    data = dataset(opened.annotations, train=False, splits=("val",))
+    data.superpixel_cache, data.frozen_cache = opened.superpixels, opened.features
+    batch = data.collater([data[0], data[1]])
+    assert [one.size for one in batch["region_map"]] == batch["original_size"]
+    assert batch["frozen"][0]["patches"].shape == (4, 8)
+
+
+def test_shards_without_them_say_so(pristine):
+    with pytest.raises(ValueError, match="made without superpixels"):
+        ShardSuperpixels(ShardSource(pristine))
+    with pytest.raises(ValueError, match="made without features"):
+        ShardFeatures(ShardSource(pristine))
+
+
+def test_shards_of_another_data_set_are_refused(pristine):
+    source = ShardSource(pristine)
+    check_origin(source, "refcoco", None, "here")
+    check_origin(source, None, None, "here")
+    for dataset, split_by in (("refcoco+", None), ("refcoco", "google")):
+        with pytest.raises(ValueError, match=r"were made from refcoco \(unc\)"):
+            check_origin(source, dataset, split_by, "here")
+
+
+def test_feature_caches_open_by_their_folder(stores, tmp_path):
+    assert open_features(stores[1].folder).settings == FEATURE_SETTINGS
+    with pytest.raises(FileNotFoundError, match=stores[1].folder.name):
+        open_features(stores[1].folder.parent)
+    moved = tmp_path / "renamed"
+    moved.mkdir()
+    (moved / "settings.json").write_bytes((stores[1].folder / "settings.json").read_bytes())
+    with pytest.raises(ValueError, match="renamed"):
+        open_features(moved)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 10**17), (2**70, 3), (8, 3)])
+def test_a_place_beyond_the_shard_takes_no_memory(tmp_path, offset, size):
+    (tmp_path / "a.tar").write_bytes(b"x" * 10)
+    with pytest.raises(BrokenShardError, match="cut off"):
+        ShardMember(tmp_path / "a.tar", "a.json", offset, size, 0).read_bytes()

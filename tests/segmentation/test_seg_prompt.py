@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+
+from lavis_svp.projectors.types import VisualTokens
+from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
+from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPromptOptions, token_positions
+from lavis_svp.vision.feature_extractor import VisionFeatures
+from lavis_svp.vision.geometry import SamInputGeometry
+from lavis_svp.vision.types import PatchFeatures
+
+DIM = 16
+
+
+def inputs():
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 5, DIM)
+    valid = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    image = torch.tensor([0, 0, 1])
+    return torch.randn(3, DIM), image, VisualTokens(tokens, valid)
+
+
+def test_the_papers_form_is_the_plain_mlp():
+    head = SegPromptHead(DIM, 1.0, SegPromptOptions())
+    states, image, visual = inputs()
+    prompts = head(states, image, visual)
+    torch.testing.assert_close(prompts.sparse[:, 0], head.mlp(states))
+    assert prompts.scores is None
+    assert [type(m).__name__ for m in head.mlp] == ["Linear", "ReLU", "Linear"]
+
+
+def test_the_pointer_never_chooses_padding_and_ignores_batch_mates():
+    head = SegPromptHead(DIM, 1.0, SegPromptOptions(pointer=True)).eval()
+    states, image, visual = inputs()
+    prompts = head(states, image, visual)
+    chances = prompts.scores.exp()
+    torch.testing.assert_close(chances.sum(-1), torch.ones(3))
+    assert chances[2, 2:].max() == 0
+    alone = head(states[2:], torch.tensor([0]), VisualTokens(visual.tokens[1:, :2], visual.valid[1:, :2]))
+    torch.testing.assert_close(alone.sparse[0], prompts.sparse[2])
+
+
+def test_the_position_is_that_of_the_chosen_token():
+    options = SegPromptOptions(pointer=True, pointer_position=True)
+    head = SegPromptHead(DIM, 1.0, options).eval()
+    states, image, visual = inputs()
+    with torch.no_grad():
+        head.query.weight.zero_()
+        head.query.bias.fill_(30.0)
+        head.key.weight.zero_()
+        head.key.weight[:, 0] = 1.0  # the token with the largest first feature wins
+        head.key.bias.zero_()
+        visual.tokens[..., 0] = 0
+        visual.tokens[0, 3, 0] = visual.tokens[1, 1, 0] = 50
+    positions, point = torch.randn(2, 5, 256), torch.randn(256)
+    prompts = head(states, image, visual, positions, point)
+    for row, (b, t) in enumerate([(0, 3), (0, 3), (1, 1)]):
+        torch.testing.assert_close(prompts.sparse[row, 0], positions[b, t] + point)  # the MLP starts at zero
+
+
+def test_batch_norm_takes_a_single_state_and_is_fixed_in_evaluation():
+    head = SegPromptHead(DIM, 1.0, SegPromptOptions(state_norm="batch"))
+    states, image, visual = inputs()
+    head.train()
+    assert torch.isfinite(head(states[:1], image[:1], visual).sparse).all()
+    head(states, image, visual)
+    head.eval()
+    together = head(states, image, visual).sparse
+    torch.testing.assert_close(head(states[1:2], image[1:2], visual).sparse, together[1:2])
+
+
+def test_bad_options_and_missing_inputs_are_refused():
+    with pytest.raises(ValueError, match="state_norm"):
+        SegPromptOptions(state_norm="layer")
+    with pytest.raises(ValueError, match="pointer: true"):
+        SegPromptOptions(pointer_position=True)
+    head = SegPromptHead(DIM, 1.0, SegPromptOptions(pointer=True, pointer_position=True))
+    with pytest.raises(ValueError, match="positions"):
+        head(*inputs())
+
+
+def test_positions_are_patch_centres_in_sams_input():
+    features = PatchFeatures(torch.zeros(1, 6, 3), [(2, 3)], torch.ones(1, 6, dtype=torch.bool))
+    geometry = SamInputGeometry(
+        64, (32, 64), (100, 200)
+    )  # twice as wide as high: the upper half
+    transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=2)
+    sam_decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
+    decoder = SegMaskDecoder(PromptEncoder(256, (4, 4), (64, 64), 16), sam_decoder)
+    visual = VisualTokens(torch.zeros(1, 6, 4), torch.ones(1, 6, dtype=torch.bool), torch.eye(6)[None])
+    stretched = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [geometry], [(1.0, 1.0)])
+    positions = token_positions(visual, stretched, decoder)
+    for n in range(6):
+        x, y = (n % 3 + 0.5) / 3, (n // 3 + 0.5) / 2 * 0.5
+        torch.testing.assert_close(positions[0, n], decoder.position_of(torch.tensor(x), torch.tensor(y)))
+    padded = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [geometry], [(0.5, 1.0)])
+    positions = token_positions(visual, padded, decoder)
+    torch.testing.assert_close(positions[0, 0], decoder.position_of(torch.tensor(0.5 / 3), torch.tensor(0.25)))
+    with pytest.raises(ValueError, match="pointer_position"):
+        token_positions(VisualTokens(visual.tokens, visual.valid), stretched, decoder)

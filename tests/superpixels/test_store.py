@@ -1,0 +1,203 @@
+"""The store on disk and its shards: hits, resuming, the same regions by every way, refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from lavis_svp.superpixels import build_superpixels
+from lavis_svp.superpixels.region_map import from_png
+from lavis_svp.superpixels.store import (
+    SHARD_INDEX,
+    SuperpixelShards,
+    SuperpixelStore,
+    fill_store,
+    open_store,
+    write_shards,
+)
+
+KEY = "ab" * 32
+
+
+def image_of(number: int) -> np.ndarray:
+    """Module level, so that worker processes find it."""
+    if number < 0:
+        raise OSError("cannot identify image file")
+    return np.full((30, 40, 3), number, np.uint8)
+
+
+def test_computes_once_and_reads_afterwards(tmp_path: Path) -> None:
+    grid = build_superpixels("grid", rows=2, cols=2)
+    store = SuperpixelStore(grid, tmp_path)
+    assert KEY not in store
+    first = store.get(KEY, image_of(1))
+    assert KEY in store and store.path(KEY).parent.name == "ab"
+    assert np.array_equal(SuperpixelStore(grid.settings(), tmp_path).get(KEY).labels, first.labels)
+    assert [p.name for p in store.folder.rglob("*.part")] == []
+
+
+def test_other_settings_other_folder(tmp_path: Path) -> None:
+    small = SuperpixelStore(build_superpixels("grid", rows=2, cols=2), tmp_path)
+    large = SuperpixelStore(build_superpixels("grid", rows=3, cols=2), tmp_path)
+    small.get(KEY, image_of(1))
+    assert small.folder != large.folder and KEY not in large
+
+
+def test_says_what_to_do_when_missing_or_damaged(tmp_path: Path) -> None:
+    store = SuperpixelStore(build_superpixels("grid"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="Fill the store first"):
+        store.get(KEY)
+    store.get(KEY, image_of(1))
+    store.path(KEY).write_bytes(store.path(KEY).read_bytes()[:40])
+    with pytest.raises(ValueError, match="damaged"):
+        store.get(KEY)
+    assert store.get(KEY, image_of(1)).count == store.get(KEY).count == 36
+    with pytest.raises(ValueError, match="key"):
+        store.get("../../etc")
+    with pytest.raises(ValueError, match="with the generator itself"):
+        fill_store(SuperpixelStore(build_superpixels("grid").settings(), tmp_path), [], image_of)
+
+
+def test_refuses_a_folder_made_otherwise(tmp_path: Path) -> None:
+    grid = build_superpixels("grid")
+    store = SuperpixelStore(grid, tmp_path)
+    store.get(KEY, image_of(1))
+    header = store.folder / "settings.json"
+    good = header.read_text()
+    header.write_text(good.replace('"rows": 6', '"rows": 5'))
+    with pytest.raises(ValueError, match="made with other settings .rows: 5 there, 6 wanted"):
+        SuperpixelStore(grid, tmp_path)
+    header.write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        SuperpixelStore(grid, tmp_path)
+    header.unlink()
+    with pytest.raises(ValueError, match="no settings.json"):
+        SuperpixelStore(grid, tmp_path)
+
+
+def test_fill_resumes_without_loading_what_is_there(tmp_path: Path) -> None:
+    store = SuperpixelStore(build_superpixels("voronoi", side=20), tmp_path)
+    items = [(f"{i:064x}", i) for i in range(5)]
+    with pytest.raises(OSError, match="cannot identify") as failure:
+        fill_store(store, [*items[:3], ("bad", -1)], image_of, workers=1, progress=False)
+    assert "image bad" in failure.value.__notes__[0]
+    loaded = []
+
+    def load(number: int) -> np.ndarray:
+        loaded.append(number)
+        return image_of(number)
+
+    assert fill_store(store, items + items, load, workers=1, progress=False).computed == 2
+    assert loaded == [3, 4]
+
+
+def test_workers_give_the_same_as_one_process(tmp_path: Path) -> None:
+    generator = build_superpixels("voronoi", side=20)
+    items = [(f"{i:064x}", i) for i in range(6)]
+    stores = [SuperpixelStore(generator, tmp_path / str(n)) for n in (1, 2)]
+    assert fill_store(stores[0], items, image_of, workers=1, progress=False).computed == 6
+    assert fill_store(stores[1], items, image_of, workers=2, progress=False).computed == 6
+    for key, _ in items:
+        assert stores[0].path(key).read_bytes() == stores[1].path(key).read_bytes()
+
+
+KILLED_PARENT = """
+import sys, time
+from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+import os
+from lavis_svp.superpixels.store import start_worker
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), start_worker, (os.getpid(), 1))
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(KILLED_PARENT)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    os.kill(worker, 0)
+    parent.kill()
+    parent.wait()
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"worker {worker} outlived its parent")
+
+
+KEYS = [f"{number:064x}" for number in range(5)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SuperpixelStore:
+    store = SuperpixelStore(build_superpixels("voronoi", n_segments=5, side=24), tmp_path / "stores")
+    for number, key in enumerate(KEYS):
+        store.get(key, np.full((30, 40, 3), number, np.uint8))
+    return store
+
+
+def test_the_same_regions_by_key_and_in_order(store: SuperpixelStore, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    assert write_shards(store, folder, images_per_shard=2, progress=False) == 5
+    shards = SuperpixelShards(folder, store.generator.settings())
+    assert shards.keys() == KEYS and KEYS[0] in shards and "ab" not in shards
+    for key in KEYS:
+        assert np.array_equal(shards.get(key).labels, store.get(key).labels)
+    stream = wds.WebDataset([str(path) for path in sorted(folder.glob("*.tar"))], shardshuffle=False)
+    streamed = {sample["__key__"]: from_png(sample["superpixels.png"]) for sample in stream}
+    assert list(streamed) == KEYS and np.array_equal(streamed[KEYS[3]].labels, store.get(KEYS[3]).labels)
+
+
+def test_packing_again_gives_the_same_bytes_and_leaves_nothing_old(store: SuperpixelStore, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_shards(store, folder, images_per_shard=1, progress=False)
+    write_shards(store, folder, images_per_shard=3, progress=False)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(before) == [SHARD_INDEX, "superpixels-000000.tar", "superpixels-000001.tar"]
+    write_shards(store, folder, images_per_shard=3, progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_refusals(store: SuperpixelStore, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_shards(store, folder, progress=False)
+    with pytest.raises(ValueError, match="n_segments: 5 there, 6 wanted"):
+        SuperpixelShards(folder, build_superpixels("voronoi", n_segments=6, side=24).settings())
+    with pytest.raises(FileNotFoundError, match="Fill the store, then pack"):
+        SuperpixelShards(folder).get("ab" * 32)
+    shard = folder / "superpixels-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(ValueError, match="Write the shards again"):
+        SuperpixelShards(folder).get(KEYS[4])
+    (folder / SHARD_INDEX).write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        SuperpixelShards(folder)
+    (folder / SHARD_INDEX).unlink()
+    with pytest.raises(FileNotFoundError, match="interrupted"):
+        SuperpixelShards(folder)
+    empty = SuperpixelStore(build_superpixels("grid"), tmp_path / "empty")
+    with pytest.raises(ValueError, match="fill it first"):
+        write_shards(empty, folder)
+
+
+def test_a_store_opens_by_its_folder(store: SuperpixelStore, tmp_path: Path) -> None:
+    assert open_store(store.folder).keys() == KEYS
+    with pytest.raises(FileNotFoundError, match="Stores in it: .*voronoi-"):
+        open_store(tmp_path / "stores")
+    renamed = store.folder.rename(store.folder.with_name("mine"))
+    with pytest.raises(ValueError, match="Was it renamed"):
+        open_store(renamed)

@@ -1,0 +1,92 @@
+"""An image's way into SAM's input, as SAM's own preprocessing does it, and of masks there and back."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from lavis_svp.vision.geometry import (
+    SamInputGeometry,
+    image_coverage,
+    image_pixels,
+    logits_to_original,
+    mask_centre,
+    mask_to_sam_input,
+    read_geometry,
+    sam_input_size,
+    to_sam_input,
+)
+
+SIDE = 64
+
+
+@pytest.mark.parametrize("size", [(480, 640), (427, 640), (33, 17), (64, 64), (1, 1), (20, 800), (800, 20), (1, 5000)])
+@pytest.mark.parametrize("side", [64, 256])
+def test_image_then_padding(size, side):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    square = to_sam_input(image, side)
+    height, width = sam_input_size(*size, side)
+    assert square.shape == (4, side, side) and square.dtype == torch.float32
+    assert max(height, width) == side and min(height, width) >= 1
+    assert square[3, :height, :width].all() and square[3].sum() == height * width
+    outside = square.clone()
+    outside[:, :height, :width] = 0
+    assert not outside.any() and square.min() >= 0 and square.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 427), (300, 300), (31, 77)])
+def test_as_sam_does_it(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = ResizeLongestSide(128).apply_image(image)
+    height, width = sam_input_size(*size, 128)
+    assert expected.shape[:2] == (height, width)
+    pixels = (to_sam_input(image, 128)[:3, :height, :width] * 255).round().byte().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_geometry_is_read_from_the_validity_channel():
+    valid = torch.zeros(2, 8, 8)
+    valid[0, :6, :8] = 1
+    valid[1, :8, :3] = 1
+    geometry = read_geometry(valid, [(60, 80), (16, 6)])
+    assert geometry == [SamInputGeometry(8, (6, 8), (60, 80)), SamInputGeometry(8, (8, 3), (16, 6))]
+    assert geometry[0].extent == (0.75, 1.0)
+    assert read_geometry(valid, None)[0].original_size == (6, 8)
+    with pytest.raises(ValueError, match="Image 0"):
+        read_geometry(valid * 0, None)
+
+
+def test_pixels_come_back_from_the_tensor():
+    photo = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
+    image = to_sam_input(photo, 8)
+    assert (image_pixels(image, read_geometry(image[3:], None)[0]) == photo).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(st.integers(1, 90), st.integers(1, 90)))
+def test_a_whole_image_goes_to_sams_input_and_back(size):
+    scale = SIDE / max(size)
+    inside = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    geometry = SamInputGeometry(SIDE, inside, size)
+    coverage = image_coverage(geometry, (16, 16))
+    assert float(coverage.sum()) == pytest.approx(inside[0] * inside[1] / 16, rel=1e-4)
+    back = logits_to_original(torch.ones(2, 16, 16), geometry)
+    assert back.shape == (2, *size) and torch.allclose(back, torch.ones(()))
+
+
+def test_area_shares_equal_a_slow_count():
+    torch.manual_seed(0)
+    mask = (torch.rand(32, 48) > 0.5).float()
+    padded = torch.zeros(64, 64)
+    padded[:32, :48] = mask
+    got = mask_to_sam_input(mask[None], SamInputGeometry(64, (32, 48), (32, 48)), (16, 16))[0]
+    torch.testing.assert_close(got, padded.unflatten(0, (16, 4)).unflatten(2, (16, 4)).mean((1, 3)))
+
+
+def test_the_centre_of_a_mask_is_a_share_of_the_padded_side():
+    mask = np.zeros((10, 20), np.uint8)
+    mask[2:4, 10:14] = 1
+    centre = mask_centre(mask, SamInputGeometry(64, (32, 64), (10, 20)))
+    torch.testing.assert_close(centre, torch.tensor([0.6, 0.15]))
