@@ -36,8 +36,8 @@ VARIANTS = {  # name, the value of --into -> options; "" is the rows as their YA
 BUDGETS = ("steps", "time")
 BASE = "svp"
 SAME_TIME = (BASE, "svp_zero_start")  # rows that do the work of BASE: their runs of equal steps took equal time
-CONTROLS = ("mask_pool_geometry", "mask_pool", "avg_pool", "token_packer", "perceiver", "dpc_knn", "mlp", "svp_paper")
-ROWS = (*SAME_TIME, *CONTROLS)
+ROWS = (*SAME_TIME, "mask_pool_geometry", "mask_pool", "avg_pool", "token_packer", "perceiver", "dpc_knn", "mlp")
+ROWS += ("svp_paper",)
 READ_OUTS = ("shape", "color", "texture", "x", "y", "area", "height", "width", "left_of", "larger_than")
 STAGES = {"encoder": "frozen features", "tokens": "visual tokens", "language": "the language model's states"}
 QUARTERS = 4  # of the expressions, by the size of the target
@@ -47,12 +47,7 @@ Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 class Scores:
-    """IoUs of one row over seeds and images, summed by image and kind.
-
-    Args:
-        ious: one (N,) list a seed, in the order of ``expressions``.
-        expressions: N of [id, image, kind, pixels of the target].
-    """
+    """IoUs of one row, a list of N for each seed, summed by image and kind as the N ``expressions`` say."""
 
     def __init__(self, ious: Sequence[Sequence[float]], expressions: Sequence[Sequence[Any]]) -> None:
         _, images, kinds, _ = zip(*expressions, strict=True)
@@ -69,10 +64,7 @@ class Scores:
 
 
 class Lead(NamedTuple):
-    """By how much one row's gIoU is above another's: the difference and its 95 % interval.
-
-    The interval is over seeds and images (``seeds``), or over images alone where a row has one seed.
-    """
+    """One row's gIoU less another's, and the 95 % interval, over images and ``seeds``, or over images alone."""
 
     point: float
     low: float
@@ -112,13 +104,7 @@ def scored_folders() -> list[Path]:
 
 
 def add(folder: Path) -> Path:
-    """Take one run over.
-
-    Raises:
-        ValueError: a folder that compare.sh did not name, a command that is not its row's and variant's, or scores of
-            other expressions than the stored runs'.
-        FileNotFoundError: the run has not been scored.
-    """
+    """Take one run over, unless its name, command or expressions are not those of the comparison (ValueError)."""
     match = FOLDER.fullmatch(folder.name)
     if not match or match["row"] not in ROWS:
         raise ValueError(f"A run's folder is named ROW_BUDGET_seedN, with a row of {', '.join(ROWS)}; got {folder}.")
@@ -133,27 +119,17 @@ def add(folder: Path) -> Path:
     if stored_on.is_file() and expressions_of(variant) != expressions:
         raise ValueError(f"{folder} was scored on other expressions than the runs in {stored_on.parent}.")
     results.store(f"comparison/{variant}/expressions", expressions, indent=None)
-    entry = {
-        **match.groupdict(),
-        "seed": int(match["seed"]),
-        "steps": results.last_step(folder)["train_iters"],
-        "headline": summary["headline"],
-        "by_kind": {kind: summary["by_kind"][kind] for kind in KINDS},
-        "n_acc": summary["overall"]["n_acc"],
-        "tokens": summary["overall"]["tokens_per_image"],
-        "forced": summary["teacher_forced"]["headline"]["giou_macro"] if "teacher_forced" in summary else None,
-        "run": summary["run"],
-        "ious": [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records],
-    }
+    forced = summary.get("teacher_forced")
+    entry = match.groupdict() | {"seed": int(match["seed"]), "steps": results.last_step(folder)["train_iters"]}
+    entry |= {"headline": summary["headline"], "by_kind": {kind: summary["by_kind"][kind] for kind in KINDS}}
+    entry |= {"n_acc": summary["overall"]["n_acc"], "tokens": summary["overall"]["tokens_per_image"]}
+    entry |= {"forced": forced["headline"]["giou_macro"] if forced else None, "run": summary["run"]}
+    entry["ious"] = [round(r["intersection"] / r["union"], 4) if r["union"] else 1.0 for r in records]
     return results.store(f"comparison/{variant}/{folder.name}", entry, indent=None, sort_keys=True)
 
 
 def check_command(command: str, row: str, budget: str, variant: str) -> None:
-    """Refuse a run that was not the row of its YAML, with its variant's options alone.
-
-    Raises:
-        ValueError: names what the command should have been.
-    """
+    """Refuse a run that was not the row of its YAML, with its variant's options alone (ValueError)."""
     words = shlex.split(today(command))
     options = words[words.index("--options") + 1 :] if "--options" in words else []
     own = ["run.output_dir", "run.seed", *(["run.max_iters"] if budget == "time" else [])]
@@ -195,24 +171,17 @@ def score_table(variant: str, budget: str) -> str:
             lines += [] if variant else [[f"`{row}`", "not run"]]
             continue
         runs = found[row, budget]
-        steps = sorted({run["steps"] for run in runs})
-        lines.append(
-            [
-                f"`{row}`",
-                str(len(runs)),
-                "–".join(str(one) for one in dict.fromkeys((steps[0], steps[-1]))),
-                f"{statistics.fmean(run['tokens'] for run in runs):.0f}",
-                "**" + spread([run["headline"]["giou_macro"] for run in runs]) + "**",
-                *(spread([run["by_kind"][kind]["giou"] for run in runs]) for kind in KINDS),
-                "–" if row == BASE or BASE not in scores else str(difference(scores[BASE], scores[row])),
-                spread([run["by_kind"]["attribute"]["seg_miss_rate"] for run in runs]),
-                spread([giou_where_answered(run["by_kind"]) for run in runs]),
-                spread([run.get("forced") for run in runs]),
-                spread([run["headline"]["pick_accuracy_macro"] for run in runs]),
-                spread([run["headline"]["ciou_macro"] for run in runs]),
-                spread([run["n_acc"] for run in runs]),
-            ]
-        )
+        steps = dict.fromkeys(sorted(run["steps"] for run in runs))
+        lead = "–" if row == BASE or BASE not in scores else str(difference(scores[BASE], scores[row]))
+        cells = [f"`{row}`", str(len(runs)), "–".join(map(str, steps))]
+        cells.append(number(statistics.fmean(run["tokens"] for run in runs), 0))
+        cells.append(f"**{spread([run['headline']['giou_macro'] for run in runs])}**")
+        cells += [spread([run["by_kind"][kind]["giou"] for run in runs]) for kind in KINDS]
+        cells += [lead, spread([run["by_kind"]["attribute"]["seg_miss_rate"] for run in runs])]
+        cells.append(spread([giou_where_answered(run["by_kind"]) for run in runs]))
+        cells.append(spread([run.get("forced") for run in runs]))
+        cells += [spread([run["headline"][key] for run in runs]) for key in ("pick_accuracy_macro", "ciou_macro")]
+        lines.append([*cells, spread([run["n_acc"] for run in runs])])
     known = found[BASE, "steps"][0]
     for label, key in BASELINES.items():
         values = [known["headline"][f"{key}_macro"], *(known["by_kind"][kind][key] for kind in KINDS)]
@@ -290,20 +259,12 @@ def cost_table() -> str:
     for row in (row for row in ROWS if row in times["rows"]):
         entry = times["rows"][row]
         seconds = entry["seconds"]
-        lines.append(
-            [
-                f"`{row}`",
-                number(entry["tokens"], 0),
-                number(entry["parameters"] / 1e6, 1),
-                number(seconds["full: step"], 2),
-                number(seconds["full: step"] / times["rows"][BASE]["seconds"]["full: step"], 2),
-                number(seconds.get("alignment"), 2),
-                " / ".join(number(seconds[f"full: forward: {part}"], 2) for part in PARTS),
-                f"{1000 * seconds['inference: inference']:.0f}: "
-                + " / ".join(f"{1000 * seconds[f'inference: {part}']:.0f}" for part in PARTS),
-                number(entry["memory_mb"], 0),
-            ]
-        )
+        step, base = seconds["full: step"], times["rows"][BASE]["seconds"]["full: step"]
+        forward = " / ".join(number(seconds[f"full: forward: {part}"], 2) for part in PARTS)
+        parts = " / ".join(f"{1000 * seconds[f'inference: {part}']:.0f}" for part in PARTS)
+        cells = [f"`{row}`", number(entry["tokens"], 0), number(entry["parameters"] / 1e6, 1), number(step, 2)]
+        cells += [number(step / base, 2), number(seconds.get("alignment"), 2), forward]
+        lines.append([*cells, f"{1000 * seconds['inference: inference']:.0f}: {parts}", number(entry["memory_mb"], 0)])
     frozen = " · ".join(f"{name} {value:.2f} s" for name, value in times["frozen_seconds_a_image"].items())
     again = f" Inference was measured on {times['inference_run']['date'][:10]}." if "inference_run" in times else ""
     note = f"Computed once an image, for every row: {frozen}. {_when(times)}{again}"

@@ -54,12 +54,7 @@ def record_iou(record: Record) -> float:
 
 
 def draw(records: Sequence[Record], each: int, seed: int = SEED) -> list[tuple[Draw | None, Draw | None]]:
-    """Draw successes and failures of every kind, from different images as long as there are any.
-
-    Args:
-        records: of an evaluation; their order does not matter.
-        each: how many of each, by kind.
-        seed: of the draw.
+    """Draw ``each`` successes and failures of every kind, from different images as long as there are any.
 
     Returns:
         rows of (success, failure), kind by kind; None where there are not so many.
@@ -82,15 +77,9 @@ def draw(records: Sequence[Record], each: int, seed: int = SEED) -> list[tuple[D
 
 
 def draw_panels(model: Any, dataset: Any, drawn: Sequence[Draw]) -> dict[str, Image.Image]:
-    """Ask the model about the drawn expressions again, and draw its answers.
+    """Ask the model about the drawn expressions again, and draw its answers: a panel for each expression id.
 
-    Args:
-        model: in evaluation mode, as it was scored.
-        dataset: the split that was scored; images without a drawn expression are left out of it.
-        drawn: the expressions.
-
-    Returns:
-        a panel for each expression id.
+    Images without a drawn expression are left out of the data set.
 
     Raises:
         ValueError: an answer is not the one of its record: another model, or other data, was scored.

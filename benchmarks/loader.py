@@ -32,10 +32,9 @@ from lavis_svp.datasets.custom_formats import CocoExpressions
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.shards.read import ShardSource
-from lavis_svp.datasets.shards.write import Plan, convert
+from lavis_svp.datasets.shards.write import Conversion, convert
 from lavis_svp.datasets.sources import DataSource, ImageFolder
-from lavis_svp.runners.data import SampleKey, build_loader
-from lavis_svp.runners.sampling_order import epoch_permutation
+from lavis_svp.runners.data import SampleKey, build_loader, epoch_permutation
 from lavis_svp.tasks.base import run_facts
 from lavis_svp.vision.geometry import to_sam_input
 
@@ -83,7 +82,7 @@ frame = partial(to_sam_input, side=SIDE)
 def forms(folder: Path, images: int) -> dict[str, ReferringDataset]:
     """The same data set three times."""
     source, store = CocoExpressions(draw(folder, images)), ImageFolder(folder)
-    convert(Plan(source, store, {"drawn": SEED}, images_per_shard=PER_SHARD), folder / "shards")
+    convert(Conversion(source, store, {"drawn": SEED}, images_per_shard=PER_SHARD), folder / "shards")
     shards = ShardSource(folder / "shards")
 
     def make(source: Any, store: Any, shuffle: str) -> ReferringDataset:

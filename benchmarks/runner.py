@@ -28,7 +28,7 @@ import torch
 from omegaconf import OmegaConf
 from results import load, store
 from torch import Tensor, distributed, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 import lavis_svp  # noqa: F401  (before LAVIS)
@@ -77,19 +77,13 @@ class NothingModel(BaseModel):
         return {"loss": (self.weight * 0.0).sum()}
 
 
-class NothingDataset(Dataset):
+class NothingDataset(list):
     """Ready tensors of a few numbers."""
 
     collater = staticmethod(default_collate)
 
     def __init__(self) -> None:
-        self.values = torch.zeros(SAMPLES, WIDTH)
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"values": self.values[index]}
+        super().__init__([{"values": torch.zeros(WIDTH)}] * SAMPLES)
 
 
 @registry.register_builder(NAME)
@@ -98,7 +92,7 @@ class NothingBuilder(BaseDatasetBuilder):
 
     DATASET_CONFIG_DICT: dict[str, str] = {}
 
-    def build_datasets(self) -> dict[str, Dataset]:
+    def build_datasets(self) -> dict[str, NothingDataset]:
         """There is nothing to configure."""
         return {"train": NothingDataset()}
 
@@ -135,14 +129,7 @@ def per_step(began: list[float], micro_steps: int) -> float:
 
 
 def runner_block(runner: str, steps: int, options: list[str], processes: Any) -> float:
-    """Ms per step of a run into a fresh folder.
-
-    Args:
-        runner: name of the registered runner.
-        steps: optimizer steps.
-        options: of the run section.
-        processes: this process's rank and so on, as ``init_distributed_mode`` found them.
-    """
+    """Ms per step of a run into a fresh folder; ``processes`` is what ``init_distributed_mode`` filled in."""
     box: list[Any] = [tempfile.mkdtemp() if dist_utils.get_rank() == 0 else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(box, src=0)

@@ -63,8 +63,7 @@ def add(name: str, summary: Path) -> Path:
     """Keep a summary, with folders of this machine cut out of its command.
 
     Raises:
-        ValueError: a summary without a run section, or one named shipped_DATA that is not of the shipped file as the
-            package holds it.
+        ValueError: no run section, or the name is shipped_DATA and it scored another file than the package holds.
     """
     content = json.loads(summary.read_text())
     if "run" not in content:
@@ -89,24 +88,13 @@ def learned(question: str, name: str, folder: Path, commit: str) -> Path:
     run, kinds, command = summary["run"], summary["by_kind"], summary["run"]["command"]
     while OWN_FOLDER.search(command):
         command = OWN_FOLDER.sub("", command)
-    entry = {
-        "question": question,
-        "name": name,
-        "giou": summary["headline"]["giou_macro"],
-        "giou_ci": summary["headline"]["giou_macro_ci"],
-        "kinds": {
-            kind: {key: kinds[kind][key] for key in ("giou", "pick_accuracy", "seg_miss_rate")} for kind in KINDS
-        },
-        "n_acc": summary["overall"]["n_acc"],
-        "tokens": summary["overall"]["tokens_per_image"],
-        "steps": last["train_iters"],
-        "grounding": last.get("train_loss_ground"),
-        "seed": run["seed"],
-        "commit": commit,
-        "date": run["date"][:10],
-        "threads": run["machine"]["threads"],
-        "command": results.without_machine(command),
-    }
+    keys = ("giou", "pick_accuracy", "seg_miss_rate")
+    entry = {"question": question, "name": name, "seed": run["seed"], "commit": commit, "date": run["date"][:10]}
+    entry |= {"giou": summary["headline"]["giou_macro"], "giou_ci": summary["headline"]["giou_macro_ci"]}
+    entry |= {"kinds": {kind: {key: kinds[kind][key] for key in keys} for kind in KINDS}}
+    entry |= {"n_acc": summary["overall"]["n_acc"], "tokens": summary["overall"]["tokens_per_image"]}
+    entry |= {"steps": last["train_iters"], "grounding": last.get("train_loss_ground")}
+    entry |= {"threads": run["machine"]["threads"], "command": results.without_machine(command)}
     others = [e for e in load("learning") if (e["question"], e["name"], e["seed"]) != (question, name, entry["seed"])]
     return results.store("learning", [*others, entry], sort_keys=True)
 
@@ -231,8 +219,9 @@ def probe(name: str) -> str:
     result = load(f"probe_{name}")
     run, (module, _, function) = result["run"], PROBES[name].partition(":")
     shown = getattr(importlib.import_module(f"lavis_svp.probes.{module}"), function)
+    body = shown(result["groups"] if name == "errors" else result)
     facts = [f"`{today(run['command'])}`", run["date"][:10], f"{run['machine']['cpus']} CPUs", f"seed {run['seed']}"]
-    return f"```text\n{shown(result['groups'] if name == 'errors' else result)}\n```\n\n{', '.join([*facts, run['weights']])}."
+    return f"```text\n{body}\n```\n\n{', '.join([*facts, run['weights']])}."
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

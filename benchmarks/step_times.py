@@ -35,8 +35,8 @@ import lavis_svp  # noqa: F401  (before LAVIS)
 from lavis.datasets.data_utils import prepare_sample  # isort: skip
 
 from lavis_svp.runners.data import eval_loader, train_loader
-from lavis_svp.runners.meter import TrainingMeter
 from lavis_svp.runners.project import build_config, build_runner, read_project
+from lavis_svp.runners.training_log import TrainingMeter
 from lavis_svp.tasks.base import run_facts
 
 ROWS = ROOT / "projects" / "svp" / "comparison"

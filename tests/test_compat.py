@@ -16,8 +16,7 @@ from torch import nn
 import lavis_svp
 from lavis_svp.common.paths import cache_root
 from lavis_svp.compat import INSTALL_LAVIS
-from lavis_svp.compat.lavis_patches import init_distributed_mode
-from lavis_svp.compat.transformers_names import restore_moved_names
+from lavis_svp.compat.patches import init_distributed_mode, restore_moved_names
 
 from lavis.common.logger import SmoothedValue  # isort: skip
 from lavis.common.registry import registry

@@ -122,7 +122,7 @@ def test_the_readmes_python(trained, monkeypatch):
     from PIL import Image
 
     with Image.open(next((folder / "data/images/refshapes").glob("test_*.png"))) as image:
-        names: dict[str, object] = {"image": image.resize((300, 200))}
+        names: dict[str, object] = {"pil_image": image.resize((300, 200))}
     exec(block, names)
     assert names["mask"].shape == (200, 300)
 

@@ -28,12 +28,7 @@ def command_parser(command: str, description: str, example: str) -> argparse.Arg
 
 
 def add_project_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add LAVIS's ``--cfg-path`` and ``--options``.
-
-    Args:
-        parser: of a sub-command that reads a project YAML.
-        required: whether ``--cfg-path`` must be given.
-    """
+    """Add LAVIS's ``--cfg-path`` and ``--options``, for a sub-command that reads a project YAML."""
     parser.add_argument(
         "--cfg-path", required=required, metavar="YAML", help="the project YAML, with the roots model, datasets and run"
     )

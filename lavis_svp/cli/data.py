@@ -12,15 +12,7 @@ from typing import Any
 from lavis_svp.cli.common import command_parser, user_errors
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSource
-from lavis_svp.datasets.layout import (
-    PUBLIC,
-    SPECS,
-    MissingDataError,
-    annotation_files,
-    dataset_spec,
-    doctor_command,
-    find_images,
-)
+from lavis_svp.datasets.layout import PUBLIC, SPECS, MissingDataError, annotation_files, doctor_command, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES
 from lavis_svp.datasets.shards.format import IMAGES_PER_SHARD
@@ -48,38 +40,23 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     root = "the folder that holds refcoco/, refcoco+/ ..."
-    sub = add(
-        commands,
-        "doctor",
-        run_doctor,
-        "name the missing files of RefCOCO's family and count what is there; exit code 0 only if all is complete",
-        "doctor --root /data/refer_seg --dataset refcoco",
-    )
+    text = "name the missing files of RefCOCO's family and count what is there; exit code 0 only if all is complete"
+    sub = add(commands, "doctor", run_doctor, text, "doctor --root /data/refer_seg --dataset refcoco")
     sub.add_argument("--root", required=True, type=Path, help=root)
     sub.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
     sub.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
     sub.add_argument("--images", type=Path, help="the images' folder or one above it; default: below the root")
     sub.add_argument("--subset", action="store_true", help="a part of the data: counts need not be the published ones")
 
-    sub = add(
-        commands,
-        "leaks",
-        run_leaks,
-        "count the images (and training expressions) of each training split that another data set holds out",
-        "leaks --root /data/refer_seg --usual",
-    )
+    text = "count the images (and training expressions) of each training split that another data set holds out"
+    sub = add(commands, "leaks", run_leaks, text, "leaks --root /data/refer_seg --usual")
     sub.add_argument("--root", required=True, type=Path, help=root)
     sub.add_argument("--usual", action="store_true", help="leave out partitions that few use (refcoco(g): google)")
 
     shards = commands.add_parser("shards", help="convert data into webdataset shards, and check shards")
     verbs = shards.add_subparsers(required=True, metavar="COMMAND")
-    sub = add(
-        verbs,
-        "convert",
-        run_convert,
-        "write shards; run again after an interruption it goes on, and it repairs damaged shards",
-        "shards convert --out shards/mine --jsonl data.jsonl",
-    )
+    text = "write shards; run again after an interruption it goes on, and it repairs damaged shards"
+    sub = add(verbs, "convert", run_convert, text, "shards convert --out shards/mine --jsonl data.jsonl")
     sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
     kind = sub.add_mutually_exclusive_group(required=True)
     kind.add_argument("--dataset", choices=list(SPECS), help="a data set in RefCOCO's format")
@@ -100,22 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
     text = "print what a folder of shards holds, and what it was made from"
     add(verbs, "info", run_info, text, "shards info shards/mine").add_argument("folder", type=Path)
 
-    data_folder = cache_root() / "data"
-    sub = add(
-        commands,
-        "refshapes",
-        run_refshapes,
-        "draw the built-in data set RefShapes in RefCOCO's format",
-        "refshapes --root data --train 100 --val 10 --test 10",
-    )
-    sub.add_argument("--root", type=Path, default=data_folder, help="data folder (default: %(default)s)")
+    text = "draw the built-in data set RefShapes in RefCOCO's format"
+    sub = add(commands, "refshapes", run_refshapes, text, "refshapes --root data --train 100 --val 10 --test 10")
+    data_folder = {"type": Path, "default": cache_root() / "data", "help": "data folder (default: %(default)s)"}
+    sub.add_argument("--root", **data_folder)
     for split, count in DEFAULT_SIZES.items():
         sub.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="another seed gives other images (%(default)s)")
-
     text = "write a few real photos with hand-written expressions in RefCOCO's format, for testing"
-    sub = add(commands, "photos", run_photos, text, "photos --root data")
-    sub.add_argument("--root", type=Path, default=data_folder, help="data folder (default: %(default)s)")
+    add(commands, "photos", run_photos, text, "photos --root data").add_argument("--root", **data_folder)
     return parser
 
 
@@ -156,11 +126,7 @@ def run_leaks(args: argparse.Namespace) -> int:
     from lavis_svp.datasets.disjoint import leak_table, read_use, title
     from lavis_svp.metrics.report import format_table
 
-    partitions = [
-        (name, split_by)
-        for name in PUBLIC
-        for split_by in (dataset_spec(name).split_by[:1] if args.usual else dataset_spec(name).split_by)
-    ]
+    partitions = [(name, part) for name in PUBLIC for part in SPECS[name].split_by[: 1 if args.usual else None]]
     read = {key: read_use(args.root, *key) for key in partitions}
     uses = [use for use in read.values() if use is not None]
     absent = [title(*key) for key, use in read.items() if use is None]
@@ -210,15 +176,12 @@ def _identity(kind: str, *files: Path) -> dict[str, object]:
 
 def run_convert(args: argparse.Namespace) -> int:
     """``shards convert``: make shards."""
-    from lavis_svp.datasets.shards.write import Extra, FeatureExtra, Plan, SuperpixelExtra, convert
+    from lavis_svp.datasets.shards.write import FeatureExtra, Conversion, SuperpixelExtra, convert
 
     source, identity = open_source(args)
-    extras: list[Extra] = []
-    if args.superpixels is not None:
-        extras.append(SuperpixelExtra(args.superpixels))
-    if args.features is not None:
-        extras.append(FeatureExtra(args.features))
-    plan = Plan(
+    kinds = ((SuperpixelExtra, args.superpixels), (FeatureExtra, args.features))
+    extras = [kind(folder) for kind, folder in kinds if folder is not None]
+    plan = Conversion(
         source.annotations, source.images, identity, args.splits, args.images_per_shard, extras, args.skip_broken
     )
     index = convert(plan, args.out)
@@ -244,13 +207,10 @@ def run_info(args: argparse.Namespace) -> int:
     source = ShardSource(args.folder)
     index = source.index
     for split in source.splits():
-        counts = source.counts(split)
+        _, images, sentences = source.counts(split)
         names = {sample.shard for sample in index.samples if sample.image["split"] == split}
-        size = sum(index.shards[name]["bytes"] for name in names)
-        print(
-            f"{split}: {counts.images:,} images, {counts.sentences:,} expressions, {len(names):,} shards, "
-            f"{size / 1e6:,.1f} MB"
-        )
+        size = sum(index.shards[name]["bytes"] for name in names) / 1e6
+        print(f"{split}: {images:,} images, {sentences:,} expressions, {len(names):,} shards, {size:,.1f} MB")
     if index.left_out:
         print(f"left out: {len(index.left_out):,} images")
     print(json.dumps(index.settings, indent=1, sort_keys=True))

@@ -29,9 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     merge.add_argument("--shard-size", default="5GB", help="size limit of its weight files (default: %(default)s)")
     merge.set_defaults(run=_merge)
-    shipped = commands.add_parser(
-        "shipped", help="make the weights file that comes with the package"
-    )
+    shipped = commands.add_parser("shipped", help="make the weights file that comes with the package")
     shipped.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder: its newest")
     shipped.add_argument("out", type=Path, nargs="?", help="file to write (default: the package's own)")
     shipped.add_argument("--command", dest="trained_by", help="command of the training (default: of the run's summary)")

@@ -31,13 +31,6 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hostfile", metavar="FILE", help="with --launcher deepspeed: machines to start processes on")
 
 
-def split_launch_options(argv: Sequence[str]) -> list[str]:
-    """Return the words of a command line without the options of :func:`add_launch_options`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_launch_options(parser)
-    return parser.parse_known_args(list(argv))[1]
-
-
 def launch_words(args: argparse.Namespace) -> list[str]:
     """Write the parsed options of :func:`add_launch_options` as words again, to hand them to another command."""
     names = ("nproc", "nnodes", "node_rank", "master_addr", "master_port", "hostfile")
@@ -47,9 +40,6 @@ def launch_words(args: argparse.Namespace) -> list[str]:
 
 def launch_command(args: argparse.Namespace) -> list[str]:
     """Build the Python module, with its arguments, that starts the processes; empty for this one process.
-
-    Args:
-        args: has the options of :func:`add_launch_options`.
 
     Raises:
         ValueError: options that contradict each other.
@@ -70,13 +60,20 @@ def run_in_processes(command: str, argv: Sequence[str], args: argparse.Namespace
     """
     launcher = launch_command(args)
     if launcher:
-        words = [sys.executable, "-m", *launcher, MODULE, command, *split_launch_options(argv)]
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        add_launch_options(parser)
+        others = parser.parse_known_args(list(argv))[1]
+        words = [sys.executable, "-m", *launcher, MODULE, command, *others]
         sys.stdout.flush()
         os.execv(sys.executable, words)
 
 
-def run_child(words: Sequence[str]) -> int:
-    """Run a command to its end and return its exit code; a request to end this process is passed on to it."""
+def run_child(words: Sequence[str], title: str) -> None:
+    """Run a command to its end; a request to end this process is passed on to it.
+
+    Raises:
+        SystemExit: it failed; with its exit code, or a shell's for a signal.
+    """
     process = subprocess.Popen(words)
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -85,10 +82,13 @@ def run_child(words: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code:
+        print(f"error: {title} ended with code {code}; run the same command to go on.", file=sys.stderr)
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 def _torch_command(args: argparse.Namespace) -> list[str]:
@@ -99,9 +99,8 @@ def _torch_command(args: argparse.Namespace) -> list[str]:
     if (args.nnodes or 1) == 1:
         if args.node_rank is not None or args.master_addr or args.master_port:
             raise ValueError("--node-rank, --master-addr and --master-port need --nnodes 2 or more.")
-        return (
-            [] if processes == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-        )
+        words = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        return words if processes > 1 else []
     if not args.master_addr:
         raise ValueError(f"--nnodes {args.nnodes} needs --master-addr, the name of the first machine.")
     port = args.master_port or PORT

@@ -11,7 +11,7 @@ COMMANDS = {
     "segment": ("lavis_svp.cli.segment", "segment what an expression names in an image"),
     "train": ("lavis_svp.cli.train", "train a model as a project YAML says; several YAMLs in turn with --stages"),
     "evaluate": ("lavis_svp.cli.evaluate", "score a checkpoint, or the shipped weights"),
-    "stages": ("lavis_svp.cli.stages", "train in stages with any launcher"),
+    "stages": ("lavis_svp.cli.train:stages", "train in stages with any launcher"),
     "ablation": ("lavis_svp.cli.rows:ablation", "train the rows of the paper's ablation"),
     "compare": ("lavis_svp.cli.rows:compare", "train the rows of the comparison of projectors"),
     "probe": ("lavis_svp.cli.probe", "find out what a trained model knows and where it fails"),

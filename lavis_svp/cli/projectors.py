@@ -54,8 +54,6 @@ def one_image(projector: Projector) -> tuple[PatchFeatures, Superpixels | None]:
             features.cls_attention = torch.empty(1, count)
         if "keys" in projector.requires:
             features.keys = torch.empty_like(features.patches)
-        if "summary" in projector.requires:
-            features.summary = torch.empty(1, projector.vision_dim)
         if "superpixels" not in projector.requires:
             return features, None
         masks = None if projector.mask_size is None else torch.empty(1, SUPERPIXELS, *projector.mask_size)

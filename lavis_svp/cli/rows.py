@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lavis_svp.cli.common import command_parser, user_errors
@@ -46,25 +47,15 @@ def build_parser(command: str = "ablation") -> argparse.ArgumentParser:
     return parser
 
 
-def ablation(argv: Sequence[str] | None = None) -> int:
-    """Run ``lavis-svp ablation``."""
-    return main(argv, "ablation")
-
-
-def compare(argv: Sequence[str] | None = None) -> int:
-    """Run ``lavis-svp compare``."""
-    return main(argv, "compare")
-
-
-def main(argv: Sequence[str] | None = None, command: str = "ablation") -> int:
+def main(argv: Sequence[str] | None = None, command: str = "ablation") -> None:
     """Train the rows that have no result yet, then print the scores of all of them.
 
     Args:
         argv: the words after the command; None reads the process's own.
         command: "ablation" or "compare".
 
-    Returns:
-        0, or the exit code of the row that failed.
+    Raises:
+        SystemExit: a row failed; with its exit code.
     """
     args = build_parser(command).parse_args(argv)
     with user_errors():
@@ -77,26 +68,18 @@ def main(argv: Sequence[str] | None = None, command: str = "ablation") -> int:
         print(output, flush=True)
         if budget == "time":
             options = [*options[:1], _equal_time(yaml.stem), *options[1:]]
-        code = run_child(
-            [sys.executable, "-m", MODULE, "train", "--cfg-path", str(yaml), *launch_words(args), "--options", *options]
-        )
-        if code:
-            print(f"error: {output} ended with code {code}; run the same command to go on.", file=sys.stderr)
-            return code if code > 0 else 128 - code
+        words = [sys.executable, "-m", MODULE, "train", "--cfg-path", str(yaml)]
+        run_child([*words, *launch_words(args), "--options", *options], str(output))
     print(score_table([output for output, *_ in runs]))
-    return 0
 
 
 def plan_rows(args: argparse.Namespace, kind: str, suffix: str) -> list[tuple[Path, Path, list[str]]]:
-    """Check the arguments and list the runs.
+    """Check the arguments and list the runs: (output folder, YAML, options) of each.
 
     Args:
         args: the parsed command line.
         kind: folder of the outputs, below ``output/svp/``.
         suffix: of each output's name.
-
-    Returns:
-        (output folder, YAML, options) of each run.
 
     Raises:
         FileNotFoundError: the folder has no YAMLs.
@@ -147,3 +130,6 @@ def _equal_time(row: str) -> str:
     """The option that gives a row as many steps as take the time of `svp`."""
     command = [sys.executable, str(CLONE / STEP_TIMES), "steps", row]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+ablation, compare = partial(main, command="ablation"), partial(main, command="compare")

@@ -136,10 +136,9 @@ def _shipped_model() -> Any:
 
 def _trained_model(checkpoint: Path) -> Any:
     """The model of a training's checkpoint, with the configuration stored in it."""
-    from omegaconf import OmegaConf
-
     from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
     from lavis_svp.models.svp_ris import SvpRis
+    from lavis_svp.runners.options import stored_project
     from lavis_svp.runners.project import weights_from_checkpoint
 
     path = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
@@ -149,7 +148,7 @@ def _trained_model(checkpoint: Path) -> Any:
             "another with --checkpoint, or leave --checkpoint out for the shipped weights."
         )
     print(f"Weights: the checkpoint {path}")
-    config = OmegaConf.create(read_checkpoint(path)["config"])
+    config = stored_project(read_checkpoint(path)["config"])
     weights_from_checkpoint(config)
     model = SvpRis.from_config(config.model).eval()
     model.load_checkpoint(str(path))

@@ -182,7 +182,7 @@ def make(args: argparse.Namespace) -> int:
 def info(args: argparse.Namespace) -> None:
     """Run ``info``."""
     store = open_store(args.store)
-    print(json.dumps(store.header["settings"], indent=1))
+    print(json.dumps(store.settings, indent=1))
     maps = (store.get(key) for key in tqdm(store.keys(), desc="reading", leave=False))
     print(json.dumps(summarise(maps)))
 

@@ -44,15 +44,9 @@ class ShardedCheckpointError(ValueError):
 
 
 def refuse_deepspeed_folder(path: Path) -> None:
-    """Raise an error for a folder that DeepSpeed's ``save_checkpoint`` wrote; return for any other path.
-
-    Raises:
-        ShardedCheckpointError: names DeepSpeed's function that turns the folder into one state dict.
-    """
-    if not path.is_dir():
-        return
+    """Raise a ShardedCheckpointError for a folder that DeepSpeed's ``save_checkpoint`` wrote; it names the remedy."""
     marks = (path / "latest").is_file() or any(path.glob("*_model_states.pt")) or any(path.glob("global_step*/"))
-    if marks or path.suffix == ".shards":
+    if path.is_dir() and (marks or path.suffix == ".shards"):
         raise ShardedCheckpointError(
             f"{path} is in DeepSpeed's shard format. Convert it with {DEEPSPEED_READER}(...) and torch.save the result "
             "as {'model': state_dict}."
@@ -106,11 +100,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file.
-
-    Raises:
-        CorruptCheckpointError: the file is damaged, or no safetensors file.
-    """
+    """Read the metadata of a safetensors file; a CorruptCheckpointError if it is damaged, or no such file."""
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
@@ -140,13 +130,12 @@ def content_digest(contents: Any) -> str:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut, on systems that let one open folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 # ------------------------------------------------------------------------------------ the weights and a model
@@ -170,16 +159,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Put a checkpoint's weights into a model.
-
-    Args:
-        model: built as it was when the checkpoint was made.
-        state: the checkpoint's ``model``.
-        source: the file, for the message.
-
-    Raises:
-        WrongCheckpointError: see :func:`check_trained_state`.
-    """
+    """Put a checkpoint's weights into a model that is built as it was then; see :func:`check_trained_state`."""
     check_trained_state(model, state, source)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
@@ -278,34 +258,27 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move an earlier run's checkpoints, results and curves into ``earlier-<n>/``, so that a new run starts clean.
+    """Move an earlier run's checkpoints, results and curves into ``earlier-<n>/``, and return that; None without any.
 
     Curves alone stay: they are of a run that was killed before its first checkpoint, and that now starts again.
-
-    Returns:
-        The folder they are in now; None where there was nothing.
     """
-    leftovers = [
-        *numbered_checkpoints(folder),
-        *(folder / name for name in (BEST, "result") if (folder / name).exists()),
-    ]
+    leftovers = [*numbered_checkpoints(folder), *_existing(folder, BEST, "result")]
     if not any(path.is_file() or any(path.iterdir()) for path in leftovers):
         return None
-    curves = [folder / name for name in (TENSORBOARD, WANDB_ID) if (folder / name).exists()]
-    target = _move_to_earlier(folder, [*leftovers, *curves])
+    target = _move_to_earlier(folder, [*leftovers, *_existing(folder, TENSORBOARD, WANDB_ID)])
     (folder / "result").mkdir(exist_ok=True)
     return target
 
 
 def set_newer_aside(path: Path) -> Path | None:
-    """Move a run's checkpoints that are newer than one of them into ``earlier-<n>/``, so that the run goes on from it.
-
-    Returns:
-        The folder they are in now; None where there was none.
-    """
+    """Move checkpoints newer than that at ``path`` into ``earlier-<n>/``, and return that; None without any."""
     ordered = numbered_checkpoints(path.parent)  # the newest first
     newer = ordered[: ordered.index(path)] if path in ordered else []
     return _move_to_earlier(path.parent, newer) if newer else None
+
+
+def _existing(folder: Path, *names: str) -> list[Path]:
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def _move_to_earlier(folder: Path, paths: Iterable[Path]) -> Path:

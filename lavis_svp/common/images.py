@@ -120,21 +120,16 @@ def as_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(source, str | Path):
         return read_image(source).pixels
     if isinstance(source, Image.Image):
-        return _decode_image(source)
+        try:
+            with strict_decoding():
+                source.load()  # Pillow reads an opened file only now
+        except Exception as error:
+            name = getattr(source, "filename", "") or "The image"
+            raise BadImageError(f"{name} is not a readable image ({type(error).__name__}: {error}).") from error
+        return np.ascontiguousarray(make_upright(to_rgb(source), source.getexif().get(_ORIENTATION_TAG, _UPRIGHT)))
     if isinstance(source, np.ndarray):
         return _array_to_rgb(source)
     raise TypeError(f"An image is a path, a PIL image or a numpy array, got {type(source).__name__}.")
-
-
-def _decode_image(image: Image.Image) -> np.ndarray:
-    try:
-        with strict_decoding():
-            image.load()  # Pillow reads an opened file only now
-    except Exception as error:
-        name = getattr(image, "filename", "") or "The image"
-        raise BadImageError(f"{name} is not a readable image ({type(error).__name__}: {error}).") from error
-    orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
-    return np.ascontiguousarray(make_upright(to_rgb(image), orientation))
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -162,16 +157,13 @@ def make_upright(array: np.ndarray, orientation: int) -> np.ndarray:
     Returns:
         A view of the array; (W, H, ...) for the orientations 5 to 8.
     """
-    turned = {
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: a[::-1].swapaxes(0, 1),
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-        8: lambda a: a.swapaxes(0, 1)[::-1],
-    }
-    return turned[orientation](array) if orientation in turned else array
+    if orientation in (3, 4, 6, 7):
+        array = array[::-1]
+    if orientation in (2, 3, 7):
+        array = array[:, ::-1]
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    return array[::-1] if orientation == 8 else array
 
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:

@@ -10,11 +10,13 @@ import types
 import typing
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 T = TypeVar("T")
+PositiveInt = Annotated[int, "at least 1"]
+"""The type of an options field that :func:`check_fields` holds to whole numbers of at least 1."""
 
 
 def plain(config: Any) -> Any:
@@ -26,55 +28,48 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Refuse keys that nothing reads.
 
     Args:
-        given: the keys found.
-        known: the keys that may stand there.
-        where: the place in the YAML ("model.projector"), for the message.
+        given: the keys of a mapping.
+        known: the keys that it may have.
+        where: its place in the YAML ("model.projector"), for the message.
 
     Raises:
         ValueError: names each unknown key, its nearest known one, and all known keys.
     """
     known_keys = list(known)
-    unknown = [key for key in given if key not in known_keys]
-    if not unknown:
-        return
     hints = []
-    for key in unknown:
-        close = difflib.get_close_matches(str(key), known_keys, n=1)
-        hints.append(f"'{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
-    raise ValueError(f"Unknown key {', '.join(hints)} in {where}. Known keys: {', '.join(known_keys)}.")
+    for key in given:
+        if key not in known_keys:
+            close = difflib.get_close_matches(str(key), known_keys, n=1)
+            hints.append(f"'{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+    if hints:
+        raise ValueError(f"Unknown key {', '.join(hints)} in {where}. Known keys: {', '.join(known_keys)}.")
 
 
 def check_whole_number(where: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``; ``where`` is the key, for the message.
-
-    Raises:
-        ValueError: names the key and what it got.
-    """
+    """Raise a ValueError, which names the key ``where``, unless ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{where} must be a whole number of at least {least}, got {value!r}.")
 
 
 def check_weight(where: str, value: Any) -> None:
-    """Refuse what is no finite number of at least 0; ``where`` is the key, for the message.
-
-    Raises:
-        ValueError: names the key and what it got.
-    """
+    """Raise a ValueError, which names the key ``where``, unless ``value`` is a finite number of at least 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf:
         raise ValueError(f"{where} must be a number of at least 0, got {value!r}.")
 
 
-def check_choices(options: Any) -> None:
-    """Refuse an options dataclass with a field that is none of the choices of its ``Literal`` type.
+def check_fields(options: Any) -> None:
+    """Hold the fields of an options dataclass to their types, where these are ``Literal`` or ``PositiveInt``.
 
     Raises:
-        ValueError: names the field, its choices and its value.
+        ValueError: names the field, what it may be, and its value.
     """
-    for field, hint in _type_hints(type(options)).items():
-        if typing.get_origin(hint) is Literal and getattr(options, field) not in typing.get_args(hint):
-            choices = ", ".join(typing.get_args(hint))
-            raise ValueError(f"{field} must be one of {choices}; got {getattr(options, field)!r}.")
+    for field, hint in typing.get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, field)
+        if value is not None and PositiveInt in (hint, *typing.get_args(hint)):
+            check_whole_number(field, value, 1)
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            raise ValueError(f"{field} must be one of {', '.join(typing.get_args(hint))}; got {value!r}.")
 
 
 def upgrade_keys(
@@ -125,6 +120,26 @@ def upgrade_keys(
     return upgraded
 
 
+def upgrade_section(cls: type, section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Bring a section of release 0.1 to today's keys all the way down, and check nothing else.
+
+    Args:
+        cls: the section's options dataclass, see :func:`build_options`.
+        section: any part of its keys, such as a user's YAML before the defaults are merged; it is left unchanged.
+        where: the section's place in the YAML, for messages.
+
+    Raises:
+        ValueError: a removed option is in use.
+    """
+    renamed, removed = getattr(cls, "RENAMED_KEYS", {}), getattr(cls, "REMOVED_KEYS", {})
+    upgraded = upgrade_keys(section, renamed, removed, where)
+    for name, hint in typing.get_type_hints(cls).items():
+        kind = _without_none(hint)
+        if dataclasses.is_dataclass(kind) and isinstance(upgraded.get(name), dict):
+            upgraded[name] = upgrade_section(kind, upgraded[name], f"{where}.{name}")  # type: ignore[arg-type]
+    return upgraded
+
+
 def _parent_of(section: dict[str, Any], dotted: str, make: bool = False) -> tuple[dict[str, Any] | None, str]:
     """The mapping that holds the last part of a dotted key, and that part; None where there is no such mapping."""
     *path, name = dotted.split(".")
@@ -159,15 +174,13 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
     Raises:
         ValueError: an unknown key, or a section that is not a mapping.
     """
-    given = plain(values)
-    if given is None:
-        given = {}
+    given = {} if values is None else plain(values)
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a mapping, got {type(given).__name__}: {given!r}.")
     given = upgrade_keys(given, getattr(cls, "RENAMED_KEYS", {}), getattr(cls, "REMOVED_KEYS", {}), where)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is not bound to dataclasses: no such type
     check_keys(given, fields, where)
-    hints = _type_hints(cls)
+    hints = typing.get_type_hints(cls)
     spellings: Mapping[str, Mapping[Any, Any]] = getattr(cls, "VALUE_SPELLINGS", {})
     built = {}
     for key, value in given.items():
@@ -177,10 +190,6 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
         nested = dataclasses.is_dataclass(kind) and not dataclasses.is_dataclass(value)
         built[key] = build_options(kind, value, f"{where}.{key}") if nested else value
     return cls(**built)
-
-
-def _type_hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _without_none(hint: Any) -> Any:

@@ -1,8 +1,11 @@
-"""Where converted weights, built-in data and caches live on disk."""
+"""Where converted weights, built-in data and caches live on disk, and how a file is written whole."""
 
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,3 +17,18 @@ def cache_root() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "lavis_svp"
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Yield a draft's path; the draft then becomes ``path``, which so never holds half a file, or is deleted on errors.
+
+    The folder is made if it is missing. Threads, processes and machines may write the same file at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -17,13 +17,7 @@ class UnknownNameError(KeyError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
-    """Make the error for an unknown name: what was asked for, the nearest match, all known names.
-
-    Args:
-        kind: what the name names, in the singular ("projector").
-        name: the name that was asked for.
-        known: the names that exist.
-    """
+    """Make the error for an unknown name of a ``kind`` ("projector"), with the nearest and all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
@@ -42,11 +36,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that registers its target as ``name``.
-
-        Raises:
-            ValueError: the name is taken.
-        """
+        """Return a decorator that registers its target as ``name``; a name that is taken is a ValueError."""
 
         def decorate(target: T) -> T:
             if name in self._entries:
@@ -57,11 +47,7 @@ class Registry(Generic[T]):
         return decorate
 
     def get(self, name: str) -> T:
-        """Return what is registered as ``name``.
-
-        Raises:
-            UnknownNameError: nothing is; the message lists the known names.
-        """
+        """Return what is registered as ``name``; an UnknownNameError lists the known names."""
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         return self._entries[name]

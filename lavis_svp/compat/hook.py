@@ -27,14 +27,13 @@ class LavisFinder(MetaPathFinder):
     """Finds ``lavis`` and the packages that need it where they are, but wraps their loaders."""
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find a module (see :class:`importlib.abc.MetaPathFinder`).
-
-        Raises:
-            ModuleNotFoundError: LAVIS is not installed; the message names the command that installs it.
-        """
+        """Find a module; a ModuleNotFoundError names the command that installs LAVIS."""
         if fullname != "lavis" and fullname not in LAVIS_PACKAGES:
             return None
-        spec = self._ask_other_finders(fullname, path, target)
+        finders = [
+            find for finder in sys.meta_path if finder is not self and (find := getattr(finder, "find_spec", None))
+        ]
+        spec = next(filter(None, (find(fullname, path, target) for find in finders)), None)
         if spec is None and fullname == "lavis":
             raise ModuleNotFoundError(
                 f"LAVIS is not installed. It pins a transformers that is too old, so install it alone, after "
@@ -45,14 +44,6 @@ class LavisFinder(MetaPathFinder):
             wrap = LavisLoader if fullname == "lavis" else PackageLoader
             spec.loader = wrap(spec.loader)
         return spec
-
-    def _ask_other_finders(self, fullname: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
-        for finder in sys.meta_path:
-            find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = find(fullname, path, target) if find else None
-            if spec is not None:
-                return spec
-        return None
 
 
 class _WrappedLoader(Loader):
@@ -69,12 +60,11 @@ class _WrappedLoader(Loader):
 
 
 class LavisLoader(_WrappedLoader):
-    """Loads LAVIS between the two halves of this module."""
+    """Loads LAVIS between the patches that go before it and those that go after it."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Restore transformers' moved names, load LAVIS, adapt it and register the plugin."""
-        from lavis_svp.compat.lavis_patches import load_opencv_before_decord
-        from lavis_svp.compat.transformers_names import restore_moved_names
+        from lavis_svp.compat.patches import load_opencv_before_decord, restore_moved_names
 
         load_opencv_before_decord()
         restore_moved_names()
@@ -99,9 +89,7 @@ class PackageLoader(_WrappedLoader):
 
 def adapt_lavis() -> None:
     """Patch LAVIS where it needs it, then register this plugin with it."""
-    from lavis_svp.compat.lavis_patches import patch_lavis
-    from lavis_svp.compat.transformers_names import restore_generate
+    from lavis_svp.compat.patches import patch_lavis
 
-    restore_generate()
     patch_lavis()
     register()

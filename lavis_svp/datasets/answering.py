@@ -13,14 +13,7 @@ from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX, mirror_text
 from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.datasets.referring import ReferringDataset
-from lavis_svp.datasets.sources import (
-    ANY_SIZE,
-    AnnotationSource,
-    Expression,
-    Instance,
-    ReferredImage,
-    relative_name,
-)
+from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, Expression, Instance, ReferredImage, relative_name
 from lavis_svp.datasets.targets import Placement
 
 CAPTION_KIND = "caption"
@@ -101,11 +94,7 @@ class TextSource(AnnotationSource):
         return sorted(self._images)
 
     def images(self, split: str) -> list[ReferredImage]:
-        """The images of one split by ascending id.
-
-        Raises:
-            UnknownNameError: no such split.
-        """
+        """The images of one split by ascending id; an UnknownNameError if there is none of this name."""
         if split not in self._images:
             raise unknown_name("split", split, self._images)
         return self._images[split]
@@ -146,14 +135,17 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Refe
     content = _mapping(questions, "questions")
     answers = {} if annotations is None else _by_question(annotations)
     grouped: dict[int, list[Expression]] = {}
-    names: dict[int, str] = {}
-    sizes: dict[int, tuple[int, int]] = {}
+    images: dict[int, tuple[str, tuple[int, int]]] = {}
     for question in content["questions"]:
         where = f"{questions}, question {question.get('question_id')}"
         number, image_id = _number(question, "question_id", where), _number(question, "image_id", where)
-        name = question.get("image") or COCO_NAME.format(subtype=_subtype(content, questions), image_id=image_id)
-        names[image_id] = _relative(name, where)
-        sizes[image_id] = _size(question)
+        subtype, name = content.get("data_subtype"), question.get("image")
+        if not subtype and not name:
+            raise ValueError(
+                f"{questions} has neither data_subtype nor a question's image: its images cannot be named."
+            )
+        name = name or COCO_NAME.format(subtype=subtype, image_id=image_id)
+        images[image_id] = (relative_name(name, where), _size(question))
         if annotations is not None and number not in answers:
             raise ValueError(f"{where} has no answers in {annotations}. Do the files belong together?")
         kind, words = answers.get(number, ("question", ()))
@@ -161,19 +153,15 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Refe
         if not text:
             raise ValueError(f"{where} is empty.")
         grouped.setdefault(image_id, []).append(Expression(str(number), text, kind, (), answers=words))
-    return _images(grouped, names, sizes, split)
+    return [ReferredImage(one, *images[one], split, tuple(grouped[one])) for one in sorted(grouped)]
 
 
 def read_captions(path: Path, split: str) -> list[ReferredImage]:
     """Read COCO's captions, such as ``captions_train2014.json``.
 
-    Args:
-        path: the file.
-        split: name of the images' split.
-
     Returns:
-        the images by ascending id; each has one text, which is empty and has all its captions as answers. Images
-        without a caption are left out.
+        the images, in split ``split``, by ascending id; each has one text, which is empty and has all its captions as
+        answers. Images without a caption are left out.
 
     Raises:
         FileNotFoundError: no such file.
@@ -191,27 +179,12 @@ def read_captions(path: Path, split: str) -> list[ReferredImage]:
     unknown = sorted(set(captions) - set(images))
     if unknown:
         raise ValueError(f"{path} has captions of images {unknown[:5]}, which are not among its images.")
-    grouped = {
-        image_id: [Expression(str(image_id), "", CAPTION_KIND, (), answers=tuple(texts))]
-        for image_id, texts in captions.items()
-    }
-    names = {
-        image_id: _relative(str(images[image_id]["file_name"]), f"{path}, image {image_id}") for image_id in captions
-    }
-    sizes = {image_id: _size(image) for image_id, image in images.items()}
-    return _images(grouped, names, sizes, split)
-
-
-def _images(
-    grouped: Mapping[int, list[Expression]],
-    names: Mapping[int, str],
-    sizes: Mapping[int, tuple[int, int]],
-    split: str,
-) -> list[ReferredImage]:
-    return [
-        ReferredImage(image_id, names[image_id], sizes[image_id], split, tuple(grouped[image_id]))
-        for image_id in sorted(grouped)
-    ]
+    found = []
+    for number, texts in sorted(captions.items()):
+        name = relative_name(str(images[number]["file_name"]), f"{path}, image {number}")
+        expression = Expression(str(number), "", CAPTION_KIND, (), answers=tuple(texts))
+        found.append(ReferredImage(number, name, _size(images[number]), split, (expression,)))
+    return found
 
 
 def _by_question(path: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
@@ -235,12 +208,6 @@ def _mapping(path: Path, *keys: str) -> Mapping[str, Any]:
     return content
 
 
-def _subtype(content: Mapping[str, Any], path: Path) -> str:
-    if not content.get("data_subtype"):
-        raise ValueError(f"{path} has neither data_subtype nor a question's image: its images cannot be named.")
-    return str(content["data_subtype"])
-
-
 def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
     return (int(entry["height"]), int(entry["width"])) if "height" in entry and "width" in entry else ANY_SIZE
 
@@ -250,10 +217,3 @@ def _number(entry: Mapping[str, Any], key: str, where: str) -> int:
         return int(entry[key])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{where}: {key} is {entry.get(key)!r}; it must be a number.") from None
-
-
-def _relative(name: str, where: str) -> str:
-    try:
-        return relative_name(name)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None

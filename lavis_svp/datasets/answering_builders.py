@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,22 +50,14 @@ class VqaFiles:
 
 @dataclass(frozen=True)
 class CaptionFiles:
-    """``build_info.annotations.<train|val|test>`` of ``caption_files``.
-
-    Args:
-        captions: file in the format of COCO's captions; absolute, or below LAVIS's ``cache_root``.
-    """
+    """``build_info.annotations.<train|val|test>`` of ``caption_files``: a file in the format of COCO's captions."""
 
     captions: str
 
 
 @dataclass(frozen=True)
 class RefShapesSplit:
-    """``build_info.annotations.<train|val|test>`` of RefShapes' questions and captions.
-
-    Args:
-        split: RefShapes' own split.
-    """
+    """``build_info.annotations.<train|val|test>`` of RefShapes' texts: the name of RefShapes' own split."""
 
     split: str
 
@@ -142,10 +135,11 @@ class AnsweringBuilder(SectionBuilder):
                 )
             images = self.read(files, split)
             source = DataSource(TextSource({split: images}, objects), ImageFolder(self.image_folder(images[0])))
-            datasets[split] = self.build_dataset(source, split, (split,), superpixels)
-            datasets[split].ground_truth, datasets[split].answer_list = files, answer_list
+            dataset = self.build_dataset(source, split, (split,), superpixels)
+            dataset.ground_truth, dataset.answer_list = files, answer_list
             if len(files) > 1:  # questions and answers
-                datasets[split].coco_fmt_qust_file, datasets[split].coco_fmt_anno_file = map(str, files)
+                dataset.coco_fmt_qust_file, dataset.coco_fmt_anno_file = map(str, files)
+            datasets[split] = dataset
         return datasets
 
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -153,8 +147,10 @@ class AnsweringBuilder(SectionBuilder):
         raise NotImplementedError
 
     def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
-        """The images of a split with their texts."""
-        raise NotImplementedError
+        """The images of a split with their questions; builders of captions override it."""
+        if split == "train" and len(files) < 2:
+            raise ValueError(f"datasets.{self.name}: training needs the answers (annotations) of {files[0]}.")
+        return read_vqa(files[0], files[1] if len(files) > 1 else None, split)
 
     def image_folder(self, first: ReferredImage) -> Path:
         """The folder that a split's image names are relative to: ``images.storage``, or COCO's own below it.
@@ -191,17 +187,11 @@ class VqaFilesBuilder(AnsweringBuilder):
     DATASET_CONFIG_DICT = config_files("vqa_files")
 
     def files(self) -> dict[str, tuple[Path, ...]]:
-        """The questions' and the answers' file of each split."""
+        """The questions' and the answers' file of each split; without answers it can only be evaluated."""
         return {
             split: tuple(below_cache_root(path) for path in (one.questions, one.annotations) if path is not None)
             for split, one in self.sections(VqaFiles).items()
         }
-
-    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
-        """The images with their questions; without answers they can be evaluated, not trained on."""
-        if split == "train" and len(files) < 2:
-            raise ValueError(f"datasets.{self.name}: training needs the answers (annotations) of {files[0]}.")
-        return read_vqa(files[0], files[1] if len(files) > 1 else None, split)
 
     def answer_list(self) -> list[str] | None:
         """The list that the section names."""
@@ -234,14 +224,17 @@ class RefShapesAnswersBuilder(AnsweringBuilder):
     """Texts about RefShapes' images, which are those of ``refshapes_seg``."""
 
     options_cls = RefShapesAnswersOptions
+    paths: ClassVar[tuple[Callable[[Path, str], Path], ...]]
+    """Where the files of one of RefShapes' splits are below a root."""
 
     def root(self) -> Path:
         """The folder that holds ``refshapes/``."""
         return below_cache_root(self.settings().build_info.root or DATA_FOLDER)
 
-    def splits(self) -> dict[str, str]:
-        """RefShapes' split behind each LAVIS split."""
-        return {split: one.split for split, one in self.sections(RefShapesSplit).items()}
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The files of RefShapes' split behind each LAVIS split."""
+        root, splits = self.root(), self.sections(RefShapesSplit)
+        return {split: tuple(path(root, one.split) for path in self.paths) for split, one in splits.items()}
 
     def make_data(self) -> None:
         """Render the images and write the annotations and the texts, unless they are there."""
@@ -266,15 +259,7 @@ class RefShapesVqaBuilder(RefShapesAnswersBuilder):
 
     name = "refshapes_vqa"
     DATASET_CONFIG_DICT = config_files("refshapes_vqa")
-
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        """The questions' and the answers' file of each split."""
-        root = self.root()
-        return {split: (questions_path(root, own), annotations_path(root, own)) for split, own in self.splits().items()}
-
-    def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
-        """The images with their questions."""
-        return read_vqa(files[0], files[1], split)
+    paths = (questions_path, annotations_path)
 
     def answer_list(self) -> list[str]:
         """Every answer that a question can have."""
@@ -287,10 +272,7 @@ class RefShapesCaptionBuilder(RefShapesAnswersBuilder):
 
     name = "refshapes_caption"
     DATASET_CONFIG_DICT = config_files("refshapes_caption")
-
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        """The captions' file of each split."""
-        return {split: (captions_path(self.root(), own),) for split, own in self.splits().items()}
+    paths = (captions_path,)
 
     def read(self, files: tuple[Path, ...], split: str) -> list[ReferredImage]:
         """The images with their captions."""

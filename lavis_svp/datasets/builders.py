@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
@@ -19,7 +18,7 @@ from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
 from lavis_svp.datasets.sampling import SamplingOptions, upgrade_sampling
-from lavis_svp.datasets.shards.read import ShardSource, check_origin, open_shards
+from lavis_svp.datasets.shards.read import open_shards
 from lavis_svp.datasets.sources import DataSource, ImageFolder, Origin, SuperpixelLookup
 from lavis_svp.superpixels.store import check_settings
 
@@ -46,11 +45,7 @@ class ImagesOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """``build_info.annotations.<train|val|test>``.
-
-    Args:
-        splits: exact names of the data set's own splits, one after another.
-    """
+    """``build_info.annotations.<train|val|test>``: exact names of the data set's own splits, one after another."""
 
     splits: list[str]
 
@@ -127,7 +122,7 @@ class SectionOptions:
 
 @dataclass(frozen=True)
 class DatasetOptions(SectionOptions):
-    """A section of a data set of referring expressions; ``build_info`` states where its data are."""
+    """A section of a data set of referring expressions."""
 
     build_info: BuildInfo = field(default_factory=BuildInfo)
 
@@ -154,11 +149,9 @@ class SectionBuilder(BaseDatasetBuilder):
         ValueError: the section has an unknown key, or a value out of range.
     """
 
+    name: ClassVar[str]  # as registered
     options_cls: ClassVar[type[Any]]
-    text_processor: ClassVar[str]
-    """Name of the default text processor."""
-    name: ClassVar[str]
-    """The builder's registered name."""
+    text_processor: ClassVar[str]  # name of the default one
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(cfg)
@@ -173,10 +166,7 @@ class SectionBuilder(BaseDatasetBuilder):
         return build_options(self.options_cls, section, where)
 
     def sections(self, kind: type[T]) -> dict[str, T]:
-        """``build_info.annotations`` by LAVIS split name; splits that are null are left out.
-
-        Args:
-            kind: a dataclass, the form of each of its values.
+        """``build_info.annotations`` by LAVIS split name, as dataclasses ``kind``; splits that are null are left out.
 
         Raises:
             ValueError: another split name, an unknown key, or a key that is missing.
@@ -198,19 +188,14 @@ class SectionBuilder(BaseDatasetBuilder):
         """Build the vision and text processors; a section without ``name`` means this plugin's own."""
         settings = self.settings()
         images = {"train": "svp_image_train", "eval": "svp_image_eval"}
-        texts = dict.fromkeys(("train", "eval"), self.text_processor)
+        texts = {"train": self.text_processor, "eval": self.text_processor}
         self.vis_processors = _processors(settings.vis_processor, images, f"{self.name}.vis_processor")
         self.text_processors = _processors(settings.text_processor, texts, f"{self.name}.text_processor")
 
-    def build_dataset(self, source: DataSource, lavis_split: str, splits: Any, superpixels: Any) -> Any:
-        """Build the data set behind one LAVIS split.
-
-        Args:
-            source: what it reads.
-            lavis_split: "train", "val" or "test".
-            splits: names of the source's splits.
-            superpixels: gives its region maps; may be None.
-        """
+    def build_dataset(
+        self, source: DataSource, lavis_split: str, splits: Sequence[str], superpixels: SuperpixelLookup | None
+    ) -> Any:
+        """Build the data set behind LAVIS's train, val or test from some of the source's splits."""
         train = lavis_split == "train"
         mode = "train" if train else "eval"
         return (self.train_dataset_cls if train else self.eval_dataset_cls)(
@@ -229,7 +214,8 @@ class SectionBuilder(BaseDatasetBuilder):
         return None if section is None else _processor(section, "svp_superpixel")
 
     def _download_data(self) -> None:
-        self.make_data()
+        if getattr(self.settings().build_info, "shards", None) is None:
+            self.make_data()
 
     def make_data(self) -> None:
         """Make the data on first use; files that the user provides are not made, :meth:`build` names missing ones."""
@@ -243,19 +229,16 @@ class ReferringBuilder(SectionBuilder):
     options_cls: ClassVar[type[Any]] = DatasetOptions
     text_processor = "svp_referring"
     dataset: ClassVar[str | None]
-    """The data set's name in ``layout.SPECS``; None = any."""
+    """The data set's name in ``layout.SPECS``; None = any, in shards."""
 
     def root(self) -> Path:
         """The folder that holds the data set's folder, see :class:`BuildInfo`."""
         info = self.settings().build_info
-        if info.root is not None:
-            return below_cache_root(info.root)
-        images = info.images.storage
-        if images is not None:
-            folder = below_cache_root(images)
+        if info.root is None and info.images.storage is not None:
+            folder = below_cache_root(info.images.storage)
             if not annotation_files(folder, self._spec_name(), info.split_by).missing():
                 return folder
-        return below_cache_root(DATA_FOLDER)
+        return below_cache_root(info.root or DATA_FOLDER)
 
     def build(self) -> dict[str, ReferringDataset]:
         """Build every split of the section; the annotations are read once for all of them.
@@ -271,40 +254,31 @@ class ReferringBuilder(SectionBuilder):
         if info.shards is None:
             source = self._open_files(info, [name for section in splits.values() for name in section.splits])
         else:
-            source = self._open_shards(info, superpixels)
-            if source.superpixels is not None:
-                superpixels = source.superpixels  # already made as the section states
+            source = self._open_shards(info, below_cache_root(info.shards), superpixels)
+            superpixels = source.superpixels or superpixels  # those of the shards are made as the section states
         return {name: self.build_dataset(source, name, one.splits, superpixels) for name, one in splits.items()}
-
-    def _download_data(self) -> None:
-        if self.settings().build_info.shards is None:
-            self.make_data()
 
     def _open_files(self, info: BuildInfo, splits: list[str]) -> DataSource:
         name = self._spec_name()
-        files = annotation_files(self.root(), name, info.split_by)
-        command = doctor_command(self.root(), name)
+        root = self.root()
+        files = annotation_files(root, name, info.split_by)
+        command = doctor_command(root, name)
         if files.missing():
-            raise MissingDataError(
-                f"{self.name} needs {' and '.join(map(str, files.missing()))}. What goes where and where to get it: "
-                f"{command}"
-            )
+            missing = " and ".join(map(str, files.missing()))
+            raise MissingDataError(f"{self.name} needs {missing}. What goes where and where to get it: {command}")
         annotations = RefCOCO(files.instances, files.refs)
         storage = None if info.images.storage is None else below_cache_root(info.images.storage)
-        first = [annotations.images(split)[0].file_name for split in splits[:1]]
         try:
-            folder = find_images(self.root(), name, first[0], storage) if first else self.root()
+            folder = find_images(root, name, annotations.images(splits[0])[0].file_name, storage) if splits else root
         except MissingDataError as error:
             raise MissingDataError(
                 f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the images there: {command}"
             ) from error
-        return DataSource(annotations, ImageFolder(folder), origin=Origin(self.root(), name, info.split_by))
+        return DataSource(annotations, ImageFolder(folder), origin=Origin(root, name, info.split_by))
 
-    def _open_shards(self, info: BuildInfo, superpixels: SuperpixelLookup | None) -> DataSource:
-        folder = below_cache_root(cast(str, info.shards))
+    def _open_shards(self, info: BuildInfo, folder: Path, superpixels: SuperpixelLookup | None) -> DataSource:
         origin = None if self.dataset is None else Origin(self.root(), self.dataset, info.split_by)
         source = open_shards(folder, info.use_stored, origin)
-        check_origin(cast(ShardSource, source.annotations), self.dataset, info.split_by, f"datasets.{self.name}")
         generator = getattr(superpixels, "generator", None)
         if source.superpixels is not None and generator is not None:
             check_settings(source.superpixels.settings, generator.settings(), folder)
@@ -405,12 +379,10 @@ def make_refshapes(
     root: Path, sizes: Mapping[str, int] | None, seed: int, scene: RefShapesConfig | None = None
 ) -> None:
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
-    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, build_refshapes, manifest_path
+    from lavis_svp.datasets.refcoco_writer import manifest_path, read_manifest
+    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, NAME, build_refshapes
 
-    try:
-        made = json.loads(manifest_path(root).read_text())["sizes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        made = None  # not made yet, or damaged: then it is made anew
+    made = read_manifest(manifest_path(root, NAME)).get("sizes")
     build_refshapes(root, sizes or made or DEFAULT_SIZES, seed, scene)
 
 
@@ -421,12 +393,10 @@ def below_cache_root(path: str) -> Path:
 
 def _processors(sections: Mapping[str, Any] | None, defaults: Mapping[str, str], where: str) -> dict[str, Any]:
     """The processors of training and of evaluation, from their YAML sections and default names."""
-    chosen = sections or {}
-    check_keys(chosen, defaults, where)
-    return {mode: _processor(chosen.get(mode), default) for mode, default in defaults.items()}
+    check_keys(sections or {}, defaults, where)
+    return {mode: _processor((sections or {}).get(mode), default) for mode, default in defaults.items()}
 
 
 def _processor(section: Mapping[str, Any] | None, default: str) -> Any:
-    """A registered processor from its YAML section and default name."""
     values = {"name": default, **(section or {})}
     return registry.get_processor_class(values["name"]).from_config(OmegaConf.create(values))

@@ -53,9 +53,7 @@ class JsonlSource(RefCOCO):
         self.instances_path = self.refs_path = Path(path)
         self.folder = self.refs_path.parent if folder is None else Path(folder)
         self._category_ids: dict[str, int] = {}
-        self._new_images: list[dict[str, Any]] = []
-        self._new_annotations: list[dict[str, Any]] = []
-        self._new_references: list[dict[str, Any]] = []
+        self._content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "references": []}
         lines: dict[int, int] = {}
         with open(self.refs_path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -70,8 +68,8 @@ class JsonlSource(RefCOCO):
         if not lines:
             raise ValueError(f"{self.refs_path} holds no line.")
         categories = [{"id": number, "name": name} for name, number in self._category_ids.items()]
-        content = {"images": self._new_images, "annotations": self._new_annotations, "categories": categories}
-        self._index(content, self._new_references)
+        self._index(self._content | {"categories": categories}, self._content["references"])
+        del self._content
 
     def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
         """The mask of one object, (H, W) uint8 in {0, 1}.
@@ -99,7 +97,7 @@ class JsonlSource(RefCOCO):
         if not isinstance(image_id, int) or isinstance(image_id, bool) or image_id < 0:
             raise ValueError(f"id is a number from 0 on, got {image_id!r}")
         height, width = _size(self.folder / relative_name(name))
-        self._new_images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        self._content["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
         annotation_ids = [self._add_object(one, image_id) for one in _items(line, "instances")]
         expressions = _items(line, "expressions")
         if not expressions:
@@ -107,15 +105,9 @@ class JsonlSource(RefCOCO):
         for place, expression in enumerate(expressions):
             check_keys(expression, EXPRESSION_KEYS, f"expression {place}")
             sentence = {"sent_id": place, "sent": _text(expression, "text"), "kind": expression.get("kind")}
-            self._new_references.append(
-                {
-                    "ref_id": image_id,
-                    "ann_id": self._targets_of(expression, annotation_ids, image_id),
-                    "image_id": image_id,
-                    "split": str(line.get("split") or DEFAULT_SPLIT),
-                    "sentences": [sentence],
-                }
-            )
+            targets = self._targets_of(expression, annotation_ids, image_id)
+            split = str(line.get("split") or DEFAULT_SPLIT)
+            self._content["references"].append(_reference(image_id, targets, image_id, split, [sentence]))
         return image_id
 
     def _targets_of(self, expression: Mapping[str, Any], annotation_ids: list[int], image_id: int) -> list[int]:
@@ -141,15 +133,15 @@ class JsonlSource(RefCOCO):
         if isinstance(segmentation, str):
             relative_name(segmentation)
         category = str(instance.get("category") or "")
-        annotation_id = len(self._new_annotations) + 1
+        annotation_id = len(self._content["annotations"]) + 1
         annotation = {
             "id": annotation_id,
             "image_id": image_id,
             "category_id": self._category_ids.setdefault(category, len(self._category_ids)),
-            "attributes": list(_items(instance, "attributes")),
+            "attributes": _items(instance, "attributes"),
             "segmentation": segmentation,
         }
-        self._new_annotations.append(annotation)
+        self._content["annotations"].append(annotation)
         return annotation_id
 
 
@@ -186,12 +178,8 @@ class CocoExpressions(RefCOCO):
             hint = f" They have '{others[0]}': use --text-key {others[0]}." if others else ""
             raise ValueError(f"No annotation of {self.refs_path} has '{text_key}', a text or a list of texts.{hint}")
         images = {int(image["id"]): image for image in content["images"]}
-        references = [
-            self._reference(annotation, texts[annotation["id"]], images)
-            for annotation in content["annotations"]
-            if annotation["id"] in texts
-        ]
-        self._index(content, references)
+        described = [one for one in content["annotations"] if one["id"] in texts]
+        self._index(content, [self._describe(one, texts[one["id"]], images) for one in described])
 
     def _texts_of_file(self, content: Mapping[str, Any]) -> dict[Any, Any]:
         by_name = load_json(self.refs_path)
@@ -206,7 +194,7 @@ class CocoExpressions(RefCOCO):
             )
         return {ids[name]: texts for name, texts in by_name.items()}
 
-    def _reference(self, annotation: Mapping[str, Any], value: Any, images: Mapping[int, Any]) -> dict[str, Any]:
+    def _describe(self, annotation: Mapping[str, Any], value: Any, images: Mapping[int, Any]) -> dict[str, Any]:
         texts = [value] if isinstance(value, str) else value
         where = f"{self.refs_path}: annotation {annotation['id']}"
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -214,17 +202,15 @@ class CocoExpressions(RefCOCO):
         image_id = int(annotation["image_id"])
         if image_id not in images:
             raise ValueError(f"{where} is about image {image_id}, which is not there.")
-        try:
-            relative_name(str(images[image_id]["file_name"]))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}.") from error
-        return {
-            "ref_id": int(annotation["id"]),
-            "ann_id": int(annotation["id"]),
-            "image_id": image_id,
-            "split": str(images[image_id].get("split") or DEFAULT_SPLIT),
-            "sentences": [{"sent_id": number, "sent": text} for number, text in enumerate(texts)],
-        }
+        relative_name(str(images[image_id]["file_name"]), where)
+        sentences = [{"sent_id": number, "sent": text} for number, text in enumerate(texts)]
+        split = str(images[image_id].get("split") or DEFAULT_SPLIT)
+        return _reference(int(annotation["id"]), int(annotation["id"]), image_id, split, sentences)
+
+
+def _reference(number: int, targets: int | list[int], image_id: int, split: str, sentences: list[dict]) -> dict:
+    """An entry of RefCOCO's file of references."""
+    return {"ref_id": number, "ann_id": targets, "image_id": image_id, "split": split, "sentences": sentences}
 
 
 def _text(section: Mapping[str, Any], key: str) -> str:

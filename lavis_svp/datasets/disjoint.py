@@ -14,9 +14,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lavis_svp.datasets.layout import COUNTS, PUBLIC, annotation_files, dataset_spec
 from lavis_svp.datasets.refcoco import split_images
@@ -30,12 +30,10 @@ _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+")
 
 
 def coco_id(file_name: str) -> int | None:
-    """COCO's id of an image by its file name; None for an image that is not COCO's.
+    """COCO's id of an image by its file name, or None if it is not COCO's.
 
+    The names are ``COCO_train2014_000000098304.jpg``, or ``000000098304.jpg`` as in COCO 2017; folders are ignored.
     The ids of other data sets count something else and must never be compared with COCO's, so the name decides.
-
-    Args:
-        file_name: ``COCO_train2014_000000098304.jpg``, or ``000000098304.jpg`` as in COCO 2017; folders are ignored.
     """
     match = _COCO_NAME.fullmatch(Path(file_name).name)
     return None if match is None else int(match[1])
@@ -65,14 +63,8 @@ class SplitUse:
         return {f"{self.name} {split}": images for split, images in self.splits.items() if split != TRAIN}
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What a training split shares with others.
-
-    Args:
-        images: how many of its images.
-        expressions: how many sentences these have in the training split.
-    """
+class Shared(NamedTuple):
+    """How many of a training split's images are held out elsewhere, and how many sentences these have in it."""
 
     images: int
     expressions: int
@@ -87,16 +79,7 @@ def title(dataset: str, split_by: str) -> str:
 
 
 def read_use(root: str | Path, dataset: str, split_by: str) -> SplitUse | None:
-    """Read one file of references; None if it is not there.
-
-    Args:
-        root: the folder that holds ``refcoco/`` ...
-        dataset: one of ``layout.PUBLIC``.
-        split_by: its partition.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read one file of references below ``root``; None if it is not there, a ValueError if it is damaged."""
     path = annotation_files(root, dataset, split_by).refs
     return SplitUse(dataset, split_by, split_images(path)) if path.is_file() else None
 
@@ -110,13 +93,16 @@ def shared(train: Mapping[int, int], held_out: Collection[int]) -> Shared:
 def leak_table(uses: Sequence[SplitUse]) -> list[list[str]]:
     """Rows of text: a head, one row for each held-out split, their union, and the totals of the training splits."""
     trains = {use.name: use.splits[TRAIN] for use in uses if TRAIN in use.splits}
-    held = {name: images for use in uses for name, images in use.held_out().items()}
-    union = set().union(*held.values())
-    rows = [["", "images", *(f"{name} train" for name in trains)]]
-    for name, images in [*held.items(), ("any of them", union)]:
-        rows.append([name, f"{len(images):,}", *(str(shared(train, images)) for train in trains.values())])
-    whole = [str(Shared(len(train), sum(train.values()))) for train in trains.values()]
-    return [*rows, ["the training split holds", "", *whole]]
+    held: dict[str, Collection[int]] = {name: images for use in uses for name, images in use.held_out().items()}
+    held["any of them"] = set().union(*held.values())
+    return [
+        ["", "images", *(f"{name} train" for name in trains)],
+        *(
+            [name, f"{len(images):,}", *(str(shared(train, images)) for train in trains.values())]
+            for name, images in held.items()
+        ),
+        ["the training split holds", "", *(str(shared(train, train)) for train in trains.values())],
+    ]
 
 
 def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str = AUTO) -> dict[str, Any] | None:
@@ -141,7 +127,11 @@ def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str 
         return None
     uses, absent = read_family([one for splits in datasets.values() for one in splits.values()])
     held = {name: set(images) for use in uses for name, images in use.held_out().items()}
-    held |= _held_out_of_others(datasets)
+    for name, splits in datasets.items():  # what the run validates or tests on of other data sets, such as own shards
+        for split, one in splits.items():
+            own = set(_sentences(_coco_images(one)))
+            if own and split != TRAIN and getattr(one, "origin", None) is None:
+                held[f"{name} {split}"] = own
     if switch is True and not held:
         raise ValueError(
             f"{SWITCH} is true, but no val or test split of {', '.join(PUBLIC)} is below the roots of the data sets: "
@@ -156,7 +146,7 @@ def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str 
     }
     if switch:
         for name, images in trained.items():
-            dataset, dropped = datasets[name][TRAIN], [one for image_id, one in images if image_id in union]
+            dataset, dropped = datasets[name][TRAIN], [one for one in images if coco_id(one.file_name) in union]
             dataset.leave_out(dropped)
             if not len(dataset):
                 raise ValueError(
@@ -187,7 +177,8 @@ def read_family(datasets: Sequence[Any]) -> tuple[list[SplitUse], list[str]]:
         for split_by in used or [usual]:
             uses = [use for root in roots if (use := read_use(root, dataset, split_by)) is not None]
             if not uses and split_by in used:
-                uses = [_use_of_source(dataset, split_by, used[split_by])]
+                source: AnnotationSource = used[split_by]
+                uses = [SplitUse(dataset, split_by, {one: _sentences(source.images(one)) for one in source.splits()})]
             read += uses[:1]
             lacking = [split for split in COUNTS.get((dataset, split_by), {}) if uses and split not in uses[0].splits]
             if not uses:
@@ -196,43 +187,30 @@ def read_family(datasets: Sequence[Any]) -> tuple[list[SplitUse], list[str]]:
     return read, absent
 
 
-def _use_of_source(dataset: str, split_by: str, source: AnnotationSource) -> SplitUse:
-    splits: dict[str, Counter[int]] = {}
-    for split in source.splits():
-        named = [(coco_id(image.file_name), len(image.expressions)) for image in source.images(split)]
-        splits[split] = Counter({image_id: count for image_id, count in named if image_id is not None})
-    return SplitUse(dataset, split_by, splits)
-
-
-def _held_out_of_others(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, set[int]]:
-    """COCO images that the run validates or tests on in data sets that are not of the family, such as own shards."""
-    others = {
-        f"{name} {split}": {image_id for image_id, _ in _coco_images(one)}
-        for name, splits in datasets.items()
-        for split, one in splits.items()
-        if split != TRAIN and getattr(one, "origin", None) is None
-    }
-    return {name: images for name, images in others.items() if images}
-
-
-def _coco_images(dataset: Any) -> list[tuple[int, ReferredImage]]:
-    """The images of a data set that are COCO's, with COCO's id; empty for other data sets, or none."""
+def _coco_images(dataset: Any) -> list[ReferredImage]:
+    """The images of a data set that are COCO's; empty for other data sets, or none."""
     images = getattr(dataset, "annotation", None) if hasattr(dataset, "leave_out") else None
-    return [(image_id, one) for one in images or () if (image_id := coco_id(one.file_name)) is not None]
+    return [image for image in images or () if coco_id(image.file_name) is not None]
 
 
-def _count(
-    images: Sequence[tuple[int, ReferredImage]], held: Mapping[str, set[int]], union: set[int]
-) -> dict[str, Any]:
+def _sentences(images: Sequence[ReferredImage]) -> Counter[int]:
+    """How many sentences each image has that is COCO's, by COCO's id."""
     sentences: Counter[int] = Counter()
-    for image_id, image in images:
-        sentences[image_id] += len(image.expressions)
+    for image in images:
+        image_id = coco_id(image.file_name)
+        if image_id is not None:
+            sentences[image_id] += len(image.expressions)
+    return sentences
+
+
+def _count(images: Sequence[ReferredImage], held: Mapping[str, set[int]], union: set[int]) -> dict[str, Any]:
+    sentences = _sentences(images)
     counts = {name: shared(sentences, ids) for name, ids in held.items()}
     return {
-        **asdict(shared(sentences, union)),
+        **shared(sentences, union)._asdict(),
         "of_images": len(sentences),
         "of_expressions": sum(sentences.values()),
-        "by_split": {name: asdict(count) for name, count in counts.items() if count.images},
+        "by_split": {name: count._asdict() for name, count in counts.items() if count.images},
     }
 
 

@@ -11,10 +11,8 @@ from lavis_svp.datasets.layout import (
     COUNTS,
     IMAGE_SOURCE,
     SOURCES,
-    MissingDataError,
     annotation_files,
     dataset_spec,
-    find_images,
     image_folders,
 )
 from lavis_svp.datasets.refcoco import RefCOCO
@@ -42,9 +40,14 @@ class Diagnosis:
     problems: list[str] = field(default_factory=list)
     images: dict[str, set[int]] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The name of the data set in its partition."""
+        return f"{self.dataset} ({self.split_by})"
+
     def text(self) -> str:
         """The report, the problems and their remedies."""
-        head = f"{self.dataset} ({self.split_by}): {'NOT OK' if self.problems else 'ok'}"
+        head = f"{self.name}: {'NOT OK' if self.problems else 'ok'}"
         return "\n  ".join([head, *self.lines, *(f"! {problem}" for problem in self.problems)])
 
 
@@ -67,8 +70,7 @@ def diagnose(
     for path in (files.instances, files.refs):
         result.lines.append(f"{'MISSING ' if path in missing else 'found   '} {path}")
     if missing:
-        result.problems.append(SOURCES[dataset])
-        result.problems += _where_images_go(root, dataset, images)
+        result.problems += [SOURCES[dataset], *_where_images_go(root, dataset, images)]
         return result
     try:
         source = RefCOCO(files.instances, files.refs)
@@ -84,17 +86,13 @@ def diagnose(
 
 def shared_images(results: Sequence[Diagnosis]) -> list[str]:
     """Held-out images of one data set that stand in the training split of one: joint training has seen them."""
-    lines = []
-    for trained in results:
-        for held in results:
-            for split, images in held.images.items():
-                count = len(images & trained.images.get("train", set())) if split != "train" else 0
-                if count:
-                    lines.append(
-                        f"{count:,} of {len(images):,} images of {held.dataset} ({held.split_by}) {split} are in the "
-                        f"training split of {trained.dataset} ({trained.split_by})."
-                    )
-    return lines
+    return [
+        f"{count:,} of {len(images):,} images of {held.name} {split} are in the training split of {trained.name}."
+        for trained in results
+        for held in results
+        for split, images in held.images.items()
+        if split != "train" and (count := len(images & trained.images.get("train", set())))
+    ]
 
 
 def _compare_counts(result: Diagnosis, source: RefCOCO, subset: bool) -> None:
@@ -114,7 +112,8 @@ def _check_images(
     result: Diagnosis, root: str | Path, splits: dict[str, list[ReferredImage]], images: str | Path | None
 ) -> None:
     names = sorted({image.file_name for chosen in splits.values() for image in chosen})
-    folder = _folder_with_any(root, result.dataset, names, images)
+    folders = list(image_folders(root, result.dataset, images))
+    folder = next((folder for name in names for folder in folders if (folder / name).is_file()), None)
     if folder is None:
         result.problems.append(f"None of the {len(names):,} images was found.")
         result.problems += _where_images_go(root, result.dataset, images)
@@ -126,27 +125,16 @@ def _check_images(
         result.problems.append(f"{len(lacking):,} images are missing: {named}. {_image_source(result.dataset)}")
     for chosen in splits.values():
         first = next((image for image in chosen if image.file_name not in lacking), None)
-        if first is not None:
-            result.problems += _check_one_image(folder / first.file_name, first.size)
-
-
-def _folder_with_any(root: str | Path, dataset: str, names: Sequence[str], images: str | Path | None) -> Path | None:
-    """The folder that holds at least one of the images; the first name alone decides in nearly every case."""
-    for name in names:
-        try:
-            return find_images(root, dataset, name, images)
-        except MissingDataError:
+        if first is None:
             continue
-    return None
-
-
-def _check_one_image(path: Path, annotated: tuple[int, int]) -> list[str]:
-    try:
-        loaded = read_image(path)
-    except BadImageError as error:
-        return [str(error)]
-    sizes = (loaded.stored_size, loaded.pixels.shape[:2])
-    return [] if annotated in sizes else [f"{path} is {sizes[0]} (height, width), annotated as {annotated}."]
+        path = folder / first.file_name
+        try:
+            loaded = read_image(path)
+        except BadImageError as error:
+            result.problems.append(str(error))
+            continue
+        if first.size not in (loaded.stored_size, loaded.pixels.shape[:2]):
+            result.problems.append(f"{path} is {loaded.stored_size} (height, width), annotated as {first.size}.")
 
 
 def _where_images_go(root: str | Path, dataset: str, images: str | Path | None) -> list[str]:

@@ -65,11 +65,7 @@ class MissingDataError(FileNotFoundError):
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the spec of the data set ``name``.
-
-    Raises:
-        UnknownNameError: no such data set; the message lists them.
-    """
+    """The spec of a data set; an UnknownNameError, which lists them, if there is none of this name."""
     if name not in SPECS:
         raise unknown_name("data set", name, SPECS)
     return SPECS[name]
@@ -112,10 +108,7 @@ def annotation_files(root: str | Path, name: str, split_by: str | None = None) -
 def image_folders(root: str | Path, name: str, images: str | Path | None = None) -> Iterator[Path]:
     """The folders in which the images of ``name`` may lie, likeliest first.
 
-    Args:
-        root: as for :func:`annotation_files`.
-        name: a key of ``SPECS``.
-        images: the user's folder, the images' own or one above it; None = below ``root``.
+    ``images`` is the user's folder, the images' own or one above it; None = below ``root``.
     """
     own = dataset_spec(name).images
     if images is not None:
@@ -126,11 +119,7 @@ def image_folders(root: str | Path, name: str, images: str | Path | None = None)
 
 
 def find_images(root: str | Path, name: str, file_name: str, images: str | Path | None = None) -> Path:
-    """The first possible image folder that holds ``file_name``.
-
-    Raises:
-        MissingDataError: none does; the message lists the folders.
-    """
+    """The first possible image folder that holds ``file_name``; a MissingDataError that lists all if none does."""
     folders = list(image_folders(root, name, images))
     for folder in folders:
         if (folder / file_name).is_file():

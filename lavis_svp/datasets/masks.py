@@ -89,7 +89,16 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
             "Masks must have their image's size; is this the right image, in its original resolution?"
         )
     counts = code["counts"]
-    runs = _unpack_counts(counts) if isinstance(counts, str | bytes) else _whole_numbers(counts)
+    if isinstance(counts, str | bytes):
+        runs = _unpack_counts(counts)
+    else:
+        try:
+            runs = np.asarray(counts, np.int64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"A run-length code's counts are whole numbers: {error}.") from error
+        if runs.ndim != 1:
+            kind = type(counts).__name__
+            raise ValueError(f"A run-length code's counts are one list, got {kind} {str(counts)[:40]}.")
     # each on its own first: the sum of huge runs wraps round
     if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(
@@ -98,16 +107,6 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
         )
     values = np.arange(len(runs), dtype=np.uint8) & 1  # runs alternate, zeros first
     return np.repeat(values, runs).reshape(width, height).T.copy()  # (H, W): runs go down the columns
-
-
-def _whole_numbers(counts: Any) -> np.ndarray:
-    try:
-        runs = np.asarray(counts, np.int64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"A run-length code's counts are whole numbers: {error}.") from error
-    if runs.ndim != 1:
-        raise ValueError(f"A run-length code's counts are one list, got {type(counts).__name__} {str(counts)[:40]}.")
-    return runs
 
 
 def _unpack_counts(packed: str | bytes) -> np.ndarray:

@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.datasets.sources import (
-    AnnotationSource,
-    Expression,
-    Instance,
-    ReferredImage,
-    SplitCounts,
-    relative_name,
-)
+from lavis_svp.datasets.sources import AnnotationSource, Expression, Instance, ReferredImage, SplitCounts, relative_name
 
 NO_TARGET = -1
 """The annotation id that gRefCOCO gives to an expression that fits nothing in the image."""
@@ -72,32 +65,29 @@ class RefCOCO(AnnotationSource):
             UnknownNameError: no reference has this split.
             ValueError: a reference names an image or an annotation that does not exist, or has an empty sentence.
         """
-        if split not in self.splits():
+        chosen = [reference for reference in self._references if reference["split"] == split]
+        if not chosen:
             raise unknown_name(f"split of {self.refs_path}", split, self.splits())
         grouped: dict[int, list[Expression]] = {}
         seen: Counter[str] = Counter()
-        chosen = [reference for reference in self._references if reference["split"] == split]
         for reference in sorted(chosen, key=lambda reference: int(reference["ref_id"])):
             grouped.setdefault(int(reference["image_id"]), []).extend(self._expressions(reference, seen))
         return [self._image(image_id, split, grouped[image_id]) for image_id in sorted(grouped)]
 
     def instances(self, image: ReferredImage) -> list[Instance]:
         """All annotated objects of an image by ascending annotation id."""
-        return [self._instance(annotation_id) for annotation_id in self._of_image.get(image.image_id, [])]
-
-    def _instance(self, annotation_id: int) -> Instance:
-        annotation = self._annotations[annotation_id]
-        category = self._categories.get(annotation.get("category_id"), "")
-        attributes = tuple(str(word) for word in annotation.get("attributes") or ())
-        return Instance(annotation_id, category, attributes, annotation.get("segmentation"))
+        instances = []
+        for annotation_id in self._of_image.get(image.image_id, []):
+            annotation = self._annotations[annotation_id]
+            category = self._categories.get(annotation.get("category_id"), "")
+            attributes = tuple(str(word) for word in annotation.get("attributes") or ())
+            instances.append(Instance(annotation_id, category, attributes, annotation.get("segmentation")))
+        return instances
 
     def _image(self, image_id: int, split: str, expressions: list[Expression]) -> ReferredImage:
         # the file name of ``instances.json``: that of the references carries a suffix and names no file
         image = self._images[image_id]
-        try:
-            name = relative_name(str(image["file_name"]))
-        except ValueError as error:
-            raise ValueError(f"{self.instances_path}: image {image_id}: {error}.") from error
+        name = relative_name(str(image["file_name"]), f"{self.instances_path}: image {image_id}")
         size = (int(image["height"]), int(image["width"]))
         return ReferredImage(image_id, name, size, split, tuple(expressions))
 
@@ -139,9 +129,6 @@ class RefCOCO(AnnotationSource):
 def split_images(refs_path: str | Path) -> dict[str, Counter[int]]:
     """Count which images each split is about, from the references alone, which load fast.
 
-    Args:
-        refs_path: ``refs(unc).p``, ``grefs(unc).json`` ...
-
     Returns:
         {split: {image id: number of its sentences}}.
 
@@ -157,12 +144,7 @@ def split_images(refs_path: str | Path) -> dict[str, Counter[int]]:
 
 
 def load_instances(path: Path) -> dict[str, Any]:
-    """Load a COCO ``instances.json``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, or another kind of file.
-    """
+    """Load a COCO ``instances.json``; a ValueError if it is damaged or another kind of file."""
     content = load_json(path)
     missing = {"images", "annotations", "categories"} - set(content if isinstance(content, Mapping) else ())
     if missing:
@@ -171,12 +153,7 @@ def load_instances(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path) -> Any:
-    """Load a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is truncated, or not JSON.
-    """
+    """Load a JSON file; a ValueError that names it if it is truncated or not JSON."""
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)

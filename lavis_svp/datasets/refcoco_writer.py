@@ -11,7 +11,9 @@ import io
 import json
 import os
 import pickle
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from pycocotools import mask as coco_mask
 SPLIT_BY = "svp"
 NO_TARGET = [-1]
 """The annotation id and category of "there is no such thing", as gRefCOCO writes them."""
+
+PART = ".part"
+"""Ends the name of a file that is being written."""
 
 _PICKLE_PROTOCOL = 2  # what the original refs files use
 _PNG_COMPRESSION = 3  # twice as fast as the default for a few percent more bytes
@@ -42,15 +47,29 @@ def images_folder(root: Path, name: str) -> Path:
     return root / "images" / name
 
 
+def manifest_path(root: Path, name: str) -> Path:
+    """The file that records what data set ``name`` was made from."""
+    return root / name / "manifest.json"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A record of what was made; empty if there is none or it is damaged, so that everything is made anew."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all; make its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        part.write_bytes(content)
+        os.replace(part, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -95,96 +114,110 @@ def annotation(ann_id: int, image_id: int, category_id: int, mask: np.ndarray, a
     }
 
 
-def sentence(sent_id: int, text: str, kind: str, subkind: str, candidates: Sequence[int]) -> dict:
-    """One expression of a ref. ``candidates`` are annotation ids."""
-    return {
-        "raw": text,
-        "sent": text,
-        "sent_id": sent_id,
-        "tokens": text.replace(",", " ,").split(),
-        "kind": kind,
-        "subkind": subkind,
-        "candidates": list(candidates),
-    }
-
-
-def ref(ref_id: int, target: dict | None, image: dict, split: str, sentences: Sequence[dict]) -> dict:
-    """A referred object with all its sentences.
+@dataclass(frozen=True)
+class NewExpression:
+    """One expression to write.
 
     Args:
-        ref_id: unique in the data set.
-        target: its annotation; None for expressions that mean nothing in the image.
-        image: its image entry (``id``, ``file_name``).
-        split: "train", "val" or "test".
-        sentences: made by ``sentence``.
+        text: the English words.
+        kind: "attribute", "relation", "superlative" or "no_target".
+        subkind: more exactly: "color+shape", "left", "ordinal", "absent_word", ...
+        target: index of the object that it means; None if there is no such object in the image.
+        candidates: indices of the objects that fit its attributes, the target among them; () for no target.
+            A relation's anchor is never one of them.
     """
-    return {
-        "ref_id": ref_id,
-        "ann_id": target["id"] if target else list(NO_TARGET),
-        "category_id": target["category_id"] if target else list(NO_TARGET),
-        "image_id": image["id"],
-        "file_name": image["file_name"],
-        "split": split,
-        "sent_ids": [entry["sent_id"] for entry in sentences],
-        "sentences": list(sentences),
-    }
+
+    text: str
+    kind: str
+    subkind: str
+    target: int | None
+    candidates: tuple[int, ...]
 
 
-def refs_by_target(
-    image: dict,
-    annotations: Sequence[dict],
-    split: str,
-    first_ref_id: int,
-    sentences: Sequence[tuple[int | None, dict]],
-) -> list[dict]:
-    """The refs of one image: its sentences grouped by target, in the order in which each target first occurs.
-
-    Args:
-        image: its image entry.
-        annotations: all its annotations.
-        split: "train", "val" or "test".
-        first_ref_id: id of the ref of its first annotation; "no target" has the id after its last one.
-        sentences: (index of the target's annotation or None, made by ``sentence``).
-    """
-    grouped: dict[int | None, list[dict]] = {}
-    for target, entry in sentences:
-        grouped.setdefault(target, []).append(entry)
-    return [
-        ref(
-            first_ref_id + (len(annotations) if target is None else target),
-            None if target is None else annotations[target],
-            image,
-            split,
-            entries,
-        )
-        for target, entries in grouped.items()
-    ]
-
-
-def write_dataset(
-    root: Path, name: str, images: list[dict], annotations: list[dict], categories: list[str], refs: list[dict]
-) -> Path:
-    """Write the two annotation files of a data set; the images are written separately.
+class DatasetWriter:
+    """Collects the annotations of a data set image by image and writes its two annotation files.
 
     Args:
         root: the data folder.
         name: of the data set.
-        images: COCO entries (``id``, ``file_name``, ``width``, ``height``).
-        annotations: made by ``annotation``.
-        categories: names; the n-th one gets id n, from 1.
-        refs: made by ``ref``.
-
-    Returns:
-        the data set's folder.
+        categories: their names; the n-th one gets id n, from 1.
+        annotations_per_image, sentences_per_image: ids kept for an image; all ids follow from the image's id.
     """
-    instances = {
-        "info": {"description": f"{name}, written by lavis_svp", "version": "1.0"},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": c, "supercategory": name} for i, c in enumerate(categories, start=1)],
-    }
-    write_json(instances_path(root, name), instances)
-    buffer = io.BytesIO()
-    pickle.dump(refs, buffer, protocol=_PICKLE_PROTOCOL)
-    write_bytes(refs_path(root, name), buffer.getvalue())
-    return root / name
+
+    def __init__(
+        self, root: Path, name: str, categories: Sequence[str], annotations_per_image: int, sentences_per_image: int
+    ) -> None:
+        self.root, self.name, self.categories = root, name, list(categories)
+        self._annotation_ids, self._sentence_ids = annotations_per_image, sentences_per_image
+        self._images: list[dict] = []
+        self._annotations: list[dict] = []
+        self._refs: list[dict] = []
+
+    def add(
+        self,
+        image_id: int,
+        file_name: str,
+        split: str,
+        objects: Sequence[tuple[str, np.ndarray, Sequence[str]]],
+        expressions: Sequence[NewExpression],
+    ) -> None:
+        """Add one image; its pixels are written separately.
+
+        Args:
+            image_id: unique in the data set.
+            file_name: of the image.
+            split: "train", "val" or "test".
+            objects: at least one: its category, its (H, W) mask and words that hold of it.
+            expressions: about these objects.
+        """
+        height, width = objects[0][1].shape
+        first = image_id * self._annotation_ids
+        annotations = [
+            annotation(first + index, image_id, self.categories.index(category) + 1, mask, attributes)
+            for index, (category, mask, attributes) in enumerate(objects)
+        ]
+        self._images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        self._annotations += annotations
+        by_target: dict[int | None, list[dict]] = {}  # in the order in which each target first occurs
+        for number, one in enumerate(expressions):
+            by_target.setdefault(one.target, []).append(
+                {
+                    "raw": one.text,
+                    "sent": one.text,
+                    "sent_id": image_id * self._sentence_ids + number,
+                    "tokens": one.text.replace(",", " ,").split(),
+                    "kind": one.kind,
+                    "subkind": one.subkind,
+                    "candidates": [first + index for index in one.candidates],
+                }
+            )
+        for target, sentences in by_target.items():
+            referred = None if target is None else annotations[target]
+            self._refs.append(
+                {
+                    "ref_id": first + (len(annotations) if target is None else target),
+                    "ann_id": referred["id"] if referred else list(NO_TARGET),
+                    "category_id": referred["category_id"] if referred else list(NO_TARGET),
+                    "image_id": image_id,
+                    "file_name": file_name,
+                    "split": split,
+                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                    "sentences": sentences,
+                }
+            )
+
+    def write(self) -> None:
+        """Write ``instances.json`` and the references."""
+        categories = [
+            {"id": i, "name": category, "supercategory": self.name} for i, category in enumerate(self.categories, 1)
+        ]
+        instances = {
+            "info": {"description": f"{self.name}, written by lavis_svp", "version": "1.0"},
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": categories,
+        }
+        write_json(instances_path(self.root, self.name), instances)
+        buffer = io.BytesIO()
+        pickle.dump(self._refs, buffer, protocol=_PICKLE_PROTOCOL)
+        write_bytes(refs_path(self.root, self.name), buffer.getvalue())

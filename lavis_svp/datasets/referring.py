@@ -10,16 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from lavis_svp.common.images import ImageFile, read_image
+from lavis_svp.datasets import sampling
 from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX, can_mirror, mirror_text
-from lavis_svp.datasets.sampling import (
-    SamplingOptions,
-    SetupError,
-    choose_for_evaluation,
-    draw_for_training,
-    in_chunks,
-    shard_order,
-    substitutes,
-)
+from lavis_svp.datasets.sampling import SamplingOptions, SetupError
 from lavis_svp.datasets.sources import (
     DataSource,
     Expression,
@@ -128,16 +121,11 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         ]
 
     def image_file(self, image: ReferredImage) -> ImageFile:
-        """The place of the file of one of the images in ``annotation``."""
+        """Where the file of one of the images in ``annotation`` is."""
         return self.source.images.file(image)
 
     def pixels(self, image_id: int, split: str) -> np.ndarray:
-        """An image of this data set, (H, W, 3) uint8, upright.
-
-        Raises:
-            ValueError: no such image here.
-            BadImageError: it cannot be decoded.
-        """
+        """An image of this data set, (H, W, 3) uint8, upright; a ValueError if there is none or it is damaged."""
         if (image_id, split) not in self._by_id:
             raise ValueError(f"This data set has no image {image_id} in split '{split}'.")
         return read_image(self.image_file(self._by_id[image_id, split])).pixels
@@ -145,35 +133,29 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
         """The order in which an epoch visits the items, if ``sampling.shuffle`` is "shards".
 
-        Args:
-            seed: the run's.
-            epoch: from 0.
-
         Returns:
-            a permutation that stays within a few shards at a time, (len(self),) int64; it follows from the arguments
-            alone. None = the runner's own shuffling over the whole data set.
+            a permutation that stays within a few shards at a time, (len(self),) int64; it follows from the run's seed
+            and the epoch alone. None = the runner's own shuffling over the whole data set.
         """
         if self.options.shuffle == "global":
             return None
         shards = [self.source.images.shard(self.annotation[number]) for number, _ in self._items]
-        return shard_order(shards, self.options.shuffle_shards, seed, epoch)
+        return sampling.shard_order(shards, self.options.shuffle_shards, seed, epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image with some of its expressions; in training, another one in place of a broken one.
+        """One image with some of its expressions, see :meth:`sample`.
 
-        Returns:
-            as :meth:`sample`. In training with ``sampling.skip_broken``, a sample that cannot be read is replaced by
-            the next one of its split, whose "skipped" then names each sample left out and its error.
+        In training with ``sampling.skip_broken``, a sample that cannot be read is replaced by the next one of its
+        split, whose "skipped" then names each sample left out and its error. In evaluation it is an error, since a
+        score over the rest would be another score.
 
         Raises:
             RuntimeError: too many samples in a row are broken.
-            BadImageError, OSError, ValueError: as :meth:`sample`; in evaluation always, since a score over the rest
-                would be another score.
         """
         if not (self.train and self.options.skip_broken):
             return self.sample(index)
         skipped: list[str] = []
-        for item in substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
+        for item in sampling.substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
             try:
                 sample = self.sample(item)
             except SetupError:
@@ -207,11 +189,12 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         image = self.annotation[number]
         rng = np.random.default_rng([self.options.seed, self.epoch, index])
         if self.train:
-            chosen = draw_for_training(len(image.expressions), self.options.expressions_per_image, rng)
+            chosen = sampling.draw_for_training(len(image.expressions), self.options.expressions_per_image, rng)
         expressions = [image.expressions[i] for i in chosen]
         texts = [self._clean(image, expression.text) for expression in expressions]
         answers = [answer for expression in expressions for answer in expression.answers or ()]
-        mirrored = self.train and self._draw_mirroring(rng) and all(map(can_mirror, texts + answers))
+        draws_mirrored = self.train and rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0)
+        mirrored = draws_mirrored and all(map(can_mirror, texts + answers))
         file = self.image_file(image)
         loaded = read_image(file)
         place = Placement(image, loaded, mirrored, file)
@@ -231,7 +214,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "masks": self._masks(place, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
             "instances": instance_labels(annotations, place) if self.options.instances else None,
-            "candidates": candidate_indices(annotations, image, chosen),
+            "candidates": candidate_indices(annotations, image, expressions),
             SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
         return sample | self._inputs(key, pixels, file, rng)
@@ -264,13 +247,13 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         """List the items: (index into ``annotation``, indices of the expressions; none where they are drawn later)."""
         self._by_id = {(image.image_id, image.split): image for image in self.annotation}
         self._items: list[tuple[int, list[int]]] = []
+        if self.train:
+            self._items = [(number, []) for number in range(len(self.annotation))]
+            return
         for number, image in enumerate(self.annotation):
-            if self.train:
-                self._items.append((number, []))
-                continue
             rng = np.random.default_rng([self.options.seed, image.image_id])
-            chosen = choose_for_evaluation(len(image.expressions), self.options.protocol, rng)
-            self._items += [(number, chunk) for chunk in in_chunks(chosen, self.options.max_expressions)]
+            chosen = sampling.choose_for_evaluation(len(image.expressions), self.options.protocol, rng)
+            self._items += [(number, chunk) for chunk in sampling.in_chunks(chosen, self.options.max_expressions)]
 
     def _clean(self, image: ReferredImage, text: str) -> str:
         if self.text_processor is None:
@@ -282,9 +265,6 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
     def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
         return target_masks(self.source.annotations, place, expressions)
-
-    def _draw_mirroring(self, rng: np.random.Generator) -> bool:
-        return bool(rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0))
 
     def _inputs(self, key: str, pixels: np.ndarray, file: ImageFile, rng: np.random.Generator) -> dict[str, Any]:
         """The optional keys: the image for the encoders, its superpixels, its stored features."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-PROTOCOLS = ("all", "glamm3")
-"""Evaluation on every sentence, or on at most three an image, as GLaMM's evaluator draws them (but with a seed)."""
+from lavis_svp.common.options import PositiveInt, check_fields, check_whole_number
 
-SHUFFLES = ("global", "shards")
-"""Training order: random over the whole data set, or near-sequential, see :func:`shard_order`."""
+EvaluationProtocol = Literal["all", "glamm3"]
+"""Evaluation on every sentence, or on at most three an image, as GLaMM's evaluator draws them (but with a seed)."""
 
 GLAMM_SENTENCES = 3
 
@@ -48,26 +48,19 @@ class SamplingOptions:
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"expressions_per_picture": "expressions_per_image"}
 
-    expressions_per_image: int = 3
-    max_expressions: int = 8
-    protocol: str = "all"
+    expressions_per_image: PositiveInt = 3
+    max_expressions: PositiveInt = 8
+    protocol: EvaluationProtocol = "all"
     seed: int = 0
     instances: bool = False
     load_image: bool = True
     skip_broken: bool = True
-    shuffle: str = "global"
-    shuffle_shards: int = 4
+    shuffle: Literal["global", "shards"] = "global"
+    shuffle_shards: PositiveInt = 4
 
     def __post_init__(self) -> None:
-        for name in ("expressions_per_image", "max_expressions", "shuffle_shards"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{self.protocol}'.")
-        if self.shuffle not in SHUFFLES:
-            raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, got '{self.shuffle}'.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
+        check_whole_number("seed", self.seed, 0)
+        check_fields(self)
 
 
 def upgrade_sampling(section: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -102,19 +95,8 @@ def draw_for_training(count: int, wanted: int, rng: np.random.Generator) -> list
     return [int(index) for index in rng.permutation(count)[:wanted]]
 
 
-def choose_for_evaluation(count: int, protocol: str, rng: np.random.Generator) -> list[int]:
-    """Choose the expressions of one image that are scored, in their own order.
-
-    Args:
-        count: how many the image has.
-        protocol: one of ``PROTOCOLS``.
-        rng: decides which three "glamm3" takes.
-
-    Raises:
-        ValueError: an unknown protocol.
-    """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol '{protocol}'. Known: {', '.join(PROTOCOLS)}.")
+def choose_for_evaluation(count: int, protocol: EvaluationProtocol, rng: np.random.Generator) -> list[int]:
+    """Choose which of an image's ``count`` expressions are scored, in their own order; "glamm3" draws its three."""
     if protocol == "all" or count <= GLAMM_SENTENCES:
         return list(range(count))
     return sorted(int(index) for index in rng.choice(count, GLAMM_SENTENCES, replace=False))
@@ -126,22 +108,13 @@ def in_chunks(indices: Sequence[int], size: int) -> list[list[int]]:
 
 
 def substitutes(index: int, count: int, split_of: Callable[[int], str], limit: int = MAX_BROKEN) -> Iterator[int]:
-    """The items to try in place of ``index``: itself, then those after it in its split, round to its start.
+    """Up to ``limit`` of ``count`` items to try in place of ``index``: itself, then those after it in its split.
 
-    Args:
-        index: the item.
-        count: of all items.
-        split_of: the split of an item.
-        limit: how many to give at most.
+    From the end of the split they go on at its start.
     """
-    split, tried = split_of(index), 0
-    for step in range(count):
-        item = (index + step) % count
-        if split_of(item) == split:
-            yield item
-            tried += 1
-            if tried == limit:
-                return
+    split = split_of(index)
+    items = ((index + step) % count for step in range(count))
+    return islice((item for item in items if split_of(item) == split), limit)
 
 
 def shard_order(shards: Sequence[int], window: int, seed: int, epoch: int) -> np.ndarray:

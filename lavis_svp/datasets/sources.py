@@ -71,14 +71,14 @@ class Expression:
 
 @dataclass(frozen=True)
 class ReferredImage:
-    """One image of one split, with its expressions.
+    """One image of one split, with its expressions in a fixed order.
 
     Args:
         image_id: its id in the annotation file.
         file_name: relative to the folder of the images.
         size: (H, W) as annotated, the frame of the masks.
         split: "train", "val", "testA" ...
-        expressions: in a fixed order.
+        expressions: what is said about it.
     """
 
     image_id: int
@@ -105,11 +105,7 @@ class AnnotationSource(ABC):
 
     @abstractmethod
     def images(self, split: str) -> list[ReferredImage]:
-        """The images of one split by ascending id; ``split`` is an exact name ("test" is not "testA").
-
-        Raises:
-            UnknownNameError: there is no such split.
-        """
+        """The images of one split by ascending id; an UnknownNameError if there is none of this exact name."""
 
     @abstractmethod
     def instances(self, image: ReferredImage) -> list[Instance]:
@@ -157,7 +153,7 @@ class ImageStore(Protocol):
 
 
 class ImageFolder:
-    """Images as single files; their file names are relative to ``folder``."""
+    """Images as single files, an :class:`ImageStore`; their file names are relative to ``folder``."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -186,19 +182,15 @@ class FeatureLookup(Protocol):
 
 
 class PrecomputedSuperpixels(SuperpixelLookup, Protocol):
-    """Superpixels that came with the data."""
+    """Superpixels that came with the data, and the settings of the generator that made them."""
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What they were made with: the settings of the generator."""
+    settings: Mapping[str, Any]
 
 
 class PrecomputedFeatures(FeatureLookup, Protocol):
-    """Outputs of the frozen encoders that came with the data."""
+    """Outputs of the frozen encoders that came with the data, and the settings of these encoders."""
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What they were made with: the settings of the encoders."""
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -207,12 +199,12 @@ class Origin:
 
     Args:
         root: the folder that holds ``refcoco/``, ``refcoco+/`` ...
-        dataset: a key of ``layout.SPECS``; None = none of these.
+        dataset: a key of ``layout.SPECS``.
         split_by: its partition; None = the usual one.
     """
 
     root: Path
-    dataset: str | None
+    dataset: str
     split_by: str | None = None
 
 
@@ -220,12 +212,7 @@ class Origin:
 class DataSource:
     """Everything that a data set reads.
 
-    Args:
-        annotations: the splits, expressions and masks.
-        images: the image files.
-        superpixels: came with the data; a model compares their settings with its own before it uses them.
-        features: likewise.
-        origin: which published data set this is, if any.
+    A model compares the settings of ``superpixels`` and ``features`` with its own before it uses them.
     """
 
     annotations: AnnotationSource
@@ -235,13 +222,14 @@ class DataSource:
     origin: Origin | None = None
 
 
-def relative_name(name: str) -> str:
+def relative_name(name: str, where: str = "") -> str:
     """Return a file name of an annotation file if it stays within its folder.
 
     Raises:
-        ValueError: the name is absolute or has "..".
+        ValueError: the name is absolute or has ".."; the message begins with ``where``.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{name!r} leads out of its folder; give paths relative to it")
+        prefix = f"{where}: " if where else ""
+        raise ValueError(f"{prefix}{name!r} leads out of its folder; give paths relative to it")
     return name

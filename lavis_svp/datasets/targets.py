@@ -70,21 +70,15 @@ def instance_labels(source: AnnotationSource, place: Placement) -> dict[str, Any
     return {"labels": labels, "words": [instance.words for instance in objects]}
 
 
-def candidate_indices(source: AnnotationSource, image: ReferredImage, chosen: Sequence[int]) -> list[list[int]] | None:
-    """The candidates of some of an image's expressions, as indices into the image's instances.
-
-    Args:
-        source: holds the annotations.
-        image: the image.
-        chosen: indices of its expressions.
-
-    Returns:
-        a list for each chosen expression; None if the data list no candidates.
+def candidate_indices(
+    source: AnnotationSource, image: ReferredImage, expressions: Sequence[Expression]
+) -> list[list[int]] | None:
+    """The candidates of some of an image's expressions, as indices into its instances; None if the data list none.
 
     Raises:
         ValueError: a candidate is no annotation of the image.
     """
-    candidates = [image.expressions[i].candidates for i in chosen]
+    candidates = [expression.candidates for expression in expressions]
     if all(one is None for one in candidates):
         return None
     index = {one.annotation_id: number for number, one in enumerate(source.instances(image))}

@@ -30,7 +30,8 @@ from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.checkpoint import find_weights
 from lavis_svp.models.config import parse_model_options
 from lavis_svp.models.svp_ris import SvpRis
-from lavis_svp.runners.project import build_config, dot_list, read_project, weights_from_checkpoint
+from lavis_svp.runners.options import stored_project
+from lavis_svp.runners.project import apply_option, build_config, dot_list, read_project, weights_from_checkpoint
 
 SVP_WEIGHTS = "svp.safetensors"
 SVP_YAML = "svp.yaml"
@@ -174,7 +175,9 @@ def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> A
     stored = read_checkpoint(path).get("config")
     if stored is None:
         raise ValueError(f"{path} holds no configuration; set --cfg-path to the project YAML.")
-    project = OmegaConf.merge(stored, OmegaConf.from_dotlist(dot_list(options)))
+    project = stored_project(stored)
+    for option in dot_list(options):
+        project = apply_option(project, option)
     weights_from_checkpoint(project)
     return project.model
 

@@ -20,34 +20,21 @@ IMAGE_SEED = 0
 
 @dataclass(frozen=True)
 class Observation:
-    """Outputs of a model.
+    """Outputs of a model."""
 
-    Args:
-        tokens: (P, V) scores of the next token at all P positions of the teacher-forced text.
-        masks: mask logits (H, W) of each expression.
-        texts: generated answers.
-    """
-
-    tokens: Tensor
-    masks: list[np.ndarray]
-    texts: list[str]
+    tokens: Tensor  # (P, V) scores of the next token at all P positions of the teacher-forced text
+    masks: list[np.ndarray]  # mask logits (H, W) of each expression
+    texts: list[str]  # generated answers
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two observations differ.
+    """How far two observations differ."""
 
-    Args:
-        tokens: largest difference of a token score, as a share of the largest score.
-        masks: largest difference of a mask logit, as a share of the largest logit.
-        pixels: share of mask pixels that changed sides.
-        texts: number of answers that differ.
-    """
-
-    tokens: float
-    masks: float
-    pixels: float
-    texts: int
+    tokens: float  # largest difference of a token score, as a share of the largest score
+    masks: float  # largest difference of a mask logit, as a share of the largest logit
+    pixels: float  # share of mask pixels that changed sides
+    texts: int  # number of answers that differ
 
     def __str__(self) -> str:
         return (

@@ -13,7 +13,7 @@ swapped model saved. To add a host, write a function like :func:`lavis_svp.hosts
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lavis_svp.hosts import llava, llava_next, llava_onevision, qwen_vl
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.swap import list_hosts, swap_projector
 
 for _config, _model, _processor in (

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from lavis_svp.common.options import build_options
 from lavis_svp.common.overlap import CellEdges
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import (
     NO_VIDEOS,
     pop_superpixels,
@@ -175,8 +175,8 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
         canvases: one per image; their views sum to V.
 
     Returns:
-        the patches of each canvas without padding, extended to its ``grid`` by invalid patches. An image's summary is
-        that of its base view; attention is that within each tile, divided by the number of tiles.
+        the patches of each canvas without padding, extended to its ``grid`` by invalid patches. Attention is that
+        within each tile, divided by the number of tiles.
 
     Raises:
         ValueError: the number of views, or of patches in a view, does not fit the canvases.
@@ -191,7 +191,7 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
     longest = max((canvas.grid[0] * canvas.grid[1] for canvas in canvases), default=0)
     index = torch.zeros(len(canvases), longest, dtype=torch.int64)
     valid = torch.zeros(len(canvases), longest, dtype=torch.bool)
-    first_views, first = [], 0
+    first = 0
     for image, canvas in enumerate(canvases):
         (height, width), (tall, wide) = canvas.shown, canvas.grid
         cells, shown = torch.zeros(tall, wide, dtype=torch.int64), torch.zeros(tall, wide, dtype=torch.bool)
@@ -199,7 +199,6 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
         shown[:height, :width] = True
         index[image, : tall * wide] = cells.flatten()
         valid[image, : tall * wide] = shown.flatten()
-        first_views.append(first)
         first += canvas.views
     index, valid = index.to(device), valid.to(device)
 
@@ -220,7 +219,6 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
         levels=levels,
         cls_attention=attention,
         keys=None if views.keys is None else gather(views.keys),
-        summary=None if views.summary is None else views.summary[first_views],
     )
 
 

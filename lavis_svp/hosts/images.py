@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.projectors.types import Extent
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 from transformers.models.llava.processing_llava import LlavaProcessorKwargs
 
-from lavis_svp.hosts.config import SwapConfig, SwappedConfig, swapped_config
+from lavis_svp.hosts.swap import SwapConfig, SwappedConfig, swapped_config
 from lavis_svp.hosts.images import (
     crop_to_box,
     field_of_view,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
 from torch import Tensor
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextModel, LlavaNextProcessor
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessorKwargs
-
 from lavis_svp.hosts.anyres import (
     AnyresGeneration,
     AnyresModel,
@@ -18,9 +16,28 @@ from lavis_svp.hosts.anyres import (
     swap_anyres,
     tiled_canvas,
 )
-from lavis_svp.hosts.config import SwappedConfig
+from lavis_svp.hosts.swap import SwappedConfig
 from lavis_svp.hosts.llava import LlavaSettings, SwappedClasses
 from lavis_svp.hosts.swap import HOSTS, SwapOptions
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionModel,
+    LlavaOnevisionProcessor,
+)
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessorKwargs
+from lavis_svp.hosts.anyres import (
+    AnyresGeneration,
+    AnyresModel,
+    AnyresProcessor,
+    Canvas,
+    Size,
+    image_sizes_of,
+    squared_canvas,
+    swap_anyres,
+    tiled_canvas,
+)
+from lavis_svp.hosts.llava import SwappedClasses
 
 
 class SvpLlavaNextConfig(SwappedConfig, LlavaNextConfig):
@@ -74,4 +91,162 @@ def swap_llava_next(
 ) -> tuple[SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor]:
     """Swap the projector of a LLaVA-NeXT; see :func:`lavis_svp.hosts.swap_projector`."""
     classes = SwappedClasses(SvpLlavaNextConfig, SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor)
+    return swap_anyres(model, processor, options, classes)
+
+
+ASPECT_PREFIX = "anyres_max_"
+
+
+def max_views(vision_aspect_ratio: str) -> int:
+    """Read the number of views that ``"anyres_max_9"`` and the like allow before patches are pooled.
+
+    Raises:
+        ValueError: the setting has another form.
+    """
+    number = vision_aspect_ratio.removeprefix(ASPECT_PREFIX)
+    if number == vision_aspect_ratio or not number.isdigit():
+        raise ValueError(f"vision_aspect_ratio must be '{ASPECT_PREFIX}<number>', got {vision_aspect_ratio!r}.")
+    return int(number)
+
+
+def onevision_canvases(
+    sizes: Sequence[Size],
+    batch_num_images: Any,
+    pinpoints: Sequence[Sequence[int]],
+    side: int,
+    patch: int,
+    multiple: int = 1,
+) -> list[Canvas]:
+    """Lay out tiles for the only image of a prompt, and one square view for each of several images.
+
+    Args:
+        sizes: (H, W) of each image, in pixels.
+        batch_num_images: number of images of each prompt that has any; None: each image is the only one of its prompt.
+        pinpoints: the host's canvas sizes (H, W), in pixels.
+        side: side of a view, in pixels.
+        patch: side of a patch, in pixels.
+        multiple: the sides of the projector's grid must be multiples of this number.
+
+    Raises:
+        ValueError: ``batch_num_images`` does not add up to the number of images.
+    """
+    numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in batch_num_images]
+    is_single = [number == 1 for number in numbers for _ in range(number)]
+    if len(is_single) != len(sizes):
+        raise ValueError(f"batch_num_images {numbers} means {len(is_single)} images, but there are {len(sizes)}.")
+    return [
+        tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
+        for size, single in zip(sizes, is_single, strict=True)
+    ]
+
+
+class SvpLlavaOnevisionConfig(SwappedConfig, LlavaOnevisionConfig):
+    """LLaVA-OneVision's configuration with an ``svp`` entry."""
+
+    model_type = "svp_llava_onevision"
+
+
+class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
+    """LLaVA-OneVision without its language-model head, with any registered projector."""
+
+    config_class = SvpLlavaOnevisionConfig
+
+    def __init__(self, config: SvpLlavaOnevisionConfig) -> None:
+        super().__init__(config)
+        self.max_views = max_views(config.vision_aspect_ratio)
+
+    def canvases(self, image_sizes: Tensor, batch_num_images: Any = None, **by_row: Any) -> list[Canvas]:
+        """See :meth:`AnyresModel.canvases`."""
+        vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
+        sizes = image_sizes_of(image_sizes)
+        side, patch = vision.image_size, vision.patch_size
+        return onevision_canvases(sizes, batch_num_images, pinpoints, side, patch, self.multiple)
+
+    def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
+        """See :meth:`AnyresModel.pack`."""
+        aspect = self.config.vision_aspect_ratio
+        return self.pack_image_features(tokens, image_sizes, self.image_newline, vision_aspect_ratio=aspect)[0]
+
+
+class SvpLlavaOnevisionForConditionalGeneration(AnyresGeneration, LlavaOnevisionForConditionalGeneration):
+    """LLaVA-OneVision with any registered projector; ``from_pretrained`` loads what ``save_pretrained`` wrote.
+
+    The projector's parameters keep LLaVA-OneVision's prefix, ``model.multi_modal_projector.``.
+    """
+
+    config_class = SvpLlavaOnevisionConfig
+    model_class = SvpLlavaOnevisionModel
+    row_keys = ("batch_num_images",)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, image_sizes: Tensor | None = None, batch_num_images: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Prepare a step as LLaVA-OneVision does; the first step also gets ``batch_num_images``.
+
+        Args:
+            input_ids: (B, L).
+            image_sizes: (P, 2); in the signature, because ``generate`` refuses inputs that no signature lists.
+            batch_num_images: number of images of each prompt that has any.
+            kwargs: LLaVA-OneVision's other arguments.
+        """
+        inputs = super().prepare_inputs_for_generation(input_ids, image_sizes=image_sizes, **kwargs)
+        if inputs.get("pixel_values") is not None:
+            inputs["batch_num_images"] = batch_num_images
+        return inputs
+
+
+class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor, which also computes superpixels and writes one placeholder per visual token.
+
+    Its settings are the host's, the vision tower's ``patch_size``, which the host's lack, and ``svp``.
+    """
+
+    kwargs_class = LlavaOnevisionProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+        vision_aspect_ratio: str = "anyres_max_9",
+        patch_size: int | None = None,
+        svp: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            video_processor,
+            num_image_tokens,
+            vision_feature_select_strategy,
+            chat_template,
+            image_token,
+            video_token,
+            vision_aspect_ratio,
+            **kwargs,
+        )
+        self.patch_size = patch_size
+        self.svp = svp
+        self.max_views = max_views(vision_aspect_ratio)
+
+    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
+        """See :meth:`AnyresProcessor.canvases`."""
+        pinpoints = self.image_processor.image_grid_pinpoints
+        sizes, numbers = image_sizes_of(image_inputs["image_sizes"]), image_inputs["batch_num_images"]
+        return onevision_canvases(sizes, numbers, pinpoints, side, self.patch_size, multiple)
+
+
+@HOSTS.register("llava_onevision")
+def swap_llava_onevision(
+    model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor, options: SwapOptions
+) -> tuple[SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor]:
+    """Swap the projector of a LLaVA-OneVision; see :func:`lavis_svp.hosts.swap_projector`."""
+    classes = SwappedClasses(
+        SvpLlavaOnevisionConfig, SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor
+    )
     return swap_anyres(model, processor, options, classes)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from lavis_svp.common.images import nearest
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import as_arrays, build_generator, crop_to_box, field_of_view, tower_features, tower_grid
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, list_projectors
 from lavis_svp.projectors.baselines.mlp import MlpProjector

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lavis_svp.hosts.config import PositionRule
+from lavis_svp.hosts.swap import PositionRule
 from lavis_svp.projectors import VisualTokens
 from lavis_svp.vision.types import Grid
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import NO_VIDEOS, as_arrays, superpixel_inputs, token_counts
 from lavis_svp.hosts.placeholders import expand_placeholders
 from lavis_svp.projectors.types import Extent

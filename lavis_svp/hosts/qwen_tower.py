@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.vision.backbone import BlockAttention
 from lavis_svp.vision.types import Grid
@@ -85,9 +85,8 @@ def qwen_features(
 ) -> PatchFeatures:
     """Run the tower up to its merger.
 
-    The tower has no CLS token. ``summary`` is the mean of an image's patches; ``cls_attention`` is the attention that a
-    patch receives from all of its image in the last block that attends to whole images; ``keys`` are the keys of that
-    block before their rotation.
+    The tower has no CLS token. ``cls_attention`` is the attention that a patch receives from all of its image in the
+    last block that attends to whole images; ``keys`` are the keys of that block before their rotation.
 
     Args:
         tower: the vision tower; its merger does not run.
@@ -129,8 +128,6 @@ def qwen_features(
     extras: dict[str, Any] = {}
     if levels:
         extras["levels"] = torch.stack([unpack(hidden[level]) for level in levels], dim=1)  # (P, L, N, C)
-    if "summary" in needed:
-        extras["summary"] = patches.sum(dim=1) / valid.sum(dim=1, keepdim=True)  # (P, C); padding is zero
     if needed & {"cls_attention", "keys"}:
         attention = _block_attention(tower, hidden[full_block], full_block, rotation, unpack)
         extras["keys"] = attention.patch_keys() if "keys" in needed else None  # (P, N, d)

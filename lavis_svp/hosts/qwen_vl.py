@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessorKwargs
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessorKwargs
 
-from lavis_svp.hosts.config import SwapConfig, SwappedConfig, swapped_config
+from lavis_svp.hosts.swap import SwapConfig, SwappedConfig, swapped_config
 from lavis_svp.hosts.images import NO_VIDEOS, SUPERPIXEL_KEYS, pop_superpixels, superpixels_from_inputs, token_counts
 from lavis_svp.hosts.mrope import batch_positions, image_positions, real_tokens
 from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders

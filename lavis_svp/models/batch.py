@@ -51,19 +51,17 @@ def parse_targets(samples: Mapping[str, Any]) -> TextTargets:
     """
     if "text_input" not in samples:
         raise ValueError(f"A batch to train on needs text_input; it has: {', '.join(samples)}.")
+    texts = as_lists(samples["text_input"])
     key = next((name for name in ANSWER_KEYS if samples.get(name) is not None), None)
     if key is None and "masks" not in samples:
-        captions = as_lists(samples["text_input"])
-        return _answered_in_words([[""] * len(row) for row in captions], captions)
-    if key is None:
-        expressions, masks, has_target = expressions_and_masks(samples)
-        return TextTargets(expressions, [[None] * len(row) for row in expressions], [[*m] for m in masks], has_target)
-    texts = as_lists(samples["text_input"])
-    answers = _answers(samples, key, texts)
-    _check_pairs(texts, answers, f"{key} has")
+        return _answered_in_words([[""] * len(row) for row in texts], texts)
+    answers: list[list[str | None]] = [[None] * len(row) for row in texts]
+    if key is not None:
+        answers = _answers(samples, key, texts)
+        _check_pairs(texts, answers, f"{key} has")
     if not any(answer is None for row in answers for answer in row):
         return _answered_in_words(texts, [[str(answer) for answer in row] for row in answers])
-    return _with_masks(samples, texts, answers, key)
+    return _with_masks(samples, texts, answers)
 
 
 def _answered_in_words(questions: list[list[str]], answers: list[list[str]]) -> TextTargets:
@@ -98,12 +96,10 @@ def _draw_answers(answers: Sequence[str], counts: list[int], weights: Any) -> li
     return [random.choices(answers[cut], weight[cut])[0] for cut in cuts]
 
 
-def _with_masks(
-    samples: Mapping[str, Any], texts: list[list[str]], answers: list[list[str | None]], key: str
-) -> TextTargets:
-    """Texts of which some are expressions."""
+def _with_masks(samples: Mapping[str, Any], texts: list[list[str]], answers: list[list[str | None]]) -> TextTargets:
+    """Texts of which some or all are expressions: those without an answer."""
     if samples.get("masks") is None:
-        raise ValueError(f"{key} is None for some texts, which are then expressions; but the batch has no masks.")
+        raise ValueError("Texts without an answer are expressions, but the batch has no masks.")
     masks = [list(row) for row in samples["masks"]]
     _check_pairs(texts, masks, "masks have")
     flags = samples.get("has_target") or [[bool(np.any(mask)) for mask in row] for row in masks]
@@ -132,24 +128,6 @@ def _check_pairs(texts: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]]
 def as_lists(text_input: Sequence[Any]) -> list[list[str]]:
     """One expression an image, or a list of them -> lists."""
     return [[item] if isinstance(item, str) else list(item) for item in text_input]
-
-
-def expressions_and_masks(
-    samples: Mapping[str, Any],
-) -> tuple[list[list[str]], list[list[np.ndarray]], list[list[bool]]]:
-    """Expressions, their masks and whether each has a target, image by image.
-
-    Raises:
-        ValueError: their numbers differ.
-    """
-    expressions = as_lists(samples["text_input"])
-    masks = [list(item) for item in samples["masks"]]
-    flags = samples.get("has_target")
-    has_target = [[bool(np.any(m)) for m in item] for item in masks] if flags is None else [list(row) for row in flags]
-    counts = [(len(e), len(m), len(h)) for e, m, h in zip(expressions, masks, has_target, strict=True)]
-    if any(len(set(c)) != 1 for c in counts):
-        raise ValueError(f"Expressions, masks and has_target must pair up; per image they number {counts}.")
-    return expressions, masks, has_target
 
 
 def training_step(samples: Mapping[str, Any]) -> float:

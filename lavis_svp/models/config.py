@@ -10,6 +10,7 @@ from lavis_svp.common.options import build_options, plain
 from lavis_svp.language.causal_lm import LanguageOptions
 from lavis_svp.language.prompts import PromptOptions
 from lavis_svp.language.splice import LAYOUTS
+from lavis_svp.projectors.base import PROJECTORS
 from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLossOptions
 from lavis_svp.segmentation.losses import LossOptions
 from lavis_svp.segmentation.no_target import NoTargetOptions
@@ -89,6 +90,9 @@ class ModelOptions:
         for section in ("superpixels", "projector"):
             if "name" not in getattr(self, section):
                 raise ValueError(f"model.{section} needs a 'name'.")
+        projector = dict(self.projector)
+        name = projector.pop("name")
+        build_options(PROJECTORS.get(name).options_class, projector, f"model.projector ('{name}')")
         if self.auxiliary_losses.grounding and not self.seg_prompt.pointer:
             raise ValueError("model.auxiliary_losses.grounding needs model.seg_prompt.pointer: true.")
         if self.no_target is not None:
@@ -113,6 +117,7 @@ def parse_model_options(cfg: Any) -> ModelOptions:
 
     Raises:
         ValueError: an unknown key or a value that is not allowed; the message names it.
+        UnknownNameError: there is no such projector.
     """
     section = {key: value for key, value in plain(cfg).items() if key not in LAVIS_KEYS}
     return build_options(ModelOptions, section, "model")

@@ -30,7 +30,6 @@ from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_regio
 from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
 from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.projectors import build_projector
-from lavis_svp.vision.types import ENCODER_OUTPUTS
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses
 from lavis_svp.segmentation.losses import mask_losses
@@ -45,6 +44,7 @@ from lavis_svp.segmentation.no_target import (
 from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPrompts, token_positions
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, VisionFeatures
 from lavis_svp.vision.geometry import logits_to_original
+from lavis_svp.vision.types import ENCODER_OUTPUTS
 from lavis_svp.zoo import Weights
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
@@ -79,6 +79,7 @@ class SvpRis(BaseModel):
         weights: see :meth:`skeleton`.
     """
 
+    options_cls = ModelOptions
     CHECKPOINTS_ARE_WHOLE = True  # with the named weights they give the model; no earlier stage's file is needed
     PRETRAINED_MODEL_CONFIG_DICT = {
         model_type: str(CONFIGS / f"svp_ris_{model_type}.yaml")

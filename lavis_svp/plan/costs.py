@@ -11,40 +11,24 @@ from lavis_svp.plan.settings import Gpu, TextLengths, TrainingSettings
 
 @dataclass(frozen=True)
 class PartCost:
-    """Operations of one part for one training image with all its expressions.
+    """Operations of one part for one training image with all its expressions."""
 
-    Args:
-        forward: of the forward pass.
-        training: of all passes: forward, backward and recomputed.
-        how: the passes that run, in words.
-    """
-
-    forward: float
-    training: float
-    how: str
+    forward: float  # of the forward pass
+    training: float  # of all passes: forward, backward and recomputed
+    how: str  # the passes that run, in words
 
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a run takes.
+    """How long a run takes."""
 
-    Args:
-        batch: images per optimizer step, over all GPUs.
-        steps_per_epoch: None = the size of the data is unknown.
-        steps: optimizer steps of the run; 0 = unknown.
-        flops_per_step: operations of a step, over all GPUs.
-        seconds_per_step: estimated.
-        hours: of the whole run.
-        epochs: number of passes through the data; None = unknown.
-    """
-
-    batch: int
-    steps_per_epoch: int | None
-    steps: int
-    flops_per_step: float
-    seconds_per_step: float
-    hours: float
-    epochs: float | None
+    batch: int  # images per optimizer step, over all GPUs
+    steps_per_epoch: int | None  # None = the size of the data is unknown
+    steps: int  # optimizer steps of the run; 0 = unknown
+    flops_per_step: float  # operations of a step, over all GPUs
+    seconds_per_step: float  # estimated
+    hours: float  # of the whole run
+    epochs: float | None  # number of passes through the data; None = unknown
 
 
 def sequences(layout: str, tokens: int, text: TextLengths, expressions: int) -> tuple[int, int]:
@@ -147,34 +131,21 @@ SEGMENTATION = ("SAM encoder", "superpixels", "prompt head", "mask decoder")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models that are compared.
+    """One of the two models that are compared."""
 
-    Args:
-        parts: operations of its parts.
-        shape: of its language model.
-        tokens: visual tokens of an image.
-    """
-
-    parts: PartFlops
-    shape: LanguageShape
-    tokens: int
+    parts: PartFlops  # operations of its parts
+    shape: LanguageShape  # of its language model
+    tokens: int  # visual tokens of an image
 
 
 @dataclass(frozen=True)
 class Saving:
-    """One line of the comparison.
+    """One line of the comparison."""
 
-    Args:
-        what: the quantity.
-        baseline: with one token per patch.
-        ours: with the YAML's projector.
-        published: the paper's claim; empty where it has none.
-    """
-
-    what: str
-    baseline: float
-    ours: float
-    published: str = ""
+    what: str  # the quantity
+    baseline: float  # with one token per patch
+    ours: float  # with the YAML's projector
+    published: str = ""  # the paper's claim; empty where it has none
 
     @property
     def saved(self) -> float:
@@ -184,15 +155,10 @@ class Saving:
 
 @dataclass(frozen=True)
 class AnswerCost:
-    """Operations of answering.
+    """Operations of answering."""
 
-    Args:
-        language: vision encoder, projector and language model.
-        segmentation: SAM's image encoder, superpixels, prompt head and mask decoder.
-    """
-
-    language: float
-    segmentation: float
+    language: float  # vision encoder, projector and language model
+    segmentation: float  # SAM's image encoder, superpixels, prompt head and mask decoder
 
     @property
     def total(self) -> float:

@@ -27,22 +27,15 @@ PAPER_TOKENS = 40  # superpixels of an image on average, arXiv 2509.13676
 class Assumptions:
     """Numbers that no YAML holds; each can be set on the command line.
 
-    Args:
-        tokens: number of superpixels of an image.
-        prompts: number of point prompts of SAM's decoder for them; None = estimated from the options.
-        expression_words: number of words of a referring expression.
-        utilisation: share of the GPUs' peak that a training step reaches.
-        many: number of expressions of an image in the comparison for many.
-
     Raises:
         ValueError: a number is impossible.
     """
 
-    tokens: int = PAPER_TOKENS
-    prompts: int | None = None
-    expression_words: int = 5
-    utilisation: float = 0.35
-    many: int = 8
+    tokens: int = PAPER_TOKENS  # number of superpixels of an image
+    prompts: int | None = None  # number of point prompts of SAM's decoder for them; None = estimated from the options
+    expression_words: int = 5  # number of words of a referring expression
+    utilisation: float = 0.35  # share of the GPUs' peak that a training step reaches
+    many: int = 8  # number of expressions of an image in the comparison for many
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.expression_words, self.many) < 1 or (self.prompts or 0) < 0:
@@ -53,51 +46,28 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known of a run before it starts.
+    """Everything that is known of a run before it starts."""
 
-    Args:
-        parameters: by part.
-        tokens: visual tokens of an image, of the YAML's projector.
-        baseline_tokens: the same with ``mlp``.
-        text: numbers of text tokens around them.
-        prompts: point prompts of an image.
-        costs: operations of a training image by part.
-        baseline_costs: the same with ``mlp``.
-        answers: operations by part of answering one expression, and ``assumptions.many`` of an image, with a cache.
-        baseline_answers: the same with ``mlp``.
-        memory: of one GPU.
-        baseline_memory: the same with ``mlp``.
-        duration: of the run.
-        savings: the saving of fewer tokens.
-        training: the run.
-        gpu: kind of GPU.
-        num_gpus: number of GPUs.
-        assumptions: all other numbers.
-        projector: name of the YAML's projector.
-        layout: of the expressions of an image in a training sequence.
-        checkpointing: whether the language model uses gradient checkpointing.
-    """
-
-    parameters: dict[str, Parameters]
-    tokens: int
-    baseline_tokens: int
-    text: TextLengths
-    prompts: int
-    costs: dict[str, PartCost]
-    baseline_costs: dict[str, PartCost]
-    answers: list[dict[str, float]]
-    baseline_answers: list[dict[str, float]]
-    memory: Memory
-    baseline_memory: Memory
-    duration: Duration
-    savings: list[Saving]
-    training: TrainingSettings
-    gpu: Gpu
-    num_gpus: int
-    assumptions: Assumptions
-    projector: str
-    layout: str
-    checkpointing: bool
+    parameters: dict[str, Parameters]  # by part
+    tokens: int  # visual tokens of an image, of the YAML's projector
+    baseline_tokens: int  # the same with ``mlp``
+    text: TextLengths  # numbers of text tokens around them
+    prompts: int  # point prompts of an image
+    costs: dict[str, PartCost]  # operations of a training image by part
+    baseline_costs: dict[str, PartCost]  # the same with ``mlp``
+    answers: list[dict[str, float]]  # operations by part of answering one expression, and many, with a cache
+    baseline_answers: list[dict[str, float]]  # the same with ``mlp``
+    memory: Memory  # of one GPU
+    baseline_memory: Memory  # the same with ``mlp``
+    duration: Duration  # of the run
+    savings: list[Saving]  # the saving of fewer tokens
+    training: TrainingSettings  # the run
+    gpu: Gpu  # kind of GPU
+    num_gpus: int  # number of GPUs
+    assumptions: Assumptions  # all other numbers
+    projector: str  # name of the YAML's projector
+    layout: str  # of the expressions of an image in a training sequence
+    checkpointing: bool  # whether the language model uses gradient checkpointing
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, including the properties of its parts."""

@@ -38,15 +38,10 @@ ACTIVATION_PRODUCTS = (
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of a forward pass, by their cost in training.
+    """Operations of a forward pass, by their cost in training."""
 
-    Args:
-        weights: products of activations with parameters.
-        mixing: products of activations with each other: attention, pooling.
-    """
-
-    weights: float = 0.0
-    mixing: float = 0.0
+    weights: float = 0.0  # products of activations with parameters
+    mixing: float = 0.0  # products of activations with each other: attention, pooling
 
     @property
     def total(self) -> float:
@@ -118,27 +113,16 @@ def training_flops(forward: Flops, trained: float, gradient_flows: bool, recompu
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """The sizes that the cost of a decoder-only language model depends on.
+    """The sizes that the cost of a decoder-only language model depends on."""
 
-    Args:
-        linear: weights of all linear layers of the transformer, adapters included.
-        trained_linear: those of them that are trained.
-        layers: number of decoder layers.
-        width: D.
-        attention_width: query heads times head width.
-        vocabulary: rows of the output layer, ``[SEG]`` included.
-        output_trains: whether the output layer is trained.
-        checkpointing: gradient checkpointing.
-    """
-
-    linear: int
-    trained_linear: int
-    layers: int
-    width: int
-    attention_width: int
-    vocabulary: int
-    output_trains: bool
-    checkpointing: bool
+    linear: int  # weights of all linear layers of the transformer, adapters included
+    trained_linear: int  # those of them that are trained
+    layers: int  # number of decoder layers
+    width: int  # D
+    attention_width: int  # query heads times head width
+    vocabulary: int  # rows of the output layer, ``[SEG]`` included
+    output_trains: bool  # whether the output layer is trained
+    checkpointing: bool  # gradient checkpointing
 
     def forward(self, tokens: float, context: float) -> Flops:
         """Operations of the transformer's forward pass, without the output layer.
@@ -219,23 +203,14 @@ class Parameters:
 
 @dataclass(frozen=True)
 class PartFlops:
-    """Operations of one forward pass of each part but the language model.
+    """Operations of one forward pass of each part but the language model."""
 
-    Args:
-        sam_encoder: SAM's image encoder, per image.
-        superpixels: SAM's decoder on the point prompts, per image; 0 without SAM superpixels.
-        vision_encoder: per image.
-        projector: per image.
-        seg_prompt: from a state to SAM's prompt, per expression.
-        mask_decoder: per expression.
-    """
-
-    sam_encoder: Flops
-    superpixels: Flops
-    vision_encoder: Flops
-    projector: Flops
-    seg_prompt: Flops
-    mask_decoder: Flops
+    sam_encoder: Flops  # SAM's image encoder, per image
+    superpixels: Flops  # SAM's decoder on the point prompts, per image; 0 without SAM superpixels
+    vision_encoder: Flops  # per image
+    projector: Flops  # per image
+    seg_prompt: Flops  # from a state to SAM's prompt, per expression
+    mask_decoder: Flops  # per expression
 
 
 def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:

@@ -33,27 +33,16 @@ MASK_BYTES = 16  # of one pixel of SAM's input in the mask losses: logits at ful
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU.
+    """Bytes on one GPU."""
 
-    Args:
-        weights: parameters.
-        gradients: of trained parameters.
-        optimizer: Adam's moments and, in 16 bits, the float32 copy.
-        buffers: DeepSpeed's buckets, or DDP's.
-        language: tensors of the language model that autograd keeps.
-        heads: those of projector, prompt head, mask decoder, mask losses and logits.
-        frozen: temporary peak of the frozen half, before autograd keeps anything.
-        other: context and fragmentation.
-    """
-
-    weights: float
-    gradients: float
-    optimizer: float
-    buffers: float
-    language: float
-    heads: float
-    frozen: float
-    other: float
+    weights: float  # parameters
+    gradients: float  # of trained parameters
+    optimizer: float  # Adam's moments and, in 16 bits, the float32 copy
+    buffers: float  # DeepSpeed's buckets, or DDP's
+    language: float  # tensors of the language model that autograd keeps
+    heads: float  # those of projector, prompt head, mask decoder, mask losses and logits
+    frozen: float  # temporary peak of the frozen half, before autograd keeps anything
+    other: float  # context and fragmentation
 
     @property
     def peak(self) -> float:

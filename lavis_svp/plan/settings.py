@@ -48,29 +48,17 @@ RECIPE_STEPS = {"frozen": 3500, "lora": 1750, "full": 1750}
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The training run.
+    """The training run."""
 
-    Args:
-        images: number of images of the training set; None = unknown.
-        data: source of that number.
-        expressions: sampled per image and step.
-        batch_size: images per micro-batch and GPU.
-        accumulation: micro-batches per optimizer step.
-        steps: optimizer steps; 0 = unknown.
-        zero: DeepSpeed's ZeRO stage; None = PyTorch's DDP.
-        dtype: of the products, "bf16", "fp16" or "fp32".
-        zero_options: ``zero_optimization`` of DeepSpeed's configuration.
-    """
-
-    images: int | None
-    data: str
-    expressions: int
-    batch_size: int
-    accumulation: int
-    steps: int
-    zero: int | None
-    dtype: str
-    zero_options: Mapping[str, Any]
+    images: int | None  # number of images of the training set; None = unknown
+    data: str  # source of that number
+    expressions: int  # sampled per image and step
+    batch_size: int  # images per micro-batch and GPU
+    accumulation: int  # micro-batches per optimizer step
+    steps: int  # optimizer steps; 0 = unknown
+    zero: int | None  # DeepSpeed's ZeRO stage; None = PyTorch's DDP
+    dtype: str  # of the products, "bf16", "fp16" or "fp32"
+    zero_options: Mapping[str, Any]  # ``zero_optimization`` of DeepSpeed's configuration
 
     def offloads(self, what: str) -> bool:
         """Whether ``"optimizer"`` or ``"param"`` is offloaded from the GPU."""
@@ -171,19 +159,12 @@ _HOPPER = "NVIDIA {} data sheet: 1,979 TFLOPS BF16 tensor core with sparsity, ha
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU.
+    """A kind of GPU."""
 
-    Args:
-        name: for ``--gpu``.
-        tflops: peak of dense bf16 products with fp32 sums, 10^12 operations per second.
-        memory_gb: memory in 10^9 bytes.
-        source: of the numbers.
-    """
-
-    name: str
-    tflops: float
-    memory_gb: float
-    source: str
+    name: str  # for ``--gpu``
+    tflops: float  # peak of dense bf16 products with fp32 sums, 10^12 operations per second
+    memory_gb: float  # memory in 10^9 bytes
+    source: str  # of the numbers
 
 
 GPUS = {
@@ -217,17 +198,11 @@ WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Numbers of text tokens.
+    """Numbers of text tokens."""
 
-    Args:
-        prefix: before the visual tokens, with begin-of-text.
-        question: of a turn up to the answer.
-        answer: of the answer, with end-of-text.
-    """
-
-    prefix: int
-    question: int
-    answer: int
+    prefix: int  # before the visual tokens, with begin-of-text
+    question: int  # of a turn up to the answer
+    answer: int  # of the answer, with end-of-text
 
     @property
     def turn(self) -> int:

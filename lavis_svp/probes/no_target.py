@@ -22,17 +22,11 @@ WEIGHTS = (0.0, *(2.0 ** (step / 2) for step in range(-4, 13)))  # tried for the
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for ``[SEG]`` in M expressions.
+    """What speaks for ``[SEG]`` in M expressions."""
 
-    Args:
-        margin: (M,) score of ``[SEG]`` above the best other word's, by the language model.
-        evidence: (M,) log-probability of the pointer's best token.
-        kinds: (M,) kind of each; ``no_target`` where there is no such thing.
-    """
-
-    margin: np.ndarray
-    evidence: np.ndarray
-    kinds: np.ndarray
+    margin: np.ndarray  # (M,) score of ``[SEG]`` above the best other word's, by the language model
+    evidence: np.ndarray  # (M,) log-probability of the pointer's best token
+    kinds: np.ndarray  # (M,) kind of each; ``no_target`` where there is no such thing
 
     def score(self, options: NoTargetOptions) -> np.ndarray:
         """(M,) above 0 where the model writes ``[SEG]`` under a calibration."""

@@ -20,21 +20,13 @@ from lavis_svp.tasks.scoring import Prediction, score_image, timed_predictions
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's answer to one expression.
+    """The model's answer to one expression."""
 
-    Args:
-        samples: its batch.
-        index: of the image in the batch.
-        number: of the expression in the image.
-        record: its scores, as the evaluation writes them.
-        prediction: mask, pick, region map.
-    """
-
-    samples: Mapping[str, Any]
-    index: int
-    number: int
-    record: Record
-    prediction: Prediction
+    samples: Mapping[str, Any]  # its batch
+    index: int  # of the image in the batch
+    number: int  # of the expression in the image
+    record: Record  # its scores, as the evaluation writes them
+    prediction: Prediction  # mask, pick, region map
 
 
 class Session:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from lavis.common.registry import registry
-from lavis.processors.base_processor import BaseProcessor
 from PIL import Image, ImageEnhance
 
 from lavis_svp.common.images import as_image
-from lavis_svp.common.options import build_options, plain
+from lavis_svp.processors import OptionsProcessor
 from lavis_svp.vision.geometry import to_sam_input
 
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -41,8 +38,8 @@ class ImageTrainOptions(ImageEvalOptions):
 
     Args:
         image_size: as for evaluation.
-        brightness, contrast, saturation: largest relative change, 0 = none. Frozen features from a cache do not
-            contain it.
+        brightness, contrast, saturation: largest relative change, in [0, 1]; each factor is drawn evenly from
+            1 - x to 1 + x. Frozen features from a cache do not contain it.
         hflip_prob: how often the dataset mirrors an image together with its masks and the words left and right. The
             processor sees the image alone and never mirrors.
     """
@@ -54,54 +51,38 @@ class ImageTrainOptions(ImageEvalOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.hflip_prob <= 1.0:
-            raise ValueError(f"hflip_prob must lie in [0, 1], got {self.hflip_prob}.")
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Changes an image's colours, never its geometry.
-
-    Args:
-        brightness, contrast, saturation: largest relative change, in [0, 1]; each factor is drawn evenly from
-            1 - x to 1 + x. 0 = no change.
-    """
-
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation"):
+        for name in ("brightness", "contrast", "saturation", "hflip_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Change one image.
 
-        Args:
-            image: (H, W, 3) uint8 RGB; it is not changed.
-            rng: draws the factors.
+def jitter_colors(image: np.ndarray, options: ImageTrainOptions, rng: np.random.Generator) -> np.ndarray:
+    """Change an image's colours, never its geometry.
 
-        Returns:
-            (H, W, 3) uint8; the image itself if all changes are off.
-        """
-        steps = (
-            (self.brightness, ImageEnhance.Brightness),
-            (self.contrast, ImageEnhance.Contrast),
-            (self.saturation, ImageEnhance.Color),
-        )
-        if not any(amount for amount, _ in steps):
-            return image
-        pil_image = Image.fromarray(image)
-        for amount, enhance in steps:
-            if amount:
-                pil_image = enhance(pil_image).enhance(rng.uniform(1.0 - amount, 1.0 + amount))
-        return np.array(pil_image)
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        options: how much at most.
+        rng: draws the factors.
+
+    Returns:
+        (H, W, 3) uint8; the image itself if all changes are off.
+    """
+    steps = (
+        (options.brightness, ImageEnhance.Brightness),
+        (options.contrast, ImageEnhance.Contrast),
+        (options.saturation, ImageEnhance.Color),
+    )
+    if not any(amount for amount, _ in steps):
+        return image
+    pil_image = Image.fromarray(image)
+    for amount, enhance in steps:
+        if amount:
+            pil_image = enhance(pil_image).enhance(rng.uniform(1.0 - amount, 1.0 + amount))
+    return np.array(pil_image)
 
 
 @registry.register_processor("svp_image_eval")
-class SvpImageEvalProcessor(BaseProcessor):
+class SvpImageEvalProcessor(OptionsProcessor):
     """An image in the frame that vision encoder and SAM share.
 
     Supported: a path, a PIL image, a (H, W[, 1|3|4]) array. Usage::
@@ -112,9 +93,8 @@ class SvpImageEvalProcessor(BaseProcessor):
         options: see :class:`ImageEvalOptions`.
     """
 
-    def __init__(self, options: ImageEvalOptions | None = None) -> None:
-        super().__init__()
-        self.options = options or ImageEvalOptions()
+    name = "svp_image_eval"
+    options_cls = ImageEvalOptions
 
     def __call__(self, item: ImageSource) -> torch.Tensor:
         """(4, S, S) float32: RGB in [0, 1], then 1 on the image and 0 on the padding.
@@ -124,28 +104,24 @@ class SvpImageEvalProcessor(BaseProcessor):
         """
         return to_sam_input(as_image(item), self.options.image_size)
 
-    @classmethod
-    def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpImageEvalProcessor:
-        """Build it from a YAML section; an unknown key is an error that names it."""
-        return cls(build_options(ImageEvalOptions, _without_name(cfg), "svp_image_eval"))
-
 
 @registry.register_processor("svp_image_train")
-class SvpImageTrainProcessor(BaseProcessor):
+class SvpImageTrainProcessor(OptionsProcessor):
     """An image for training: :class:`SvpImageEvalProcessor` with colour changes.
 
     Args:
         options: see :class:`ImageTrainOptions`.
     """
 
+    name = "svp_image_train"
+    options_cls = ImageTrainOptions
     takes_rng = True
     """The dataset passes its generator, so that a resumed run repeats the same changes."""
 
-    def __init__(self, options: ImageTrainOptions | None = None) -> None:
-        super().__init__()
-        self.options = options or ImageTrainOptions()
-        self.hflip_prob = self.options.hflip_prob
-        self.jitter = ColorJitter(self.options.brightness, self.options.contrast, self.options.saturation)
+    @property
+    def hflip_prob(self) -> float:
+        """How often the dataset mirrors an image."""
+        return self.options.hflip_prob
 
     def __call__(self, item: ImageSource, rng: np.random.Generator | None = None) -> torch.Tensor:
         """(4, S, S) float32, see :class:`SvpImageEvalProcessor`.
@@ -154,14 +130,5 @@ class SvpImageTrainProcessor(BaseProcessor):
             item: the image.
             rng: draws the colour changes; None = a fresh one.
         """
-        image = self.jitter(as_image(item), rng or np.random.default_rng())
+        image = jitter_colors(as_image(item), self.options, rng or np.random.default_rng())
         return to_sam_input(image, self.options.image_size)
-
-    @classmethod
-    def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpImageTrainProcessor:
-        """Build it from a YAML section; an unknown key is an error that names it."""
-        return cls(build_options(ImageTrainOptions, _without_name(cfg), "svp_image_train"))
-
-
-def _without_name(cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (plain(cfg) or {}).items() if key != "name"}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lavis.common.registry import registry
-from lavis.processors.base_processor import BaseProcessor
 from PIL import Image
 
 from lavis_svp.common.images import as_image
-from lavis_svp.common.options import build_options, plain
+from lavis_svp.processors import OptionsProcessor
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 from lavis_svp.superpixels.store import SuperpixelStore
 from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
@@ -43,7 +41,7 @@ class SuperpixelProcessorOptions:
 
 
 @registry.register_processor("svp_superpixel")
-class SvpSuperpixelProcessor(BaseProcessor):
+class SvpSuperpixelProcessor(OptionsProcessor):
     """Superpixels of images; serves a dataset as its ``superpixel_cache``.
 
     Args:
@@ -55,32 +53,23 @@ class SvpSuperpixelProcessor(BaseProcessor):
         FileNotFoundError: no such SAM checkpoint.
     """
 
+    name = "svp_superpixel"
+    options_cls = SuperpixelProcessorOptions
+
     def __init__(self, options: SuperpixelProcessorOptions | None = None) -> None:
-        super().__init__()
-        self.options = options or SuperpixelProcessorOptions()
-        if self.options.method == "sam":
-            self.generator: SuperpixelGenerator = SamImageSuperpixels(
-                self.options.sam, self.options.side, **self.options.options
-            )
-        else:
-            self.generator = build_superpixels(self.options.method, **self.options.options)
-        self.cache = SuperpixelStore(self.generator, self.options.root) if self.options.cache else None
+        super().__init__(options)
+        chosen: SuperpixelProcessorOptions = self.options
+        self.generator: SuperpixelGenerator = (
+            SamImageSuperpixels(chosen.sam, chosen.side, **chosen.options)
+            if chosen.method == "sam"
+            else build_superpixels(chosen.method, **chosen.options)
+        )
+        self.cache = SuperpixelStore(self.generator, chosen.root) if chosen.cache else None
 
     def __call__(self, item: str | Path | Image.Image | np.ndarray) -> RegionMap:
         """Make the superpixels of one image (see :func:`lavis_svp.common.images.as_image`) without storing them."""
         return self.generator([as_image(item)])[0]
 
     def get(self, image_key: str, image: np.ndarray) -> RegionMap:
-        """Read the superpixels of an image, or make and store them.
-
-        Args:
-            image_key: the sha256 of the image's file.
-            image: (H, W, 3) uint8 RGB.
-        """
+        """Read the superpixels of an (H, W, 3) uint8 image by the sha256 of its file, or make and store them."""
         return self(image) if self.cache is None else self.cache.get(image_key, image)
-
-    @classmethod
-    def from_config(cls, cfg: Mapping[str, Any] | None = None) -> SvpSuperpixelProcessor:
-        """Build it from a YAML section; an unknown key is an error that names it."""
-        given = {key: value for key, value in (plain(cfg) or {}).items() if key != "name"}
-        return cls(build_options(SuperpixelProcessorOptions, given, "svp_superpixel"))

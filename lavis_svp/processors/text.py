@@ -17,18 +17,12 @@ _TRAILING = " .,;:!?"
 
 
 def clean_expression(text: str) -> str:
-    """Bring an expression into the form in which it stands in a question.
+    """Bring an expression into the form in which it stands in a question; cleaning it again changes nothing.
 
     Unicode forms are unified (NFKC) and everything is lower case; white space and control characters become single
     spaces; punctuation at the end goes, unless nothing else is there. The brackets ``< > [ ]`` become spaces: every
     special token ("[SEG]", "<image>", "</s>", "<|im_end|>") is written with them, so no expression can be read
     as one. The words inside stay. The length is not limited here; the language side decides on that.
-
-    Args:
-        text: the raw expression.
-
-    Returns:
-        The cleaned expression; cleaning it again changes nothing.
 
     Raises:
         ValueError: nothing is left of it.
@@ -41,11 +35,7 @@ def clean_expression(text: str) -> str:
 
 
 def clean_question(text: str) -> str:
-    """Clean a question like :func:`clean_expression`, but keep capitals and the mark at the end.
-
-    Raises:
-        ValueError: nothing is left of it.
-    """
+    """Clean a question like :func:`clean_expression`, but keep capitals and the mark at the end."""
     cleaned = visible_text(text)
     if not cleaned:
         raise ValueError(f"The question is empty ({text!r}).")

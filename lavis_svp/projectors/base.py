@@ -9,15 +9,12 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from lavis_svp.common.options import build_options, check_choices
+from lavis_svp.common.options import build_options, check_fields
 from lavis_svp.common.registry import Registry
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid, PatchFeatures
 
 P = TypeVar("P", bound="type[Projector]")
-
-REQUIREMENTS = ENCODER_OUTPUTS | {"superpixels", "masks"}
-"""What a projector may name in ``requires``."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +22,14 @@ class ProjectorOptions:
     """Options that every projector has; each projector's own options extend these.
 
     Raises:
-        ValueError: a value that is none of the choices of its field, or a ``token_std`` that is not positive.
+        ValueError: a value that its field's type excludes, or a ``token_std`` that is not positive.
     """
 
     patch_norm: bool = False  # LayerNorm on the patches first; for encoders whose features do not end in one (CLIP)
     token_std: float | None = None  # a last LayerNorm whose gain starts here, e.g. the std of the LM's embeddings
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.token_std is not None and self.token_std <= 0:
             raise ValueError(f"token_std must be positive or null, got {self.token_std}.")
 
@@ -62,7 +59,7 @@ class Projector(nn.Module, ABC):
     """The name in the registry, which :func:`register_projector` sets."""
     options_class: ClassVar[type[ProjectorOptions]] = ProjectorOptions
     requires: frozenset[str] = frozenset()
-    """The optional inputs that the projector cannot do without, of REQUIREMENTS."""
+    """The inputs that the projector cannot do without: "superpixels", "masks", and names of ENCODER_OUTPUTS."""
     mask_size: tuple[int, int] | None = None
     """The resolution (Hm, Wm) at which the projector reads Superpixels.masks; None: it reads no masks."""
 
@@ -96,26 +93,20 @@ class Projector(nn.Module, ABC):
         """Return how many tokens an image that fills ``grid`` gives; None if that depends on the image."""
 
     def image_tokens(self, grid: Grid, superpixels: int) -> int | None:
-        """Return how many tokens one image gives, before its features are known.
+        """Return how many tokens :meth:`forward` will make of one image; None if that depends on its features.
 
         Args:
             grid: (h, w) of the image's valid patches.
             superpixels: their number.
-
-        Returns:
-            The count that :meth:`forward` will give, or None if that depends on the features.
         """
         return self.num_tokens(grid)
 
     def forward(self, features: PatchFeatures, superpixels: Superpixels | None = None) -> VisualTokens:
-        """Project a batch.
+        """Project a batch; padding of the result is exact zeros.
 
         Args:
             features: the patches of B images.
             superpixels: their superpixels, built for the same grids; unused if the projector does not require them.
-
-        Returns:
-            Visual tokens, right-padded with exact zeros.
 
         Raises:
             ValueError: a required input is missing, or sizes do not fit.
@@ -134,10 +125,7 @@ class Projector(nn.Module, ABC):
         return VisualTokens(tokens, result.valid, assignment, order)
 
     def check_grid(self, grid: Grid) -> None:
-        """Refuse a grid whose sides are no multiples of the options' ``grid_multiple``.
-
-        Args:
-            grid: (h, w), letter-box padding included.
+        """Refuse a grid whose sides, letter-box padding included, are no multiples of the options' ``grid_multiple``.
 
         Raises:
             ValueError: names the nearest grids that fit.
@@ -148,16 +136,16 @@ class Projector(nn.Module, ABC):
         below = "x".join(str(max(side // cell, 1) * cell) for side in grid)
         above = "x".join(str(-(-side // cell) * cell) for side in grid)
         fitting = below if below == above else f"{below} and {above}"
-        trap = (
-            " 37 is prime, so nothing divides DINOv2's own 518 px = 37x37 patches of 14 px; 336 px = 24x24 and "
-            "504 px = 36x36 do fit many."
-            if 37 in grid and cell != 37
-            else ""
-        )
-        raise ValueError(
+        message = (
             f"Projector '{self.name}' joins cells of {cell}x{cell} patches, and a {grid[0]}x{grid[1]} patch grid does "
-            f"not divide into them. Nearest grids that do: {fitting}; change the encoder's side or the cell.{trap}"
+            f"not divide into them. Nearest grids that do: {fitting}; change the encoder's side or the cell."
         )
+        if 37 in grid:
+            message += (
+                " 37 is prime, so nothing divides DINOv2's own 518 px = 37x37 patches of 14 px; 336 px = 24x24 and "
+                "504 px = 36x36 do fit many."
+            )
+        raise ValueError(message)
 
     def _check(self, features: PatchFeatures, superpixels: Superpixels | None) -> None:
         for grid in set(features.grids):
@@ -167,16 +155,9 @@ class Projector(nn.Module, ABC):
                 f"Projector '{self.name}' was built for patches of width {self.vision_dim}, "
                 f"got {features.patches.shape[2]}: build it with the vision encoder's dim."
             )
-        present = {
-            "superpixels": superpixels is not None,
-            "masks": superpixels is not None and superpixels.masks is not None,
-            "levels": features.levels is not None,
-            "cls_attention": features.cls_attention is not None,
-            "keys": features.keys is not None,
-            "summary": features.summary is not None,
-        }
-        missing = [need for need in sorted(self.requires, reverse=True) if not present[need]]
-        if missing:
+        inputs = {"superpixels": superpixels, "masks": None if superpixels is None else superpixels.masks}
+        inputs |= {name: getattr(features, name) for name in ENCODER_OUTPUTS}
+        if missing := [need for need in sorted(self.requires, reverse=True) if inputs.get(need) is None]:
             raise ValueError(
                 f"Projector '{self.name}' needs {' and '.join(missing)}. Superpixels come from "
                 f"Superpixels.from_region_maps(maps, grids, mask_size={self.mask_size}); "

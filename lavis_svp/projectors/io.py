@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lavis_svp.common.paths import write_whole
 from lavis_svp.projectors.base import Projector, build_projector
 
 FORMAT_KEY = "lavis_svp_projector"
@@ -32,25 +32,11 @@ def describe(projector: Projector) -> dict[str, Any]:
 
 
 def save_projector(path: str | Path, projector: Projector) -> Path:
-    """Write a projector's weights and settings, all at once or not at all.
-
-    Args:
-        path: the file, by custom ending in ``.safetensors``; a missing folder is made.
-        projector: any registered projector, on any device.
-
-    Returns:
-        The path written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the weights and settings of a registered projector, all at once or not at all; returns the path."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in projector.state_dict().items()}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with write_whole(Path(path)) as draft:
         save_file(tensors, draft, metadata={FORMAT_KEY: json.dumps(describe(projector))})
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def load_projector(path: str | Path, device: torch.device | str = "cpu") -> Projector:
@@ -79,31 +65,19 @@ def load_projector(path: str | Path, device: torch.device | str = "cpu") -> Proj
         # a file of an older version names removed options at their defaults, which its reader need not know
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            projector = build_projector(
-                settings["name"],
-                vision_dim=settings["vision_dim"],
-                llm_dim=settings["llm_dim"],
-                grid=tuple(settings["grid"]),
-                **settings["options"],
-            )
+            sizes = {name: settings[name] for name in ("vision_dim", "llm_dim", "grid")}
+            projector = build_projector(settings["name"], **sizes, **settings["options"])
         except ValueError as error:
             raise ValueError(f"{path} holds a projector that this version cannot build: {error}") from error
-    _check_tensors(path, projector, tensors)
+    expected = {key: value.shape for key, value in projector.state_dict().items()}
+    differing = [key for key in expected.keys() & tensors.keys() if expected[key] != tensors[key].shape]
+    if differing or expected.keys() != tensors.keys():
+        shapes = [f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key])}" for key in sorted(differing)]
+        raise ValueError(
+            f"{path} does not hold the tensors of its own settings ('{projector.name}'). "
+            f"Missing: {sorted(expected.keys() - tensors.keys()) or 'none'}; "
+            f"unexpected: {sorted(tensors.keys() - expected.keys()) or 'none'}; other shape: {shapes or 'none'}."
+        )
     projector.to(next(iter(tensors.values())).dtype)
     projector.load_state_dict(tensors)
     return projector.to(device).eval()
-
-
-def _check_tensors(path: Path, projector: Projector, tensors: dict[str, torch.Tensor]) -> None:
-    """Compare names and shapes; the error lists what differs."""
-    expected = {key: tuple(value.shape) for key, value in projector.state_dict().items()}
-    stored = {key: tuple(value.shape) for key, value in tensors.items()}
-    if expected == stored:
-        return
-    differing = sorted(key for key in expected.keys() & stored.keys() if expected[key] != stored[key])
-    raise ValueError(
-        f"{path} does not hold the tensors of its own settings ('{projector.name}'). "
-        f"Missing: {sorted(expected.keys() - stored.keys()) or 'none'}; "
-        f"unexpected: {sorted(stored.keys() - expected.keys()) or 'none'}; "
-        f"other shape: {[f'{key} {stored[key]} for {expected[key]}' for key in differing] or 'none'}."
-    )

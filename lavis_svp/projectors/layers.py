@@ -31,8 +31,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, heads
         heads: number of heads; W is a multiple of it.
 
     Returns:
-        (B, L, W) in the dtype of ``values``; and (B, L, M) float32, the attention averaged over heads. The latter is
-        detached: it describes what a token stands for, and gradients do not flow through it.
+        (B, L, W) in the dtype of ``values``; and (B, L, M) float32, the detached attention averaged over heads.
     """
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))  # (B, heads, L, W / heads)
     with no_autocast(queries.device):
@@ -45,17 +44,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, heads
 
 
 def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
-    """Turn area shares into the weights of a mean.
+    """Turn area shares (B, S, N), zero where a patch is not valid (B, N), into the weights of a mean in float32.
 
     A superpixel smaller than a patch keeps its weight, since each row is divided by its own sum. A superpixel that
     covers no valid patch at all stands for the whole image.
-
-    Args:
-        weights: (B, S, N) area shares, zero where a patch is not valid.
-        patch_valid: (B, N) bool.
-
-    Returns:
-        (B, S, N) float32; every row sums to 1.
     """
     weights = weights.float()
     # float64: otherwise the last bit would depend on how many patches pad the batch
@@ -67,15 +59,7 @@ def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
 
 
 def pool(mean_weights: Tensor, patches: Tensor) -> Tensor:
-    """Average patches by one dense product in float32, also under autocast.
-
-    Args:
-        mean_weights: (B, T, N) float32, rows that sum to 1.
-        patches: (B, N, C).
-
-    Returns:
-        (B, T, C) in the dtype of ``patches``.
-    """
+    """Average patches (B, N, C) by weights (B, T, N), in one dense float32 product, also under autocast: (B, T, C)."""
     with no_autocast(patches.device):
         return (mean_weights @ patches.float()).to(patches.dtype)  # (B, T, C)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lavis_svp.common.overlap import CellEdges, cell_overlap, interval_overlap
+from lavis_svp.projectors.layers import reorder
 from lavis_svp.vision.types import Grid
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class Superpixels:
             ValueError: the numbers of maps, grids and extents differ, an extent is outside (0, 1], or edges are those
                 of another grid.
         """
-        regions = [_MapRegions(region_map) for region_map in maps]
-        return cls._build(regions, grids, extents, mask_size, device)
+        return cls._build([_MapRegions(region_map) for region_map in maps], grids, extents, mask_size).to(device)
 
     @classmethod
     def from_masks(
@@ -92,8 +92,7 @@ class Superpixels:
         Raises:
             ValueError: a stack that is not three-dimensional, or counts that differ.
         """
-        regions = [_MaskRegions(torch.as_tensor(stack)) for stack in masks]
-        return cls._build(regions, grids, extents, mask_size, device)
+        return cls._build([_MaskRegions(torch.as_tensor(m)) for m in masks], grids, extents, mask_size).to(device)
 
     @classmethod
     def _build(
@@ -102,7 +101,6 @@ class Superpixels:
         grids: Sequence[Grid],
         extents: Sequence[Extent] | None,
         mask_size: MaskSize,
-        device: torch.device | str | None,
     ) -> Superpixels:
         extents = [(1.0, 1.0)] * len(regions) if extents is None else extents
         if not len(regions) == len(grids) == len(extents):
@@ -110,7 +108,7 @@ class Superpixels:
                 f"One image needs one region map, one grid and one extent; "
                 f"got {len(regions)} maps, {len(grids)} grids and {len(extents)} extents."
             )
-        batch, max_count = len(regions), max((len(r) for r in regions), default=0)
+        batch, max_count = len(regions), max((r.count for r in regions), default=0)
         weights = torch.zeros(batch, max_count, max((h * w for h, w in grids), default=0))
         fine = (mask_size, mask_size) if isinstance(mask_size, int) else mask_size
         masks = None if fine is None else torch.zeros(batch, max_count, *fine)
@@ -118,11 +116,11 @@ class Superpixels:
         for b, (image, (h, w), extent) in enumerate(zip(regions, grids, extents, strict=True)):
             if isinstance(extent, CellEdges) and extent.grid != (h, w):
                 raise ValueError(f"Image {b} has a grid of {h}x{w} patches, but edges of {extent.grid} cells.")
-            weights[b, : len(image), : h * w] = image.shares((h, w), extent).flatten(1)  # (S, h * w)
+            weights[b, : image.count, : h * w] = image.shares((h, w), extent).flatten(1)  # (S, h * w)
             if masks is not None and fine is not None:
-                masks[b, : len(image)] = image.shares(fine, extent)  # (S, Hm, Wm)
-            valid[b, : len(image)] = True
-        return cls(weights, masks, valid).to(device)
+                masks[b, : image.count] = image.shares(fine, extent)  # (S, Hm, Wm)
+            valid[b, : image.count] = True
+        return cls(weights, masks, valid)
 
     def to(self, device: torch.device | str | None) -> Superpixels:
         """Return the same superpixels on ``device``; None leaves them on theirs."""
@@ -130,14 +128,9 @@ class Superpixels:
         return Superpixels(self.weights.to(device), masks, self.valid.to(device))
 
     def permuted(self, order: Tensor) -> Superpixels:
-        """Return the superpixels in another order.
-
-        Args:
-            order: (B, S) int64; superpixel t of the result is superpixel order[b, t] of this.
-        """
-        rows = torch.arange(order.shape[0], device=order.device)[:, None]
-        masks = None if self.masks is None else self.masks[rows, order]
-        return Superpixels(self.weights[rows, order], masks, self.valid[rows, order])
+        """Return the superpixels in another order, (B, S) int64: superpixel t of the result is order[b, t] of this."""
+        masks = None if self.masks is None else reorder(self.masks, order)
+        return Superpixels(reorder(self.weights, order), masks, reorder(self.valid, order))
 
 
 @dataclass
@@ -161,20 +154,16 @@ class VisualTokens:
         """Return each image's real tokens in random order (by torch's generator); padding stays at the end."""
         keys = torch.rand(self.valid.shape, device=self.valid.device) + (~self.valid).float()  # (B, T)
         permutation = keys.argsort(1)
-        rows = torch.arange(len(permutation), device=permutation.device)[:, None]
-        return VisualTokens(
-            tokens=self.tokens[rows, permutation],
-            valid=self.valid,
-            assignment=None if self.assignment is None else self.assignment[rows, permutation],
-            order=None if self.order is None else self.order[rows, permutation],
-        )
+        assignment = None if self.assignment is None else reorder(self.assignment, permutation)
+        order = None if self.order is None else reorder(self.order, permutation)
+        return VisualTokens(reorder(self.tokens, permutation), self.valid, assignment, order)
 
     def packed(self) -> tuple[Tensor, list[int]]:
         """Return the real tokens of all images one after another, (sum T, D), and the number of each image's."""
         return self.tokens[self.valid], self.valid.sum(dim=1).tolist()
 
 
-def _overlaps(grid: Grid, pixels: tuple[int, int], extent: Extent) -> tuple[Tensor, Tensor]:
+def _overlaps(grid: Grid, pixels: Sequence[int], extent: Extent) -> tuple[Tensor, Tensor]:
     """Return the share of each row of cells that each row of pixels covers, and the same for columns."""
     if isinstance(extent, CellEdges):
         edges = extent if extent.grid == grid else extent.resampled(grid)
@@ -188,14 +177,12 @@ class _MapRegions:
     def __init__(self, region_map: RegionMap) -> None:
         self.labels = torch.from_numpy(np.ascontiguousarray(region_map.labels))
         self.boxes = np.asarray(region_map.boxes).astype(int).tolist()
-
-    def __len__(self) -> int:
-        return len(self.boxes)
+        self.count = len(self.boxes)
 
     def shares(self, grid: Grid, extent: Extent) -> Tensor:
         """Return (S, h, w), the share of each cell of ``grid`` that each region covers."""
-        rows, columns = _overlaps(grid, (self.labels.shape[0], self.labels.shape[1]), extent)
-        out = torch.zeros(len(self), *grid)
+        rows, columns = _overlaps(grid, self.labels.shape, extent)
+        out = torch.zeros(self.count, *grid)
         for region, (x0, y0, x1, y1) in enumerate(self.boxes):
             inside = (self.labels[y0:y1, x0:x1] == region).float()
             out[region] = rows[:, y0:y1] @ inside @ columns[:, x0:x1].T  # (h, w)
@@ -209,11 +196,9 @@ class _MaskRegions:
         if masks.ndim != 3:
             raise ValueError(f"The masks of an image must be (S, H, W), got shape {tuple(masks.shape)}.")
         self.masks = masks.detach().cpu().float()
-
-    def __len__(self) -> int:
-        return self.masks.shape[0]
+        self.count = len(masks)
 
     def shares(self, grid: Grid, extent: Extent) -> Tensor:
         """Return (S, h, w), the share of each cell of ``grid`` that each region covers."""
-        rows, columns = _overlaps(grid, (self.masks.shape[1], self.masks.shape[2]), extent)
+        rows, columns = _overlaps(grid, self.masks.shape[1:], extent)
         return rows @ self.masks @ columns.T  # (S, h, w)

@@ -1,34 +1,185 @@
 """From the data sets that a task builds to loaders whose content follows from the position in training alone.
 
-On the way: splits are joined, :func:`train_order` fixes the stream of samples, samplers cut it into batches, and
-:class:`SeededDataset` seeds each sample's augmentation.
+An order fixes which sample comes at which position of the endless training stream, as a function of seed and position;
+samplers cut the stream into batches; :class:`SeededDataset` seeds each sample's augmentation. A run therefore resumes
+exactly from any position, and processes that take every n-th batch never draw the same visit.
 """
 
 from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from math import lcm
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lavis.datasets.data_utils import concat_datasets, reorg_datasets_by_split
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lavis_svp.runners.distributed import seed_all
-from lavis_svp.runners.options import RunOptions
-from lavis_svp.runners.sampling_order import MixedOrder, SampleKey, SamplingOrder, ShuffledOrder, ratio_weights
+from lavis_svp.runners.distributed import derive_seed, seed_all
+from lavis_svp.runners.options import RunOptions, ratio_weights
+
+BLOCK = 64
+"""Positions of a :class:`MixedOrder` that are shuffled together: enough that neighbouring batches are not alike, few
+enough that the ratios hold over any ten steps. Fixed, so that the stream does not depend on the batch size."""
+
+EpochOrder = Callable[[int, int], "np.ndarray | None"]
+"""(seed, epoch) -> a permutation of a data set's indices, or None for any."""
+
+
+# ------------------------------------------------------------------------------------------ the stream of samples
+
+
+class SampleKey(NamedTuple):
+    """One visit of one sample: what a sampler hands to :class:`SeededDataset`."""
+
+    sample: int
+    epoch: int
+
+
+def epoch_permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The order (length,) int64 in which an epoch visits the data; ``epoch`` counts from 0."""
+    return np.random.Generator(np.random.PCG64(derive_seed(seed, "epoch", epoch))).permutation(length)
+
+
+class ShuffledOrder:
+    """One permutation of a data set after the other: every sample comes once per epoch.
+
+    Args:
+        length: samples of the data set.
+        seed: of the permutations.
+        epoch_order: the data set's own permutations, for example such as stay within a few shards at a time; None =
+            permutations of the whole data set.
+
+    Raises:
+        ValueError: the data set is empty.
+    """
+
+    def __init__(self, length: int, seed: int, epoch_order: EpochOrder | None = None) -> None:
+        if length < 1:
+            raise ValueError("The training data is empty: there is no sample to draw.")
+        self.length = length
+        self.seed = seed
+        self._epoch_order = epoch_order
+        self._permutations: dict[int, np.ndarray] = {}
+
+    def sample_at(self, position: int) -> SampleKey:
+        """The visit at a position, from 0; its epoch counts the permutations before it."""
+        epoch, place = divmod(position, self.length)
+        if epoch not in self._permutations:
+            kept = {old: order for old, order in self._permutations.items() if old == epoch - 1}
+            self._permutations = {**kept, epoch: self._permutation(epoch)}
+        return SampleKey(int(self._permutations[epoch][place]), epoch)
+
+    def epoch_at(self, position: int) -> int:
+        """How often all of the data has come before a position."""
+        return position // self.length
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        order = None if self._epoch_order is None else self._epoch_order(self.seed, epoch)
+        if order is None:
+            return epoch_permutation(self.length, self.seed, epoch)
+        order = np.asarray(order)
+        if order.shape != (self.length,) or not np.array_equal(np.sort(order), np.arange(self.length)):
+            raise ValueError(f"The data set's epoch_order for epoch {epoch} is no permutation of its {self.length}.")
+        return order
+
+
+class MixedOrder:
+    """Draws from several data sets in given ratios; each of them runs through its own permutations.
+
+    After n positions of whole blocks, the first data set has had n * ratio draws, rounded, the second its share of the
+    rest, and so on: no count ever falls, and each is within half the number of data sets of the exact one. Within a
+    block the draws are shuffled.
+
+    Args:
+        lengths: samples of each data set; their indices follow on each other, as in a ConcatDataset.
+        weights: of each data set, above 0; only their ratios matter.
+        seed: of everything.
+        epoch_orders: each data set's own permutations, see :class:`ShuffledOrder`; None = no data set has any.
+
+    Raises:
+        ValueError: a data set is empty.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[Fraction | int],
+        seed: int,
+        epoch_orders: Sequence[EpochOrder | None] | None = None,
+    ) -> None:
+        orders = epoch_orders or [None] * len(lengths)
+        # Each part has a seed of its own: RefCOCO and RefCOCO+ must not go through their images in step.
+        self.parts = [
+            ShuffledOrder(length, derive_seed(seed, "part", number), order)
+            for number, (length, order) in enumerate(zip(lengths, orders, strict=True))
+        ]
+        exact = [Fraction(weight) for weight in weights]
+        scale = lcm(*(weight.denominator for weight in exact))
+        self.weights = [int(weight * scale) for weight in exact]
+        self.seed = seed
+        self._starts = [0, *accumulate(lengths)]
+        self._block: tuple[int, np.ndarray, list[int]] | None = None
+
+    def sample_at(self, position: int) -> SampleKey:
+        """The visit at a position: the index over all data sets, and the epoch of the one that it is from."""
+        part = self.part(position)
+        sample, epoch = self.parts[part].sample_at(self.counts(position)[part])
+        return SampleKey(self._starts[part] + sample, epoch)
+
+    def part(self, position: int) -> int:
+        """Which data set a position draws from."""
+        number, place = divmod(position, BLOCK)
+        return int(self._layout(number)[0][place])
+
+    def part_of(self, sample: int) -> int:
+        """Which data set an index over all of them is in."""
+        return bisect_right(self._starts, sample) - 1
+
+    def counts(self, position: int) -> list[int]:
+        """How many draws from each data set come before a position."""
+        number, place = divmod(position, BLOCK)
+        choices, before = self._layout(number)
+        within = np.bincount(choices[:place], minlength=len(self.parts))
+        return [first + int(more) for first, more in zip(before, within, strict=True)]
+
+    def epoch_at(self, position: int) -> int:
+        """How often all of the data has come before a position: the epochs of the data set that has fewest."""
+        return min(part.epoch_at(count) for part, count in zip(self.parts, self.counts(position), strict=True))
+
+    def _layout(self, number: int) -> tuple[np.ndarray, list[int]]:
+        """The data set of each place of a block, and the draws from each data set before the block."""
+        if self._block is None or self._block[0] != number:
+            before, after = self._shares(number * BLOCK), self._shares((number + 1) * BLOCK)
+            counts = [late - early for early, late in zip(before, after, strict=True)]
+            rng = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "block", number)))
+            choices = rng.permutation(np.repeat(np.arange(len(counts)), counts))  # (BLOCK,)
+            self._block = (number, choices, before)
+        return self._block[1:]
+
+    def _shares(self, positions: int) -> list[int]:
+        """Split a number of positions by the weights, in whole numbers that never fall as it grows."""
+        shares, left, rest = [], positions, sum(self.weights)
+        for weight in self.weights:
+            share = (2 * left * weight + rest) // (2 * rest)  # left * weight / rest, rounded
+            shares.append(share)
+            left, rest = left - share, rest - weight
+        return shares
+
+
+SamplingOrder = ShuffledOrder | MixedOrder
+
+
+# ------------------------------------------------------------------------------------ a run's data sets and order
 
 
 def join_by_split(datasets: Mapping[str, Any], options: RunOptions) -> dict[str, Any]:
-    """Join the training sets, and leave out the splits that this run does not use, which several sets may have.
-
-    Args:
-        datasets: {name: {split: data set}}.
-        options: the run section.
-
-    Returns:
-        {split: data set}.
+    """Join {name: {split: data set}} to {split: data set}, without the splits that this run does not use.
 
     Raises:
         ValueError: a split that no data set has, or that is evaluated and in several sets, or a stream.
@@ -50,7 +201,7 @@ def join_by_split(datasets: Mapping[str, Any], options: RunOptions) -> dict[str,
 
 
 def train_order(datasets: Mapping[str, Any], options: RunOptions) -> SamplingOrder | None:
-    """The stream of training samples, whose indices are those of the joined data sets.
+    """The stream of training samples, whose indices are those of the joined data sets; None if nothing is trained.
 
     Without ratios, every sample comes once per epoch: in one permutation over all data sets or, if one of them has an
     order of its own (``epoch_order``), in a mixture by their lengths.
@@ -58,9 +209,6 @@ def train_order(datasets: Mapping[str, Any], options: RunOptions) -> SamplingOrd
     Args:
         datasets: {name: {split: data set}}, before :func:`join_by_split`.
         options: the run section.
-
-    Returns:
-        None if the run does not train.
 
     Raises:
         ValueError: ratios that do not fit the data sets, or an empty data set.
@@ -76,9 +224,8 @@ def train_order(datasets: Mapping[str, Any], options: RunOptions) -> SamplingOrd
             raise ValueError(
                 f"There is no training sample in {', '.join(empty)}, which run.train_dataset_ratios names."
             )
-        mixture = MixedOrder(
-            lengths, ratio_weights(options.train_dataset_ratios, list(parts)), options.seed, own_orders
-        )
+        weights = ratio_weights(options.train_dataset_ratios, list(parts))
+        mixture = MixedOrder(lengths, weights, options.seed, own_orders)
         _log_shares(mixture, list(parts), options)
         return mixture
     if len(parts) == 1:
@@ -97,52 +244,7 @@ def _log_shares(mixture: MixedOrder, names: list[str], options: RunOptions) -> N
         )  # fmt: skip
 
 
-def train_loader(
-    datasets: Mapping[str, Any], order: SamplingOrder | None, options: RunOptions, first: int, pin_memory: bool
-) -> DataLoader:
-    """The micro-batches of this process from an optimizer step to the end of training.
-
-    Args:
-        datasets: {split: data set}.
-        order: of the training samples, see :func:`train_order`.
-        options: the run section.
-        first: the optimizer step to start at.
-        pin_memory: for copies to CUDA.
-
-    Raises:
-        ValueError: there is no training data.
-    """
-    if order is None:
-        raise ValueError(f"There is no data to train on: run.train_splits is {list(options.train_splits)}.")
-    micro_steps = options.accum_grad_iters
-    sampler = TrainSampler(
-        order,
-        options.batch_size_train,
-        first * micro_steps,
-        options.max_iters * micro_steps,
-        options.rank,
-        options.world_size,
-    )
-    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory)
-
-
-def eval_loader(datasets: Mapping[str, Any], split: str, options: RunOptions, pin_memory: bool) -> DataLoader:
-    """This process's share of a split: over all processes, every sample comes exactly once.
-
-    Args:
-        datasets: {split: data set}.
-        split: which.
-        options: the run section.
-        pin_memory: for copies to CUDA.
-
-    Raises:
-        ValueError: fewer samples than processes.
-    """
-    dataset = datasets[split]
-    if len(dataset) < options.world_size:
-        raise ValueError(f"Split '{split}' has {len(dataset)} samples, fewer than the {options.world_size} processes.")
-    sampler = EvalSampler(len(dataset), options.batch_size_eval, options.rank, options.world_size)
-    return build_loader(dataset, sampler, options.seed, options.num_workers, pin_memory)
+# ------------------------------------------------------------------------------------------------------- loaders
 
 
 class SeededDataset(Dataset):
@@ -151,10 +253,6 @@ class SeededDataset(Dataset):
     An augmented sample therefore depends neither on the number of workers and processes nor on earlier draws.
     ``set_epoch(epoch)`` of the data set, or of the part of a ConcatDataset that the sample is from, is called when its
     epoch changes; the parts may be in different epochs.
-
-    Args:
-        dataset: a map-style data set.
-        seed: the run's seed.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -181,18 +279,10 @@ class SeededDataset(Dataset):
 
 
 class TrainSampler(Sampler[list[SampleKey]]):
-    """Micro-batches of one process, from any micro-step on.
+    """Micro-batches of one process, from micro-step ``first`` on, before ``last``.
 
     Micro-step m of process r takes the ``batch_size`` visits from position (m * world_size + r) * batch_size of the
     stream on. A batch may hold the end of one epoch and the start of the next.
-
-    Args:
-        order: the stream.
-        batch_size: samples per micro-batch.
-        first: first micro-step.
-        last: micro-step to stop before.
-        rank: this process.
-        world_size: number of processes.
     """
 
     def __init__(
@@ -200,16 +290,15 @@ class TrainSampler(Sampler[list[SampleKey]]):
     ) -> None:
         self.order = order
         self.batch_size = batch_size
-        self.first = first
-        self.last = last
+        self.micro_steps = range(first, last)
         self.rank = rank
         self.world_size = world_size
 
     def __len__(self) -> int:
-        return max(0, self.last - self.first)
+        return len(self.micro_steps)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for micro_step in range(self.first, self.last):
+        for micro_step in self.micro_steps:
             start = (micro_step * self.world_size + self.rank) * self.batch_size
             yield [self.order.sample_at(position) for position in range(start, start + self.batch_size)]
 
@@ -231,27 +320,52 @@ class EvalSampler(Sampler[list[SampleKey]]):
         return iter(self.batches)
 
 
+def train_loader(
+    datasets: Mapping[str, Any], order: SamplingOrder | None, options: RunOptions, first: int, pin_memory: bool
+) -> DataLoader:
+    """The micro-batches of this process from optimizer step ``first`` to the end of training.
+
+    Args:
+        datasets: {split: data set}.
+        order: of the training samples, see :func:`train_order`.
+        options: the run section.
+        first: counts from 0.
+        pin_memory: for copies to CUDA.
+
+    Raises:
+        ValueError: there is no training data.
+    """
+    if order is None:
+        raise ValueError(f"There is no data to train on: run.train_splits is {list(options.train_splits)}.")
+    first, last = first * options.accum_grad_iters, options.max_iters * options.accum_grad_iters
+    sampler = TrainSampler(order, options.batch_size_train, first, last, options.rank, options.world_size)
+    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory)
+
+
+def eval_loader(datasets: Mapping[str, Any], split: str, options: RunOptions, pin_memory: bool) -> DataLoader:
+    """This process's share of a split of ``datasets`` ({split: data set}): over all processes, each sample comes once.
+
+    Raises:
+        ValueError: fewer samples than processes.
+    """
+    dataset = datasets[split]
+    if len(dataset) < options.world_size:
+        raise ValueError(f"Split '{split}' has {len(dataset)} samples, fewer than the {options.world_size} processes.")
+    sampler = EvalSampler(len(dataset), options.batch_size_eval, options.rank, options.world_size)
+    return build_loader(dataset, sampler, options.seed, options.num_workers, pin_memory)
+
+
 def build_loader(
     dataset: Any, sampler: Sampler[list[SampleKey]], seed: int, num_workers: int, pin_memory: bool
 ) -> DataLoader:
-    """Build a torch DataLoader with the data set's own ``collater``.
-
-    Args:
-        dataset: a map-style data set.
-        sampler: yields batches of keys.
-        seed: the run's seed.
-        num_workers: loader processes; 0 loads in this one.
-        pin_memory: for copies to CUDA.
-    """
-    collater: Callable[[list[Any]], Any] | None = getattr(dataset, "collater", None)
+    """Build a torch DataLoader of a map-style data set with its own ``collater``; the sampler yields its batches."""
     return DataLoader(
         SeededDataset(dataset, seed),
         batch_sampler=sampler,
-        collate_fn=collater,
+        collate_fn=getattr(dataset, "collater", None),
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_one_thread if num_workers else None,
-        persistent_workers=False,
     )
 
 

@@ -17,15 +17,12 @@ from torch import Tensor, distributed, nn
 
 from lavis_svp.runners.deepspeed_config import optimizer_place, zero_stage
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside the count of its steps
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed compiles it on CPUs, a minute at first use; gloo does without
 
 
 def require_deepspeed() -> Any:
-    """Import the deepspeed package.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
+    """Import the deepspeed package, or raise an ImportError that says how to install it."""
     try:
         import deepspeed
     except ImportError as error:
@@ -37,15 +34,9 @@ def require_deepspeed() -> Any:
 
 
 def join_processes(backend: str, on_cpu: bool, local_rank: int) -> None:
-    """Hand the process group to DeepSpeed; make one of a single process if there is none.
-
-    Args:
-        backend: gloo or nccl.
-        on_cpu: whether the model runs on a CPU.
-        local_rank: this process's number on its machine, which DeepSpeed reads from the environment.
-    """
+    """Hand the process group (gloo or nccl) to DeepSpeed; make one of a single process if there is none."""
     deepspeed = require_deepspeed()
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # not set by SLURM, nor for a single process
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # for DeepSpeed; SLURM and a single process do not set it
     if on_cpu:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
     if not distributed.is_initialized():
@@ -65,7 +56,7 @@ def build_engine(
     Args:
         model: the model, in fp32; DeepSpeed brings it to the device after casting it.
         optimizer: over its trainable parameters; replaced by DeepSpeed's AdamW for CPUs where the state is offloaded.
-        config: see :func:`~lavis_svp.runners.deepspeed_config.engine_config`.
+        config: the result of :func:`~lavis_svp.runners.deepspeed_config.engine_config`.
         device: where the model will run.
         replicated: names of children that stay whole, in fp32, in every process: a frozen module that is read from the
             outside, such as SAM, gains nothing from being cast or sharded.
@@ -85,8 +76,8 @@ def build_engine(
     for name in kept:
         del model._modules[name]
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
-    for name, child in kept.items():
-        _put_back(model, name, child.to(device), as_module=not sharded_whole)
+    for name, child in kept.items():  # reachable by its name again, but ZeRO-3 must go on not seeing it as a module
+        (model.__dict__ if sharded_whole else model._modules)[name] = child.to(device)
     if sharded_whole:
         for parameter in getattr(model, "parameters_read_outside", list)():
             deepspeed.zero.register_external_parameter(model, parameter)
@@ -104,11 +95,6 @@ def _set_exact_masters(engine: Any, exact: Mapping[str, torch.Tensor]) -> None:
     for name, value in exact.items():
         set_full_weight(parameters[name], value)
     regather_persistent(engine)
-
-
-def _put_back(model: nn.Module, name: str, child: nn.Module, as_module: bool) -> None:
-    """Make a child reachable by its name again, as a plain attribute where ZeRO-3 must go on not seeing it."""
-    (model._modules if as_module else model.__dict__)[name] = child
 
 
 def _keep_gathered(engine: Any, parameters: Sequence[Any]) -> None:
@@ -140,14 +126,8 @@ def _offloaded(optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> t
         return optimizer
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(
-        optimizer.param_groups,
-        lr=optimizer.defaults["lr"],
-        betas=optimizer.defaults["betas"],
-        eps=optimizer.defaults["eps"],
-        weight_decay=optimizer.defaults["weight_decay"],
-        adamw_mode=True,
-    )
+    settings = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    return DeepSpeedCPUAdam(optimizer.param_groups, **settings, adamw_mode=True)
 
 
 @contextmanager
@@ -181,15 +161,8 @@ def broadcast_buffers(module: nn.Module) -> None:
         distributed.broadcast(buffer, src=0)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside the count of its steps
-
-
 def full_weight(parameter: nn.Parameter) -> Tensor:
-    """Return a parameter's whole fp32 value: the optimizer's master copy where it has one.
-
-    Args:
-        parameter: of the engine's module; frozen ones, too.
-    """
+    """Return the whole fp32 value of a parameter, trained or frozen: the optimizer's master copy where it has one."""
     from deepspeed import zero
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -204,12 +177,7 @@ def full_weight(parameter: nn.Parameter) -> Tensor:
 
 
 def set_full_weight(parameter: nn.Parameter, value: Tensor) -> None:
-    """Set a parameter, and its fp32 master copy where it has one.
-
-    Args:
-        parameter: of the engine's module.
-        value: of its whole shape, the same in every process.
-    """
+    """Set a parameter, and its fp32 master copy where it has one, to a value of its whole shape."""
     from deepspeed import zero
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -237,7 +205,8 @@ def adamw_state(engine: Any, groups: Sequence[Mapping[str, Any]], on_main: bool)
     from deepspeed.utils import safe_get_full_optimizer_state
 
     by_name = dict(engine.module.named_parameters())
-    steps = _steps(engine)
+    counts = [float(entry["step"]) for entry in engine.basic_optimizer.state.values() if "step" in entry]
+    steps = int(max(counts, default=0))
     if steps:
         _link_moments(engine)
     state: dict[int, dict[str, Tensor]] = {}
@@ -247,7 +216,7 @@ def adamw_state(engine: Any, groups: Sequence[Mapping[str, Any]], on_main: bool)
             parameter = by_name[name]
             entry = {}
             for moment in MOMENTS if steps else ():
-                if _is_sharded(parameter):
+                if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):  # sharded
                     full = safe_get_full_optimizer_state(parameter, moment).detach().float()
                 elif moment in engine.basic_optimizer.state[parameter]:
                     full = engine.basic_optimizer.state[parameter][moment].detach()
@@ -261,12 +230,7 @@ def adamw_state(engine: Any, groups: Sequence[Mapping[str, Any]], on_main: bool)
 
 
 def _describe_groups(engine: Any, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The groups as ``torch.optim.AdamW.state_dict()`` describes them: present learning rates, numbered parameters.
-
-    Args:
-        engine: a DeepSpeed engine.
-        groups: as for :func:`adamw_state`.
-    """
+    """The groups as ``torch.optim.AdamW.state_dict()`` describes them: present learning rates, numbered parameters."""
     described, index = [], 0
     for group, live in zip(groups, engine.optimizer.param_groups, strict=True):
         count = len(group["param_names"])
@@ -305,25 +269,15 @@ def restore_adamw(engine: Any, saved: Mapping[str, Any]) -> None:
                     engine.basic_optimizer.state[parameter][moment].copy_(value)
 
 
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
-
-
 def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _own_part(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """This process's part of a value under ZeRO-3, which cuts a parameter into equal parts, the last one padded."""
-    parts, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    flat = value.reshape(-1)  # (P,)
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % parts))
-    return flat.view(parts, -1)[rank]  # (P / parts,)
-
-
-def _steps(engine: Any) -> int:
-    counts = [float(state["step"]) for state in engine.basic_optimizer.state.values() if "step" in state]
-    return int(max(counts)) if counts else 0
+    parts, flat = distributed.get_world_size(), value.reshape(-1)  # (P,)
+    flat = nn.functional.pad(flat, (0, -len(flat) % parts))
+    return flat.view(parts, -1)[distributed.get_rank()]  # (P / parts,)
 
 
 def _make_moments(engine: Any, steps: int) -> None:

@@ -1,22 +1,36 @@
-"""AdamW over the model's own parameter groups, or LAVIS's decay / no-decay pair; the learning rate of each step."""
+"""AdamW over the model's parameter groups, the learning rate of each step, and one optimizer step.
+
+A step is: micro-batches, mixed precision, accumulation, clipping, update. ``runner_deepspeed`` has its own stepper.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from lavis.datasets.data_utils import apply_to_sample
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common.checkpoints import WrongCheckpointError
 from lavis_svp.common.options import check_keys
-from lavis_svp.runners.options import RunOptions
+from lavis_svp.runners.distributed import seed_all
+from lavis_svp.runners.options import SCHEDULES, RunOptions
+from lavis_svp.runners.training_log import TrainingMeter
 
 GROUP_KEYS = ("params", "lr", "weight_decay", "name", "lr_scale")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SKIPPED_UPDATES_FP16 = 40  # the loss scale begins at 2 ** 16 and halves with each skipped update
+MAX_SKIPPED_UPDATES = 10  # in a row, because the gradient was not finite
+
+
+# ------------------------------------------------------------------------------------------------ parameter groups
 
 
 def build_optimizer(model: nn.Module, options: RunOptions, run_cfg: Any) -> torch.optim.AdamW:
@@ -41,7 +55,7 @@ def build_optimizer(model: nn.Module, options: RunOptions, run_cfg: Any) -> torc
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError("The model has no trainable parameter: nothing to train. Is everything frozen in the YAML?")
-    groups = _model_groups(model, options, run_cfg) or _lavis_groups(trainable, options)
+    groups = _model_groups(model, options, run_cfg) or _lavis_groups(trainable)
     _check_groups(groups, names, trainable)
     built = []
     for index, group in enumerate(groups):
@@ -61,43 +75,6 @@ def build_optimizer(model: nn.Module, options: RunOptions, run_cfg: Any) -> torc
     return torch.optim.AdamW(built, lr=options.init_lr, betas=(options.beta1, options.beta2), fused=fused)
 
 
-def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to a fraction of its peak."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-
-
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the learning rates for the log: ``lr``, or ``lr_<group>`` if the groups' rates differ."""
-    groups = optimizer.param_groups
-    rates = {group["lr"] for group in groups}
-    return {"lr": groups[0]["lr"]} if len(rates) == 1 else {f"lr_{group['name']}": group["lr"] for group in groups}
-
-
-def parameter_names(optimizer_state: Mapping[str, Any]) -> list[list[str]]:
-    """The parameters' names by group, as an optimizer's state dict holds them."""
-    return [list(group.get("param_names", ())) for group in optimizer_state["param_groups"]]
-
-
-def check_groups(own: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
-    """Refuse an optimizer state of other parameter groups, whose moments would go to the wrong parameters.
-
-    Args:
-        own: the optimizer's state dict.
-        stored: the checkpoint's.
-        path: of the checkpoint.
-
-    Raises:
-        WrongCheckpointError: the groups hold other parameters.
-    """
-    here, there = parameter_names(own), parameter_names(stored)
-    if here != there:
-        raise WrongCheckpointError(
-            f"{path} was trained with other parameter groups: {[len(names) for names in there]} parameters "
-            f"per group there, {[len(names) for names in here]} here, or in another order."
-        )
-
-
 def _model_groups(model: nn.Module, options: RunOptions, run_cfg: Any) -> list[dict[str, Any]] | None:
     offer = getattr(model, "get_optimizer_params", None)
     if offer is None:
@@ -107,12 +84,13 @@ def _model_groups(model: nn.Module, options: RunOptions, run_cfg: Any) -> list[d
     return list(offer(run_cfg))
 
 
-def _lavis_groups(trainable: Mapping[str, nn.Parameter], options: RunOptions) -> list[dict[str, Any]]:
+def _lavis_groups(trainable: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     """LAVIS's two groups, without its slip of taking any name that contains "ln" or "bn" for a norm."""
-    kept = [parameter for name, parameter in trainable.items() if parameter.ndim < 2 or name.endswith("bias")]
-    kept_ids = {id(parameter) for parameter in kept}
-    decayed = [parameter for parameter in trainable.values() if id(parameter) not in kept_ids]
-    return [{"params": decayed, "name": "decay"}, {"params": kept, "name": "no_decay", "weight_decay": 0.0}]
+    kept = {name for name, parameter in trainable.items() if parameter.ndim < 2 or name.endswith("bias")}
+    return [
+        {"params": [trainable[name] for name in trainable if name not in kept], "name": "decay"},
+        {"params": [trainable[name] for name in trainable if name in kept], "name": "no_decay", "weight_decay": 0.0},
+    ]
 
 
 def _check_groups(
@@ -132,9 +110,39 @@ def _check_groups(
         "frozen": sorted(set(seen) - set(trainable)),
         "trainable but in no group": sorted(set(trainable) - set(seen)),
     }
-    found = [f"{what}: {', '.join(which[:5])} ({len(which)})" for what, which in problems.items() if which]
-    if found:
-        raise ValueError("get_optimizer_params must return each trainable parameter once. " + "; ".join(found) + ".")
+    listed = [f"{what}: {', '.join(which[:5])} ({len(which)})" for what, which in problems.items() if which]
+    if listed:
+        raise ValueError("get_optimizer_params must return each trainable parameter once. " + "; ".join(listed) + ".")
+
+
+def check_same_groups(own: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
+    """Refuse an optimizer's state dict with other parameter groups: its moments would go to the wrong parameters.
+
+    Raises:
+        WrongCheckpointError: the groups hold other parameters.
+    """
+    here, there = ([list(group.get("param_names", ())) for group in state["param_groups"]] for state in (own, stored))
+    if here != there:
+        raise WrongCheckpointError(
+            f"{path} was trained with other parameter groups: {[len(names) for names in there]} parameters "
+            f"per group there, {[len(names) for names in here]} here, or in another order."
+        )
+
+
+# -------------------------------------------------------------------------------------------------- learning rates
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to a fraction of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the learning rates for the log: ``lr``, or ``lr_<group>`` if the groups' rates differ."""
+    groups = optimizer.param_groups
+    rates = {group["lr"] for group in groups}
+    return {"lr": groups[0]["lr"]} if len(rates) == 1 else {f"lr_{group['name']}": group["lr"] for group in groups}
 
 
 def lr_factor(
@@ -170,3 +178,152 @@ def lr_factor(
     if decay == "cosine":
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
     raise ValueError(f"Unknown decay '{decay}'. Known: linear, cosine, constant.")
+
+
+# -------------------------------------------------------------------------------------------------------- one step
+
+
+def autocast(device: torch.device, options: RunOptions) -> torch.autocast:
+    """Build the context of mixed precision that ``run.amp`` and ``run.amp_dtype`` choose."""
+    return torch.autocast(device.type, dtype=DTYPES[options.amp_dtype], enabled=options.amp)
+
+
+def build_scaler(device: torch.device, options: RunOptions) -> torch.amp.GradScaler | None:
+    """Build the loss scaler, which only fp16 needs; None otherwise."""
+    return torch.amp.GradScaler(device.type) if options.amp and options.amp_dtype == "fp16" else None
+
+
+def split_losses(output: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Read what ``task.train_step`` returns: a loss (LAVIS 1.0.2) or (loss, all losses by name) (LAVIS main).
+
+    Numbers to report that are no losses may stand in a mapping ``stats`` among the losses.
+
+    Returns:
+        The loss to minimise, and the losses and statistics to report.
+    """
+    loss, parts = output if isinstance(output, tuple) else (output, {})
+    losses = {name: value for name, value in parts.items() if "loss" in name}
+    return loss, {"loss": loss, **losses, **parts.get("stats", {})}
+
+
+class Stepper:
+    """Does optimizer steps with torch.
+
+    The gradient of a step is the mean over its ``accum_grad_iters`` micro-batches and over the processes. A process
+    exchanges gradients once per step, in the last micro-batch. Before each micro-batch all generators are seeded from
+    (seed, process, step, micro-step).
+
+    Args:
+        task: has ``train_step(model, samples)``.
+        model: in training mode, wrapped in DDP if there are several processes.
+        optimizer: with ``peak_lr`` in its groups.
+        scaler: for fp16, else None.
+        device: where the model is.
+        options: the run section.
+        meter: collects the losses, statistics and times.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        device: torch.device,
+        options: RunOptions,
+        meter: TrainingMeter,
+    ) -> None:
+        self.task = task
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.device = device
+        self.options = options
+        self.meter = meter
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._skipped = 0
+
+    def step(self, step: int, batches: Iterator[Any]) -> float:
+        """Do one optimizer step.
+
+        Args:
+            step: its number, from 0.
+            batches: yields the micro-batches.
+
+        Returns:
+            The gradient's total norm before clipping.
+
+        Raises:
+            FloatingPointError: the gradient was not finite in too many steps in a row.
+        """
+        options = self.options
+        self.set_learning_rates(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro_step in range(options.accum_grad_iters):
+            samples = self.next_samples(batches, step, micro_step)
+            with self._exchange(micro_step == options.accum_grad_iters - 1):
+                with self.meter.timer.section("forward"), autocast(self.device, options):
+                    loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
+                with self.meter.timer.section("backward"):  # in the last micro-batch with the exchange of gradients
+                    share = loss / options.accum_grad_iters
+                    (self.scaler.scale(share) if self.scaler else share).backward()
+            self.meter.add(losses)
+        with self.meter.timer.section("update"):
+            norm = self._update()
+        self.count_skipped(step, norm)
+        return norm
+
+    def set_learning_rates(self, step: int) -> None:
+        """Set the learning rates of a step."""
+        options = self.options
+        peak = options.init_lr or 1.0
+        start, floor = max(0.0, options.warmup_lr) / peak, options.min_lr / peak
+        decay = SCHEDULES[options.lr_sched]
+        factor = lr_factor(step, options.max_iters, options.warmup_steps, decay, start, floor)
+        scale_learning_rates(self.optimizer, factor)
+
+    def next_samples(self, batches: Iterator[Any], step: int, micro_step: int) -> Any:
+        """Move the next micro-batch to the device, add the counters of LAVIS's models, and seed all generators.
+
+        ``skipped``, names of broken samples that the loader left out, goes to the meter.
+        """
+        with self.meter.timer.section("data"):
+            samples = apply_to_sample(lambda tensor: tensor.to(self.device, non_blocking=True), next(batches))
+            self.meter.count(samples, samples.pop("skipped", ()))
+            inner = self.options.iters_per_inner_epoch or self.options.max_iters
+            samples.update(epoch=step // inner, num_iters_per_epoch=inner, iters=step % inner)
+        seed_all(self.options.seed, "step", self.options.rank, step, micro_step)
+        return samples
+
+    def count_skipped(self, step: int, norm: float) -> None:
+        """Count the steps in a row without an update, because the gradient was not finite.
+
+        Raises:
+            FloatingPointError: there were too many.
+        """
+        if math.isfinite(norm):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        logging.warning("step %d: the gradient's norm is %s; this update is skipped.", step, norm)
+        if self._skipped >= (MAX_SKIPPED_UPDATES_FP16 if self.scaler else MAX_SKIPPED_UPDATES):
+            raise FloatingPointError(
+                f"The gradient was not finite in {self._skipped} steps in a row, up to step {step}. "
+                "Lower run.init_lr, set run.grad_clip, or train without amp."
+            )
+
+    def _exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
+        if now or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _update(self) -> float:
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.options.grad_clip or float("inf")).item()
+        if self.scaler:
+            self.scaler.step(self.optimizer)  # skips by itself what is not finite
+            self.scaler.update()
+        elif math.isfinite(norm):
+            self.optimizer.step()
+        return norm

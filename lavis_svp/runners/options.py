@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
+from lavis.common.registry import registry
+from omegaconf import OmegaConf
 
-from lavis_svp.common.options import check_keys, plain, upgrade_keys
-from lavis_svp.runners.sampling_order import check_ratios
+from lavis_svp.common.options import check_keys, plain, upgrade_keys, upgrade_section
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "linear_warmup_cosine_lr": "cosine"}
 """Decay by its name in the YAML. LAVIS's own name for cosine works, so that a YAML need change its runner only."""
 
 LOG_TARGETS = ("auto", "tensorboard", "wandb")
+RATIOS = "run.train_dataset_ratios"
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,6 @@ class RunOptions:
     dist_backend: str = "gloo"  # gloo on a CPU, nccl on CUDA
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work.
-
-        Raises:
-            ValueError: names the key, its value and the values that are allowed.
-        """
         choices = {"amp_dtype": ("bf16", "fp16"), "test_checkpoint": ("last", "best"), "lr_sched": tuple(SCHEDULES)}
         for key, known in choices.items():
             if getattr(self, key) not in known:
@@ -114,33 +113,16 @@ class RunOptions:
             raise ValueError(f"run.warmup_steps ({self.warmup_steps}) exceeds run.max_iters ({self.max_iters}).")
 
 
-LAVIS_KEYS: dict[str, str] = {
-    "max_epoch": "runner_base: epochs to train",
-    "lr_decay_rate": "linear_warmup_step_lr: factor per epoch",
-    "use_dist_eval_sampler": "share evaluation among processes (runner_svp always does)",
-    "lr_layer_decay": "LAVIS main: decay of the lr by layer",
-    "save_freq": "LAVIS main, runner_base: epochs between checkpoints",
-    "val_freq": "LAVIS main: epochs between validations",
-    "save_last": "LAVIS main: keep the last checkpoint",
-    "num_beams": "LAVIS's tasks: beams when generating",
-    "max_len": "LAVIS's tasks: longest answer",
-    "min_len": "LAVIS's tasks: shortest answer",
-    "report_metric": "LAVIS's captioning tasks: compute scores",
-    "inference_method": "LAVIS's VQA tasks: rank or generate",
-    "num_ans_candidates": "LAVIS's VQA tasks: candidates to rank",
-    "prompt": "LAVIS's VQA tasks: the prompt",
-    "use_itm": "LAVIS's retrieval task",
-    "k_test": "LAVIS's retrieval task: candidates to rerank",
-}
+LAVIS_KEYS = (
+    "max_epoch", "lr_decay_rate", "use_dist_eval_sampler", "lr_layer_decay", "save_freq", "val_freq", "save_last",
+    "num_beams", "max_len", "min_len", "report_metric", "inference_method", "num_ans_candidates", "prompt", "use_itm",
+    "k_test",
+)  # fmt: skip
 """Keys of LAVIS's own runners and tasks: they are accepted, and read by LAVIS alone."""
 
 
 def known_run_keys(*owners: type) -> list[str]:
-    """All keys that may stand in ``run:``.
-
-    Args:
-        owners: task and runner classes; the keys that a class lists in its ``RUN_KEYS`` are known, too.
-    """
+    """All keys that may stand in ``run:``, with those in the ``RUN_KEYS`` of the task and runner classes ``owners``."""
     extra = [key for owner in owners for key in getattr(owner, "RUN_KEYS", ())]
     return [*(field.name for field in fields(RunOptions)), *LAVIS_KEYS, *extra]
 
@@ -150,13 +132,13 @@ def with_defaults(run: Mapping[str, Any], owners: Iterable[type] = ()) -> dict[s
 
     Args:
         run: the section as the YAML has it.
-        owners: see :func:`known_run_keys`.
+        owners: task and runner classes, for their ``RUN_KEYS``.
 
     Raises:
         ValueError: an unknown key, a missing one that has no default, or an impossible value.
         ModuleNotFoundError: a package of ``run.log_to`` is not installed.
     """
-    section = _upgrade(run)
+    section = upgrade_run(run)
     check_keys(section, known_run_keys(*owners), "run")
     options = read_options(section)
     log_targets(options)
@@ -170,7 +152,7 @@ def read_options(run: Mapping[str, Any]) -> RunOptions:
     Raises:
         ValueError: a missing key that has no default, or an impossible value.
     """
-    section = _upgrade(run)
+    section = upgrade_run(run)
     values = {
         field.name: _convert(field.name, field.type, section[field.name])
         for field in fields(RunOptions)
@@ -201,12 +183,29 @@ def log_targets(options: RunOptions) -> list[str]:
     return named
 
 
-def resolve_device(name: str, index: int = 0) -> torch.device:
-    """Turn ``run.device`` into a torch device.
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of that name in the current directory has no origin
 
-    Args:
-        name: cpu, cuda, or auto: cuda where there is one.
-        index: which CUDA device.
+
+def _convert(key: str, kind: Any, value: Any) -> Any:
+    """Bring a YAML value to the field's type: YAML reads ``1e-4`` as text, and a list where a tuple is meant."""
+    simple: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+    try:
+        if str(kind).startswith("tuple"):
+            return (value,) if isinstance(value, str) else tuple(value or ())
+        if kind not in simple:
+            return value
+        converted = simple[kind](value)
+        if isinstance(value, bool) != (kind == "bool") or (kind == "int" and converted != float(value)):
+            raise ValueError
+        return converted
+    except (TypeError, ValueError):
+        raise ValueError(f"run.{key} is {value!r}; it must be of type {kind}.") from None
+
+
+def resolve_device(name: str, index: int = 0) -> torch.device:
+    """Turn ``run.device`` (cpu, cuda, or auto: cuda where there is one) into a torch device, CUDA's with an index.
 
     Raises:
         ValueError: an unknown device, or CUDA on a machine that has none.
@@ -222,8 +221,72 @@ def resolve_device(name: str, index: int = 0) -> torch.device:
     return torch.device("cuda", index) if device == torch.device("cuda") else device
 
 
-def _upgrade(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The section in plain Python with today's keys."""
+# ----------------------------------------------------------------------------------------------- train_dataset_ratios
+
+
+def check_ratios(ratios: Any) -> None:
+    """Refuse what is neither None, nor a list of weights above 0, nor such weights by the data sets' names.
+
+    Raises:
+        ValueError: names the wrong weight.
+    """
+    if ratios is None:
+        return
+    if isinstance(ratios, str) or not isinstance(ratios, Mapping | Sequence) or not ratios:
+        raise ValueError(
+            f"{RATIOS} is {ratios!r}; it must be a list with a weight for each data set that is trained on, "
+            "or a mapping from their names to weights."
+        )
+    named = ratios.items() if isinstance(ratios, Mapping) else enumerate(ratios, start=1)
+    for name, value in named:
+        if _weight(value) is None:
+            raise ValueError(
+                f"{RATIOS}: the weight of {name} is {value!r}; it must be a number above 0. To leave a data set out, "
+                "take it out of the section datasets."
+            )
+
+
+def ratio_weights(ratios: Any, names: Sequence[str]) -> list[Fraction]:
+    """The weight of each data set, exactly as written: 0.1 is a tenth.
+
+    Args:
+        ratios: a list of weights, or {builder's name: weight}.
+        names: the data sets that are trained on, in the order of the YAML.
+
+    Raises:
+        ValueError: an unknown name, or not exactly one weight for each data set.
+    """
+    if isinstance(ratios, Mapping):
+        check_keys(ratios, names, RATIOS)
+        lacking = [name for name in names if name not in ratios]
+        if lacking:
+            raise ValueError(f"{RATIOS} has no weight for {', '.join(lacking)}, although run trains on it.")
+        ratios = [ratios[name] for name in names]
+    if len(ratios) != len(names):
+        raise ValueError(
+            f"{RATIOS} has {len(ratios)} weights for {len(names)} data sets that are trained on: {', '.join(names)}."
+        )
+    return [weight for weight in map(_weight, ratios) if weight is not None]
+
+
+def _weight(value: Any) -> Fraction | None:
+    """The number as written; None if it is none, or not above 0."""
+    try:
+        weight = Fraction(str(value))  # YAML reads 1e-1 as text
+    except (ValueError, ZeroDivisionError):
+        return None
+    return weight if weight > 0 else None
+
+
+# -------------------------------------------------------------------------------------------- keys of release 0.1
+
+
+def upgrade_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a ``run:`` section of release 0.1 to today's keys, in plain Python.
+
+    Raises:
+        ValueError: a removed option is in use.
+    """
     section = plain(run)
     if section.get("checkpoint_format") == "shards":
         raise ValueError(
@@ -233,26 +296,53 @@ def _upgrade(run: Mapping[str, Any]) -> dict[str, Any]:
     return upgrade_keys(section, {}, RunOptions.REMOVED_KEYS, "run")
 
 
-def _is_installed(package: str) -> bool:
-    spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None  # a folder of that name in the current directory has no origin
+def upgrade_project(project: Any, arch: str | None = None) -> Any:
+    """Bring the model and data sets of a project of release 0.1 to today's keys, with a warning for each old one.
+
+    This is done to the project YAML and to each ``--options`` before they are merged with each other and with the
+    packaged defaults. So the later value of an option counts, whether its key is an old or a new one.
+
+    Args:
+        project: an OmegaConf mapping with any of the roots; without old keys it is returned itself.
+        arch: the model's registered name, where the project does not say.
+
+    Raises:
+        ValueError: a removed option is in use.
+    """
+    content = OmegaConf.to_container(project, resolve=False)
+    if not isinstance(content, dict):
+        return project
+    model, datasets = content.get("model"), content.get("datasets")
+    upgraded: dict[Any, Any] = {}
+    if isinstance(model, dict) and (cls := _options_class(registry.get_model_class, model.get("arch", arch))):
+        upgraded["model"] = upgrade_section(cls, model, "model")
+    if isinstance(datasets, dict):
+        upgraded["datasets"] = {
+            name: upgrade_section(cls, section, f"datasets.{name}")
+            if isinstance(section, dict) and (cls := _options_class(registry.get_builder_class, name))
+            else section
+            for name, section in datasets.items()
+        }
+    return project if content == content | upgraded else OmegaConf.create(content | upgraded)
 
 
-def _convert(key: str, kind: Any, value: Any) -> Any:
-    """Bring a YAML value to the field's type: YAML reads ``1e-4`` as text, and a list where a tuple is meant."""
-    simple: dict[str, type] = {"int": int, "float": float, "str": str}
+def stored_project(config: Any) -> Any:
+    """The project that a checkpoint holds, in today's keys; without warnings, since nobody can edit a checkpoint.
+
+    Raises:
+        ValueError: it uses a removed option.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        project = upgrade_project(OmegaConf.create(config))
+        if project.get("run") is not None:
+            project.run = upgrade_run(project.run)
+    return project
+
+
+def _options_class(get: Callable[[str], Any], name: Any) -> Any:
+    """The options dataclass of a registered model or builder; None where it has none or is unknown."""
     try:
-        if str(kind).startswith("tuple"):
-            return (value,) if isinstance(value, str) else tuple(value or ())
-        if kind in simple and not isinstance(value, bool):
-            number = simple[kind](value)
-            if kind == "int" and number != float(value):
-                raise ValueError
-            return number
-        if kind == "bool" and not isinstance(value, bool):
-            raise ValueError
-        if kind in simple:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ValueError(f"run.{key} is {value!r}; it must be of type {kind}.") from None
-    return value
+        return getattr(get(name), "options_cls", None)
+    except KeyError:
+        return None  # build_config names what is unknown

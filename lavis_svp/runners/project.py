@@ -21,9 +21,10 @@ from torch.backends import cudnn
 
 from lavis_svp.common.checkpoints import load_trained_state, newest_checkpoint, read_checkpoint
 from lavis_svp.common.options import check_keys
+from lavis_svp.models.config import parse_model_options
 from lavis_svp.runners.deepspeed_config import read_config
 from lavis_svp.runners.distributed import seed_all
-from lavis_svp.runners.options import resolve_device, with_defaults
+from lavis_svp.runners.options import resolve_device, stored_project, upgrade_project, with_defaults
 from lavis_svp.runners.runner_svp import RunnerSVP
 from lavis_svp.vision.feature_cache import attach_precomputed, precompute_features
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor
@@ -51,23 +52,20 @@ class ProjectConfig(Config):
 
 
 def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
-    """Read a project YAML and lay the options over it.
+    """Read a project YAML and lay the options over it; keys of release 0.1 become today's, with a warning.
 
     Args:
         cfg_path: relative to the current directory, or absolute.
         options: ``run.x=1 model.y=2``, or, as LAVIS also takes them, ``run.x 1 model.y 2``.
 
-    Returns:
-        An OmegaConf mapping with the roots model, datasets, run.
-
     Raises:
         FileNotFoundError: no such YAML.
-        ValueError: options that cannot be read, or a root that is unknown or missing.
+        ValueError: options that cannot be read, a root that is unknown or missing, or a removed option in use.
     """
     path = Path(cfg_path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration at {path} (current directory: {Path.cwd()}).")
-    project: Any = OmegaConf.load(path)
+    project: Any = upgrade_project(OmegaConf.load(path))
     for option in dot_list(options):
         project = apply_option(project, option)
     check_keys(project, ROOTS, f"the roots of {path}")
@@ -80,14 +78,7 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
 
 
 def apply_option(project: Any, option: str) -> Any:
-    """Lay one option over a project: mappings are merged, and a list takes a mapping's place or the other way round.
-
-    Args:
-        project: an OmegaConf mapping.
-        option: ``key=value``, the key with dots.
-
-    Returns:
-        The project with the option's value.
+    """Return the project with one ``key=value``: mappings are merged, and a list and a mapping replace each other.
 
     Raises:
         ValueError: the key goes through a value that has no such keys, as ``run.test_splits.val`` goes through a list.
@@ -95,6 +86,9 @@ def apply_option(project: Any, option: str) -> Any:
     key = option.partition("=")[0]
     try:
         change = OmegaConf.from_dotlist([option])
+        upgraded = upgrade_project(change, OmegaConf.select(project, "model.arch"))
+        if upgraded is not change:
+            return OmegaConf.merge(project, upgraded)
         old = OmegaConf.select(project, key, throw_on_resolution_failure=False)
         new = OmegaConf.select(change, key, throw_on_resolution_failure=False)
         containers = OmegaConf.is_config(old) and OmegaConf.is_config(new)
@@ -123,16 +117,14 @@ def dot_list(options: Sequence[str]) -> list[str]:
 
 
 def build_config(project: Any) -> ProjectConfig:
-    """Make LAVIS's Config: the default YAMLs of the model's and the data sets' types under the project's own values.
+    """Make LAVIS's Config: the default YAMLs of the model's and the data sets' types under the values of a project.
 
     The ``run:`` section is checked and its defaults are filled in.
 
-    Args:
-        project: the result of :func:`read_project`.
-
     Raises:
         KeyError: an unknown model, model type, data set, data set type, task or runner; lists the known ones.
-        ValueError: an unknown key in ``run:``, an impossible value, or a runner of LAVIS's for svp_ris.
+        ValueError: an unknown key in ``run:`` or in the model section of svp_ris, an impossible value, a removed option
+            in use, or a runner of LAVIS's for svp_ris.
     """
     if not project.model.get("arch") or not project.model.get("model_type"):
         raise ValueError("The model section needs arch (a registered model) and model_type (one of its types).")
@@ -151,7 +143,10 @@ def build_config(project: Any) -> ProjectConfig:
     device = resolve_device(run["device"])
     if run["device"] == "auto":
         run["device"] = device.type
-    return ProjectConfig(project, run)
+    config = ProjectConfig(project, run)
+    if project.model.arch == "svp_ris":
+        parse_model_options(config.model_cfg)  # a wrong key is an error before any data are made
+    return config
 
 
 def config_to_evaluate(
@@ -181,8 +176,9 @@ def config_to_evaluate(
     elif path is None:
         raise ValueError("Name a project YAML, a checkpoint, or both.")
     else:
-        stored = OmegaConf.create(read_checkpoint(path)["config"])
-        project = OmegaConf.merge(stored, OmegaConf.from_dotlist(dot_list(options)))
+        project = stored_project(read_checkpoint(path)["config"])
+        for option in dot_list(options):
+            project = apply_option(project, option)
     project.run.evaluate = True
     if path is None and project.run.get("output_dir"):
         path = newest_checkpoint(Path(project.run.output_dir))
@@ -197,10 +193,8 @@ def weights_from_checkpoint(project: Any) -> None:
     """Have the model built without the weights that ``model.pretrained`` and ``model.finetuned`` name.
 
     This is for a model that is about to get a checkpoint, which holds all of them: an earlier stage's folder need not
-    exist any more. Models whose class does not declare ``CHECKPOINTS_ARE_WHOLE`` still load the named weights.
-
-    Args:
-        project: the result of :func:`read_project`; changed in place.
+    exist any more. Models whose class does not declare ``CHECKPOINTS_ARE_WHOLE`` still load the named weights. The
+    project is changed in place.
     """
     model = registry.get_model_class(project.model.arch)
     if getattr(model, "CHECKPOINTS_ARE_WHOLE", False):
@@ -208,13 +202,9 @@ def weights_from_checkpoint(project: Any) -> None:
 
 
 def build_runner(config: Any) -> Any:
-    """Join the processes, seed, and build the task, the data sets, the model and the runner that the config names.
+    """Join the processes, seed, and build the task, the data sets, the model and the LAVIS runner of a configuration.
 
-    Args:
-        config: the result of :func:`build_config`.
-
-    Returns:
-        A LAVIS runner; its output folder is ``run.output_dir`` itself, so that the same command finds it again.
+    The output folder is ``run.output_dir`` itself, so that the same command finds it again.
     """
     run = config.run_cfg
     dist_utils.init_distributed_mode(run)
@@ -237,10 +227,6 @@ def prepare_features(model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> N
     With ``model.cache_features`` they are computed for every image that is not stored yet. Without it, superpixels and
     features that came with the data are used all the same, once they are checked.
 
-    Args:
-        model: ``extractor`` and ``options.cache_features`` of svp_ris are read; other models are passed over.
-        datasets: {name: {split: data set}}.
-
     Raises:
         ValueError: the features that came with the data are not those of this model.
     """
@@ -251,12 +237,7 @@ def prepare_features(model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def runner_with_weights(config: Any, checkpoint: Path | None) -> Any:
-    """Build the runner and put a checkpoint's weights into its model.
-
-    Args:
-        config: of :func:`config_to_evaluate`.
-        checkpoint: likewise.
-    """
+    """Build the runner and put a checkpoint's weights into its model; both are from :func:`config_to_evaluate`."""
     runner = build_runner(config)
     if checkpoint is None:
         model = config.model_cfg

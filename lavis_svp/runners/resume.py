@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lavis_svp.common import checkpoints
+from lavis_svp.common.options import plain
+from lavis_svp.common.paths import write_whole
 from lavis_svp.runners.distributed import from_main, is_main, wait_for_all
-from lavis_svp.runners.options import RunOptions
+from lavis_svp.runners.options import RunOptions, stored_project
 
 HARMLESS = (
     "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "keep_checkpoints", "eval_every",
@@ -22,17 +24,10 @@ HARMLESS = (
 
 
 def find_start(folder: Path, options: RunOptions) -> Path | None:
-    """Clean up the run's folder and choose the checkpoint to continue from; the same in every process.
+    """Clean up the run's output folder and choose the checkpoint to continue from, in all processes; None for a new run.
 
     ``run.resume: auto`` takes the folder's newest checkpoint. A named checkpoint of this folder is taken, and newer
     ones are set aside. One from elsewhere starts a run, which later continues with its own checkpoints.
-
-    Args:
-        folder: the run's output folder.
-        options: the run section.
-
-    Returns:
-        The checkpoint; None for a new run.
 
     Raises:
         FileNotFoundError: ``run.resume`` names a file that does not exist.
@@ -67,11 +62,7 @@ def _warn_of_move(folder: Path, target: Path | None, content: str) -> None:
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that training can continue from.
-
-    Raises:
-        WrongCheckpointError: it holds weights, but not the rest that a training needs.
-    """
+    """Read a checkpoint; a WrongCheckpointError if it holds weights, but not the rest that a training needs."""
     contents = checkpoints.read_checkpoint(path)
     lacking = [key for key in checkpoints.KEYS if key not in contents]
     if lacking:
@@ -83,13 +74,8 @@ def read_resumable(path: Path) -> dict[str, Any]:
 
 
 def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn about settings that differ from the checkpoint's: the run goes on, but is not the run it was.
-
-    Args:
-        before: the configuration in the checkpoint.
-        now: the present one.
-    """
-    old, new = _flat(before), _flat(now)
+    """Warn about settings that differ from those in the checkpoint: the run goes on, but is not the run it was."""
+    old, new = _flat(plain(stored_project(before))), _flat(now)
     ignored = {f"run.{key}" for key in HARMLESS}
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key) and key not in ignored:
@@ -117,7 +103,7 @@ class ResultStore:
         self._folder = folder
 
     def path(self, split: str, iters: int) -> Path:
-        """Return the file of a split's metrics after a number of optimizer steps."""
+        """The file of a split's metrics after a number of optimizer steps."""
         return self._folder / f"metrics_{split}_{iters}.json"
 
     def read(self, split: str, iters: int) -> dict[str, Any] | None:
@@ -127,13 +113,10 @@ class ResultStore:
 
     def write(self, split: str, iters: int, metrics: Mapping[str, Any]) -> None:
         """Record a finished evaluation."""
-        path = self.path(split, iters)
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
+        with write_whole(self.path(split, iters)) as draft, open(draft, "w", encoding="utf-8") as file:
             json.dump(dict(metrics), file, indent=1, default=float)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def best(self, split: str, until: int) -> tuple[float, int] | None:
         """Return the highest ``agg_metrics`` of a split and its step, the earliest of equals; None without any.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from lavis.common.registry import registry
+from torch import nn
 
 from lavis_svp.common import checkpoints
-from lavis_svp.runners.deepspeed_config import (
-    engine_config,
-    read_config,
-)
+from lavis_svp.runners.deepspeed_config import engine_config, read_config
 from lavis_svp.runners.deepspeed_engine import (
     adamw_state,
     broadcast_buffers,
@@ -26,10 +27,9 @@ from lavis_svp.runners.deepspeed_engine import (
     set_full_weight,
 )
 from lavis_svp.runners.distributed import is_main
-from lavis_svp.runners.meter import TrainingMeter
-from lavis_svp.runners.optimizer import build_optimizer, check_groups
+from lavis_svp.runners.optimizer import Stepper, build_optimizer, check_same_groups, split_losses
 from lavis_svp.runners.runner_svp import RunnerSVP
-from lavis_svp.runners.train_step import EngineStepper
+from lavis_svp.runners.training_log import TrainingMeter
 
 
 @registry.register_runner("runner_deepspeed")
@@ -46,13 +46,7 @@ class RunnerDeepSpeed(RunnerSVP):
 
     Children that the model names in ``replicated_modules`` (the frozen encoders) stay outside of the engine; those in
     ``unsharded_modules`` are trained by it, but ZeRO-3 does not shard their weights (their optimizer state it does).
-
-    Args:
-        cfg: as for RunnerSVP.
-        task: as for RunnerSVP.
-        model: as for RunnerSVP; may offer these two and ``parameters_read_outside()``.
-        datasets: as for RunnerSVP.
-        job_id: as for RunnerSVP.
+    The model may also offer ``parameters_read_outside()``.
 
     Raises:
         ImportError: no deepspeed.
@@ -82,7 +76,7 @@ class RunnerDeepSpeed(RunnerSVP):
         """The groups as they were before the engine took the parameters; see RunnerSVP."""
         return self._groups
 
-    def make_stepper(self, meter: TrainingMeter) -> EngineStepper:
+    def make_stepper(self, meter: TrainingMeter) -> Stepper:
         """Build the object that does the optimizer steps."""
         return EngineStepper(self.task, self.engine, self.optimizer, None, self.device, self.options, meter)
 
@@ -107,7 +101,7 @@ class RunnerDeepSpeed(RunnerSVP):
     def restore(self, contents: Mapping[str, Any], path: Path) -> None:
         """Continue from a checkpoint of any runner, ZeRO stage and number of processes; see RunnerSVP."""
         self._set_weights(contents["model"], path)
-        check_groups({"param_groups": self._groups}, contents["optimizer"], path)
+        check_same_groups({"param_groups": self._groups}, contents["optimizer"], path)
         restore_adamw(self.engine, contents["optimizer"])
 
     @torch.no_grad()
@@ -135,3 +129,76 @@ class RunnerDeepSpeed(RunnerSVP):
             else:
                 buffers[name].copy_(value)
         regather_persistent(self.engine)
+
+
+class EngineStepper(Stepper):
+    """Does optimizer steps as :class:`~lavis_svp.runners.optimizer.Stepper` does, with the engine's own machinery.
+
+    The engine divides by the number of micro-batches, exchanges gradients, clips and updates; seeds, batches and
+    learning rates come from the base class. ``model`` is the engine.
+
+    With ``run.find_unused_parameters``, gradients are exchanged once per step, in the order of the parameters, and a
+    parameter that a process's batches did not use counts with a gradient of zero. Without it ZeRO exchanges during
+    backward, in the order in which gradients come: fewer whole gradients in memory, but wrong, without any error, as
+    soon as one process's batch skips a part of the model that another one's batch uses (an expression without a target
+    has no mask). Under ZeRO-3 a model has to run all its parts in every batch, since processes gather weights together.
+    """
+
+    model: Any
+
+    def step(self, step: int, batches: Iterator[Any]) -> float:
+        """Do one optimizer step; see :meth:`Stepper.step`."""
+        self.set_learning_rates(step)
+        last = self.options.accum_grad_iters - 1
+        with self._exchange_once():
+            for micro_step in range(last + 1):
+                samples = self.next_samples(batches, step, micro_step)
+                self.model.set_gradient_accumulation_boundary(micro_step == last)
+                with self.meter.timer.section("forward"):
+                    loss, losses = split_losses(self.task.train_step(model=self.model, samples=samples))
+                with self.meter.timer.section("backward"):
+                    self.model.backward(loss)
+                self.meter.add(losses)
+        self.model.set_gradient_accumulation_boundary(True)
+        with self.meter.timer.section("update"):
+            norm = self._update()
+        self.count_skipped(step, norm)
+        return norm
+
+    @cached_property
+    def _trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.module.parameters() if parameter.requires_grad]
+
+    def _update(self) -> float:
+        """Clip and update; stage 0 drives a plain optimizer, which neither measures nor skips what is not finite."""
+        if not isinstance(self.model.optimizer, torch.optim.Optimizer):
+            self.model.step()
+            norm = self.model.get_global_grad_norm()
+            return float("nan") if norm is None else float(norm)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None]))
+        if math.isfinite(norm):
+            self.model.step()
+        else:
+            self.model.zero_grad()
+        return norm
+
+    @contextmanager
+    def _exchange_once(self) -> Iterator[None]:
+        """Exchange gradients at the end of the block, in the order of the parameters, where the engine can do so."""
+        if not self.options.find_unused_parameters or not hasattr(self.model.optimizer, "_coalesce_grad_reduction"):
+            yield
+            return
+        with self.model.coalesce_grad_reduction():
+            yield
+            for parameter in self._trainable:
+                if parameter.grad is None and getattr(parameter, "grad_accum", None) is None:
+                    _set_zero_gradient(parameter)
+
+
+def _set_zero_gradient(parameter: nn.Parameter) -> None:
+    """Give a parameter a gradient of zeros in its whole shape, also where ZeRO-3 has taken its values away."""
+    shape, taken = getattr(parameter, "ds_shape", parameter.shape), parameter.data
+    zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    parameter.data = zeros  # torch takes a gradient of the parameter's present shape only
+    parameter.grad = zeros
+    parameter.data = taken

@@ -18,12 +18,24 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_svp.common import checkpoints
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order
 from lavis_svp.runners.distributed import from_main, is_main, seed_all, wait_for_all
-from lavis_svp.runners.meter import TrainingMeter
-from lavis_svp.runners.optimizer import build_optimizer, check_groups, learning_rates
+from lavis_svp.runners.optimizer import (
+    Stepper,
+    autocast,
+    build_optimizer,
+    build_scaler,
+    check_same_groups,
+    learning_rates,
+)
 from lavis_svp.runners.options import read_options, resolve_device
 from lavis_svp.runners.resume import ResultStore, find_start, read_resumable, warn_of_changes
-from lavis_svp.runners.train_step import Stepper, autocast, build_scaler
-from lavis_svp.runners.training_log import Loggers, TrainingLog, build_loggers, report_parameters, write_line
+from lavis_svp.runners.training_log import (
+    Loggers,
+    TrainingLog,
+    TrainingMeter,
+    build_loggers,
+    report_parameters,
+    write_line,
+)
 
 CHOOSING_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
 
@@ -45,9 +57,9 @@ class RunnerSVP(RunnerBase):
 
     Args:
         cfg: LAVIS's Config.
-        task: a LAVIS task; ``train_step`` returns a loss or (loss, losses by name); its ``drawn_images``, if any,
-            are the image files that its last evaluation wrote.
-        model: a LAVIS model; may offer ``get_optimizer_params(run_cfg)`` and ``checkpoint_state()``.
+        task: ``train_step`` returns a loss or (loss, losses by name); its ``drawn_images``, if any, are the image files
+            that its last evaluation wrote.
+        model: may offer ``get_optimizer_params(run_cfg)`` and ``checkpoint_state()``.
         datasets: {name: {split: map-style data set}}, as ``task.build_datasets`` returns.
         job_id: sub-folder of ``output_dir``; empty for none.
 
@@ -68,7 +80,6 @@ class RunnerSVP(RunnerBase):
         self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
         self.loggers = Loggers()  # none to only evaluate
-        self._scaler: torch.amp.GradScaler | None = None
         self._place_model()
 
     def _place_model(self) -> None:
@@ -85,8 +96,6 @@ class RunnerSVP(RunnerBase):
             )
         self._optimizer = build_optimizer(model, self.options, self.config.run_cfg)
         self._scaler = build_scaler(self.device, self.options)
-
-    # ---------------------------------------------------------------------------------------------- parts
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +118,6 @@ class RunnerSVP(RunnerBase):
         return self._model
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over the model's groups; only a training has one."""
-        return self._optimizer
-
-    @property
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups with the names of their parameters and their peak learning rates."""
         return self.optimizer.param_groups
@@ -132,20 +136,20 @@ class RunnerSVP(RunnerBase):
     # ------------------------------------------------------------------------------------------ training
 
     def train(self) -> dict[str, Any]:
-        """Train, evaluate, test; or only evaluate, with ``run.evaluate``.
-
-        Returns:
-            {split: metrics} of ``valid_splits`` and ``test_splits`` at the end.
-        """
+        """Train, evaluate, test; or only evaluate, with ``run.evaluate``; return {split: metrics} at the end."""
         start = time.time()
-        self.log_config()
+        write_line(self.output_dir, {"config": self.config.to_dict()})
         if self.options.evaluate:
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
         self.start_iters = self.iters = self._resume()
         self.loggers = build_loggers(self.options, self.output_dir, self.start_iters, self.config.to_dict())
         if self.start_iters < self.max_iters:
             report_parameters(self.bare_model, self.parameter_groups, self.output_dir)
-            self._call_before_training()
+            model: Any = self.bare_model
+            if hasattr(self.task, "before_training"):  # a hook of LAVIS's main branch, for the task or else the model
+                self.task.before_training(model, self.datasets)
+            elif hasattr(model, "before_training"):
+                model.before_training(dataset=self.datasets, task_type=type(self.task))
             self._train_from(self.start_iters)
         else:
             logging.info("All %d steps are done already; nothing is left to train.", self.max_iters)
@@ -196,14 +200,6 @@ class RunnerSVP(RunnerBase):
         every = self.options.save_every
         return done == self.max_iters or done % self.iters_per_inner_epoch == 0 or bool(every and done % every == 0)
 
-    def _call_before_training(self) -> None:
-        """Let the task, or else the model, prepare (LAVIS's main branch has this hook, the wheel has not)."""
-        model: Any = self.bare_model
-        if hasattr(self.task, "before_training"):
-            self.task.before_training(model, self.datasets)
-        elif hasattr(model, "before_training"):
-            model.before_training(dataset=self.datasets, task_type=type(self.task))
-
     # ------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, cur_epoch: Any = "best", skip_reload: bool = False) -> dict[str, Any]:
@@ -212,9 +208,6 @@ class RunnerSVP(RunnerBase):
         Args:
             cur_epoch: kept for LAVIS; the tasks get the step of the weights instead.
             skip_reload: True evaluates the present weights, False those of checkpoint_best.
-
-        Returns:
-            {split: metrics}.
         """
         if not skip_reload:
             self._load_best()
@@ -226,11 +219,8 @@ class RunnerSVP(RunnerBase):
 
         Args:
             split_name: the split.
-            cur_epoch: passed on to the task, which writes it to its metrics.
+            cur_epoch: for the task, which writes it to its metrics.
             skip_reload: kept for LAVIS; nothing is reloaded here.
-
-        Returns:
-            The result of ``task.after_evaluation``.
         """
         loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled)
         model = self.bare_model
@@ -281,21 +271,17 @@ class RunnerSVP(RunnerBase):
 
     def _keep_if_best(self, metrics: dict[str, Any] | None) -> dict[str, Any] | None:
         """Save the weights if they are the best so far: the main process decides, all of them save together."""
-        choice = from_main(self._best_with(metrics) if is_main() and metrics is not None else None)
-        if choice is None:
-            return metrics
-        if choice[1] == self.iters:
+        best_iters = from_main(self._best_step(metrics) if is_main() and metrics is not None else None)
+        if best_iters == self.iters:
             self._save_checkpoint(self.iters, is_best=True)
-        return None if metrics is None else {**metrics, "best_iters": choice[1]}
+        return None if metrics is None else {**metrics, "best_iters": best_iters}
 
-    def _best_with(self, metrics: dict[str, Any]) -> tuple[float, int]:
-        """The best score of the choosing split so far, these metrics included, and its step."""
+    def _best_step(self, metrics: dict[str, Any]) -> int:
+        """The step with the best score of the choosing split so far, these metrics included."""
         if "agg_metrics" not in metrics:
             raise ValueError(f"The task's after_evaluation gave no 'agg_metrics', only: {', '.join(metrics)}.")
         best = self.results.best(CHOOSING_SPLIT, self.iters - 1)
-        if best is None or metrics["agg_metrics"] > best[0]:
-            return float(metrics["agg_metrics"]), self.iters
-        return best
+        return self.iters if best is None or metrics["agg_metrics"] > best[0] else best[1]
 
     # ------------------------------------------------------------------------------------------ checkpoints, log
 
@@ -309,17 +295,13 @@ class RunnerSVP(RunnerBase):
         self.load_checkpoint(self.output_dir / checkpoints.BEST)
 
     def restore(self, contents: Mapping[str, Any], path: Path) -> None:
-        """Continue from a checkpoint: weights, optimizer, loss scale.
-
-        Args:
-            contents: the checkpoint's.
-            path: its place, for messages.
+        """Continue from the contents of the checkpoint at ``path``: weights, optimizer, loss scale.
 
         Raises:
             WrongCheckpointError: it is of another model, or of other parameter groups.
         """
         checkpoints.load_trained_state(self.bare_model, contents["model"], path)
-        check_groups(self.optimizer.state_dict(), contents["optimizer"], path)
+        check_same_groups(self.optimizer.state_dict(), contents["optimizer"], path)
         self.optimizer.load_state_dict(contents["optimizer"])
         if self.scaler and contents["scaler"]:
             self.scaler.load_state_dict(contents["scaler"])
@@ -335,14 +317,10 @@ class RunnerSVP(RunnerBase):
         }
 
     def _save_checkpoint(self, cur_iters: int, is_best: bool = False) -> None:
-        """Write a checkpoint; every process must call this, since a sharded state is put together by all."""
+        """Write a checkpoint; every process must call this, since all of them put a sharded state together."""
         state = self.training_state()
         if not is_main():
             return
         path = self.output_dir / (checkpoints.BEST if is_best else f"checkpoint_{cur_iters}.pth")
         checkpoints.save_checkpoint(path, {**state, "config": self.config.to_dict(), "iters": cur_iters})
         checkpoints.prune_checkpoints(self.output_dir, self.options.keep_checkpoints)
-
-    def log_config(self) -> None:
-        """Write the configuration to log.txt, on one line."""
-        write_line(self.output_dir, {"config": self.config.to_dict()})

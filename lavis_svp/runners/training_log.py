@@ -1,81 +1,221 @@
-"""The log of a training: the progress bar and log.txt, TensorBoard and Weights & Biases, the table of parameters."""
+"""The log of a training: measurements, the progress bar and log.txt, TensorBoard and W&B, the table of parameters."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import io
 import json
 import logging
 import re
+import resource
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lavis_svp.common.checkpoints import TENSORBOARD, WANDB_ID
-from lavis_svp.runners.distributed import is_main
-from lavis_svp.runners.meter import TrainingMeter
+from lavis_svp.runners.distributed import gather, is_main
 from lavis_svp.runners.options import RunOptions, log_targets
 
+CPU = torch.device("cpu")
+GIGABYTE = 1e9
+KILOBYTE = 1024  # the unit of ru_maxrss on Linux
 SHOWN = ("lr", "grad_norm", "images_per_second")  # in the progress bar, with the losses
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
+WIDTH = 110  # columns of the table of parameters
+
+
+# ---------------------------------------------------------------------- the measurements between two lines of the log
+
+
+class TrainingMeter:
+    """Collects losses, statistics, times and counts on each process; :meth:`collect` joins them over all processes.
+
+    Attributes:
+        timer: sections of a step are timed with ``with meter.timer.section("forward"):``.
+
+    Args:
+        device: where the model is.
+        sync_timing: on CUDA, wait for the device at the end of each timed section.
+    """
+
+    def __init__(self, device: torch.device = CPU, sync_timing: bool = False) -> None:
+        waits = sync_timing and device.type == "cuda"
+        self.timer = StepTimer(partial(torch.cuda.synchronize, device) if waits else None)
+        self._device = device
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._images = self._expressions = 0
+        self._skipped = 0  # since this process started
+        self._named: set[str] = set()
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Take the losses and statistics of a micro-batch; tensors stay on their device until :meth:`collect`."""
+        for name, value in values.items():
+            tensor = torch.as_tensor(value).detach().float()
+            self._sums[name] = self._sums[name] + tensor if name in self._sums else tensor
+            self._counts[name] += 1
+
+    def count(self, samples: Mapping[str, Any], skipped: Iterable[str] = ()) -> None:
+        """Count a micro-batch, and the broken samples that the loader left out; each is named once, in a warning."""
+        images, expressions = batch_counts(samples)
+        self._images += images
+        self._expressions += expressions
+        for name in skipped:
+            self._skipped += 1
+            if name not in self._named:
+                self._named.add(name)
+                logging.warning("Skipped a broken sample: %s", name)
+
+    def collect(self, steps: int) -> dict[str, float]:
+        """Join everything since the last call, and start over. All processes must call it together.
+
+        Args:
+            steps: optimizer steps since the last call.
+
+        Returns:
+            The same in every process: the means of the added values, over micro-batches and processes;
+            ``images_per_second`` and ``expressions_per_second`` of all processes, over the timed sections alone;
+            ``time_<section>``: seconds per step, mean over the processes; ``memory_gb``: the most of any process;
+            ``skipped_samples``: of all processes, since they started.
+        """
+        mine = {
+            "sums": {name: (total.item(), self._counts[name]) for name, total in self._sums.items()},
+            "seconds": self.timer.take(),
+            "images": self._images,
+            "expressions": self._expressions,
+            "skipped": self._skipped,
+            "memory": peak_memory(self._device),
+        }
+        self._sums, self._counts = {}, defaultdict(int)
+        self._images = self._expressions = 0
+        everyone = gather(mine)
+        sums = [one["sums"] for one in everyone]
+        means = {
+            name: sum(one[name][0] for one in sums if name in one) / sum(one[name][1] for one in sums if name in one)
+            for name in sorted({name for one in sums for name in one})
+        }
+        sections = dict.fromkeys(name for one in everyone for name in one["seconds"])
+        seconds = {name: sum(one["seconds"].get(name, 0.0) for one in everyone) / len(everyone) for name in sections}
+        worked = sum(seconds.values())
+        totals = {name: sum(one[name] for one in everyone) for name in ("images", "expressions")}
+        return {
+            **means,
+            **{f"{name}_per_second": total / worked for name, total in totals.items() if total and worked},
+            **{f"time_{name}": value / max(1, steps) for name, value in seconds.items()},
+            "memory_gb": max(one["memory"] for one in everyone),
+            "skipped_samples": sum(one["skipped"] for one in everyone),
+        }
+
+
+class StepTimer:
+    """Adds up seconds by section, on the host's clock.
+
+    CUDA works behind the host's back: a section's seconds are then those in which the host queued its work, and the
+    device's time shows where the host waits for it (usually in ``update``, which reads the gradient's norm). With
+    ``synchronise`` every section waits for the device, which gives true times and slows training down.
+
+    Args:
+        synchronise: waits until the device has finished its queue; None = the timer does not wait.
+    """
+
+    def __init__(self, synchronise: Callable[[], None] | None = None) -> None:
+        self._synchronise = synchronise
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Count the time of this block as ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._synchronise is not None:
+                self._synchronise()
+            self._seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds by section since the last call; starts over."""
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return seconds
+
+
+def batch_counts(samples: Mapping[str, Any]) -> tuple[int, int]:
+    """Images and expressions of a batch.
+
+    ``text_input`` gives both: one entry an image, which is an expression or a list of them. A batch without it has as
+    many images as its first tensor or list has entries, and no expressions.
+    """
+    if "text_input" in samples:
+        texts = samples["text_input"]
+        return len(texts), sum(1 if isinstance(text, str) else len(text) for text in texts)
+    sized = (value for value in samples.values() if isinstance(value, list) or (torch.is_tensor(value) and value.ndim))
+    return len(next(sized, ())), 0
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in GB (1e9 bytes).
+
+    On CUDA the maximum that torch's allocator gave out since the last call; otherwise the largest resident set of
+    this process so far.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / GIGABYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTE / GIGABYTE
+
+
+# ------------------------------------------------------------------------------------------ progress bar and log.txt
 
 
 class TrainingLog:
-    """Writes log.txt (JSON lines) and shows progress; only the main process does either.
+    """Writes log.txt (JSON lines) and shows progress from step ``first`` to ``last``, in the main process alone.
 
-    Args:
-        folder: the run's output folder.
-        first: the step that training starts at.
-        last: the step that it ends before.
-        loggers: take the same numbers.
+    The loggers take the same numbers.
     """
 
     def __init__(self, folder: Path, first: int, last: int, loggers: Loggers) -> None:
         self._folder = folder
         self._loggers = loggers
         self._since = (time.perf_counter(), first)
-        self._bar = tqdm(
-            initial=first,
-            total=last,
-            desc="train",
-            unit="step",
-            disable=not is_main(),
-            dynamic_ncols=True,
-            mininterval=1,
-        )
+        looks = {"desc": "train", "unit": "step", "dynamic_ncols": True, "mininterval": 1}
+        self._bar = tqdm(initial=first, total=last, disable=not is_main(), **looks)
 
     def step(self) -> None:
         """Count one optimizer step."""
         self._bar.update()
 
     def line(self, step: int, meter: TrainingMeter, values: Mapping[str, float]) -> None:
-        """Log the state after ``step`` steps. All processes must call it together.
+        """Log the state after ``step`` optimizer steps. All processes must call it together.
 
         Args:
-            step: optimizer steps that are done.
+            step: counts the steps that are done.
             meter: holds the measurements since the last line.
             values: the learning rates, the gradient's norm.
         """
         since, first = self._since
-        steps = step - first
-        measured = meter.collect(steps)
+        measured = meter.collect(step - first)
         now = time.perf_counter()
         self._since = (now, step)
         # Wall time, with evaluations and saves between the steps; time_* and *_per_second are of the steps alone.
-        numbers = {**measured, **values, "seconds_per_iter": (now - since) / max(1, steps)}
-        write_line(
-            self._folder, {f"train_{name}": _rounded(value) for name, value in {"iters": step, **numbers}.items()}
-        )
+        numbers = {**measured, **values, "seconds_per_iter": (now - since) / max(1, step - first)}
+        rounded = {
+            name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()
+        }
+        write_line(self._folder, {f"train_{name}": value for name, value in {"iters": step, **rounded}.items()})
         self._loggers.scalars(step, "train", numbers)
         shown = {name: f"{value:.4g}" for name, value in numbers.items() if "loss" in name or name in SHOWN}
         self._bar.set_postfix(shown, refresh=False)
@@ -92,27 +232,7 @@ def write_line(folder: Path, values: Mapping[str, Any]) -> None:
             file.write(json.dumps(values, default=float) + "\n")
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
-
-
-class RunLogger(Protocol):
-    """Takes the numbers and images of a run.
-
-    Names are paths with ``/``, such as ``train/loss``; steps count optimizer steps.
-    """
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Take numbers."""
-
-    def images(self, step: int, images: Mapping[str, Path]) -> None:
-        """Take image files."""
-
-    def close(self) -> None:
-        """Write the rest and finish."""
+# ------------------------------------------------------------------------------------- TensorBoard, Weights & Biases
 
 
 class TensorBoardLogger:
@@ -156,6 +276,17 @@ class TensorBoardLogger:
         self._writer.close()
 
 
+def _after_older_files(folder: Path) -> bool:
+    """Whether there are event files; waits until a new one sorts after them, since their names hold whole seconds.
+
+    Readers take the files in the order of their names, and a purge mark only hides what they have read before.
+    """
+    starts = [int(match[1]) for path in folder.glob("events.*") if (match := EVENT_FILE.fullmatch(path.name))]
+    if starts and max(starts) == int(time.time()):
+        time.sleep(1 - time.time() % 1)
+    return bool(starts)
+
+
 class WandbLogger:
     """A run of Weights & Biases.
 
@@ -182,21 +313,21 @@ class WandbLogger:
         )
         self._newest = 0
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Send numbers."""
-        self._log(step, dict(values))
+        self._newest = max(self._newest, step)
+        self._run.log(dict(values), step=self._newest)
 
     def images(self, step: int, images: Mapping[str, Path]) -> None:
         """Send images."""
-        self._log(step, {name: self._wandb.Image(str(path)) for name, path in images.items()})
+        self.scalars(step, {name: self._wandb.Image(str(path)) for name, path in images.items()})
 
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
 
-    def _log(self, step: int, values: dict[str, Any]) -> None:
-        self._newest = max(self._newest, step)
-        self._run.log(values, step=self._newest)
+
+RunLogger = TensorBoardLogger | WandbLogger
 
 
 class Loggers:
@@ -217,13 +348,9 @@ class Loggers:
             logger.scalars(step, numbers)
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any], images: Iterable[Path]) -> None:
-        """Take the metrics of a split, and the files of the images that show some of its predictions.
+        """Take the metrics of a split, and the image files that show some of its predictions.
 
-        Args:
-            step: optimizer steps that the weights have seen.
-            split: becomes the section, ``<split>/<metric>`` and ``<split>/images/<file's stem>``.
-            metrics: numbers; other values are passed over.
-            images: image files.
+        They become ``<split>/<metric>`` and ``<split>/images/<file's stem>``; ``step`` is that of the weights.
         """
         self.scalars(step, split, {"iters": step, **metrics})
         drawn = {f"{split}/images/{path.stem}": path for path in images}
@@ -266,37 +393,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def _after_older_files(folder: Path) -> bool:
-    """Whether there are event files; waits until a new one sorts after them, since their names hold whole seconds.
-
-    Readers take the files in the order of their names, and a purge mark only hides what they have read before.
-    """
-    starts = [int(match[1]) for path in folder.glob("events.*") if (match := EVENT_FILE.fullmatch(path.name))]
-    if starts and max(starts) == int(time.time()):
-        time.sleep(1 - time.time() % 1)
-    return bool(starts)
-
-
-WIDTH = 110  # columns of the rendered table
+# -------------------------------------------------------------------------------------------- the table of parameters
 
 
 @dataclass
 class ParameterRow:
-    """One part of the model.
-
-    Args:
-        module: its name.
-        parameters: how many numbers it has.
-        trainable: how many of them train.
-        rates: peak learning rates of those, ascending.
-        dtypes: precisions its weights are stored in.
-    """
+    """One part of the model, and how many numbers it has."""
 
     module: str
     parameters: int = 0
     trainable: int = 0
-    rates: list[float] = field(default_factory=list)
-    dtypes: list[str] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)  # peak learning rates, ascending
+    dtypes: list[str] = field(default_factory=list)  # precisions that the weights are stored in
 
 
 def parameter_rows(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[ParameterRow]:
@@ -325,6 +433,10 @@ def parameter_rows(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> lis
     return list(rows.values())
 
 
+def _second_level(name: str) -> str:
+    return ".".join(name.split(".")[:-1][:2]) or name
+
+
 def render(rows: Iterable[ParameterRow]) -> str:
     """The rows and their total as a text table."""
     from rich.console import Console
@@ -349,18 +461,7 @@ def render(rows: Iterable[ParameterRow]) -> str:
 
 
 def report_parameters(model: nn.Module, groups: Iterable[Mapping[str, Any]], folder: Path) -> None:
-    """Show the table in the log, and write its rows as one JSON line to log.txt; nothing but in the main process.
-
-    Args:
-        model: see :func:`parameter_rows`.
-        groups: see :func:`parameter_rows`.
-        folder: the run's output folder.
-    """
+    """Show :func:`parameter_rows` as a table in the log, and write them as one JSON line to log.txt of ``folder``."""
     rows = parameter_rows(model, groups)
     logging.info("Trainable parameters:\n%s", render(rows))  # LAVIS's logger speaks in the main process only
     write_line(folder, {"parameters": [asdict(row) for row in rows]})
-
-
-def _second_level(name: str) -> str:
-    pieces = name.split(".")
-    return ".".join(pieces[:-1][:2]) or name

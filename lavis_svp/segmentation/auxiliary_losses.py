@@ -73,11 +73,12 @@ class AuxiliaryLosses(nn.Module):
 
     def weights(self) -> dict[str, float]:
         """Weight of each loss by its name in the output."""
+        opt = self.options
         return {
-            "loss_ground": self.options.grounding,
-            "loss_word": self.options.word_alignment,
-            "loss_place": self.options.place_alignment,
-            "loss_point": self.options.point_regression,
+            "loss_ground": opt.grounding,
+            "loss_word": opt.word_alignment,
+            "loss_place": opt.place_alignment,
+            "loss_point": opt.point_regression,
         }
 
     def in_alignment_stage(self, step: float) -> bool:

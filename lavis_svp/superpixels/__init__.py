@@ -19,13 +19,11 @@ __all__ = ["RegionMap", "SamEmbedding", "SuperpixelGenerator", "build_superpixel
 
 @generator_registry.register("sam")
 def _build_sam(**options: Any) -> SuperpixelGenerator:
-    from lavis_svp.superpixels.sam.generator import (
-        SamSuperpixels,  # imports torch, which the classical ones do not need
-    )
+    from lavis_svp.superpixels.sam.generator import SamSuperpixels  # imports torch, unlike the classical ones
 
     missing = [name for name in ("prompt_encoder", "mask_decoder") if name not in options]
     if missing:
         raise ValueError(
-            f"The superpixel generator 'sam' needs {' and '.join(missing)} (see lavis_svp.vision.build_sam)."
+            f"The superpixel generator 'sam' needs {' and '.join(missing)} (see lavis_svp.vision.sam.build_sam)."
         )
     return SamSuperpixels(**options)

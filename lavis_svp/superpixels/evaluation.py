@@ -14,15 +14,9 @@ PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 def agreement(regions: RegionMap, others: RegionMap) -> float:
     """Mean over the pixels of ``regions`` of the best IoU that their region has with any of ``others``.
 
-    1 = ``others`` contains every region. Not symmetric, as ``others`` may have more regions; so look at both ways.
-    The maps are compared at the larger of their sizes, by nearest neighbour; pixels without a region count in no area.
-
-    Args:
-        regions: the regions to look for.
-        others: the map to find them in; of the same image.
-
-    Returns:
-        0 to 1.
+    1 = ``others``, a map of the same image, contains every region. Not symmetric, as ``others`` may have more regions;
+    so look at both ways. The maps are compared at the larger of their sizes, by nearest neighbour; pixels without a
+    region count in no area.
     """
     size = (max(regions.size[0], others.size[0]), max(regions.size[1], others.size[1]))
     regions, others = regions.resized(size), others.resized(size)
@@ -75,9 +69,6 @@ def union_ceiling(regions: RegionMap, target: np.ndarray) -> tuple[float, list[i
 
 def summarise(maps: Iterable[RegionMap]) -> dict[str, float]:
     """Count the regions of images, and measure how much they cover.
-
-    Args:
-        maps: of at least one image.
 
     Returns:
         ``images``, ``regions_mean``, ``regions_p0`` … ``regions_p100``, ``coverage_mean``, ``coverage_min``.

@@ -49,9 +49,7 @@ class SuperpixelGenerator(ABC):
         """Everything that changes the result, as JSON values; a store is valid for equal settings only."""
 
     def __call__(
-        self,
-        images: Sequence[np.ndarray] | None = None,
-        embeddings: Sequence[SamEmbedding] | None = None,
+        self, images: Sequence[np.ndarray] | None = None, embeddings: Sequence[SamEmbedding] | None = None
     ) -> list[RegionMap]:
         """Make the superpixels of some images, each independently of the others.
 
@@ -71,37 +69,45 @@ class SuperpixelGenerator(ABC):
             return self.segment_embeddings(embeddings)
         if images is None:
             raise ValueError(f"The superpixel generator '{self.name}' works on images: pass images=.")
-        return [self.segment_image(_checked_image(image)) for image in images]
+        maps = []
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+                raise ValueError(
+                    f"An image is a non-empty (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. "
+                    "Convert others with PIL's image.convert('RGB')."
+                )
+            maps.append(self.segment_image(image))
+        return maps
 
-    def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
-        """Make the superpixels of one image; returns them and the seconds of each stage by name."""
+    def segment(self, source: Any) -> RegionMap:
+        """Make the superpixels of one image, or of one SAM embedding if the generator works on those."""
+        return self(embeddings=[source])[0] if self.needs_embedding else self([source])[0]
+
+    def timed(self, source: Any) -> tuple[RegionMap, dict[str, float]]:
+        """The result of :meth:`segment`, and the seconds of each stage by name."""
         start = time.perf_counter()
-        regions = self([image])[0]
+        regions = self.segment(source)
         return regions, {"superpixels": time.perf_counter() - start}
 
     def segment_image(self, image: np.ndarray) -> RegionMap:
-        """Make the superpixels of one (H, W, 3) uint8 image."""
-        raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on images.")
+        """Make the superpixels of one (H, W, 3) uint8 image; for a generator that works on images."""
+        raise NotImplementedError
 
     def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """Make the superpixels of several images from their SAM embeddings."""
-        return [self.segment_embedding(embedding) for embedding in embeddings]
-
-    def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
-        """Make the superpixels of one image from its SAM embedding."""
-        raise NotImplementedError(f"The superpixel generator '{self.name}' does not work on SAM embeddings.")
+        """Make the superpixels of several images; for a generator that works on their SAM embeddings."""
+        raise NotImplementedError
 
 
 generator_registry: Registry[Callable[..., SuperpixelGenerator]] = Registry("superpixel generator")
-"""Name -> the function or class that builds the generator from its options."""
+"""Name -> the function that builds the generator from its options."""
 
 
 def build_superpixels(name: str, **options: Any) -> SuperpixelGenerator:
-    """Build the superpixel generator ``name``.
+    """Build the superpixel generator ``name``, one of :func:`list_superpixels`.
 
     Args:
-        name: one of :func:`list_superpixels`.
-        options: those of the generator's options class; "sam" also needs ``prompt_encoder=`` and ``mask_decoder=``.
+        name: of the generator.
+        options: its own; "sam" also needs ``prompt_encoder=`` and ``mask_decoder=``.
 
     Raises:
         UnknownNameError: no such generator; the message lists them.
@@ -113,12 +119,3 @@ def build_superpixels(name: str, **options: Any) -> SuperpixelGenerator:
 def list_superpixels() -> list[str]:
     """List the names of all superpixel generators, sorted."""
     return generator_registry.names()
-
-
-def _checked_image(image: np.ndarray) -> np.ndarray:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(
-            f"An image is a non-empty (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. "
-            "Convert others with PIL's image.convert('RGB')."
-        )
-    return image

@@ -28,7 +28,7 @@ class RegionMap:
     width is the same share of the image's. Build one with :meth:`from_labels`.
 
     Args:
-        labels: (H', W') int32; -1 = no region; the ids 0..S-1 all occur, S >= 1.
+        labels: (H', W') int32; -1 = no region; the ids 0..S-1, S >= 1, all occur.
         areas: (S,) int64, pixels of ``labels``.
         boxes: (S, 4) float32, x0, y0, x1, y1 in pixels of ``labels``, x1 and y1 exclusive.
         levels: (S,) int8, SAM's level: 0 subpart, 1 part, 2 whole; -1 unknown.
@@ -51,16 +51,13 @@ class RegionMap:
                 "RegionMap.from_labels converts any integer map."
             )
         count = len(self.areas)
-        if count == 0:
-            raise ValueError("A RegionMap needs at least one region; for an image without any, use whole_image.")
         low, high = int(self.labels.min()), int(self.labels.max())
-        if low < -1 or high != count - 1 or (self.areas <= 0).any():
+        if count == 0 or low < -1 or high != count - 1 or (self.areas <= 0).any():
             raise ValueError(
-                f"labels must hold the ids 0..{count - 1}, each at least once, and -1; they run from {low} to {high} "
-                f"and {int((self.areas <= 0).sum())} region(s) have no pixel."
+                f"labels must hold the ids 0..{count - 1}, at least one and each at least once, and -1; they run from "
+                f"{low} to {high}. For an image without any region, use whole_image."
             )
-        shapes = {"boxes": (count, 4), "levels": (count,), "scores": (count,)}
-        for name, shape in shapes.items():
+        for name, shape in {"boxes": (count, 4), "levels": (count,), "scores": (count,)}.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} must be {shape} for {count} regions, got {getattr(self, name).shape}.")
 
@@ -73,8 +70,8 @@ class RegionMap:
     ) -> RegionMap:
         """Build a region map from any integer label map.
 
-        Ids are renumbered to 0..S-1 by the raster order of each region's first pixel (top row first, then from the
-        left), so the result does not depend on the numbers in ``labels``.
+        Ids are renumbered to 0..S-1 by the raster order of each region's first pixel, so the result does not depend
+        on the numbers in ``labels``.
 
         Args:
             labels: (H', W') integers; a negative label = no region; gaps between labels are fine.
@@ -109,12 +106,8 @@ class RegionMap:
 
     @classmethod
     def whole_image(cls, size: tuple[int, int]) -> RegionMap:
-        """Build a map of one region that covers all of ``size`` = (H', W').
-
-        Raises:
-            ValueError: a side is smaller than 1.
-        """
-        return cls.from_labels(np.zeros(_checked_size(size), np.int32))
+        """Build a map of one region that covers all of ``size`` = (H', W')."""
+        return cls.from_labels(np.zeros(size, np.int32))
 
     @property
     def count(self) -> int:
@@ -138,17 +131,15 @@ class RegionMap:
     def resized(self, size: tuple[int, int]) -> RegionMap:
         """The same regions at another resolution, by nearest neighbour (pixel centres).
 
-        Ids, levels and scores stay as they are. A region that would vanish when shrinking keeps one pixel,
-        the one that its own middle pixel falls into.
-
-        Args:
-            size: (H, W) of the new label map.
+        Ids, levels and scores are kept. A region that would vanish when shrinking keeps one pixel, the one that its
+        own middle pixel falls into.
 
         Raises:
-            ValueError: a side is smaller than 1, or ``size`` has no room for all regions.
+            ValueError: a side is smaller than 1, or ``size`` = (H, W) has no room for all regions.
         """
-        size = _checked_size(size)
-        if size == self.size:
+        if min(size) < 1:
+            raise ValueError(f"A label map's size is (height, width), both at least 1, got {tuple(size)}.")
+        if tuple(size) == self.size:
             return self
         labels = nearest(self.labels, size)  # (H, W)
         for region in np.setdiff1d(np.arange(self.count), labels):
@@ -189,18 +180,11 @@ def _pick(
     return values[source].astype(dtype)
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
-    height, width = size
-    if height < 1 or width < 1:
-        raise ValueError(f"A label map's size is (height, width), both at least 1, got {tuple(size)}.")
-    return int(height), int(width)
-
-
 def to_png(regions: RegionMap) -> bytes:
     """Encode a region map as one small grey PNG.
 
-    A pixel is region id + 1, or 0 for no region, in 8 bits up to 255 regions, else in 16; levels and scores stand in a
-    text chunk. Areas and boxes are not stored; :func:`from_png` computes them.
+    A pixel is region id + 1, or 0 for no region, in 8 bits up to 255 regions, else in 16; a text chunk holds levels and
+    scores unless all are unknown. :func:`from_png` computes areas and boxes.
 
     Raises:
         ValueError: more than 65,535 regions.

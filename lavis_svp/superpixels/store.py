@@ -16,9 +16,8 @@ import sys
 import tarfile
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from lavis_svp.common.paths import cache_root
+from lavis_svp.common.paths import cache_root, write_whole
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap, from_png, to_png
 
@@ -36,8 +35,7 @@ T = TypeVar("T")
 SHARD_INDEX = "index.json"
 
 _STORE_HEADER = "settings.json"
-_STORE_FORMAT = 1
-_SHARD_FORMAT = 1
+_FORMAT = 1  # of stores and of shards
 _SHARD_EXTENSION = "superpixels.png"
 _KEY = re.compile(r"[0-9A-Za-z_-]{2,128}")
 _DIGEST_LENGTH = 12
@@ -61,19 +59,22 @@ class SuperpixelStore:
 
     def __init__(self, generator: SuperpixelGenerator | Mapping[str, Any], root: str | Path | None = None) -> None:
         self.generator = generator if isinstance(generator, SuperpixelGenerator) else None
-        settings = generator.settings() if isinstance(generator, SuperpixelGenerator) else dict(generator)
-        self.header: dict[str, Any] = {"format": _STORE_FORMAT, "settings": settings}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
-        base = Path(root) if root is not None else cache_root() / "superpixels"
-        self.folder = base / f"{settings.get('generator', 'superpixels')}-{digest}"
-        self._check_header()
+        self.settings = generator.settings() if isinstance(generator, SuperpixelGenerator) else dict(generator)
+        self.folder = (cache_root() / "superpixels" if root is None else Path(root)) / _folder_name(self.settings)
+        header = self.folder / _STORE_HEADER
+        if header.is_file():
+            check_settings(_read_header(header)["settings"], self.settings, self.folder)
+        elif any(self.folder.glob("??/*.png")):
+            raise ValueError(
+                f"{self.folder} holds superpixels, but no {_STORE_HEADER} with their settings. Delete the folder."
+            )
+        else:
+            content = {"format": _FORMAT, "settings": self.settings}
+            with write_whole(header) as draft:
+                draft.write_text(json.dumps(content, indent=2, sort_keys=True))
 
     def path(self, image_key: str) -> Path:
-        """Path of an image's file, whether it exists or not.
-
-        Raises:
-            ValueError: the key cannot name a file.
-        """
+        """Path of an image's file, whether it exists or not; a ValueError if the key cannot name a file."""
         if not _KEY.fullmatch(image_key):
             raise ValueError(f"An image's key is 2 to 128 letters, digits, '-' or '_' (its sha256), got {image_key!r}.")
         return self.folder / image_key[:2] / f"{image_key}.png"
@@ -90,50 +91,32 @@ class SuperpixelStore:
             embedding: for a generator that works on SAM embeddings.
 
         Raises:
-            FileNotFoundError: the superpixels are missing, and there is nothing to make them from.
-            ValueError: the file is damaged, and there is nothing to make it from again.
+            FileNotFoundError, ValueError: they are missing or damaged, and there is nothing to make them from.
         """
         path = self.path(image_key)
         source = embedding if self.generator is not None and self.generator.needs_embedding else image
         try:
             return from_png(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError) as error:
             if self.generator is None or source is None:
+                if isinstance(error, ValueError):
+                    raise ValueError(f"{path} is damaged ({error}). Delete it and fill the store again.") from error
                 raise FileNotFoundError(
                     f"No superpixels of image {image_key} at {path}. Fill the store first, or pass a generator and "
                     "the image (or its SAM embedding)."
                 ) from None
-        except ValueError as error:
-            if self.generator is None or source is None:
-                raise ValueError(f"{path} is damaged ({error}). Delete it and fill the store again.") from error
-        regions = _segment(self.generator, source)
+        regions = self.generator.segment(source)
         self.put(image_key, regions)
         return regions
 
     def put(self, image_key: str, regions: RegionMap) -> None:
         """Write an image's superpixels."""
-        _write_whole(self.path(image_key), to_png(regions))
+        with write_whole(self.path(image_key)) as draft:
+            draft.write_bytes(to_png(regions))
 
     def keys(self) -> list[str]:
         """The keys of all images in the store, sorted."""
         return sorted(path.stem for path in self.folder.glob("??/*.png"))
-
-    def _check_header(self) -> None:
-        path = self.folder / _STORE_HEADER
-        if path.is_file():
-            try:
-                header = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged ({error}). Delete the folder {self.folder}.") from error
-            if header.get("format") != _STORE_FORMAT:
-                raise ValueError(f"{path} has format {header.get('format')}, this version reads {_STORE_FORMAT}.")
-            check_settings(header.get("settings"), self.header["settings"], self.folder)
-        elif any(self.folder.glob("??/*.png")):
-            raise ValueError(
-                f"{self.folder} holds superpixels, but no {_STORE_HEADER} with their settings. Delete the folder."
-            )
-        else:
-            _write_whole(path, json.dumps(self.header, indent=2, sort_keys=True).encode())
 
 
 def open_store(folder: str | Path) -> SuperpixelStore:
@@ -150,14 +133,10 @@ def open_store(folder: str | Path) -> SuperpixelStore:
         raise FileNotFoundError(
             f"{folder} is no store of superpixels ({_STORE_HEADER} is missing). Stores in it: {stores}."
         )
-    try:
-        settings = json.loads(path.read_text())["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete the folder {folder}.") from error
-    store = SuperpixelStore(settings, folder.resolve().parent)
-    if store.folder.name != folder.resolve().name:
-        raise ValueError(f"{path} has the settings of {store.folder.name}, not of this folder. Was it renamed?")
-    return store
+    settings, folder = _read_header(path)["settings"], folder.resolve()
+    if _folder_name(settings) != folder.name:
+        raise ValueError(f"{path} has the settings of {_folder_name(settings)}, not of this folder. Was it renamed?")
+    return SuperpixelStore(settings, folder.parent)
 
 
 def check_settings(stored: Any, expected: Mapping[str, Any], where: Path | str, what: str = "superpixels") -> None:
@@ -167,7 +146,7 @@ def check_settings(stored: Any, expected: Mapping[str, Any], where: Path | str, 
         stored: settings in a store's header.
         expected: those of the generator at hand.
         where: the store, for the message.
-        what: its content, for the message.
+        what: its content, likewise.
 
     Raises:
         ValueError: they differ; the message names the settings that do.
@@ -176,9 +155,8 @@ def check_settings(stored: Any, expected: Mapping[str, Any], where: Path | str, 
     if stored != target:
         known = stored if isinstance(stored, dict) else {}
         missing = "(not set)"
-        names = sorted({*known, *target})
-        differ = [name for name in names if known.get(name, missing) != target.get(name, missing)]
-        pairs = [f"{name}: {known.get(name, missing)!r} there, {target.get(name, missing)!r} wanted" for name in differ]
+        values = {name: (known.get(name, missing), target.get(name, missing)) for name in sorted({*known, *target})}
+        pairs = [f"{name}: {old!r} there, {new!r} wanted" for name, (old, new) in values.items() if old != new]
         raise ValueError(f"{where} holds {what} made with other settings ({'; '.join(pairs)}). Use another folder.")
 
 
@@ -188,33 +166,13 @@ class FillReport:
 
     Args:
         computed: number of images whose superpixels were made.
-        seconds: time of each part, summed over all workers: read, encode (where there is an encoder), superpixels,
-            write.
+        seconds: of read, encode (where there is an encoder), superpixels and write, each summed over all workers.
         broken: key -> error of each image that was left out.
     """
 
     computed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-
-    def add(self, key: str, outcome: Callable[[], dict[str, float]], skip_broken: bool) -> None:
-        """Count one image.
-
-        Args:
-            key: the image's.
-            outcome: returns the seconds of its parts, or raises.
-            skip_broken: note an error instead of raising it.
-        """
-        try:
-            seconds = outcome()
-        except Exception as error:
-            if not skip_broken or isinstance(error, BrokenExecutor):  # not the image's fault: the worker died
-                raise
-            self.broken[key] = f"{type(error).__name__}: {error}"
-            return
-        self.computed += 1
-        for part, value in seconds.items():
-            self.seconds[part] = self.seconds.get(part, 0.0) + value
 
 
 def fill_store(
@@ -242,74 +200,70 @@ def fill_store(
     if store.generator is None:
         raise ValueError("A store opened from settings alone cannot be filled: build it with the generator itself.")
     missing = {key: item for key, item in items if key not in store}
+    job = functools.partial(_compute, store, load, skip_broken)
+    if workers <= 1 or store.generator.needs_embedding or len(missing) <= 1:
+        outcomes: Iterator[_Outcome] = map(job, missing.items())
+    else:
+        outcomes = _in_parallel(job, missing, workers)
     report = FillReport()
-    with tqdm(total=len(missing), desc=f"superpixels ({store.folder.name})", disable=not progress) as bar:
-        if workers <= 1 or store.generator.needs_embedding or len(missing) <= 1:
-            for key, item in missing.items():
-                report.add(key, functools.partial(_compute, store, key, load, item), skip_broken)
-                bar.update()
-        else:
-            _fill_in_parallel(store, missing, load, workers, bar, report, skip_broken)
+    name = f"superpixels ({store.folder.name})"
+    for key, outcome in tqdm(outcomes, desc=name, total=len(missing), disable=not progress):
+        if isinstance(outcome, str):
+            report.broken[key] = outcome
+            continue
+        report.computed += 1
+        for part, seconds in outcome.items():
+            report.seconds[part] = report.seconds.get(part, 0.0) + seconds
     return report
 
 
-def _fill_in_parallel(
-    store: SuperpixelStore,
-    missing: Mapping[str, T],
-    load: Callable[[T], np.ndarray | SamEmbedding],
-    workers: int,
-    bar: tqdm,
-    report: FillReport,
-    skip_broken: bool,
-) -> None:
+_Outcome = tuple[str, dict[str, float] | str]
+"""An image's key, and the seconds of each part or the error."""
+
+
+def _compute(store: SuperpixelStore, load: Callable[[T], Any], skip_broken: bool, entry: tuple[str, T]) -> _Outcome:
+    """Make and keep the superpixels of one image, possibly in a worker."""
+    key, item = entry
+    assert store.generator is not None
+    start = time.perf_counter()
+    try:
+        source = load(item)
+        read = time.perf_counter()
+        regions, seconds = store.generator.timed(source)
+        made = time.perf_counter()
+        store.put(key, regions)
+    except Exception as error:
+        if skip_broken:
+            return key, f"{type(error).__name__}: {error}"
+        error.add_note(f"(while making the superpixels of image {key})")
+        raise
+    return key, {"read": read - start, **seconds, "write": time.perf_counter() - made}
+
+
+def _in_parallel(
+    job: Callable[[tuple[str, T]], _Outcome], missing: Mapping[str, T], workers: int
+) -> Iterator[_Outcome]:
     # spawn: forking a process in which torch or BLAS threads run can deadlock
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), threads)) as pool:
-        pending: dict[Future[dict[str, float]], str] = {}
-
-        def collect() -> None:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                report.add(pending.pop(future), future.result, skip_broken)
-                bar.update()
-
+        pending: set[Future[_Outcome]] = set()
         try:
-            for key, item in missing.items():
-                pending[pool.submit(_compute, store, key, load, item)] = key
+            for entry in missing.items():
+                pending.add(pool.submit(job, entry))
                 if len(pending) >= workers * _PENDING_PER_WORKER:
-                    collect()
-            while pending:
-                collect()
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            yield from (future.result() for future in as_completed(pending))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _compute(store: SuperpixelStore, key: str, load: Callable[[T], Any], item: T) -> dict[str, float]:
-    """Make and keep the superpixels of one image, possibly in a worker; returns the seconds of each part."""
-    generator = store.generator
-    assert generator is not None
-    start = time.perf_counter()
-    try:
-        source = load(item)
-        read = time.perf_counter()
-        if generator.needs_embedding:
-            regions = _segment(generator, source)
-            seconds = {"superpixels": time.perf_counter() - read}
-        else:
-            regions, seconds = generator.timed(source)
-        made = time.perf_counter()
-        store.put(key, regions)
-    except Exception as error:
-        error.add_note(f"(while making the superpixels of image {key})")
-        raise
-    return {"read": read - start, **seconds, "write": time.perf_counter() - made}
-
-
 def start_worker(parent: int, threads: int) -> None:
-    """Initialise a worker process: it ends with its parent, and leaves the other workers their share of the cores.
+    """Initialise a worker process, which otherwise would wait for ever when its parent is killed.
 
     Args:
-        parent: process id of the parent. When a parent is killed, the workers of its pool otherwise wait for ever.
+        parent: process id of the parent, with which the worker ends.
         threads: number of threads of torch and BLAS in this worker.
     """
 
@@ -327,20 +281,11 @@ def start_worker(parent: int, threads: int) -> None:
 def write_shards(
     store: SuperpixelStore, folder: str | Path, images_per_shard: int = 10_000, progress: bool = True
 ) -> int:
-    """Pack all superpixels of a store into webdataset shards, for few large files instead of many small ones.
+    """Pack a store into webdataset shards, few large files instead of many small ones; returns the number of images.
 
     The folder gets ``superpixels-000000.tar`` and so on, each sample ``<key>.superpixels.png`` (see ``to_png``), and
-    ``index.json``: the settings, weights' digest included, and in which shard and where each key lies. Existing shards
-    in the folder are replaced, the index last. The same store gives the same bytes.
-
-    Args:
-        store: the store to pack.
-        folder: of the shards.
-        images_per_shard: at most so many in each.
-        progress: show a progress bar.
-
-    Returns:
-        The number of images.
+    ``index.json``: the settings, and in which shard and where each key lies. Existing shards in the folder are
+    replaced, the index last. The same store gives the same bytes.
 
     Raises:
         ValueError: the store is empty, or one of its files damaged.
@@ -367,8 +312,9 @@ def write_shards(
             with tarfile.open(path) as archive:
                 for member in archive:
                     places[member.name.partition(".")[0]] = [number, member.offset_data, member.size]
-    index = {"format": _SHARD_FORMAT, "settings": store.header["settings"], "places": places}
-    _write_whole(folder / SHARD_INDEX, json.dumps(index, sort_keys=True).encode())
+    index = {"format": _FORMAT, "settings": store.settings, "places": places}
+    with write_whole(folder / SHARD_INDEX) as draft:
+        draft.write_text(json.dumps(index, sort_keys=True))
     return len(keys)
 
 
@@ -389,13 +335,8 @@ class SuperpixelShards:
         path = self.folder / SHARD_INDEX
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: no superpixel shards here, or their writing was interrupted.")
-        try:
-            content = json.loads(path.read_text())
-            self.settings, self.places = content["settings"], content["places"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}). Write the shards again.") from error
-        if content.get("format") != _SHARD_FORMAT:
-            raise ValueError(f"{path} has format {content.get('format')}, this version reads {_SHARD_FORMAT}.")
+        content = _read_header(path, "places")
+        self.settings, self.places = content["settings"], content["places"]
         if settings is not None:
             check_settings(self.settings, settings, self.folder)
 
@@ -432,20 +373,23 @@ class SuperpixelShards:
             ) from error
 
 
+def _folder_name(settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
+    return f"{settings.get('generator', 'superpixels')}-{digest}"
+
+
+def _read_header(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON file with the keys "format", "settings" and ``keys``."""
+    try:
+        content = json.loads(path.read_text())
+        found, *_ = [content[key] for key in ("format", "settings", *keys)]
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged ({what}). Delete {path.parent} and make it again.") from error
+    if found != _FORMAT:
+        raise ValueError(f"{path} has format {found}, this version reads {_FORMAT}.")
+    return content
+
+
 def _shard_name(number: int) -> str:
     return f"superpixels-{number:06d}.tar"
-
-
-def _segment(generator: SuperpixelGenerator, source: Any) -> RegionMap:
-    return generator(embeddings=[source])[0] if generator.needs_embedding else generator([source])[0]
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is complete or absent, even if other processes write it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lavis_svp.common.options import check_keys
 from lavis_svp.vision.families import VisionFamily, family_of, with_published_colors
@@ -24,7 +23,6 @@ from lavis_svp.zoo import Weights, model_config, resolve
 Fit = Literal["stretch", "pad"]
 PixelSize = tuple[int, int]
 Side = int | Sequence[int]
-Rotation = tuple[Tensor, Tensor]
 
 
 class FrozenModule(nn.Module):
@@ -36,8 +34,7 @@ class FrozenModule(nn.Module):
 
     def freeze(self) -> Self:
         """Turn off gradients and drop-out, for good."""
-        self.requires_grad_(False)
-        return self.eval()
+        return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever ``mode`` says."""
@@ -92,11 +89,7 @@ class VisionEncoder(FrozenModule):
         self.freeze()
 
     def request_outputs(self, names: Collection[str], levels: Sequence[int] = ()) -> None:
-        """Return these further outputs from now on.
-
-        Args:
-            names: of ``ENCODER_OUTPUTS``, what a projector ``requires``.
-            levels: indices, as for ``layer``, of further layers to return.
+        """Return the outputs of these ``names``, of ``ENCODER_OUTPUTS``, and these further layers from now on.
 
         Raises:
             ValueError: an unknown output, or one that this encoder's layer and levels do not allow.
@@ -120,18 +113,18 @@ class VisionEncoder(FrozenModule):
             ValueError: sizes that do not fit the pixels.
         """
         sizes = checked_image_sizes(pixels, image_sizes)
-        pixel_values, valid = self.preprocess(pixels, sizes), self._valid(sizes, pixels)
+        pixel_values = self.preprocess(pixels, sizes)
+        h, w = self.grid
+        shares = torch.tensor(self.image_shares(pixels, sizes), device=pixels.device)
+        rows = torch.arange(h, device=pixels.device) < shares[:, :1] * h  # (B, h)
+        columns = torch.arange(w, device=pixels.device) < shares[:, 1:] * w  # (B, w)
+        valid = (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
         return encode_patches(self.network, self.family, pixel_values, valid, self.layer, self.levels, self.outputs)
 
     def preprocess(self, pixels: Tensor, image_sizes: Sequence[PixelSize]) -> Tensor:
-        """Normalise images and resize them (bilinear, antialiased) to the encoder's input.
+        """Normalise images (B, 3, H, W) and resize them (bilinear, antialiased) to the encoder's input (B, 3, *size).
 
-        Args:
-            pixels: (B, 3, H, W) RGB in [0, 1].
-            image_sizes: rows and columns that each image takes.
-
-        Returns:
-            (B, 3, *size); padding is 0, the mean colour.
+        Padding is 0, the mean colour.
         """
         prepared = []
         for padded, (height, width) in zip(pixels, image_sizes, strict=True):
@@ -143,25 +136,12 @@ class VisionEncoder(FrozenModule):
         return torch.cat(prepared)  # (B, 3, *size)
 
     def image_shares(self, pixels: Tensor, image_sizes: Sequence[PixelSize] | None = None) -> list[tuple[float, float]]:
-        """The share of the grid's height and width that each image covers, the extents of ``Superpixels``.
-
-        Args:
-            pixels: (B, 3, H, W), for its size alone.
-            image_sizes: as for ``forward``.
-        """
+        """The share of the grid's height and width that each image covers, the extents of ``Superpixels``."""
         sizes = checked_image_sizes(pixels, image_sizes)
         if self.fit == "stretch":
             return [(1.0, 1.0)] * len(sizes)
         edge = max(pixels.shape[2:])
         return [(height / edge, width / edge) for height, width in sizes]
-
-    def _valid(self, image_sizes: Sequence[PixelSize], pixels: Tensor) -> Tensor:
-        """(B, N) bool: the patch shows some of the image."""
-        h, w = self.grid
-        shares = torch.tensor(self.image_shares(pixels, image_sizes), device=pixels.device)
-        rows = torch.arange(h, device=pixels.device) < shares[:, :1] * h  # (B, h)
-        columns = torch.arange(w, device=pixels.device) < shares[:, 1:] * w  # (B, w)
-        return (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
 
 
 def build_vision_encoder(
@@ -181,9 +161,9 @@ def build_vision_encoder(
     Args:
         name_or_path: a name of the zoo, a local Hugging Face folder, or a hub id ("facebook/dinov2-large"). Of a
             model of images and text (CLIP, SigLIP) the vision tower is taken.
-        side: see :class:`VisionEncoder`, as for the following ones.
+        side: as in :class:`VisionEncoder`, and likewise the following.
         fit: "stretch" or "pad".
-        layer: the layer whose patches are returned.
+        layer: whose patches are returned.
         levels: further layers to return.
         weights: "none" builds it on the meta device from its configuration alone.
         outputs: further outputs to return.
@@ -230,12 +210,9 @@ def checked_image_sizes(pixels: Tensor, image_sizes: Sequence[PixelSize] | None)
         return [(height, width)] * batch
     if len(image_sizes) != batch:
         raise ValueError(f"{batch} images need {batch} image sizes, got {len(image_sizes)}.")
-    for index, (rows, columns) in enumerate(image_sizes):
+    for rows, columns in image_sizes:
         if int(rows) != rows or int(columns) != columns or not (1 <= rows <= height and 1 <= columns <= width):
-            raise ValueError(
-                f"The image size {(rows, columns)} of image {index} is not rows, columns in whole pixels "
-                f"within 1..{height}, 1..{width}."
-            )
+            raise ValueError(f"An image size must be whole pixels within {(height, width)}, got {(rows, columns)}.")
     return [(int(rows), int(columns)) for rows, columns in image_sizes]
 
 
@@ -243,12 +220,7 @@ def checked_image_sizes(pixels: Tensor, image_sizes: Sequence[PixelSize] | None)
 
 
 def check_outputs(layers: int, layer: int, levels: Sequence[int], outputs: Collection[str]) -> None:
-    """Check that an encoder of ``layers`` blocks can give what :func:`encode_patches` is to return.
-
-    Raises:
-        ValueError: a layer that does not exist, required levels that are not named, attention of the embedding, or an
-            unknown output.
-    """
+    """Raise a ValueError unless an encoder of ``layers`` blocks can give what :func:`encode_patches` is to return."""
     check_keys(outputs, sorted(ENCODER_OUTPUTS), "the outputs of a vision encoder")
     for index in (layer, *levels):
         if not -layers - 1 <= index <= layers:
@@ -278,11 +250,11 @@ def encode_patches(
     """Run a vision transformer on images of one size.
 
     ``cls_attention`` and ``keys`` are those of the block that puts out the hidden state ``layer`` (-1: the last
-    block), as VisionZip takes them (arXiv 2412.04467, section 3.2). ``summary`` is of the last layer, with its norm.
+    block), as VisionZip takes them (arXiv 2412.04467, section 3.2).
 
     Args:
         network: a model of the family, for example the vision tower of a host.
-        family: see :func:`lavis_svp.vision.families.family_of`.
+        family: of the network.
         pixel_values: (B, 3, H, W) normalised images. What does not fill a patch at the right and lower edge is not
             seen, as with SigLIP's patches of 14 at its published side 384.
         valid: (B, N) bool, patches that show the image; N = floor(H / patch) floor(W / patch).
@@ -311,44 +283,31 @@ def encode_patches(
             f"transformers runs {type(network).__name__} on no meta device (its rotation needs autocast there), so "
             "its operations cannot be counted without weights. Training and prediction work."
         )
-    attention = {"cls_attention", "keys"} & set(outputs)
+    needs_attention = not {"cls_attention", "keys"}.isdisjoint(outputs)
     result = network(
         **family.inputs(pixel_values, valid, patch),
-        output_hidden_states=bool(attention) or any(index != -1 for index in (layer, *levels)),
+        output_hidden_states=needs_attention or any(index != -1 for index in (layer, *levels)),
     )
     prefix = family.prefix_tokens(network.config)
-    stacked = [_states(result, index)[:, prefix:] for index in levels]
-    features = PatchFeatures(
-        patches=_states(result, layer)[:, prefix:],  # (B, N, C)
-        grids=[grid] * len(pixel_values),
-        valid=valid,
-        levels=torch.stack(stacked, dim=1) if stacked else None,  # (B, L, N, C)
-    )
-    further: dict[str, Any] = {}
-    if attention:
+
+    def patches_of(index: int) -> Tensor:
+        states = result.last_hidden_state if index == -1 else result.hidden_states[index]  # (B, T, C)
+        return states[:, prefix:]  # (B, N, C)
+
+    features = PatchFeatures(patches_of(layer), [grid] * len(pixel_values), valid)
+    if levels:
+        features.levels = torch.stack([patches_of(index) for index in levels], dim=1)  # (B, L, N, C)
+    if needs_attention:
         block = layer % (layers + 1) - 1
         heads = block_attention(network, family, result.hidden_states[block], block, pixel_values)
-        if "cls_attention" in attention:
+        if "cls_attention" in outputs:
             visible = valid if family.masked else torch.ones_like(valid)
             visible = torch.cat([visible.new_ones(len(visible), prefix), visible], dim=1)  # (B, T)
             weights = heads.to_patches(visible, valid).masked_fill(~valid, 0.0)
-            further["cls_attention"] = weights.to(features.patches.dtype)  # (B, N)
-        if "keys" in attention:
-            further["keys"] = heads.patch_keys()  # (B, N, K)
-    if "summary" in outputs:
-        further["summary"] = result.pooler_output if prefix else _mean(result.last_hidden_state, valid)  # (B, C)
-    return replace(features, **further)
-
-
-def _states(result: BaseModelOutputWithPooling, index: int) -> Tensor:
-    """All tokens (B, T, C) of layer ``index``."""
-    return result.last_hidden_state if index == -1 else result.hidden_states[index]
-
-
-def _mean(patches: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid patches: (B, N, C) -> (B, C)."""
-    share = valid.to(patches.dtype)
-    return torch.einsum("bn,bnc->bc", share, patches) / share.sum(1, keepdim=True).clamp_min(1)  # (B, C)
+            features.cls_attention = weights.to(features.patches.dtype)  # (B, N)
+        if "keys" in outputs:
+            features.keys = heads.patch_keys()  # (B, N, K)
+    return features
 
 
 # ---------------------------------------------------------------- attention and keys of one block
@@ -360,9 +319,9 @@ class BlockAttention:
 
     Args:
         queries: (B, H, T, d) of all tokens, prefix first, rotated where the model rotates.
-        keys: (B, H, T, d), the same.
+        keys: (B, H, T, d), likewise.
         plain_keys: (B, H, T, d) before the rotation.
-        prefix: P, number of tokens before the patches; T = P + N.
+        prefix: number of tokens before the N patches; T = prefix + N.
     """
 
     queries: Tensor
@@ -417,24 +376,18 @@ def block_attention(
     names, heads = family.names, network.config.num_attention_heads
     module = network.get_submodule(names.blocks).get_submodule(str(block))
     normed = module.get_submodule(names.norm)(states)  # (B, T, C)
-    queries, plain = (_heads(module.get_submodule(name), normed, heads) for name in (names.query, names.key))
+    projected = (module.get_submodule(name)(normed) for name in (names.query, names.key))
+    queries, plain = (vectors.unflatten(2, (heads, -1)).transpose(1, 2) for vectors in projected)  # (B, H, T, d)
     prefix, keys = family.prefix_tokens(network.config), plain
     if names.rotary is not None:
-        rotation = network.get_submodule(names.rotary)(pixels)
-        queries, keys = (_rotated(vectors, rotation, prefix) for vectors in (queries, plain))
+        cos, sin = network.get_submodule(names.rotary)(pixels)
+        queries, keys = (_rotated(vectors, cos, sin, prefix) for vectors in (queries, plain))
     return BlockAttention(queries, keys, plain, prefix)
 
 
-def _heads(projection: nn.Module, states: Tensor, heads: int) -> Tensor:
-    """(B, T, C) -> (B, H, T, d)."""
-    batch, count, _ = states.shape
-    return projection(states).view(batch, count, heads, -1).transpose(1, 2)  # (B, H, T, d)
-
-
-def _rotated(vectors: Tensor, rotation: Rotation, prefix: int) -> Tensor:
+def _rotated(vectors: Tensor, cos: Tensor, sin: Tensor, prefix: int) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864) of the patches (B, H, T, d); the prefix tokens have no place."""
-    cos, sin = (part.to(vectors.dtype) for part in rotation)
     patches = vectors[:, :, prefix:]
     first, second = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin  # (B, H, N, d)
+    turned = patches * cos.to(vectors) + torch.cat([-second, first], dim=-1) * sin.to(vectors)  # (B, H, N, d)
     return torch.cat([vectors[:, :, :prefix], turned], dim=2)  # (B, H, T, d)

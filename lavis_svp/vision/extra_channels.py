@@ -19,7 +19,6 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 
 EXTRA_CHANNELS = {"sam": 256, "colour": 3}
 """Names and their numbers of channels."""
-
 COLOUR_MEAN, COLOUR_STD = 0.5, 0.25
 """Bring colours of 0..1 to about unit variance."""
 
@@ -36,7 +35,7 @@ def append_channels(
     pixels: Tensor,
     covered: Sequence[tuple[float, float]],
 ) -> PatchFeatures:
-    """Append channels to every patch, and so to each inner layer; to the image's summary, their mean.
+    """Append channels to every patch, and so to each inner layer.
 
     They get the size of the patch's own channels (root mean square): projectors normalise all together, and SAM's
     embedding is 25 times smaller than DINOv2's features, so it would vanish.
@@ -60,15 +59,11 @@ def append_channels(
         groups.append(functional.layer_norm(group, group.shape[2:]) if name == "sam" else group)  # (B, N, channels)
     size = features.patches.square().mean(2, keepdim=True).sqrt()  # (B, N, 1)
     added = torch.cat(groups, dim=2).to(features.patches) * size  # (B, N, A)
-    levels, summary = features.levels, features.summary
+    levels = features.levels
     if levels is not None:
         each = added[:, None].expand(-1, levels.shape[1], -1, -1)  # (B, L, N, A)
         levels = torch.cat([levels, each], dim=3)  # (B, L, N, C + A)
-    if summary is not None:
-        weight = features.valid.to(added) / features.valid.sum(1, keepdim=True).clamp_min(1)  # (B, N)
-        summary = torch.cat([summary, torch.einsum("bn,bna->ba", weight, added)], dim=1)  # (B, C + A)
-    patches = torch.cat([features.patches, added], dim=2)  # (B, N, C + A)
-    return replace(features, patches=patches, levels=levels, summary=summary)
+    return replace(features, patches=torch.cat([features.patches, added], dim=2), levels=levels)  # (B, N, C + A)
 
 
 def on_grid(channels: Tensor, grid: Grid, covered: tuple[float, float]) -> Tensor:
@@ -82,13 +77,9 @@ def on_grid(channels: Tensor, grid: Grid, covered: tuple[float, float]) -> Tenso
     Returns:
         (h * w, A).
     """
-    weights = [
-        interval_overlap(_edges(cells, share), pixels).to(channels)
-        for cells, share, pixels in zip(grid, covered, channels.shape[1:], strict=True)
-    ]  # (h, H), (w, W)
+    weights = []
+    for cells, share, pixels in zip(grid, covered, channels.shape[1:], strict=True):
+        bounds = torch.arange(cells + 1, dtype=torch.float64) / cells * share
+        edges = torch.stack([bounds[:-1], bounds[1:]], dim=1)  # (cells, 2)
+        weights.append(interval_overlap(edges, pixels).to(channels))  # (cells, pixels)
     return torch.einsum("hH,aHW,wW->hwa", weights[0], channels, weights[1]).flatten(0, 1)  # (h * w, A)
-
-
-def _edges(cells: int, share: float) -> Tensor:
-    bounds = torch.arange(cells + 1, dtype=torch.float64) / cells * share
-    return torch.stack([bounds[:-1], bounds[1:]], dim=1)  # (cells, 2)

@@ -29,7 +29,7 @@ Color = tuple[float, float, float]
 Inputs = Callable[[Tensor, Tensor, int], Mapping[str, Any]]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and deviation
 
 
 def image_inputs(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
@@ -62,21 +62,13 @@ def naflex_inputs(pixels: Tensor, valid: Tensor, patch: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BlockNames:
-    """Where a vision model keeps what its attention is computed from.
+    """Where a vision model keeps what its attention is computed from: paths of submodules."""
 
-    Args:
-        blocks: the list of blocks, from the model.
-        norm: the norm before the attention, from a block.
-        query: the projection to queries, from a block.
-        key: the projection to keys, from a block.
-        rotary: the module that gives (cos, sin) of each patch from the pixels, from the model; None: no rotation.
-    """
-
-    blocks: str
-    norm: str
+    blocks: str  # in the model
+    norm: str  # in a block, as the following two
     query: str
     key: str
-    rotary: str | None = None
+    rotary: str | None = None  # in the model: makes (cos, sin) of each patch from the pixels; None: no rotation
 
 
 @dataclass(frozen=True)
@@ -111,10 +103,8 @@ _CLIP_NAMES = BlockNames("vision_model.encoder.layers", "layer_norm1", "self_att
 _DINOV3_NAMES = BlockNames("layer", "norm1", "attention.q_proj", "attention.k_proj", rotary="rope_embeddings")
 
 _CLIP = VisionFamily(CLIPVisionModel, CLIP_MEAN, CLIP_STD, _CLIP_NAMES, interpolated_inputs)
-_SIGLIP = VisionFamily(SiglipVisionModel, SIGLIP_MEAN, SIGLIP_STD, _CLIP_NAMES, interpolated_inputs, cls_token=False)
-_NAFLEX = VisionFamily(
-    Siglip2VisionModel, SIGLIP_MEAN, SIGLIP_STD, _CLIP_NAMES, naflex_inputs, cls_token=False, masked=True
-)
+_SIGLIP = VisionFamily(SiglipVisionModel, HALF, HALF, _CLIP_NAMES, interpolated_inputs, cls_token=False)
+_NAFLEX = VisionFamily(Siglip2VisionModel, HALF, HALF, _CLIP_NAMES, naflex_inputs, cls_token=False, masked=True)
 # By the "model_type" of the model's config; to support another kind of model, add its line.
 FAMILIES: Mapping[str, VisionFamily] = {
     "dinov2": VisionFamily(Dinov2Model, IMAGENET_MEAN, IMAGENET_STD, _DINOV2_NAMES),
@@ -141,13 +131,13 @@ def family_of(config: PretrainedConfig) -> VisionFamily:
 
 
 def with_published_colors(family: VisionFamily, source: str | os.PathLike[str]) -> VisionFamily:
-    """Replace a family's usual mean and deviation by those of the weights' ``preprocessor_config.json``.
+    """Replace a family's usual mean and deviation by those in the weights' ``preprocessor_config.json``, if any.
 
     Within a family they differ: OpenCLIP's ViT-L/14 of LAION-2B was trained with (0.5, 0.5, 0.5), others with CLIP's.
 
     Args:
         family: the weights' family.
-        source: a local folder or a hub id; without that file nothing changes.
+        source: a local folder or a hub id.
 
     Raises:
         ValueError: the file is damaged, or its colours are not three numbers.
@@ -160,15 +150,10 @@ def with_published_colors(family: VisionFamily, source: str | os.PathLike[str]) 
         return family
     try:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
-        mean = _color(settings.get("image_mean"), family.mean)
-        std = _color(settings.get("image_std"), family.std)
+        for field in ("mean", "std"):
+            if (published := settings.get(f"image_{field}")) is not None:
+                red, green, blue = (float(value) for value in published)
+                family = replace(family, **{field: (red, green, blue)})
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} does not say how to normalise images ({error}). Download it again.") from error
-    return replace(family, mean=mean, std=std)
-
-
-def _color(published: Any, default: Color) -> Color:
-    if published is None:
-        return default
-    red, green, blue = (float(value) for value in published)
-    return red, green, blue
+    return family

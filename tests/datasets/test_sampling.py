@@ -23,10 +23,9 @@ from lavis_svp.datasets.sampling import (
     substitutes,
 )
 from lavis_svp.datasets.shards.read import ShardSource
-from lavis_svp.datasets.shards.write import Plan, convert
+from lavis_svp.datasets.shards.write import Conversion, convert
 from lavis_svp.datasets.sources import DataSource, ImageFolder
-from lavis_svp.runners.data import TrainSampler, build_loader
-from lavis_svp.runners.sampling_order import ShuffledOrder
+from lavis_svp.runners.data import ShuffledOrder, TrainSampler, build_loader
 from lavis_svp.vision.geometry import to_sam_input
 
 
@@ -51,11 +50,6 @@ def test_protocols(count, seed):
 def test_every_expression_has_the_same_chance():
     drawn = np.bincount([i for seed in range(600) for i in draw_for_training(6, 2, rng(seed))], minlength=6)
     assert (abs(drawn - 200) < 60).all()
-
-
-def test_unknown_protocol():
-    with pytest.raises(ValueError, match="Known: all, glamm3"):
-        choose_for_evaluation(3, "glamm", rng())
 
 
 @given(st.lists(st.integers()), st.integers(1, 9))
@@ -92,7 +86,7 @@ def form(request, tree, tmp_path, fake_refcoco):
             path.write_bytes(path.read_bytes()[:200])
 
         return source, images, cut
-    convert(Plan(source, images, {}, images_per_shard=4), tmp_path / "shards", progress=False)
+    convert(Conversion(source, images, {}, images_per_shard=4), tmp_path / "shards", progress=False)
     shards = ShardSource(tmp_path / "shards")
 
     def flip(index):

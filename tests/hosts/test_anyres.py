@@ -25,7 +25,7 @@ from transformers.image_utils import ChannelDimension
 
 from lavis_svp.hosts import swap_projector
 from lavis_svp.hosts.anyres import assemble, squared_canvas, tiled_canvas
-from lavis_svp.hosts.llava_onevision import max_views, onevision_canvases
+from lavis_svp.hosts.llava_next import max_views, onevision_canvases
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.superpixels import RegionMap
 
@@ -155,14 +155,12 @@ def test_assembling_against_an_obvious_loop(multiple):
     views.levels = torch.rand(total, 2, 9, 5, generator=draw)
     views.cls_attention = torch.rand(total, 9, generator=draw).softmax(1)
     views.keys = torch.rand(total, 9, 4, generator=draw)
-    views.summary = torch.rand(total, 5, generator=draw)
     made = assemble(views, canvases)
     first = 0
     for p, canvas in enumerate(canvases):
         (height, width), (tall, wide) = canvas.shown, canvas.grid
         assert tall % multiple == wide % multiple == 0 and 0 <= tall - height < multiple > wide - width >= 0
         assert made.grids[p] == canvas.grid and int(made.valid[p].sum()) == height * width
-        assert torch.equal(made.summary[p], views.summary[first])
         tiles = canvas.tiles[0] * canvas.tiles[1]
         for y, x in ((y, x) for y in range(height) for x in range(width)):
             row, column, n = canvas.rows[y], canvas.columns[x], y * wide + x

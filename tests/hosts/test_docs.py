@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lavis_svp.hosts import swap_projector
+from lavis_svp.projectors import PatchFeatures, Superpixels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +52,9 @@ def test_projectors_of_cells_fit_qwen_with_the_documented_options(qwen):
 
 def test_the_readmes_lines(llava):
     code = next(block for block in python_of("README.md") if "swap_projector" in block)
-    names = {"model": llava[0], "processor": llava[1]}
+    features = PatchFeatures.whole(torch.zeros(1, 576, 1024), (24, 24))
+    superpixels = Superpixels.from_masks([torch.ones(2, 24, 24)], features.grids, mask_size=16)
+    names = {"model": llava[0], "processor": llava[1], "features": features, "superpixels": superpixels}
     exec(compile(code, "README.md", "exec"), names)
+    assert names["visual"].tokens.shape == (1, 2, 4096)
     assert names["model"].config.svp["name"] == "svp" and names["model"] is not llava[0]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import (
     as_arrays,
     build_generator,

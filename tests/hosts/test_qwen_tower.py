@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.qwen_tower import PatchOrder, image_grids, qwen_features
 
 GRIDS = torch.tensor([[1, 6, 10], [1, 2, 4], [1, 10, 4]])

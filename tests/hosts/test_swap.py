@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import LlavaConfig
 
-from lavis_svp.hosts.config import SwapConfig, swapped_config
+from lavis_svp.hosts.swap import SwapConfig, swapped_config
 from lavis_svp.hosts.llava import SvpLlavaConfig
 from lavis_svp.hosts.swap import copy_head
 from lavis_svp.projectors import build_projector

@@ -194,7 +194,7 @@ def test_wrong_inputs_are_named(make_model, batch):
         model(dict(batch, image=batch["image"][..., :64, :64]))
     with pytest.raises(ValueError, match="no valid pixel"):
         model(dict(batch, image=batch["image"] * 0))
-    with pytest.raises(ValueError, match="pair up"):
+    with pytest.raises(ValueError, match="masks have"):
         model(dict(batch, masks=[batch["masks"][0][:1], batch["masks"][1]]))
     with pytest.raises(ValueError, match=r"\(50, 50\)"):
         model(dict(batch, masks=[[np.ones((50, 50), np.uint8)] * 3, batch["masks"][1]]))

@@ -14,7 +14,7 @@ def test_every_projector_takes_extra_channels(make_model, batch, name):
 
 
 def test_the_outputs_that_a_projector_requires_reach_it(make_model, batch, monkeypatch):
-    outputs = frozenset({"cls_attention", "keys", "levels", "summary"})
+    outputs = frozenset({"cls_attention", "keys", "levels"})
     monkeypatch.setattr(MlpProjector, "requires", outputs)
     model = make_model(projector={"name": "mlp"}, vision_encoder={"levels": [0, -1]})
     features = []

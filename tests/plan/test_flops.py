@@ -269,9 +269,9 @@ def test_what_a_projector_asks_of_the_encoder_is_counted(monkeypatch):
         return SvpRis.skeleton(dataclasses.replace(options, vision_encoder=encoder, projector={"name": "mlp"}))
 
     plain = part_flops(skeleton((), ()), 5, 0)
-    asking = skeleton({"levels", "cls_attention", "keys", "summary"}, (4, -1))
+    asking = skeleton({"levels", "cls_attention", "keys"}, (4, -1))
     _, features = count(lambda: asking.extractor.vision_encoder(torch.empty(1, 3, 384, 384)))
-    assert features.levels.shape == (1, 2, 128, 384) and features.summary.shape == (1, 384)
+    assert features.levels.shape == (1, 2, 128, 384)
     assert features.keys.is_meta and visual_tokens(asking, 5) == 128
     # queries and keys of one block are computed again
     tokens, width = 1 + 128, 384

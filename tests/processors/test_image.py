@@ -7,7 +7,7 @@ from lavis.processors import load_processor
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lavis_svp.processors.image import ColorJitter
+from lavis_svp.processors.image import ImageTrainOptions, jitter_colors
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
@@ -62,14 +62,14 @@ def test_unreadable_file_is_named(tmp_path):
 
 
 def test_colour_changes_are_off_by_default():
-    assert ColorJitter()(IMAGE, np.random.default_rng(0)) is IMAGE
+    assert jitter_colors(IMAGE, ImageTrainOptions(), np.random.default_rng(0)) is IMAGE
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_each_colour_change_repeats_with_its_seed(name):
     before = IMAGE.copy()
-    jitter = ColorJitter(**{name: 0.5})
-    changed = [jitter(IMAGE, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    options = ImageTrainOptions(**{name: 0.5})
+    changed = [jitter_colors(IMAGE, options, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(changed[0], changed[1])
     assert (changed[0] != changed[2]).any() and (changed[0] != IMAGE).any()
     assert changed[0].shape == IMAGE.shape and changed[0].dtype == np.uint8
@@ -79,4 +79,4 @@ def test_each_colour_change_repeats_with_its_seed(name):
 @pytest.mark.parametrize("amount", [-0.1, 1.1])
 def test_colour_changes_out_of_range(amount):
     with pytest.raises(ValueError, match="contrast"):
-        ColorJitter(contrast=amount)
+        ImageTrainOptions(contrast=amount)

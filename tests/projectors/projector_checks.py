@@ -96,7 +96,6 @@ def make_batch(
         levels=noise(batch, levels, most, VISION_DIM),
         cls_attention=noise(batch, most).softmax(dim=1),
         keys=noise(batch, most, KEY_DIM),
-        summary=noise(batch, VISION_DIM),
     )
     maps = [make_regions(seed + b, regions=4 + 2 * b) for b in range(batch)]
     return features, Superpixels.from_region_maps(maps, grids, extents, mask_size)
@@ -121,7 +120,6 @@ def image(features: PatchFeatures, superpixels: Superpixels, index: int) -> tupl
         levels=None if features.levels is None else features.levels[one, :, :count],
         cls_attention=None if features.cls_attention is None else features.cls_attention[one, :count],
         keys=None if features.keys is None else features.keys[one, :count],
-        summary=None if features.summary is None else features.summary[one],
     )
     masks = None if superpixels.masks is None else superpixels.masks[one, real]
     return alone, Superpixels(superpixels.weights[one, real, :count], masks, superpixels.valid[one, real])
@@ -241,7 +239,7 @@ def check_meta_device(name: str, **options: Any) -> None:
     features, superpixels = batch_for(projector)
     result = projector(features, superpixels)
     on_meta = PatchFeatures(features.patches.to("meta"), features.grids, features.valid.to("meta"))
-    for field in ("levels", "cls_attention", "keys", "summary"):
+    for field in ("levels", "cls_attention", "keys"):
         setattr(on_meta, field, getattr(features, field).to("meta"))
     dry: VisualTokens = projector.to("meta")(on_meta, superpixels.to("meta"))
     known = projector.image_tokens(projector.grid, 1) is not None

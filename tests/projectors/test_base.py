@@ -207,6 +207,10 @@ def test_a_name_is_taken_once():
         ("svp", {"ssa": "none", "add_to_tokens": "none"}, "sspe: none"),
         ("svp", {"mask_size": 0}, "mask_size"),
         ("svp", {"sspe_width": 30}, "divisible"),
+        ("svp", {"sspe_queries": 0}, "sspe_queries must be a whole number of at least 1, got 0"),
+        ("svp", {"ssa_heads": 0}, "ssa_heads"),
+        ("svp", {"ssa_blocks": 0}, "ssa_blocks"),
+        ("mask_pool_geometry", {"geometry_width": 0}, "geometry_width"),
         ("svp", {"ssa_heads": 5}, "ssa_heads"),
         ("avg_pool", {"tokens_h": 7}, "7x6 tokens from a 6x4"),
         ("mlp", {"token_std": 0.0}, "token_std"),
@@ -226,6 +230,8 @@ def test_a_name_is_taken_once():
         ("dpc_knn", {"count": 0}, "count"),
         ("dpc_knn", {"threshold": 0.0}, "threshold"),
         ("vision_zip", {"dominant": 0}, "dominant"),
+        ("vision_zip", {"contextual": -1}, "contextual"),
+        ("avg_pool", {"tokens_w": 0}, "tokens_w"),
     ],
 )
 def test_impossible_option_is_explained(name, options, message):

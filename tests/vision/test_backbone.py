@@ -22,7 +22,7 @@ from lavis_svp.vision.families import FAMILIES, family_of, naflex_inputs
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 PREFIX = {"dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 3, "clip": 1, "clip_vision_model": 1}  # others none
-GIVEN = ["cls_attention", "keys", "levels", "summary"]
+GIVEN = ["cls_attention", "keys", "levels"]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_patches_see_what_the_superpixels_see(kind, folder, fit, corner):
 
 @pytest.mark.parametrize("side", [[28, 70], (70, 28), [56, 56]])
 def test_an_input_that_is_not_square(kind, folder, side):
-    encoder = build_vision_encoder(folder, side, outputs=("cls_attention", "keys", "summary"))
+    encoder = build_vision_encoder(folder, side, outputs=("cls_attention", "keys"))
     features = encoder(torch.rand(2, 3, 40, 40), [(40, 30), (9, 40)])
     assert encoder.grid == (side[0] // 14, side[1] // 14) and features.grids == [encoder.grid] * 2
     assert features.patches.shape == (2, encoder.grid[0] * encoder.grid[1], 24) and features.valid.all()
@@ -182,7 +182,7 @@ def test_everything_asked_for_is_given_and_belongs_to_the_image_alone(folder, fi
     pixels, extents = torch.rand(3, 3, 48, 48), [(48, 20), (10, 48), (48, 48)]
     together = encoder(pixels, extents)
     assert together.levels.shape == (3, 3, 16, 24) and together.keys.shape == (3, 16, 12)
-    assert together.cls_attention.shape == (3, 16) and together.summary.shape == (3, 24)
+    assert together.cls_attention.shape == (3, 16)
     assert not together.cls_attention[~together.valid].any() and (together.cls_attention[together.valid] > 0).all()
     for index, extent in enumerate(extents):
         alone = encoder(pixels[index : index + 1], [extent])
@@ -225,7 +225,7 @@ def test_the_embedded_dinov2_gives_all(weights):
     )
     features = encoder(torch.rand(2, 3, 240, 240))
     assert features.grids == [(16, 24)] * 2 and features.levels.shape == (2, 3, 384, 384)
-    assert features.keys.shape == (2, 384, 64) and features.summary.shape == (2, 384)
+    assert features.keys.shape == (2, 384, 64)
     attention = features.cls_attention
     assert attention.isfinite().all() and (attention > 0).all() and (attention.sum(1) < 1).all()
     last = build_vision_encoder(weights("dinov2_small_imgfocus"), [224, 336])(torch.rand(1, 3, 240, 240)).patches
@@ -233,7 +233,7 @@ def test_the_embedded_dinov2_gives_all(weights):
 
 
 PATCH, LAYERS = 14, 3
-ALL = ("cls_attention", "keys", "summary")
+ALL = ("cls_attention", "keys")
 
 
 def network_of(folder, implementation="sdpa"):
@@ -298,26 +298,12 @@ def test_attention_and_keys_are_the_networks_own(folder, images, layer):
     torch.testing.assert_close(features.patches, last if layer == -1 else outputs.hidden_states[layer][:, prefix:])
 
 
-def test_the_summary_is_cls_or_the_mean_of_what_shows_the_image(folder, images):
-    pixels, valid = images
-    network, family = network_of(folder)
-    with torch.no_grad():
-        summary = encode_patches(network, family, pixels, valid, layer=1, outputs=["summary"]).summary
-    outputs, _ = slow_outputs(folder, pixels, valid)
-    for row in range(2):
-        if family.prefix_tokens(network.config):
-            expected = outputs.pooler_output[row]
-        else:
-            expected = outputs.last_hidden_state[row][valid[row]].mean(0)
-        torch.testing.assert_close(summary[row], expected, atol=1e-5, rtol=1e-4)
-
-
 def test_a_towers_gradients_flow(folder, images):
     """A host may train its tower: nothing is frozen here."""
     network, family = network_of(folder)
     features = encode_patches(network.train(), family, *images, layer=-2, levels=(2,), outputs=(*ALL, "levels"))
     assert network.training
-    for name in ("patches", "levels", "cls_attention", "keys", "summary"):
+    for name in ("patches", "levels", "cls_attention", "keys"):
         assert getattr(features, name).requires_grad, name
     (features.cls_attention.square().sum() + features.keys.sum()).backward()
     assert all(
@@ -404,7 +390,7 @@ def test_in_shape_alone(kind, folder, images):
             encode_patches(network.to("meta"), family, pixels, valid)
         return
     features = encode_patches(network.to("meta"), family, pixels, valid, outputs=ALL)
-    assert features.cls_attention.shape == (2, 12) and features.summary.shape == (2, 24)
+    assert features.cls_attention.shape == (2, 12)
 
 
 class Toy(FrozenModule):

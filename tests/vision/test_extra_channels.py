@@ -37,11 +37,9 @@ def test_a_patch_gets_the_mean_of_what_it_covers(size, grid, covered):
     torch.testing.assert_close(got[:, 0].reshape(grid), slow_mean(channel, grid, covered, 60), rtol=0, atol=0.06)
 
 
-def test_channels_stand_in_the_named_order_and_reach_levels_and_summary():
+def test_channels_stand_in_the_named_order_and_reach_levels():
     valid = torch.tensor([[True, True, True, False]])
-    features = PatchFeatures(
-        torch.randn(1, 4, 5), [(2, 2)], valid, levels=torch.randn(1, 2, 4, 5), summary=torch.randn(1, 5)
-    )
+    features = PatchFeatures(torch.randn(1, 4, 5), [(2, 2)], valid, levels=torch.randn(1, 2, 4, 5))
     sam, pixels = torch.randn(1, EXTRA_CHANNELS["sam"], 2, 2), torch.rand(1, 3, 4, 4)
     got = append_channels(features, ("colour", "sam"), sam, pixels, [(1.0, 1.0)])
     assert got.patches.shape == (1, 4, 5 + extra_width(("sam", "colour"))) == (1, 4, 264)
@@ -53,9 +51,8 @@ def test_channels_stand_in_the_named_order_and_reach_levels_and_summary():
     torch.testing.assert_close(
         got.patches[0, 2, 8:], embedding / embedding.std(correction=0) * size[2], rtol=0, atol=1e-4
     )
-    assert got.levels is not None and got.summary is not None
+    assert got.levels is not None
     torch.testing.assert_close(got.levels[0, :, :, 5:], got.patches[0, None, :, 5:].expand(2, -1, -1))
-    torch.testing.assert_close(got.summary[0, 5:], got.patches[0, :3, 5:].mean(0))
     assert append_channels(features, (), sam, pixels, [(1.0, 1.0)]) is features
 
 

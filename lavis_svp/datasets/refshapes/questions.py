@@ -9,9 +9,8 @@ so far is chosen. The order of the random draws is part of the data: changing it
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lavis_svp.datasets.refcoco import load_instances
-from lavis_svp.datasets.refcoco_writer import instances_path, write_json
+from lavis_svp.datasets.refcoco_writer import instances_path, read_manifest, write_json
 from lavis_svp.datasets.refshapes.build import NAME, split_of
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES, COLORS, SPLITS, RefShapesConfig
 from lavis_svp.datasets.refshapes.expressions import Description
@@ -39,7 +38,6 @@ QUESTIONS_OF_A_KIND = 2
 _T = TypeVar("_T")
 _STREAM = 2  # of the random numbers; 0 and 1 draw the images
 _CANDIDATES = 12  # of each answer, which is plenty to draw from
-
 _MARGIN = RefShapesConfig().relation_margin
 SIDES = {("left", "right"): "x", ("above", "below"): "y"}
 """Opposite answers, and the coordinate that grows from the first to the second."""
@@ -50,12 +48,8 @@ class ShownObject:
     """One object.
 
     Args:
-        size: "small" or "large".
-        texture: "plain", "striped" or "dotted".
-        color: a word of ``config.COLORS``.
-        shape: a word of ``config.SHAPES``.
-        x: centre of the visible part's box, pixels from the left.
-        y: the same from the top.
+        size, texture, color, shape: words of ``config.ATTRIBUTES``.
+        x, y: centre of the visible part's box, pixels from the left and from the top.
         area: of the visible part, pixels.
     """
 
@@ -66,10 +60,6 @@ class ShownObject:
     x: float
     y: float
     area: float
-
-    def fits(self, description: Description) -> bool:
-        """Whether every attribute of the description is the object's own."""
-        return all(getattr(self, name) == value for name, value in description)
 
 
 @dataclass(frozen=True)
@@ -90,19 +80,18 @@ class ImageFacts:
     size: tuple[int, int]
     objects: tuple[ShownObject, ...]
 
-    def fitting(self, description: Description) -> list[int]:
-        """Indices of the objects that a description fits."""
-        return [index for index, item in enumerate(self.objects) if item.fits(description)]
+    def fitting(self, description: Description) -> list[ShownObject]:
+        """The objects that a description fits."""
+        return [one for one in self.objects if all(getattr(one, name) == value for name, value in description)]
 
     def descriptions(self, names: tuple[str, ...]) -> list[Description]:
         """Each description by these attributes that fits something, in a fixed order."""
-        found = {tuple((name, getattr(item, name)) for name in names) for item in self.objects}
-        return sorted(found)
+        return sorted({tuple((name, getattr(item, name)) for name in names) for item in self.objects})
 
-
-def forms(within: tuple[str, ...] = tuple(ATTRIBUTES)) -> list[tuple[str, ...]]:
-    """All choices of at least one attribute, in the order in which English puts them."""
-    return [names for count in range(1, len(within) + 1) for names in combinations(within, count)]
+    def unique(self, names: tuple[str, ...]) -> list[tuple[Description, ShownObject]]:
+        """Each description by these attributes that fits a single object, and that object."""
+        found = [(description, self.fitting(description)) for description in self.descriptions(names)]
+        return [(description, objects[0]) for description, objects in found if len(objects) == 1]
 
 
 def read_facts(root: Path) -> list[ImageFacts]:
@@ -114,24 +103,19 @@ def read_facts(root: Path) -> list[ImageFacts]:
     content = load_instances(instances_path(root, NAME))
     shapes = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict[int, list[ShownObject]] = {}
-    for annotation in sorted(content["annotations"], key=lambda one: one["id"]):
-        objects.setdefault(annotation["image_id"], []).append(_shown(annotation, shapes[annotation["category_id"]]))
-    return [
-        ImageFacts(
-            image["id"],
-            image["file_name"],
-            split_of(image["id"]),
-            (image["height"], image["width"]),
-            tuple(objects.get(image["id"], ())),
+    for one in sorted(content["annotations"], key=lambda one: one["id"]):
+        color, texture, size = one["attributes"]
+        left, top, width, height = one["bbox"]
+        shown = ShownObject(
+            size, texture, color, shapes[one["category_id"]], left + width / 2, top + height / 2, one["area"]
         )
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    ]
-
-
-def _shown(annotation: Mapping[str, Any], shape: str) -> ShownObject:
-    color, texture, size = annotation["attributes"]
-    left, top, width, height = annotation["bbox"]
-    return ShownObject(size, texture, color, shape, left + width / 2, top + height / 2, annotation["area"])
+        objects.setdefault(one["image_id"], []).append(shown)
+    facts = []
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        size, image_id = (image["height"], image["width"]), image["id"]
+        own = tuple(objects.get(image_id, ()))
+        facts.append(ImageFacts(image_id, image["file_name"], split_of(image_id), size, own))
+    return facts
 
 
 @dataclass(frozen=True)
@@ -168,114 +152,104 @@ class QuestionWriter:
         """The questions about an image, kind by kind; fewer where it has too few objects."""
         rng = np.random.default_rng([self.seed, facts.image_id, _STREAM])
         questions: list[Question] = []
-        for kind in QUESTION_KINDS:
-            propose, names = _KINDS[kind]
-            order = [names[int(i)] for i in rng.permutation(len(names))]
+        for kind, (propose, forms) in _KINDS.items():
             texts: set[str] = set()
-            for form in order:
+            for form in _shuffled(rng, forms):
                 if len(texts) == QUESTIONS_OF_A_KIND:
                     break
-                question = self._rarest(facts, kind, form, list(propose(facts, form, rng)))
+                question = self._rarest(facts.split, kind, "+".join(form), list(propose(facts, form, rng)))
                 if question is not None and question.text not in texts:
                     texts.add(question.text)
                     questions.append(question)
         return questions
 
-    def _rarest(
-        self, facts: ImageFacts, kind: str, form: tuple[str, ...], proposals: list[Question]
-    ) -> Question | None:
-        """The question whose answer is rarest for its form, and among those, for its kind."""
+    def _rarest(self, split: str, kind: str, form: str, proposals: list[tuple[str, str]]) -> Question | None:
+        """The (text, answer) whose answer is rarest for its form, and among those, for its kind."""
         if not proposals:
             return None
-        name = "+".join(form)
-
-        def uses(question: Question) -> tuple[int, int]:
-            keys = [(facts.split, kind, name, question.answer), (facts.split, kind, "", question.answer)]
-            return self._used[keys[0]], self._used[keys[1]]
-
-        chosen = min(proposals, key=uses)
-        for group in (name, ""):
-            self._used[facts.split, kind, group, chosen.answer] += 1
-        return chosen
+        groups = (form, "")
+        text, answer = min(proposals, key=lambda one: [self._used[split, kind, group, one[1]] for group in groups])
+        self._used.update((split, kind, group, answer) for group in groups)
+        return Question(text, kind, form, answer)
 
 
-def phrase(description: Description, plural: bool = False) -> str:
-    """A description in words, without an article: "small striped red circles"."""
+def phrase(description: Description) -> str:
+    """A description in words, without an article: "small striped red circle"."""
     values = dict(description)
     noun = values.pop("shape", "object")
-    ending = ("es" if noun.endswith("s") else "s") if plural else ""
-    return " ".join([*values.values(), noun + ending])
+    return " ".join([*values.values(), noun])
 
 
-def _count(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+# Each of these proposes questions of one kind with their answers, for one form (the attributes that they name).
+
+
+def _count(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """How many fit a description; none at all for words that the image has, but not together."""
     by_answer: dict[int, list[Description]] = {}
-    for description in [*facts.descriptions(form), *_absent(facts, form, rng)]:
+    for description in [*facts.descriptions(form), *_absent(facts, form)]:
         by_answer.setdefault(len(facts.fitting(description)), []).append(description)
     for number in sorted(by_answer):
         if number <= MOST_COUNTED:
-            text = f"how many {phrase(_one(rng, by_answer[number]), plural=True)} are there?"
-            yield Question(text, "count", "+".join(form), str(number))
+            yield f"how many {_plural(phrase(_one(rng, by_answer[number])))} are there?", str(number)
 
 
-def _color(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _color(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """The colour of the only object that fits."""
-    unique = [description for description in facts.descriptions(form) if len(facts.fitting(description)) == 1]
-    for description in _shuffled(rng, unique):
-        item = facts.objects[facts.fitting(description)[0]]
-        yield Question(f"what color is the {phrase(description)}?", "color", "+".join(form), item.color)
+    for description, item in _shuffled(rng, facts.unique(form)):
+        yield f"what color is the {phrase(description)}?", item.color
 
 
-def _position(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _position(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """The side on which an object lies, of another object or of the image's middle."""
     where, *names = form
     for first, second, item, other in _pairs(facts, tuple(names), rng):
         for sides, axis in SIDES.items():
             if where == "object":
-                answer = _side(item, other, sides, axis)
+                answer = _side(item, getattr(other, axis), sides, axis)
                 text = f"is the {first} {_of(sides[0])} or {_of(sides[1])} the {second}?"
             else:
-                middle = facts.size[1] / 2 if axis == "x" else facts.size[0] / 2
                 edges = sides if axis == "x" else ("top", "bottom")
-                answer = _side(item, middle, edges, axis)
+                answer = _side(item, facts.size[int(axis == "x")] / 2, edges, axis)
                 text = f"is the {first} in the {edges[0]} or the {edges[1]} half of the picture?"
             if answer is not None:
-                yield Question(text, "position", "+".join(form), answer)
+                yield text, answer
 
 
-def _existence(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _existence(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Whether anything fits; if not, then one word alone is wrong."""
-    for answer, descriptions in (("yes", facts.descriptions(form)), ("no", _absent(facts, form, rng))):
+    for answer, descriptions in (("yes", facts.descriptions(form)), ("no", _absent(facts, form))):
         if descriptions:
-            words = phrase(_one(rng, descriptions))
-            article = "an" if words[0] in "aeiou" else "a"
-            yield Question(f"is there {article} {words}?", "existence", "+".join(form), answer)
+            yield f"is there {_counted(phrase(_one(rng, descriptions)), 1)}?", answer
 
 
-def _relation(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[Question]:
+def _relation(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Whether one object lies on the named side of another."""
     for first, second, item, other in _pairs(facts, form, rng):
         for sides, axis in SIDES.items():
-            truth = _side(item, other, sides, axis)
+            truth = _side(item, getattr(other, axis), sides, axis)
             if truth is not None:
                 named = sides[int(rng.integers(2))]
-                answer = "yes" if named == truth else "no"
-                yield Question(f"is the {first} {_of(named)} the {second}?", "relation", "+".join(form), answer)
+                yield f"is the {first} {_of(named)} the {second}?", "yes" if named == truth else "no"
 
 
-_Propose = Callable[[ImageFacts, tuple[str, ...], np.random.Generator], Iterable[Question]]
-_ALL = forms()
+def _forms(*within: str) -> list[tuple[str, ...]]:
+    """All choices of at least one attribute, in the order in which English puts them."""
+    return [names for count in range(1, len(within) + 1) for names in combinations(within, count)]
+
+
+_Propose = Callable[[ImageFacts, tuple[str, ...], np.random.Generator], Iterator[tuple[str, str]]]
+_ALL = _forms(*ATTRIBUTES)
 _NAMING = [names for names in _ALL if "shape" in names or "color" in names]
 _KINDS: dict[str, tuple[_Propose, list[tuple[str, ...]]]] = {
     "count": (_count, _ALL),
-    "color": (_color, forms(tuple(name for name in ATTRIBUTES if name != "color"))),
+    "color": (_color, _forms("size", "texture", "shape")),
     "position": (_position, [(where, *names) for where in ("object", "picture") for names in _NAMING]),
     "existence": (_existence, _ALL),
     "relation": (_relation, _NAMING),
 }
 
 
-def _absent(facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator) -> list[Description]:
+def _absent(facts: ImageFacts, form: tuple[str, ...]) -> list[Description]:
     """Descriptions that fit nothing, each one word away from one that fits; first those whose words all occur."""
     found = facts.descriptions(form)
     present = {(name, getattr(item, name)) for item in facts.objects for name in form}
@@ -293,16 +267,14 @@ def _pairs(
     facts: ImageFacts, form: tuple[str, ...], rng: np.random.Generator
 ) -> Iterator[tuple[str, str, ShownObject, ShownObject]]:
     """Two objects that their descriptions tell apart from all others, in random order."""
-    unique = [description for description in facts.descriptions(form) if len(facts.fitting(description)) == 1]
+    unique = facts.unique(form)
     pairs = [(one, other) for one in unique for other in unique if one != other]
-    for one, other in _shuffled(rng, pairs)[:_CANDIDATES]:
-        item, rival = facts.objects[facts.fitting(one)[0]], facts.objects[facts.fitting(other)[0]]
-        yield phrase(one), phrase(other), item, rival
+    for (first, item), (second, other) in _shuffled(rng, pairs)[:_CANDIDATES]:
+        yield phrase(first), phrase(second), item, other
 
 
-def _side(item: ShownObject, other: ShownObject | float, sides: tuple[str, str], axis: str) -> str | None:
-    """Which of two opposite sides an object is on; None where that is not plain."""
-    reference = getattr(other, axis) if isinstance(other, ShownObject) else other
+def _side(item: ShownObject, reference: float, sides: tuple[str, str], axis: str) -> str | None:
+    """The side of ``reference`` on which an object is; None where that is not plain."""
     offset = getattr(item, axis) - reference
     return None if abs(offset) < _MARGIN else sides[int(offset > 0)]
 
@@ -327,46 +299,35 @@ def captions(facts: ImageFacts) -> list[str]:
     """Five true captions: by place across and down, by size, by shape, and by the outermost objects."""
     across = sorted(facts.objects, key=lambda item: item.x)
     down = sorted(facts.objects, key=lambda item: item.y)
-    large_first = sorted(facts.objects, key=lambda item: -item.area)
+    names = Counter(f"{item.color} {item.shape}" for item in sorted(facts.objects, key=lambda item: -item.area))
+    shapes = Counter(item.shape for item in across)
+    between = "one object" if len(across) == 3 else f"{NUMBERS[len(across) - 2]} objects"
     return [
-        f"from left to right, {_listed([_named(item) for item in across])}",
-        f"from top to bottom, {_listed([_named(item) for item in down])}",
-        f"a picture of {_listed(_grouped(large_first))}",
-        f"{NUMBERS[len(across)]} objects: {_listed(_by_shape(across))}",
-        f"{_named(across[0])} on the left and {_named(across[-1])} on the right, with {_rest(len(across) - 2)}",
+        f"from left to right, {_listed(map(_named, across))}",
+        f"from top to bottom, {_listed(map(_named, down))}",
+        f"a picture of {_listed(_counted(name, count) for name, count in names.items())}",
+        f"{NUMBERS[len(across)]} objects: {_listed(_counted(shape, count) for shape, count in shapes.items())}",
+        f"{_named(across[0])} on the left and {_named(across[-1])} on the right, with {between} between them",
     ]
 
 
 def _named(item: ShownObject) -> str:
-    article = "an" if item.color[0] in "aeiou" else "a"
-    return f"{article} {item.color} {item.shape}"
+    return _counted(f"{item.color} {item.shape}", 1)
 
 
-def _grouped(items: Sequence[ShownObject]) -> list[str]:
-    """Objects of one colour and shape together, in the order in which they come first."""
-    counts = Counter((item.color, item.shape) for item in items)
-    first = {(item.color, item.shape): item for item in reversed(items)}
-    return [
-        _named(first[key]) if count == 1 else f"{NUMBERS[count]} {key[0]} {_plural(key[1])}"
-        for key, count in counts.items()
-    ]
+def _counted(words: str, count: int) -> str:
+    if count == 1:
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"{NUMBERS[count]} {_plural(words)}"
 
 
-def _by_shape(items: Sequence[ShownObject]) -> list[str]:
-    counts = Counter(item.shape for item in items)
-    return [f"a {shape}" if count == 1 else f"{NUMBERS[count]} {_plural(shape)}" for shape, count in counts.items()]
+def _plural(words: str) -> str:
+    return words + ("es" if words.endswith("s") else "s")
 
 
-def _rest(count: int) -> str:
-    return "one object between them" if count == 1 else f"{NUMBERS[count]} objects between them"
-
-
-def _plural(shape: str) -> str:
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _listed(items: Iterable[str]) -> str:
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 ANSWERS_VERSION = 1
@@ -378,17 +339,17 @@ _QUESTIONS_PER_IMAGE = 32
 
 def questions_path(root: Path, split: str) -> Path:
     """Where the questions of a split are."""
-    return _folder(root) / f"vqa_{split}_questions.json"
+    return root / NAME / "answers" / f"vqa_{split}_questions.json"
 
 
 def annotations_path(root: Path, split: str) -> Path:
     """Where their answers are."""
-    return _folder(root) / f"vqa_{split}_annotations.json"
+    return root / NAME / "answers" / f"vqa_{split}_annotations.json"
 
 
 def captions_path(root: Path, split: str) -> Path:
     """Where the captions of a split are."""
-    return _folder(root) / f"captions_{split}.json"
+    return root / NAME / "answers" / f"captions_{split}.json"
 
 
 def build_answers(root: Path, seed: int = 0) -> Path:
@@ -407,46 +368,52 @@ def build_answers(root: Path, seed: int = 0) -> Path:
     """
     if seed < 0:
         raise ValueError(f"The seed of RefShapes' questions must be 0 or more, got {seed}.")
-    made_from = {"version": ANSWERS_VERSION, "seed": seed, "instances": _digest(instances_path(root, NAME))}
-    manifest = _folder(root) / "manifest.json"
+    digest = hashlib.sha256(instances_path(root, NAME).read_bytes()).hexdigest()
+    made_from = {"version": ANSWERS_VERSION, "seed": seed, "instances": digest}
+    folder = root / NAME / "answers"
     paths = [path(root, split) for split in SPLITS for path in (questions_path, annotations_path, captions_path)]
-    if _read_json(manifest) == made_from and all(path.is_file() for path in paths):
-        return _folder(root)
-    manifest.unlink(missing_ok=True)
+    if read_manifest(folder / "manifest.json") == made_from and all(path.is_file() for path in paths):
+        return folder
+    (folder / "manifest.json").unlink(missing_ok=True)
     facts = read_facts(root)
     for split in SPLITS:
         own = [one for one in facts if one.split == split]
-        questions, annotations = vqa_content(own, QuestionWriter(seed), split)
+        questions, annotations = _vqa_content(own, QuestionWriter(seed), split)
         write_json(questions_path(root, split), questions)
         write_json(annotations_path(root, split), annotations)
-        write_json(captions_path(root, split), caption_content(own))
-    write_json(manifest, made_from)
-    return _folder(root)
+        write_json(captions_path(root, split), _caption_content(own))
+    write_json(folder / "manifest.json", made_from)
+    return folder
 
 
-def vqa_content(facts: list[ImageFacts], writer: QuestionWriter, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _vqa_content(facts: list[ImageFacts], writer: QuestionWriter, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """VQAv2's two files: questions and annotations; a question also names its image's file and size."""
     questions, annotations = [], []
     for image in facts:
         shown = {"image": image.file_name, "height": image.size[0], "width": image.size[1]}
         for number, question in enumerate(writer.ask(image)):
-            question_id = image.image_id * _QUESTIONS_PER_IMAGE + number
-            ids = {"image_id": image.image_id, "question_id": question_id}
+            ids = {"image_id": image.image_id, "question_id": image.image_id * _QUESTIONS_PER_IMAGE + number}
             questions.append({**ids, "question": question.text, **shown})
-            annotations.append({**ids, **_annotation(question)})
+            answer = {"answer": question.answer, "answer_confidence": "yes"}
+            annotations.append(
+                {
+                    **ids,
+                    "question_type": question.kind,
+                    "answer_type": ANSWER_TYPES[question.kind],
+                    "multiple_choice_answer": question.answer,
+                    "answers": [{"answer_id": one, **answer} for one in range(1, ANSWERS_OF_A_QUESTION + 1)],
+                }
+            )
     shared = {
         "info": {"description": f"Questions about {NAME}, written by lavis_svp", "version": str(ANSWERS_VERSION)},
         "data_type": NAME,
         "data_subtype": split,
         "license": {"name": "as lavis_svp's", "url": ""},  # the official evaluation reads the key
     }
-    return (
-        {**shared, "task_type": "Open-Ended", "questions": questions},
-        {**shared, "annotations": annotations},
-    )
+    return {**shared, "task_type": "Open-Ended", "questions": questions}, {**shared, "annotations": annotations}
 
 
-def caption_content(facts: list[ImageFacts]) -> dict[str, Any]:
+def _caption_content(facts: list[ImageFacts]) -> dict[str, Any]:
     """COCO's captions file."""
     images = [
         {"id": one.image_id, "file_name": one.file_name, "height": one.size[0], "width": one.size[1]} for one in facts
@@ -458,31 +425,3 @@ def caption_content(facts: list[ImageFacts]) -> dict[str, Any]:
     ]
     info = {"description": f"Captions of {NAME}, written by lavis_svp", "version": str(ANSWERS_VERSION)}
     return {"info": info, "images": images, "annotations": annotations}
-
-
-def _annotation(question: Question) -> dict[str, Any]:
-    answers = [
-        {"answer_id": number, "answer": question.answer, "answer_confidence": "yes"}
-        for number in range(1, ANSWERS_OF_A_QUESTION + 1)
-    ]
-    return {
-        "question_type": question.kind,
-        "answer_type": ANSWER_TYPES[question.kind],
-        "multiple_choice_answer": question.answer,
-        "answers": answers,
-    }
-
-
-def _folder(root: Path) -> Path:
-    return root / NAME / "answers"
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

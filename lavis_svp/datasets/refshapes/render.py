@@ -15,14 +15,7 @@ from lavis_svp.datasets.refshapes.scene import Scene, SceneObject
 
 # File names in skimage/data. The motorcycle's right-hand image is left out: it shows the same scene as the left one.
 PHOTOS = {
-    "train": (
-        "astronaut.png",
-        "coffee.png",
-        "motorcycle_left.png",
-        "brick.png",
-        "grass.png",
-        "hubble_deep_field.jpg",
-    ),
+    "train": ("astronaut.png", "coffee.png", "motorcycle_left.png", "brick.png", "grass.png", "hubble_deep_field.jpg"),
     "val": ("rocket.jpg", "gravel.png"),
     "test": ("chelsea.png", "camera.png", "ihc.png"),
 }
@@ -33,13 +26,7 @@ _BLURS = (0.0, 1.5, 4.0)
 
 @cache
 def load_photo(name: str) -> np.ndarray:
-    """Read a photo of scikit-image's wheel, without importing scikit-image and without the network.
-
-    Args:
-        name: file name in ``skimage/data``.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    """Read a photo of ``skimage/data``, (H, W, 3) uint8 RGB, without importing scikit-image and without the network.
 
     Raises:
         FileNotFoundError: scikit-image is missing, or its wheel has no such photo.
@@ -99,20 +86,13 @@ _EDGE_BLUR = 0.6
 
 
 def render(scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig) -> tuple[np.ndarray, str]:
-    """Draw an image.
-
-    Args:
-        scene: what to draw.
-        rng: the image's own generator.
-        split: decides which background photos may be used.
-        config: gives the side.
+    """Draw an image on a background photo of its split.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the file name of the background photo.
+        (H, W, 3) uint8 RGB, and the file name of the photo.
     """
     image, photo = sample_background(rng, split, config.side)
-    for item, mask, box in zip(scene.objects, scene.masks, scene.boxes, strict=True):
-        x0, y0, x1, y1 = (int(v) for v in box)
+    for item, mask, (x0, y0, x1, y1) in zip(scene.objects, scene.masks, scene.boxes.tolist(), strict=True):
         surface = _surface(item, (x0, y0, x1, y1), rng)
         inside = mask[y0:y1, x0:x1].astype(bool)
         image[y0:y1, x0:x1][inside] = surface[inside]

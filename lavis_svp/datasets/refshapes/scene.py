@@ -14,7 +14,6 @@ _PLAIN_SHARE = 0.5
 _ADDED_BORDER = 2
 """Pixels between an object and the image's border."""
 
-
 # cv2 draws at 1/16 pixel when coordinates are shifted by 4 bits.
 _SUBPIXEL_BITS = 4
 _SUBPIXEL = 1 << _SUBPIXEL_BITS
@@ -63,10 +62,10 @@ def shape_mask(shape: str, x: float, y: float, radius: float, rotation: float, s
     Args:
         shape: one of ``config.SHAPES``.
         x: its reference point in pixels, to the right.
-        y: its reference point in pixels, down.
-        radius: its radius in pixels.
+        y: the same, down.
+        radius: in pixels.
         rotation: clockwise, in radians.
-        side: height and width of the mask.
+        side: height and width of the mask, in pixels.
 
     Returns:
         (side, side) uint8, 1 inside.
@@ -97,10 +96,6 @@ class SceneObject:
     radius: float
     rotation: float
 
-    def has(self, description: dict[str, str]) -> bool:
-        """Whether every attribute of ``description`` is the object's own."""
-        return all(getattr(self, name) == value for name, value in description.items())
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -118,17 +113,14 @@ class Scene:
     areas: np.ndarray
     boxes: np.ndarray
 
+    @property
+    def centres(self) -> np.ndarray:
+        """The centres of the boxes, (K, 2) float64: x, y."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
 
 def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | None:
-    """Draw a scene.
-
-    Args:
-        rng: the draws come in a fixed order: the same state gives the same scene.
-        config: numbers, sizes, overlap.
-
-    Returns:
-        the scene, or None if there was room for fewer than ``config.min_objects``.
-    """
+    """Draw a scene, the same for the same state of ``rng``; None if there is room for too few objects."""
     wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
     may_overlap = rng.random() < config.overlap_share
     large = int(rng.binomial(wanted, config.large_share))
@@ -194,14 +186,9 @@ def _visible_scene(objects: list[SceneObject], full: list[np.ndarray], config: R
     areas = masks.sum(axis=(1, 2), dtype=np.int64)  # (K,)
     share = areas / config.side**2
     whole = np.array([mask.sum() for mask in full])
-    if share.min() < config.min_area or share.max() > config.max_area:
+    too_hidden = np.any(areas < (1 - config.max_hidden) * whole)
+    if too_hidden or share.min() < config.min_area or share.max() > config.max_area:
         return None
-    if np.any(areas < (1 - config.max_hidden) * whole):
-        return None
-    boxes = np.array([_box(mask) for mask in masks], np.int64)  # (K, 4)
+    boxes = np.array([cv2.boundingRect(mask) for mask in masks], np.int64)  # (K, 4): x, y, width, height
+    boxes[:, 2:] += boxes[:, :2]
     return Scene(tuple(objects), masks, areas, boxes)
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    x, y, width, height = cv2.boundingRect(mask)
-    return x, y, x + width, y + height

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ import numpy as np
 
 from lavis_svp.common.images import BrokenFileError
 from lavis_svp.datasets.masks import encode_mask
+from lavis_svp.datasets.refcoco_writer import write_bytes
 from lavis_svp.datasets.sources import Expression, Instance, ReferredImage
 
 FORMAT = 1
@@ -48,11 +49,7 @@ class BrokenShardError(BrokenFileError):
 
 
 def shard_name(split: str, number: int) -> str:
-    """File name of one shard.
-
-    Raises:
-        ValueError: the split's name cannot be part of a file name.
-    """
+    """File name of one shard; a ValueError if the split's name cannot be part of one."""
     if not _SPLIT.fullmatch(split):
         raise ValueError(f"A split's name is 1 to 64 letters, digits, '_', '+' or '-', got {split!r}. Rename it.")
     return f"{split}-{number:06d}.tar"
@@ -76,8 +73,7 @@ class ShardMember:
     Args:
         shard: the tar file.
         name: of the member.
-        offset: of its first byte in the tar file.
-        size: its bytes.
+        offset, size: of its bytes in the tar file.
         checksum: CRC-32 of its bytes.
     """
 
@@ -96,11 +92,11 @@ class ShardMember:
         Raises:
             BrokenShardError: the bytes are not those that were written.
         """
+        content = b""
         try:
             with open(self.shard, "rb") as file:
-                available = os.fstat(file.fileno()).st_size - self.offset
                 # never read more than there is: the index may state any size, and memory is taken first
-                content = b""
+                available = os.fstat(file.fileno()).st_size - self.offset
                 if available > 0:
                     file.seek(self.offset)
                     content = file.read(min(self.size, available))
@@ -120,39 +116,30 @@ class ShardMember:
 
 def image_record(image: ReferredImage, image_key: str) -> dict[str, Any]:
     """The record of an image without its instances."""
-    return {
-        "image_id": image.image_id,
-        "file_name": image.file_name,
-        "size": list(image.size),
-        "split": image.split,
-        "image_key": image_key,
-        "expressions": [
-            {
-                "id": one.expression_id,
-                "text": one.text,
-                "kind": one.kind,
-                "targets": list(one.targets),
-                "candidates": None if one.candidates is None else list(one.candidates),
-            }
-            for one in image.expressions
-        ],
-    }
+    expressions = [
+        {
+            "id": one.expression_id,
+            "text": one.text,
+            "kind": one.kind,
+            "targets": list(one.targets),
+            "candidates": None if one.candidates is None else list(one.candidates),
+        }
+        for one in image.expressions
+    ]
+    place = {"image_id": image.image_id, "file_name": image.file_name, "size": list(image.size), "split": image.split}
+    return {**place, "image_key": image_key, "expressions": expressions}
 
 
 def image_of(record: Mapping[str, Any]) -> ReferredImage:
-    """Read the image out of a record.
-
-    Raises:
-        KeyError, TypeError, ValueError: the record is damaged.
-    """
+    """Read the image out of a record; a KeyError, TypeError or ValueError if it is damaged."""
     height, width = record["size"]
     expressions = tuple(
         Expression(
             str(one["id"]),
             str(one["text"]),
             str(one["kind"]),
-            tuple(int(target) for target in one["targets"]),
-            None if one["candidates"] is None else tuple(int(candidate) for candidate in one["candidates"]),
+            tuple(map(int, one["targets"])),
+            None if one["candidates"] is None else tuple(map(int, one["candidates"])),
         )
         for one in record["expressions"]
     )
@@ -174,17 +161,10 @@ def instance_records(instances: Sequence[Instance], masks: Sequence[np.ndarray])
 
 
 def instances_of(record: Mapping[str, Any]) -> list[Instance]:
-    """Read the objects out of a record.
-
-    Raises:
-        KeyError, TypeError, ValueError: the record is damaged.
-    """
+    """Read the objects out of a record; a KeyError, TypeError or ValueError if it is damaged."""
     return [
         Instance(
-            int(one["annotation_id"]),
-            str(one["category"]),
-            tuple(str(word) for word in one["attributes"]),
-            one["segmentation"],
+            int(one["annotation_id"]), str(one["category"]), tuple(map(str, one["attributes"])), one["segmentation"]
         )
         for one in record["instances"]
     ]
@@ -212,11 +192,7 @@ class Sample:
     image: dict[str, Any]
 
     def member(self, folder: Path, extension: str) -> ShardMember:
-        """The place of one member.
-
-        Raises:
-            KeyError: this sample has no such member.
-        """
+        """The place of one member; a KeyError if there is none."""
         offset, size, checksum = self.members[extension]
         return ShardMember(folder / self.shard, f"{self.key}.{extension}", offset, size, checksum)
 
@@ -244,10 +220,6 @@ class ShardIndex:
     samples: list[Sample] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
-    def images(self) -> list[ReferredImage]:
-        """The image of each sample."""
-        return [image_of(sample.image) for sample in self.samples]
-
     def write(self, folder: Path) -> None:
         """Write ``index.json``, whole or not at all."""
         content = {
@@ -261,13 +233,8 @@ class ShardIndex:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON next to the file, then rename it."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_text(json.dumps(content, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write JSON with sorted keys, as a whole or not at all."""
+    write_bytes(path, json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 
 def read_index(folder: str | Path) -> ShardIndex:
@@ -299,31 +266,16 @@ def read_index(folder: str | Path) -> ShardIndex:
 
 
 def _check(index: ShardIndex) -> None:
-    """Refuse names that lead out of the folder, and impossible places.
-
-    Raises:
-        ValueError, KeyError, TypeError: something is wrong.
-    """
+    """Refuse names that lead out of the folder, and impossible places."""
     for name in {*index.shards, *(sample.shard for sample in index.samples)}:
         if not _SHARD.fullmatch(name) or name not in index.shards:
             raise ValueError(f"{name!r} is not the name of one of its shards")
-    keys: set[str] = set()
+    repeated = [key for key, count in Counter(sample.key for sample in index.samples).items() if count > 1]
+    if repeated:
+        raise ValueError(f"sample {repeated[0]} is there twice")
     for sample in index.samples:
-        if sample.key in keys:
-            raise ValueError(f"sample {sample.key} is there twice")
-        keys.add(sample.key)
         if not {RECORD, sample.extension} <= set(sample.members):
             raise ValueError(f"sample {sample.key} lacks its image or its record")
         for place in sample.members.values():
             if len(place) != 3 or not all(isinstance(number, int) and number >= 0 for number in place):
                 raise ValueError(f"sample {sample.key} has the impossible place {place}")
-
-
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that differ, with both values cut short."""
-    target = json.loads(json.dumps(dict(wanted)))  # as JSON gives them back: tuples are lists
-    return [
-        f"{name}: {str(stored.get(name))[:200]} in the folder, {str(target.get(name))[:200]} wanted"
-        for name in sorted({*stored, *target})
-        if stored.get(name) != target.get(name)
-    ]

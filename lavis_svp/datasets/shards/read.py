@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from lavis_svp.datasets.shards.format import (
     BrokenShardError,
     Sample,
     ShardMember,
+    image_of,
     instances_of,
     read_index,
 )
@@ -46,7 +47,8 @@ class ShardSource(AnnotationSource):
         self.index = read_index(self.folder)
         self._images: dict[str, list[ReferredImage]] = {}
         self._samples: dict[tuple[str, int], Sample] = {}
-        for sample, image in zip(self.index.samples, self.index.images(), strict=True):
+        for sample in self.index.samples:
+            image = image_of(sample.image)
             self._images.setdefault(image.split, []).append(image)
             self._samples[image.split, image.image_id] = sample
         self._shard_numbers = {name: number for number, name in enumerate(sorted(self.index.shards))}
@@ -57,21 +59,13 @@ class ShardSource(AnnotationSource):
         return sorted(self._images)
 
     def images(self, split: str) -> list[ReferredImage]:
-        """The images of one split by ascending id.
-
-        Raises:
-            UnknownNameError: no such split.
-        """
+        """The images of one split by ascending id; an UnknownNameError if there is none of this name."""
         if split not in self._images:
             raise unknown_name(f"split of the shards in {self.folder}", split, self.splits())
         return list(self._images[split])
 
     def instances(self, image: ReferredImage) -> list[Instance]:
-        """All annotated objects of an image by ascending annotation id.
-
-        Raises:
-            BrokenShardError: its record cannot be read.
-        """
+        """All annotated objects of an image by ascending annotation id; a BrokenShardError if they cannot be read."""
         sample = self._sample(image)
         if self._last is None or self._last[0] != sample.key:  # a data set reads one record several times in a row
             member = sample.member(self.folder, RECORD)
@@ -102,26 +96,30 @@ class _Stored:
         ValueError: the shards were made without this kind.
     """
 
-    def __init__(self, source: ShardSource, kind: str, extension: str) -> None:
-        settings = source.index.settings.get(kind)
+    kind: ClassVar[str]
+    extension: ClassVar[str]
+
+    def __init__(self, source: ShardSource) -> None:
+        settings = source.index.settings.get(self.kind)
         if settings is None:
-            raise ValueError(f"The shards in {source.folder} were made without {kind} (--{kind} of their conversion).")
+            raise ValueError(
+                f"The shards in {source.folder} were made without {self.kind} (--{self.kind} of their conversion)."
+            )
         self.settings: Mapping[str, Any] = settings
         self._members: dict[str, ShardMember] = {
-            sample.image["image_key"]: sample.member(source.folder, extension)
+            sample.image["image_key"]: sample.member(source.folder, self.extension)
             for sample in source.index.samples
-            if extension in sample.members
+            if self.extension in sample.members
         }
 
 
 class ShardSuperpixels(_Stored):
     """The superpixels that came in shards; a data set's ``superpixel_cache``."""
 
-    def __init__(self, source: ShardSource) -> None:
-        super().__init__(source, "superpixels", SUPERPIXELS)
+    kind, extension = "superpixels", SUPERPIXELS
 
     def get(self, image_key: str, image: np.ndarray | None = None, embedding: Any = None) -> RegionMap:
-        """The regions of an image, mirrored for a mirrored image; the other arguments are not needed.
+        """The regions of an image, mirrored for a mirrored image; only the key is needed.
 
         Raises:
             FileNotFoundError: no image of these shards has this key.
@@ -144,15 +142,10 @@ class ShardSuperpixels(_Stored):
 class ShardFeatures(_Stored):
     """The frozen features that came in shards; a data set's ``frozen_cache``."""
 
-    def __init__(self, source: ShardSource) -> None:
-        super().__init__(source, "features", FEATURES)
+    kind, extension = "features", FEATURES
 
     def get(self, image_key: str) -> dict[str, Tensor] | None:
-        """The features of an image; None where there are none, as for a mirrored one.
-
-        Raises:
-            BrokenShardError: the features cannot be read.
-        """
+        """The features of an image; None where there are none, as for a mirrored one; a BrokenShardError if damaged."""
         member = self._members.get(image_key)
         if member is None:
             return None
@@ -168,42 +161,23 @@ def open_shards(folder: str | Path, use_stored: bool = True, origin: Origin | No
     Args:
         folder: holds ``index.json``.
         use_stored: also give the superpixels and features that the shards may hold.
-        origin: the published data set that they are, if the caller knows.
+        origin: the published data set that they must be; None = they may be any.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
+        FileNotFoundError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
+        ValueError: likewise; or they were made from another data set or partition than ``origin``.
     """
     source = ShardSource(folder)
-    has = {kind: use_stored and source.index.settings.get(kind) is not None for kind in ("superpixels", "features")}
-    return DataSource(
-        source,
-        source,
-        ShardSuperpixels(source) if has["superpixels"] else None,
-        ShardFeatures(source) if has["features"] else None,
-        origin,
-    )
-
-
-def check_origin(source: ShardSource, dataset: str | None, split_by: str | None, where: str) -> None:
-    """Refuse shards of another data set than the builder's.
-
-    Args:
-        source: the shards.
-        dataset: the builder's, a key of ``layout.SPECS``; None takes all.
-        split_by: the partition in the YAML; None = the usual one.
-        where: the section, for the message.
-
-    Raises:
-        ValueError: they were made from another data set or partition.
-    """
-    if dataset is None:
-        return
-    wanted = (dataset, split_by or SPECS[dataset].split_by[0])
-    origin = source.index.settings.get("source", {})
-    stored = (origin.get("dataset"), origin.get("split_by"))
-    if stored != wanted:
-        made = f"{stored[0]} ({stored[1]})" if stored[0] else str(origin.get("format"))
-        raise ValueError(
-            f"{where} is {wanted[0]} ({wanted[1]}), but the shards in {source.folder} were made from {made}. "
-            "For your own data use the builder referring_shards_seg."
-        )
+    if origin is not None:
+        wanted = (origin.dataset, origin.split_by or SPECS[origin.dataset].split_by[0])
+        made_from = source.index.settings.get("source", {})
+        own = (made_from.get("dataset"), made_from.get("split_by"))
+        if own != wanted:
+            made = f"{own[0]} ({own[1]})" if own[0] else str(made_from.get("format"))
+            raise ValueError(
+                f"The shards in {source.folder} were made from {made}, not from {wanted[0]} ({wanted[1]}). For your "
+                "own data use the builder referring_shards_seg."
+            )
+    stored = {kind for kind, settings in source.index.settings.items() if use_stored and settings is not None}
+    superpixels = ShardSuperpixels(source) if "superpixels" in stored else None
+    return DataSource(source, source, superpixels, ShardFeatures(source) if "features" in stored else None, origin)

@@ -14,10 +14,9 @@ from safetensors.torch import load
 from tqdm import tqdm
 
 from lavis_svp.common.images import decode_image
-from lavis_svp.datasets.shards.format import FEATURES, RECORD, SUPERPIXELS, Sample, image_record, to_bytes
+from lavis_svp.datasets.shards.format import FEATURES, RECORD, SUPERPIXELS, Sample, image_of, image_record, to_bytes
 from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.write import check_shape, file_sum
-from lavis_svp.datasets.sources import ReferredImage
 from lavis_svp.datasets.targets import Placement
 from lavis_svp.superpixels.region_map import from_png
 
@@ -59,9 +58,9 @@ def validate(folder: str | Path, progress: bool = True) -> Report:
         FileNotFoundError, ValueError: the index itself cannot be read.
     """
     source, report = ShardSource(folder), Report()
-    samples: dict[str, list[tuple[Sample, ReferredImage]]] = {}
-    for sample, image in zip(source.index.samples, source.index.images(), strict=True):
-        samples.setdefault(sample.shard, []).append((sample, image))
+    samples: dict[str, list[Sample]] = {name: [] for name in source.index.shards}
+    for sample in source.index.samples:
+        samples[sample.shard].append(sample)
     stray = sorted(path.name for path in source.folder.glob("*.tar") if path.name not in source.index.shards)
     report.faults += [f"{name} is not in the index" for name in stray]
     report.faults += [
@@ -70,9 +69,9 @@ def validate(folder: str | Path, progress: bool = True) -> Report:
     ]
     with tqdm(total=len(source.index.samples), desc="validating", unit="image", disable=not progress) as bar:
         for name, expected in source.index.shards.items():
-            report.faults += _check_shard(source.folder / name, expected, [one for one, _ in samples.get(name, [])])
-            for sample, image in samples.get(name, []):
-                _check_sample(source, sample, image, report)
+            report.faults += _check_shard(source.folder / name, expected, samples[name])
+            for sample in samples[name]:
+                _check_sample(source, sample, report)
                 bar.update()
     return report
 
@@ -81,23 +80,19 @@ def _check_shard(path: Path, expected: dict[str, Any], samples: list[Sample]) ->
     """The file as a whole, and as a streaming reader sees it."""
     if not path.is_file():
         return [f"{path.name} is missing"]
-    faults = []
     if path.stat().st_size != expected["bytes"]:
-        faults.append(f"{path.name} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written")
-    elif file_sum(path) != expected["sha256"]:
-        faults.append(f"{path.name} is not what was written: its sha256 differs")
-    if faults:
-        return faults
+        return [f"{path.name} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written"]
+    if file_sum(path) != expected["sha256"]:
+        return [f"{path.name} is not what was written: its sha256 differs"]
     with tarfile.open(path) as archive:
         found = {member.name: [member.offset_data, member.size] for member in archive}
     wanted = {f"{one.key}.{name}": place[:2] for one in samples for name, place in one.members.items()}
-    if found != wanted:
-        differ = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        faults.append(f"{path.name} and the index do not agree about {', '.join(differ[:5])}")
-    return faults
+    differ = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    return [f"{path.name} and the index do not agree about {', '.join(differ[:5])}"] if differ else []
 
 
-def _check_sample(source: ShardSource, sample: Sample, image: ReferredImage, report: Report) -> None:
+def _check_sample(source: ShardSource, sample: Sample, report: Report) -> None:
+    image = image_of(sample.image)
     report.images[image.split] += 1
     report.expressions[image.split] += len(image.expressions)
     try:
@@ -106,7 +101,15 @@ def _check_sample(source: ShardSource, sample: Sample, image: ReferredImage, rep
         if loaded.key != sample.image["image_key"]:
             raise ValueError(f"{file}: its sha256 is not the index's image_key")
         Placement(image, loaded, False, file)
-        _check_record(source, sample, image, report)
+        record = json.loads(sample.member(source.folder, RECORD).read_bytes())
+        expected = image_record(image, sample.image["image_key"])
+        if {name: record[name] for name in expected} != json.loads(to_bytes(expected)):
+            raise ValueError("its record and the index do not agree")
+        for instance in source.instances(image):
+            source.mask(image, instance)
+            report.masks += 1
+        for expression in image.expressions:
+            source.target_mask(image, expression)
         size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
         if SUPERPIXELS in sample.members:
             member = sample.member(source.folder, SUPERPIXELS)
@@ -115,15 +118,3 @@ def _check_sample(source: ShardSource, sample: Sample, image: ReferredImage, rep
             load(sample.member(source.folder, FEATURES).read_bytes())
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         report.faults.append(f"{sample.shard}, {sample.key} ({sample.image['file_name']}): {error}")
-
-
-def _check_record(source: ShardSource, sample: Sample, image: ReferredImage, report: Report) -> None:
-    record = json.loads(sample.member(source.folder, RECORD).read_bytes())
-    expected = image_record(image, sample.image["image_key"])
-    if {name: record[name] for name in expected} != json.loads(to_bytes(expected)):
-        raise ValueError("its record and the index do not agree")
-    for instance in source.instances(image):
-        source.mask(image, instance)
-        report.masks += 1
-    for expression in image.expressions:
-        source.target_mask(image, expression)

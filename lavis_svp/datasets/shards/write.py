@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from lavis_svp.common.images import decode_image
+from lavis_svp.datasets.refcoco_writer import PART
 from lavis_svp.datasets.sampling import SetupError
 from lavis_svp.datasets.shards.format import (
     FEATURES,
@@ -29,7 +30,6 @@ from lavis_svp.datasets.shards.format import (
     UNFINISHED,
     Sample,
     ShardIndex,
-    differences,
     image_extension,
     image_record,
     instance_records,
@@ -44,15 +44,12 @@ from lavis_svp.datasets.targets import Placement
 from lavis_svp.superpixels.region_map import to_png
 from lavis_svp.superpixels.store import SHARD_INDEX, SuperpixelShards, SuperpixelStore, open_store
 
-PART = ".part"
-"""Ends the name of a file that is being written."""
-
 _ROUNDING = 1.5
 """Cells by which a side of a region map may be off: it is rounded, at a resolution that was rounded."""
 
 
 @dataclass
-class Plan:
+class Conversion:
     """What to convert.
 
     Args:
@@ -61,7 +58,7 @@ class Plan:
         identity: names the source and sums up its files, JSON-able: shards of another source are never mixed in.
         splits: names; None = all.
         images_per_shard: at most so many in each shard; a shard holds images of one split.
-        extras: further members of each sample.
+        extras: what else goes into each sample.
         skip_broken: leave out an image that cannot be read, and name it in the index; False = stop.
     """
 
@@ -70,7 +67,7 @@ class Plan:
     identity: Mapping[str, Any]
     splits: Sequence[str] | None = None
     images_per_shard: int = IMAGES_PER_SHARD
-    extras: Sequence[Extra] = ()
+    extras: Sequence[SuperpixelExtra | FeatureExtra] = ()
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
@@ -97,7 +94,7 @@ class Plan:
                 yield shard_name(split, number), images[start : start + self.images_per_shard]
 
 
-def convert(plan: Plan, folder: str | Path, progress: bool = True) -> ShardIndex:
+def convert(plan: Conversion, folder: str | Path, progress: bool = True) -> ShardIndex:
     """Write shards, the index last. Whole shards of an earlier conversion are kept; damaged ones are written again.
 
     Args:
@@ -146,11 +143,7 @@ def file_sum(path: Path) -> str:
 
 
 def scan(path: Path) -> list[Sample]:
-    """Read a whole shard: its samples with the places and sums of their members.
-
-    Raises:
-        tarfile.TarError, OSError, ValueError: it is damaged.
-    """
+    """Read a whole shard: its samples with the places and sums of their members; a ValueError if it is damaged."""
     members: dict[str, dict[str, list[int]]] = {}
     records: dict[str, dict[str, Any]] = {}
     with tarfile.open(path) as archive:
@@ -167,18 +160,13 @@ def scan(path: Path) -> list[Sample]:
                 records[key] = json.loads(content)
     if set(records) != set(members):
         raise ValueError(f"{path} holds samples without a record: {sorted(set(members) - set(records))[:5]}")
-    short = {
-        key: {name: value for name, value in record.items() if name != "instances"} for key, record in records.items()
-    }
-    return [Sample(key, path.name, places, short[key]) for key, places in members.items()]
+    for record in records.values():
+        record.pop("instances", None)
+    return [Sample(key, path.name, places, records[key]) for key, places in members.items()]
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Make sure that the folder is this conversion's, and mark it so.
-
-    Returns:
-        sha256 of each shard as it was when it was finished.
-    """
+    """Make sure that the folder is this conversion's, mark it so, and return the sha256 of each finished shard."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".*{PART}"):
         left.unlink()  # of a conversion that was killed
@@ -196,9 +184,13 @@ def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     elif any(folder.glob("*.tar")):
         raise ValueError(f"{folder} holds tar files of unknown origin. Convert into an empty folder.")
     if stored != settings:
+        differences = [
+            f"{name}: {str(stored.get(name))[:200]} in the folder, {str(settings.get(name))[:200]} wanted"
+            for name in sorted({*stored, *settings})
+            if stored.get(name) != settings.get(name)
+        ]
         raise ValueError(
-            f"{folder} holds shards made with other settings ({'; '.join(differences(stored, settings))}). "
-            "Convert into an empty folder."
+            f"{folder} holds shards made with other settings ({'; '.join(differences)}). Convert into an empty folder."
         )
     write_json(unfinished, {"settings": settings, "sums": sums})
     return sums
@@ -213,7 +205,7 @@ def _finished(path: Path, images: Sequence[ReferredImage], known: str | None) ->
     return samples if whole else None
 
 
-def _write_shard(plan: Plan, path: Path, images: Sequence[ReferredImage], bar: tqdm) -> list[dict[str, Any]]:
+def _write_shard(plan: Conversion, path: Path, images: Sequence[ReferredImage], bar: tqdm) -> list[dict[str, Any]]:
     """Write one shard next to its place, then rename it; return the images that had to be left out."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     left_out = []
@@ -228,14 +220,8 @@ def _write_shard(plan: Plan, path: Path, images: Sequence[ReferredImage], bar: t
                 except (OSError, ValueError) as error:
                     if not plan.skip_broken:
                         raise
-                    left_out.append(
-                        {
-                            "image_id": image.image_id,
-                            "split": image.split,
-                            "file_name": image.file_name,
-                            "reason": f"{type(error).__name__}: {error}",
-                        }
-                    )
+                    place = {"image_id": image.image_id, "split": image.split, "file_name": image.file_name}
+                    left_out.append({**place, "reason": f"{type(error).__name__}: {error}"})
                 bar.update()
         with open(part, "rb") as written:
             os.fsync(written.fileno())  # or a power cut leaves a whole name with half the content
@@ -245,7 +231,7 @@ def _write_shard(plan: Plan, path: Path, images: Sequence[ReferredImage], bar: t
     return left_out
 
 
-def _members(plan: Plan, image: ReferredImage) -> dict[str, bytes]:
+def _members(plan: Conversion, image: ReferredImage) -> dict[str, bytes]:
     """Extension -> bytes of one sample, everything checked."""
     file = plan.images.file(image)
     content = file.read_bytes()
@@ -262,30 +248,6 @@ def _members(plan: Plan, image: ReferredImage) -> dict[str, bytes]:
     return {image_extension(image.file_name): content, RECORD: to_bytes(record), **extras}
 
 
-class Extra(Protocol):
-    """One more member of each sample."""
-
-    kind: str
-    """Its key in the index's settings."""
-    extension: str
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The settings that it was made with, digests of weights included."""
-
-    def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
-        """The member's bytes.
-
-        Args:
-            image_key: sha256 of the image's file.
-            size: (H, W) of the upright image.
-            name: of the image, for messages.
-
-        Raises:
-            SetupError: the store lacks this image; the message states how to fill it.
-        """
-
-
 class SuperpixelExtra:
     """Superpixels from a store, or from shards packed from one.
 
@@ -300,21 +262,25 @@ class SuperpixelExtra:
     extension = SUPERPIXELS
 
     def __init__(self, folder: str | Path) -> None:
-        self.store: SuperpixelStore | SuperpixelShards
-        if (Path(folder) / SHARD_INDEX).is_file():
-            self.store = SuperpixelShards(folder)
-            self.settings = self.store.settings
-        else:
-            self.store = open_store(folder)
-            self.settings = self.store.header["settings"]
+        packed = (Path(folder) / SHARD_INDEX).is_file()
+        self.store: SuperpixelStore | SuperpixelShards = SuperpixelShards(folder) if packed else open_store(folder)
+        self.settings = self.store.settings
 
     def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
-        """See :class:`Extra`."""
+        """The superpixels of an image, as bytes.
+
+        Args:
+            image_key: sha256 of the image's file.
+            size: (H, W) of the upright image.
+            name: of the image, for messages.
+
+        Raises:
+            SetupError: the store lacks this image; the message states how to fill it.
+        """
         if image_key not in self.store:
             raise SetupError(
-                f"{self.store.folder} has no superpixels of {name} (key {image_key}). Fill it: lavis-svp "
-                f"superpixels make IMAGES --store {self.store.folder.parent}, with the options that it "
-                "was made with."
+                f"{self.store.folder} has no superpixels of {name} (key {image_key}). Fill it: lavis-svp superpixels "
+                f"make IMAGES --store {self.store.folder.parent}, with the options that it was made with."
             )
         regions = self.store.get(image_key)
         check_shape(regions.size, size, name)
@@ -359,10 +325,9 @@ class FeatureExtra:
         self.settings = self.cache.settings
 
     def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
-        """See :class:`Extra`."""
-        path = self.cache.path(image_key)
+        """The features of an image, as bytes; see :meth:`SuperpixelExtra.content`."""
         try:
-            content = path.read_bytes()
+            content = self.cache.path(image_key).read_bytes()
             load(content)  # a damaged file is found now
         except (FileNotFoundError, SafetensorError) as error:
             raise SetupError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, load_trained_state, shorten, trained_state
 from lavis_svp.hosts.blip2.parts import Vision, build_checked_projector, vision_grid
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import build_generator
 from lavis_svp.models.checkpoint import find_weights, read_weights
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, VisualTokens
@@ -91,8 +91,7 @@ class ProjectedBlip2(Blip2Base):
             return self.visual_encoder(self.pixels(image))
         with self.maybe_autocast():
             states = self.ln_vision(self.visual_encoder(image))  # (B, 1 + N, C)
-        features = PatchFeatures.whole(states[:, 1:].float(), vision_grid(self.visual_encoder))
-        return replace(features, summary=states[:, 0].float())
+        return PatchFeatures.whole(states[:, 1:].float(), vision_grid(self.visual_encoder))
 
     def superpixels(
         self, image: Tensor, features: PatchFeatures, region_maps: Sequence[RegionMap] | None

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lavis_svp.common.options import build_options, plain
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import Projector
 from lavis_svp.vision.backbone import VisionEncoder, build_vision_encoder
 from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid
@@ -23,8 +23,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAVIS_ENCODERS = ("eva_clip_g", "clip_L")
 """Vision encoders that LAVIS builds; any other ``vit_model`` is one of lavis-svp's."""
-LAVIS_ENCODER_OUTPUTS = frozenset({"summary"})
-"""What LAVIS's encoders give in addition to patches: their CLS token."""
 LAVIS_KEYS = ("arch", "model_type", "load_finetuned", "finetuned", "load_pretrained", "pretrained")
 """Keys of the section that ``from_config`` reads separately from the options."""
 
@@ -200,7 +198,7 @@ def build_checked_projector(swap: SwapConfig, encoder: nn.Module) -> Projector:
         ValueError: the projector needs more of the encoder than LAVIS's encoders give.
     """
     projector = swap.build()
-    lacking = sorted(projector.requires & ENCODER_OUTPUTS - LAVIS_ENCODER_OUTPUTS)
+    lacking = sorted(projector.requires & ENCODER_OUTPUTS)  # LAVIS's encoders give patches alone
     if lacking and not isinstance(encoder, VisionEncoder):
         raise ValueError(
             f"Projector '{swap.name}' needs {' and '.join(lacking)}, which LAVIS's vision encoders do not give. "

@@ -20,7 +20,7 @@ from lavis_svp.hosts.blip2.parts import (
     build_vision,
     read_blip2_options,
 )
-from lavis_svp.hosts.config import SwapConfig
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import VisualTokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import patch_order, pool, reorder, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens
@@ -17,8 +18,8 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class BinOptions(ProjectorOptions):
     """Options of the projectors with a fixed grid of bins; 6 x 6 = 36 comes nearest to SVP's mean of about 40."""
 
-    tokens_h: int = 6  # rows of tokens; MobileVLM v2 and Honeybee use 12 x 12
-    tokens_w: int = 6  # columns of tokens
+    tokens_h: PositiveInt = 6  # rows of tokens; MobileVLM v2 and Honeybee use 12 x 12
+    tokens_w: PositiveInt = 6  # columns of tokens
 
 
 class BinProjector(Projector):
@@ -28,7 +29,7 @@ class BinProjector(Projector):
     of its padding.
 
     Raises:
-        ValueError: more bins than patches along an axis of ``grid``, or fewer than one.
+        ValueError: more bins than patches along an axis of ``grid``.
     """
 
     options_class = BinOptions
@@ -37,10 +38,9 @@ class BinProjector(Projector):
     def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: BinOptions | None = None) -> None:
         super().__init__(vision_dim, llm_dim, grid, options)
         self.size = (self.options.tokens_h, self.options.tokens_w)
-        if not (1 <= self.size[0] <= self.grid[0] and 1 <= self.size[1] <= self.grid[1]):
+        if self.size[0] > self.grid[0] or self.size[1] > self.grid[1]:
             raise ValueError(
-                f"{self.name} cannot make {self.size[0]}x{self.size[1]} tokens from a {grid[0]}x{grid[1]} patch grid: "
-                f"tokens_h and tokens_w must lie between 1 and the grid's sides."
+                f"{self.name} cannot make {self.size[0]}x{self.size[1]} tokens from a {grid[0]}x{grid[1]} patch grid."
             )
 
     def num_tokens(self, grid: Grid) -> int:
@@ -81,11 +81,7 @@ class LdpV2Projector(BinProjector):
 
 
 def bin_means(features: PatchFeatures, bins: Grid) -> tuple[Tensor, Tensor]:
-    """Return the weights of ``nn.AdaptiveAvgPool2d`` over the rectangle of valid patches.
-
-    Args:
-        features: of B images.
-        bins: (Th, Tw), the rows and columns of T = Th Tw bins.
+    """Return the weights of ``nn.AdaptiveAvgPool2d`` with T = Th Tw ``bins`` over the rectangle of valid patches.
 
     Returns:
         (B, T, N) float32 in raster order, rows that sum to 1; and (B, T) bool. If the valid patches are no rectangle,
@@ -121,12 +117,7 @@ def adaptive_bins(position: Tensor, valid: Tensor, bins: int) -> Tensor:
 
 
 def valid_range(position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first row (or column) with a valid patch, and the count up to the last: (B, 1) int64 each.
-
-    Args:
-        position: (B, N) row or column of each patch.
-        valid: (B, N) bool.
-    """
+    """Return the first ``position``, (B, N), of a valid patch, and the count up to the last: (B, 1) int64 each."""
     beyond = position.max() + 1
     first = torch.where(valid, position, beyond).amin(dim=1)[:, None]  # (B, 1)
     return first, torch.where(valid, position, -1).amax(dim=1)[:, None] + 1 - first

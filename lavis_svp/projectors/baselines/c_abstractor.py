@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import register_projector
 from lavis_svp.projectors.baselines.adaptive_pooling import BinOptions, BinProjector, bin_means, valid_range
 from lavis_svp.projectors.layers import pool, reorder, token_mlp
@@ -20,12 +20,8 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class CAbstractorOptions(BinOptions):
     """Options of `c_abstractor`."""
 
-    blocks: int = 3  # before the pooling, and again after it; Honeybee's
+    blocks: PositiveInt = 3  # before the pooling, and again after it; Honeybee's
     position: bool = True  # add a learned position, interpolated to the image's valid rectangle
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole_number("blocks", self.blocks, 1)
 
 
 @register_projector("c_abstractor")
@@ -66,11 +62,7 @@ class CAbstractorProjector(BinProjector):
 
 
 def stretched(position: Tensor, inside: Tensor) -> Tensor:
-    """Stretch a map of positions over the rectangle of the canvas that is ``inside``.
-
-    Args:
-        position: (h, w, C).
-        inside: (B, Hc, Wc) bool.
+    """Stretch a map of positions (h, w, C) over the rectangle of the canvas that is ``inside``, (B, Hc, Wc).
 
     Returns:
         (B, Hc, Wc, C); inside, bilinear as ``F.interpolate`` without aligned corners; outside, without meaning.
@@ -83,15 +75,7 @@ def stretched(position: Tensor, inside: Tensor) -> Tensor:
 
 
 def axis_weights(inside: Tensor, source: int) -> Tensor:
-    """Return bilinear weights along one axis, from ``source`` cells to the range of cells that are inside.
-
-    Args:
-        inside: (B, L) bool.
-        source: number of cells of what is interpolated.
-
-    Returns:
-        (B, L, source) float32, rows that sum to 1.
-    """
+    """Return bilinear weights along one axis, (B, L, source), from ``source`` cells to those ``inside``, (B, L)."""
     cell = torch.arange(inside.shape[1], device=inside.device).expand(inside.shape)  # (B, L)
     first, length = valid_range(cell, inside)  # (B, 1) each
     at = ((cell - first + 0.5) * source / length.clamp_min(1) - 0.5).clamp(0, source - 1)  # (B, L)
@@ -100,9 +84,6 @@ def axis_weights(inside: Tensor, source: int) -> Tensor:
 
 def canvas(features: PatchFeatures) -> tuple[Tensor, Tensor]:
     """Lay images of different grids on one canvas, top-left.
-
-    Args:
-        features: of B images.
 
     Returns:
         (B, Hc Wc) int64 the patch in each cell, and (B, Hc, Wc) bool where the cell holds a valid patch.
@@ -116,39 +97,26 @@ def canvas(features: PatchFeatures) -> tuple[Tensor, Tensor]:
     return index, exists & reorder(features.valid, index).view_as(exists)
 
 
-SQUEEZE = 4
-"""The width over that of the squeeze: RegNetY's ratio of 1/4 (arXiv 2003.13678)."""
-
-
 class RegNetBlock(nn.Module):
     """RegNet's bottleneck: ``silu(x + norm(1x1(se(silu(norm(dw3x3(silu(norm(1x1(x)))))))))``, channels last.
 
     All layers have one width. Norms are LayerNorms over channels, the 3x3 convolution is depthwise, and ``se`` scales
     each channel by ``sigmoid(W relu(V mean))``, its mean over the valid cells (RegNet, arXiv 2003.13678; SE, arXiv
     1709.01507).
-
-    Args:
-        width: C.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        squeezed = max(1, width // SQUEEZE)
+        squeezed = max(1, width // 4)  # RegNetY's ratio
         self.expand, self.reduce = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.local = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
         self.expand_norm, self.local_norm, self.reduce_norm = (nn.LayerNorm(width) for _ in range(3))
         self.squeeze, self.excite = nn.Linear(width, squeezed), nn.Linear(squeezed, width)
 
     def forward(self, x: Tensor, inside: Tensor) -> Tensor:
-        """Apply the block.
+        """Apply the block to (B, H, W, C), of which only cells ``inside``, (B, H, W) bool, matter.
 
-        Args:
-            x: (B, H, W, C).
-            inside: (B, H, W) bool; the convolution reads zeros outside, as beyond the border, and the mean leaves
-                them out.
-
-        Returns:
-            (B, H, W, C); values outside do not matter.
+        The convolution reads zeros outside, as beyond the border, and the mean leaves them out.
         """
         outside = ~inside[..., None]  # (B, H, W, 1)
         y = F.silu(self.expand_norm(self.expand(x))).masked_fill(outside, 0.0)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import patch_order, reorder, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens
@@ -40,14 +40,9 @@ class Cells:
         return picked.masked_fill(~self.inside[..., None], 0.0)
 
     def means(self, weights: Tensor | None = None) -> Tensor:
-        """Turn weights into those of a mean over each cell's valid patches.
+        """Turn weights (K,) or (B, T, K) into those of a mean over each cell's valid patches, (B, T, K) float32.
 
-        Args:
-            weights: (K,) or (B, T, K). None counts every valid patch of a cell evenly, and so does a cell whose
-                weights lie in padding only.
-
-        Returns:
-            (B, T, K) float32; rows of valid cells sum to 1.
+        None counts every valid patch of a cell evenly, and so does a cell whose weights lie in padding only.
         """
         even = self.inside.float()
         weights = even if weights is None else weights.float() * even  # (B, T, K)
@@ -61,12 +56,7 @@ class Cells:
 
 
 def cut_into_cells(features: PatchFeatures, side: int) -> Cells:
-    """Cut every image's grid into cells of side x side patches, anchored top-left.
-
-    Args:
-        features: of B images; the sides of their grids are multiples of ``side``.
-        side: r, patches along a side of a cell.
-    """
+    """Cut every image's grid into cells of side x side patches; the sides of the grids are multiples of ``side``."""
     device = features.valid.device
     max_cells = max(h * w for h, w in features.grids) // side**2
     sizes = torch.tensor(features.grids, device=device)[:, :, None, None]  # (B, 2, 1, 1)
@@ -99,11 +89,7 @@ class CellProjector(Projector):
         """
 
     def num_tokens(self, grid: Grid) -> int:
-        """Return the number of cells.
-
-        Raises:
-            ValueError: a grid that does not divide into cells.
-        """
+        """Return the number of cells; a grid that does not divide into cells is a ValueError."""
         self.check_grid(grid)
         return self.image_tokens(grid, 0)
 
@@ -123,11 +109,7 @@ class CellProjector(Projector):
 class PixelShuffleOptions(ProjectorOptions):
     """Options of `pixel_shuffle`."""
 
-    ratio: int = 4  # r, the side of a cell in patches; 4 makes 36 of 24x24, InternVL's own 2 makes 144
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole_number("ratio", self.ratio, 1)
+    ratio: PositiveInt = 4  # r, the side of a cell in patches; 4 makes 36 of 24x24, InternVL's own 2 makes 144
 
     @property
     def grid_multiple(self) -> int:
@@ -140,9 +122,6 @@ class PixelShuffleProjector(CellProjector):
     """Space to depth (InternVL-1.5, arXiv 2404.16821): ``MLP(LayerNorm(the r² patches of a cell side by side))``.
 
     Within a cell the patches follow each other row-major; the tokens stand in the raster order of the cells.
-
-    Raises:
-        ValueError: ``grid`` does not divide into r x r cells.
     """
 
     options_class = PixelShuffleOptions
@@ -164,13 +143,12 @@ class PixelShuffleProjector(CellProjector):
 class PatchMergerOptions(ProjectorOptions):
     """Options of `patch_merger`."""
 
-    merge_size: int = 2  # r, the side of a cell in patches
+    merge_size: PositiveInt = 2  # r, the side of a cell in patches
     norm: Literal["rms", "layer"] = "rms"  # "rms" as in Qwen2.5-VL, "layer" as in Qwen2-VL
     eps: float = 1e-6  # of the norm
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole_number("merge_size", self.merge_size, 1)
         if self.eps <= 0:
             raise ValueError(f"eps must be positive, got {self.eps}.")
 
@@ -205,9 +183,6 @@ class PatchMergerProjector(CellProjector):
     This is the merger of Qwen2-VL (arXiv 2409.12191) and Qwen2.5-VL (arXiv 2502.13923): the parameters ``ln_q.*``,
     ``mlp.0.*`` and ``mlp.2.*`` are those of their ``visual.merger``. Their vision tower already orders patches by
     cells; here patches come row-major and are ordered inside.
-
-    Raises:
-        ValueError: ``grid`` does not divide into r x r cells.
     """
 
     options_class = PatchMergerOptions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.common.precision import no_autocast
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import patch_order, pool, reorder, token_mlp
@@ -22,17 +22,14 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class DpcKnnOptions(ProjectorOptions):
     """Options of `dpc_knn`."""
 
-    kind: Literal["fixed", "threshold"] = (
-        "fixed"  # "fixed": `count` clusters (Chat-UniVi); "threshold": as many as score above it (SeTok)
-    )
-    count: int = 40  # clusters of the fixed kind
+    # "fixed": `count` clusters (Chat-UniVi); "threshold": as many as score above it (SeTok)
+    kind: Literal["fixed", "threshold"] = "fixed"
+    count: PositiveInt = 40  # clusters of the fixed kind
     threshold: float = 0.5  # of the score density x distance, for the other kind; SeTok's
-    neighbours: int = 5  # k of the density; Chat-UniVi's first stage
+    neighbours: PositiveInt = 5  # k of the density; Chat-UniVi's first stage
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("count", "neighbours"):
-            check_whole_number(field, getattr(self, field), 1)
         if self.threshold <= 0:
             raise ValueError(f"threshold must be positive, got {self.threshold}.")
 
@@ -86,15 +83,10 @@ class DpcKnnProjector(Projector):
 
 
 def squared_distances(patches: Tensor, valid: Tensor) -> Tensor:
-    """Compute squared Euclidean distances over C.
+    """Compute squared Euclidean distances over C between patches (B, N, C): (B, N, N).
 
-    Args:
-        patches: (B, N, C).
-        valid: (B, N) bool.
-
-    Returns:
-        (B, N, N) float64, so that rounding, which depends on the size of the batch, cannot decide between patches;
-        infinite where either patch is not valid, 0 on the diagonal of valid ones.
+    They are float64, so that rounding, which depends on the size of the batch, cannot decide between patches; infinite
+    where either patch is not valid, 0 on the diagonal of valid ones.
     """
     with no_autocast(patches.device):
         exact = patches.double()
@@ -139,18 +131,14 @@ def peak_scores(distances: Tensor, valid: Tensor, neighbours: int) -> Tensor:
 
 
 def nearest_centre(distances: Tensor, centres: Tensor, valid: Tensor) -> Tensor:
-    """Find the centre that each patch joins; a centre joins itself, ties go to the first.
+    """Find the centre that each patch joins, (B, N) in 0..T-1; a centre joins itself, ties go to the first.
 
     Args:
         distances: (B, N, N) of :func:`squared_distances`.
         centres: (B, T) int64 patch of each centre, ascending.
         valid: (B, T) bool.
-
-    Returns:
-        (B, N) int64 in 0..T-1.
     """
-    rows = torch.arange(len(centres), device=centres.device)[:, None]
-    reach = distances[rows, centres].masked_fill(~valid[..., None], torch.inf)  # (B, T, N)
+    reach = reorder(distances, centres).masked_fill(~valid[..., None], torch.inf)  # (B, T, N)
     nearest = reach.argmin(dim=1)  # (B, N)
     index = torch.arange(distances.shape[1], device=centres.device)
     own = (centres[..., None] == index) & valid[..., None]  # (B, T, N)

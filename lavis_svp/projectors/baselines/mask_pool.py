@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import register_projector
 from lavis_svp.projectors.layers import token_mlp
 from lavis_svp.projectors.svp.geometry import GeometryMLP, mask_geometry
@@ -32,13 +32,10 @@ class MaskPoolProjector(SuperpixelProjector):
 class MaskPoolGeometryOptions(SuperpixelOptions):
     """Options of `mask_pool_geometry`."""
 
-    mask_size: int = 16  # cells a side at which the masks are measured, as svp's; box edges are finer than a cell
-    geometry_width: int = 192  # hidden width of the geometry's MLP, as svp's sspe_width
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("mask_size", "geometry_width"):
-            check_whole_number(field, getattr(self, field), 1)
+    mask_size: PositiveInt = (
+        16  # cells a side at which the masks are measured, as svp's; box edges are finer than a cell
+    )
+    geometry_width: PositiveInt = 192  # hidden width of the geometry's MLP, as svp's sspe_width
 
 
 @register_projector("mask_pool_geometry")
@@ -64,6 +61,5 @@ class MaskPoolGeometryProjector(SuperpixelProjector):
 
     def embed(self, coarse: Tensor, features: PatchFeatures, superpixels: Superpixels) -> Tensor:
         """See :meth:`SuperpixelProjector.embed`."""
-        if superpixels.masks is None:
-            raise ValueError(f"Projector '{self.name}' needs the superpixels' masks.")
+        assert superpixels.masks is not None  # required: the base class has checked
         return self.head(coarse) + self.geometry(mask_geometry(superpixels.masks).numbers())  # (B, S, D)

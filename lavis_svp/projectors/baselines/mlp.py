@@ -17,8 +17,6 @@ class MlpProjector(Projector):
     Patches that are not valid give no token: letter-box padding shortens the sequence.
     """
 
-    options_class = ProjectorOptions
-
     def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: ProjectorOptions | None = None) -> None:
         super().__init__(vision_dim, llm_dim, grid, options)
         self.head = token_mlp(vision_dim, llm_dim)

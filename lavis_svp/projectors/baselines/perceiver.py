@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import attend, pooling_weights, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens
@@ -18,16 +18,11 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class PerceiverOptions(ProjectorOptions):
     """Options of `perceiver`."""
 
-    num_queries: int = 40  # tokens, whatever the grid; Flamingo's own 64
-    depth: int = 6  # layers; Flamingo's
-    heads: int = 8  # Flamingo's
-    head_dim: int = 64  # Flamingo's
-    ffn_ratio: int = 4  # width of the FFN over C; Flamingo's
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("num_queries", "depth", "heads", "head_dim", "ffn_ratio"):
-            check_whole_number(field, getattr(self, field), 1)
+    num_queries: PositiveInt = 40  # tokens, whatever the grid; Flamingo's own 64
+    depth: PositiveInt = 6  # layers; Flamingo's, as the following
+    heads: PositiveInt = 8
+    head_dim: PositiveInt = 64
+    ffn_ratio: PositiveInt = 4  # width of the FFN over C
 
 
 @register_projector("perceiver")
@@ -87,12 +82,7 @@ class PerceiverLayer(nn.Module):
         )
 
     def forward(self, latents: Tensor, patches: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the latents.
-
-        Args:
-            latents: (B, T, C).
-            patches: (B, N, C).
-            valid: (B, N) bool, the patches that may be attended to.
+        """Update the latents (B, T, C) by the valid ones of the patches (B, N, C).
 
         Returns:
             (B, T, C); and (B, T, N) float32, the share of its attention that each latent gives to each patch.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import ProjectorOptions, register_projector
 from lavis_svp.projectors.baselines.cells import CellProjector, Cells
 from lavis_svp.projectors.layers import attend, token_mlp
@@ -18,14 +18,9 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class TokenPackerOptions(ProjectorOptions):
     """Options of `token_packer`."""
 
-    scale: int = 4  # s, the side of a cell in patches; 4 makes 36 of 24x24, the paper's default 2 makes 144
-    num_levels: int = 1  # encoder layers that make keys and values; 1: the patches themselves, the paper's is 4
-    heads: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("scale", "num_levels"):
-            check_whole_number(field, getattr(self, field), 1)
+    scale: PositiveInt = 4  # s, the side of a cell in patches; 4 makes 36 of 24x24, the paper's default 2 makes 144
+    num_levels: PositiveInt = 1  # encoder layers that make keys and values; 1: the patches themselves, the paper's is 4
+    heads: PositiveInt = 8
 
     @property
     def grid_multiple(self) -> int:
@@ -42,7 +37,7 @@ class TokenPackerProjector(CellProjector):
     needs ``PatchFeatures.levels`` of that many.
 
     Raises:
-        ValueError: ``grid`` does not divide into s x s cells, or there are more heads than C.
+        ValueError: there are more heads than C.
     """
 
     options_class = TokenPackerOptions
@@ -51,7 +46,7 @@ class TokenPackerProjector(CellProjector):
     def __init__(self, vision_dim: int, llm_dim: int, grid: Grid, options: TokenPackerOptions | None = None) -> None:
         super().__init__(vision_dim, llm_dim, grid, options)
         opt, width = self.options, vision_dim
-        if not 1 <= opt.heads <= width:
+        if opt.heads > width:
             raise ValueError(f"token_packer cannot split width {width} into {opt.heads} heads.")
         if opt.num_levels > 1:
             self.requires = frozenset({"levels"})
@@ -99,10 +94,7 @@ def fine_mlp(joined: int, width: int) -> nn.Sequential:
 
 
 def bilinear_weights(scale: int, device: torch.device) -> Tensor:
-    """Return (s²,) weights of a cell's patches in its sample of a bilinear resize by 1/s (half-pixel centres).
-
-    The sample lies in the middle of the cell: on the one middle patch, or between the four of them.
-    """
+    """Return (s²,) weights of a cell's patches in a bilinear resize by 1/s: the middle patch, or the middle four."""
     along = torch.arange(scale, device=device) - (scale - 1) / 2
     along = (1.0 - along.abs()).clamp_min(0.0)  # (s,)
     return (along[:, None] * along[None]).flatten()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lavis_svp.common.options import PositiveInt, check_whole_number
 from lavis_svp.common.precision import no_autocast
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import patch_order, pool, reorder, token_mlp
@@ -19,15 +20,12 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class VisionZipOptions(ProjectorOptions):
     """Options of `vision_zip`. The paper's 64 tokens are 54 + 10; 34 + 6 has the same proportion."""
 
-    dominant: int = 34  # patches kept as they are
+    dominant: PositiveInt = 34  # patches kept as they are
     contextual: int = 6  # tokens made of the others
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dominant < 1 or self.contextual < 0:
-            raise ValueError(
-                f"dominant must be at least 1 and contextual at least 0, got {self.dominant} and {self.contextual}."
-            )
+        check_whole_number("contextual", self.contextual, 0)
 
 
 @register_projector("vision_zip")
@@ -69,16 +67,7 @@ class VisionZipProjector(Projector):
 
 
 def dominant_patches(attention: Tensor, valid: Tensor, count: int) -> Tensor:
-    """Choose the valid patches of most attention, ties by index.
-
-    Args:
-        attention: (B, N).
-        valid: (B, N) bool.
-        count: upper bound of their number.
-
-    Returns:
-        (B, N) bool.
-    """
+    """Choose at most ``count`` valid patches, of most attention (B, N), ties by index: (B, N) bool."""
     attention = attention.float().masked_fill(~valid, -torch.inf)
     best = torch.argsort(attention, dim=1, descending=True, stable=True)[:, :count]  # (B, count)
     return torch.zeros_like(valid).scatter(1, best, True) & valid

@@ -37,37 +37,27 @@ class MaskGeometry:
 
 
 def mask_geometry(masks: Tensor) -> MaskGeometry:
-    """Measure soft masks.
+    """Measure soft masks (B, S, Hm, Wm) in 0..1 over the field of view, in float32.
 
     With ``m_ij`` the share of cell (i, j) inside, the area is the mean of m, the centroid the mean of the cells'
     centres weighted by m. The box is finer than the cells (:func:`box_edges`): an axis-aligned rectangle that reaches
     over three cells or more each way comes out exactly, wherever its edges are. An empty mask is measured as one that
     covers everything, as in pooling.
-
-    Args:
-        masks: (B, S, Hm, Wm) in 0..1, over the field of view; any Hm and Wm.
-
-    Returns:
-        The measurements in float32.
     """
     with no_autocast(masks.device):
         masks = masks.float()
         masks = torch.where((masks > _TOUCHED).flatten(2).any(dim=2)[..., None, None], masks, 1.0)  # (B, S, Hm, Wm)
         total = masks.sum(dim=(2, 3))  # (B, S)
         height, width = masks.shape[2:]
-        x = (masks.sum(dim=2) * centres(width, masks)).sum(dim=2) / total  # (B, S)
-        y = (masks.sum(dim=3) * centres(height, masks)).sum(dim=2) / total  # (B, S)
+        centres = [(torch.arange(cells, device=masks.device) + 0.5) / cells for cells in (width, height)]  # (cells,)
+        x = (masks.sum(dim=2) * centres[0]).sum(dim=2) / total  # (B, S)
+        y = (masks.sum(dim=3) * centres[1]).sum(dim=2) / total  # (B, S)
         area = total / (height * width)  # (B, S)
         return MaskGeometry(torch.stack([x, y], dim=-1), box_edges(masks), area)
 
 
-def centres(cells: int, like: Tensor) -> Tensor:
-    """Return the centres of the cells of an axis from 0 to 1, (cells,), with the device and dtype of ``like``."""
-    return (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) / cells  # (cells,)
-
-
 def box_edges(masks: Tensor) -> Tensor:
-    """Measure the boxes of soft masks, with edges inside the cells.
+    """Measure the boxes of soft masks (B, S, Hm, Wm), none empty: (B, S, 4) x0, y0, x1, y1 in shares of the axes.
 
     An axis-aligned rectangle has the shares ``m_ij = r_i c_j``, where r and c are the shares of each row's height and
     each column's width that it covers: 1 between its outermost rows and columns. So ``max_i m_ij = c_j max(r)``, and
@@ -77,12 +67,6 @@ def box_edges(masks: Tensor) -> Tensor:
 
     If both edges lie in the same column, the shares do not say where in it: the mask is laid into the middle. Masks
     of other shapes get boxes that end inside their outermost cells, by the largest share in these.
-
-    Args:
-        masks: (B, S, Hm, Wm) in 0..1, none of them empty.
-
-    Returns:
-        (B, S, 4) x0, y0, x1, y1 in shares of the axes.
     """
     columns, rows = masks.amax(dim=2), masks.amax(dim=3)  # (B, S, Wm), (B, S, Hm)
     peak = columns.amax(dim=2)  # (B, S)
@@ -116,20 +100,10 @@ class GeometryMLP(nn.Module):
     """Linear, GELU, Linear on measurements, after these are scaled from 0..1 to -1..1.
 
     It computes in the parameters' own dtype also under autocast: bfloat16 would round places to 1/256 of the image.
-
-    Args:
-        inputs: number of measurements of a superpixel.
-        width: hidden width.
-        width_out: width of the result.
-
-    Raises:
-        ValueError: a width below 1.
     """
 
     def __init__(self, inputs: int, width: int, width_out: int) -> None:
         super().__init__()
-        if min(inputs, width, width_out) < 1:
-            raise ValueError(f"Widths must be at least 1, got {inputs}, {width} and {width_out}.")
         self.layers = nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width_out))
 
     def forward(self, numbers: Tensor) -> Tensor:
@@ -139,11 +113,7 @@ class GeometryMLP(nn.Module):
 
 
 class BoxEmbedding(nn.Module):
-    """An MLP on the box of a mask, (cx, cy, w, h): the cheap stand-in for SSPE.
-
-    Args:
-        width: hidden width and width of the result.
-    """
+    """An MLP of one ``width`` on the box of a mask, (cx, cy, w, h): the cheap stand-in for SSPE."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

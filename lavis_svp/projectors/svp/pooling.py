@@ -58,8 +58,7 @@ class SuperpixelProjector(Projector):
 
     def project(self, features: PatchFeatures, superpixels: Superpixels | None) -> VisualTokens:
         """See :meth:`Projector.project`."""
-        if superpixels is None:
-            raise ValueError(f"Projector '{self.name}' needs superpixels.")
+        assert superpixels is not None  # required: the base class has checked
         superpixels, whole = with_whole_image(superpixels, features.valid)
         means = pooling_weights(superpixels.weights, features.valid)  # (B, S, N)
         order = raster_order(means, superpixels.valid, *features.coordinates())  # (B, S)
@@ -71,11 +70,7 @@ class SuperpixelProjector(Projector):
 
 
 def with_whole_image(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Superpixels, Tensor]:
-    """Give images without superpixels one that covers all valid patches, and clean the weights.
-
-    Args:
-        superpixels: of B images.
-        patch_valid: (B, N) bool, the patches that show the image.
+    """Give images without superpixels one that covers all valid patches (B, N), and clean the weights.
 
     Returns:
         Superpixels of which every image has at least one, with weights zero for padded superpixels and for patches

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from lavis_svp.common.options import check_whole_number
+from lavis_svp.common.options import PositiveInt
 from lavis_svp.projectors.base import register_projector
 from lavis_svp.projectors.layers import token_mlp
 from lavis_svp.projectors.svp.geometry import BoxEmbedding
@@ -23,12 +23,16 @@ class SspeOptions:
     """Options of the superpixel positional embedding; its sizes after ``sspe_width`` are read by "full" only."""
 
     sspe: Literal["full", "bbox_mlp", "none"] = "full"  # "bbox_mlp" puts an MLP on the masks' boxes in its place
-    mask_size: int = 16  # cells a side at which SSPE sees the masks; soft shares, so small regions do not vanish
-    sspe_width: int = 192  # inner width, and width of the vector handed to the two output heads; also of bbox_mlp
-    sspe_queries: int = 4  # the paper's
-    sspe_blocks: int = 3  # the paper's
-    sspe_heads: int = 4
-    sspe_ffn_ratio: int = 2
+    mask_size: PositiveInt = (
+        16  # cells a side at which SSPE sees the masks; soft shares, so small regions do not vanish
+    )
+    sspe_width: PositiveInt = (
+        192  # inner width, and width of the vector handed to the two output heads; also of bbox_mlp
+    )
+    sspe_queries: PositiveInt = 4  # the paper's
+    sspe_blocks: PositiveInt = 3  # the paper's
+    sspe_heads: PositiveInt = 4
+    sspe_ffn_ratio: PositiveInt = 2
     sspe_start: Literal["random", "zero"] = "random"  # of the output heads; "zero" (ours) is a no-op at first
 
 
@@ -37,9 +41,9 @@ class SsaOptions:
     """Options of the superpixel aggregator, the second look at the patches."""
 
     ssa: Literal["full", "no_shared_sspe", "none"] = "full"  # "no_shared_sspe": the patches' keys get no SSPE
-    ssa_heads: int | None = None  # None: one for each 64 channels, 6 at C = 384
-    ssa_blocks: int = 1
-    ssa_ffn_ratio: int = 2
+    ssa_heads: PositiveInt | None = None  # None: one for each 64 channels, 6 at C = 384
+    ssa_blocks: PositiveInt = 1
+    ssa_ffn_ratio: PositiveInt = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,6 @@ class SvpOptions(SspeOptions, SsaOptions, SuperpixelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole_number("mask_size", self.mask_size, 1)
         if self.sspe != "none" and self.ssa == "none" and self.add_to_tokens == "none":
             raise ValueError("SSPE is on, but neither SSA nor the tokens receive it: set sspe: none.")
 
@@ -93,7 +96,11 @@ class SvpProjector(SuperpixelProjector):
         if opt.sspe != "none":
             self.requires = self.requires | {"masks"}
             self.mask_size = (opt.mask_size, opt.mask_size)
-            self.sspe = build_sspe(opt)
+            if opt.sspe == "bbox_mlp":
+                self.sspe = BoxEmbedding(opt.sspe_width)
+            else:
+                sizes = {"num_queries": opt.sspe_queries, "blocks": opt.sspe_blocks, "heads": opt.sspe_heads}
+                self.sspe = SSPE(opt.sspe_width, width=opt.sspe_width, ffn_ratio=opt.sspe_ffn_ratio, **sizes)
             if opt.ssa != "none" or opt.add_to_tokens == "before_mlp":
                 self.sspe_to_vision = nn.Linear(opt.sspe_width, vision_dim)
             if opt.add_to_tokens == "after_mlp":
@@ -121,17 +128,3 @@ class SvpProjector(SuperpixelProjector):
         if shape is not None and self.sspe_to_llm is not None:
             tokens = tokens + self.sspe_to_llm(shape)
         return tokens
-
-
-def build_sspe(options: SvpOptions) -> SSPE | BoxEmbedding:
-    """Build the positional embedding that the options name, or its stand-in."""
-    if options.sspe == "bbox_mlp":
-        return BoxEmbedding(options.sspe_width)
-    return SSPE(
-        options.sspe_width,
-        width=options.sspe_width,
-        num_queries=options.sspe_queries,
-        blocks=options.sspe_blocks,
-        heads=options.sspe_heads,
-        ffn_ratio=options.sspe_ffn_ratio,
-    )

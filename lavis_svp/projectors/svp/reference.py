@@ -18,15 +18,7 @@ from lavis_svp.projectors.svp.sspe import SSPE, sincos
 
 
 def plain_sspe(sspe: SSPE, masks: Tensor) -> Tensor:
-    """Embed masks: learnable queries attend to the positions of a mask.
-
-    Args:
-        sspe: the module whose parameters are used.
-        masks: (B, S, Hm, Wm), the share of each cell inside the superpixel, 0..1.
-
-    Returns:
-        (B, S, width_out).
-    """
+    """Embed masks (B, S, Hm, Wm) in 0..1: learnable queries attend to the positions of a mask; (B, S, width_out)."""
     height, width = masks.shape[2:]
     rows = sspe.row_embed(sincos(height, sspe.width // 2, masks))  # (Hm, d)
     columns = sspe.column_embed(sincos(width, sspe.width // 2, masks))  # (Wm, d)
@@ -85,17 +77,9 @@ def plain_ssa(
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """Compute ``softmax(q k^T / sqrt(e) + bias) v`` in each head of width e.
+    """Compute ``softmax(q k^T / sqrt(e) + bias) v`` in each head of width e = W / heads.
 
-    Args:
-        queries: (..., L, W).
-        keys: (..., M, W).
-        values: (..., M, W).
-        bias: (..., M), added to the logits of each key.
-        heads: number of heads; W = heads * e.
-
-    Returns:
-        (..., L, W).
+    Queries are (..., L, W), keys and values (..., M, W), the bias (..., M); the result is (..., L, W).
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (queries, keys, values))  # (..., heads, L, e)
     logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + bias[..., None, None, :]  # (..., heads, L, M)

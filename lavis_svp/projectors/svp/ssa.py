@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from lavis_svp.common.precision import no_autocast
 
-HEAD_WIDTH = 64
-"""Width of an attention head where the number of heads is left open: 6 heads at C = 384, 16 at C = 1024."""
+HEAD_WIDTH = 64  # of an attention head where their number is left open: 6 heads at C = 384, 16 at C = 1024
 
 
 class SSA(nn.Module):
@@ -28,7 +27,7 @@ class SSA(nn.Module):
         ffn_ratio: width of the FFN over C.
 
     Raises:
-        ValueError: C is not divisible by ``heads``, or a count is below 1.
+        ValueError: C is not divisible by ``heads``.
     """
 
     def __init__(self, vision_dim: int, *, heads: int | None = None, blocks: int = 1, ffn_ratio: int = 2) -> None:
@@ -37,8 +36,6 @@ class SSA(nn.Module):
         if heads is None:
             heads = max(1, vision_dim // HEAD_WIDTH)
             inner = heads * HEAD_WIDTH if vision_dim > HEAD_WIDTH else vision_dim
-        if min(heads, blocks, ffn_ratio) < 1:
-            raise ValueError(f"SSA needs at least one head and block: heads {heads}, blocks {blocks}, {ffn_ratio=}.")
         if inner % heads:
             raise ValueError(
                 f"SSA cannot split vision width {vision_dim} into {heads} heads: set model.projector.ssa_heads."
@@ -90,16 +87,11 @@ class SSABlock(nn.Module):
         keys = keys if position is None else keys + position
         # a finite bias: an image without a valid patch then attends evenly instead of giving NaN
         queries, keys, values = self.query(queries), self.key(keys), self.value(patches)
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (queries, keys, values))
         bias = torch.zeros_like(valid, dtype=queries.dtype).masked_fill(~valid, torch.finfo(queries.dtype).min)
-        seen = F.scaled_dot_product_attention(
-            self.split(queries), self.split(keys), self.split(values), attn_mask=bias[:, None, None, :]
-        )  # (B, heads, S, inner / heads)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None])  # (B, heads, S, inner / heads)
         superpixels = superpixels + self.out(seen.transpose(1, 2).flatten(2))  # (B, S, C)
         return superpixels + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(superpixels))))
-
-    def split(self, x: Tensor) -> Tensor:
-        """Split by heads: (B, L, C) to (B, heads, L, C / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C / heads)
 
 
 def shared_position(weights: Tensor, sspe: Tensor) -> Tensor:
@@ -107,14 +99,7 @@ def shared_position(weights: Tensor, sspe: Tensor) -> Tensor:
 
     It is the sum of their SSPEs weighted by the area that each covers of the patch: zero for a patch in none, a
     mixture for a patch in several. Where superpixels overlap and the shares of a patch exceed 1, it is divided by
-    their sum.
-
-    Args:
-        weights: (B, S, N) area shares.
-        sspe: (B, S, C).
-
-    Returns:
-        (B, N, C) in the dtype of ``sspe``.
+    their sum. Area shares (B, S, N) and SSPE (B, S, C) give (B, N, C) in the dtype of ``sspe``.
     """
     with no_autocast(sspe.device):
         weights = weights.float()

@@ -7,6 +7,7 @@ has the same computation written out plainly; the tests compare the two.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class SSPE(nn.Module):
         ffn_ratio: width of the FFN over ``width``.
 
     Raises:
-        ValueError: a width that does not divide, or a count below 1.
+        ValueError: a width that does not divide.
     """
 
     def __init__(
@@ -51,8 +52,6 @@ class SSPE(nn.Module):
         ffn_ratio: int = 2,
     ) -> None:
         super().__init__()
-        if min(width_out, width, num_queries, blocks, heads, ffn_ratio) < 1:
-            raise ValueError("SSPE widths and counts must be at least 1.")
         if width % 4 or width % heads:
             raise ValueError(f"SSPE width {width} must be divisible by 4 and by its {heads} heads.")
         self.width = width
@@ -68,14 +67,7 @@ class SSPE(nn.Module):
         self.out = nn.Linear(width * num_queries, width_out)
 
     def forward(self, masks: Tensor) -> Tensor:
-        """Embed masks.
-
-        Args:
-            masks: (B, S, Hm, Wm), the share of each cell inside the superpixel, 0..1; any Hm and Wm.
-
-        Returns:
-            (B, S, width_out); what stands in padding does not matter.
-        """
+        """Embed masks (B, S, Hm, Wm), the share of each cell inside the superpixel, 0..1: (B, S, width_out)."""
         with no_autocast(masks.device):
             batch, count, height, width = masks.shape
             share = masks.float().flatten(2).flatten(0, 1)  # (B * S, P)
@@ -103,19 +95,16 @@ class SSPE(nn.Module):
         return bias.masked_fill(empty, 0.0)
 
 
+@dataclass
 class Places:
     """The features of mask positions as rows + columns + share * change, never laid out for each superpixel.
 
     Only the share differs between superpixels, so keys and values are made once for all of them.
-
-    Args:
-        rows: (Hm, d), the part of a position outside every mask that depends on its row.
-        columns: (Wm, d), the part that depends on its column.
-        change: (d,), what being inside adds.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
-        self.rows, self.columns, self.change = rows, columns, change
+    rows: Tensor  # (Hm, d), the part of a position outside every mask that depends on its row
+    columns: Tensor  # (Wm, d), the part that depends on its column
+    change: Tensor  # (d,), what being inside adds
 
     def through(self, linear: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
         """Apply a linear layer to rows + columns and to change: (heads, P, d / heads) and (heads, d / heads)."""
@@ -162,16 +151,9 @@ class MaskAttention(nn.Module):
             nn.init.normal_(linear.weight, std=width**-0.5)
 
     def forward(self, queries: Tensor, place: Places, share: Tensor, bias: Tensor) -> Tensor:
-        """Let the queries of every superpixel attend to the positions of its mask.
+        """Let the queries (G, Q, d) of G superpixels attend to the P positions of their masks.
 
-        Args:
-            queries: (G, Q, d), of G superpixels.
-            place: the P positions.
-            share: (G, P) float32, share of each position inside each superpixel.
-            bias: (G, P) float32 added to the logits.
-
-        Returns:
-            (G, Q, d).
+        ``share``, (G, P), is the share of each position inside each superpixel; ``bias``, (G, P), is added to logits.
         """
         groups, per_group, width = queries.shape
         head_width = width // self.heads
@@ -191,18 +173,10 @@ class MaskAttention(nn.Module):
 
 
 def sincos(cells: int, width: int, like: Tensor) -> Tensor:
-    """Return a sin-cos code of the centres of the cells along one axis that runs from 0 to 1.
+    """Return a sin-cos code (cells, width) of the centres of the cells along one axis that runs from 0 to 1.
 
     Wavelengths fall geometrically from 4 axis lengths (one axis is a quarter turn: place is nearly linear in it) to
-    1/4 of an axis, which is four cells at 16 cells.
-
-    Args:
-        cells: number of cells.
-        width: of the code, even: sines, then cosines.
-        like: a tensor of the device and dtype of the result.
-
-    Returns:
-        (cells, width).
+    1/4 of an axis, which is four cells at 16 cells. Sines come first; device and dtype are those of ``like``.
     """
     centres = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) / cells
     turns = torch.logspace(math.log2(0.25), math.log2(4.0), width // 2, base=2.0, device=like.device)

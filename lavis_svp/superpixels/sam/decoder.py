@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +26,7 @@ class PointDecoder(ABC):
 
     @abstractmethod
     def image(self, embedding: Tensor) -> Any:
-        """Compute what all prompts of an image share, for :meth:`decode`.
-
-        Args:
-            embedding: (C, h, w) SAM's embedding of the image.
-        """
+        """Compute what all prompts of an image share, for :meth:`decode`, from SAM's embedding (C, h, w)."""
 
     @abstractmethod
     def decode(self, image: Any, prompts: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -46,30 +42,23 @@ class PointDecoder(ABC):
         """
 
 
-class PlainImage(NamedTuple):
-    """What :class:`PlainDecoder` shares between prompts: (1, C, h, w) embedding and positional encoding."""
-
-    embedding: Tensor
-    position: Tensor
-
-
 class PlainDecoder(PointDecoder):
     """segment_anything's own forward pass: the tests' oracle, and the way for decoders of another shape than SAM's."""
 
-    def image(self, embedding: Tensor) -> PlainImage:
-        """Add the positional encoding; see :meth:`PointDecoder.image`."""
-        return PlainImage(embedding[None], self.prompt_encoder.get_dense_pe())
+    def image(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding and its positional encoding, (1, C, h, w) each."""
+        return embedding[None], self.prompt_encoder.get_dense_pe()
 
-    def decode(self, image: PlainImage, prompts: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def decode(self, image: tuple[Tensor, Tensor], prompts: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Run the decoder; see :meth:`PointDecoder.decode`."""
-        height, width = image.embedding.shape[2:]
+        height, width = image[0].shape[2:]
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(prompts), -1, height, width)
         device = prompts.device.type
         exists = torch.amp.is_autocast_available(device)  # not on the meta device, where `plan` counts operations
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32) if exists else nullcontext():
             logits, ious = self.mask_decoder(
-                image_embeddings=image.embedding,
-                image_pe=image.position,
+                image_embeddings=image[0],
+                image_pe=image[1],
                 sparse_prompt_embeddings=prompts,
                 dense_prompt_embeddings=dense,
                 multimask_output=True,

@@ -65,14 +65,14 @@ class SharedNorm:
     Args:
         squares: (N,) sum over channels of the squared centred X.
         updates: per low-rank update, oldest first, (H, d, N): centred X times that update's output projection.
-        constant: (C,) centred constant that the norm sees in addition to X; None = none.
-        by_constant: (N,) centred X times ``constant``; None = none.
+        constant: (C,) centred constant that the norm sees in addition to X, and ``by_constant`` (N,): centred X times
+            it; None = none.
     """
 
     squares: Tensor
     updates: tuple[Tensor, ...]
-    constant: Tensor | None
-    by_constant: Tensor | None
+    constant: Tensor | None = None
+    by_constant: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class ImageProjections:
     """All products of one image alone: about 13 MB at side 1024 in float32.
 
     Args:
-        to_tokens: the image's part in the three attentions of tokens to the image: layer 0, layer 1, final.
-        to_image: the image's part in the two attentions of the image to tokens.
-        norms: the image's part in the two layer norms on the image tokens.
+        to_tokens: the three attentions of tokens to the image: layer 0, layer 1, final.
+        to_image: the two attentions of the image to tokens.
+        norms: the two layer norms on the image tokens.
         upscaled: (N, 4 * 64) X through the first transposed convolution, a row a token.
         grid: (h, w), h * w = N.
     """
@@ -95,30 +95,19 @@ class ImageProjections:
 
 
 class LowRankTokens(NamedTuple):
-    """Image tokens of B prompts, as in the module's formula. The constant is the last layer norm's bias.
+    """Image tokens of B prompts, as in the module's formula; the constant is the last layer norm's bias."""
 
-    Args:
-        scale: (B, 1, N).
-        weights: (B, J, N).
-        rows: (B, J, C).
-    """
-
-    scale: Tensor
-    weights: Tensor
-    rows: Tensor
+    scale: Tensor  # (B, 1, N)
+    weights: Tensor  # (B, J, N)
+    rows: Tensor  # (B, J, C)
 
 
 class FactoredDecoder(PointDecoder):
-    """segment_anything's decoder at about a fourth of the operations.
+    """segment_anything's decoder at about a fourth of the operations; for two transformer layers, as all of SAM's have.
 
     Exact but for rounding: in float32 within 1e-4 in logits of some tens, and 1e-6 in predicted IoUs. The last
     attention runs only for the tokens whose output is used, and logits are computed only where the image is, not in the
     padding. With bfloat16, positions, norms, softmax, the IoU head and all decisions stay float32.
-
-    Args:
-        prompt_encoder: segment_anything's PromptEncoder.
-        mask_decoder: segment_anything's MaskDecoder, with two transformer layers as all of SAM's have.
-        dtype: number type of the large products.
 
     Raises:
         ValueError: the transformer has another number of layers.
@@ -135,8 +124,61 @@ class FactoredDecoder(PointDecoder):
 
     def image(self, embedding: Tensor) -> ImageProjections:
         """Compute all products of the image alone; see :meth:`PointDecoder.image`."""
-        tokens = embedding + self.prompt_encoder.no_mask_embed.weight.T[..., None]  # (C, h, w)
-        return project_image(self.mask_decoder, tokens, self.prompt_encoder.get_dense_pe()[0])
+        grid = (embedding.shape[1], embedding.shape[2])
+        tokens = (embedding + self.prompt_encoder.no_mask_embed.weight.T[..., None]).flatten(1)  # (C, N)
+        position = self.prompt_encoder.get_dense_pe()[0].flatten(1)  # (C, N)
+        transformer = self.mask_decoder.transformer
+        first, second = transformer.layers
+
+        def split(values: Tensor) -> Tensor:
+            return values.view(self.heads, -1, values.shape[-1])  # (H, d, N)
+
+        def project(linear: nn.Linear, values: Tensor, bias: bool = False) -> Tensor:
+            return split(linear.weight @ values + (linear.bias[:, None] if bias else 0))  # (H, d, N)
+
+        def project_values(attention: Any, content: Tensor) -> Tensor:
+            return project(attention.v_proj, content).transpose(1, 2).contiguous()  # (H, N, d)
+
+        def keys(attention: Any, content: Tensor, place: Tensor) -> SharedAttention:
+            # a key's bias shifts all logits of a token alike, which softmax ignores
+            parts = project(attention.k_proj, content), project(attention.k_proj, place)
+            return SharedAttention(*parts, project_values(attention, content))
+
+        def through_output(attention: Any, values: Tensor) -> Tensor:
+            return split(attention.out_proj.weight.T @ values)  # (H, d, N)
+
+        # layer 0 sees X itself, so content and position can stay together
+        token_to_image, image_to_token = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+        values = project_values(token_to_image, tokens)
+        keys_0 = SharedAttention(project(token_to_image.k_proj, tokens + position), None, values)
+        queries_0 = SharedAttention(project(image_to_token.q_proj, tokens + position, True), None, None)
+        before_0 = tokens + image_to_token.out_proj.bias[:, None]  # (C, N) what norm 0 sees, but for the update
+        before_0 = before_0 - before_0.mean(0)
+        norm_0 = SharedNorm(before_0.square().sum(0), (through_output(image_to_token, before_0),))
+
+        # layer 1 sees what norm 0 makes of X, times a scale of each prompt's own
+        gain, shift = first.norm4.weight[:, None], first.norm4.bias[:, None]  # (C, 1)
+        after_0 = gain * before_0
+        keys_1 = keys(second.cross_attn_token_to_image, after_0, position + shift)
+        to_queries = second.cross_attn_image_to_token.q_proj
+        queries_1 = SharedAttention(project(to_queries, after_0), project(to_queries, position + shift, True), None)
+        before_1 = after_0 - after_0.mean(0)
+        constant = shift[:, 0] + second.cross_attn_image_to_token.out_proj.bias
+        constant = constant - constant.mean(0)  # (C,)
+        gained = gain * before_1
+        first_update_terms = through_output(image_to_token, gained - gained.mean(0))
+        norm_1 = SharedNorm(
+            squares=before_1.square().sum(0),
+            updates=(first_update_terms, through_output(second.cross_attn_image_to_token, before_1)),
+            constant=constant,
+            by_constant=constant @ before_1,
+        )
+
+        # the final attention and the upscaling see what norm 1 makes of it
+        after_1 = second.norm4.weight[:, None] * before_1
+        keys_2 = keys(transformer.final_attn_token_to_image, after_1, position + second.norm4.bias[:, None])
+        upscaled = (self._upscaling_weight() @ after_1).T.contiguous()  # (N, 4 * 64)
+        return ImageProjections((keys_0, keys_1, keys_2), (queries_0, queries_1), (norm_0, norm_1), upscaled, grid)
 
     def decode(self, image: ImageProjections, prompts: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Run the decoder; see :meth:`PointDecoder.decode`."""
@@ -146,12 +188,13 @@ class FactoredDecoder(PointDecoder):
         ious = self.mask_decoder.iou_prediction_head(outputs[:, 0])[:, -LEVELS:]
         networks = self.mask_decoder.output_hypernetworks_mlps[-LEVELS:]
         hyper = torch.stack([network(outputs[:, 1 + i]) for i, network in enumerate(networks)], 1)  # (n, 3, 32)
-        return upscale(self.mask_decoder, image, image_tokens, hyper, size, self.dtype), ious
+        return self._upscale(image, image_tokens, hyper, size), ious
 
     def _transform(self, shared: ImageProjections, tokens: Tensor) -> tuple[Tensor, LowRankTokens]:
         """The two-way transformer: the IoU token and the three mask tokens (n, 4, C), and the image tokens."""
         transformer = self.mask_decoder.transformer
         queries, image, constant = tokens, None, None
+        all_values: list[Tensor] = []
         for number, layer in enumerate(transformer.layers):
             placed = queries if layer.skip_first_layer_pe else queries + tokens
             received = layer.self_attn(q=placed, k=placed, v=queries)
@@ -162,15 +205,10 @@ class FactoredDecoder(PointDecoder):
             queries = layer.norm3(queries + layer.mlp(queries))
             attention = layer.cross_attn_image_to_token
             keys = self._project(attention.k_proj, queries + tokens)
-            values = split_heads(attention.v_proj(queries), self.heads)  # (n, T, H, d)
-            logits = attention_logits(keys, attention.q_proj, shared.to_image[number], image, self.dtype)
+            all_values.append(split_heads(attention.v_proj(queries), self.heads))  # (n, T, H, d)
+            logits = self._attention_logits(keys, attention.q_proj, shared.to_image[number], image)
             weights = torch.softmax(logits, 2)  # (n, H, T, N)
-            if image is None:
-                image = first_update(weights, values, attention, layer.norm4, shared.norms[0])
-                first_values = values
-            else:
-                both = (first_values, values)
-                image = second_update(image, weights, both, attention, layer.norm4, shared.norms[1])
+            image = update(image, weights, all_values, attention, layer.norm4, shared.norms[number])
             constant = layer.norm4.bias
         used = [IOU_TOKEN, *range(FIRST_LEVEL_TOKEN, FIRST_LEVEL_TOKEN + LEVELS)]
         assert image is not None
@@ -184,193 +222,122 @@ class FactoredDecoder(PointDecoder):
         rows = split_heads(linear(tokens), self.heads)
         return rows / math.sqrt(rows.shape[-1])
 
-    def _attend_to_image(
-        self, attention: Any, shared: SharedAttention, image: LowRankTokens | None, constant: Any, placed: Tensor
+    def _attention_logits(
+        self, rows: Tensor, linear: nn.Linear, shared: SharedAttention, image: LowRankTokens | None
     ) -> Tensor:
-        """What tokens (n, t, C), positions included, receive from the image tokens; (n, t, C)."""
+        """Logits (B, H, t, N) between projected tokens (B, t, H, d) and the image tokens that ``linear`` projects."""
+        content = matmul_shared(rows, shared.content, self.dtype)
+        if image is None:
+            return content
+        assert shared.position is not None
+        by_head = torch.einsum("bjc,hdc->bhdj", image.rows, head_weights(linear, rows.shape[2]))
+        inner = torch.matmul(rows.transpose(1, 2), by_head).flatten(1, 2)  # (B, H * t, J)
+        logits = batched_product(inner, image.weights, self.dtype).view(content.shape)  # (B, H, t, N)
+        logits.addcmul_(content, image.scale[:, None])
+        return logits.add_(matmul_shared(rows, shared.position, self.dtype))
+
+    def _attend_to_image(
+        self,
+        attention: Any,
+        shared: SharedAttention,
+        image: LowRankTokens | None,
+        constant: Tensor | None,
+        placed: Tensor,
+    ) -> Tensor:
+        """What tokens (B, t, C), positions included, receive from the image tokens; (B, t, C)."""
         queries = self._project(attention.q_proj, placed)
-        logits = attention_logits(queries, attention.k_proj, shared, image, self.dtype)
-        return attend(torch.softmax(logits, -1), attention, shared, image, constant, self.dtype)
+        weights = torch.softmax(self._attention_logits(queries, attention.k_proj, shared, image), -1)  # (B, H, t, N)
+        assert shared.values is not None
+        heads, pixels, width = shared.values.shape
+        batch = len(weights)
+        received: Tensor | float = 0.0
+        if image is not None:
+            inner = batched_product(weights.flatten(1, 2), image.weights.transpose(1, 2), self.dtype)  # (B, H * t, J)
+            by_head = torch.einsum("bjc,hdc->bhjd", image.rows, head_weights(attention.v_proj, heads))
+            received = torch.matmul(inner.unflatten(1, (heads, -1)), by_head).transpose(1, 2)  # (B, t, H, d)
+            weights = weights.mul_(image.scale[:, None])
+        flat = weights.transpose(0, 1).reshape(heads, -1, pixels)  # (H, B * t, N)
+        content = batched_product(flat, shared.values, self.dtype).view(heads, batch, -1, width)  # (H, B, t, d)
+        received = (content.permute(1, 2, 0, 3) + received).flatten(2)  # (B, t, H * d)
+        bias = attention.v_proj.bias if constant is None else attention.v_proj(constant)
+        return attention.out_proj(received + bias)
+
+    def _upscale(self, shared: ImageProjections, image: LowRankTokens, hyper: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits (n, 3, *size) of n prompts from the hyper-networks' outputs (n, 3, 32).
+
+        SAM's two transposed convolutions are matrix products here. The first one of a prompt's image tokens is that of
+        the image's, which is already there, plus a few rows.
+        """
+        rows, columns = (-(-length // UPSCALE) for length in size)  # image tokens needed
+        first, norm, _, second, _ = self.mask_decoder.output_upscaling
+        count, pixels = len(hyper), rows * columns
+        matrix = self._upscaling_weight()  # (4 * 64, C)
+        row_terms = image.rows @ matrix.T  # (n, J, 4 * 64)
+        constant = matrix @ self.mask_decoder.transformer.layers[-1].norm4.bias + first.bias.repeat(4)  # (4 * 64,)
+        second_matrix = second.weight.permute(2, 3, 1, 0).flatten(0, 2).to(self.dtype)  # (4 * 32, 64)
+        second_bias = second.bias.repeat(4).to(self.dtype)
+
+        def needed(values: Tensor) -> Tensor:
+            return values.unflatten(-1, shared.grid)[..., :rows, :columns].flatten(-2)  # (..., N) -> (..., r * c)
+
+        content = shared.upscaled.unflatten(0, shared.grid)[:rows, :columns].flatten(0, 1)  # (r * c, 4 * 64)
+        weights, scale = needed(image.weights), needed(image.scale)  # (n, J, r * c), (n, 1, r * c)
+        block, step = pixels, count
+        if hyper.device.type == "cpu":
+            block, step = min(CPU_BLOCK, pixels), max(1, CPU_BLOCK // pixels)
+        logits = hyper.new_empty(count, LEVELS, pixels, 2, 2, 2, 2)
+        for prompt in range(0, count, step):
+            part = slice(prompt, prompt + step)
+            for start in range(0, pixels, block):
+                where = slice(start, start + block)
+                low = torch.addcmul(constant, content[where], scale[part, 0, where, None])  # (m, k, 4 * 64)
+                low = low + batched_product(weights[part, :, where].transpose(1, 2), row_terms[part], self.dtype)
+                low = F.layer_norm(low.unflatten(2, (4, -1)), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+                high = F.linear(F.gelu(low).to(self.dtype), second_matrix, second_bias)  # (m, k, 4, 4 * 32)
+                high = F.gelu(high).unflatten(3, (4, -1)).flatten(1, 3)  # (m, k * 16, 32)
+                values = hyper[part].to(self.dtype) @ high.transpose(1, 2)  # (m, 3, k * 16)
+                logits[part, :, where] = values.float().unflatten(2, (-1, 2, 2, 2, 2))
+        logits = logits.unflatten(2, (rows, columns)).permute(0, 1, 2, 4, 6, 3, 5, 7)  # (n, 3, r, 2, 2, c, 2, 2)
+        logits = logits.reshape(count, LEVELS, rows * UPSCALE, columns * UPSCALE)
+        return logits[..., : size[0], : size[1]]  # (n, 3, h, w)
+
+    def _upscaling_weight(self) -> Tensor:
+        """The first transposed convolution (2 x 2, stride 2) as a matrix (4 * 64, C), with rows (dy, dx, channel)."""
+        weight = self.mask_decoder.output_upscaling[0].weight  # (C, 64, 2, 2)
+        return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
-def project_image(mask_decoder: Any, tokens: Tensor, position: Tensor) -> ImageProjections:
-    """Compute the products of one image.
-
-    Args:
-        mask_decoder: segment_anything's MaskDecoder with a transformer of two layers.
-        tokens: (C, h, w) image embedding plus the dense "no mask" prompt.
-        position: (C, h, w) positional encoding of the grid.
-    """
-    grid = (tokens.shape[1], tokens.shape[2])
-    tokens, position = tokens.flatten(1), position.flatten(1)  # (C, N)
-    transformer = mask_decoder.transformer
-    first, second = transformer.layers
-    heads = first.self_attn.num_heads
-
-    def split(values: Tensor) -> Tensor:
-        return values.view(heads, -1, values.shape[-1])  # (H, d, N)
-
-    def project(linear: nn.Linear, values: Tensor, bias: bool = False) -> Tensor:
-        return split(linear.weight @ values + (linear.bias[:, None] if bias else 0))  # (H, d, N)
-
-    def project_values(attention: Any, content: Tensor) -> Tensor:
-        return project(attention.v_proj, content).transpose(1, 2).contiguous()  # (H, N, d)
-
-    def keys(attention: Any, content: Tensor, place: Tensor) -> SharedAttention:
-        # a key's bias shifts all logits of a token alike, which softmax ignores
-        parts = project(attention.k_proj, content), project(attention.k_proj, place)
-        return SharedAttention(*parts, project_values(attention, content))
-
-    def queries(attention: Any, content: Tensor, place: Tensor) -> SharedAttention:
-        return SharedAttention(project(attention.q_proj, content), project(attention.q_proj, place, True), None)
-
-    def through_output(attention: Any, values: Tensor) -> Tensor:
-        return split(attention.out_proj.weight.T @ values)  # (H, d, N)
-
-    # layer 0 sees X itself, so content and position can stay together
-    token_to_image, image_to_token = first.cross_attn_token_to_image, first.cross_attn_image_to_token
-    values = project_values(token_to_image, tokens)
-    keys_0 = SharedAttention(project(token_to_image.k_proj, tokens + position), None, values)
-    queries_0 = SharedAttention(project(image_to_token.q_proj, tokens + position, True), None, None)
-    before_0 = tokens + image_to_token.out_proj.bias[:, None]  # (C, N) what norm 0 sees, but for the update
-    before_0 = before_0 - before_0.mean(0)
-    norm_0 = SharedNorm(before_0.square().sum(0), (through_output(image_to_token, before_0),), None, None)
-
-    # layer 1 sees what norm 0 makes of X, times a scale of each prompt's own
-    gain, shift = first.norm4.weight[:, None], first.norm4.bias[:, None]  # (C, 1)
-    after_0 = gain * before_0
-    keys_1 = keys(second.cross_attn_token_to_image, after_0, position + shift)
-    queries_1 = queries(second.cross_attn_image_to_token, after_0, position + shift)
-    before_1 = after_0 - after_0.mean(0)
-    constant = shift[:, 0] + second.cross_attn_image_to_token.out_proj.bias
-    constant = constant - constant.mean(0)  # (C,)
-    gained = gain * before_1
-    first_update_terms = through_output(image_to_token, gained - gained.mean(0))
-    norm_1 = SharedNorm(
-        squares=before_1.square().sum(0),
-        updates=(first_update_terms, through_output(second.cross_attn_image_to_token, before_1)),
-        constant=constant,
-        by_constant=constant @ before_1,
-    )
-
-    # the final attention and the upscaling see what norm 1 makes of it
-    after_1 = second.norm4.weight[:, None] * before_1
-    keys_2 = keys(transformer.final_attn_token_to_image, after_1, position + second.norm4.bias[:, None])
-    upscaled = (upscaling_weight(mask_decoder) @ after_1).T.contiguous()  # (N, 4 * 64)
-    return ImageProjections((keys_0, keys_1, keys_2), (queries_0, queries_1), (norm_0, norm_1), upscaled, grid)
-
-
-def attention_logits(
-    rows: Tensor, linear: nn.Linear, shared: SharedAttention, image: LowRankTokens | None, dtype: torch.dtype
-) -> Tensor:
-    """Compute the logits between a prompt's tokens and its image tokens.
-
-    Args:
-        rows: (B, t, H, d) projected and scaled tokens.
-        linear: projects image tokens in this attention (to its keys or its queries).
-        shared: the image's part.
-        image: the image tokens; None = the image's own.
-        dtype: of the large products.
-
-    Returns:
-        (B, H, t, N).
-    """
-    content = matmul_shared(rows, shared.content, dtype)
-    if image is None:
-        return content
-    assert shared.position is not None
-    by_head = torch.einsum("bjc,hdc->bhdj", image.rows, head_weights(linear, rows.shape[2]))
-    inner = torch.matmul(rows.transpose(1, 2), by_head).flatten(1, 2)  # (B, H * t, J)
-    logits = batched_product(inner, image.weights, dtype).view(content.shape)  # (B, H, t, N)
-    logits.addcmul_(content, image.scale[:, None])
-    return logits.add_(matmul_shared(rows, shared.position, dtype))
-
-
-def attend(
-    weights: Tensor,
-    attention: Any,
-    shared: SharedAttention,
+def update(
     image: LowRankTokens | None,
-    constant: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Compute what tokens receive from the image tokens they attend to.
-
-    Args:
-        weights: (B, H, t, N) softmax weights; they are overwritten.
-        attention: segment_anything's Attention module of tokens to the image.
-        shared: the image's part.
-        image: the image tokens; None = the image's own.
-        constant: (C,) the image tokens' constant; None = 0.
-        dtype: of the large products.
-
-    Returns:
-        (B, t, C).
-    """
-    assert shared.values is not None
-    heads, pixels, width = shared.values.shape
-    batch = len(weights)
-    received: Tensor | float = 0.0
-    if image is not None:
-        inner = batched_product(weights.flatten(1, 2), image.weights.transpose(1, 2), dtype)  # (B, H * t, J)
-        by_head = torch.einsum("bjc,hdc->bhjd", image.rows, head_weights(attention.v_proj, heads))
-        received = torch.matmul(inner.unflatten(1, (heads, -1)), by_head).transpose(1, 2)  # (B, t, H, d)
-        weights = weights.mul_(image.scale[:, None])
-    flat = weights.transpose(0, 1).reshape(heads, -1, pixels)  # (H, B * t, N)
-    content = batched_product(flat, shared.values, dtype).view(heads, batch, -1, width)  # (H, B, t, d)
-    received = (content.permute(1, 2, 0, 3) + received).flatten(2)  # (B, t, H * d)
-    bias = attention.v_proj.bias if constant is None else attention.v_proj(constant)
-    return attention.out_proj(received + bias)
-
-
-def first_update(
-    weights: Tensor, values: Tensor, attention: Any, norm: nn.LayerNorm, shared: SharedNorm
+    weights: Tensor,
+    values: Sequence[Tensor],
+    attention: Any,
+    norm: nn.LayerNorm,
+    shared: SharedNorm,
 ) -> LowRankTokens:
-    """Add to the image's own tokens what they receive from a prompt's tokens, and normalise.
+    """Add to the image tokens what they receive from a prompt's tokens, and normalise.
 
     Args:
+        image: the image tokens before; None = the image's own.
         weights: (B, H, T, N) softmax weights of the image tokens over the T tokens of each head.
-        values: (B, T, H, d) the tokens' values.
+        values: (B, T, H, d) the tokens' values of each update so far, this one last.
         attention: segment_anything's Attention module of the image to the tokens.
         norm: the layer norm after it.
         shared: the image's part in that norm.
 
     Returns:
-        Image tokens with J = H * T rows.
+        Image tokens with J = H * T rows; the second time with those of both updates and one for the constant that the
+        first norm left.
     """
-    flat = weights.flatten(1, 2)  # (B, J, N)
-    rows = _centred(_output_rows(values, attention))  # (B, J, C)
-    inverse = _inverse_deviation(rows, flat, [values], shared, shared.squares, None, norm)
-    return LowRankTokens(inverse, flat * inverse, rows * norm.weight)
-
-
-def second_update(
-    image: LowRankTokens,
-    weights: Tensor,
-    values: tuple[Tensor, Tensor],
-    attention: Any,
-    norm: nn.LayerNorm,
-    shared: SharedNorm,
-) -> LowRankTokens:
-    """Add to a prompt's image tokens what they receive from its tokens, and normalise.
-
-    Args:
-        image: the image tokens before, of :func:`first_update`.
-        weights: as in :func:`first_update`.
-        values: (B, T, H, d) of the first update and of this one.
-        attention: as in :func:`first_update`.
-        norm: as in :func:`first_update`.
-        shared: as in :func:`first_update`.
-
-    Returns:
-        Image tokens with the 2 * H * T rows of both updates and one for the constant that the first norm left.
-    """
+    new_weights, new_rows = weights.flatten(1, 2), _centred(_output_rows(values[-1], attention))  # (B, J, N | C)
+    if image is None:
+        inverse = _inverse_deviation(new_rows, new_weights, values, shared, shared.squares, None, norm)
+        return LowRankTokens(inverse, new_weights * inverse, new_rows * norm.weight)
     assert shared.constant is not None
-    batch, rank, pixels = image.weights.shape
+    batch, rank, pixels = new_weights.shape
     together = weights.new_ones(batch, 2 * rank + 1, pixels)  # (B, J, N)
-    together[:, :rank], together[:, rank:-1] = image.weights, weights.flatten(1, 2)
-    constant = shared.constant.expand(batch, 1, -1)
-    rows = torch.cat([_centred(image.rows), _centred(_output_rows(values[1], attention)), constant], 1)  # (B, J, C)
+    together[:, :rank], together[:, rank:-1] = image.weights, new_weights
+    rows = torch.cat([_centred(image.rows), new_rows, shared.constant.expand(batch, 1, -1)], 1)  # (B, J, C)
     squares = shared.squares * image.scale[:, 0].square()  # (B, N)
     inverse = _inverse_deviation(rows, together, values, shared, squares, image.scale, norm)
     return LowRankTokens(image.scale * inverse, together.mul_(inverse), rows * norm.weight)
@@ -407,83 +374,15 @@ def _inverse_deviation(
     return torch.rsqrt(variance.clamp_(min=0) + norm.eps)[:, None]
 
 
-def upscale(
-    mask_decoder: Any,
-    shared: ImageProjections,
-    image: LowRankTokens,
-    hyper: Tensor,
-    size: tuple[int, int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Compute the mask logits of n prompts: SAM's two transposed convolutions as matrix products.
-
-    The first convolution of a prompt's image tokens is that of the image's, which is already there, plus a few rows.
-
-    Args:
-        mask_decoder: segment_anything's MaskDecoder.
-        shared: the image's part.
-        image: the prompts' image tokens after the transformer.
-        hyper: (n, 3, 32) outputs of the hyper-networks.
-        size: (h, w) of the top-left part of the logits that is needed; nothing else is computed.
-        dtype: of the large products.
-
-    Returns:
-        (n, 3, h, w) float32.
-    """
-    rows, columns = (-(-length // UPSCALE) for length in size)  # image tokens needed
-    first, norm, _, second, _ = mask_decoder.output_upscaling
-    count, pixels = len(hyper), rows * columns
-    matrix = upscaling_weight(mask_decoder)  # (4 * 64, C)
-    row_terms = image.rows @ matrix.T  # (n, J, 4 * 64)
-    constant = matrix @ mask_decoder.transformer.layers[-1].norm4.bias + first.bias.repeat(4)  # (4 * 64,)
-    second_matrix = second.weight.permute(2, 3, 1, 0).flatten(0, 2).to(dtype)  # (4 * 32, 64)
-    second_bias = second.bias.repeat(4).to(dtype)
-
-    def needed(values: Tensor) -> Tensor:
-        return values.unflatten(-1, shared.grid)[..., :rows, :columns].flatten(-2)  # (..., N) -> (..., r * c)
-
-    content = shared.upscaled.unflatten(0, shared.grid)[:rows, :columns].flatten(0, 1)  # (r * c, 4 * 64)
-    weights, scale = needed(image.weights), needed(image.scale)  # (n, J, r * c), (n, 1, r * c)
-    block, step = pixels, count
-    if hyper.device.type == "cpu":
-        block, step = min(CPU_BLOCK, pixels), max(1, CPU_BLOCK // pixels)
-    logits = hyper.new_empty(count, LEVELS, pixels, 2, 2, 2, 2)
-    for prompt in range(0, count, step):
-        part = slice(prompt, prompt + step)
-        for start in range(0, pixels, block):
-            where = slice(start, start + block)
-            low = torch.addcmul(constant, content[where], scale[part, 0, where, None])  # (m, k, 4 * 64)
-            low = low + batched_product(weights[part, :, where].transpose(1, 2), row_terms[part], dtype)
-            low = F.layer_norm(low.unflatten(2, (4, -1)), norm.weight.shape, norm.weight, norm.bias, norm.eps)
-            high = F.linear(F.gelu(low).to(dtype), second_matrix, second_bias)  # (m, k, 4, 4 * 32)
-            high = F.gelu(high).unflatten(3, (4, -1)).flatten(1, 3)  # (m, k * 16, 32)
-            values = hyper[part].to(dtype) @ high.transpose(1, 2)  # (m, 3, k * 16)
-            logits[part, :, where] = values.float().unflatten(2, (-1, 2, 2, 2, 2))
-    logits = logits.unflatten(2, (rows, columns)).permute(0, 1, 2, 4, 6, 3, 5, 7)  # (n, 3, r, 2, 2, c, 2, 2)
-    return logits.reshape(count, LEVELS, rows * UPSCALE, columns * UPSCALE)[..., : size[0], : size[1]]  # (n, 3, h, w)
-
-
-def upscaling_weight(mask_decoder: Any) -> Tensor:
-    """The first transposed convolution (2 x 2, stride 2) as a matrix (4 * 64, C), with rows (dy, dx, channel)."""
-    weight = mask_decoder.output_upscaling[0].weight  # (C, 64, 2, 2)
-    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
-
-
 def batched_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute the batched ``a @ b`` in ``dtype``; the result is float32."""
     return torch.bmm(a.to(dtype), b.to(dtype)).float()
 
 
 def matmul_shared(rows: Tensor, shared: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply every prompt's head rows with the image's.
+    """Multiply every prompt's head rows (B, t, H, d) with the image's (H, d, N): (B, H, t, N).
 
-    Args:
-        rows: (B, t, H, d).
-        shared: (H, d, N).
-        dtype: of the product.
-
-    Returns:
-        (B, H, t, N), a view of memory in the order H, B, t, N: an addition to it changes the order at no cost.
+    It is a view of memory in the order H, B, t, N: an addition to it changes the order at no cost.
     """
     batch, count, heads, width = rows.shape
     flat = rows.permute(2, 0, 1, 3).reshape(heads, batch * count, width)  # (H, B * t, d)

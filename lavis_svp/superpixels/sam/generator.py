@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap
@@ -26,16 +26,16 @@ from lavis_svp.superpixels.sam.label_map import rasterize
 from lavis_svp.superpixels.sam.mask_filter import (
     Candidates,
     ChosenMasks,
-    MaskCandidates,
-    MaskScores,
+    DecodedMasks,
+    ScoredMasks,
     choose_masks,
     collect,
-    list_candidates,
+    list_masks,
     score_masks,
 )
 from lavis_svp.superpixels.sam.options import LEVELS, SamSuperpixelOptions, preset_options
 from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, uncovered_points
-from lavis_svp.superpixels.sam.resize import ToImage, to_image
+from lavis_svp.superpixels.sam.resize import to_image
 
 LOW_RES_STRIDE = 4
 """Pixels of SAM's input frame per pixel of the decoder's logits."""
@@ -49,25 +49,51 @@ FULL_SIZE_GROUP = 8
 _DECODERS: dict[str, type[PointDecoder]] = {"factored": FactoredDecoder, "plain": PlainDecoder}
 
 
-@dataclass
-class _Image:
-    """One image on its way through the two passes.
+class _PromptedImage:
+    """One image on its way through the two passes."""
 
-    Args:
-        embedding: the input.
-        decoder: runs the prompts.
-        shared: what the decoder computed of the image alone.
-        tokens: (n^2, 2, C) prompt tokens of the whole grid.
-        size: (h, w) of the logits that are needed.
-        to_image: resizes them to the image; None = masks are tested at the decoder's resolution.
-    """
+    def __init__(self, embedding: SamEmbedding, decoder: PointDecoder, options: SamSuperpixelOptions) -> None:
+        weight = decoder.mask_decoder.mask_tokens.weight
+        self.decoder, self.options = decoder, options
+        self.tokens_per_image = embedding.embedding[0].numel()
+        rows, columns = (-(-length // LOW_RES_STRIDE) for length in embedding.input_size)
+        self.logits_size = self.mask_size = rows, columns  # (h, w)
+        self.to_image = None
+        if options.decisions == "full":
+            side, sizes = embedding.side, (embedding.input_size, embedding.original_size)
+            self.to_image = to_image(side, side // LOW_RES_STRIDE, *sizes, weight.device)
+            self.logits_size, self.mask_size = self.to_image.needed, embedding.original_size
+        self.scale = math.prod(embedding.original_size) / math.prod(self.mask_size)  # image pixels per mask pixel
+        self.shared = decoder.image(embedding.embedding.to(weight))
+        points = grid_points(embedding.input_size, options.points_per_side).to(weight)  # (n^2, 2)
+        self.tokens = point_tokens(decoder.prompt_encoder, points)  # (n^2, 2, C)
 
-    embedding: SamEmbedding
-    decoder: PointDecoder
-    shared: Any
-    tokens: Tensor
-    size: tuple[int, int]
-    to_image: ToImage | None
+    def run(self, points: np.ndarray) -> list[ScoredMasks]:
+        """Prompt these points of the grid, at least one; one part a decoder call (or more with ``decisions: full``)."""
+        parts: list[ScoredMasks] = []
+        size = max(1, self.options.chunk * FULL_GRID // self.tokens_per_image)
+        for chunk in torch.from_numpy(points).to(self.tokens.device).split(size):
+            logits, ious = self.decoder.decode(self.shared, self.tokens[chunk], self.logits_size)
+            masks = list_masks(logits, ious, chunk, self.options)
+            parts.extend([score_masks(masks, self.options)] if self.to_image is None else self._at_full_size(masks))
+        return parts
+
+    def _at_full_size(self, masks: DecodedMasks) -> Iterator[ScoredMasks]:
+        """Enlarge the masks that pass the IoU test, a few at a time, and keep those that pass the other tests too."""
+        assert self.to_image is not None
+        group = 1 if masks.logits.device.type == "cpu" else FULL_SIZE_GROUP
+        for index in masks.passes_iou.nonzero()[:, 0].split(group):  # one empty group if none passes
+            few = DecodedMasks(*(values[index] for values in masks))
+            scores = score_masks(few._replace(logits=self.to_image(few.logits)), self.options)
+            yield ScoredMasks(*(values[scores.passes] for values in scores))
+
+    def finish(self, parts: list[ScoredMasks], done: np.ndarray) -> Candidates:
+        """Await the first pass, of the points ``done``, and run the second."""
+        candidates = collect(parts, self.mask_size[1])
+        points = uncovered_points(candidates.covered(), self.options.points_per_side, done)
+        if len(points) == 0:
+            return candidates
+        return Candidates.concatenate([candidates, collect(self.run(points), self.mask_size[1])])
 
 
 class SamSuperpixels(SuperpixelGenerator):
@@ -119,19 +145,11 @@ class SamSuperpixels(SuperpixelGenerator):
         identity = {"generator": self.name, "version": self.version, "encoder": self.encoder_name}
         return {**identity, "weights": self._weights_digest(), **self.options.settings()}
 
-    def segment_embedding(self, embedding: SamEmbedding) -> RegionMap:
-        """Make the superpixels of one image; :class:`.options.SamSuperpixelOptions` describes each step.
-
-        Raises:
-            ValueError: the embedding was made for another input side than the prompt encoder, or is not finite.
-        """
-        return self.segment_embeddings([embedding])[0]
-
     def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """Make the superpixels of several images: all first passes are queued before the first result is awaited.
+        """Make the superpixels of several images; :class:`.options.SamSuperpixelOptions` describes each step.
 
         Raises:
-            ValueError: as :meth:`segment_embedding`.
+            ValueError: an embedding was made for another input side than the prompt encoder, or is not finite.
         """
         return [rasterize(chosen, self.options) for chosen in self.choose(embeddings)]
 
@@ -143,18 +161,10 @@ class SamSuperpixels(SuperpixelGenerator):
             granularities: each from 0 to 1, see :class:`.options.SamSuperpixelOptions`.
 
         Raises:
-            ValueError: as :meth:`segment_embedding`, or a value out of range.
+            ValueError: as :meth:`segment_embeddings`, or a value out of range.
         """
-        chosen = self._choose([embedding], dataclasses.replace(self.options, granularity=1.0))[0]
+        chosen = self.choose([embedding], dataclasses.replace(self.options, granularity=1.0))[0]
         return [rasterize(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
-
-    def choose(self, embeddings: Sequence[SamEmbedding]) -> list[ChosenMasks]:
-        """Find the masks of several images that go into their region maps; masks of an image may overlap.
-
-        Raises:
-            ValueError: as :meth:`segment_embedding`.
-        """
-        return self._choose(embeddings, self.options)
 
     def point_decoder(self) -> PointDecoder:
         """The decoder on float32 weights: on copies, made once, where training has given the originals another type."""
@@ -168,22 +178,25 @@ class SamSuperpixels(SuperpixelGenerator):
         return _DECODERS[self.options.decoder](encoder, decoder, getattr(torch, self.options.dtype))
 
     @torch.inference_mode()
-    def _choose(self, embeddings: Sequence[SamEmbedding], options: SamSuperpixelOptions) -> list[ChosenMasks]:
+    def choose(
+        self, embeddings: Sequence[SamEmbedding], options: SamSuperpixelOptions | None = None
+    ) -> list[ChosenMasks]:
+        """Find the masks of several images that go into their region maps; ``options`` replace the generator's own.
+
+        Raises:
+            ValueError: as :meth:`segment_embeddings`.
+        """
+        options = options or self.options
         for embedding in embeddings:
             self._check(embedding)
-        device = self.mask_decoder.mask_tokens.weight.device
-        first = first_pass(self.options.points_per_side, self.options.first_stride)
-        chosen = []
-        with torch.autocast(device.type, enabled=False):  # `dtype` decides which products may be bfloat16
+        first = first_pass(options.points_per_side, options.first_stride)
+        # `dtype` decides which products may be bfloat16
+        with torch.autocast(self.mask_decoder.mask_tokens.weight.device.type, enabled=False):
             decoder = self.point_decoder()
-            images = [self._prepare(embedding, decoder) for embedding in embeddings]
-            scores = [self._run(image, first) for image in images]
-            for image, parts in zip(images, scores, strict=True):
-                candidates = self._second_pass(image, collect(parts), first)
-                height, width = image.embedding.original_size
-                scale = height * width / candidates.pixels  # pixels of the image per pixel of the masks
-                chosen.append(choose_masks(candidates, options, scale))
-        return chosen
+            images = [_PromptedImage(embedding, decoder, options) for embedding in embeddings]
+            parts = [image.run(first) for image in images]  # all are queued before the first result is awaited
+            pairs = zip(images, parts, strict=True)
+            return [choose_masks(image.finish(part, first), options, image.scale) for image, part in pairs]
 
     def _check(self, embedding: SamEmbedding) -> None:
         side, grid = embedding.side, tuple(embedding.embedding.shape[1:])
@@ -202,55 +215,6 @@ class SamSuperpixels(SuperpixelGenerator):
                 f"SAM's embedding holds {bad} NaN or infinite values: the image's pixels do, or the image encoder "
                 "exceeded the range of its number type (run it in float32 or bfloat16)."
             )
-
-    def _prepare(self, embedding: SamEmbedding, decoder: PointDecoder) -> _Image:
-        weight = decoder.mask_decoder.mask_tokens.weight
-        points = grid_points(embedding.input_size, self.options.points_per_side).to(weight)  # (n^2, 2)
-        resize = None
-        rows, columns = (-(-length // LOW_RES_STRIDE) for length in embedding.input_size)
-        if self.options.decisions == "full":
-            low_side = embedding.side // LOW_RES_STRIDE
-            sizes = embedding.input_size, embedding.original_size
-            resize = to_image(embedding.side, low_side, *sizes, weight.device)
-            rows, columns = resize.needed
-        shared = decoder.image(embedding.embedding.to(weight))
-        tokens = point_tokens(decoder.prompt_encoder, points)
-        return _Image(embedding, decoder, shared, tokens, (rows, columns), resize)
-
-    def _run(self, image: _Image, points: np.ndarray) -> list[MaskScores]:
-        """Prompt these points of the grid, at least one; one part a decoder call (or more with ``decisions: full``)."""
-        parts: list[MaskScores] = []
-        grid = image.embedding.embedding.shape[1] * image.embedding.embedding.shape[2]
-        size = max(1, self.options.chunk * FULL_GRID // grid)
-        for chunk in torch.from_numpy(points).to(image.tokens.device).split(size):
-            logits, ious = image.decoder.decode(image.shared, image.tokens[chunk], image.size)
-            masks = list_candidates(logits, ious, chunk, self.options)
-            if image.to_image is None:
-                parts.append(score_masks(masks, self.options))
-            else:
-                parts.extend(self._score_at_full_size(masks, image.to_image))
-        return parts
-
-    def _score_at_full_size(self, masks: MaskCandidates, resize: ToImage) -> list[MaskScores]:
-        """Enlarge the masks that pass the IoU test, a few at a time, and keep the parts in which one passes."""
-        parts = []
-        group = 1 if masks.logits.device.type == "cpu" else FULL_SIZE_GROUP
-        for index in masks.passes_iou.nonzero()[:, 0].split(group):
-            few = masks.at(index)
-            scores = score_masks(few._replace(logits=resize(few.logits)), self.options)
-            if scores.passes.any():
-                parts.append(scores)
-        if not parts:  # one that fails tells :func:`collect` the sizes
-            one = masks.at(torch.zeros(1, dtype=torch.long))
-            failed = one._replace(logits=resize(one.logits), passes_iou=one.passes_iou & False)
-            parts.append(score_masks(failed, self.options))
-        return parts
-
-    def _second_pass(self, image: _Image, candidates: Candidates, done: np.ndarray) -> Candidates:
-        points = uncovered_points(candidates.covered(), self.options.points_per_side, done)
-        if len(points) == 0:
-            return candidates
-        return Candidates.concatenate([candidates, collect(self._run(image, points))])
 
     def _weights_digest(self) -> str:
         """sha256 of the weights, computed again only after they have changed."""

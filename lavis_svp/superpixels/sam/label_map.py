@@ -12,8 +12,6 @@ from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
 COARSEST = 10
 """Number of regions at granularity 0, where there are as many."""
 
-_UNKNOWN_SCORE = 1.0
-
 _MOSTLY = 0.5
 """A mask is a part of a larger one if at least this share of it lies inside."""
 
@@ -29,8 +27,7 @@ def rasterize(chosen: ChosenMasks, options: SamSuperpixelOptions) -> RegionMap:
 
     Args:
         chosen: K masks (h, w) of :func:`.mask_filter.choose_masks`; K may be 0.
-        options: ``overlap_order``, ``min_area``, ``unlabelled``, ``component_area``, ``granularity`` and
-            ``max_superpixels`` are read.
+        options: see :class:`.options.SamSuperpixelOptions`.
 
     Returns:
         A map of (h, w); one region over everything where nothing is left.
@@ -48,7 +45,7 @@ def rasterize(chosen: ChosenMasks, options: SamSuperpixelOptions) -> RegionMap:
     return RegionMap.from_labels(
         labels,
         levels=np.concatenate([chosen.levels[visible], np.full(added, UNKNOWN_LEVEL)]),
-        scores=np.concatenate([chosen.ious[visible], np.full(added, _UNKNOWN_SCORE)]),
+        scores=np.concatenate([chosen.ious[visible], np.ones(added)]),
     )
 
 

@@ -1,14 +1,15 @@
 """Which of SAM's masks become superpixels: quality tests on the device, then NMS, clean-up and containment on the host.
 
-The order of the types is the way of a mask: :class:`MaskCandidates` (logits) -> :class:`MaskScores` (verdicts and
-packed pixels) -> :class:`Candidates` (on the host, only those that passed) -> :class:`ChosenMasks` (what goes into the
-region map).
+The order of the types is the way of a mask: :class:`DecodedMasks` (logits) -> :class:`ScoredMasks` (verdicts and packed
+pixels) -> :class:`Candidates` (on the host, only those that passed) -> :class:`ChosenMasks` (what goes into the region
+map). In all of them ``ious`` is SAM's predicted IoU, ``levels`` is 0 subpart, 1 part, 2 whole, and ``points`` is the
+number of the prompt; (point, level) is unique within an image and breaks ties.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +24,15 @@ _BITS = 8
 _BIT_VALUES = tuple(2**bit for bit in reversed(range(_BITS)))  # numpy.packbits' order
 
 
-class MaskCandidates(NamedTuple):
+class DecodedMasks(NamedTuple):
     """The decoder's m masks, untested.
 
     Args:
         logits: (m, h, w) float32 over the image only.
         passes_iou: (m,) bool, whether SAM predicts a high enough IoU.
-        ious: (m,) float32 predicted IoU.
+        ious: (m,) float32.
         levels: (m,) int64.
-        points: (m,) int64 number of the prompt.
+        points: (m,) int64.
     """
 
     logits: Tensor
@@ -40,33 +41,24 @@ class MaskCandidates(NamedTuple):
     levels: Tensor
     points: Tensor
 
-    def at(self, index: Tensor) -> MaskCandidates:
-        """The masks at ``index``."""
-        return MaskCandidates(*(values[index] for values in self))
 
-
-class MaskScores(NamedTuple):
-    """Verdicts on m masks, and what is needed later of those that pass.
+class ScoredMasks(NamedTuple):
+    """Verdicts on m masks, and what is needed later of those that pass: the fields of :class:`Candidates`.
 
     Args:
         passes: (m,) bool, whether a mask passes all tests.
-        areas: (m,) int64 pixels.
-        boxes: (m, 4) int64 x0, y0, x1, y1 of the outermost pixels, inclusive; zeros for empty masks.
-        ious: (m,) float32 predicted IoU.
-        levels: (m,) int64.
-        points: (m,) int64 number of the prompt.
-        packed: (m, h, ceil(w / 8)) uint8.
-        width: w.
     """
 
     passes: Tensor
+    packed: Tensor
     areas: Tensor
     boxes: Tensor
     ious: Tensor
     levels: Tensor
     points: Tensor
-    packed: Tensor
-    width: int
+
+
+_ARRAYS = ScoredMasks._fields[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,34 +67,28 @@ class Candidates:
 
     Args:
         packed: (M, h, ceil(w / 8)) uint8, as numpy.packbits packs rows; over the image only, no padding.
-        width: w.
         areas: (M,) int64 pixels.
         boxes: (M, 4) int64 x0, y0, x1, y1 of the outermost pixels, inclusive, as in segment_anything.
-        ious: (M,) float64 predicted IoU.
-        levels: (M,) int64, 0 subpart, 1 part, 2 whole.
-        points: (M,) int64 number of the prompt; (point, level) is unique and breaks ties.
+        ious: (M,) float64.
+        levels: (M,) int64.
+        points: (M,) int64.
+        width: w.
     """
 
     packed: np.ndarray
-    width: int
     areas: np.ndarray
     boxes: np.ndarray
     ious: np.ndarray
     levels: np.ndarray
     points: np.ndarray
+    width: int
 
     def __len__(self) -> int:
         return len(self.areas)
 
-    @property
-    def pixels(self) -> int:
-        """Number of pixels of the image, h * w."""
-        return self.packed.shape[1] * self.width
-
     def take(self, index: np.ndarray) -> Candidates:
         """The candidates at ``index``, in that order."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "width"}
-        return Candidates(**{name: values[index] for name, values in arrays.items()}, width=self.width)
+        return replace(self, **{name: getattr(self, name)[index] for name in _ARRAYS})
 
     def masks(self) -> np.ndarray:
         """Unpack the masks: (M, h, w) bool."""
@@ -116,9 +102,7 @@ class Candidates:
     @staticmethod
     def concatenate(parts: Sequence[Candidates]) -> Candidates:
         """Join the candidates of several passes, at least one."""
-        names = [field.name for field in fields(Candidates) if field.name != "width"]
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        return Candidates(**arrays, width=parts[0].width)
+        return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +112,9 @@ class ChosenMasks:
     Args:
         masks: (K, h, w) bool, K may be 0.
         areas: (K,) int64 pixels.
-        ious: (K,) float64 predicted IoU.
-        levels: (K,) int64, 0 subpart, 1 part, 2 whole.
-        points: (K,) int64 number of the prompt.
+        ious: (K,) float64.
+        levels: (K,) int64.
+        points: (K,) int64.
         contained: (K,) bool, whether the containment filter would drop the mask (False where it has dropped masks).
     """
 
@@ -149,7 +133,7 @@ class ChosenMasks:
         return ChosenMasks(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def list_candidates(logits: Tensor, ious: Tensor, points: Tensor, options: SamSuperpixelOptions) -> MaskCandidates:
+def list_masks(logits: Tensor, ious: Tensor, points: Tensor, options: SamSuperpixelOptions) -> DecodedMasks:
     """Lay out the outputs of n prompts as 3 n masks, and test the predicted IoU.
 
     Args:
@@ -161,16 +145,11 @@ def list_candidates(logits: Tensor, ious: Tensor, points: Tensor, options: SamSu
     passes = ious + torch.tensor(options.level_bonus, device=ious.device) > options.pred_iou  # (n, 3)
     levels = torch.arange(LEVELS, device=ious.device).expand_as(ious)  # (n, 3)
     numbers = points[:, None].expand_as(ious)  # (n, 3)
-    return MaskCandidates(*(values.flatten(0, 1) for values in (logits, passes, ious, levels, numbers)))
+    return DecodedMasks(*(values.flatten(0, 1) for values in (logits, passes, ious, levels, numbers)))
 
 
-def score_masks(masks: MaskCandidates, options: SamSuperpixelOptions) -> MaskScores:
-    """Test masks for stability and size, without waiting for the device; those with NaN or infinity fail.
-
-    Args:
-        masks: m masks.
-        options: ``stability``, ``stability_offset`` and ``min_area`` are read.
-    """
+def score_masks(masks: DecodedMasks, options: SamSuperpixelOptions) -> ScoredMasks:
+    """Test masks for stability and size, without waiting for the device; those with NaN or infinity fail."""
     logits = masks.logits
     _, height, width = logits.shape
     inside = logits > 0  # (m, h, w)
@@ -181,28 +160,27 @@ def score_masks(masks: MaskCandidates, options: SamSuperpixelOptions) -> MaskSco
         & (areas >= max(1.0, options.min_area * (height * width)))
         & logits.sum((1, 2)).isfinite()
     )
-    boxes = batched_mask_to_box(inside).long()
-    return MaskScores(passes, areas, boxes, *masks[2:], pack(inside), width)
+    return ScoredMasks(passes, pack(inside), areas, batched_mask_to_box(inside).long(), *masks[2:])
 
 
-def collect(parts: Sequence[MaskScores]) -> Candidates:
+def collect(parts: Sequence[ScoredMasks], width: int) -> Candidates:
     """Copy the masks that passed to the host; with ``decisions: low`` the one place that waits for the device.
 
     Args:
-        parts: at least one; of images of one width.
+        parts: at least one, of one image.
+        width: w of the masks in pixels.
     """
-    index = torch.cat([part.passes for part in parts]).nonzero()[:, 0]
-    areas, boxes, ious, levels, points, packed = (
-        torch.cat(values)[index].cpu().numpy() for values in list(zip(*parts, strict=True))[1:-1]
-    )
-    return Candidates(packed, parts[0].width, areas, boxes, ious.astype(np.float64), levels, points)
+    passes, *columns = (torch.cat(values) for values in zip(*parts, strict=True))
+    index = passes.nonzero()[:, 0]
+    packed, areas, boxes, ious, levels, points = (values[index].cpu().numpy() for values in columns)
+    return Candidates(packed, areas, boxes, ious.astype(np.float64), levels, points, width)
 
 
 def pack(masks: Tensor) -> Tensor:
     """Pack masks (m, h, w) bool into (m, h, ceil(w / 8)) uint8, as numpy.packbits packs rows.
 
-    segment_anything's run-length encoding is 500 times slower (48 masks of 172 x 256 on two cores: 145 ms against 0.13
-    ms and 0.13 ms in two medians of seven), and unions of packed masks need no decoding.
+    segment_anything's run-length encoding takes 145 ms for 48 masks of 172 x 256 where this takes 0.13 ms on a CPU, and
+    unions of packed masks need no decoding.
     """
     if masks.device.type == "cpu":
         return torch.from_numpy(np.packbits(masks.numpy(), axis=2))
@@ -217,16 +195,12 @@ def pack_on_device(masks: Tensor) -> Tensor:
 
 
 def choose_masks(candidates: Candidates, options: SamSuperpixelOptions, image_scale: float = 1.0) -> ChosenMasks:
-    """Choose the masks that go into the region map. No model, no randomness.
+    """Choose the masks that go into the region map, whole before part before subpart, within a level the best first.
 
     Args:
         candidates: M masks; their order does not matter.
-        options: ``box_nms``, ``level_priority``, ``clean_area``, ``containment``, ``max_container_area`` and
-            ``granularity`` are read.
+        options: see :class:`.options.SamSuperpixelOptions`.
         image_scale: pixels of the image per pixel of the masks, for ``clean_area``.
-
-    Returns:
-        Whole, part, subpart; within a level the best score first.
     """
     survivors = candidates.take(box_nms(candidates.boxes, _ranking(candidates, options), options.box_nms))
     masks, areas = survivors.masks(), survivors.areas
@@ -251,9 +225,9 @@ def choose_masks(candidates: Candidates, options: SamSuperpixelOptions, image_sc
 def box_nms(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
     """Greedy non-maximum suppression on boxes.
 
-    torchvision.ops.nms is faster (0.2 ms against 1.1 ms for 1,536 boxes, of a stage of half a second or more), but it
-    divides where this multiplies, which decides one in six unions of low-resolution boxes otherwise where an IoU is
-    0.7 exactly. There are 11 such pairs in 27 images, so maps in existing stores would change.
+    torchvision.ops.nms is faster (0.2 ms against 1.1 ms for 1,536 boxes), but it divides where this multiplies, which
+    decides one in six unions otherwise where an IoU is 0.7 exactly. There are 11 such pairs in 27 images, so maps in
+    existing stores would change.
 
     Args:
         boxes: (M, 4) x0, y0, x1, y1; a box spans the coordinates of its first and last pixel, so one that is a pixel
@@ -306,10 +280,7 @@ def _rock_sand_water(
     """Fill the jar with rocks (whole), then sand (part), then water (subpart) where there is room.
 
     A mask is compared with single kept masks, not with their union, and never with those of its own level; so the
-    order within a level does not matter.
-
-    Returns:
-        (K,) bool, the masks that find no room.
+    order within a level does not matter. Gives (K,) bool, the masks that find no room.
     """
     pixels = masks.shape[1] * masks.shape[2]
     out = np.zeros(len(masks), bool)

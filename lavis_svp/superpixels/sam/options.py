@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from lavis_svp.common.options import build_options, upgrade_keys
+from lavis_svp.common.options import build_options, check_fields
 from lavis_svp.common.registry import unknown_name
 
 LEVELS = 3
 """SAM's masks per point prompt, in the decoder's order: 0 subpart, 1 part, 2 whole."""
 
-DecoderName = Literal["factored", "plain"]
-Decisions = Literal["low", "full"]
-DecoderDtype = Literal["float32", "bfloat16"]
 OverlapOrder = Literal["fine_over_coarse", "coarse_over_fine"]
 Unlabelled = Literal["components", "ignore", "nearest", "rest"]
 
-_CHOICES = {
-    "decoder": DecoderName,
-    "decisions": Decisions,
-    "dtype": DecoderDtype,
-    "overlap_order": OverlapOrder,
-    "unlabelled": Unlabelled,
-}
 _SHARES = ("box_nms", "containment", "max_container_area", "min_area", "component_area", "granularity")
-_COUNTS = ("points_per_side", "first_stride", "chunk", "max_superpixels")
-_PER_LEVEL = ("level_bonus", "level_priority")
+_LEAST = {"points_per_side": 1, "first_stride": 1, "chunk": 1, "max_superpixels": 1, "clean_area": 0}
 
 
 @dataclass(frozen=True)
@@ -98,10 +86,10 @@ class SamSuperpixelOptions:
     containment: float | None = 0.3
     max_container_area: float | None = 0.4
 
-    decoder: DecoderName = "factored"
-    decisions: Decisions = "low"
+    decoder: Literal["factored", "plain"] = "factored"
+    decisions: Literal["low", "full"] = "low"
     first_stride: int = 2
-    dtype: DecoderDtype = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     chunk: int = 16
 
     overlap_order: OverlapOrder = "fine_over_coarse"
@@ -115,28 +103,23 @@ class SamSuperpixelOptions:
     REMOVED_KEYS: ClassVar[dict[str, Any]] = {"explaining_area": 1.0}
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        check_fields(self)
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"SamSuperpixelOptions.{name} must be at least 1, got {value}.")
+            if value is not None and value < least:
+                raise ValueError(f"SamSuperpixelOptions.{name} must be at least {least}, got {value}.")
         for name in _SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"SamSuperpixelOptions.{name} must lie in 0..1, got {value}.")
-        if self.clean_area < 0:
-            raise ValueError(f"SamSuperpixelOptions.clean_area must not be negative, got {self.clean_area}.")
-        for name in _PER_LEVEL:
-            if len(getattr(self, name)) != LEVELS:
+        for name in ("level_bonus", "level_priority"):
+            value = getattr(self, name)
+            if len(value) != LEVELS:
                 raise ValueError(
-                    f"SamSuperpixelOptions.{name} needs {LEVELS} numbers (subpart, part, whole), "
-                    f"got {getattr(self, name)!r}."
+                    f"SamSuperpixelOptions.{name} needs {LEVELS} numbers (subpart, part, whole), got {value!r}."
                 )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"SamSuperpixelOptions.{name} must be one of {', '.join(get_args(choices))}, "
-                    f"got {getattr(self, name)!r}."
-                )
+            # a YAML list of integers equals the default's tuple, in settings() too
+            object.__setattr__(self, name, tuple(map(float, value)))
 
     def settings(self) -> dict[str, Any]:
         """The options that change the result, under the names that release 0.1 wrote into stores and their digests."""
@@ -146,22 +129,20 @@ class SamSuperpixelOptions:
         return {**options, **self.REMOVED_KEYS}
 
 
-PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
-    {
-        "svp": {},
-        "exact": {"decisions": "full", "first_stride": 1},
-        "l2_nmsf_s1_rsw3": {
-            "clean_area": 100,
-            "max_container_area": None,
-            "decisions": "full",
-            "first_stride": 1,
-            "overlap_order": "coarse_over_fine",
-            "min_area": 0.0,
-            "unlabelled": "ignore",
-            "max_superpixels": None,
-        },
-    }
-)
+PRESETS: dict[str, dict[str, Any]] = {
+    "svp": {},
+    "exact": {"decisions": "full", "first_stride": 1},
+    "l2_nmsf_s1_rsw3": {
+        "clean_area": 100,
+        "max_container_area": None,
+        "decisions": "full",
+        "first_stride": 1,
+        "overlap_order": "coarse_over_fine",
+        "min_area": 0.0,
+        "unlabelled": "ignore",
+        "max_superpixels": None,
+    },
+}
 """Named sets of options. ``svp``: the defaults. ``exact``: the same without its two approximations, about five times
 slower. ``l2_nmsf_s1_rsw3``: the exact production setting of FMA-WSSS (arXiv 2312.03585), which the paper's superpixels
 follow, but without its four image crops: one shared embedding has none."""
@@ -180,10 +161,4 @@ def preset_options(preset: str, overrides: dict[str, Any]) -> SamSuperpixelOptio
     """
     if preset not in PRESETS:
         raise unknown_name("superpixel preset", preset, PRESETS)
-    where = "the options of superpixels 'sam'"
-    removed, renamed = SamSuperpixelOptions.REMOVED_KEYS, SamSuperpixelOptions.RENAMED_KEYS
-    values = {**PRESETS[preset], **upgrade_keys(overrides, renamed, removed, where)}
-    for name in _PER_LEVEL:  # a YAML list of integers equals the default's tuple, in settings() too
-        if name in values:
-            values[name] = tuple(float(value) for value in values[name])
-    return build_options(SamSuperpixelOptions, values, where)
+    return build_options(SamSuperpixelOptions, {**PRESETS[preset], **overrides}, "the options of superpixels 'sam'")

@@ -10,13 +10,9 @@ from torch import Tensor
 
 
 def grid_points(input_size: tuple[int, int], points_per_side: int) -> Tensor:
-    """Cell centres of a points_per_side x points_per_side grid over the valid area, row by row, never in the padding.
+    """Cell centres of an n x n grid over the valid area (h_in, w_in) of SAM's frame, row by row.
 
     segment_anything's build_point_grid rounds otherwise (at 5 points a side by 3e-5 pixels), so it is not used here.
-
-    Args:
-        input_size: (h_in, w_in) valid pixels in SAM's frame.
-        points_per_side: n.
 
     Returns:
         (n^2, 2) float32 x, y in pixels of SAM's frame.
@@ -30,43 +26,33 @@ def point_tokens(prompt_encoder: Any, points: Tensor) -> Tensor:
     """Make the prompt tokens of single foreground points: the point, and SAM's token for "no box".
 
     Args:
-        prompt_encoder: segment_anything's.
+        prompt_encoder: segment_anything's, in float32: in half precision a position is off by more than a pixel.
         points: (n, 2) x, y in pixels of SAM's frame.
 
     Returns:
-        (n, 2, C), in float32: in half precision a position is off by more than a pixel.
+        (n, 2, C).
     """
     foreground = torch.ones(len(points), 1, device=points.device)
     return prompt_encoder(points=(points[:, None], foreground), boxes=None, masks=None)[0]
 
 
 def first_pass(points_per_side: int, stride: int) -> np.ndarray:
-    """Numbers of the grid points that are prompted first: the middle one of every stride x stride cells.
+    """Numbers (m,) of the grid points that are prompted first: the middle one of every stride x stride cells.
 
     They are points of the whole grid, not of a coarser grid of its own, so a point gives the same masks with and
-    without a second pass.
-
-    Args:
-        points_per_side: of the whole grid.
-        stride: 1 = all points.
-
-    Returns:
-        (m,) ascending, at least one.
+    without a second pass. There is at least one; with stride 1 it is all of them.
     """
     line = np.arange(min(stride // 2, points_per_side - 1), points_per_side, stride)
     return (line[:, None] * points_per_side + line).ravel()
 
 
 def uncovered_points(covered: np.ndarray, points_per_side: int, done: np.ndarray) -> np.ndarray:
-    """Numbers of the grid points that no mask covers yet: those of the second pass.
+    """Numbers (m,) of the grid points that no mask covers yet: those of the second pass.
 
     Args:
         covered: (h, w) bool over the image, the pixels in some mask.
         points_per_side: of the whole grid.
         done: numbers of the points that are prompted already.
-
-    Returns:
-        (m,) ascending.
     """
     centres = (np.arange(points_per_side) + 0.5) / points_per_side
     rows, columns = ((centres * length).astype(int) for length in covered.shape)

@@ -11,13 +11,11 @@ from torch import Tensor
 class ToImage(NamedTuple):
     """Bilinear from the decoder's frame to SAM's, crop the padding, bilinear to the image: separable and linear.
 
-    Args:
-        rows: (H, h) weights of the decoder's rows in the image's rows.
-        columns: (W, w) the same of columns.
+    ``rows`` are the weights of the decoder's rows in the image's rows, ``columns`` the same of columns.
     """
 
-    rows: Tensor
-    columns: Tensor
+    rows: Tensor  # (H, h)
+    columns: Tensor  # (W, w)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Resize logits: (m, h, w), the top-left part of size :attr:`needed`, to (m, H, W)."""

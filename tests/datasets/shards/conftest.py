@@ -11,7 +11,7 @@ from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.shards.read import ShardSource
-from lavis_svp.datasets.shards.write import Plan, convert
+from lavis_svp.datasets.shards.write import Conversion, convert
 from lavis_svp.datasets.sources import DataSource, ImageFolder
 from lavis_svp.vision.geometry import to_sam_input
 
@@ -40,7 +40,7 @@ def plan(parts):
 
     def make(**changes):
         given = {"identity": {"dataset": "refcoco", "split_by": "unc"}, "images_per_shard": 5} | changes
-        return Plan(given.pop("source", parts[0]), given.pop("images", parts[1]), **given)
+        return Conversion(given.pop("source", parts[0]), given.pop("images", parts[1]), **given)
 
     return make
 

@@ -13,11 +13,11 @@ from lavis_svp.common.images import read_image
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.sampling import SetupError
 from lavis_svp.datasets.shards.format import INDEX, BrokenShardError, ShardMember
-from lavis_svp.datasets.shards.read import ShardFeatures, ShardSource, ShardSuperpixels, check_origin, open_shards
+from lavis_svp.datasets.shards.read import ShardFeatures, ShardSource, ShardSuperpixels, open_shards
 from lavis_svp.datasets.shards.validate import validate
 from lavis_svp.datasets.shards.write import FeatureExtra, SuperpixelExtra, check_shape, convert
-from lavis_svp.runners.data import EvalSampler, TrainSampler, build_loader
-from lavis_svp.runners.sampling_order import ShuffledOrder
+from lavis_svp.datasets.sources import Origin
+from lavis_svp.runners.data import EvalSampler, ShuffledOrder, TrainSampler, build_loader
 from lavis_svp.superpixels import build_superpixels
 from lavis_svp.superpixels.store import SuperpixelStore, write_shards
 from lavis_svp.vision.feature_cache import FeatureCache, open_features
@@ -179,7 +179,7 @@ def filled(plan, stores, tmp_path_factory):
 
 def test_they_come_out_as_they_went_in(filled, stores, images):
     opened = open_shards(filled)
-    assert opened.superpixels.settings == stores[0].header["settings"]
+    assert opened.superpixels.settings == stores[0].settings
     assert opened.features.settings == FEATURE_SETTINGS
     for key in images:
         kept, found = stores[0].get(key), opened.superpixels.get(key)
@@ -259,12 +259,10 @@ def test_shards_without_them_say_so(pristine):
 
 
 def test_shards_of_another_data_set_are_refused(pristine):
-    source = ShardSource(pristine)
-    check_origin(source, "refcoco", None, "here")
-    check_origin(source, None, None, "here")
+    assert open_shards(pristine, origin=Origin(pristine, "refcoco")).origin.dataset == "refcoco"
     for dataset, split_by in (("refcoco+", None), ("refcoco", "google")):
         with pytest.raises(ValueError, match=r"were made from refcoco \(unc\)"):
-            check_origin(source, dataset, split_by, "here")
+            open_shards(pristine, origin=Origin(pristine, dataset, split_by))
 
 
 def test_feature_caches_open_by_their_folder(stores, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_svp.projectors.svp.geometry import BoxEmbedding, GeometryMLP, mask_geometry
+from lavis_svp.projectors.svp.geometry import BoxEmbedding, mask_geometry
 from lavis_svp.projectors.types import Superpixels
 from lavis_svp.superpixels.region_map import RegionMap
 
@@ -122,11 +122,9 @@ def test_empty_masks_are_measured_as_the_whole_image():
     assert geometry.centre_and_size()[0, 1].tolist() == pytest.approx([0.5, 0.5, 1 / 5, 1 / 3])
 
 
-def test_embeddings_keep_places_apart_under_autocast_and_refuse_no_width():
+def test_embeddings_keep_places_apart_under_autocast():
     embedding = BoxEmbedding(8)
     masks = torch.rand(1, 2, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = embedding(masks)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, embedding(masks))
-    with pytest.raises(ValueError, match="at least 1, got 4, 0"):
-        GeometryMLP(4, 0, 8)

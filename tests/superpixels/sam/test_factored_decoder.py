@@ -13,7 +13,7 @@ from torch import nn
 from lavis_svp.superpixels.sam.decoder import PlainDecoder
 from lavis_svp.superpixels.sam.factored_decoder import FactoredDecoder
 from lavis_svp.superpixels.sam.prompts import grid_points, point_tokens
-from lavis_svp.vision import build_sam
+from lavis_svp.vision.sam import build_sam
 
 
 def random_sam(width: int, heads: int, grid: int, depth: int = 2) -> tuple[PromptEncoder, MaskDecoder]:

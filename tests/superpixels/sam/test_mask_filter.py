@@ -11,7 +11,7 @@ from lavis_svp.superpixels.sam.mask_filter import (
     Candidates,
     choose_masks,
     collect,
-    list_candidates,
+    list_masks,
     pack,
     pack_on_device,
     remove_islands_and_holes,
@@ -21,7 +21,7 @@ from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
 
 
 def screen(logits: torch.Tensor, ious: torch.Tensor, options: SamSuperpixelOptions) -> Candidates:
-    return collect([score_masks(list_candidates(logits, ious, torch.arange(len(ious)), options), options)])
+    return collect([score_masks(list_masks(logits, ious, torch.arange(len(ious)), options), options)], logits.shape[-1])
 
 
 def candidates_of(*entries: tuple[tuple[slice, slice], float, int]) -> Candidates:

@@ -18,7 +18,7 @@ from torch import nn
 
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels
 from lavis_svp.superpixels.evaluation import agreement
-from lavis_svp.vision import build_sam
+from lavis_svp.vision.sam import build_sam
 
 SIDE, POINTS = 512, 7
 THRESHOLDS = {"pred_iou": 0.75, "stability": 0.85}

@@ -1,12 +1,14 @@
-"""Patches of LAVIS: its registry and zoos, its runners on machines without CUDA, its output folders.
+"""Patches of LAVIS 1.0.2, which was not written for plugins, for a CPU, or for today's transformers (4.50 to 4.57).
 
-:func:`patch_lavis` applies them all after LAVIS's import; each function says what LAVIS does without it.
+Two of them come before LAVIS's import: :func:`load_opencv_before_decord` and :func:`restore_moved_names`.
+:func:`patch_lavis` applies the others after it. Each function says what LAVIS does without it.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any
 from lavis_svp.common.paths import cache_root
 from lavis_svp.common.registry import unknown_name
 
+INSTALL_TRANSFORMERS = "pip install transformers==4.57.6"
 STOCK_CACHE_ROOT = "/export/home/.cache/lavis"  # a folder of its authors' machines, in LAVIS's default.yaml
 
 
 def patch_lavis() -> None:
     """Apply every patch of this module to LAVIS, which has just been imported."""
+    restore_generate()
     patch_registry_errors()
     show_registered_names()
     set_cache_root()
@@ -37,13 +41,46 @@ def load_opencv_before_decord() -> None:
     import cv2  # noqa: F401
 
 
+def restore_moved_names() -> None:
+    """Put back the three functions that transformers 4.56 moved and that LAVIS imports.
+
+    Raises:
+        ImportError: transformers 5 or newer, which dropped what LAVIS's models need, or none at all.
+    """
+    try:
+        version = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        raise ImportError(f"LAVIS needs transformers, which is not installed: {INSTALL_TRANSFORMERS}") from None
+    if int(version.split(".")[0]) >= 5:
+        raise ImportError(
+            f"transformers {version} is installed, but LAVIS's models break with version 5 and newer. "
+            f"lavis-svp is tested with 4.57.6: {INSTALL_TRANSFORMERS}"
+        )
+    from transformers import modeling_utils, pytorch_utils
+
+    for name in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer"):
+        if not hasattr(modeling_utils, name):
+            setattr(modeling_utils, name, getattr(pytorch_utils, name))
+
+
+def restore_generate() -> None:
+    """Give LAVIS's text models ``generate`` back: since transformers 4.52 a PreTrainedModel has none."""
+    from lavis.models import med
+    from lavis.models.blip2_models import Qformer, modeling_opt, modeling_t5
+    from transformers.generation import GenerationMixin
+
+    models = (med.BertLMHeadModel, Qformer.BertLMHeadModel)
+    for cls in (*models, modeling_opt.OPTForCausalLM, modeling_t5.T5ForConditionalGeneration):
+        if not issubclass(cls, GenerationMixin):
+            cls.__bases__ = (*cls.__bases__, GenerationMixin)
+
+
 def patch_output_dir() -> None:
     """Resolve ``run.output_dir`` against the current directory, and let a second runner follow a first one."""
     from lavis.common.registry import registry
     from lavis.runners.runner_base import RunnerBase
 
-    def setup_output_dir(self: Any) -> None:
-        """Make the output folder; an empty job_id means no sub-folder of its own."""
+    def setup_output_dir(self: Any) -> None:  # an empty job_id means no sub-folder of its own
         self.output_dir = Path.cwd() / self.config.run_cfg.output_dir / self.job_id
         self.result_dir = self.output_dir / "result"
         self.result_dir.mkdir(parents=True, exist_ok=True)
@@ -87,7 +124,6 @@ def run_without_cuda() -> None:
     logger.SmoothedValue.synchronize_between_processes = synchronize
 
     def model(self: Any) -> torch.nn.Module:
-        """The model on its device, in DDP where there are several processes."""
         if self._wrapped_model is None:
             self._model = self._model.to(self.device)
             devices = [self.config.run_cfg.gpu] if self.cuda_enabled else None
@@ -117,11 +153,10 @@ def patch_init_distributed() -> None:
 
 
 def init_distributed_mode(args: Any, silence: Callable[[bool], None]) -> None:
-    """Join the process group that ``torch.distributed.run`` or SLURM announces; set the run section's process keys.
+    """Join the process group that ``torch.distributed.run`` or SLURM announces.
 
     Args:
-        args: the ``run:`` section; ``device`` is read, ``distributed``, ``rank``, ``world_size``, ``gpu`` and
-            ``dist_backend`` are set.
+        args: the ``run:`` section; ``distributed``, ``rank``, ``world_size``, ``gpu`` and ``dist_backend`` are set.
         silence: called with "is rank 0"; LAVIS's function that mutes ``print`` elsewhere.
     """
     import torch
@@ -170,13 +205,11 @@ def patch_registry_errors() -> None:
     path_of_model, path_of_dataset = BaseModel.default_config_path, BaseDatasetBuilder.default_config_path
 
     def model_config_path(cls: Any, model_type: str) -> str:
-        """Return the default YAML of a model type, or name the types there are."""
         if model_type not in cls.PRETRAINED_MODEL_CONFIG_DICT:
             raise unknown_name(f"type of {cls.__name__}", model_type, cls.PRETRAINED_MODEL_CONFIG_DICT)
         return path_of_model.__func__(cls, model_type)
 
     def dataset_config_path(cls: Any, type: str = "default") -> str:
-        """Return the default YAML of a dataset type, or name the types there are."""
         if type not in cls.DATASET_CONFIG_DICT:
             raise unknown_name(f"type of {cls.__name__}", type, cls.DATASET_CONFIG_DICT)
         return path_of_dataset.__func__(cls, type)
@@ -198,9 +231,7 @@ def _lookup(kind: str, mapping: str) -> Callable[[Any, str], type]:
 class LiveZoo(Mapping[str, list[str]]):
     """Registered names and their types, read from LAVIS's registry at each look; LAVIS takes a snapshot at import.
 
-    Args:
-        mapping: the registry's mapping from name to class.
-        attribute: the class attribute whose keys are the types.
+    The types are the keys of a class attribute.
     """
 
     def __init__(self, mapping: Mapping[str, type], attribute: str) -> None:

@@ -1,0 +1,85 @@
+"""What the pages publish is what was measured: tables are made from files, and the README's numbers are stored."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import results
+import scores
+import tables
+from results import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLACED = tables.placed()
+SLOW = {"plan_overview"}
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "body"),
+    [pytest.param(*one, marks=[pytest.mark.slow] if one[1] in SLOW else [], id=one[1]) for one in PLACED],
+)
+def test_a_pages_table_is_made_from_its_file(page, name, body):
+    assert tables.BLOCKS[name]() == body, f"{page.name}: run python benchmarks/tables.py"
+
+
+def test_every_table_has_its_place():
+    assert {name for _, name, _ in PLACED} == set(tables.BLOCKS)
+    assert {name for page, name, _ in PLACED if page.name == "README.md"} == {"shipped"}
+
+
+def test_the_readmes_table_has_five_rows():
+    rows = [
+        line.split(" | ")[0].strip("| *") for line in tables.BLOCKS["shipped"]().splitlines() if line.startswith("| ")
+    ]
+    assert rows == ["data", "refshapes", "best single superpixel", "a random object", "refshapes_fresh", "photos"]
+
+
+def test_scores_in_the_readmes_prose_are_stored():
+    """Three decimals, such as .719 or 0.719: a gIoU of the comparison, or a score of the shipped weights."""
+    known = {run["headline"]["giou_macro"] for data in scores.SHIPPED for run in [results.load(f"shipped_{data}")]}
+    for variant in tables.comparison.VARIANTS:
+        for runs in tables.comparison.stored(variant).values():
+            known.add(sum(run["headline"]["giou_macro"] for run in runs) / len(runs))
+    prose = re.sub(r"<!-- shipped:begin -->.*<!-- shipped:end -->", "", README, flags=re.DOTALL)
+    written = set(re.findall(r"(?<![\d.])0?(\.\d{3})(?!\d)", prose))
+    assert written <= {f"{score:.3f}"[1:] for score in known}
+
+
+def test_the_readmes_sentence_on_superpixels_is_that_of_the_default_preset():
+    claim = tables.speed_claim()
+    speed, ways = claim["times as fast as segment_anything"], [claim[key] for key in claim if "agreement" in key]
+    sentences = [text for text in README.split("\n\n") if f"{speed} times" in text]
+    assert len(sentences) == 1 and all(way in sentences[0] for way in ways), f"{claim}; {sentences}"
+    assert not re.search(r"(?<![\d.])\.9\d(?!\d)", sentences[0]), "another preset's agreement"
+
+
+@pytest.mark.parametrize("data", scores.SHIPPED)
+def test_the_shipped_scores_are_those_of_the_file_in_the_package(data):
+    run = results.load(f"shipped_{data}")["run"]
+    held = {"name": scores.WEIGHTS, "sha256": scores.read_record(scores.WEIGHTS)["sha256"]}
+    assert run["shipped_weights"] == held and run["model"]["finetuned"] == scores.WEIGHTS
+
+
+def test_scores_of_other_weights_are_not_taken_for_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    summary = tmp_path / "summary.json"
+    for used in (None, {"name": scores.WEIGHTS, "sha256": "older"}):
+        summary.write_text(json.dumps({"run": {"shipped_weights": used, "command": "lavis-svp evaluate"}}))
+        with pytest.raises(ValueError, match="Score the file as shipped"):
+            scores.add("shipped_refshapes", summary)
+    held = {"name": scores.WEIGHTS, "sha256": scores.read_record(scores.WEIGHTS)["sha256"]}
+    command = "lavis-svp evaluate --checkpoint /home/someone/output/svp"
+    summary.write_text(json.dumps({"run": {"shipped_weights": held, "command": command}}))
+    kept = json.loads(scores.add("shipped_refshapes", summary).read_text())
+    assert kept["run"]["command"] == "lavis-svp evaluate --checkpoint output/svp"
+
+
+def test_the_runners_cost_is_below_the_bar():
+    assert all(row["overhead_ms"] < 5 for row in results.load("runner")["rows"])
+
+
+def test_stored_results_name_no_folder_of_a_machine():
+    for path in results.RESULTS.rglob("*.json"):
+        assert not re.search(r"[ =']/\w+/", path.read_text()), path
