@@ -356,7 +356,8 @@ def test_a_training_goes_on_to_the_same_weights(run, keys, with_parts, weights, 
     options = [f"run.output_dir={out}", f"datasets.refshapes_seg.build_info.root={tmp_path / 'data'}"]
     command = [sys.executable, "-m", "lavis_svp.train", "--cfg-path", str(yaml), "--options", *options]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    done = subprocess.run(command, capture_output=True, env=environment, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     expected = EXPECTED["runs"][run]
     end = read_checkpoint(out / f"checkpoint_{expected['last_step']}.pth")["model"]
     assert content_digest(dict(sorted(end.items()))) == expected["last_weights_digest"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-USER_ERRORS = (ValueError, KeyError, FileNotFoundError, ImportError)
+USER_ERRORS = (ValueError, KeyError, OSError, ImportError)
 """What a wrong YAML, option or path raises."""
 
 
@@ -25,6 +26,30 @@ def command_parser(command: str, description: str, example: str) -> argparse.Arg
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    summary: str,
+    example: str,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> argparse.ArgumentParser:
+    """Add a command to ``parser.add_subparsers()``, such as ``draw`` of ``lavis-svp superpixels``.
+
+    ``summary`` is its help, without capital and full stop; ``run`` is what its parsed arguments hold as ``run``.
+    """
+    parser = commands.add_parser(
+        name,
+        parents=parents,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n  lavis-svp {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def add_project_options(parser: argparse.ArgumentParser, required: bool = True) -> None:

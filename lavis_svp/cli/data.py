@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.cli.common import command_parser, user_errors
+from lavis_svp.cli.common import add_command, command_parser, user_errors
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSource
 from lavis_svp.datasets.layout import PUBLIC, SPECS, MissingDataError, annotation_files, doctor_command, find_images
@@ -28,20 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(to: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> Any:
-        sub = to.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=f"example:\n  lavis-svp data {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
     root = "the folder that holds refcoco/, refcoco+/ ..."
     text = "name the missing files of RefCOCO's family and count what is there; exit code 0 only if all is complete"
-    sub = add(commands, "doctor", run_doctor, text, "doctor --root /data/refer_seg --dataset refcoco")
+    sub = add_command(commands, "doctor", run_doctor, text, "data doctor --root /data/refer_seg --dataset refcoco")
     sub.add_argument("--root", required=True, type=Path, help=root)
     sub.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
     sub.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
@@ -49,14 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--subset", action="store_true", help="a part of the data: counts need not be the published ones")
 
     text = "count the images (and training expressions) of each training split that another data set holds out"
-    sub = add(commands, "leaks", run_leaks, text, "leaks --root /data/refer_seg --usual")
+    sub = add_command(commands, "leaks", run_leaks, text, "data leaks --root /data/refer_seg --usual")
     sub.add_argument("--root", required=True, type=Path, help=root)
     sub.add_argument("--usual", action="store_true", help="leave out partitions that few use (refcoco(g): google)")
 
     shards = commands.add_parser("shards", help="convert data into webdataset shards, and check shards")
     verbs = shards.add_subparsers(required=True, metavar="COMMAND")
     text = "write shards; run again after an interruption it goes on, and it repairs damaged shards"
-    sub = add(verbs, "convert", run_convert, text, "shards convert --out shards/mine --jsonl data.jsonl")
+    sub = add_command(verbs, "convert", run_convert, text, "data shards convert --out shards/mine --jsonl data.jsonl")
     sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
     kind = sub.add_mutually_exclusive_group(required=True)
     kind.add_argument("--dataset", choices=list(SPECS), help="a data set in RefCOCO's format")
@@ -73,31 +62,30 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--features", type=Path, help="a cache of frozen features (features/<digest>) to pack in")
     sub.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; exit code 1")
     text = "read every byte of a folder of shards and name every fault; exit code 1 if there is one"
-    add(verbs, "validate", run_validate, text, "shards validate shards/mine").add_argument("folder", type=Path)
+    sub = add_command(verbs, "validate", run_validate, text, "data shards validate shards/mine")
+    sub.add_argument("folder", type=Path)
     text = "print what a folder of shards holds, and what it was made from"
-    add(verbs, "info", run_info, text, "shards info shards/mine").add_argument("folder", type=Path)
+    add_command(verbs, "info", run_info, text, "data shards info shards/mine").add_argument("folder", type=Path)
 
     text = "draw the built-in data set RefShapes in RefCOCO's format"
-    sub = add(commands, "refshapes", run_refshapes, text, "refshapes --root data --train 100 --val 10 --test 10")
-    data_folder = {"type": Path, "default": cache_root() / "data", "help": "data folder (default: %(default)s)"}
+    example = "data refshapes --root data --train 100 --val 10 --test 10"
+    sub = add_command(commands, "refshapes", run_refshapes, text, example)
+    data_folder: dict[str, Any] = {
+        "type": Path,
+        "default": cache_root() / "data",
+        "help": "data folder (default: %(default)s)",
+    }
     sub.add_argument("--root", **data_folder)
     for split, count in DEFAULT_SIZES.items():
         sub.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="another seed gives other images (%(default)s)")
     text = "write a few real photos with hand-written expressions in RefCOCO's format, for testing"
-    add(commands, "photos", run_photos, text, "photos --root data").add_argument("--root", **data_folder)
+    add_command(commands, "photos", run_photos, text, "data photos --root data").add_argument("--root", **data_folder)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp data``; None reads the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command on the words after it; returns the exit code."""
     args = build_parser().parse_args(argv)
     with user_errors():
         return args.run(args)
@@ -176,7 +164,7 @@ def _identity(kind: str, *files: Path) -> dict[str, object]:
 
 def run_convert(args: argparse.Namespace) -> int:
     """``shards convert``: make shards."""
-    from lavis_svp.datasets.shards.write import FeatureExtra, Conversion, SuperpixelExtra, convert
+    from lavis_svp.datasets.shards.write import Conversion, FeatureExtra, SuperpixelExtra, convert
 
     source, identity = open_source(args)
     kinds = ((SuperpixelExtra, args.superpixels), (FeatureExtra, args.features))

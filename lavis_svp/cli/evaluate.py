@@ -28,11 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate in this process, or in several.
-
-    Args:
-        argv: the words after the command; None reads the process's own.
-    """
+    """Evaluate in this process, or in several; ``argv`` are the words after the command."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     args = parser.parse_args(words)

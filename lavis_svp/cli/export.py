@@ -21,31 +21,22 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint, or a folder: its newest")
     merge.add_argument("--out", required=True, type=Path, help="the folder to write; it must not exist")
     add_project_options(merge, required=False)
-    merge.add_argument(
-        "--dtype",
-        choices=["bfloat16", "float16", "float32"],
-        default="float32",
-        help="precision of the language model's files (default: %(default)s)",
-    )
+    text = "precision of the language model's files (default: %(default)s)"
+    merge.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float32", help=text)
     merge.add_argument("--shard-size", default="5GB", help="size limit of its weight files (default: %(default)s)")
     merge.set_defaults(run=_merge)
     shipped = commands.add_parser("shipped", help="make the weights file that comes with the package")
     shipped.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder: its newest")
     shipped.add_argument("out", type=Path, nargs="?", help="file to write (default: the package's own)")
     shipped.add_argument("--command", dest="trained_by", help="command of the training (default: of the run's summary)")
-    shipped.add_argument(
-        "--no-target", "--presence", type=Path, metavar="JSON", help="result of `lavis-svp probe no-target`"
-    )
+    text = "result of `lavis-svp probe no-target`"
+    shipped.add_argument("--no-target", "--presence", type=Path, metavar="JSON", help=text)
     shipped.set_defaults(run=_ship)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp export``; None reads the process's own.
-    """
+    """Run the command; ``argv`` are the words after it."""
     args = build_parser().parse_args(argv)
     with user_errors():
         args.run(args)

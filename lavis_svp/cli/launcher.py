@@ -17,18 +17,14 @@ MODULE = "lavis_svp.cli"
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose processes and machines."""
-    group = parser.add_argument_group("processes")
-    group.add_argument(
-        "--nproc", type=_at_least(1), metavar="N", help="processes on each machine, one per GPU (default: 1)"
-    )
-    group.add_argument(
-        "--launcher", choices=("torch", "deepspeed"), default="torch", help="what starts them (default: torch)"
-    )
-    group.add_argument("--nnodes", type=_at_least(1), metavar="M", help="machines; run the same command on each")
-    group.add_argument("--node-rank", type=_at_least(0), metavar="R", help="number of this machine (default: any)")
-    group.add_argument("--master-addr", metavar="HOST", help="name of the first machine")
-    group.add_argument("--master-port", type=_at_least(1), metavar="PORT", help=f"where they meet (default: {PORT})")
-    group.add_argument("--hostfile", metavar="FILE", help="with --launcher deepspeed: machines to start processes on")
+    add = parser.add_argument_group("processes").add_argument
+    add("--nproc", type=_at_least(1), metavar="N", help="processes on each machine, one per GPU (default: 1)")
+    add("--launcher", choices=("torch", "deepspeed"), default="torch", help="what starts them (default: torch)")
+    add("--nnodes", type=_at_least(1), metavar="M", help="machines; run the same command on each")
+    add("--node-rank", type=_at_least(0), metavar="R", help="number of this machine (default: any)")
+    add("--master-addr", metavar="HOST", help="name of the first machine")
+    add("--master-port", type=_at_least(1), metavar="PORT", help=f"where they meet (default: {PORT})")
+    add("--hostfile", metavar="FILE", help="with --launcher deepspeed: machines to start processes on")
 
 
 def launch_words(args: argparse.Namespace) -> list[str]:
@@ -48,12 +44,7 @@ def launch_command(args: argparse.Namespace) -> list[str]:
 
 
 def run_in_processes(command: str, argv: Sequence[str], args: argparse.Namespace) -> None:
-    """Become the launcher of several processes if ``args`` choose it; return otherwise.
-
-    Args:
-        command: sub-command that every process runs.
-        argv: its words.
-        args: the same, parsed.
+    """Become the launcher of several processes of ``command`` on the words ``argv``, if ``args`` (parsed) choose it.
 
     Raises:
         ValueError: see :func:`launch_command`.

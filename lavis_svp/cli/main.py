@@ -29,29 +29,18 @@ COMMANDS = {
 def overview() -> str:
     """The text of ``lavis-svp --help``."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: lavis-svp COMMAND [options]",
-            "",
-            "Semantic superpixels as the visual tokens of a multimodal LLM, for referring segmentation in LAVIS.",
-            "",
-            *lines,
-            "",
-            "lavis-svp COMMAND --help explains a command and shows an example.",
+            "usage: lavis-svp COMMAND [options]\n",
+            "Semantic superpixels as the visual tokens of a multimodal LLM, for referring segmentation in LAVIS.\n",
+            *(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()),
+            "\nlavis-svp COMMAND --help explains a command and shows an example.",
         ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command.
-
-    Args:
-        argv: the words after ``lavis-svp``; None reads the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Run a sub-command on the words after ``lavis-svp``; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]

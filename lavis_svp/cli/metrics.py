@@ -18,19 +18,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs="+", metavar="JSONL", help="written by an evaluation, one record per line")
     parser.add_argument("--json", action="store_true", help="print the whole summary as JSON instead of a table")
-    parser.add_argument(
-        "--resamples", type=int, default=1000, help="resamples of the bootstrap intervals (default: %(default)s)"
-    )
+    resamples = "resamples of the bootstrap intervals (default: %(default)s)"
+    parser.add_argument("--resamples", type=int, default=1000, help=resamples)
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp metrics``; None reads the process's own.
-    """
+    """Run the command; ``argv`` are the words after it."""
     args = build_parser().parse_args(argv)
     from lavis_svp.metrics import Bootstrap, format_summary, summary
     from lavis_svp.metrics.records import read_records

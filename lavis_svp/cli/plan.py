@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lavis_svp.cli.common import command_parser, user_errors
+from lavis_svp.common.paths import write_whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,32 +19,27 @@ def build_parser() -> argparse.ArgumentParser:
         "Estimate parameters, operations, memory and time of a training run, without weights, data or GPUs.",
         "lavis-svp plan --model-type refcoco_vicuna7b --gpu a100-80g --num-gpus 8",
     )
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cfg-path", metavar="YAML", help="a project YAML, as for training")
     source.add_argument("--model-type", help="a type of svp_ris, under GLaMM's recipe on RefCOCO, RefCOCO+, RefCOCOg")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="values that replace the YAML's")
-    parser.add_argument(
-        "--gpu", default="a100-80g", help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)"
-    )
-    parser.add_argument("--num-gpus", type=int, default=8, help="number of GPUs (default: %(default)s)")
-    parser.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
-    parser.add_argument("--images", type=int, help="training images, where the data sets' sizes are unknown")
-    parser.add_argument("--tokens", type=int, help="superpixels per image (default: 40, the paper's mean)")
-    parser.add_argument("--prompts", type=int, help="point prompts per image for the superpixels")
-    parser.add_argument("--expression-words", type=int, help="words of an expression (default: 5)")
-    parser.add_argument("--utilisation", "--mfu", type=float, help="reached share of the peak (default: 0.35)")
-    parser.add_argument("--many", type=int, help="expressions per image in the lines for many (default: 8)")
-    parser.add_argument("--json", metavar="FILE", help="also write every number to this file")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of tables for a terminal")
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="values that replace the YAML's")
+    add("--gpu", default="a100-80g", help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)")
+    add("--num-gpus", type=int, default=8, help="number of GPUs (default: %(default)s)")
+    add("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
+    add("--images", type=int, help="training images, where the data sets' sizes are unknown")
+    add("--tokens", type=int, help="superpixels per image (default: 40, the paper's mean)")
+    add("--prompts", type=int, help="point prompts per image for the superpixels")
+    add("--expression-words", type=int, help="words of an expression (default: 5)")
+    add("--utilisation", "--mfu", type=float, help="reached share of the peak (default: 0.35)")
+    add("--many", type=int, help="expressions per image in the lines for many (default: 8)")
+    add("--json", metavar="FILE", help="also write every number to this file")
+    add("--markdown", action="store_true", help="print Markdown instead of tables for a terminal")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp plan``; None reads the process's own.
-    """
+    """Run the command; ``argv`` are the words after it."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.model_type and args.options:
@@ -75,10 +70,8 @@ def _plan(args: argparse.Namespace) -> None:
         training = dataclasses.replace(training, images=args.images, data="--images")
     plan = make_plan(options, training, gpu, args.num_gpus, assumptions)
     if args.json:
-        path = Path(args.json)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        with write_whole(Path(args.json)) as draft:
+            draft.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
     if args.markdown:
         print(markdown(plan))
     else:

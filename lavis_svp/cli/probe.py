@@ -30,38 +30,23 @@ def build_parser() -> argparse.ArgumentParser:
         DESCRIPTION,
         "lavis-svp probe errors --cfg-path projects/svp/train/refshapes_tiny.yaml --options model.load_finetuned=True",
     )
-    parser.add_argument("what", choices=[*_PROBES, *OLD_NAMES], metavar="WHAT", help=", ".join(_PROBES))
+    add = parser.add_argument
+    add("what", choices=[*_PROBES, *OLD_NAMES], metavar="WHAT", help=", ".join(_PROBES))
     add_project_options(parser, required=False)
-    parser.add_argument("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="file for the result")
-    parser.add_argument(
-        "--images", type=int, default=400, help="training images for means and read-outs (default: %(default)s)"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of shuffles, swaps and fits")
-    parser.add_argument(
-        "--targets", nargs="+", help="sspe: what is replaced, of sspe sspe_ssa sspe_tokens tokens (default: all)"
-    )
-    parser.add_argument("--modes", nargs="+", help="sspe: by what, of average shuffle swap zero reorder (default: all)")
-    parser.add_argument(
-        "--fit-on", default="val", help="no-target: one of run.test_splits, not the first (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-refused",
-        "--refused",
-        type=float,
-        default=0.05,
-        metavar="SHARE",
-        help="no-target: largest share of a kind with a target that may be refused (default: %(default)s)",
-    )
+    add("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
+    add("--out", type=Path, metavar="JSON", help="file for the result")
+    add("--images", type=int, default=400, help="training images for means and read-outs (default: %(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="of shuffles, swaps and fits")
+    add("--targets", nargs="+", help="sspe: what is replaced, of sspe sspe_ssa sspe_tokens tokens (default: all)")
+    add("--modes", nargs="+", help="sspe: by what, of average shuffle swap zero reorder (default: all)")
+    add("--fit-on", default="val", help="no-target: one of run.test_splits, not the first (default: %(default)s)")
+    text = "no-target: largest share of a kind with a target that may be refused (default: %(default)s)"
+    add("--max-refused", "--refused", type=float, default=0.05, metavar="SHARE", help=text)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp probe``; None reads the process's own.
-    """
+    """Run the command; ``argv`` are the words after it."""
     parser = build_parser()
     args = parser.parse_args(argv)
     args.what = OLD_NAMES.get(args.what, args.what)

@@ -6,12 +6,12 @@ Nothing is measured in time: the numbers follow from the code and are the same o
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_svp.cli.common import command_parser
+from lavis_svp.common.paths import write_whole
 
 if TYPE_CHECKING:
     from lavis_svp.projectors import PatchFeatures, Projector, Superpixels
@@ -62,13 +62,10 @@ def one_image(projector: Projector) -> tuple[PatchFeatures, Superpixels | None]:
 
 
 def flops(projector: Projector) -> int:
-    """Count the operations of one forward pass of one image of GRID, a multiplication and an addition being two.
+    """Count the operations of one image of GRID on the meta device, a multiplication and an addition being two.
 
     PyTorch's counter sees products: linear layers, convolutions, attention, dense pooling, distances. Norms,
     activations, softmax, sorting and gathering are left out.
-
-    Args:
-        projector: on the meta device.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -104,9 +101,8 @@ def rows() -> list[list[str]]:
 
 def plain(table: Sequence[Sequence[str]]) -> str:
     """Format the table in columns."""
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
@@ -144,20 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, or write it into a document.
-
-    Args:
-        argv: the command's arguments; None reads the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Print the table, or write it into a document; ``argv`` are the words after the command."""
     args = build_parser().parse_args(argv)
     if args.write is not None:
         fresh = document(args.write.read_text(encoding="utf-8"))
-        draft = args.write.with_name(f".{args.write.name}.{os.getpid()}.tmp")
-        draft.write_text(fresh, encoding="utf-8")
-        os.replace(draft, args.write)
+        with write_whole(args.write) as draft:
+            draft.write_text(fresh, encoding="utf-8")
         return 0
     table = [HEADER, *rows()]
     print(markdown(table) if args.markdown else plain(table))

@@ -48,15 +48,7 @@ def build_parser(command: str = "ablation") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, command: str = "ablation") -> None:
-    """Train the rows that have no result yet, then print the scores of all of them.
-
-    Args:
-        argv: the words after the command; None reads the process's own.
-        command: "ablation" or "compare".
-
-    Raises:
-        SystemExit: a row failed; with its exit code.
-    """
+    """Train the rows that have no result yet, then print the scores of all of them; ``argv`` follow the command."""
     args = build_parser(command).parse_args(argv)
     with user_errors():
         budget = getattr(args, "budget", "")
@@ -80,10 +72,6 @@ def plan_rows(args: argparse.Namespace, kind: str, suffix: str) -> list[tuple[Pa
         args: the parsed command line.
         kind: folder of the outputs, below ``output/svp/``.
         suffix: of each output's name.
-
-    Raises:
-        FileNotFoundError: the folder has no YAMLs.
-        ValueError: an unknown row, or arguments that the rows set themselves.
     """
     folder = args.folder or CLONE / "projects/svp" / kind
     known = sorted(path.stem for path in folder.glob("*.yaml"))

@@ -28,31 +28,19 @@ def build_parser() -> argparse.ArgumentParser:
         'lavis-svp segment photo.jpg "the red cup" --out cup.png\n'
         '  lavis-svp segment --question "how many red circles are there?"',
     )
-    parser.add_argument("image", nargs="?", help="an image file (default: a RefShapes scene, drawn for the demo)")
-    parser.add_argument("expression", help='what to segment, such as "the red circle"')
-    parser.add_argument("--question", action="store_true", help='the text is a question; "" asks for a caption')
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help=f"a checkpoint or its folder (default: the shipped weights; with --question {ANSWERING})",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("output/demo.png"),
-        metavar="FILE",
-        help="the PNG to write (default: %(default)s)",
-    )
+    add = parser.add_argument
+    add("image", nargs="?", help="an image file (default: a RefShapes scene, drawn for the demo)")
+    add("expression", help='what to segment, such as "the red circle"')
+    add("--question", action="store_true", help='the text is a question; "" asks for a caption')
+    text = f"a checkpoint or its folder (default: the shipped weights; with --question {ANSWERING})"
+    add("--checkpoint", type=Path, metavar="FILE", help=text)
+    text, path = "the PNG to write (default: %(default)s)", Path("output/demo.png")
+    add("--out", type=Path, default=path, metavar="FILE", help=text)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line, predict, draw.
-
-    Args:
-        argv: the words after the command; None reads the process's own.
-    """
+    """Run the command on the words after it."""
     args = build_parser().parse_args(argv)
     with user_errors():
         if args.question:
@@ -62,17 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def segment(image: str | None, expression: str, checkpoint: Path | None, out: Path) -> None:
-    """Predict one mask and draw it.
-
-    Args:
-        image: path of an image, or None for the built-in one.
-        expression: what to segment.
-        checkpoint: a file, or a folder of which the newest is taken; None = the shipped weights.
-        out: the image to write.
-
-    Raises:
-        FileNotFoundError: there are no such weights, or no image.
-    """
+    """Predict the mask of an expression, print the answer and draw the mask."""
     from lavis_svp.common.visualization import panel, save_png
     from lavis_svp.processors.text import SvpReferringProcessor
 
@@ -88,27 +66,14 @@ def segment(image: str | None, expression: str, checkpoint: Path | None, out: Pa
     print(f"Image: {out}")
 
 
-def answer(image: str | None, question: str, checkpoint: Path) -> str:
-    """Answer a question about an image in words, and print the answer.
-
-    Args:
-        image: path of an image, or None for the built-in one.
-        question: empty = a caption.
-        checkpoint: a file, or a folder of which the newest is taken.
-
-    Returns:
-        The answer.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint, or no image.
-    """
+def answer(image: str | None, question: str, checkpoint: Path) -> None:
+    """Print the answer to a question about an image; to an empty one, a caption."""
     model, samples, _ = _model_and_samples(image, checkpoint)
     if question.strip():
         (text,) = model.predict_answers({**samples, "text_input": [question]}, max_len=MAX_ANSWER_TOKENS)
     else:
         (text,) = model.generate(samples, max_length=MAX_ANSWER_TOKENS)
     print(f"Answer: {text}")
-    return text
 
 
 def _model_and_samples(image: str | None, checkpoint: Path | None) -> tuple[Any, dict[str, Any], np.ndarray]:
@@ -123,7 +88,7 @@ def _model_and_samples(image: str | None, checkpoint: Path | None) -> tuple[Any,
 
 
 def _shipped_model() -> Any:
-    """The model type as its own configuration loads it: with the weights that come with the package."""
+    """The model type with the weights that come with the package."""
     from omegaconf import OmegaConf
 
     from lavis_svp.models.svp_ris import SvpRis

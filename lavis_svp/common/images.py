@@ -58,13 +58,10 @@ class ImageFile(Protocol):
 
 
 def read_image(file: str | Path | ImageFile) -> LoadedImage:
-    """Read an image file.
+    """Read an image file in any format that Pillow reads.
 
     EXIF orientation is applied. Greyscale, palette, CMYK and 16-bit images become 8-bit RGB (16 bits are scaled,
     not clipped); what is transparent shows white; of an animation the first frame counts.
-
-    Args:
-        file: in any format that Pillow reads.
 
     Raises:
         FileNotFoundError: no such file.
@@ -75,11 +72,7 @@ def read_image(file: str | Path | ImageFile) -> LoadedImage:
 
 
 def decode_image(content: bytes, name: str) -> LoadedImage:
-    """Decode an image file's bytes, as :func:`read_image` does.
-
-    Args:
-        content: the whole file.
-        name: of the file, for messages.
+    """Decode an image file's bytes as :func:`read_image` does; ``name`` is the file's, for messages.
 
     Raises:
         BadImageError: truncated, damaged, or no image.
@@ -148,14 +141,9 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def make_upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror a stored (H, W, ...) array so that its image stands upright.
+    """Turn and mirror a stored (H, W, ...) array so that its image stands upright, by its EXIF orientation, 1 to 8.
 
-    Args:
-        array: pixels or a mask in the stored frame.
-        orientation: EXIF orientation, 1 to 8; anything else counts as 1.
-
-    Returns:
-        A view of the array; (W, H, ...) for the orientations 5 to 8.
+    Any other orientation counts as 1. The result is a view of the array, (W, H, ...) for the orientations 5 to 8.
     """
     if orientation in (3, 4, 6, 7):
         array = array[::-1]
@@ -202,14 +190,7 @@ def strict_decoding() -> Iterator[None]:
 
 
 def nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Sample a mask or label map at the pixel centres of another resolution over the same image.
-
-    Args:
-        array: (H', W').
-        size: (H, W) wanted.
-
-    Returns:
-        (H, W), a new array.
+    """Sample a mask or label map (H', W') at the pixel centres of another ``size``, (H, W), over the same image.
 
     Raises:
         ValueError: not a two-dimensional array.

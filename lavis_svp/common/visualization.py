@@ -121,24 +121,13 @@ def panel(
 
 
 def regions_panel(image: np.ndarray, labels: np.ndarray, caption: str = "", side: int = SIDE) -> Image.Image:
-    """Draw an image beside its superpixels.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H', W') superpixel ids at any resolution, -1 = none.
-        caption: text below.
-        side: longest side of each image in pixels.
-    """
+    """Draw an image beside its superpixels, with a caption below; the arguments are those of :func:`panel`."""
     small = _fit(image, side)
     return _lay_out([("image", small), _region_cell(small, labels)], caption, side)
 
 
 def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Image:
-    """Put panels on one sheet, row by row.
-
-    Args:
-        panels: at least one; sizes may differ.
-        columns: panels in a row.
+    """Put panels, whose sizes may differ, on one sheet, row by row.
 
     Raises:
         ValueError: no panels, or fewer than one column.
@@ -160,12 +149,7 @@ def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Imag
 
 
 def save_png(path: str | Path, image: Image.Image | np.ndarray) -> Path:
-    """Write a PNG so that ``path`` never holds half a file; its folder is made if it is missing.
-
-    Args:
-        path: where to; any name, the format is PNG.
-        image: a Pillow image or an (H, W, 3) uint8 array.
-    """
+    """Write a Pillow image or an (H, W, 3) uint8 array as PNG, so that ``path`` never holds half a file."""
     with write_whole(Path(path)) as draft:
         (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(draft, format="PNG")
     return Path(path)

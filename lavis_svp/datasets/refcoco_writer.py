@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +19,11 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from lavis_svp.common.paths import write_whole
+
 SPLIT_BY = "svp"
 NO_TARGET = [-1]
 """The annotation id and category of "there is no such thing", as gRefCOCO writes them."""
-
-PART = ".part"
-"""Ends the name of a file that is being written."""
 
 _PICKLE_PROTOCOL = 2  # what the original refs files use
 _PNG_COMPRESSION = 3  # twice as fast as the default for a few percent more bytes
@@ -63,13 +60,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all; make its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_whole(path) as draft:
+        draft.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:

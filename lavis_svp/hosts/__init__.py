@@ -12,27 +12,14 @@ swapped model saved. To add a host, write a function like :func:`lavis_svp.hosts
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lavis_svp.hosts import llava, llava_next, llava_onevision, qwen_vl
-from lavis_svp.hosts.swap import SwapConfig
-from lavis_svp.hosts.swap import list_hosts, swap_projector
+from lavis_svp.hosts.llava import LLAVA
+from lavis_svp.hosts.llava_next import LLAVA_NEXT, LLAVA_ONEVISION
+from lavis_svp.hosts.qwen_vl import QWEN2_5_VL, QWEN2_VL
+from lavis_svp.hosts.swap import SwapConfig, list_hosts, swap_projector
 
-for _config, _model, _processor in (
-    (llava.SvpLlavaConfig, llava.SvpLlavaForConditionalGeneration, llava.SvpLlavaProcessor),
-    (
-        llava_next.SvpLlavaNextConfig,
-        llava_next.SvpLlavaNextForConditionalGeneration,
-        llava_next.SvpLlavaNextProcessor,
-    ),
-    (
-        llava_onevision.SvpLlavaOnevisionConfig,
-        llava_onevision.SvpLlavaOnevisionForConditionalGeneration,
-        llava_onevision.SvpLlavaOnevisionProcessor,
-    ),
-    (qwen_vl.SvpQwen2_5_VLConfig, qwen_vl.SvpQwen2_5_VLForConditionalGeneration, qwen_vl.SvpQwen2_5_VLProcessor),
-    (qwen_vl.SvpQwen2VLConfig, qwen_vl.SvpQwen2VLForConditionalGeneration, qwen_vl.SvpQwen2VLProcessor),
-):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModelForImageTextToText.register(_config, _model)
-    AutoProcessor.register(_config, _processor)
+for _classes in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN2_VL):
+    AutoConfig.register(_classes.config.model_type, _classes.config)
+    AutoModelForImageTextToText.register(_classes.config, _classes.model)
+    AutoProcessor.register(_classes.config, _classes.processor)
 
 __all__ = ["SwapConfig", "list_hosts", "swap_projector"]

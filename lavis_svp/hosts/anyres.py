@@ -19,7 +19,6 @@ from transformers.image_processing_utils import select_best_resolution
 
 from lavis_svp.common.options import build_options
 from lavis_svp.common.overlap import CellEdges
-from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import (
     NO_VIDEOS,
     pop_superpixels,
@@ -28,10 +27,10 @@ from lavis_svp.hosts.images import (
     tower_features,
     tower_grid,
 )
-from lavis_svp.hosts.llava import SwappedClasses, swap_llava_projector
+from lavis_svp.hosts.llava import swap_llava_projector
 from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
-from lavis_svp.hosts.swap import SwapOptions
+from lavis_svp.hosts.swap import SwapConfig, SwapOptions, SwappedClasses
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.projectors.base import PROJECTORS
 from lavis_svp.projectors.baselines.mlp import MlpProjector
@@ -148,6 +147,38 @@ def squared_canvas(size: Size, side: int, patch: int, multiple: int = 1) -> Canv
     return Canvas(size, (1, 1), side // patch, rows, columns, CellEdges(row_edges, column_edges), base=False)
 
 
+def lay_out(
+    image_sizes: Tensor | Sequence[Sequence[int]],
+    batch_num_images: Any,
+    pinpoints: Sequence[Sequence[int]],
+    side: int,
+    patch: int,
+    multiple: int = 1,
+) -> list[Canvas]:
+    """Lay out tiles for the only image of a prompt, and one square view for each of several images.
+
+    Args:
+        image_sizes: (H, W) of each image, in pixels.
+        batch_num_images: number of images of each prompt that has any; None: each image gets tiles.
+        pinpoints: the host's canvas sizes (H, W), in pixels.
+        side: side of a view, in pixels.
+        patch: side of a patch, in pixels.
+        multiple: as for :func:`tiled_canvas`.
+
+    Raises:
+        ValueError: ``batch_num_images`` does not add up to the number of images.
+    """
+    sizes = [(int(height), int(width)) for height, width in image_sizes]
+    numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in batch_num_images]
+    is_single = [number == 1 for number in numbers for _ in range(number)]
+    if len(is_single) != len(sizes):
+        raise ValueError(f"batch_num_images {numbers} means {len(is_single)} images, but there are {len(sizes)}.")
+    return [
+        tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
+        for size, single in zip(sizes, is_single, strict=True)
+    ]
+
+
 def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float, multiple: int) -> tuple[range, Tensor]:
     """Find the patches along one axis that show some of the image, and their edges as shares of the image's side.
 
@@ -240,18 +271,15 @@ def grid_multiple(name: str, options: Mapping[str, Any]) -> int:
     return build_options(PROJECTORS.get(name).options_class, options, f"model.projector ('{name}')").grid_multiple
 
 
-def image_sizes_of(image_sizes: Tensor | Sequence[Sequence[int]]) -> list[Size]:
-    """Convert a processor's ``image_sizes`` to a list of (H, W)."""
-    return [(int(height), int(width)) for height, width in image_sizes]
-
-
 class AnyresModel:
-    """Base class in front of a host's ``…Model``; subclasses implement :meth:`canvases` and :meth:`pack`."""
+    """Base class in front of a host's ``…Model``."""
 
     config: Any
     vision_tower: Any
     max_views: int | None = None
     """Number of views beyond which the host pools a canvas; None: never."""
+    pack: Any
+    """(tokens, image_sizes): pack one (views, N, D) per image as the host does, with newlines; subclasses define it."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # the host's
@@ -259,18 +287,10 @@ class AnyresModel:
         self.multiple = grid_multiple(self.swap.name, self.swap.options)
         self.multi_modal_projector = keep_initialisation(self.swap.build())
 
-    def canvases(self, image_sizes: Tensor, **by_row: Any) -> list[Canvas]:
-        """Lay out each image.
-
-        Args:
-            image_sizes: (P, 2) height and width in pixels.
-            by_row: inputs of ``row_keys``.
-        """
-        raise NotImplementedError
-
-    def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
-        """Pack one (views, N, D) per image as the host does, with newlines."""
-        raise NotImplementedError
+    def canvases(self, image_sizes: Tensor, batch_num_images: Any = None) -> list[Canvas]:
+        """Lay out the images of (P, 2) sizes; see :func:`lay_out`."""
+        vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
+        return lay_out(image_sizes, batch_num_images, pinpoints, vision.image_size, vision.patch_size, self.multiple)
 
     def image_counts(
         self,
@@ -280,7 +300,7 @@ class AnyresModel:
         **others: Tensor,
     ) -> list[int]:
         """Count the visual tokens of each image from its size and its superpixels."""
-        canvases = self.canvases(image_sizes, batch_num_images=batch_num_images)
+        canvases = self.canvases(image_sizes, batch_num_images)
         if is_patchwise(self.swap):
             return [canvas.packed_tokens(self.max_views) for canvas in canvases]
         return token_counts(self.swap, [canvas.shown for canvas in canvases], superpixel_valid)
@@ -296,7 +316,7 @@ class AnyresModel:
 
         Args:
             pixel_values: (P, V, 3, H, W), padded to the largest number of views.
-            image_sizes: (P, 2).
+            image_sizes: (P, 2), for :attr:`pack`.
             canvases: the layout of each image.
             superpixels: SUPERPIXEL_KEYS from the processor.
 
@@ -354,7 +374,7 @@ class AnyresModel:
                 raise ValueError(
                     "Images need image_sizes, and input_ids, whose placeholders mark the positions of their tokens."
                 )
-            canvases = self.canvases(image_sizes, batch_num_images=batch_num_images)
+            canvases = self.canvases(image_sizes, batch_num_images)
             packed, counts = self.visual_tokens(pixel_values, image_sizes, canvases, superpixels)
             text = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]  # the host's
             inputs_embeds = replace_placeholders(text, input_ids == self.config.image_token_id, packed, counts)
@@ -369,26 +389,22 @@ class AnyresGeneration(RaggedGeneration):
 
 
 class AnyresProcessor(SwappedProcessor):
-    """Base class in front of a host's processor; subclasses implement :meth:`canvases`."""
+    """Base class in front of a host's processor."""
 
     patch_size: Any
     max_views: int | None = None
 
-    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
-        """Lay out each image.
-
-        Args:
-            image_inputs: output of the host's image processor.
-            side: side of a view, in pixels.
-            multiple: the sides of the projector's grid must be multiples of this number.
-        """
-        raise NotImplementedError
-
     def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :meth:`SwappedProcessor.layout`: the whole image lies on the patches of its canvas that show it."""
+        """See :attr:`SwappedProcessor.layout`: the whole image lies on the patches of its canvas that show it."""
         swap = SwapConfig.of(vars(self))
-        multiple = grid_multiple(swap.name, swap.options)
-        canvases = self.canvases(image_inputs, view_side(self.image_processor), multiple)
+        canvases = lay_out(
+            image_inputs["image_sizes"],
+            image_inputs.get("batch_num_images"),
+            self.image_processor.image_grid_pinpoints,
+            view_side(self.image_processor),
+            self.patch_size,
+            grid_multiple(swap.name, swap.options),
+        )
         counts = [canvas.packed_tokens(self.max_views) for canvas in canvases] if is_patchwise(swap) else None
         return ImageLayout(
             images,
@@ -415,13 +431,7 @@ def view_side(image_processor: Any) -> int:
 
 
 def swap_anyres(model: Any, processor: Any, options: SwapOptions, classes: SwappedClasses) -> tuple[Any, Any]:
-    """Swap the projector of a host with tiled images.
-
-    Args:
-        model: the host's ``…ForConditionalGeneration``.
-        processor: the host's processor.
-        options: the user's options.
-        classes: our classes for the host.
+    """Swap the projector of a host with tiled images; ``classes`` are ours for it.
 
     Raises:
         ValueError: model and processor cut images in different ways.

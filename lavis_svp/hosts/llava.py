@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 from transformers.models.llava.processing_llava import LlavaProcessorKwargs
 
-from lavis_svp.hosts.swap import SwapConfig, SwappedConfig, swapped_config
 from lavis_svp.hosts.images import (
     crop_to_box,
     field_of_view,
@@ -22,7 +21,16 @@ from lavis_svp.hosts.images import (
 )
 from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
-from lavis_svp.hosts.swap import HOSTS, SwapOptions, copy_head, log_untrained
+from lavis_svp.hosts.swap import (
+    HOSTS,
+    SwapConfig,
+    SwapOptions,
+    SwappedClasses,
+    SwappedConfig,
+    copy_head,
+    finish_swap,
+    swapped_config,
+)
 from lavis_svp.projectors import VisualTokens
 from lavis_svp.vision.types import Grid
 
@@ -123,7 +131,7 @@ class SvpLlavaProcessor(LlavaSettings, LlavaProcessor):
     kwargs_class = LlavaProcessorKwargs
 
     def layout(self, images: list[Any], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :meth:`SwappedProcessor.layout`: the patches cover the part of the image that the crop keeps."""
+        """See :attr:`SwappedProcessor.layout`: the patches cover the part of the image that the crop keeps."""
         grids, shown = [], []
         for image, pixels in zip(images, image_inputs["pixel_values"], strict=True):
             height, width = pixels.shape[-2:]
@@ -137,12 +145,7 @@ class SvpLlavaProcessor(LlavaSettings, LlavaProcessor):
         return ImageLayout(shown, grids)
 
 
-class SwappedClasses(NamedTuple):
-    """Our classes for a host: configuration, ``…ForConditionalGeneration`` and processor."""
-
-    config: type[Any]
-    model: type[Any]
-    processor: type[Any]
+LLAVA = SwappedClasses(SvpLlavaConfig, SvpLlavaForConditionalGeneration, SvpLlavaProcessor)
 
 
 def swap_llava_projector(
@@ -164,15 +167,7 @@ def swap_llava_projector(
         shared: the parts of ``model.model`` that both models share.
     """
     original = model.model.multi_modal_projector
-    swap = SwapConfig(
-        name=options.projector,
-        vision_dim=original.linear_1.in_features,
-        llm_dim=model.config.text_config.hidden_size,
-        grid=grid,
-        options=options.projector_options,
-        superpixels=options.superpixels,
-        levels=options.levels,
-    )
+    swap = options.sized(original.linear_1.in_features, model.config.text_config.hidden_size, grid)
     projector = swap.build()
     same_activation = model.config.projector_hidden_act == "gelu"
     untrained = copy_head(projector, [original.linear_1, original.linear_2] if same_activation else [])
@@ -181,10 +176,7 @@ def swap_llava_projector(
     for part in shared:
         setattr(swapped.model, part, getattr(model.model, part))
     swapped.model.multi_modal_projector = projector.to(original.linear_1.weight)
-    swapped.lm_head = model.lm_head
-    swapped.generation_config = model.generation_config
-    swapped.train(model.training)
-    log_untrained(model.config.model_type, projector, untrained)
+    finish_swap(swapped, model, projector, untrained)
     return swapped, classes.processor.from_processor(processor, swap)
 
 
@@ -193,5 +185,4 @@ def swap_llava(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, options: SwapOptions
 ) -> tuple[SvpLlavaForConditionalGeneration, SvpLlavaProcessor]:
     """Swap the projector of a LLaVA; see :func:`lavis_svp.hosts.swap_projector`."""
-    classes = SwappedClasses(SvpLlavaConfig, SvpLlavaForConditionalGeneration, SvpLlavaProcessor)
-    return swap_llava_projector(model, processor, options, tower_grid(model.config.vision_config), classes)
+    return swap_llava_projector(model, processor, options, tower_grid(model.config.vision_config), LLAVA)

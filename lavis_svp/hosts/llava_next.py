@@ -1,43 +1,32 @@
-"""Host: Hugging Face's ``LlavaNextForConditionalGeneration`` (LLaVA-1.6)."""
+"""Hosts: Hugging Face's LLaVA-NeXT (LLaVA-1.6) and LLaVA-OneVision (images only), which tile images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
 from torch import Tensor
-from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextModel, LlavaNextProcessor
-from transformers.models.llava_next.processing_llava_next import LlavaNextProcessorKwargs
-from lavis_svp.hosts.anyres import (
-    AnyresGeneration,
-    AnyresModel,
-    AnyresProcessor,
-    Canvas,
-    image_sizes_of,
-    swap_anyres,
-    tiled_canvas,
-)
-from lavis_svp.hosts.swap import SwappedConfig
-from lavis_svp.hosts.llava import LlavaSettings, SwappedClasses
-from lavis_svp.hosts.swap import HOSTS, SwapOptions
 from transformers import (
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionModel,
     LlavaOnevisionProcessor,
 )
+from transformers.models.llava_next.processing_llava_next import LlavaNextProcessorKwargs
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessorKwargs
-from lavis_svp.hosts.anyres import (
-    AnyresGeneration,
-    AnyresModel,
-    AnyresProcessor,
-    Canvas,
-    Size,
-    image_sizes_of,
-    squared_canvas,
-    swap_anyres,
-    tiled_canvas,
-)
-from lavis_svp.hosts.llava import SwappedClasses
+
+from lavis_svp.hosts.anyres import AnyresGeneration, AnyresModel, AnyresProcessor, swap_anyres
+from lavis_svp.hosts.llava import LlavaSettings
+from lavis_svp.hosts.swap import HOSTS, SwapOptions, SwappedClasses, SwappedConfig
+
+ASPECT_PREFIX = "anyres_max_"
+
+
+# ---------------------------------------------------------------- LLaVA-NeXT
 
 
 class SvpLlavaNextConfig(SwappedConfig, LlavaNextConfig):
@@ -51,14 +40,8 @@ class SvpLlavaNextModel(AnyresModel, LlavaNextModel):
 
     config_class = SvpLlavaNextConfig
 
-    def canvases(self, image_sizes: Tensor, **by_row: Any) -> list[Canvas]:
-        """See :meth:`AnyresModel.canvases`."""
-        vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
-        sizes = image_sizes_of(image_sizes)
-        return [tiled_canvas(size, pinpoints, vision.image_size, vision.patch_size, self.multiple) for size in sizes]
-
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
-        """See :meth:`AnyresModel.pack`."""
+        """See :attr:`AnyresModel.pack`."""
         strategy = self.config.vision_feature_select_strategy
         return self.pack_image_features(tokens, image_sizes, strategy, self.image_newline)[0]
 
@@ -78,11 +61,8 @@ class SvpLlavaNextProcessor(AnyresProcessor, LlavaSettings, LlavaNextProcessor):
 
     kwargs_class = LlavaNextProcessorKwargs
 
-    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
-        """See :meth:`AnyresProcessor.canvases`."""
-        pinpoints = self.image_processor.image_grid_pinpoints
-        sizes = image_sizes_of(image_inputs["image_sizes"])
-        return [tiled_canvas(size, pinpoints, side, self.patch_size, multiple) for size in sizes]
+
+LLAVA_NEXT = SwappedClasses(SvpLlavaNextConfig, SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor)
 
 
 @HOSTS.register("llava_next")
@@ -90,11 +70,10 @@ def swap_llava_next(
     model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, options: SwapOptions
 ) -> tuple[SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor]:
     """Swap the projector of a LLaVA-NeXT; see :func:`lavis_svp.hosts.swap_projector`."""
-    classes = SwappedClasses(SvpLlavaNextConfig, SvpLlavaNextForConditionalGeneration, SvpLlavaNextProcessor)
-    return swap_anyres(model, processor, options, classes)
+    return swap_anyres(model, processor, options, LLAVA_NEXT)
 
 
-ASPECT_PREFIX = "anyres_max_"
+# ---------------------------------------------------------------- LLaVA-OneVision
 
 
 def max_views(vision_aspect_ratio: str) -> int:
@@ -107,37 +86,6 @@ def max_views(vision_aspect_ratio: str) -> int:
     if number == vision_aspect_ratio or not number.isdigit():
         raise ValueError(f"vision_aspect_ratio must be '{ASPECT_PREFIX}<number>', got {vision_aspect_ratio!r}.")
     return int(number)
-
-
-def onevision_canvases(
-    sizes: Sequence[Size],
-    batch_num_images: Any,
-    pinpoints: Sequence[Sequence[int]],
-    side: int,
-    patch: int,
-    multiple: int = 1,
-) -> list[Canvas]:
-    """Lay out tiles for the only image of a prompt, and one square view for each of several images.
-
-    Args:
-        sizes: (H, W) of each image, in pixels.
-        batch_num_images: number of images of each prompt that has any; None: each image is the only one of its prompt.
-        pinpoints: the host's canvas sizes (H, W), in pixels.
-        side: side of a view, in pixels.
-        patch: side of a patch, in pixels.
-        multiple: the sides of the projector's grid must be multiples of this number.
-
-    Raises:
-        ValueError: ``batch_num_images`` does not add up to the number of images.
-    """
-    numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in batch_num_images]
-    is_single = [number == 1 for number in numbers for _ in range(number)]
-    if len(is_single) != len(sizes):
-        raise ValueError(f"batch_num_images {numbers} means {len(is_single)} images, but there are {len(sizes)}.")
-    return [
-        tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
-        for size, single in zip(sizes, is_single, strict=True)
-    ]
 
 
 class SvpLlavaOnevisionConfig(SwappedConfig, LlavaOnevisionConfig):
@@ -155,15 +103,8 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
         super().__init__(config)
         self.max_views = max_views(config.vision_aspect_ratio)
 
-    def canvases(self, image_sizes: Tensor, batch_num_images: Any = None, **by_row: Any) -> list[Canvas]:
-        """See :meth:`AnyresModel.canvases`."""
-        vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
-        sizes = image_sizes_of(image_sizes)
-        side, patch = vision.image_size, vision.patch_size
-        return onevision_canvases(sizes, batch_num_images, pinpoints, side, patch, self.multiple)
-
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
-        """See :meth:`AnyresModel.pack`."""
+        """See :attr:`AnyresModel.pack`."""
         aspect = self.config.vision_aspect_ratio
         return self.pack_image_features(tokens, image_sizes, self.image_newline, vision_aspect_ratio=aspect)[0]
 
@@ -183,11 +124,7 @@ class SvpLlavaOnevisionForConditionalGeneration(AnyresGeneration, LlavaOnevision
     ) -> dict[str, Any]:
         """Prepare a step as LLaVA-OneVision does; the first step also gets ``batch_num_images``.
 
-        Args:
-            input_ids: (B, L).
-            image_sizes: (P, 2); in the signature, because ``generate`` refuses inputs that no signature lists.
-            batch_num_images: number of images of each prompt that has any.
-            kwargs: LLaVA-OneVision's other arguments.
+        ``generate`` refuses inputs that no signature lists, such as ``image_sizes``.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, image_sizes=image_sizes, **kwargs)
         if inputs.get("pixel_values") is not None:
@@ -234,11 +171,10 @@ class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
         self.svp = svp
         self.max_views = max_views(vision_aspect_ratio)
 
-    def canvases(self, image_inputs: Mapping[str, Any], side: int, multiple: int) -> list[Canvas]:
-        """See :meth:`AnyresProcessor.canvases`."""
-        pinpoints = self.image_processor.image_grid_pinpoints
-        sizes, numbers = image_sizes_of(image_inputs["image_sizes"]), image_inputs["batch_num_images"]
-        return onevision_canvases(sizes, numbers, pinpoints, side, self.patch_size, multiple)
+
+LLAVA_ONEVISION = SwappedClasses(
+    SvpLlavaOnevisionConfig, SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor
+)
 
 
 @HOSTS.register("llava_onevision")
@@ -246,7 +182,4 @@ def swap_llava_onevision(
     model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor, options: SwapOptions
 ) -> tuple[SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor]:
     """Swap the projector of a LLaVA-OneVision; see :func:`lavis_svp.hosts.swap_projector`."""
-    classes = SwappedClasses(
-        SvpLlavaOnevisionConfig, SvpLlavaOnevisionForConditionalGeneration, SvpLlavaOnevisionProcessor
-    )
-    return swap_anyres(model, processor, options, classes)
+    return swap_anyres(model, processor, options, LLAVA_ONEVISION)

@@ -13,7 +13,6 @@ else. So the superpixels are two more channels of the images, which are stacked,
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -28,8 +27,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from lavis_svp.common.images import nearest
-from lavis_svp.hosts.swap import SwapConfig
+from lavis_svp.common.paths import write_whole
 from lavis_svp.hosts.images import as_arrays, build_generator, crop_to_box, field_of_view, tower_features, tower_grid
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, list_projectors
 from lavis_svp.projectors.baselines.mlp import MlpProjector
 from lavis_svp.projectors.types import MaskSize
@@ -104,12 +104,8 @@ def llava_swap_config(config: Any) -> SwapConfig:
         grid=(int(grid[0]), int(grid[1])),
         options=dict(getattr(config, "mm_projector_options", None) or {}),
         superpixels=dict(getattr(config, "mm_superpixels", None) or {"name": "sam"}),
-        levels=_levels(config),
+        levels=tuple(getattr(config, "mm_projector_levels", None) or ()),
     )
-
-
-def _levels(config: Any) -> tuple[int, ...]:
-    return tuple(getattr(config, "mm_projector_levels", None) or ())
 
 
 # ---------------------------------------------------------------- the model
@@ -165,7 +161,7 @@ class RaggedImages:
                 llm_dim=projector.llm_dim,
                 grid=projector.grid,
                 options=asdict(projector.options),
-                levels=_levels(self.config),  # type: ignore[attr-defined]  # LLaVA's
+                levels=tuple(getattr(self.config, "mm_projector_levels", None) or ()),  # type: ignore[attr-defined]  # LLaVA's
             )
             with torch.no_grad():  # as in LLaVA's towers
                 return tower_features(tower.vision_tower, images, tower.select_layer, swap)
@@ -392,16 +388,10 @@ def save_mm_projector(path: str | Path, projector: nn.Module, prefix: str = "mod
     Returns:
         the path; the file appears whole or not at all.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = {f"{prefix}{PREFIX}{key}": value.detach().cpu() for key, value in projector.state_dict().items()}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with write_whole(Path(path)) as draft:
         torch.save(weights, draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def load_mm_projector(path: str | Path, projector: nn.Module) -> list[str]:

@@ -62,12 +62,7 @@ def centroid_positions(assignment: Tensor, grid: Grid, merge: int) -> ImagePosit
 
 
 def sequential_positions(count: int, device: torch.device | str | None = None) -> ImagePositions:
-    """Count tokens like text, the same number three times.
-
-    Args:
-        count: T.
-        device: device of the positions.
-    """
+    """Count T tokens like text, the same number three times."""
     return ImagePositions(torch.arange(count, device=device).expand(3, -1), count)
 
 

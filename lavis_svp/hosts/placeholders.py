@@ -87,12 +87,7 @@ def replace_placeholders(embeddings: Tensor, is_visual: Tensor, packed: Tensor, 
 
 
 def repeated_indices(per_row: Sequence[int], copies: int) -> list[int]:
-    """Index the images as beam search repeats the rows: each row ``copies`` times, directly after another.
-
-    Args:
-        per_row: number of images of each row.
-        copies: beams or returned sequences per row.
-    """
+    """Index the images as beam search repeats the rows: each row's images ``copies`` times, directly after another."""
     indices, start = [], 0
     for number in per_row:
         indices += list(range(start, start + number)) * copies

@@ -11,9 +11,9 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 
-from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import NO_VIDEOS, as_arrays, superpixel_inputs, token_counts
 from lavis_svp.hosts.placeholders import expand_placeholders
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors.types import Extent
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.vision.types import Grid
@@ -40,7 +40,7 @@ class ImageLayout:
 
 
 class SwappedProcessor:
-    """Base class in front of a host's processor class; subclasses implement :meth:`layout`.
+    """Base class in front of a host's processor class.
 
     Every setting appears in the signature of ``__init__``, because transformers saves only those.
     """
@@ -49,6 +49,9 @@ class SwappedProcessor:
     """The host's ``…ProcessorKwargs``."""
     svp: Mapping[str, Any] | None
     """:meth:`SwapConfig.to_dict`, as the processor's JSON stores it."""
+    layout: Any
+    """(images, image_inputs) -> :class:`ImageLayout`: find where the patches of the images, (H, W, 3) uint8 RGB, lie;
+    ``image_inputs`` is the output of the host's image processor. Subclasses define it."""
     tokenizer: Any
     image_processor: Any
     image_token: str
@@ -61,15 +64,6 @@ class SwappedProcessor:
         parts = {name: getattr(processor, name) for name in processor.attributes}
         settings["chat_template"] = getattr(processor, "chat_template", None)
         return cls(**{**settings, **parts, "svp": swap.to_dict()})
-
-    def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """Find where the patches of the images lie.
-
-        Args:
-            images: (H, W, 3) uint8 RGB.
-            image_inputs: output of the host's image processor.
-        """
-        raise NotImplementedError
 
     def __call__(
         self,

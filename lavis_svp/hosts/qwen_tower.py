@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,7 @@ class PatchOrder:
 
     @classmethod
     def of(cls, tower: PreTrainedModel, image_grid_thw: Tensor, device: torch.device) -> PatchOrder:
-        """Compute the order for images of these grids.
-
-        Args:
-            tower: the vision tower, for its windows.
-            image_grid_thw: (P, 3).
-            device: device of the tower.
-        """
+        """Compute the order for images of these (P, 3) grids, with the windows of a vision tower."""
         merge, unit = tower.spatial_merge_size, tower.spatial_merge_size**2
         cells, window_ends = torch.arange(int(image_grid_thw.prod(dim=1).sum()) // unit), [0]
         if windowed_blocks(tower):
@@ -110,7 +104,10 @@ def qwen_features(
     states = tower.patch_embed(pixel_values.to(tower.dtype))[order.grouped]  # (M, C)
     count = len(tower.blocks) + 1
     full_block = _last_full_block(tower) if needed & {"cls_attention", "keys"} else 0
-    levels = [level % count for level in _check_levels(swap.levels, count)]
+    wrong = [level for level in swap.levels if not -count <= level < count]
+    if wrong:
+        raise ValueError(f"levels {wrong} do not exist: the tower has hidden states 0 (embedding) to {count - 1}.")
+    levels = [level % count for level in swap.levels]
     hidden = {0: states}  # only the hidden states that are needed: all of them would fill the memory
     for number, block in enumerate(tower.blocks):
         ends = order.windows if number in windowed_blocks(tower) else order.images
@@ -135,13 +132,6 @@ def qwen_features(
             received = attention.to_patches(valid, valid).masked_fill(~valid, 0.0)
             extras["cls_attention"] = received.to(patches.dtype)  # (P, N)
     return PatchFeatures(patches, grids, valid, **extras)
-
-
-def _check_levels(levels: Sequence[int], count: int) -> Sequence[int]:
-    wrong = [level for level in levels if not -count <= level < count]
-    if wrong:
-        raise ValueError(f"levels {wrong} do not exist: the tower has hidden states 0 (embedding) to {count - 1}.")
-    return levels
 
 
 def _last_full_block(tower: PreTrainedModel) -> int:

@@ -25,13 +25,21 @@ from transformers import (
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessorKwargs
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessorKwargs
 
-from lavis_svp.hosts.swap import SwapConfig, SwappedConfig, swapped_config
 from lavis_svp.hosts.images import NO_VIDEOS, SUPERPIXEL_KEYS, pop_superpixels, superpixels_from_inputs, token_counts
 from lavis_svp.hosts.mrope import batch_positions, image_positions, real_tokens
 from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
 from lavis_svp.hosts.qwen_tower import image_grids, qwen_features
-from lavis_svp.hosts.swap import HOSTS, SwapOptions, copy_projector, log_untrained
+from lavis_svp.hosts.swap import (
+    HOSTS,
+    SwapConfig,
+    SwapOptions,
+    SwappedClasses,
+    SwappedConfig,
+    copy_projector,
+    finish_swap,
+    swapped_config,
+)
 from lavis_svp.projectors import VisualTokens
 from lavis_svp.vision.types import Grid
 
@@ -56,13 +64,7 @@ class QwenModel:
         return token_counts(self.swap, image_grids(image_grid_thw), superpixel_valid)
 
     def visual_tokens(self, pixel_values: Tensor, image_grid_thw: Tensor, **superpixels: Tensor) -> VisualTokens:
-        """Encode P images and project them.
-
-        Args:
-            pixel_values: (M, K) flattened patches of all images.
-            image_grid_thw: (P, 3).
-            superpixels: SUPERPIXEL_KEYS of the processor.
-        """
+        """Encode P images, whose M patches (M, K) lie on (P, 3) grids, and project them; see SUPERPIXEL_KEYS."""
         features = qwen_features(self.visual, pixel_values, image_grid_thw, self.swap)
         return self.visual.merger(features, superpixels_from_inputs(superpixels, pixel_values.device))
 
@@ -164,15 +166,7 @@ class QwenGeneration(RaggedGeneration):
         image_grid_thw: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Prepare a step as Qwen does; in the step with the images, ``forward`` computes the positions.
-
-        Args:
-            input_ids: (B, L).
-            cache_position: (L,).
-            position_ids: positions from the caller, if any.
-            image_grid_thw: (P, 3).
-            kwargs: Qwen's other arguments.
-        """
+        """Prepare a step as Qwen does; in the step with the images, ``forward`` computes the positions."""
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # Qwen's
             input_ids, cache_position=cache_position, position_ids=position_ids, **kwargs
         )
@@ -208,7 +202,7 @@ class QwenProcessor(SwappedProcessor):
         self.svp = svp
 
     def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :meth:`SwappedProcessor.layout`: each image is stretched over a grid of its own."""
+        """See :attr:`SwappedProcessor.layout`: each image is stretched over a grid of its own."""
         return ImageLayout(images, image_grids(image_inputs["image_grid_thw"]))
 
 
@@ -223,34 +217,17 @@ def usual_grid(image_processor: Any) -> Grid:
     return cells * image_processor.merge_size, cells * image_processor.merge_size
 
 
-def swap_merger(
-    model: Any, processor: Any, options: SwapOptions, model_class: type[Any], processor_class: type[Any]
-) -> tuple[Any, Any]:
-    """Replace a Qwen's merger by a projector.
+def swap_merger(model: Any, processor: Any, options: SwapOptions, classes: SwappedClasses) -> tuple[Any, Any]:
+    """Replace a Qwen's merger by a projector; ``classes`` are ours for it.
 
     With `patch_merger` the merger's weights are copied, and the model computes what it did before.
-
-    Args:
-        model: Qwen's ``…ForConditionalGeneration``.
-        processor: Qwen's processor.
-        options: the user's options.
-        model_class: the swapped ``…ForConditionalGeneration``.
-        processor_class: the swapped processor.
 
     Raises:
         ValueError: the projector's cells do not fit into grids of every size.
     """
     tower = model.model.visual
-    swap = SwapConfig(
-        name=options.projector,
-        vision_dim=tower.merger.ln_q.weight.shape[0],
-        llm_dim=model.config.text_config.hidden_size,
-        grid=usual_grid(processor.image_processor),
-        options=options.projector_options,
-        superpixels=options.superpixels,
-        levels=options.levels,
-        positions=options.positions,
-    )
+    vision_dim, llm_dim = tower.merger.ln_q.weight.shape[0], model.config.text_config.hidden_size
+    swap = options.sized(vision_dim, llm_dim, usual_grid(processor.image_processor))
     projector = swap.build()
     merge, cell = model.config.vision_config.spatial_merge_size, projector.options.grid_multiple
     if merge % cell:
@@ -260,15 +237,12 @@ def swap_merger(
         )
     untrained = copy_projector(projector, tower.merger)
     with torch.device("meta"):
-        swapped = model_class(swapped_config(model_class.config_class, model.config, swap))
+        swapped = classes.model(swapped_config(classes.config, model.config, swap))
     for name, part in tower.named_children():
         setattr(swapped.model.visual, name, part if name != "merger" else projector.to(part.mlp[0].weight))
     swapped.model.language_model = model.model.language_model
-    swapped.lm_head = model.lm_head
-    swapped.generation_config = model.generation_config
-    swapped.train(model.training)
-    log_untrained(model.config.model_type, projector, untrained)
-    return swapped, processor_class.from_processor(processor, swap)
+    finish_swap(swapped, model, projector, untrained)
+    return swapped, classes.processor.from_processor(processor, swap)
 
 
 # ---------------------------------------------------------------- Qwen2-VL
@@ -302,6 +276,9 @@ class SvpQwen2VLProcessor(QwenProcessor, Qwen2VLProcessor):
     kwargs_class = Qwen2VLProcessorKwargs
 
 
+QWEN2_VL = SwappedClasses(SvpQwen2VLConfig, SvpQwen2VLForConditionalGeneration, SvpQwen2VLProcessor)
+
+
 @HOSTS.register("qwen2_vl")
 def swap_qwen2_vl(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, options: SwapOptions
@@ -310,7 +287,7 @@ def swap_qwen2_vl(
 
     `patch_merger` with ``norm="layer"`` gets the merger's weights.
     """
-    return swap_merger(model, processor, options, SvpQwen2VLForConditionalGeneration, SvpQwen2VLProcessor)
+    return swap_merger(model, processor, options, QWEN2_VL)
 
 
 # ---------------------------------------------------------------- Qwen2.5-VL
@@ -344,6 +321,9 @@ class SvpQwen2_5_VLProcessor(QwenProcessor, Qwen2_5_VLProcessor):
     kwargs_class = Qwen2_5_VLProcessorKwargs
 
 
+QWEN2_5_VL = SwappedClasses(SvpQwen2_5_VLConfig, SvpQwen2_5_VLForConditionalGeneration, SvpQwen2_5_VLProcessor)
+
+
 @HOSTS.register("qwen2_5_vl")
 def swap_qwen2_5_vl(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, options: SwapOptions
@@ -352,4 +332,4 @@ def swap_qwen2_5_vl(
 
     `patch_merger` gets the merger's weights.
     """
-    return swap_merger(model, processor, options, SvpQwen2_5_VLForConditionalGeneration, SvpQwen2_5_VLProcessor)
+    return swap_merger(model, processor, options, QWEN2_5_VL)

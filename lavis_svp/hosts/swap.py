@@ -1,23 +1,20 @@
-"""SwapConfig: what a swap writes into a host's ``config.json``."""
+"""Swap a projector: what a host's ``config.json`` says about it, the registry of hosts, and the initial weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
 import torch
+from torch import nn
 from transformers import PretrainedConfig
+
 from lavis_svp.common.options import build_options
+from lavis_svp.common.registry import Registry, unknown_name
 from lavis_svp.projectors import Projector, build_projector
 from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-from torch import nn
-from lavis_svp.common.registry import Registry, unknown_name
-from lavis_svp.projectors import Projector
-
 
 C = TypeVar("C", bound=PretrainedConfig)
 CONFIG_KEY = "svp"
@@ -81,8 +78,7 @@ class SwapConfig:
         """Build the projector with newly initialised weights.
 
         Raises:
-            UnknownNameError, ValueError: see :func:`build_projector`.
-            ValueError: the projector needs levels and there are none.
+            UnknownNameError, ValueError: see :func:`build_projector`; or the projector needs levels and there are none.
         """
         projector = build_projector(
             self.name, vision_dim=self.vision_dim, llm_dim=self.llm_dim, grid=self.grid, **self.options
@@ -103,45 +99,29 @@ class SwapConfig:
 
 
 class SwappedConfig:
-    """Base class in front of a host's configuration class: adds the ``svp`` entry.
-
-    Args:
-        svp: :meth:`SwapConfig.to_dict`.
-        kwargs: the host's own settings.
-    """
+    """Base class in front of a host's configuration class: adds the entry ``svp``, :meth:`SwapConfig.to_dict`."""
 
     def __init__(self, svp: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        parts = {name: part for name, part in kwargs.items() if isinstance(part, PretrainedConfig)}
-        for name, part in parts.items():  # Qwen's class drops parts that are configurations already
-            setattr(self, name, part)
+        for name, part in kwargs.items():
+            if isinstance(part, PretrainedConfig):  # Qwen's class drops parts that are configurations already
+                setattr(self, name, part)
         self.svp = svp
 
 
 def swapped_config(cls: type[C], original: PretrainedConfig, swap: SwapConfig) -> C:
-    """Copy a host's configuration and add a swap; both share the configurations of their parts.
-
-    Args:
-        cls: the configuration class with an ``svp`` entry.
-        original: configuration of the host.
-        swap: the swap to add.
-    """
+    """Copy a host's configuration into the class ``cls`` and add a swap; both share the parts' configurations."""
     settings = {key: value for key, value in original.to_dict().items() if key != "model_type"}
     parts = {key: getattr(original, key) for key in original.sub_configs}
     return cls(**{**settings, **parts, CONFIG_KEY: swap.to_dict()})
 
 
+# ---------------------------------------------------------------- the hosts
+
+
 @dataclass(frozen=True)
 class SwapOptions:
-    """The user's part of a swap; the host adds the sizes.
-
-    Args:
-        projector: a registered projector.
-        projector_options: the projector's own options.
-        superpixels: ``name`` of a superpixel generator and its options.
-        levels: hidden states of the vision tower, for projectors that fuse several.
-        positions: M-RoPE positions of the visual tokens.
-    """
+    """The user's part of a swap: see :class:`SwapConfig`; the host adds the sizes."""
 
     projector: str
     projector_options: Mapping[str, Any]
@@ -149,16 +129,26 @@ class SwapOptions:
     levels: tuple[int, ...] = ()
     positions: PositionRule = "centroid"
 
-
-class Host(Protocol):
-    """A function that swaps a projector into one kind of model."""
-
-    def __call__(self, model: Any, processor: Any, options: SwapOptions) -> tuple[Any, Any]:
-        """Return a new model and a new processor that share the parts of the old ones; the old ones keep working."""
+    def sized(self, vision_dim: int, llm_dim: int, grid: Grid) -> SwapConfig:
+        """Add the widths of patch features and language model, and the usual (h, w) patch grid."""
+        own = (self.projector_options, self.superpixels, self.levels, self.positions)
+        return SwapConfig(self.projector, vision_dim, llm_dim, grid, *own)
 
 
-HOSTS: Registry[Host] = Registry("host")
-"""Hosts by the ``model_type`` of their configuration; LAVIS models, which have none, by the name of their class."""
+class SwappedClasses(NamedTuple):
+    """Our classes for a host: configuration, ``…ForConditionalGeneration`` and processor."""
+
+    config: type[Any]
+    model: type[Any]
+    processor: type[Any]
+
+
+HOSTS: Registry[Callable[[Any, Any, SwapOptions], tuple[Any, Any]]] = Registry("host")
+"""Hosts by the ``model_type`` of their configuration; LAVIS models, which have none, by the name of their class.
+
+A host is a function that takes a model, its processor and the options, and returns a new model and a new processor,
+which share the parts of the old ones; the old ones keep working.
+"""
 
 
 def list_hosts() -> list[str]:
@@ -239,10 +229,6 @@ def copy_head(projector: Projector, linears: Sequence[nn.Linear]) -> list[str]:
 def copy_projector(projector: Projector, original: nn.Module) -> list[str]:
     """Copy the host's whole projector, if the new one has the same parameters under the same names.
 
-    Args:
-        projector: newly initialised.
-        original: the host's projector.
-
     Returns:
         names of the untrained parameters: none or all.
     """
@@ -253,6 +239,14 @@ def copy_projector(projector: Projector, original: nn.Module) -> list[str]:
         for name, target in targets.items():
             target.copy_(sources[name])
     return []
+
+
+def finish_swap(swapped: Any, model: Any, projector: Projector, untrained: Sequence[str]) -> None:
+    """Share what every host has beside its parts, set the mode, and log the untrained parameters."""
+    swapped.lm_head = model.lm_head
+    swapped.generation_config = model.generation_config
+    swapped.train(model.training)
+    log_untrained(model.config.model_type, projector, untrained)
 
 
 def log_untrained(host: str, projector: Projector, untrained: Sequence[str]) -> None:

@@ -35,18 +35,21 @@ class Bootstrap:
 DEFAULT_BOOTSTRAP = Bootstrap()
 
 
-def cluster_sums(values: np.ndarray, clusters: Sequence[Hashable], groups: Sequence[Hashable]) -> np.ndarray:
+def cluster_sums(
+    values: np.ndarray, clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None
+) -> np.ndarray:
     """Sum values by cluster and group.
 
     Args:
         values: (N,) numbers.
         clusters: N cluster names (the image of each expression).
-        groups: N group names (its kind).
+        groups: N group names (its kind); None = a single group.
 
     Returns:
         (P, K) float64: P clusters and K groups, both in order of first appearance.
     """
-    row, column = _first_appearance_codes(clusters), _first_appearance_codes(groups)
+    row = _first_appearance_codes(clusters)
+    column = _first_appearance_codes([""] * len(clusters) if groups is None else groups)
     sums = np.zeros((max(row, default=-1) + 1, max(column, default=-1) + 1), np.float64)
     np.add.at(sums, (row, column), np.asarray(values, np.float64))
     return sums
@@ -62,7 +65,7 @@ def ratio_interval(
     a resample misses (denominator 0) is left out of that resample's mean.
 
     Args:
-        numerators: (P, K) sums of each cluster and group.
+        numerators: (P, K) sums of each cluster and group, by :func:`cluster_sums`.
         denominators: (P, K) likewise.
         bootstrap: number of resamples, their seed, and the level.
 

@@ -22,18 +22,11 @@ class MaskCounts(NamedTuple):
 
 
 def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
-    """Read a 0/1 mask as bool.
-
-    Args:
-        mask: (H, W) bool, or any number type that holds only 0 and 1.
-        name: what the mask is, for error messages.
-
-    Returns:
-        (H, W) bool.
+    """Read a mask (H, W) of bool, or of any number type that holds only 0 and 1, as bool.
 
     Raises:
-        ValueError: the mask is not two-dimensional, or holds other values than 0 and 1. Overlapping polygons that
-            were summed give 2, for example: such pixels would silently leave the target.
+        ValueError: the mask is not two-dimensional, or holds other values; the message calls it ``name``. Overlapping
+            polygons that were summed give 2, for example: such pixels would silently leave the target.
     """
     array = np.asarray(mask)
     if array.ndim != 2:
@@ -137,8 +130,8 @@ def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) 
     areas, overlaps = region_overlaps(labels, target, count)
     unions = areas + np.count_nonzero(target) - overlaps
     # Products of integers, so that ties between regions are exact.
-    best = overlaps[pick] > 0 and bool((overlaps[pick] * unions >= overlaps * unions[pick]).all())
-    return bool(2 * overlaps[pick] > areas[pick]) or bool(best)
+    best = bool(overlaps[pick] > 0) and bool((overlaps[pick] * unions >= overlaps * unions[pick]).all())
+    return bool(2 * overlaps[pick] > areas[pick]) or best
 
 
 def random_object_iou(instances: np.ndarray, target: np.ndarray) -> float | None:

@@ -6,10 +6,11 @@ Records are stored as JSON lines; a file is written whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lavis_svp.common.paths import write_whole
 
 Record = dict[str, Any]
 """One JSON-able dict per expression, with at least the keys of ``REQUIRED``.
@@ -29,11 +30,7 @@ SHOWN_IDS = 5
 
 
 def check_records(records: Iterable[Record]) -> None:
-    """Check that records have every field that the metrics read.
-
-    Raises:
-        ValueError: names the record and its missing fields.
-    """
+    """Raise a ValueError that names the record and its missing fields, unless all have those of ``REQUIRED``."""
     for number, record in enumerate(records):
         missing = [key for key in REQUIRED if key not in record]
         if missing:
@@ -101,9 +98,7 @@ def merge_records(parts: Sequence[Sequence[Record]], expected_ids: Sequence[str]
 
 
 def _first_names(names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return " (" + ", ".join(names[:SHOWN_IDS]) + (", ..." if len(names) > SHOWN_IDS else "") + ")"
+    return f" ({', '.join([*names[:SHOWN_IDS], *(['...'] if len(names) > SHOWN_IDS else [])])})" if names else ""
 
 
 def record_line(record: Record) -> str:
@@ -113,12 +108,12 @@ def record_line(record: Record) -> str:
 
 def write_records(path: str | Path, records: Iterable[Record]) -> Path:
     """Write one line per record; ``path`` never holds half a file."""
-    return _replace(path, "".join(map(record_line, records)))
+    return _write(path, "".join(map(record_line, records)))
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Write indented, strict JSON; ``path`` never holds half a file."""
-    return _replace(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return _write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -143,10 +138,7 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
-def _replace(path: str | Path, text: str) -> Path:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, target)
-    return target
+def _write(path: str | Path, text: str) -> Path:
+    with write_whole(Path(path)) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return Path(path)

@@ -59,12 +59,7 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
 
 
 def headline(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
-    """Compute macro and micro scores over the expressions with a target, with their intervals.
-
-    Args:
-        records: of one mode; those without a target are left out.
-        bootstrap: of the intervals, which resample images.
-    """
+    """Compute macro and micro scores over the expressions of one mode that have a target, with their intervals."""
     targets = [record for record in records if record["has_target"]]
     kinds = [record["kind"] for record in targets]
     groups = {kind: group_scores(rows, ONE_DRAW) for kind, rows in _by(targets, "kind").items()}
@@ -79,8 +74,7 @@ def headline(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
         "ciou_micro_ci": micro["ciou_ci"],
     }
     for name in MACRO_SCORES:
-        known = [group[name] for group in groups.values() if group[name] is not None]
-        scores[f"{name}_macro"] = mean(known)
+        scores[f"{name}_macro"] = mean([group[name] for group in groups.values() if group[name] is not None])
         scores[f"{name}_micro"] = micro[name]
     return scores
 
@@ -110,10 +104,10 @@ def _by(records: Sequence[Record], key: str) -> dict[str, list[Record]]:
     return dict(sorted(groups.items()))
 
 
-COLUMNS = ("", "n", "gIoU", "95 % CI", "cIoU", "Pr@0.5", "pick", "random object", "attribute reader", "ceiling")
-
-MACRO_ROW = "mean of kinds"
-
+COLUMNS = {
+    "cIoU": "ciou", "Pr@0.5": "pr@0.5", "pick": "pick_accuracy", "random object": "baseline_random",
+    "attribute reader": "baseline_attribute", "ceiling": "ceiling_single",
+}  # fmt: skip
 MODE_TITLES = {"generative": "generative answers", "teacher_forced": "teacher-forced answers"}
 
 
@@ -140,12 +134,11 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _format_mode(result: dict[str, Any], title: str, level: float) -> str:
     overall, empty = result["overall"], result[NO_TARGET]
-    header = [cell.replace("95", f"{100 * level:g}") for cell in COLUMNS]
-    rows = [header, *(_row(kind, group) for kind, group in result["by_kind"].items())]
+    rows = [["", "n", "gIoU", f"{100 * level:g} % CI", *COLUMNS], *(_row(kind, group) for kind, group in result["by_kind"].items())]
     if result["by_kind"]:
         head = result["headline"]
         macro = {name.removesuffix("_macro"): value for name, value in head.items() if name.endswith("_macro")}
-        rows.append(_row(MACRO_ROW, {**macro, "n": head["n"], "giou_ci": head["giou_macro_ci"]}))
+        rows.append(_row("mean of kinds", {**macro, "n": head["n"], "giou_ci": head["giou_macro_ci"]}))
     if empty:
         rows.append(_row(NO_TARGET, empty))
     lines = [
@@ -169,10 +162,7 @@ def _row(name: str, group: dict[str, Any]) -> list[str]:
         str(group["n"]),
         _number(group["giou"]),
         f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-",
-        *(
-            _number(group.get(key))
-            for key in ("ciou", "pr@0.5", "pick_accuracy", "baseline_random", "baseline_attribute", "ceiling_single")
-        ),
+        *(_number(group.get(key)) for key in COLUMNS.values()),
     ]
 
 

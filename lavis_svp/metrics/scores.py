@@ -51,40 +51,6 @@ def precision_at(records: Iterable[Record], threshold: float) -> float | None:
     return mean(ious(record for record in records if record["has_target"]) >= threshold)
 
 
-def no_target_accuracy(records: Iterable[Record]) -> float | None:
-    """N-acc: share of the expressions without a target that get an empty mask."""
-    return mean([record["pred_area"] == 0 for record in records if not record["has_target"]])
-
-
-def target_accuracy(records: Iterable[Record]) -> float | None:
-    """T-acc: share of the expressions with a target that get a mask that is not empty, right or wrong."""
-    return mean([record["pred_area"] > 0 for record in records if record["has_target"]])
-
-
-def seg_miss_rate(records: Iterable[Record]) -> float | None:
-    """Share of the expressions with a target whose answer holds no [SEG]. Always 0 when teacher-forced."""
-    return mean([not record["answered"] for record in records if record["has_target"]])
-
-
-def pick_accuracy(records: Iterable[Record]) -> float | None:
-    """Share of right picks among the expressions with a target for which a region was picked."""
-    return mean([record["pick_correct"] for record in picked(records)])
-
-
-def picked(records: Iterable[Record]) -> list[Record]:
-    """Select the records with a target for which a region was picked."""
-    return [record for record in _having(records, "pick_correct") if record["has_target"]]
-
-
-def reachable(records: Iterable[Record]) -> list[Record]:
-    """Select the records whose target some single superpixel matches with an IoU of at least ``REACHABLE_IOU``."""
-    return [
-        record
-        for record in _having(records, "ceiling_single")
-        if record["has_target"] and record["ceiling_single"] >= REACHABLE_IOU
-    ]
-
-
 def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
     """Compute all scores of one group of expressions; a score that the group does not define is None.
 
@@ -92,32 +58,35 @@ def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTS
         records: of one mode (see ``records.records_of_mode``).
         bootstrap: of the intervals, which resample images.
     """
-    within = reachable(records)
-    with_ceiling = [record for record in _having(records, "ceiling_single") if record["has_target"]]
-    times = [record["ms"] for record in _having(records, "ms")]
+    targets = [record for record in records if record["has_target"]]
+    empty = [record for record in records if not record["has_target"]]
+    picks = _values(targets, "pick_correct")
+    with_ceiling = _having(targets, "ceiling_single")
+    within = [record for record in with_ceiling if record["ceiling_single"] >= REACHABLE_IOU]
+    times = _values(records, "ms")
     tokens = {image_of(record): record["tokens"] for record in _having(records, "tokens")}
     return {
         "n": len(records),
         "n_images": len({image_of(record) for record in records}),
-        "n_target": sum(bool(record["has_target"]) for record in records),
+        "n_target": len(targets),
         "giou": giou(records),
         "giou_ci": giou_interval(records, bootstrap=bootstrap),
         "ciou": ciou(records),
         "ciou_ci": ciou_interval(records, bootstrap=bootstrap),
         **{f"pr@{threshold}": precision_at(records, threshold) for threshold in PRECISION_THRESHOLDS},
-        "n_acc": no_target_accuracy(records),
-        "t_acc": target_accuracy(records),
-        "seg_miss_rate": seg_miss_rate(records),
-        "pick_accuracy": pick_accuracy(records),
-        "n_picks": len(picked(records)),
-        "ceiling_single": _mean_of(records, "ceiling_single"),
-        "ceiling_union": _mean_of(records, "ceiling_union"),
+        "n_acc": mean([record["pred_area"] == 0 for record in empty]),  # rightly left empty
+        "t_acc": mean([record["pred_area"] > 0 for record in targets]),  # not left empty, right or wrong
+        "seg_miss_rate": mean([not record["answered"] for record in targets]),  # always 0 when teacher-forced
+        "pick_accuracy": mean(picks),
+        "n_picks": len(picks),
+        "ceiling_single": mean(_values(targets, "ceiling_single")),
+        "ceiling_union": mean(_values(targets, "ceiling_union")),
         "reachable_share": len(within) / len(with_ceiling) if with_ceiling else None,
         "reachable_n": len(within),
         "reachable_giou": giou(within),
         "reachable_pr@0.5": precision_at(within, REACHABLE_IOU),
-        "baseline_random": _mean_of(records, "baseline_random"),
-        "baseline_attribute": _mean_of(records, "baseline_attribute"),
+        "baseline_random": mean(_values(targets, "baseline_random")),
+        "baseline_attribute": mean(_values(targets, "baseline_attribute")),
         "tokens_per_image": mean(list(tokens.values())),
         "ms_per_expression": mean(times),
         "ms_per_expression_median": float(np.median(times)) if times else None,
@@ -153,9 +122,8 @@ def _interval(
     bootstrap: Bootstrap,
 ) -> tuple[float, float] | None:
     images = [image_of(record) for record in records]
-    columns = [""] * len(records) if groups is None else groups
     return ratio_interval(
-        cluster_sums(numerators, images, columns), cluster_sums(denominators, images, columns), bootstrap
+        cluster_sums(numerators, images, groups), cluster_sums(denominators, images, groups), bootstrap
     )
 
 
@@ -163,6 +131,5 @@ def _having(records: Iterable[Record], key: str) -> list[Record]:
     return [record for record in records if record.get(key) is not None]
 
 
-def _mean_of(records: Iterable[Record], key: str) -> float | None:
-    """Mean of an optional field over the expressions with a target."""
-    return mean([record[key] for record in _having(records, key) if record["has_target"]])
+def _values(records: Iterable[Record], key: str) -> list[Any]:
+    return [record[key] for record in _having(records, key)]

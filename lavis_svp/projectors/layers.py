@@ -65,16 +65,10 @@ def pool(mean_weights: Tensor, patches: Tensor) -> Tensor:
 
 
 def centroids(mean_weights: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Locate superpixels or tokens on the patch grid: the mean of their patches' centres.
+    """Locate superpixels or tokens on the patch grid: the mean of their patches' centres by weights (B, T, N).
 
-    Args:
-        mean_weights: (B, T, N), rows that sum to 1.
-        rows: (B, N) row of each patch in its grid.
-        columns: (B, N) column of each patch.
-
-    Returns:
-        (B, T, 2) float64, row and column in patches from the grid's corner, rounded to a thousandth of a patch. The
-        centre of the first patch is at .5, and the patch under a centroid is its floor.
+    The patches' ``rows`` and ``columns`` are (B, N); the result is (B, T, 2) float64, row and column in patches from
+    the grid's corner, rounded to a thousandth of a patch. The centre of the first patch is at .5.
     """
     places = torch.stack([rows, columns], dim=2).double() + 0.5  # (B, N, 2)
     return (mean_weights.double() @ places).round(decimals=_CENTROID_DIGITS)  # (B, T, 2)

@@ -98,11 +98,8 @@ def vqa_summary(
         ids = list(questions)
         images = [annotations[number]["image_id"] for number in ids]
         means = {name: float(np.mean([by_id[number] for number in ids])) for name, by_id in scores.items()}
-        sums, counts = (
-            cluster_sums(np.array(values), images, ["all"] * len(ids))
-            for values in ([scores["accuracy"][number] for number in ids], np.ones(len(ids)))
-        )
-        interval = ratio_interval(sums, counts, bootstrap or Bootstrap())
+        sums = cluster_sums(np.array([scores["accuracy"][number] for number in ids]), images)
+        interval = ratio_interval(sums, cluster_sums(np.ones(len(ids)), images), bootstrap or Bootstrap())
         return {"n": len(ids), "n_images": len(set(images)), **means, "accuracy_ci": interval}
 
     def groups(key: str) -> dict[str, Any]:
@@ -140,18 +137,15 @@ def caption_scores(references: Mapping[int, Sequence[str]], captions: Mapping[in
     true_texts = {number: list(texts) for number, texts in references.items()}
     model_texts = {number: [text] for number, text in captions.items()}
     left_out = {"SPICE": "pycocoevalcap downloads Stanford CoreNLP for it"}
-    tokenizer = OFFICIAL
-    tokenized = _official_tokens(true_texts, model_texts) if shutil.which("java") else None
-    if tokenized is None:
-        tokenized = [
-            {number: list(map(plain_tokens, texts)) for number, texts in each.items()}
-            for each in (true_texts, model_texts)
-        ]
+    official = _official_tokens(true_texts, model_texts) if shutil.which("java") else None
+    if official is None:
         left_out["METEOR"] = "it needs Java"
-        tokenizer = PLAIN
+    tokenized = official or [
+        {number: list(map(plain_tokens, texts)) for number, texts in each.items()} for each in (true_texts, model_texts)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-        scores = _coco_scores(tokenized[0], tokenized[1], with_meteor="METEOR" not in left_out)
-    return {"scores": scores, "tokeniser": tokenizer, "left_out": left_out}
+        scores = _coco_scores(*tokenized, with_meteor=official is not None)
+    return {"scores": scores, "tokeniser": PLAIN if official is None else OFFICIAL, "left_out": left_out}
 
 
 def plain_tokens(caption: str) -> str:
@@ -167,17 +161,14 @@ def _consensus_answer(annotation: Mapping[str, Any]) -> str:
 def _coco_scores(references: Tokens, captions: Tokens, with_meteor: bool) -> dict[str, float]:
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
 
     bleu = Bleu(BLEU_ORDER).compute_score(references, captions)[0]
     scores = {f"Bleu_{order}": float(value) for order, value in enumerate(bleu, start=1)}
-    if with_meteor:
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        scores["METEOR"] = float(Meteor().compute_score(references, captions)[0])
-    scores["ROUGE_L"] = float(Rouge().compute_score(references, captions)[0])
-    scores["CIDEr"] = float(Cider().compute_score(references, captions)[0])
-    return scores
+    others = {"METEOR": Meteor} if with_meteor else {}
+    others |= {"ROUGE_L": Rouge, "CIDEr": Cider}
+    return scores | {name: float(scorer().compute_score(references, captions)[0]) for name, scorer in others.items()}
 
 
 def _official_tokens(*texts: Mapping[int, list[str]]) -> list[Tokens] | None:

@@ -16,11 +16,11 @@ from lavis.common.registry import registry
 from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
+from lavis_svp.common.paths import write_whole
 from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.metrics.bootstrap import Bootstrap
-from lavis_svp.metrics.records import write_json, write_records
 from lavis_svp.tasks.answer_scores import caption_scores, vqa_summary
-from lavis_svp.tasks.base import SvpTask, gather_records, log_evaluation, result_folder, run_facts
+from lavis_svp.tasks.base import SvpTask, gather_records, result_folder
 
 Answer = dict[str, Any]
 """One text of one image and the model's answer to it."""
@@ -74,15 +74,7 @@ class AnswerTask(SvpTask):
         raise NotImplementedError
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Answer]:
-        """Answer the texts of a batch.
-
-        Args:
-            model: not wrapped in DDP.
-            samples: a batch as the data sets collate it.
-
-        Returns:
-            one entry per text.
-        """
+        """Answer the texts of a batch; one entry per text. The model is not wrapped in DDP."""
         start = time.perf_counter()
         generated = [_as_list(one) for one in self.generate(model, samples)]
         ms = 1000 * (time.perf_counter() - start) / max(1, sum(map(len, generated)))
@@ -109,11 +101,6 @@ class AnswerTask(SvpTask):
     @torch.no_grad()
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Answer]:
         """Answer this process's share of a split.
-
-        Args:
-            model: as for :meth:`valid_step`.
-            data_loader: gives batches.
-            cuda_enabled: move batches to CUDA.
 
         Raises:
             ValueError: ``blind`` is set and the first batch holds no second image.
@@ -151,16 +138,18 @@ class AnswerTask(SvpTask):
         Raises:
             ValueError: a text of the split was not answered.
         """
-        answers = self._merge(gather_records(val_result))
+        by_id = {answer["id"]: answer for part in gather_records(val_result) for answer in part}
+        expected = self._dataset.expression_ids() if hasattr(self._dataset, "expression_ids") else list(by_id)
+        missing = [name for name in expected if name not in by_id]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(expected)} texts were not answered, such as {missing[:3]}.")
+        answers = [by_id[name] for name in expected]
         result, scores = self.score(answers)
         if is_main_process():
-            folder, stem = result_folder("result_dir"), f"{split_name}_{epoch}"
-            write_records(folder / f"{stem}.jsonl", answers)
-            _write_list(folder / f"{stem}_result.json", self.official(answers))
-            facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
-            facts["asked"] = self.generation_settings()
-            write_json(folder / f"{stem}.summary.json", {"run": facts, **result})
-            log_evaluation(split_name, epoch, scores)
+            folder = result_folder("result_dir")
+            with write_whole(folder / f"{split_name}_{epoch}_result.json") as draft:
+                draft.write_text(json.dumps(self.official(answers)), encoding="utf-8")
+            self._write_result(split_name, epoch, answers, result, scores, asked=self.generation_settings())
             print("\n".join(f"{name:>24}  {value:.4g}" for name, value in scores.items()), flush=True)
             print(f"Answers and summary: {folder}", flush=True)
         return scores
@@ -174,14 +163,6 @@ class AnswerTask(SvpTask):
         value = self.run_cfg.get(key)
         return default if value is None else value
 
-    def _merge(self, parts: Iterable[Sequence[Answer]]) -> list[Answer]:
-        by_id = {answer["id"]: answer for part in parts for answer in part}
-        expected = self._dataset.expression_ids() if hasattr(self._dataset, "expression_ids") else list(by_id)
-        missing = [name for name in expected if name not in by_id]
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(expected)} texts were not answered, such as {missing[:3]}.")
-        return [by_id[name] for name in expected]
-
 
 @registry.register_task("svp_vqa")
 class SvpVqaTask(AnswerTask):
@@ -194,14 +175,9 @@ class SvpVqaTask(AnswerTask):
 
     def generation_settings(self) -> dict[str, Any]:
         """The arguments of ``predict_answers``, with LAVIS's defaults but for the beams."""
-        return {
-            "num_beams": self.run_value("num_beams", 1),
-            "inference_method": self.run_value("inference_method", "generate"),
-            "max_len": self.run_value("max_len", 10),
-            "min_len": self.run_value("min_len", 1),
-            "num_ans_candidates": self.run_value("num_ans_candidates", 128),
-            "prompt": self.run_value("prompt", ""),
-        }
+        defaults = {"num_beams": 1, "inference_method": "generate", "max_len": 10, "min_len": 1}
+        defaults |= {"num_ans_candidates": 128, "prompt": ""}
+        return {key: self.run_value(key, default) for key, default in defaults.items()}
 
     def generate(self, model: Any, samples: Mapping[str, Any]) -> list[Any]:
         """The model's answers to a batch of questions."""
@@ -290,41 +266,24 @@ class ImageSwapper:
         self._last: dict[str, Any] | None = None
 
     def swap(self, samples: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Put other images into a batch.
-
-        Args:
-            samples: a batch as the data sets collate it.
-
-        Returns:
-            the batch, or None if no other image is known: it is the first batch, and all of it is one image.
-        """
+        """The batch with other images; None if no other is known: it is the first batch, and all of it is one image."""
         pool = [
             {"id": int(name), **{key: samples[key][index] for key in IMAGE_KEYS if key in samples}}
             for index, name in enumerate(samples["image_id"])
         ]
         earlier = [] if self._last is None else [self._last]
-        chosen = [_other_image(one["id"], [*earlier, *pool[:index]], pool[index:]) for index, one in enumerate(pool)]
-        if any(one is None for one in chosen):
+        chosen = []
+        for index, own in enumerate(pool):  # the nearest earlier image with another id, else the nearest later one
+            nearest = [*reversed([*earlier, *pool[:index]]), *pool[index:]]
+            chosen += [one for one in nearest if one["id"] != own["id"]][:1]
+        if len(chosen) < len(pool):
             return None
         self._last = pool[-1]
-        swapped: dict[str, Any] = {key: [one[key] for one in chosen if one] for key in pool[0] if key != "id"}
+        swapped: dict[str, Any] = {key: [one[key] for one in chosen] for key in pool[0] if key != "id"}
         if "image" in swapped:
             swapped["image"] = torch.stack(swapped["image"])  # (B, 4, S, S)
         return {**samples, **swapped}
 
 
-def _other_image(
-    image_id: int, earlier: Sequence[dict[str, Any]], later: Sequence[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The nearest earlier image with another id, else the nearest later one."""
-    return next((one for one in [*reversed(earlier), *later] if one["id"] != image_id), None)
-
-
 def _as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _write_list(path: Path, content: list[dict[str, Any]]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    unfinished.replace(path)

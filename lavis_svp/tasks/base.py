@@ -22,7 +22,7 @@ from torch import distributed
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.datasets.disjoint import AUTO, make_disjoint
-from lavis_svp.metrics.records import Record, write_json
+from lavis_svp.metrics.records import Record, write_json, write_records
 from lavis_svp.zoo.shipped import shipped_facts
 
 MODEL_SECTIONS = (
@@ -91,7 +91,7 @@ class SvpTask(BaseTask):
         return datasets
 
     def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """Let the model prepare itself, and record which images were held out in the run's folder."""
+        """Let the model prepare itself, and record in the run's folder which images were held out."""
         if hasattr(model, "before_training"):
             model.before_training(dataset=dataset, task_type=type(self))
         if self._held_out is not None and is_main_process():
@@ -115,11 +115,7 @@ class SvpTask(BaseTask):
         return output["loss"], losses | ({"stats": dict(output["stats"])} if "stats" in output else {})
 
     def _train_inner_loop(self, *args: Any, **kwargs: Any) -> dict[str, str]:
-        """Refuse LAVIS's own training loop, which counts micro-batches and schedules by epoch.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuse LAVIS's own training loop, which counts micro-batches and schedules by epoch."""
         raise ValueError("This task trains with run.runner: runner_svp or runner_deepspeed, not with LAVIS's runners.")
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
@@ -127,13 +123,26 @@ class SvpTask(BaseTask):
         super().before_evaluation(model=model, dataset=dataset, **kwargs)
         self._dataset = dataset
 
+    def _write_result(
+        self,
+        split_name: str,
+        epoch: int | str,
+        records: list[Record],
+        result: Mapping[str, Any],
+        scores: Mapping[str, float],
+        **facts: Any,
+    ) -> None:
+        """Write ``<split>_<epoch>.jsonl`` and ``.summary.json``, and a line of scores in the run's ``evaluate.txt``."""
+        stem = result_folder("result_dir") / f"{split_name}_{epoch}"
+        run = {"split": split_name, "epoch": epoch, **self.settings, **run_facts(), **facts}
+        write_records(f"{stem}.jsonl", records)
+        write_json(f"{stem}.summary.json", {"run": run, **result})
+        with open(result_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
+            log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
+
 
 def result_folder(name: str) -> Path:
-    """Look up a folder that the runner registered with LAVIS, such as "result_dir".
-
-    Raises:
-        ValueError: no runner registered it.
-    """
+    """Look up a folder that the runner registered with LAVIS, such as "result_dir"; a ValueError if none did."""
     path = registry.get_path(name)
     if path is None:
         raise ValueError(
@@ -141,12 +150,6 @@ def result_folder(name: str) -> Path:
             f'or call registry.register_path("{name}", folder) first.'
         )
     return Path(path)
-
-
-def log_evaluation(split_name: str, epoch: int | str, scores: Mapping[str, float]) -> None:
-    """Append the scores of one evaluation to ``evaluate.txt`` in the output folder, one JSON object a line."""
-    with open(result_folder("output_dir") / "evaluate.txt", "a", encoding="utf-8") as log:
-        log.write(json.dumps({"split": split_name, "epoch": epoch, **scores}) + "\n")
 
 
 def gather_records(records: list[Record]) -> list[list[Record]]:

@@ -13,7 +13,7 @@ from lavis_svp.common.visualization import contact_sheet, panel, save_png
 from lavis_svp.metrics.masks import iou
 from lavis_svp.metrics.records import Record
 from lavis_svp.metrics.scores import image_of
-from lavis_svp.tasks.scoring import Prediction
+from lavis_svp.models.outputs import MaskPrediction
 
 
 class Gallery:
@@ -28,7 +28,7 @@ class Gallery:
         self._panels: dict[str, dict[Hashable, Image.Image]] = {}
 
     def offer(
-        self, record: Record, read_image: Callable[[], np.ndarray], prediction: Prediction, truth: np.ndarray
+        self, record: Record, read_image: Callable[[], np.ndarray], prediction: MaskPrediction, truth: np.ndarray
     ) -> None:
         """Draw an expression if its kind still needs one from this image.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,17 +16,17 @@ from lavis.common.registry import registry
 from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
+from lavis_svp.common.options import check_whole_number
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.metrics import format_summary, merge_records, summary
 from lavis_svp.metrics.bootstrap import Bootstrap
-from lavis_svp.metrics.records import MODES, Record, record_line, write_json, write_records
-from lavis_svp.tasks.base import SvpTask, gather_records, log_evaluation, result_folder, run_facts
+from lavis_svp.metrics.records import MODES, Record, record_line
+from lavis_svp.tasks.base import SvpTask, gather_records, result_folder
 from lavis_svp.tasks.gallery import Gallery
 from lavis_svp.tasks.scoring import merge_modes, score_image, timed_predictions
 
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
 """Scores of the headline that LAVIS's log shows next to ``agg_metrics``."""
-
 
 EVAL_MODES = (*MODES, "both")
 
@@ -50,8 +49,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.mode not in EVAL_MODES:
             raise unknown_name("evaluation mode (run.eval.mode)", self.mode, EVAL_MODES)
-        if isinstance(self.num_visualise, bool) or not isinstance(self.num_visualise, int) or self.num_visualise < 0:
-            raise ValueError(f"run.eval.num_visualise must be a number from 0 up, got {self.num_visualise!r}.")
+        check_whole_number("run.eval.num_visualise", self.num_visualise, 0)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -82,11 +80,7 @@ class ReferringSegmentationTask(SvpTask):
         self._inputs_cached = False
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Record]:
-        """Predict and score a batch.
-
-        Args:
-            model: has ``predict_masks``; not wrapped in DDP.
-            samples: a batch as the data sets collate it, with ``masks``.
+        """Predict and score a batch with ``masks``; the model is not wrapped in DDP.
 
         Returns:
             one record per expression; with mode "both", its field ``teacher_forced`` holds the teacher-forced result.
@@ -95,20 +89,13 @@ class ReferringSegmentationTask(SvpTask):
 
     @torch.no_grad()
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Record]:
-        """Score this process's share of a split; write each record at once, and draw some.
-
-        Args:
-            model: as for :meth:`valid_step`.
-            data_loader: gives batches.
-            cuda_enabled: move batches to CUDA.
-        """
+        """Score this process's share of a split; write each record at once, and draw some."""
         main = is_main_process()
         self._gallery = Gallery(self.options.num_visualise if main else 0)
         records: list[Record] = []
-        with ExitStack() as stack:
-            path = self._unfinished()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = stack.enter_context(open(path, "w", encoding="utf-8"))
+        path = self._unfinished()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as lines:
             for batch in tqdm(data_loader, desc="Evaluating", unit="batch", mininterval=1, disable=not main):
                 samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
                 self._inputs_cached = "frozen" in samples
@@ -143,8 +130,9 @@ class ReferringSegmentationTask(SvpTask):
         result = summary(records, self.options.bootstrap)
         scores = _for_log(result)
         if is_main_process():
-            self._write(records, result, split_name, epoch)
-            log_evaluation(split_name, epoch, scores)
+            facts = {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
+            self._write_result(split_name, epoch, records, result, scores, **facts)
+            self.drawn_images = self._gallery.save(result_folder("result_dir") / "images" / split_name)
             print(format_summary(result, split_name), flush=True)
             print(f"Records, summary and images: {result_folder('result_dir')}", flush=True)
         self._unfinished().unlink(missing_ok=True)
@@ -159,22 +147,13 @@ class ReferringSegmentationTask(SvpTask):
                 first, *others = (rows[number] for rows in by_mode)
                 yield merge_modes(first, others[0]) if others else first, index, number, prediction
 
-    def _write(self, records: list[Record], result: dict[str, Any], split_name: str, epoch: int | str) -> None:
-        folder, stem = result_folder("result_dir"), f"{split_name}_{epoch}"
-        write_records(folder / f"{stem}.jsonl", records)
-        facts = {"split": split_name, "epoch": epoch, **self.settings, **run_facts()}
-        facts |= {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
-        write_json(folder / f"{stem}.summary.json", {"run": facts, **result})
-        self.drawn_images = self._gallery.save(folder / "images" / split_name)
-
     def _expected_ids(self, split_name: str) -> list[str] | None:
-        ids = getattr(self._dataset, "expression_ids", None)
-        if ids is None:
+        if not hasattr(self._dataset, "expression_ids"):
             logging.warning(
                 "The data set of split '%s' has no expression_ids(): missing ones stay unnoticed.", split_name
             )
             return None
-        return list(ids())
+        return list(self._dataset.expression_ids())
 
     def _image(self, samples: Mapping[str, Any], index: int) -> np.ndarray:
         """The image to draw on, (H, W, 3) uint8: the model's input without padding, or else the image file."""

@@ -6,13 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from lavis_svp.metrics.masks import attribute_reader_iou, mask_counts, pick_correct, random_object_iou
 from lavis_svp.metrics.records import Record
+from lavis_svp.models.outputs import MaskPrediction
 from lavis_svp.superpixels.evaluation import single_ceiling, union_ceiling
 from lavis_svp.superpixels.region_map import RegionMap
 
@@ -22,32 +23,13 @@ ANSWER_FIELDS = (
 """Fields of a record that depend on the mode; all others describe the expression."""
 
 
-class Prediction(Protocol):
-    """A model's answer to one expression, as ``MaskPrediction`` of the models has it."""
-
-    mask: np.ndarray
-    score: float
-    answered: bool
-    text: str
-    pick: int | None
-    region_map: RegionMap | None
-    tokens: int
-
-
-class SegmentationModel(Protocol):
-    """The method of a model that evaluation calls."""
-
-    def predict_masks(self, samples: Mapping[str, Any], mode: str) -> Sequence[Sequence[Prediction]]:
-        """Return one prediction for each expression of each image."""
-
-
 def timed_predictions(
-    model: SegmentationModel, samples: Mapping[str, Any], mode: str
-) -> tuple[Sequence[Sequence[Prediction]], float]:
+    model: Any, samples: Mapping[str, Any], mode: str
+) -> tuple[Sequence[Sequence[MaskPrediction]], float]:
     """Predict a batch, and check that there is a prediction for every expression.
 
     Args:
-        model: not wrapped in DDP.
+        model: has ``predict_masks``; not wrapped in DDP.
         samples: a batch.
         mode: "generative" or "teacher_forced".
 
@@ -60,7 +42,7 @@ def timed_predictions(
     """
     _wait_for_cuda()
     start = time.perf_counter()
-    predictions = model.predict_masks(samples, mode=mode)
+    predictions: Sequence[Sequence[MaskPrediction]] = model.predict_masks(samples, mode=mode)
     _wait_for_cuda()
     seconds = time.perf_counter() - start
     expected = [len(texts) for texts in samples["text_input"]]
@@ -71,7 +53,7 @@ def timed_predictions(
 
 
 def score_image(
-    samples: Mapping[str, Any], index: int, predictions: Sequence[Prediction], mode: str, ms: float
+    samples: Mapping[str, Any], index: int, predictions: Sequence[MaskPrediction], mode: str, ms: float
 ) -> list[Record]:
     """Score one image's predictions at its original size.
 
@@ -97,14 +79,17 @@ def merge_modes(main: Record, other: Record) -> Record:
 
 
 def _score_expression(
-    samples: Mapping[str, Any], index: int, number: int, prediction: Prediction, mode: str, ms: float
+    samples: Mapping[str, Any], index: int, number: int, prediction: MaskPrediction, mode: str, ms: float
 ) -> Record:
     name = samples["expression_ids"][index][number]
     target = samples["masks"][index][number]
     where = f"Expression {name} of {samples['file_name'][index]}: "
+    regions = prediction.region_map
+    if regions is None and "region_map" in samples:  # a model without superpixels: the cache's give the ceilings
+        regions = samples["region_map"][index]
     try:
         counts = mask_counts(prediction.mask, target)
-        region_scores = _region_scores(_region_map(samples, index, prediction), prediction.pick, target)
+        region_scores = _region_scores(regions, prediction.pick, target)
     except ValueError as error:
         raise ValueError(where + str(error)) from error
     if counts.pred_area and not prediction.answered:
@@ -125,19 +110,12 @@ def _score_expression(
         "answered": bool(prediction.answered),
         "text": prediction.text,
         **counts._asdict(),
-        "score": _finite(prediction.score),
+        "score": float(prediction.score) if math.isfinite(prediction.score) else None,  # JSON has no NaN
         "tokens": int(prediction.tokens),
         **region_scores,
         **_baselines(samples, index, number),
         "ms": ms,
     }
-
-
-def _region_map(samples: Mapping[str, Any], index: int, prediction: Prediction) -> RegionMap | None:
-    """The superpixels that the model used; for a model that uses none, those of the cache."""
-    if prediction.region_map is not None:
-        return prediction.region_map
-    return samples["region_map"][index] if "region_map" in samples else None
 
 
 def _region_scores(regions: RegionMap | None, pick: int | None, target: np.ndarray) -> dict[str, Any]:
@@ -158,21 +136,14 @@ def _region_scores(regions: RegionMap | None, pick: int | None, target: np.ndarr
 
 def _baselines(samples: Mapping[str, Any], index: int, number: int) -> dict[str, float | None]:
     """Scores of answers that know no positions; None where the data set has no objects or candidates."""
-    instances = samples["instances"][index] if samples.get("instances") else None
+    instances, candidates = (samples[key][index] if samples.get(key) else None for key in ("instances", "candidates"))
     if instances is None:
         return {"baseline_random": None, "baseline_attribute": None}
     labels, target = instances["labels"], samples["masks"][index][number]
-    candidates = samples["candidates"][index] if samples.get("candidates") else None
     return {
         "baseline_random": random_object_iou(labels, target),
         "baseline_attribute": None if candidates is None else attribute_reader_iou(labels, target, candidates[number]),
     }
-
-
-def _finite(score: float) -> float | None:
-    """Turn a diverged model's NaN into None, because JSON has no NaN."""
-    value = float(score)
-    return value if math.isfinite(value) else None
 
 
 def _wait_for_cuda() -> None:

@@ -150,10 +150,11 @@ def with_published_colors(family: VisionFamily, source: str | os.PathLike[str]) 
         return family
     try:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
-        for field in ("mean", "std"):
-            if (published := settings.get(f"image_{field}")) is not None:
-                red, green, blue = (float(value) for value in published)
-                family = replace(family, **{field: (red, green, blue)})
+        colors = []
+        for field, usual in (("image_mean", family.mean), ("image_std", family.std)):
+            published = settings.get(field)
+            red, green, blue = (float(value) for value in (usual if published is None else published))
+            colors.append((red, green, blue))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} does not say how to normalise images ({error}). Download it again.") from error
-    return family
+    return replace(family, mean=colors[0], std=colors[1])

@@ -57,10 +57,11 @@ class FeatureCache:
         text = _header_text(settings)
         self.folder = Path(root) / _digest(text)
         header = self.folder / HEADER
-        if header.is_file() and header.read_text() != text:
+        if not header.is_file():
+            with write_whole(header) as draft:
+                draft.write_text(text)
+        elif header.read_text() != text:
             raise ValueError(f"{header} holds other settings than these; delete {self.folder} or use another root.")
-        with write_whole(header) as draft:
-            draft.write_text(text)
 
     def path(self, image_key: str) -> Path:
         """Where the features of an image are."""
@@ -143,8 +144,10 @@ def check_precomputed(extractor: FrozenFeatureExtractor, datasets: Datasets) -> 
         splits = [(name, split) for name, by_split in datasets.items() for split in by_split.values()]
         stored = [(name, precomputed_of(split, kind)) for name, split in splits]
         stored = [(name, store) for name, store in stored if store is not None]  # an empty one is false, but present
-        expected = maker.settings() if stored and maker is not None else None  # computes the digests of weights: once
-        for name, store in stored if expected is not None else []:
+        if maker is None or not stored:
+            continue
+        expected = maker.settings()  # computes the digests of weights: once
+        for name, store in stored:
             try:
                 check_settings(store.settings, expected, f"data set {name}", kind)
             except ValueError as error:
@@ -237,6 +240,7 @@ def _fill_features(writer: FeatureWriter, split: Any, rank: int, world: int) -> 
     logging.info("Computing frozen features of %d images into %s", len(missing), writer.features.folder)
     on_cpu = next(writer.extractor.parameters()).device.type == "cpu"
     workers = min(os.cpu_count() or 1, MAX_WORKERS) if on_cpu and world == 1 else 1
+    faults: Iterator[str | None]
     if workers == 1 or len(missing) < MIN_IMAGES_FOR_WORKERS:
         faults = (_write(writer, _may_skip(split), file, key) for file, key in missing)
     else:

@@ -24,8 +24,8 @@ from transformers.image_processing_utils import get_patch_output_size
 from transformers.image_utils import ChannelDimension
 
 from lavis_svp.hosts import swap_projector
-from lavis_svp.hosts.anyres import assemble, squared_canvas, tiled_canvas
-from lavis_svp.hosts.llava_next import max_views, onevision_canvases
+from lavis_svp.hosts.anyres import assemble, lay_out, squared_canvas, tiled_canvas
+from lavis_svp.hosts.llava_next import max_views
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.superpixels import RegionMap
 
@@ -269,13 +269,13 @@ def test_llava_next_also_works_with_its_fast_image_processor(llava_next, image):
 
 def test_onevision_tiles_a_single_image_and_shows_several_whole():
     sizes, canvas_sizes = [(50, 60), (20, 60), (60, 18), (90, 80)], [[28, 28], [56, 56]]
-    canvases = onevision_canvases(sizes, [1, 2, 1], canvas_sizes, 28, 9)
+    canvases = lay_out(sizes, [1, 2, 1], canvas_sizes, 28, 9)
     assert [canvas.base for canvas in canvases] == [True, False, False, True]
     assert [canvas.views for canvas in canvases] == [5, 1, 1, 5]
     assert canvases[1].grid == (2, 3) and canvases[2].grid == (3, 2)  # without the padding
-    assert all(canvas.base for canvas in onevision_canvases(sizes, None, canvas_sizes, 28, 9))
+    assert all(canvas.base for canvas in lay_out(sizes, None, canvas_sizes, 28, 9))
     with pytest.raises(ValueError, match="3 images"):
-        onevision_canvases(sizes, [1, 2], canvas_sizes, 28, 9)
+        lay_out(sizes, [1, 2], canvas_sizes, 28, 9)
 
 
 def test_the_pooling_setting_of_onevision():

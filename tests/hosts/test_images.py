@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import (
     as_arrays,
     build_generator,
@@ -20,6 +19,7 @@ from lavis_svp.hosts.images import (
     tower_features,
     tower_grid,
 )
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.superpixels import RegionMap
 
 

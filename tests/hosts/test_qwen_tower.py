@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.qwen_tower import PatchOrder, image_grids, qwen_features
+from lavis_svp.hosts.swap import SwapConfig
 
 GRIDS = torch.tensor([[1, 6, 10], [1, 2, 4], [1, 10, 4]])
 PLAIN = SwapConfig("mlp", 32, 32, (4, 4))

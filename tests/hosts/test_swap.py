@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from transformers import LlavaConfig
 
-from lavis_svp.hosts.swap import SwapConfig, swapped_config
 from lavis_svp.hosts.llava import SvpLlavaConfig
-from lavis_svp.hosts.swap import copy_head
+from lavis_svp.hosts.swap import SwapConfig, copy_head, swapped_config
 from lavis_svp.projectors import build_projector
 
 SWAP = SwapConfig("svp", 16, 8, (6, 4), {"ssa": "none"}, {"name": "slic"}, (1, 2))

@@ -16,9 +16,6 @@ def test_four_cases_one_by_one(four_cases):
     assert scores.ciou([both_empty, found]) == 0.4
     assert scores.ciou([false_alarm, found]) == 40 / (100 + 30)  # the predicted area joins the union
     assert scores.ciou([missed, found]) == 40 / (100 + 50)  # so does the missed target
-    assert scores.no_target_accuracy(four_cases) == 0.5
-    assert scores.target_accuracy(four_cases) == 0.5
-    assert scores.seg_miss_rate(four_cases) == 0.5  # the right silence of "both empty" is no miss
 
 
 def test_group_of_the_four_cases(four_cases):
@@ -27,6 +24,8 @@ def test_group_of_the_four_cases(four_cases):
     assert group["giou"] == pytest.approx((1 + 0 + 0 + 0.4) / 4)
     assert group["ciou"] == pytest.approx(40 / (30 + 50 + 100))
     assert group["pr@0.5"] == 0.0
+    assert group["n_acc"] == group["t_acc"] == 0.5
+    assert group["seg_miss_rate"] == 0.5  # the right silence of "both empty" is no miss
 
 
 def test_precision_counts_the_threshold_itself_and_targets_only(make_record):

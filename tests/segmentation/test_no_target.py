@@ -110,5 +110,5 @@ def test_a_calibration_that_is_none_is_refused(tmp_path, entry):
 def test_only_the_probe_s_result_calibrates(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="absence"):
+    with pytest.raises(ValueError, match="no-target"):
         read_fit(path)

@@ -141,7 +141,7 @@ def test_train_step_passes_statistics_on(images, set_model):
     [
         ({"mode": "teacher-forced"}, "Did you mean 'teacher_forced'"),
         ({"num_visualize": 3}, "did you mean 'num_visualise'"),
-        ({"num_visualise": -1}, "from 0 up, got -1"),
+        ({"num_visualise": -1}, "at least 0, got -1"),
         ({"bootstrap": {"resamples": 0}}, "resamples >= 1"),
         ({"bootstrap": {"draws": 10}}, "run.eval.bootstrap"),
         ("generative", "run.eval must be a mapping"),

@@ -101,7 +101,7 @@ def test_what_came_with_the_data_is_refused_if_the_model_would_not_make_it(make_
     with pytest.raises(ValueError, match=rf"data set mine holds {kind} .*other: 1"):
         check_precomputed(extractor, {"mine": {"train": given}})
     with pytest.raises(ValueError, match=r"datasets\.mine\.build_info\.use_stored=false"):
-        attach_precomputed(extractor, {"mine": {"train": given}})
+        attach_precomputed(extractor, {"mine": {"train": given, "val": make_split(["a.png"])}})
 
 
 @pytest.mark.parametrize("superpixels", [{"name": "grid", "rows": 2, "cols": 2}, {"name": "sam", "points_per_side": 2}])

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tarfile
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from lavis_svp.common.images import decode_image
-from lavis_svp.datasets.refcoco_writer import PART
+from lavis_svp.common.paths import write_whole
 from lavis_svp.datasets.sampling import SetupError
 from lavis_svp.datasets.shards.format import (
     FEATURES,
@@ -168,7 +167,7 @@ def scan(path: Path) -> list[Sample]:
 def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     """Make sure that the folder is this conversion's, mark it so, and return the sha256 of each finished shard."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f".*{PART}"):
+    for left in folder.glob(".*.tmp"):
         left.unlink()  # of a conversion that was killed
     unfinished = folder / UNFINISHED
     stored, sums = settings, {}
@@ -206,12 +205,11 @@ def _finished(path: Path, images: Sequence[ReferredImage], known: str | None) ->
 
 
 def _write_shard(plan: Conversion, path: Path, images: Sequence[ReferredImage], bar: tqdm) -> list[dict[str, Any]]:
-    """Write one shard next to its place, then rename it; return the images that had to be left out."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
+    """Write one shard; return the images that had to be left out."""
     left_out = []
-    try:
+    with write_whole(path) as draft:
         # the same images give the same bytes: no times, no owner
-        with open(part, "wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
+        with open(draft, "wb") as file, TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
             for image in images:
                 try:
                     writer.write({"__key__": sample_key(image.split, image.image_id), **_members(plan, image)})
@@ -223,11 +221,8 @@ def _write_shard(plan: Conversion, path: Path, images: Sequence[ReferredImage], 
                     place = {"image_id": image.image_id, "split": image.split, "file_name": image.file_name}
                     left_out.append({**place, "reason": f"{type(error).__name__}: {error}"})
                 bar.update()
-        with open(part, "rb") as written:
+        with open(draft, "rb") as written:
             os.fsync(written.fileno())  # or a power cut leaves a whole name with half the content
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return left_out
 
 

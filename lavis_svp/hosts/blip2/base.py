@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, load_trained_state, shorten, trained_state
 from lavis_svp.hosts.blip2.parts import Vision, build_checked_projector, vision_grid
-from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.hosts.images import build_generator
+from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.models.checkpoint import find_weights, read_weights
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, VisualTokens
 from lavis_svp.projectors.layers import patch_order
@@ -33,7 +33,7 @@ IGNORED = -100
 
 
 class ProjectedBlip2(Blip2Base):
-    """A BLIP-2 without Q-Former. Subclasses add the language model and implement :meth:`write`.
+    """A BLIP-2 without Q-Former. Subclasses add the language model and :attr:`write`.
 
     The vision encoder's patches, without CLS, go through a projector under LAVIS's own name, so that checkpoints have
     ``opt_proj.…`` or ``t5_proj.…`` as BLIP-2's do. The superpixels are computed from ``samples["image"]``,
@@ -48,6 +48,9 @@ class ProjectedBlip2(Blip2Base):
 
     answer_length_penalty: ClassVar[float]
     """LAVIS's length penalty of answers."""
+    write: Any
+    """(visual, prompts, min_tokens, **decoding) -> texts: generate a text of at least ``min_tokens`` tokens after each
+    image and prompt, with arguments of transformers' ``generate``."""
     prompt: str
     _apply_lemmatizer: bool = False  # LAVIS's name
 
@@ -207,17 +210,6 @@ class ProjectedBlip2(Blip2Base):
         )
         return self._lemmatize(answers) if self._apply_lemmatizer else answers
 
-    def write(self, visual: VisualTokens, prompts: list[str], min_tokens: int, **decoding: Any) -> list[str]:
-        """Generate a text after each image and prompt.
-
-        Args:
-            visual: visual tokens of B images.
-            prompts: B texts.
-            min_tokens: smallest number of tokens.
-            decoding: arguments of transformers' ``generate``.
-        """
-        raise NotImplementedError
-
     def prompts(self, samples: Mapping[str, Any], default: str) -> list[str]:
         """Return one prompt per image: ``samples["prompt"]`` (a text, or one for each), or the default.
 
@@ -249,10 +241,7 @@ class ProjectedBlip2(Blip2Base):
     # ---------------------------------------------------------------- weights
 
     def load_from_pretrained(self, url_or_filename: str) -> None:
-        """Start from a BLIP-2 of LAVIS, without its Q-Former and projection, or from an earlier stage.
-
-        Args:
-            url_or_filename: a checkpoint, its folder, or a URL, which LAVIS downloads.
+        """Start from a BLIP-2 of LAVIS (file, folder or URL), without its Q-Former and projection, or an earlier stage.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -292,11 +281,7 @@ class ProjectedBlip2(Blip2Base):
         logging.info("Loaded trained weights from %s", url_or_filename)
 
     def load_checkpoint_from_config(self, cfg: Any, **kwargs: Any) -> None:
-        """Load the checkpoints whose flags are set in a ``model:`` section.
-
-        Raises:
-            ValueError: a flag is set without a path.
-        """
+        """Load the checkpoints whose flags are set in a ``model:`` section; each needs a path."""
         for flag, key, load in (
             ("load_pretrained", "pretrained", self.load_from_pretrained),
             ("load_finetuned", "finetuned", self.load_checkpoint),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -102,11 +102,7 @@ T = TypeVar("T", bound=Blip2Options)
 
 
 def read_blip2_options(cls: type[T], cfg: Any) -> T:
-    """Read a ``model:`` section without LAVIS's own keys.
-
-    Args:
-        cls: the options class of the language model.
-        cfg: the section.
+    """Read a ``model:`` section, without LAVIS's own keys, as the options ``cls`` of a language model.
 
     Raises:
         ValueError: a key is unknown or a value is invalid.
@@ -128,11 +124,7 @@ class Vision(NamedTuple):
 
 
 def build_vision(options: Blip2Options) -> Vision:
-    """Build the vision encoder: LAVIS's with a trainable norm, or one of lavis-svp's, whose features are normalised.
-
-    Raises:
-        UnknownNameError, ValueError: see :func:`build_vision_encoder`.
-    """
+    """Build the vision encoder: LAVIS's with a trainable norm, or one of lavis-svp's, whose features are normalised."""
     if options.vit_model not in LAVIS_ENCODERS:
         return Vision(build_vision_encoder(options.vit_model, options.image_size, levels=options.levels), nn.Identity())
     encoder, norm = Blip2Base.init_vision_encoder(
@@ -163,40 +155,27 @@ def vision_grid(encoder: Any) -> Grid:
     return side, side
 
 
-def blip2_swap_config(
-    vision: Vision,
-    language: Any,
-    projector: Mapping[str, Any],
-    superpixels: Mapping[str, Any],
-    levels: Sequence[int] = (),
-) -> SwapConfig:
-    """Describe a projector between a vision encoder and a language model.
+def text_width(language: Any) -> int:
+    """Read the width D of the embeddings of OPT or T5."""
+    return language.get_input_embeddings().embedding_dim
 
-    Args:
-        vision: the encoder, for width and grid.
-        language: OPT or T5, for its width.
-        projector: ``name`` of a registered projector and its options.
-        superpixels: ``name`` of a superpixel generator and its options.
-        levels: layers of the encoder, for projectors that fuse several.
-    """
+
+def blip2_swap_config(vision: Vision, language: Any, options: Blip2Options) -> SwapConfig:
+    """Describe the projector of a ``model:`` section between its vision encoder and its language model."""
+    own = {key: value for key, value in options.projector.items() if key != "name"}
     return SwapConfig(
-        name=projector["name"],
+        name=options.projector["name"],
         vision_dim=vision_dim(vision.visual_encoder),
-        llm_dim=language.get_input_embeddings().embedding_dim,
+        llm_dim=text_width(language),
         grid=vision_grid(vision.visual_encoder),
-        options={key: value for key, value in projector.items() if key != "name"},
-        superpixels=superpixels,
-        levels=tuple(levels),
+        options=own,
+        superpixels=options.superpixels,
+        levels=options.levels,
     )
 
 
 def build_checked_projector(swap: SwapConfig, encoder: nn.Module) -> Projector:
-    """Build a projector for an encoder.
-
-    Raises:
-        UnknownNameError, ValueError: see :meth:`SwapConfig.build`.
-        ValueError: the projector needs more of the encoder than LAVIS's encoders give.
-    """
+    """Build a projector; a ValueError if it needs more of the encoder than LAVIS's encoders give."""
     projector = swap.build()
     lacking = sorted(projector.requires & ENCODER_OUTPUTS)  # LAVIS's encoders give patches alone
     if lacking and not isinstance(encoder, VisionEncoder):

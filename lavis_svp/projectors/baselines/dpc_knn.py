@@ -105,10 +105,7 @@ def peak_scores(distances: Tensor, valid: Tensor, neighbours: int) -> Tensor:
     of higher density, for the densest one its distance to the farthest. Of equal densities, that of the smaller index
     counts as higher. Logarithms, since densities of unnormalised features underflow.
 
-    Args:
-        distances: (B, N, N) of :func:`squared_distances`.
-        valid: (B, N) bool.
-        neighbours: k; an image with fewer other patches uses all of them.
+    ``distances`` are those of :func:`squared_distances`; an image with fewer than k other patches uses all of them.
 
     Returns:
         (B, N) float32; the lowest finite number where the separation is 0, minus infinity where a patch is not valid.

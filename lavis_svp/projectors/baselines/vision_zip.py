@@ -74,12 +74,9 @@ def dominant_patches(attention: Tensor, valid: Tensor, count: int) -> Tensor:
 
 
 def merged_patches(keys: Tensor, rest: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose evenly spaced targets among the patches that are left, and the patches that join each.
+    """Choose at most ``count`` evenly spaced targets among the patches that are left, and the patches that join each.
 
-    Args:
-        keys: (B, N, K), compared by cosine.
-        rest: (B, N) bool, the patches that are left.
-        count: upper bound of the targets; an image with fewer patches left has one for each.
+    ``rest``, (B, N) bool, are the patches that are left; ``keys``, (B, N, K), are compared by cosine.
 
     Returns:
         (B, count, N) float32 the target itself; (B, count, N) float32 the patches that join it; (B, count) bool

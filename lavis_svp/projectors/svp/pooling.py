@@ -96,14 +96,8 @@ def with_whole_image(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Sup
 def raster_order(mean_weights: Tensor, valid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Order superpixels by the patch row that the centroid lies in, then by the centroid's column, then by index.
 
-    Args:
-        mean_weights: (B, S, N) of :func:`lavis_svp.projectors.layers.pooling_weights`.
-        valid: (B, S) bool; padded superpixels go last.
-        rows: (B, N) row of each patch in its grid.
-        columns: (B, N) column of each patch.
-
-    Returns:
-        (B, S) int64; token t is superpixel order[b, t].
+    Weights are (B, S, N), ``rows`` and ``columns`` of the patches (B, N); superpixels that are not ``valid`` (B, S) go
+    last. In the result, (B, S) int64, token t is superpixel order[b, t].
     """
     places = centroids(mean_weights, rows, columns)  # (B, S, 2)
     order = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)  # (B, S)

@@ -85,7 +85,8 @@ class _PromptedImage:
         for index in masks.passes_iou.nonzero()[:, 0].split(group):  # one empty group if none passes
             few = DecodedMasks(*(values[index] for values in masks))
             scores = score_masks(few._replace(logits=self.to_image(few.logits)), self.options)
-            yield ScoredMasks(*(values[scores.passes] for values in scores))
+            kept = scores.passes.nonzero()[:, 0]
+            yield ScoredMasks(*(values[kept] for values in scores))
 
     def finish(self, parts: list[ScoredMasks], done: np.ndarray) -> Candidates:
         """Await the first pass, of the points ``done``, and run the second."""

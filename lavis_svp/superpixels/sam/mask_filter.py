@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,31 +25,19 @@ _BIT_VALUES = tuple(2**bit for bit in reversed(range(_BITS)))  # numpy.packbits'
 
 
 class DecodedMasks(NamedTuple):
-    """The decoder's m masks, untested.
+    """The decoder's m masks over the image only, without padding, and whether SAM predicts a high enough IoU."""
 
-    Args:
-        logits: (m, h, w) float32 over the image only.
-        passes_iou: (m,) bool, whether SAM predicts a high enough IoU.
-        ious: (m,) float32.
-        levels: (m,) int64.
-        points: (m,) int64.
-    """
-
-    logits: Tensor
-    passes_iou: Tensor
-    ious: Tensor
-    levels: Tensor
-    points: Tensor
+    logits: Tensor  # (m, h, w) float32
+    passes_iou: Tensor  # (m,) bool
+    ious: Tensor  # (m,) float32
+    levels: Tensor  # (m,) int64
+    points: Tensor  # (m,) int64
 
 
 class ScoredMasks(NamedTuple):
-    """Verdicts on m masks, and what is needed later of those that pass: the fields of :class:`Candidates`.
+    """Whether each of m masks passes all tests, and the fields of :class:`Candidates`."""
 
-    Args:
-        passes: (m,) bool, whether a mask passes all tests.
-    """
-
-    passes: Tensor
+    passes: Tensor  # (m,) bool
     packed: Tensor
     areas: Tensor
     boxes: Tensor
@@ -102,28 +90,23 @@ class Candidates:
     @staticmethod
     def concatenate(parts: Sequence[Candidates]) -> Candidates:
         """Join the candidates of several passes, at least one."""
-        return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS})
+        joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        return replace(parts[0], **joined)
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenMasks:
-    """The masks that go into the region map; they may overlap.
+    """The K >= 0 masks that go into the region map; they may overlap.
 
-    Args:
-        masks: (K, h, w) bool, K may be 0.
-        areas: (K,) int64 pixels.
-        ious: (K,) float64.
-        levels: (K,) int64.
-        points: (K,) int64.
-        contained: (K,) bool, whether the containment filter would drop the mask (False where it has dropped masks).
+    ``contained`` marks those that the containment filter would drop; none where it has dropped them.
     """
 
-    masks: np.ndarray
-    areas: np.ndarray
-    ious: np.ndarray
-    levels: np.ndarray
-    points: np.ndarray
-    contained: np.ndarray
+    masks: np.ndarray  # (K, h, w) bool
+    areas: np.ndarray  # (K,) int64 pixels
+    ious: np.ndarray  # (K,) float64
+    levels: np.ndarray  # (K,) int64
+    points: np.ndarray  # (K,) int64
+    contained: np.ndarray  # (K,) bool
 
     def __len__(self) -> int:
         return len(self.areas)

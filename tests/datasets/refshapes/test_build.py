@@ -195,7 +195,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(refcoco_writer.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         refcoco_writer.write_json(path, {"new": 2})
     assert path.read_text() == '{"old": 1}'

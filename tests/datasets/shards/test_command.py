@@ -113,7 +113,7 @@ def test_killed_for_real_and_run_again(tree, tmp_path, shards):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    (tmp_path / "out" / ".train-000000.tar.0.part").write_bytes(b"half")
+    (tmp_path / "out" / ".train-000000.tar.0.tmp").write_bytes(b"half")
     assert start(tmp_path / "out").wait() == start(tmp_path / "whole").wait() == 0
     written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == written
