@@ -56,7 +56,15 @@ def test_a_transformers_that_cannot_work_is_named(monkeypatch, version, named):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["import lavis_svp.runners.optimizer", "from lavis.models import model_zoo"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import lavis_svp.runners.optimizer",
+        "import lavis_svp.processors.image",
+        "import lavis_svp.datasets.builders",
+        "from lavis.models import model_zoo",
+    ],
+)
 def test_any_import_order_registers_once(first):
     code = f"import lavis_svp; {first}; from lavis.common.registry import registry as r; print(r.list_runners())"
     result = run_python(code)

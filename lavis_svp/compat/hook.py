@@ -82,9 +82,12 @@ class PackageLoader(_WrappedLoader):
     """Loads a package of this plugin after LAVIS."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Import LAVIS, which registers all packages, then load this one."""
-        importlib.import_module("lavis")
-        self._loader.exec_module(module)
+        """Import LAVIS first, if that has not begun; its import registers all packages, so this one is loaded there."""
+        if "lavis" not in sys.modules:
+            del sys.modules[module.__name__]  # what registers must not meet it half loaded
+            importlib.import_module("lavis")
+        if sys.modules.setdefault(module.__name__, module) is module:
+            self._loader.exec_module(module)
 
 
 def adapt_lavis() -> None:

@@ -12,12 +12,12 @@ from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from omegaconf import OmegaConf
 
-from lavis_svp.common.options import build_options, check_keys, plain
+from lavis_svp.common.options import build_options, check_keys
 from lavis_svp.datasets.layout import MissingDataError, annotation_files, doctor_command, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
-from lavis_svp.datasets.sampling import SamplingOptions, upgrade_sampling
+from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.shards.read import open_shards
 from lavis_svp.datasets.sources import DataSource, ImageFolder, Origin, SuperpixelLookup
 from lavis_svp.superpixels.store import check_settings
@@ -159,11 +159,7 @@ class SectionBuilder(BaseDatasetBuilder):
 
     def settings(self) -> Any:
         """The section in its present state, checked; ``load_dataset`` changes it after construction."""
-        where = f"datasets.{self.name}"
-        section = plain(self.config)
-        if isinstance(section, Mapping):
-            section = upgrade_sampling(section, where)
-        return build_options(self.options_cls, section, where)
+        return build_options(self.options_cls, self.config, f"datasets.{self.name}")
 
     def sections(self, kind: type[T]) -> dict[str, T]:
         """``build_info.annotations`` by LAVIS split name, as dataclasses ``kind``; splits that are null are left out.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -61,33 +60,6 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         check_whole_number("seed", self.seed, 0)
         check_fields(self)
-
-
-def upgrade_sampling(section: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Bring a data set's section of release 0.1 to today's keys, with a warning that names the new ones.
-
-    LAVIS lays a user's section over the default one before a builder sees it, so that a user's ``drawing`` stands
-    next to the default's ``sampling``: the user's keys win.
-
-    Args:
-        section: ``datasets.<name>``; it is not changed.
-        where: its place in the YAML, for the warning.
-    """
-    upgraded = dict(section)
-    old = upgraded.pop("drawing", None)
-    sampling = {**(upgraded.get("sampling") or {}), **(old or {})}
-    renamed = SamplingOptions.RENAMED_KEYS.keys() & sampling.keys()
-    for name in renamed:
-        sampling[SamplingOptions.RENAMED_KEYS[name]] = sampling.pop(name)
-    if old is not None or renamed:
-        upgraded["sampling"] = sampling
-        warnings.warn(
-            f"{where}.drawing is now {where}.sampling, and expressions_per_picture is expressions_per_image; the old "
-            "names work in this release only (docs/migrating.md).",
-            FutureWarning,
-            stacklevel=2,
-        )
-    return upgraded
 
 
 def draw_for_training(count: int, wanted: int, rng: np.random.Generator) -> list[int]:

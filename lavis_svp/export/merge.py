@@ -28,7 +28,6 @@ from lavis_svp.common.checkpoints import read_checkpoint
 from lavis_svp.export.parity import compare, observe
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.checkpoint import find_weights
-from lavis_svp.models.config import parse_model_options
 from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.runners.options import stored_project
 from lavis_svp.runners.project import apply_option, build_config, dot_list, read_project, weights_from_checkpoint
@@ -93,7 +92,6 @@ def merge(
         exported = exported_section(section, model, out.resolve(), embedding_std)
         text = HEADER + OmegaConf.to_yaml(OmegaConf.create({"model": exported}))
         (work / SVP_YAML).write_text(text, encoding="utf-8")
-        parse_model_options(exported)  # the file can be read back
         del model
         unmoved = {**exported, "language": {**exported["language"], "name": str(work)}, "load_finetuned": False}
         again = SvpRis.from_config(OmegaConf.create(unmoved)).eval()
@@ -139,13 +137,8 @@ def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: f
         embedding_std: scale of the visual tokens of the trained model; the folder's embeddings may have another.
     """
     options = json.loads(json.dumps(dataclasses.asdict(model.options)))  # tuples become lists
-    options["language"] |= {
-        "name": str(folder),
-        "num_layers": None,
-        "tuning": "frozen",
-        "train_embeddings": "added",
-        "embedding_std": embedding_std,
-    }
+    language = {"name": str(folder), "num_layers": None, "tuning": "frozen", "train_embeddings": "added"}
+    options["language"] |= {**language, "embedding_std": embedding_std}
     lavis = {
         "arch": section.get("arch", "svp_ris"),
         "model_type": section.get("model_type", "tiny"),
@@ -183,10 +176,7 @@ def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> A
 
 
 def merge_adapters(transformer: nn.Module) -> int:
-    """Merge every LoRA adapter into its layer, by peft's own function, and put the plain layers back.
-
-    Args:
-        transformer: changed in place.
+    """Merge every LoRA adapter of a transformer into its layer, in place, and put the plain layers back.
 
     Returns:
         the number of adapters.

@@ -62,11 +62,7 @@ def observe(model: SvpRis) -> Observation:
 
 
 def probe_samples(side: int) -> dict[str, Any]:
-    """Make two smooth random images in SAM's input; the second covers its upper three quarters.
-
-    Args:
-        side: S, SAM's input side in pixels.
-    """
+    """Make two smooth random images of SAM's input side in pixels; the second covers its upper three quarters."""
     noise = torch.rand(2, 3, BLOBS, BLOBS, generator=torch.Generator().manual_seed(IMAGE_SEED))
     image = torch.ones(2, 4, side, side)
     image[:, :3] = F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -76,12 +72,7 @@ def probe_samples(side: int) -> dict[str, Any]:
 
 
 def compare(before: Observation, after: Observation) -> Difference:
-    """Measure how far two observations differ; infinitely if their shapes do.
-
-    Args:
-        before: of the reference model; it gives the scale.
-        after: of the other model.
-    """
+    """Measure how far two observations differ, on the scale of the first; infinitely if their shapes do."""
     shapes = [[o.tokens.shape, *(m.shape for m in o.masks)] for o in (before, after)]
     if shapes[0] != shapes[1]:
         return Difference(float("inf"), float("inf"), 1.0, len(before.texts))

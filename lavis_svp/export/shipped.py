@@ -70,7 +70,6 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
     if no_target is not None:
         metadata[CALIBRATION_KEY] = read_fit(no_target)
     state = compact(model.checkpoint_state())
-    check_size(state)
     before = observe(model)
     del model
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,21 +87,22 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
-    write_record(target, metadata)
+    readable = {key: json.loads(value) if key in JSON_ENTRIES else value for key, value in metadata.items()}
+    size = target.stat().st_size
+    record = {"file": target.name, "size": size, "sha256": sha256_of(target), **readable}
+    write_json(target.with_suffix(".json"), record)
     print(f"Checkpoint: {path}, {metadata['steps']} steps, seed {metadata['seed']}.")
     print(f"In bf16 against the checkpoint: {difference}.")
-    print(f"{target}: {len(state)} tensors, {target.stat().st_size / 1e6:.1f} MB ({_by_part(state)}).")
+    print(f"{target}: {len(state)} tensors, {size / 1e6:.1f} MB ({_by_part(state)}).")
     return target
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert matrices to bf16, and put all tensors on the CPU, contiguous and without shared memory.
-
-    Args:
-        state: a model's ``checkpoint_state()``.
+    """Convert matrices of a model's state to bf16; all tensors lie on the CPU, contiguous and without shared memory.
 
     Raises:
-        ValueError: it holds a tensor of the frozen half, which the named weights hold.
+        ValueError: the state holds a tensor of the frozen half, which the named weights hold, or takes more than
+            ``MAX_BYTES``; the message then has the size of each part.
     """
     frozen = [name for name in state if part_of(name) == "frozen"]
     if frozen:
@@ -111,21 +111,13 @@ def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: tensor.to(torch.bfloat16) if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
         for name, tensor in state.items()
     }
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in small.items()}
-
-
-def check_size(state: Mapping[str, Tensor]) -> None:
-    """Check that weights take at most ``MAX_BYTES``.
-
-    Raises:
-        ValueError: they take more; the message has the size of each part.
-    """
-    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    total = sum(tensor.nbytes for tensor in small.values())
     if total > MAX_BYTES:
         raise ValueError(
-            f"The weights take {total / 1e6:.1f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: {_by_part(state)}. Train "
+            f"The weights take {total / 1e6:.1f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB: {_by_part(small)}. Train "
             "less of the language model (model.language.num_layers, or tuning: lora)."
         )
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in small.items()}
 
 
 def describe(options: ModelOptions, contents: Mapping[str, Any], command: str) -> dict[str, str]:
@@ -149,13 +141,7 @@ def describe(options: ModelOptions, contents: Mapping[str, Any], command: str) -
     if strangers:
         raise ValueError(f"Shipped weights are made from the zoo's, but this model uses {', '.join(strangers)}.")
     origin = [
-        {
-            "name": name,
-            "role": role,
-            "source": known[name].source,
-            "licence": known[name].licence,
-            "notice": known[name].notice,
-        }
+        {"name": name, "role": role, **{key: getattr(known[name], key) for key in ("source", "licence", "notice")}}
         for name, role in roles.items()
     ]
     run = contents.get("config", {}).get("run", {})
@@ -170,13 +156,6 @@ def describe(options: ModelOptions, contents: Mapping[str, Any], command: str) -
     }
 
 
-def write_record(file: Path, metadata: Mapping[str, str]) -> None:
-    """Write ``<name>.json`` next to a file: its size, sha256 and metadata."""
-    readable = {key: json.loads(value) if key in JSON_ENTRIES else value for key, value in metadata.items()}
-    record = {"file": file.name, "size": file.stat().st_size, "sha256": sha256_of(file), **readable}
-    write_json(file.with_suffix(".json"), record)
-
-
 def _command_of(folder: Path) -> str:
     """The command in the newest summary of a run."""
     summaries = sorted(folder.glob(SUMMARY), key=lambda path: path.stat().st_mtime)
@@ -187,8 +166,7 @@ def _command_of(folder: Path) -> str:
 
 
 def _by_part(state: Mapping[str, Tensor]) -> str:
-
     sizes: Counter[str] = Counter()
     for name, tensor in state.items():
-        sizes[part_of(name)] += tensor.numel() * tensor.element_size()
+        sizes[part_of(name)] += tensor.nbytes
     return ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in sizes.most_common())

@@ -131,13 +131,9 @@ def tiled_canvas(size: Size, pinpoints: Sequence[Sequence[int]], side: int, patc
 
 
 def squared_canvas(size: Size, side: int, patch: int, multiple: int = 1) -> Canvas:
-    """Lay out an image, padded to a square around its middle, as one view: LLaVA-OneVision with several images.
+    """Lay out an image, padded to a square around its middle, as one view; see :func:`tiled_canvas`.
 
-    Args:
-        size: (H, W) of the image, in pixels.
-        side: side of the view, in pixels.
-        patch: side of a patch, in pixels.
-        multiple: as for :func:`tiled_canvas`.
+    This is LLaVA-OneVision's layout where a prompt has several images.
     """
     longest = max(size)
     scale = side / longest
@@ -155,15 +151,10 @@ def lay_out(
     patch: int,
     multiple: int = 1,
 ) -> list[Canvas]:
-    """Lay out tiles for the only image of a prompt, and one square view for each of several images.
+    """Lay out tiles for the only image of a prompt, and one square view for each of several; see :func:`tiled_canvas`.
 
-    Args:
-        image_sizes: (H, W) of each image, in pixels.
-        batch_num_images: number of images of each prompt that has any; None: each image gets tiles.
-        pinpoints: the host's canvas sizes (H, W), in pixels.
-        side: side of a view, in pixels.
-        patch: side of a patch, in pixels.
-        multiple: as for :func:`tiled_canvas`.
+    ``image_sizes`` are (H, W) of each image; ``batch_num_images`` is the number of images of each prompt that has any,
+    None gives tiles to each image.
 
     Raises:
         ValueError: ``batch_num_images`` does not add up to the number of images.
@@ -262,12 +253,7 @@ def is_patchwise(swap: SwapConfig) -> bool:
 
 
 def grid_multiple(name: str, options: Mapping[str, Any]) -> int:
-    """Read the number of which a projector's grid sides must be multiples.
-
-    Raises:
-        UnknownNameError: the projector is unknown.
-        ValueError: the projector has no such option.
-    """
+    """Read the number of which a projector's grid sides must be multiples."""
     return build_options(PROJECTORS.get(name).options_class, options, f"model.projector ('{name}')").grid_multiple
 
 
@@ -312,19 +298,13 @@ class AnyresModel:
         canvases: Sequence[Canvas],
         superpixels: Mapping[str, Tensor],
     ) -> tuple[Tensor, list[int]]:
-        """Encode the views of P images and project them.
-
-        Args:
-            pixel_values: (P, V, 3, H, W), padded to the largest number of views.
-            image_sizes: (P, 2), for :attr:`pack`.
-            canvases: the layout of each image.
-            superpixels: SUPERPIXEL_KEYS from the processor.
+        """Encode the views (P, V, 3, H, W) of P images and project them.
 
         Returns:
             (sum T, D) the tokens, image after image, and the number of each image.
 
         Raises:
-            ValueError: the views were not padded, or are fewer than a canvas has.
+            ValueError: the views were not padded to the largest number, or are fewer than a canvas has.
         """
         if pixel_values.ndim != 5 or any(canvas.views > pixel_values.shape[1] for canvas in canvases):
             raise ValueError(
@@ -353,14 +333,7 @@ class AnyresModel:
     ) -> Any:
         """Run the host with ragged visual tokens at the placeholders; see :meth:`RaggedGeneration.forward`.
 
-        Args:
-            input_ids: (B, L), one placeholder per visual token.
-            pixel_values: (P, V, 3, H, W) of all images of the batch, in order.
-            image_sizes: (P, 2) height and width in pixels, before any resizing.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
-            pixel_values_videos: must be None.
-            batch_num_images: number of images of each prompt, where the host treats several differently from one.
-            kwargs: SUPERPIXEL_KEYS and the host's other arguments.
+        The images are ``pixel_values`` (P, V, 3, H, W) and ``image_sizes`` (P, 2), before any resizing.
 
         Raises:
             ValueError: images without ``input_ids`` or ``image_sizes``, counts that do not match the placeholders,

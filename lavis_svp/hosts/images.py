@@ -37,11 +37,6 @@ def as_arrays(images: ImageInput) -> list[np.ndarray]:
 def field_of_view(image_processor: Any, height: int, width: int) -> Box:
     """Find the part of an image that a CLIP-like image processor (resize, then centre crop) keeps.
 
-    Args:
-        image_processor: the host's image processor.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-
     Returns:
         top, left, bottom, right in pixels of the image.
 
@@ -81,11 +76,7 @@ def crop_to_box(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def build_generator(superpixels: Mapping[str, Any]) -> SuperpixelGenerator:
-    """Build a swap's superpixel generator; equal options share one per process, because SAM's weights are large.
-
-    Raises:
-        UnknownNameError, ValueError: see ``build_superpixels``.
-    """
+    """Build a swap's superpixel generator; equal options share one per process, because SAM's weights are large."""
     return _build_generator(json.dumps(dict(superpixels), sort_keys=True))
 
 
@@ -140,11 +131,7 @@ def pop_superpixels(inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def superpixels_from_inputs(inputs: Mapping[str, Tensor], device: torch.device) -> Superpixels | None:
-    """Rebuild :class:`Superpixels` in the model from the tensors of :func:`superpixel_inputs`.
-
-    Raises:
-        ValueError: weights without valid, or valid without weights.
-    """
+    """Rebuild :class:`Superpixels` in the model from the tensors of :func:`superpixel_inputs`; None without any."""
     weights, masks, valid = (inputs.get(key) for key in SUPERPIXEL_KEYS)
     if (weights is None) != (valid is None):
         raise ValueError("superpixel_weights and superpixel_valid go together; pass all that the processor gave.")

@@ -113,15 +113,9 @@ class LlavaSettings(SwappedProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(  # type: ignore[call-arg]  # the host's
-            image_processor,
-            tokenizer,
-            patch_size,
-            vision_feature_select_strategy,
-            chat_template,
-            image_token,
-            num_additional_image_tokens,
-            **kwargs,
-        )
+            image_processor, tokenizer, patch_size, vision_feature_select_strategy, chat_template, image_token,
+            num_additional_image_tokens, **kwargs,
+        )  # fmt: skip
         self.svp = svp
 
 

@@ -156,17 +156,9 @@ class SvpLlavaOnevisionProcessor(AnyresProcessor, LlavaOnevisionProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            image_processor,
-            tokenizer,
-            video_processor,
-            num_image_tokens,
-            vision_feature_select_strategy,
-            chat_template,
-            image_token,
-            video_token,
-            vision_aspect_ratio,
-            **kwargs,
-        )
+            image_processor, tokenizer, video_processor, num_image_tokens, vision_feature_select_strategy,
+            chat_template, image_token, video_token, vision_aspect_ratio, **kwargs,
+        )  # fmt: skip
         self.patch_size = patch_size
         self.svp = svp
         self.max_views = max_views(vision_aspect_ratio)

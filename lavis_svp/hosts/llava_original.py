@@ -123,10 +123,7 @@ class RaggedImages:
         return projector if isinstance(projector, Projector) else None
 
     def encode_images(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Encode P images and project them.
-
-        Args:
-            images: (P, 3, H, W), or (P, 5, H, W) from :class:`SuperpixelImageProcessor`.
+        """Encode P images (P, 3, H, W), or (P, 5, H, W) from :class:`SuperpixelImageProcessor`, and project them.
 
         Returns:
             a list of (K_i, D), which LLaVA splices into the text; for `mlp` one (P, N, D).
@@ -185,15 +182,8 @@ class RaggedImages:
     ) -> Any:
         """Stack the images, then splice them as LLaVA does, which would split a list of images again.
 
-        Args:
-            input_ids: (B, L), -200 at images.
-            position_ids: (B, L).
-            attention_mask: (B, L).
-            past_key_values: cache.
-            labels: (B, L).
-            images: (P, C, H, W), or a list of (C, H, W). Images without label channels, which LLaVA adds to texts
-                without image, get empty ones.
-            image_sizes: LLaVA's.
+        ``images`` are (P, C, H, W), or a list of (C, H, W). Those without label channels, which LLaVA adds to texts
+        without image, get empty ones.
 
         Raises:
             ValueError: tiles (``image_aspect_ratio: anyres``) with a projector other than `mlp`.
@@ -247,10 +237,7 @@ class SuperpixelImageProcessor:
     def preprocess(self, images: Any, *, region_maps: Sequence[RegionMap] | None = None, **kwargs: Any) -> Any:
         """Process images as the wrapped processor does, with ``pixel_values`` (P, 5, H, W).
 
-        Args:
-            images: PIL images or arrays, one or several.
-            region_maps: their superpixels; None: the configured generator computes them.
-            kwargs: arguments of the wrapped processor.
+        Without ``region_maps``, the superpixels of the images, the configured generator computes them.
 
         Raises:
             ValueError: the number of region maps differs from the number of images.
@@ -331,11 +318,7 @@ def label_channels(labels: np.ndarray, size: tuple[int, int], padding: np.ndarra
 
 
 def add_label_channels(image: Tensor) -> Tensor:
-    """Add label channels without superpixels to an image (3, H, W); (5, H, W) stays unchanged.
-
-    Raises:
-        ValueError: the image has another number of channels.
-    """
+    """Add label channels without superpixels to an image (3, H, W); (5, H, W) stays unchanged."""
     if image.shape[0] not in (COLOUR_CHANNELS, CHANNELS):
         raise ValueError(
             f"An image has {COLOUR_CHANNELS} channels, or {CHANNELS} with its superpixels; got {image.shape[0]}."
@@ -378,15 +361,12 @@ def read_label_channels(
 
 
 def save_mm_projector(path: str | Path, projector: nn.Module, prefix: str = "model.") -> Path:
-    """Write ``mm_projector.bin`` as LLaVA's trainer does, so that LLaVA's loaders read it.
+    """Write ``mm_projector.bin`` as LLaVA's trainer does, so that LLaVA's loaders read it, and return its path.
 
     Args:
-        path: the file, usually ``mm_projector.bin``.
+        path: the file, usually ``mm_projector.bin``; it appears whole or not at all.
         projector: ``model.get_model().mm_projector``.
         prefix: prefix of the projector's module in LLaVA's model.
-
-    Returns:
-        the path; the file appears whole or not at all.
     """
     weights = {f"{prefix}{PREFIX}{key}": value.detach().cpu() for key, value in projector.state_dict().items()}
     with write_whole(Path(path)) as draft:

@@ -13,11 +13,11 @@ from lavis_svp.hosts.images import SUPERPIXEL_KEYS
 
 
 def expand_placeholders(texts: Sequence[str], placeholder: str, counts: Sequence[int]) -> list[str]:
-    """Repeat each image's placeholder once per visual token.
+    """Repeat each image's placeholder, such as "<image>", once per visual token.
 
     Args:
         texts: prompts; their placeholders stand for the images in order, several per prompt allowed.
-        placeholder: the host's image token, for example "<image>".
+        placeholder: the host's image token.
         counts: visual tokens of each image.
 
     Raises:
@@ -136,21 +136,10 @@ class RaggedGeneration:
     ) -> Any:
         """Run the host. The signature lists every argument that tools of transformers look up by name.
 
-        Args:
-            input_ids: (B, L), one placeholder per visual token.
-            attention_mask: (B, L), 0 at padding.
-            position_ids: (B, L); required with left padding (``generate`` makes them).
-            past_key_values: cache.
-            inputs_embeds: (B, L, D) in place of ``input_ids``, without images.
-            labels: (B, L), -100 at unsupervised positions and at placeholders.
-            cache_position: (L,).
-            logits_to_keep: number of last positions that get logits; 0: all.
-            pixel_values: pixels of all images of the batch, in order.
-            superpixel_weights: (P, S, N) from the processor.
-            superpixel_masks: (P, S, Hm, Wm) from the processor.
-            superpixel_valid: (P, S) from the processor.
-            image_grid_thw: (P, 3), for hosts with dynamic resolution.
-            kwargs: the host's other arguments.
+        Beside the host's own: ``input_ids`` (B, L) have one placeholder per visual token; ``labels`` (B, L) are -100 at
+        placeholders; ``position_ids`` (B, L) are required with left padding (``generate`` makes them);
+        ``superpixel_weights`` (P, S, N), ``superpixel_masks`` (P, S, Hm, Wm) and ``superpixel_valid`` (P, S) come from
+        the processor, for all P images of the batch in order, as does ``image_grid_thw`` (P, 3) of Qwen.
         """
         optional = {
             "pixel_values": pixel_values,
@@ -160,17 +149,11 @@ class RaggedGeneration:
             "image_grid_thw": image_grid_thw,
         }
         return super().forward(  # type: ignore[misc]  # the host's
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            cache_position=cache_position,
-            logits_to_keep=logits_to_keep,
-            **{key: value for key, value in optional.items() if value is not None},
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, cache_position=cache_position,
+            logits_to_keep=logits_to_keep, **{key: value for key, value in optional.items() if value is not None},
             **kwargs,
-        )
+        )  # fmt: skip
 
     def _expand_inputs_for_generation(
         self,

@@ -73,16 +73,13 @@ class SwappedProcessor:
         region_maps: Sequence[RegionMap] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Process images and text as the host's processor does.
+        """Process images and text as the host's processor does; its entries and the superpixels come back.
 
         Args:
             images: images in the order of their placeholders; nested lists are flattened.
             text: prompts with one placeholder per image.
             region_maps: superpixels of the images' field of view; None: the swap's generator computes them.
             kwargs: arguments of the host's processor: ``padding``, ``return_tensors``, …
-
-        Returns:
-            the host's entries and the superpixels.
 
         Raises:
             ValueError: neither images nor text; videos; placeholders that do not match the images.

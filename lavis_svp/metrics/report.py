@@ -134,7 +134,10 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _format_mode(result: dict[str, Any], title: str, level: float) -> str:
     overall, empty = result["overall"], result[NO_TARGET]
-    rows = [["", "n", "gIoU", f"{100 * level:g} % CI", *COLUMNS], *(_row(kind, group) for kind, group in result["by_kind"].items())]
+    rows = [
+        ["", "n", "gIoU", f"{100 * level:g} % CI", *COLUMNS],
+        *(_row(kind, group) for kind, group in result["by_kind"].items()),
+    ]
     if result["by_kind"]:
         head = result["headline"]
         macro = {name.removesuffix("_macro"): value for name, value in head.items() if name.endswith("_macro")}

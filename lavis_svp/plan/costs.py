@@ -10,6 +10,15 @@ from lavis_svp.plan.settings import Gpu, TextLengths, TrainingSettings
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the two models that are compared."""
+
+    parts: PartFlops  # operations of its parts
+    shape: LanguageShape  # of its language model
+    tokens: int  # visual tokens of an image
+
+
+@dataclass(frozen=True)
 class PartCost:
     """Operations of one part for one training image with all its expressions."""
 
@@ -32,32 +41,22 @@ class Duration:
 
 
 def sequences(layout: str, tokens: int, text: TextLengths, expressions: int) -> tuple[int, int]:
-    """Number of sequences of an image, and their length.
-
-    Args:
-        layout: ``model.layout``.
-        tokens: visual tokens of the image.
-        text: lengths of the text.
-        expressions: number of the image's expressions.
-    """
+    """Number of sequences of an image with so many visual tokens and expressions, and their length."""
     if layout == "separate":
         return expressions, text.prefix + tokens + text.turn
     return 1, text.prefix + tokens + expressions * text.turn
 
 
-def training_costs(
-    model: SvpRis, parts: PartFlops, shape: LanguageShape, tokens: int, text: TextLengths, expressions: int
-) -> dict[str, PartCost]:
+def training_costs(model: SvpRis, side: Side, text: TextLengths, expressions: int) -> dict[str, PartCost]:
     """Operations of a training image by part.
 
     Args:
         model: the skeleton, which knows the trained parameters.
-        parts: operations of the parts.
-        shape: of the language model.
-        tokens: visual tokens of an image.
+        side: its counts.
         text: lengths of the text.
         expressions: number of an image's expressions.
     """
+    parts, shape = side.parts, side.shape
     cached = model.options.cache_features
 
     def frozen(flops: Flops) -> PartCost:
@@ -67,48 +66,43 @@ def training_costs(
     projector_trains = any(p.requires_grad for p in model.projector.parameters())
     embeddings_train = any(p.requires_grad for n, p in model.language.named_parameters() if "transformer" not in n)
     flows = projector_trains or embeddings_train or shape.trained_linear > 0
-    rows, length = sequences(model.options.layout, tokens, text, expressions)
+    rows, length = sequences(model.options.layout, side.tokens, text, expressions)
     language = shape.forward(rows * length, length)
+    language_weights = "weight gradients of all" if shape.trained_share == 1 else "adapter gradients"
     logits = shape.logits(expressions * text.answer)
-    checkpoints = shape.checkpointing
     decoder_trains = any(p.requires_grad for p in model.mask_decoder.mask_decoder.parameters())
     masks = min(expressions, model.options.sam.max_masks_per_image or expressions)
-    language_how = "forward, activation gradients" if flows else "forward"
-    language_how += ", weight gradients of all" if shape.trained_share == 1 else ""
-    language_how += ", adapter gradients" if 0 < shape.trained_share < 1 else ""
-    language_how += ", forward again" if flows and checkpoints else ""
     return {
         "SAM encoder": frozen(parts.sam_encoder),
         "superpixels": frozen(parts.superpixels),
         "vision encoder": frozen(parts.vision_encoder),
         "projector": _cost(parts.projector, 1.0 if projector_trains else 0.0, projector_trains),
-        "language model": PartCost(
-            language.total,
-            training_flops(language, shape.trained_share, flows, checkpoints).total,
-            language_how,
-        ),
+        "language model": _cost(language, shape.trained_share, flows, language_weights, shape.checkpointing),
         "output layer": _cost(logits, 1.0 if shape.output_trains else 0.0, flows or shape.output_trains),
         "prompt head": _cost(parts.seg_prompt * expressions, 1.0, True),
         "mask decoder": _cost(parts.mask_decoder * masks, 1.0 if decoder_trains else 0.0, True),
     }
 
 
-def _cost(forward: Flops, trained: float, flows: bool) -> PartCost:
-    how = "forward" + (", activation gradients" if flows else "") + (", weight gradients" if flows and trained else "")
-    return PartCost(forward.total, training_flops(forward, trained, flows).total, how)
+def _cost(
+    forward: Flops, trained: float, flows: bool, weights: str = "weight gradients", recompute: bool = False
+) -> PartCost:
+    passes = {"activation gradients": True, weights: trained > 0, "forward again": recompute}
+    how = ", ".join(["forward", *(one for one, runs in passes.items() if flows and runs)])
+    return PartCost(forward.total, training_flops(forward, trained, flows, recompute).total, how)
 
 
 def duration(
     costs: dict[str, PartCost], training: TrainingSettings, gpu: Gpu, num_gpus: int, utilisation: float
 ) -> Duration:
-    """Time of a run whose products run at ``utilisation`` of the GPUs' peak.
+    """Time of a run.
 
     Args:
         costs: of an image.
         training: the run.
         gpu: kind of GPU.
         num_gpus: how many.
-        utilisation: share of the peak that is reached over a whole step, including waiting.
+        utilisation: share of the GPUs' peak that is reached over a whole step, including waiting.
     """
     batch = training.batch_size * training.accumulation * num_gpus
     flops = batch * sum(part.training for part in costs.values())
@@ -130,15 +124,6 @@ SEGMENTATION = ("SAM encoder", "superpixels", "prompt head", "mask decoder")
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two models that are compared."""
-
-    parts: PartFlops  # operations of its parts
-    shape: LanguageShape  # of its language model
-    tokens: int  # visual tokens of an image
-
-
-@dataclass(frozen=True)
 class Saving:
     """One line of the comparison."""
 
@@ -153,21 +138,8 @@ class Saving:
         return 1 - self.ours / self.baseline if self.baseline else 0.0
 
 
-@dataclass(frozen=True)
-class AnswerCost:
-    """Operations of answering."""
-
-    language: float  # vision encoder, projector and language model
-    segmentation: float  # SAM's image encoder, superpixels, prompt head and mask decoder
-
-    @property
-    def total(self) -> float:
-        """All parts."""
-        return self.language + self.segmentation
-
-
-def without_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
-    """Cost of answering as GLaMM generates: one call per expression, without a cache.
+def without_cache(side: Side, text: TextLengths, expressions: int) -> dict[str, float]:
+    """Operations by part of answering as GLaMM generates: one call per expression, without a cache.
 
     GLaMM sets ``use_cache=False``: every token runs the vision encoder and the whole sequence again, and computes
     logits at every position.
@@ -177,16 +149,22 @@ def without_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost
         text: lengths of the text; the answer has ``text.answer`` tokens.
         expressions: number of the image's expressions.
     """
-    parts, language = side.parts, 0.0
-    for step in range(text.answer):
-        length = text.prefix + side.tokens + text.question + step
-        language += parts.vision_encoder.total + parts.projector.total
-        language += side.shape.forward(length, length).total + side.shape.logits(length).total
-    segmentation = parts.sam_encoder + parts.superpixels + parts.seg_prompt + parts.mask_decoder
-    return AnswerCost(expressions * language, expressions * segmentation.total)
+    parts, shape = side.parts, side.shape
+    lengths = [text.prefix + side.tokens + text.question + step for step in range(text.answer)]
+    one = {
+        "SAM encoder": parts.sam_encoder.total,
+        "superpixels": parts.superpixels.total,
+        "vision encoder": parts.vision_encoder.total * text.answer,
+        "projector": parts.projector.total * text.answer,
+        "language model": sum(shape.forward(length, length).total for length in lengths),
+        "output layer": sum(shape.logits(length).total for length in lengths),
+        "prompt head": parts.seg_prompt.total,
+        "mask decoder": parts.mask_decoder.total,
+    }
+    return {part: expressions * flops for part, flops in one.items()}
 
 
-def answer_parts(side: Side, text: TextLengths, expressions: int) -> dict[str, float]:
+def with_cache(side: Side, text: TextLengths, expressions: int) -> dict[str, float]:
     """Operations by part as this package generates, with a cache: the image and every token run once.
 
     Args:
@@ -212,13 +190,6 @@ def answer_parts(side: Side, text: TextLengths, expressions: int) -> dict[str, f
     return {part: flops.total for part, flops in by_part.items()}
 
 
-def with_cache(side: Side, text: TextLengths, expressions: int) -> AnswerCost:
-    """Cost of answering with a cache: the sums of :func:`answer_parts`."""
-    by_part = answer_parts(side, text, expressions)
-    segmentation = sum(by_part[part] for part in SEGMENTATION)
-    return AnswerCost(sum(by_part.values()) - segmentation, segmentation)
-
-
 def savings(baseline: Side, ours: Side, training: tuple[float, float], text: TextLengths, many: int) -> list[Saving]:
     """Compare two models, line by line.
 
@@ -236,13 +207,12 @@ def savings(baseline: Side, ours: Side, training: tuple[float, float], text: Tex
     ]
     for expressions in (1, many):
         plural = f"{expressions} expression" + ("s" if expressions > 1 else "")
-        slow = [without_cache(side, text, expressions) for side in (baseline, ours)]
-        fast = [with_cache(side, text, expressions) for side in (baseline, ours)]
-        claim = efficiency if expressions == 1 else ""
-        lines += [
-            Saving(f"as published, {plural}: no cache, without SAM", slow[0].language, slow[1].language, claim),
-            Saving(f"as published, {plural}: no cache, all parts", slow[0].total, slow[1].total, claim),
-            Saving(f"fair, {plural}: cache on both sides, without SAM", fast[0].language, fast[1].language),
-            Saving(f"fair, {plural}: cache on both sides, all parts", fast[0].total, fast[1].total),
-        ]
+        for way, operations, claim in (
+            (f"as published, {plural}: no cache", without_cache, efficiency if expressions == 1 else ""),
+            (f"fair, {plural}: cache on both sides", with_cache, ""),
+        ):
+            by_part = [operations(side, text, expressions) for side in (baseline, ours)]
+            for what, left_out in (("without SAM", SEGMENTATION), ("all parts", ())):
+                values = [sum(flops for part, flops in one.items() if part not in left_out) for one in by_part]
+                lines.append(Saving(f"{way}, {what}", values[0], values[1], claim))
     return lines

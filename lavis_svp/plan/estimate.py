@@ -8,7 +8,7 @@ from typing import Any
 
 from lavis_svp.models.config import ModelOptions
 from lavis_svp.models.svp_ris import SvpRis
-from lavis_svp.plan.costs import Duration, PartCost, Saving, Side, answer_parts, duration, savings, training_costs
+from lavis_svp.plan.costs import Duration, PartCost, Saving, Side, duration, savings, training_costs, with_cache
 from lavis_svp.plan.flops import (
     Parameters,
     language_shape,
@@ -118,9 +118,9 @@ def make_plan(
         tokens = visual_tokens(each, assumptions.tokens)
         side = Side(part_flops(each, assumptions.tokens, prompts), shape, tokens)
         sides.append(side)
-        costs.append(training_costs(each, side.parts, shape, tokens, text, training.expressions))
+        costs.append(training_costs(each, side, text, training.expressions))
         memories.append(memory_per_gpu(each, shape, tokens, text, training, num_gpus))
-    answers = [[answer_parts(side, text, count) for count in (1, assumptions.many)] for side in sides]
+    answers = [[with_cache(side, text, count) for count in (1, assumptions.many)] for side in sides]
     totals = [sum(part.training for part in cost.values()) for cost in costs]
     return Plan(
         parameters=parameters_by_part(model),

@@ -7,16 +7,12 @@ shape, because it is needed for many lengths; a test compares it with counted op
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lavis_svp.language.causal_lm import LanguageModel
@@ -29,11 +25,7 @@ from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, append_channels
 from lavis_svp.vision.types import PatchFeatures
 
 T = TypeVar("T")
-ACTIVATION_PRODUCTS = (
-    "bmm",
-    "baddbmm",
-    "attention",
-)  # of activations; other products have a parameter
+ACTIVATION_PRODUCTS = ("bmm", "baddbmm", "attention")  # of activations; other products have a parameter
 
 
 @dataclass(frozen=True)
@@ -55,27 +47,16 @@ class Flops:
         return Flops(self.weights * factor, self.mixing * factor)
 
 
-@contextmanager
-def counting() -> Iterator[FlopCounterMode]:
-    """Count the operations that run inside the ``with`` block.
+def count(run: Callable[[], T]) -> tuple[Flops, T]:
+    """Count the operations of ``run`` on the meta device; tensors that it creates are put there, too.
 
     It must not run under ``no_grad``: the counter hooks into every module, and fails if trained parameters have no
     gradient function.
-    """
-    with FlopCounterMode(display=False) as counter:
-        yield counter
-
-
-def count(run: Callable[[], T]) -> tuple[Flops, T]:
-    """Count the operations of ``run`` on the meta device.
-
-    Args:
-        run: calls modules on the meta device; tensors that it creates are put there, too.
 
     Returns:
         the operations, and the result of ``run``.
     """
-    with counting() as counter, torch.device("meta"):
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
         result = run()
     return counted(counter), result
 
@@ -107,8 +88,7 @@ def training_flops(forward: Flops, trained: float, gradient_flows: bool, recompu
     """
     if not gradient_flows:
         return forward
-    again = 1 if recompute else 0
-    return Flops(forward.weights * (2 + trained + again), forward.mixing * (3 + again))
+    return Flops(forward.weights * (2 + trained + recompute), forward.mixing * (3 + recompute))
 
 
 @dataclass(frozen=True)
@@ -162,32 +142,6 @@ def language_shape(language: LanguageModel) -> LanguageShape:
     )
 
 
-def counted_forward(language: LanguageModel, length: int) -> tuple[Flops, torch.Size]:
-    """Count the operations of the real transformer over one sequence, to check the formula.
-
-    It runs on fake CPU tensors: the rotary embedding turns autocast off by the name of the device, and there is no
-    autocast for "meta". Attention is counted in its plain form.
-
-    Args:
-        language: built without weights; its transformer is copied, and the original stays unchanged.
-        length: L.
-
-    Returns:
-        the operations, and the shape of the states.
-    """
-    transformer = copy.deepcopy(language.transformer)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        transformer = transformer.to_empty(device="cpu").eval()
-    with fake, sdpa_kernel(SDPBackend.MATH), counting() as counter:
-        states = transformer(
-            inputs_embeds=torch.zeros(1, length, language.dim),
-            attention_mask=torch.zeros(1, 1, length, length),
-            position_ids=torch.arange(length)[None],
-            use_cache=False,
-        ).last_hidden_state
-    return counted(counter), states.shape
-
-
 SECOND_PASS_SHARE = 0.3
 """Share of the grid points left after the first pass that is prompted. With MobileSAM on seven photos two passes take
 .47 of the time of the whole grid (benchmarks/results/superpixels.json), .35 to .76: about 480 of 1,024 prompts."""
@@ -219,13 +173,12 @@ def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
     The superpixel generator uses the frozen decoder ("superpixel_decoder"), of which ``mask_decoder`` is a copy.
     """
     frozen = model.extractor
-    modules: dict[str, nn.Module] = {
-        "vision_encoder": frozen.vision_encoder,
-        "sam_encoder": frozen.sam_encoder,
-        "sam_prompt_encoder": frozen.sam_prompt_encoder,
-        "superpixel_decoder": frozen.sam_mask_decoder,
+    members = {
+        "vision_encoder": list(frozen.vision_encoder.parameters()),
+        "sam_encoder": list(frozen.sam_encoder.parameters()),
+        "sam_prompt_encoder": list(frozen.sam_prompt_encoder.parameters()),
+        "superpixel_decoder": list(frozen.sam_mask_decoder.parameters()),
     }
-    members = {name: list(module.parameters()) for name, module in modules.items()}
     for name, parameter in model.named_parameters():
         if part_of(name) != "frozen":
             members.setdefault(part_of(name), []).append(parameter)
@@ -237,12 +190,7 @@ def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
 
 
 def visual_tokens(model: SvpRis, superpixels: int) -> int:
-    """Number of visual tokens of an image.
-
-    Args:
-        model: the model.
-        superpixels: number of an image's superpixels; also taken if the number of tokens depends on the features.
-    """
+    """Number of visual tokens of an image; that of its superpixels if the number of tokens depends on the features."""
     fixed = model.projector.image_tokens(model.extractor.vision_encoder.grid, superpixels)
     return superpixels if fixed is None else fixed
 
@@ -258,13 +206,7 @@ def point_prompts(model: SvpRis) -> int:
 
 
 def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
-    """Count every part but the language model on the meta device.
-
-    Args:
-        model: a skeleton.
-        superpixels: of an image.
-        prompts: point prompts of an image.
-    """
+    """Count every part of a skeleton but the language model, with numbers of superpixels and point prompts an image."""
     frozen, side = model.extractor, model.options.sam.side
     sam, embedding = count(lambda: frozen.sam_encoder(torch.empty(1, 3, side, side), torch.empty(1, 1, side, side)))
     vision, features = count(lambda: frozen.vision_encoder(torch.empty(1, 3, side, side)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class Memory:
 def memory_per_gpu(
     model: SvpRis, shape: LanguageShape, tokens: int, text: TextLengths, training: TrainingSettings, num_gpus: int
 ) -> Memory:
-    """Estimate the memory of one GPU.
+    """Estimate the memory of one of the GPUs that share the states of a skeleton.
 
     Args:
         model: the skeleton.
@@ -62,7 +63,7 @@ def memory_per_gpu(
         tokens: visual tokens of an image.
         text: lengths of the text.
         training: the run.
-        num_gpus: number of GPUs that share the states.
+        num_gpus: number of GPUs.
     """
     counts = parameters_by_part(model)["whole model"]
     replicated, unsharded = (
@@ -121,12 +122,7 @@ def state_bytes(
 
 
 def kept_bytes(run: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
-    """Count the bytes that autograd keeps for the backward pass of ``run``: each storage once, parameters excluded.
-
-    Args:
-        run: a forward pass, on meta or fake tensors.
-        parameters: of the modules that run.
-    """
+    """Count the bytes that autograd keeps for the backward pass of ``run``: each storage once, parameters excluded."""
     own = {_place(parameter) for parameter in parameters}
     kept: dict[int, Tensor] = {}  # while it holds them, their storage is not reused
 
@@ -188,16 +184,11 @@ def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
 
 
 def frozen_bytes(model: SvpRis, images: int) -> float:
-    """Temporary peak of SAM's image encoder on a batch, or of the superpixels of one image.
+    """Temporary peak of SAM's image encoder on a batch of images, or of the superpixels of one image.
 
     The encoder's global attention materialises all its weights; the decoder works through point prompts in chunks.
-
-    Args:
-        model: the skeleton.
-        images: number of images in a batch.
     """
-    grid = model.extractor.sam_encoder.grid
-    image_tokens = grid[0] * grid[1]
+    image_tokens = math.prod(model.extractor.sam_encoder.grid)
     network, generator = model.extractor.sam_encoder.network, model.extractor.generator
     encoder = decoder = 0.0
     if isinstance(network, ImageEncoderViT):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import rich.table
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from lavis_svp.plan.costs import Saving
 from lavis_svp.plan.estimate import Plan
 
-TERA, GIGA, MEGA = 1e12, 1e9, 1e6
-MARKDOWN_WIDTH = 400  # wide enough that no cell is broken
+TERA, GIGA = 1e12, 1e9
 MEMORY_ROWS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -26,15 +25,27 @@ MEMORY_ROWS = {
 }
 
 
-def tables(plan: Plan, style: box.Box) -> list[Table]:
-    """All tables of a plan, with frames of a style."""
-    makers = (parameter_table, cost_table, answer_table, memory_table, saving_table)
-    return [make(plan, style) for make in makers]
+class Table(NamedTuple):
+    """A table of text."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(plan: Plan) -> list[Table]:
+    """All tables of a plan."""
+    return [make(plan) for make in (parameter_table, cost_table, answer_table, memory_table, saving_table)]
 
 
 def show(plan: Plan, console: Console) -> None:
     """Print a plan to a terminal."""
-    for table in tables(plan, box.SIMPLE_HEAD):
+    for title, heads, rows in tables(plan):
+        table = rich.table.Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for index, head in enumerate(heads):
+            table.add_column(head, justify="left" if index == 0 or "passes" in head or "paper" in head else "right")
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
     console.print("[bold]Time[/bold]")
     for line in time_lines(plan):
@@ -47,34 +58,23 @@ def show(plan: Plan, console: Console) -> None:
 def markdown(plan: Plan) -> str:
     """Format a plan as Markdown."""
     parts = []
-    for table in tables(plan, box.MARKDOWN):
-        title, table.title = str(table.title), None
-        console = Console(file=io.StringIO(), width=MARKDOWN_WIDTH, color_system=None)
-        console.print(table)
-        rows = [_narrow(line) for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]  # a StringIO
-        parts.append(f"**{title}**\n\n" + "\n".join(rows))
+    for title, heads, rows in tables(plan):
+        lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+        parts.append(f"**{title}**\n\n" + "\n".join(lines))
     parts.append("**Time**\n\n" + "\n".join(f"- {line}" for line in time_lines(plan)))
     parts.append("**Assumptions**\n\n" + "\n".join(f"- {line}" for line in assumption_lines(plan)))
     return "\n\n".join(parts)
 
 
-def _narrow(line: str) -> str:
-    """A Markdown table row without the spaces that align it."""
-    cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-    cells = ["---" if cell and not cell.strip("-") and len(cell) > 2 else cell for cell in cells]
-    return "| " + " | ".join(cells) + " |"
-
-
-def parameter_table(plan: Plan, style: box.Box) -> Table:
+def parameter_table(plan: Plan) -> Table:
     """Parameters by part."""
     rows: list[tuple[str, ...]] = [
-        (name, f"{counts.total:,}", f"{counts.trained:,}" if counts.trained else "0")
-        for name, counts in plan.parameters.items()
+        (name, f"{counts.total:,}", f"{counts.trained:,}") for name, counts in plan.parameters.items()
     ]
-    return _table("Parameters", style, ("part", "parameters", "trained"), rows)
+    return Table("Parameters", ("part", "parameters", "trained"), rows)
 
 
-def cost_table(plan: Plan, style: box.Box) -> Table:
+def cost_table(plan: Plan) -> Table:
     """Operations of a training image by part, next to those with ``mlp``."""
     rows = []
     for name, cost in plan.costs.items():
@@ -91,20 +91,20 @@ def cost_table(plan: Plan, style: box.Box) -> Table:
     other_name = f"mlp ({plan.baseline_tokens} tokens)"
     heads = ("part", f"{name} forward", "training", f"{other_name} forward", "training", f"passes of {plan.projector}")
     title = f"TFLOP for a training image with {plan.training.expressions} expressions"
-    return _table(title, style, heads, rows)
+    return Table(title, heads, rows)
 
 
-def answer_table(plan: Plan, style: box.Box) -> Table:
+def answer_table(plan: Plan) -> Table:
     """Operations of answering by part, next to those with ``mlp``, for one expression of an image and for many."""
     columns = [side[number] for number in (0, 1) for side in (plan.answers, plan.baseline_answers)]
     rows = [(part, *(f"{column[part] / TERA:,.3f}" for column in columns)) for part in columns[0]]
     rows.append(("all", *(f"{sum(column.values()) / TERA:,.3f}" for column in columns)))
     many = f"{plan.assumptions.many} expressions"
     names = (f"{plan.projector}, 1 expression", "mlp, 1 expression", f"{plan.projector}, {many}", f"mlp, {many}")
-    return _table("TFLOP of answering with a cache, the image encoded once", style, ("part", *names), rows)
+    return Table("TFLOP of answering with a cache, the image encoded once", ("part", *names), rows)
 
 
-def memory_table(plan: Plan, style: box.Box) -> Table:
+def memory_table(plan: Plan) -> Table:
     """Memory of one GPU, next to that with ``mlp``."""
     rows: list[tuple[str, ...]] = [
         (label, f"{getattr(plan.memory, key) / GIGA:.2f}", f"{getattr(plan.baseline_memory, key) / GIGA:.2f}")
@@ -118,13 +118,13 @@ def memory_table(plan: Plan, style: box.Box) -> Table:
         f"GB on one of {plan.num_gpus} {plan.gpu.name}: {where}, {plan.training.dtype}, "
         f"{plan.training.batch_size} images per micro-batch"
     )
-    return _table(title, style, ("part", plan.projector, "mlp"), rows)
+    return Table(title, ("part", plan.projector, "mlp"), rows)
 
 
-def saving_table(plan: Plan, style: box.Box) -> Table:
+def saving_table(plan: Plan) -> Table:
     """The projector's saving over ``mlp`` in both ways of counting, and the paper's claims in their own column."""
     heads = ("quantity (TFLOP unless stated)", "mlp", plan.projector, "saved", "the paper's claim")
-    return _table("Saving", style, heads, [_saving_row(line) for line in plan.savings])
+    return Table("Saving", heads, [_saving_row(line) for line in plan.savings])
 
 
 def _saving_row(line: Saving) -> tuple[str, ...]:
@@ -150,12 +150,8 @@ def time_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def assumption_lines(plan: Plan) -> list[str]:
+def assumption_lines(plan: Plan) -> Iterator[str]:
     """All assumptions, each with the option that changes it."""
-    return list(_assumptions(plan))
-
-
-def _assumptions(plan: Plan) -> Iterable[str]:
     assumed, text, gpu = plan.assumptions, plan.text, plan.gpu
     yield "one multiplication and one addition are two operations; norms, activations and resizing are not counted"
     yield f"{assumed.tokens} superpixels per image (--tokens; the paper's mean is about 40, without a published spread)"
@@ -187,12 +183,3 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         "expression (GLaMM's generate, use_cache=False); fair: as lavis_svp generates, with one encoding and a cache"
     )
     yield "nothing here was measured on a GPU"
-
-
-def _table(title: str, style: box.Box, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    table = Table(title=title, box=style, title_justify="left")
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index == 0 or "passes" in head or "paper" in head else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table

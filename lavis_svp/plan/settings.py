@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from lavis_svp.common.options import plain
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets.layout import COUNTS
-from lavis_svp.datasets.sampling import upgrade_sampling
 from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions, conversation_styles
 from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.models.svp_ris import SvpRis
@@ -67,11 +66,7 @@ class TrainingSettings:
 
 
 def from_project(cfg_path: str | Path, options: Sequence[str] = ()) -> tuple[ModelOptions, TrainingSettings]:
-    """Read a project YAML.
-
-    Args:
-        cfg_path: as for training.
-        options: overrides, as for training.
+    """Read a project YAML with overrides, as for training.
 
     Raises:
         FileNotFoundError: there is no such YAML.
@@ -117,7 +112,7 @@ def training_settings(
         zero_options = read_config(run.get("deepspeed_config"), project).get("zero_optimization") or {}
         zero = int(zero_options.get("stage", 0))
     images, data = training_images(datasets)
-    sampling = [upgrade_sampling(section or {}, name).get("sampling") or {} for name, section in datasets.items()]
+    sampling = [(section or {}).get("sampling") or {} for section in datasets.values()]
     return TrainingSettings(
         images=images,
         data=data,
@@ -138,16 +133,15 @@ def training_images(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[int | No
         info = (section or {}).get("build_info") or {}
         train = (info.get("annotations") or {}).get("train") or {}
         splits = train.get("splits") or [train.get("split", "train")]  # key of expressions; of questions or captions
-        number = None
         if builder in PUBLISHED_SETS:
             name, partition = PUBLISHED_SETS[builder]
-            counts = COUNTS.get((name, info.get("split_by") or partition), {})
-            numbers = [counts[split].images if split in counts else None for split in splits]
-            number = sum(numbers) if None not in numbers else None  # type: ignore[arg-type]  # no None is left
-        elif info.get("sizes"):
-            number = sum(int(info["sizes"].get(split, 0)) for split in splits)
-        if number is None:
+            published = COUNTS.get((name, info.get("split_by") or partition), {})
+            sizes = {split: counts.images for split, counts in published.items() if counts.images is not None}
+        else:
+            sizes = dict.fromkeys(splits, 0) | dict(info["sizes"]) if info.get("sizes") else {}
+        if any(split not in sizes for split in splits):
             return None, f"the size of {builder} is unknown here: set --images"
+        number = sum(int(sizes[split]) for split in splits)
         total += number
         sources.append(f"{builder} {number:,}")
     return total or None, " + ".join(sources) or "no data set in the YAML: set --images"
@@ -183,11 +177,7 @@ GPUS = {
 
 
 def get_gpu(name: str) -> Gpu:
-    """Look up a kind of GPU by name.
-
-    Raises:
-        UnknownNameError: there is no such kind; the message lists the known ones.
-    """
+    """Look up a kind of GPU by name; an UnknownNameError lists the known ones."""
     if name not in GPUS:
         raise unknown_name("kind of GPU", name, GPUS)
     return GPUS[name]
@@ -216,12 +206,7 @@ def count_tokens(text: str) -> int:
 
 
 def text_lengths(prompt: PromptOptions, expression_words: int) -> TextLengths:
-    """Estimate the lengths of a prompt's parts without a tokenizer, as means over its wordings.
-
-    Args:
-        prompt: the wordings.
-        expression_words: number of words of a referring expression.
-    """
+    """Estimate the lengths of a prompt's parts without a tokenizer, as means over its wordings."""
     style = conversation_styles.get(prompt.style)
     expression = " ".join(["word"] * expression_words)
     before, after = style.first_turn.split("{answer}")

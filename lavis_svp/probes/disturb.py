@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,29 +84,17 @@ class Bank:
         """(W,) mean over all superpixels of all images."""
         return torch.cat(self.images[source]).double().mean(0).float()
 
-    def of_image(self, source: str, index: int, count: int, order: np.ndarray) -> Tensor:
-        """(count, W) vectors of an image in the given order, which starts over if the image has fewer."""
-        rows = self.images[source][index]
-        return rows[torch.as_tensor(order[np.arange(count) % len(rows)], device=rows.device)]
-
-
-def heads_of(projector: nn.Module, target: str) -> dict[str, nn.Module]:
-    """The output heads of SSPE that belong to a target, by name.
-
-    Raises:
-        ValueError: the projector has none of them.
-    """
-    found = {name: getattr(projector, name, None) for name in RECEIVERS[target]}
-    heads = {name: head for name, head in found.items() if isinstance(head, nn.Module)}
-    if not heads:
-        raise ValueError(f"This projector has no SSPE for '{target}'; disturb '{TOKENS}' instead.")
-    return heads
-
 
 def targets_of(projector: nn.Module) -> list[str]:
     """The targets that a projector has: each output head of SSPE, both together if there are both, and the tokens."""
     names = [name for name in RECEIVERS if all(getattr(projector, head, None) is not None for head in RECEIVERS[name])]
     return [*names, TOKENS]
+
+
+def _heads_of(projector: nn.Module, target: str) -> dict[str, nn.Module]:
+    """The output heads of SSPE that belong to a target, as far as the projector has them."""
+    found = {name: getattr(projector, name, None) for name in RECEIVERS[target]}
+    return {name: head for name, head in found.items() if isinstance(head, nn.Module)}
 
 
 @torch.no_grad()
@@ -119,25 +108,19 @@ def collect(projector: nn.Module, run: Iterator[Any]) -> Bank:
     Raises:
         ValueError: ``run`` has no step.
     """
-    heads = heads_of(projector, "sspe") if len(targets_of(projector)) > 1 else {}
+    heads = _heads_of(projector, "sspe")
     seen: dict[str, Tensor] = {}
     images: dict[str, list[Tensor]] = {name: [] for name in (*heads, TOKENS)}
+
+    def record_tokens(output: VisualTokens) -> None:
+        seen[TOKENS] = output.tokens
+        for name, rows in seen.items():
+            images[name] += [row[: int(n)].detach().clone() for row, n in zip(rows, output.valid.sum(1), strict=True)]
+
     with ExitStack() as stack:
         for name, head in heads.items():
-
-            def record(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-                seen[name] = output
-
-            stack.enter_context(_hook(head, record))
-
-        def record_tokens(_: nn.Module, __: Any, output: VisualTokens) -> None:
-            seen[TOKENS] = output.tokens
-            for name, rows in seen.items():
-                images[name] += [
-                    row[: int(n)].detach().clone() for row, n in zip(rows, output.valid.sum(1), strict=True)
-                ]
-
-        stack.enter_context(_hook(projector, record_tokens))
+            _hook(stack, head, partial(seen.__setitem__, name))
+        _hook(stack, projector, record_tokens)
         for _ in run:
             pass
     if not images[TOKENS]:
@@ -160,89 +143,64 @@ def disturbed(projector: nn.Module, disturbance: Disturbance, bank: Bank) -> Ite
     Raises:
         ValueError: the projector has no SSPE.
     """
-    draws = _Draws(disturbance, bank)
+    replacement = _Replacement(disturbance, bank)
     with ExitStack() as stack:
         if disturbance.target == TOKENS:
-
-            def replace_tokens(_: nn.Module, __: Any, output: VisualTokens) -> VisualTokens:
-                draws.start(output.valid.sum(1).tolist())
-                return draws.tokens(output)
-
-            stack.enter_context(_hook(projector, replace_tokens))
+            _hook(stack, projector, replacement.tokens)
         else:
-            for name, head in heads_of(projector, disturbance.target).items():
-
-                def replace_rows(_: nn.Module, __: Any, output: Tensor, name: str = name) -> Tensor:
-                    return draws.rows(name, output)
-
-                stack.enter_context(_hook(head, replace_rows))
-            handle = projector.register_forward_pre_hook(lambda _, inputs: draws.start(_counts(inputs)))
-            stack.callback(handle.remove)
+            heads = _heads_of(projector, disturbance.target)
+            if not heads:
+                raise ValueError(f"This projector has no SSPE for '{disturbance.target}'; disturb '{TOKENS}' instead.")
+            for name, head in heads.items():
+                _hook(stack, head, partial(replacement.rows, name))
+            # SvpRis calls the projector with features and superpixels.
+            draw = projector.register_forward_pre_hook(lambda _, inputs: replacement.draw(inputs[1].valid))
+            stack.callback(draw.remove)
         yield
 
 
-def _counts(inputs: Sequence[Any]) -> list[int]:
-    superpixels = inputs[1]  # SvpRis calls the projector with features and superpixels
-    return [max(int(n), 1) for n in superpixels.valid.sum(1)]
+def _hook(stack: ExitStack, module: nn.Module, function: Callable[[Any], Any]) -> None:
+    """Call a function with each output of a module, until the stack is left; it may return another output."""
+    stack.callback(module.register_forward_hook(lambda _, __, output: function(output)).remove)
 
 
-class _Draws:
-    """Draws the random choices of one batch at a time, and replaces vectors."""
+class _Replacement:
+    """Replaces the vectors of one batch at a time, by random choices that :meth:`draw` makes for it."""
 
     def __init__(self, disturbance: Disturbance, bank: Bank) -> None:
         self.mode, self.bank = disturbance.mode, bank
         self.rng = np.random.default_rng(disturbance.seed)
-        self.counts: list[int] = []
-        self.orders: list[np.ndarray] = []
-        self.others: list[int] = []
+        self.choices: list[tuple[int, int, np.ndarray]] = []  # of each image: count, other image, order
 
-    def start(self, counts: list[int]) -> None:
-        """Draw for a batch with ``counts`` vectors per image."""
-        self.counts, self.orders, self.others = counts, [], []
-        images = self.bank.images[TOKENS]
-        for count in counts:
-            self.others.append(int(self.rng.integers(len(images))))
-            size = len(images[self.others[-1]]) if self.mode == "swap" else count
-            self.orders.append(self.rng.permutation(size))
+    def draw(self, valid: Tensor) -> None:
+        """Draw for a batch whose vectors are ``valid`` (B, S)."""
+        images, self.choices = self.bank.images[TOKENS], []
+        for count in valid.sum(1).clamp(min=1).tolist():  # an image without superpixels has one token, too
+            other = int(self.rng.integers(len(images)))
+            order = self.rng.permutation(len(images[other]) if self.mode == "swap" else count)
+            self.choices.append((count, other, order))
 
     def rows(self, source: str, output: Tensor) -> Tensor:
         """Replace the vectors (B, S, W) of one source; padding stays."""
         result = output.clone()
-        for image, count in enumerate(self.counts):
-            result[image, :count] = self._of(source, output[image, :count], image).to(output)
+        for row, own, (count, other, order) in zip(result, output, self.choices, strict=True):
+            if self.mode == "zero":
+                row[:count] = 0
+            elif self.mode == "average":
+                row[:count] = self.bank.mean(source).to(own)
+            elif self.mode == "swap":  # the order starts over if the other image has fewer vectors
+                row[:count] = self.bank.images[source][other][order[np.arange(count) % len(order)]].to(own)
+            else:
+                row[:count] = own[order]
         return result
 
     def tokens(self, visual: VisualTokens) -> VisualTokens:
         """Replace the visual tokens; their regions stay, except for "reorder"."""
-        if self.mode != "reorder":
-            return replace(visual, tokens=self.rows(TOKENS, visual.tokens))
-        moved = {"tokens": visual.tokens, "assignment": visual.assignment, "order": visual.order}
-        return replace(visual, **{name: self._permuted(one) for name, one in moved.items() if one is not None})
-
-    def _permuted(self, rows: Tensor) -> Tensor:
-        result = rows.clone()
-        for image, (count, order) in enumerate(zip(self.counts, self.orders, strict=True)):
-            result[image, :count] = rows[image, torch.as_tensor(order, device=rows.device)]
-        return result
-
-    def _of(self, source: str, own: Tensor, image: int) -> Tensor:
-        if self.mode == "zero":
-            return torch.zeros_like(own)
-        if self.mode == "average":
-            return self.bank.mean(source).expand_as(own)
-        order = self.orders[image]
-        if self.mode == "shuffle":
-            return own[torch.as_tensor(order, device=own.device)]
-        return self.bank.of_image(source, self.others[image], len(own), order)
-
-
-@contextmanager
-def _hook(module: nn.Module, function: Any) -> Iterator[None]:
-    handle = module.register_forward_hook(function)
-    try:
-        yield
-    finally:
-        handle.remove()
+        self.draw(visual.valid)
+        moved = {"tokens": visual.tokens}
+        if self.mode == "reorder":
+            moved |= {"assignment": visual.assignment, "order": visual.order}
+        return replace(visual, **{name: self.rows(TOKENS, one) for name, one in moved.items() if one is not None})
 
 
 GROUPED = ("giou", "giou_ci", "pick_accuracy", "n", "n_images")
@@ -269,19 +227,19 @@ def paired_difference(
         raise ValueError(
             f"The two evaluations ({len(before)} and {len(after)} records) are not of the same expressions."
         )
-    pairs = [(record, other[record["expression_id"]]) for record in before if record["has_target"]]
-    kinds = sorted({record["kind"] for record, _ in pairs})
-    result = {kind: _difference([pair for pair in pairs if pair[0]["kind"] == kind], bootstrap) for kind in kinds}
-    return {"macro": _difference(pairs, bootstrap), **result}
 
+    def difference(rows: Sequence[Record]) -> dict[str, Any]:
+        change = ious(other[record["expression_id"]] for record in rows) - ious(rows)
+        images, kinds = [image_of(record) for record in rows], [record["kind"] for record in rows]
+        sums, counts = (cluster_sums(values, images, kinds) for values in (change, np.ones(len(rows))))
+        point = float((sums.sum(0) / counts.sum(0)).mean())
+        return {"difference": point, "ci": ratio_interval(sums, counts, bootstrap)}
 
-def _difference(pairs: Sequence[tuple[Record, Record]], bootstrap: Bootstrap) -> dict[str, Any]:
-    change = ious(after for _, after in pairs) - ious(before for before, _ in pairs)
-    images, kinds = [image_of(one) for one, _ in pairs], [one["kind"] for one, _ in pairs]
-    sums = cluster_sums(change, images, kinds)
-    counts = cluster_sums(np.ones(len(pairs)), images, kinds)
-    point = float((sums.sum(0) / counts.sum(0)).mean())
-    return {"difference": point, "ci": ratio_interval(sums, counts, bootstrap)}
+    targets = [record for record in before if record["has_target"]]
+    groups: dict[str, list[Record]] = {"macro": targets}
+    for kind in sorted({record["kind"] for record in targets}):
+        groups[kind] = [record for record in targets if record["kind"] == kind]
+    return {name: difference(rows) for name, rows in groups.items()}
 
 
 def disturbances(
@@ -300,18 +258,16 @@ def disturbances(
         ValueError: the projector does not have a target.
     """
     own = targets_of(projector)
-    for mode in modes or ():
-        Disturbance(TOKENS, mode)
-    for target in targets or ():
-        if Disturbance(target, "zero").target not in own:
-            raise ValueError(f"This projector has no '{target}' to disturb, only: {', '.join(own)}.")
     cases = []
     for target in targets or own:
         for mode in modes or MODES:
-            if mode == "reorder" and target != TOKENS:
+            if mode == "reorder" and target in RECEIVERS:
                 continue
             one = Disturbance(target, mode)
-            cases += [Disturbance(target, mode, seed) for seed in seeds] if one.random else [one]
+            cases += [replace(one, seed=seed) for seed in seeds] if one.random else [one]
+    missing = {case.target for case in cases} - {*own}
+    if missing:
+        raise ValueError(f"This projector has no {', '.join(sorted(missing))} to disturb, only: {', '.join(own)}.")
     return cases
 
 
@@ -362,7 +318,9 @@ def format_comparison(result: dict[str, Any]) -> str:
     """Format gIoU and pick accuracy of every case, and the change of gIoU with its interval."""
     kinds = list(result["undisturbed"]["by_kind"])
     lines = [f"{'disturbed':30}{'gIoU':>7}{'pick':>7}  " + "".join(f"{kind:>13}" for kind in kinds) + "  change (95 %)"]
-    for name, row in _named(result):
+    for row in (result["undisturbed"], *result["cases"]):
+        name = f"{row['target']}: {row['mode']}" if "target" in row else "nothing"
+        name += f" (seed {row['seed']})" if row.get("seed") is not None else ""
         head = row["headline"]
         pick = head["pick_accuracy_macro"]
         line = f"{name:30}{head['giou_macro']:>7.3f}{'–' if pick is None else f'{pick:.3f}':>7}  "
@@ -373,10 +331,3 @@ def format_comparison(result: dict[str, Any]) -> str:
             line += f"  {macro['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _named(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield "nothing", result["undisturbed"]
-    for row in result["cases"]:
-        seed = "" if row["seed"] is None else f" (seed {row['seed']})"
-        yield f"{row['target']}: {row['mode']}{seed}", row

@@ -10,7 +10,7 @@ import numpy as np
 
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES
 from lavis_svp.datasets.refshapes.expressions import RANKS, RELATIONS, SUPERLATIVES
-from lavis_svp.metrics.masks import iou
+from lavis_svp.metrics.masks import iou, region_ious
 from lavis_svp.probes.session import Answer, instances_of
 from lavis_svp.segmentation.auxiliary_losses import instance_of_region
 
@@ -59,28 +59,13 @@ def error_row(answer: Answer) -> Row | None:
 
 
 def owner_of(labels: np.ndarray, mask: np.ndarray) -> int:
-    """The instance with the best IoU with a mask, -1 where it touches none.
-
-    Args:
-        labels: (H, W) instances, -1 = none.
-        mask: (H, W) 0/1.
-    """
-    inside = labels[mask.astype(bool)]
-    inside = inside[inside >= 0]
-    if not len(inside):
-        return -1
-    count = int(labels.max()) + 1
-    shared = np.bincount(inside, minlength=count)
-    areas = np.bincount(labels[labels >= 0], minlength=count)
-    return int((shared / (areas + int(mask.astype(bool).sum()) - shared)).argmax())
+    """The instance of ``labels`` (H, W; -1 = none) with the best IoU with a 0/1 mask (H, W), -1 where it touches none."""
+    ious = region_ious(labels, mask, int(labels.max(initial=-1)) + 1)
+    return int(ious.argmax()) if ious.any() else -1
 
 
 def differing(words: Sequence[Sequence[str]], target: int, chosen: int) -> list[str]:
-    """The attributes in which the chosen instance differs from the target.
-
-    Returns:
-        names of attributes; ``["background"]`` if no instance was chosen; ``["only_place"]`` if both look alike.
-    """
+    """The attributes in which the chosen instance differs, or "background" if it is none, "only_place" if all agree."""
     if chosen < 0 or target < 0:
         return [BACKGROUND]
     unlike = [
@@ -102,11 +87,8 @@ def error_table(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     for row in groups["all"]:
         groups.setdefault(row["kind"], []).append(row)
         groups.setdefault(f"{row['kind']}: {row['template']}", []).append(row)
-    return {name: _group(found) for name, found in sorted(groups.items(), key=lambda item: _place(item[0])) if found}
-
-
-def _place(name: str) -> tuple[bool, str]:
-    return name != "all", name
+    names = sorted(groups, key=lambda name: (name != "all", name))
+    return {name: _group(groups[name]) for name in names if groups[name]}
 
 
 def _group(rows: Sequence[Row]) -> dict[str, Any]:
@@ -130,14 +112,10 @@ def format_errors(table: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["outcome: share % (points of gIoU lost there); right of it: % of the wrong picks differing in ...", head]
     for group, row in table.items():
         line = f"{group:34}{row['n']:>5}{row['giou']:>6.3f} |"
-        line += "".join(_cell(row, one) for one in OUTCOMES) + " |"
+        line += "".join(f"{100 * row['share'][one]:>5.0f} ({row['lost'][one]:.3f})" for one in OUTCOMES) + " |"
         line += "".join(f"{'–' if row['differs'][n] is None else round(100 * row['differs'][n]):>11}" for n in names)
         lines.append(line)
     return "\n".join(lines)
-
-
-def _cell(row: Mapping[str, Any], outcome: str) -> str:
-    return f"{100 * row['share'][outcome]:>5.0f} ({row['lost'][outcome]:.3f})"
 
 
 OTHER = "other"

@@ -39,12 +39,7 @@ class Evidence:
 
 
 def gather_evidence(model: Any, batches: Iterable[Mapping[str, Any]]) -> Evidence:
-    """Collect the evidence of every expression of a split.
-
-    Args:
-        model: ``svp_ris`` in evaluation mode.
-        batches: of the split, on the model's device.
-    """
+    """Collect the evidence of every expression of a split's batches from a ``svp_ris`` in evaluation mode."""
     margins, evidence, kinds = [], [], []
     for samples in batches:
         batch = model.no_target_evidence(samples)
@@ -101,13 +96,7 @@ def score_calibration(split: Evidence, options: NoTargetOptions) -> dict[str, An
 
 
 def no_target_table(fit_split: Evidence, test_split: Evidence, max_refused: float) -> dict[str, Any]:
-    """Fit on one split and score on another: the language model alone, the pointer alone, and both.
-
-    Args:
-        fit_split: see :func:`fit_calibration`.
-        test_split: evidence on other images.
-        max_refused: see :func:`fit_calibration`.
-    """
+    """:func:`fit_calibration` on one split, scores on another: the language model alone, the pointer, and both."""
     chosen = fit_calibration(fit_split, max_refused)
     pointer = Evidence(np.zeros_like(test_split.margin), test_split.evidence, test_split.kinds)
     return {

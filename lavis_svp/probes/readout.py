@@ -25,17 +25,11 @@ MAX_ITERATIONS = 1000
 
 
 class Examples(NamedTuple):
-    """The examples that a read-out is fitted to or scored on.
+    """The examples that a read-out is fitted to or scored on."""
 
-    Args:
-        features: (M, W) float.
-        facts: (M,) numbers; for classes int64, -1 = unknown.
-        images: (M,) image numbers.
-    """
-
-    features: np.ndarray
-    facts: np.ndarray
-    images: np.ndarray
+    features: np.ndarray  # (M, W) float
+    facts: np.ndarray  # (M,) numbers; for classes int64, -1 = unknown
+    images: np.ndarray  # (M,) image numbers
 
     def select(self, keep: np.ndarray) -> Examples:
         """The examples that a bool mask keeps."""
@@ -64,11 +58,14 @@ def read_numbers(
         model = make_pipeline(StandardScaler(), Ridge(alpha=ridge * len(examples.facts)))
         return model.fit(examples.features, examples.facts)
 
-    best = _best_ridge(train, RIDGES, seed, fit, lambda model, held: mean_squared_error(held.facts, _of(model, held)))
+    def loss(model: Any, held: Examples) -> float:
+        return mean_squared_error(held.facts, model.predict(held.features))
+
+    best = _best_ridge(train, RIDGES, seed, fit, loss)
     about = np.square(test.facts - test.facts.mean()) if len(test.facts) else np.zeros(0)
     if about.sum() == 0:
         raise ValueError(f"R² of {len(about)} test examples that do not vary is not defined.")
-    squared = np.square(_of(fit(train, best), test) - test.facts)
+    squared = np.square(fit(train, best).predict(test.features) - test.facts)
     interval = _interval(squared, about, test.images, bootstrap)
     return {
         "r2": float(1 - squared.sum() / about.sum()),
@@ -116,7 +113,7 @@ def read_classes(
         return log_loss(held.facts, probabilities, labels=np.arange(classes))
 
     best = _best_ridge(train, RIDGES[:-1], seed, fit, loss)
-    correct = _of(fit(train, best), test) == test.facts
+    correct = fit(train, best).predict(test.features) == test.facts
     return {
         "accuracy": float(correct.mean()),
         "ci": _interval(correct, np.ones(len(correct)), test.images, bootstrap),
@@ -148,14 +145,8 @@ def _best_ridge(
     return min(ridges, key=lambda ridge: loss(fit(train.select(~held), ridge), train.select(held)))
 
 
-def _of(model: Any, examples: Examples) -> np.ndarray:
-    return model.predict(examples.features)  # (M,)
-
-
 def _interval(
     numerators: np.ndarray, denominators: np.ndarray, images: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[float, float] | None:
-    names, one_group = images.tolist(), [""] * len(images)
-    return ratio_interval(
-        cluster_sums(numerators, names, one_group), cluster_sums(denominators, names, one_group), bootstrap
-    )
+    names = images.tolist()
+    return ratio_interval(cluster_sums(numerators, names), cluster_sums(denominators, names), bootstrap)

@@ -13,9 +13,10 @@ from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
 from lavis_svp.metrics.records import Record
+from lavis_svp.models.outputs import MaskPrediction
 from lavis_svp.runners.data import eval_loader
 from lavis_svp.tasks.base import run_facts
-from lavis_svp.tasks.scoring import Prediction, score_image, timed_predictions
+from lavis_svp.tasks.scoring import score_image, timed_predictions
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Answer:
     index: int  # of the image in the batch
     number: int  # of the expression in the image
     record: Record  # its scores, as the evaluation writes them
-    prediction: Prediction  # mask, pick, region map
+    prediction: MaskPrediction  # mask, pick, region map
 
 
 class Session:
@@ -50,15 +51,11 @@ class Session:
         self.runner, self.split, self.weights = runner, split, weights
 
     def held_out(self) -> Iterator[Mapping[str, Any]]:
-        """Batches of the split, in evaluation's order, on the model's device."""
+        """Batches of the split that is scored."""
         return self.split_batches(self.split)
 
     def split_batches(self, split: str) -> Iterator[Mapping[str, Any]]:
-        """Batches of one of ``run.test_splits``.
-
-        Raises:
-            ValueError: the run has no split of this name.
-        """
+        """Batches of one of ``run.test_splits``, on the model's device; a ValueError for any other split."""
         if split not in self.runner.datasets:
             raise ValueError(f"run.test_splits has no '{split}', only: {', '.join(self.runner.datasets)}.")
         return self._moved(eval_loader(self.runner.datasets, split, self.runner.options, pin_memory=False))
@@ -83,11 +80,7 @@ class Session:
         return [answer.record for answer in self.answers(progress)]
 
     def answers(self, progress: str) -> Iterator[Answer]:
-        """Answer every expression of the split, and score the answers.
-
-        Args:
-            progress: title of the progress bar.
-        """
+        """Answer every expression of the split, under a progress bar of this title, and score the answers."""
         for samples in tqdm(self.held_out(), desc=progress, unit="batch", mininterval=1):
             yield from answers_of(self.model, samples)
 
@@ -104,14 +97,11 @@ class Session:
 def answers_of(model: Any, samples: Mapping[str, Any]) -> list[Answer]:
     """Answer and score one batch in generative mode."""
     predictions, ms = timed_predictions(model, samples, "generative")
-    answers = []
-    for index, row in enumerate(predictions):
-        records = score_image(samples, index, row, "generative", ms)
-        answers += [
-            Answer(samples, index, number, record, prediction)
-            for number, (record, prediction) in enumerate(zip(records, row, strict=True))
-        ]
-    return answers
+    return [
+        Answer(samples, index, number, record, row[number])
+        for index, row in enumerate(predictions)
+        for number, record in enumerate(score_image(samples, index, row, "generative", ms))
+    ]
 
 
 def instances_of(samples: Mapping[str, Any], index: int) -> tuple[np.ndarray, Sequence[Sequence[str]]]:

@@ -51,10 +51,7 @@ def attribute_classes(words: Sequence[str]) -> dict[str, int]:
 
 
 def instance_numbers(labels: np.ndarray) -> dict[int, dict[str, float]]:
-    """Centroid, area and box of every visible instance.
-
-    Args:
-        labels: (H, W) instances, -1 = none.
+    """Centroid, area and box of every visible instance of ``labels`` (H, W), where -1 is none.
 
     Returns:
         {instance: {"x", "y", "height", "width" as shares of the image's sides, "area" as a share of the image}}.

@@ -240,14 +240,10 @@ def _describe_groups(engine: Any, groups: Sequence[Mapping[str, Any]]) -> list[d
 
 
 def restore_adamw(engine: Any, saved: Mapping[str, Any]) -> None:
-    """Put a whole optimizer state into the engine's shards.
+    """Put a whole optimizer state, :func:`adamw_state`'s or torch's of the same groups, into the engine's shards.
 
     Parameters without an entry (they had no gradient yet) start from zero moments. DeepSpeed counts one number of
     steps for all parameters of a group: the largest.
-
-    Args:
-        engine: a DeepSpeed engine.
-        saved: as :func:`adamw_state`, or as ``torch.optim.AdamW.state_dict()`` of the same groups, returns it.
     """
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 

@@ -43,7 +43,7 @@ def build_optimizer(model: nn.Module, options: RunOptions, run_cfg: Any) -> torc
     Args:
         model: the model, not wrapped.
         options: the run section.
-        run_cfg: the run section as LAVIS holds it, passed on to the model.
+        run_cfg: the same as LAVIS holds it, for the model.
 
     Returns:
         The optimizer; each group has ``peak_lr``, its learning rate at the end of warm-up.
@@ -213,14 +213,8 @@ class Stepper:
     exchanges gradients once per step, in the last micro-batch. Before each micro-batch all generators are seeded from
     (seed, process, step, micro-step).
 
-    Args:
-        task: has ``train_step(model, samples)``.
-        model: in training mode, wrapped in DDP if there are several processes.
-        optimizer: with ``peak_lr`` in its groups.
-        scaler: for fp16, else None.
-        device: where the model is.
-        options: the run section.
-        meter: collects the losses, statistics and times.
+    The model is in training mode, wrapped in DDP if there are several processes; the optimizer's groups have
+    ``peak_lr``; the scaler is for fp16 alone.
     """
 
     def __init__(
@@ -244,14 +238,7 @@ class Stepper:
         self._skipped = 0
 
     def step(self, step: int, batches: Iterator[Any]) -> float:
-        """Do one optimizer step.
-
-        Args:
-            step: its number, from 0.
-            batches: yields the micro-batches.
-
-        Returns:
-            The gradient's total norm before clipping.
+        """Do optimizer step number ``step``, from 0, and return the gradient's total norm before clipping.
 
         Raises:
             FloatingPointError: the gradient was not finite in too many steps in a row.
@@ -296,11 +283,7 @@ class Stepper:
         return samples
 
     def count_skipped(self, step: int, norm: float) -> None:
-        """Count the steps in a row without an update, because the gradient was not finite.
-
-        Raises:
-            FloatingPointError: there were too many.
-        """
+        """Count the steps in a row without an update, because the gradient was not finite; too many end the run."""
         if math.isfinite(norm):
             self._skipped = 0
             return

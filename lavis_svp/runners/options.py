@@ -247,11 +247,7 @@ def check_ratios(ratios: Any) -> None:
 
 
 def ratio_weights(ratios: Any, names: Sequence[str]) -> list[Fraction]:
-    """The weight of each data set, exactly as written: 0.1 is a tenth.
-
-    Args:
-        ratios: a list of weights, or {builder's name: weight}.
-        names: the data sets that are trained on, in the order of the YAML.
+    """The weight of each data set ``names`` (in the order of the YAML), exactly as written: 0.1 is a tenth.
 
     Raises:
         ValueError: an unknown name, or not exactly one weight for each data set.
@@ -282,11 +278,7 @@ def _weight(value: Any) -> Fraction | None:
 
 
 def upgrade_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a ``run:`` section of release 0.1 to today's keys, in plain Python.
-
-    Raises:
-        ValueError: a removed option is in use.
-    """
+    """Bring a ``run:`` section of release 0.1 to today's keys, in plain Python; a removed one is a ValueError."""
     section = plain(run)
     if section.get("checkpoint_format") == "shards":
         raise ValueError(
@@ -327,11 +319,7 @@ def upgrade_project(project: Any, arch: str | None = None) -> Any:
 
 
 def stored_project(config: Any) -> Any:
-    """The project that a checkpoint holds, in today's keys; without warnings, since nobody can edit a checkpoint.
-
-    Raises:
-        ValueError: it uses a removed option.
-    """
+    """The project that a checkpoint holds, in today's keys; without warnings, since nobody can edit a checkpoint."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         project = upgrade_project(OmegaConf.create(config))

@@ -36,11 +36,7 @@ class ProjectConfig(Config):
     """LAVIS's Config, made of a project in memory instead of a YAML file and command-line options.
 
     LAVIS's own constructor reads the file itself and lays the options over the result, too late for
-    ``model.model_type`` and ``datasets.<name>.type``, which choose the default YAMLs.
-
-    Args:
-        project: the roots model, datasets and run.
-        run: the complete ``run:`` section.
+    ``model.model_type`` and ``datasets.<name>.type``, which choose the default YAMLs. ``run`` is complete already.
     """
 
     def __init__(self, project: Any, run: Mapping[str, Any]) -> None:
@@ -101,11 +97,7 @@ def apply_option(project: Any, option: str) -> Any:
 
 
 def dot_list(options: Sequence[str]) -> list[str]:
-    """Bring ``--options`` into the form key=value.
-
-    Raises:
-        ValueError: an item without a value.
-    """
+    """Bring ``--options`` into the form key=value; an item without a value is a ValueError."""
     if not options or "=" in options[0]:
         bad = [option for option in options if "=" not in option]
         if bad:
@@ -225,10 +217,7 @@ def prepare_features(model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> N
     """Give the data sets the frozen features of their images, if the model has a frozen feature extractor.
 
     With ``model.cache_features`` they are computed for every image that is not stored yet. Without it, superpixels and
-    features that came with the data are used all the same, once they are checked.
-
-    Raises:
-        ValueError: the features that came with the data are not those of this model.
+    features that came with the data are used all the same; a ValueError if they are not those of this model.
     """
     extractor = getattr(model, "extractor", None)
     if isinstance(extractor, FrozenFeatureExtractor):

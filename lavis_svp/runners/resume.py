@@ -24,7 +24,7 @@ HARMLESS = (
 
 
 def find_start(folder: Path, options: RunOptions) -> Path | None:
-    """Clean up the run's output folder and choose the checkpoint to continue from, in all processes; None for a new run.
+    """Clean up the run's folder and choose the checkpoint to continue from, in all processes; None for a new run.
 
     ``run.resume: auto`` takes the folder's newest checkpoint. A named checkpoint of this folder is taken, and newer
     ones are set aside. One from elsewhere starts a run, which later continues with its own checkpoints.
@@ -94,9 +94,6 @@ class ResultStore:
     """Metrics by split and optimizer step, in ``metrics_<split>_<iters>.json``.
 
     A file is written, atomically, when the whole evaluation is done, so it also marks the evaluation as finished.
-
-    Args:
-        folder: the run's result folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -121,9 +118,7 @@ class ResultStore:
     def best(self, split: str, until: int) -> tuple[float, int] | None:
         """Return the highest ``agg_metrics`` of a split and its step, the earliest of equals; None without any.
 
-        Args:
-            split: the split that chooses.
-            until: steps done so far; later results are of an abandoned run and do not count.
+        Results after step ``until`` are of an abandoned run and do not count.
         """
         scores = []
         for path in self._folder.glob(f"metrics_{split}_*.json"):

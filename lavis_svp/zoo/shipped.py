@@ -85,11 +85,7 @@ def is_shipped(name: object) -> bool:
 
 
 def get_shipped(name: str) -> ShippedWeights:
-    """Return the entry with a name.
-
-    Raises:
-        UnknownNameError: the name is unknown; the message lists the known names.
-    """
+    """Return the entry with a name; an UnknownNameError lists the known names."""
     for entry in _SHIPPED:
         if entry.name == name:
             return entry
@@ -97,12 +93,7 @@ def get_shipped(name: str) -> ShippedWeights:
 
 
 def shipped_file(name: str) -> Path:
-    """Return the path of shipped weights.
-
-    Raises:
-        UnknownNameError: the name is unknown.
-        FileNotFoundError: the file is missing; the message says how to get it.
-    """
+    """Return the path of shipped weights; a FileNotFoundError says how to get a missing file."""
     entry = get_shipped(name)
     if not entry.file.is_file():
         raise FileNotFoundError(entry.absent)
@@ -119,11 +110,7 @@ def read_record(name: str) -> dict[str, Any] | None:
 
 
 def verify_shipped(name: str) -> list[str]:
-    """Compare the file with its record.
-
-    Returns:
-        one line per fault; empty without faults.
-    """
+    """Compare the file with its record, and return a line per fault."""
     entry = get_shipped(name)
     if not entry.file.is_file():
         return [entry.absent]

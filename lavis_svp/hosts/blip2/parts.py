@@ -127,13 +127,8 @@ def build_vision(options: Blip2Options) -> Vision:
     """Build the vision encoder: LAVIS's with a trainable norm, or one of lavis-svp's, whose features are normalised."""
     if options.vit_model not in LAVIS_ENCODERS:
         return Vision(build_vision_encoder(options.vit_model, options.image_size, levels=options.levels), nn.Identity())
-    encoder, norm = Blip2Base.init_vision_encoder(
-        options.vit_model,
-        options.image_size,
-        options.drop_path_rate,
-        options.use_grad_checkpoint,
-        options.vit_precision,
-    )
+    settings = (options.image_size, options.drop_path_rate, options.use_grad_checkpoint, options.vit_precision)
+    encoder, norm = Blip2Base.init_vision_encoder(options.vit_model, *settings)
     if options.freeze_vit:
         encoder.requires_grad_(False)
     return Vision(encoder, norm)
@@ -190,14 +185,10 @@ M = TypeVar("M", bound=PreTrainedModel)
 
 
 def to_transformers_class(language: nn.Module, cls: type[M]) -> M:
-    """Convert a language model to transformers' own class; the two share their weights.
+    """Convert a language model of ``cls`` or of LAVIS's copy of it to ``cls``; the two share their weights.
 
     LAVIS 1.0.2 has copies of OPT and T5 from 2023 with the same parameters under the same names. With today's
     transformers they ignore the cache, and OPT's beam search fails.
-
-    Args:
-        language: an instance of ``cls``, which is returned unchanged, or of LAVIS's copy of it.
-        cls: transformers' class.
     """
     if isinstance(language, cls):
         return language
