@@ -233,10 +233,6 @@ def pixels(number: int, height: int, width: int) -> np.ndarray:
     return image
 
 
-def wave(*shape: int, step: float = 0.37) -> torch.Tensor:
-    return torch.from_numpy(np.sin(step * np.arange(int(np.prod(shape)))).astype(np.float32)).reshape(shape)
-
-
 def two_images() -> dict[str, Any]:
     """A batch of 24 x 32 and 32 x 32 pixels, with three expressions and one; one of them has no target."""
     sizes, inside = [(24, 32), (32, 32)], [(48, 64), (64, 64)]
@@ -364,7 +360,8 @@ def test_a_projector_gives_the_same_tokens(tensors):
     projector, messages = quietly(load_projector, DATA / "projectors/svp.safetensors")
     y, x = np.mgrid[:24, :36]
     maps = [RegionMap.from_labels((y // 9) * 3 + x // 13), RegionMap.from_labels((x + y) // 20)]
-    features = PatchFeatures.whole(wave(2, 36, 16), (6, 6))
+    wave = np.sin(0.37 * np.arange(2 * 36 * 16)).astype(np.float32)
+    features = PatchFeatures.whole(torch.from_numpy(wave).reshape(2, 36, 16), (6, 6))
     with torch.no_grad():
         out = projector(features, Superpixels.from_region_maps(maps, features.grids, mask_size=projector.mask_size))
     for name in ("tokens", "valid", "order"):
@@ -427,10 +424,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_images_have_the_same_keys():
-    assert {name: image_key(path.read_bytes()) for name, path in IMAGES.items()} == KEYS
-
-
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_superpixel_store_is_found_read_and_written_the_same(name, tmp_path):
     generator = build_superpixels(name, **GENERATORS[name])
@@ -439,8 +432,9 @@ def test_a_superpixel_store_is_found_read_and_written_the_same(name, tmp_path):
     expected = EXPECTED["stores"]["superpixels"][found.folder.name]
     assert expected["settings"] == generator.settings() == open_store(found.folder).settings
     assert {key: as_json(found.get(key)) for key in found.keys()} == expected["regions"]  # noqa: SIM118  (no mapping)
-    for path in IMAGES.values():
-        made.get(image_key(path.read_bytes()), read_pixels(path))
+    assert {file: image_key(path.read_bytes()) for file, path in IMAGES.items()} == KEYS
+    for file, key in KEYS.items():
+        made.get(key, read_pixels(IMAGES[file]))
     assert contents(made.folder) == contents(DATA / "superpixels" / found.folder.name)
 
 

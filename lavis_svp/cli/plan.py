@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpu", default="a100-80g", help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)")
     add("--num-gpus", type=int, default=8, help="number of GPUs (default: %(default)s)")
     add("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
-    add("--images", type=int, help="training images, where the data sets' sizes are unknown")
+    add("--images", "--pictures", type=int, help="training images, where the data sets' sizes are unknown")
     add("--tokens", type=int, help="superpixels per image (default: 40, the paper's mean)")
     add("--prompts", type=int, help="point prompts per image for the superpixels")
     add("--expression-words", type=int, help="words of an expression (default: 5)")

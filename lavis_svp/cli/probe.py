@@ -35,7 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_project_options(parser, required=False)
     add("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
     add("--out", type=Path, metavar="JSON", help="file for the result")
-    add("--images", type=int, default=400, help="training images for means and read-outs (default: %(default)s)")
+    add(
+        "--images",
+        "--pictures",
+        type=int,
+        default=400,
+        help="training images for means and read-outs (default: %(default)s)",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1], help="of shuffles, swaps and fits")
     add("--targets", nargs="+", help="sspe: what is replaced, of sspe sspe_ssa sspe_tokens tokens (default: all)")
     add("--modes", nargs="+", help="sspe: by what, of average shuffle swap zero reorder (default: all)")

@@ -82,7 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     example = "superpixels shards superpixels/sam-<digest> --out shards"
     add = add_command(commands, "shards", shards, text, example, [store]).add_argument
     add("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
-    add("--images-per-shard", type=int, default=10_000, help="at most so many (default: %(default)s)")
+    add(
+        "--images-per-shard",
+        "--pictures-per-shard",
+        type=int,
+        default=10_000,
+        help="at most so many (default: %(default)s)",
+    )
     return parser
 
 

@@ -192,15 +192,9 @@ def merge_adapters(transformer: nn.Module) -> int:
 
 
 def with_row(table: Tensor, index: int, row: Tensor) -> Tensor:
-    """Copy a table with one row set, or appended if the table ends just before it.
+    """Copy a table (V, D) with one row (1, D) set, or appended if the index is V; a ValueError if it is larger.
 
-    Args:
-        table: (V, D).
-        index: of the row; below V if the table is padded beyond the tokenizer, or V.
-        row: (1, D).
-
-    Raises:
-        ValueError: there would be a gap between the table and the row.
+    The index is below V where the table is padded beyond the tokenizer.
     """
     if index > len(table):
         raise ValueError(f"[SEG] has id {index}, but the embedding table has only {len(table)} rows.")

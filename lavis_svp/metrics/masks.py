@@ -135,15 +135,7 @@ def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) 
 
 
 def random_object_iou(instances: np.ndarray, target: np.ndarray) -> float | None:
-    """Expected IoU of an answer that is an object drawn at random from all objects of the image.
-
-    Args:
-        instances: (H, W) object ids; -1 = background.
-        target: (H, W) 0/1 mask.
-
-    Returns:
-        None if there is no object, or no target to score against.
-    """
+    """Expected IoU of an object drawn at random from all objects of the image; see :func:`attribute_reader_iou`."""
     return attribute_reader_iou(instances, target, range(int(instances.max(initial=-1)) + 1))
 
 

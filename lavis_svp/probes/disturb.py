@@ -197,7 +197,7 @@ class _Replacement:
     def tokens(self, visual: VisualTokens) -> VisualTokens:
         """Replace the visual tokens; their regions stay, except for "reorder"."""
         self.draw(visual.valid)
-        moved = {"tokens": visual.tokens}
+        moved: dict[str, Tensor | None] = {"tokens": visual.tokens}
         if self.mode == "reorder":
             moved |= {"assignment": visual.assignment, "order": visual.order}
         return replace(visual, **{name: self.rows(TOKENS, one) for name, one in moved.items() if one is not None})
@@ -265,9 +265,9 @@ def disturbances(
                 continue
             one = Disturbance(target, mode)
             cases += [replace(one, seed=seed) for seed in seeds] if one.random else [one]
-    missing = {case.target for case in cases} - {*own}
+    missing = [target for target in targets or () if target not in own]
     if missing:
-        raise ValueError(f"This projector has no {', '.join(sorted(missing))} to disturb, only: {', '.join(own)}.")
+        raise ValueError(f"This projector has no {', '.join(missing)} to disturb, only: {', '.join(own)}.")
     return cases
 
 
@@ -295,15 +295,9 @@ def compare(
     for case in cases:
         with disturbed(projector, case, bank):
             after = score(f"{case.target}, {case.mode}, seed {case.seed}")
-        rows.append(
-            {
-                "target": case.target,
-                "mode": case.mode,
-                "seed": case.seed if case.random else None,
-                **scores(after, bootstrap),
-                "against_undisturbed": paired_difference(before, after, bootstrap),
-            }
-        )
+        row = {"target": case.target, "mode": case.mode, "seed": case.seed if case.random else None}
+        row |= scores(after, bootstrap)
+        rows.append({**row, "against_undisturbed": paired_difference(before, after, bootstrap)})
     return {"undisturbed": scores(before, bootstrap), "cases": rows}
 
 

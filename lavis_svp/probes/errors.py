@@ -59,7 +59,7 @@ def error_row(answer: Answer) -> Row | None:
 
 
 def owner_of(labels: np.ndarray, mask: np.ndarray) -> int:
-    """The instance of ``labels`` (H, W; -1 = none) with the best IoU with a 0/1 mask (H, W), -1 where it touches none."""
+    """The instance of ``labels`` (H, W; -1 = none) with the best IoU with a 0/1 mask (H, W); -1 if it touches none."""
     ious = region_ious(labels, mask, int(labels.max(initial=-1)) + 1)
     return int(ious.argmax()) if ious.any() else -1
 

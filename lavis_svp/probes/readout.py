@@ -39,11 +39,11 @@ class Examples(NamedTuple):
 def read_numbers(
     train: Examples, test: Examples, seed: int, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
 ) -> dict[str, Any]:
-    """Fit ridge regression on ``train`` and score R² on ``test``.
+    """Fit ridge regression on ``train`` and score R² on ``test``, both with numbers as facts.
 
     Args:
-        train: with numbers as facts.
-        test: likewise.
+        train: examples to fit.
+        test: examples to score.
         seed: of the training images on which the penalty is chosen; the final fit takes all of them.
         bootstrap: of the interval, which resamples test images.
 

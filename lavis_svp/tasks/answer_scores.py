@@ -144,7 +144,7 @@ def caption_scores(references: Mapping[int, Sequence[str]], captions: Mapping[in
         {number: list(map(plain_tokens, texts)) for number, texts in each.items()} for each in (true_texts, model_texts)
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-        scores = _coco_scores(*tokenized, with_meteor=official is not None)
+        scores = _coco_scores(tokenized[0], tokenized[1], with_meteor=official is not None)
     return {"scores": scores, "tokeniser": PLAIN if official is None else OFFICIAL, "left_out": left_out}
 
 

@@ -48,10 +48,6 @@ class AnswerTask(SvpTask):
 
     Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per text),
     ``S_E_result.json`` (the official results format) and ``S_E.summary.json``.
-
-    Args:
-        options: of the evaluation.
-        settings: facts about the run that the summary records.
     """
 
     options_cls = AnswerEvalOptions
@@ -79,15 +75,8 @@ class AnswerTask(SvpTask):
         generated = [_as_list(one) for one in self.generate(model, samples)]
         ms = 1000 * (time.perf_counter() - start) / max(1, sum(map(len, generated)))
         return [
-            {
-                "id": name,
-                "image_id": int(samples["image_id"][index]),
-                "file_name": samples["file_name"][index],
-                "kind": kind,
-                "question": question,
-                "answer": answer,
-                "ms": ms,
-            }
+            {"id": name, "image_id": int(samples["image_id"][index]), "file_name": samples["file_name"][index]}
+            | {"kind": kind, "question": question, "answer": answer, "ms": ms}
             for index, answers in enumerate(generated)
             for name, kind, question, answer in zip(
                 samples["expression_ids"][index],
@@ -125,12 +114,6 @@ class AnswerTask(SvpTask):
         self, val_result: list[Answer], split_name: str, epoch: int | str, **kwargs: Any
     ) -> dict[str, Any]:
         """Join all processes' answers, score them and write the result files.
-
-        Args:
-            val_result: this process's answers.
-            split_name: of the split in LAVIS.
-            epoch: epoch, iteration or "best"; goes into the file names.
-            kwargs: arguments of other runners, not used.
 
         Returns:
             ``agg_metrics`` and more scores for the log, on every process.

@@ -64,10 +64,6 @@ class ReferringSegmentationTask(SvpTask):
     In the YAML: ``run.task: referring_segmentation`` and, optionally, ``run.eval`` (see :class:`EvalOptions`).
     Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per expression),
     ``S_E.summary.json`` and ``images/S/``; while it runs, lines go to ``unfinished_rank<R>.jsonl``.
-
-    Args:
-        options: of the evaluation.
-        settings: facts about the run that the summary records.
     """
 
     options_cls = EvalOptions
