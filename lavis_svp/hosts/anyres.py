@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from lavis_svp.common.options import build_options
-from lavis_svp.common.overlap import CellEdges
+from lavis_svp.common.tensors import CellEdges
 from lavis_svp.hosts.images import (
     NO_VIDEOS,
     pop_superpixels,

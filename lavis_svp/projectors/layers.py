@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.common.precision import no_autocast
+from lavis_svp.common.tensors import no_autocast
 
 _CENTROID_DIGITS = 3  # centroids equal to a thousandth of a patch are one place: rounding noise must not order tokens
 

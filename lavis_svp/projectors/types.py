@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_svp.common.overlap import CellEdges, cell_overlap, interval_overlap
+from lavis_svp.common.tensors import CellEdges, cell_overlap, interval_overlap
 from lavis_svp.projectors.layers import reorder
 from lavis_svp.vision.types import Grid
 

@@ -9,7 +9,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 
-from lavis_svp.common.precision import no_autocast
+from lavis_svp.common.tensors import no_autocast
 
 
 class SegMaskDecoder(nn.Module):

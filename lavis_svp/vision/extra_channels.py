@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lavis_svp.common.overlap import interval_overlap
+from lavis_svp.common.tensors import interval_overlap
 from lavis_svp.vision.types import Grid, PatchFeatures
 
 EXTRA_CHANNELS = {"sam": 256, "colour": 3}

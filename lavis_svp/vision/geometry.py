@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lavis_svp.common.overlap import cell_overlap
+from lavis_svp.common.tensors import cell_overlap
 
 VALID_CHANNEL = 3
 """Index of the validity channel of an image tensor (4, S, S): RGB, then 1 where the image is."""

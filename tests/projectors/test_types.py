@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_svp.common.overlap import CellEdges
+from lavis_svp.common.tensors import CellEdges
 from lavis_svp.projectors import Superpixels, VisualTokens
 from lavis_svp.superpixels.region_map import RegionMap
 

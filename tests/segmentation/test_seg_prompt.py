@@ -83,9 +83,7 @@ def test_bad_options_and_missing_inputs_are_refused():
 
 def test_positions_are_patch_centres_in_sams_input():
     features = PatchFeatures(torch.zeros(1, 6, 3), [(2, 3)], torch.ones(1, 6, dtype=torch.bool))
-    geometry = SamInputGeometry(
-        64, (32, 64), (100, 200)
-    )  # twice as wide as high: the upper half
+    geometry = SamInputGeometry(64, (32, 64), (100, 200))  # twice as wide as high: the upper half
     transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=2)
     sam_decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
     decoder = SegMaskDecoder(PromptEncoder(256, (4, 4), (64, 64), 16), sam_decoder)

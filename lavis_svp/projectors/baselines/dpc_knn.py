@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lavis_svp.common.options import PositiveInt
-from lavis_svp.common.precision import no_autocast
+from lavis_svp.common.tensors import no_autocast
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import patch_order, pool, reorder, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lavis_svp.common.precision import no_autocast
+from lavis_svp.common.tensors import no_autocast
 
 _TOUCHED = 1e-9  # a cell counts from this share on: below it there is only rounding noise
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lavis_svp.common.precision import no_autocast
+from lavis_svp.common.tensors import no_autocast
 
 HEAD_WIDTH = 64  # of an attention head where their number is left open: 6 heads at C = 384, 16 at C = 1024
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lavis_svp.common.precision import no_autocast
+from lavis_svp.common.tensors import no_autocast
 
 
 class SSPE(nn.Module):

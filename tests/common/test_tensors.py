@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_svp.common.overlap import CellEdges, cell_overlap, interval_overlap
+from lavis_svp.common.tensors import CellEdges, cell_overlap, interval_overlap
 
 
 def random_edges(rng, cells):

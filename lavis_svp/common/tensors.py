@@ -1,7 +1,8 @@
-"""The share of each grid cell that each pixel covers: exact areas on the way from region maps to patch grids."""
+"""Exact area overlaps of grids, and sums that stay outside autocast."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -94,3 +95,10 @@ def cell_overlap(cells: int, pixels: int, extent: float = 1.0) -> Tensor:
     start = torch.maximum(edges[None, :-1], cell)
     stop = torch.minimum(edges[None, 1:], cell + 1.0)
     return (stop - start).clamp_min(0.0).float()  # (cells, pixels)
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which operations on ``device`` keep their inputs' dtype, also inside an autocast region."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device, for dry runs
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
