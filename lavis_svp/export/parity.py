@@ -50,11 +50,13 @@ def observe(model: SvpRis) -> Observation:
     encoded = model.encode(samples)
     answer = model.options.prompt.answers[0]
     turns = [
-        [model.prompts.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
+        [model.prompt_builder.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
         for row in EXPRESSIONS
     ]
     language = model.language
-    batch = splice(model.prompts.prefix_ids(), encoded.counts, turns, "packed", language.max_length, model.device)
+    batch = splice(
+        model.prompt_builder.prefix_ids(), encoded.counts, turns, "packed", language.max_length, model.device
+    )
     states = language.read(batch, encoded.visual.tokens)  # (B, L, D)
     masks = [p.logits for row in model.predict_masks(samples, "teacher_forced") for p in row]
     texts = [text for row in model.generate(samples) for text in row]

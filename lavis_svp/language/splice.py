@@ -80,7 +80,7 @@ class SplicedBatch:
         merged = torch.where(is_visual, placed.to(text.dtype), text)
         return merged * self.valid[..., None].to(text.dtype)
 
-    def before_token(self, token_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def positions_predicting(self, token_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Find the positions that *predict* a token: one before each occurrence.
 
         Args:

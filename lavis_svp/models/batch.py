@@ -130,7 +130,7 @@ def as_lists(text_input: Sequence[Any]) -> list[list[str]]:
     return [[item] if isinstance(item, str) else list(item) for item in text_input]
 
 
-def training_step(samples: Mapping[str, Any]) -> float:
+def step_number(samples: Mapping[str, Any]) -> float:
     """The optimizer step, from LAVIS's counters; infinite without them, so that no alignment stage runs."""
     if "iters" not in samples:
         return float("inf")
@@ -159,12 +159,25 @@ class TokenizedBatch:
         before_seg: rows and columns (P,) of the states that predict ``[SEG]``, ordered by image and expression.
         image_index: (P,) the image of each ``[SEG]``.
         masks: P target masks (H, W) 0/1.
+
+    Without any ``[SEG]``, ``image_index`` is one 0 that stands beside the zero state of :meth:`seg_states`.
     """
 
     sequences: SplicedBatch
     before_seg: tuple[Tensor, Tensor]
     image_index: Tensor
     masks: list[np.ndarray]
+
+    def seg_states(self, states: Tensor) -> Tensor:
+        """The states that predict ``[SEG]``, each at the position before it.
+
+        Args:
+            states: (R, L, D) of the language model.
+
+        Returns:
+            (P, D); without any ``[SEG]`` one zero state, so that every part of the model still runs.
+        """
+        return states[self.before_seg] if self.masks else states.new_zeros(1, states.shape[-1])
 
 
 def tokenize_batch(
@@ -201,11 +214,13 @@ def tokenize_batch(
         for image in zip(targets.texts, targets.answers, targets.has_target, strict=True)
     ]
     sequences = splice(prompts.prefix_ids(), visual_counts, turns, layout, max_length, device)
-    rows, columns, image_index, expression = sequences.before_token(seg_id)
+    rows, columns, image_index, expression = sequences.positions_predicting(seg_id)
     expected = sum(sum(reals) for reals in targets.has_target)
     if len(rows) != expected:
         raise ValueError(f"{expected} expressions have a target but the text holds {len(rows)} [SEG] tokens.")
     masks = [targets.masks[i][e] for i, e in zip(image_index.tolist(), expression.tolist(), strict=True)]
+    if not masks:
+        image_index = torch.zeros(1, dtype=torch.long, device=device)
     return TokenizedBatch(sequences, (rows, columns), image_index, masks)
 
 

@@ -1,7 +1,7 @@
 """Referring image segmentation with superpixels as visual words: image and text in, mask or words out.
 
-The way of an image through the model is :meth:`SvpRis.forward` (training) and :meth:`SvpRis.predict_masks`; each line
-there is a box of the drawing in the README.
+An image's way through the model is :meth:`SvpRis.forward` (training) and :meth:`SvpRis.predict_masks` (inference),
+which follow the drawing in the README.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptBuilder
 from lavis_svp.language.splice import splice
-from lavis_svp.models.batch import as_lists, first_of_each_image, tokenize_batch, training_step
+from lavis_svp.models.batch import TokenizedBatch, as_lists, first_of_each_image, step_number, tokenize_batch
 from lavis_svp.models.checkpoint import check_config_compatible, find_weights, load_pretrained_parts, read_weights
 from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region
@@ -99,7 +99,7 @@ class SvpRis(BaseModel):
     unsharded_modules = ("projector", "readout", "mask_head", "aids")
     """Children whose weights ZeRO-3 holds whole: what runs in them depends on a batch's images and masks."""
 
-    prompts: PromptBuilder
+    prompt_builder: PromptBuilder
 
     def __init__(self, options: ModelOptions, weights: Weights = "load") -> None:
         super().__init__()
@@ -124,7 +124,9 @@ class SvpRis(BaseModel):
         if "superpixels" not in self.projector.requires:
             self.extractor.generator = None
         if weights == "load":
-            self.prompts = PromptBuilder(self.language.tokenizer, options.prompt, options.language.max_turn_tokens)
+            self.prompt_builder = PromptBuilder(
+                self.language.tokenizer, options.prompt, options.language.max_turn_tokens
+            )
         self.readout = SegPromptHead(self.language.dim, token_std, options.seg_prompt)
         self.mask_head = SegMaskDecoder(
             self.extractor.sam_prompt_encoder, self.extractor.sam_mask_decoder, options.sam.train_decoder
@@ -173,38 +175,33 @@ class SvpRis(BaseModel):
             ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
         """
         vision = self.extractor(samples)  # frozen: patches (B, N, C), SAM embedding (B, 256, h, w), region maps
-        visual = self.visual_tokens(vision)  # (B, T, D)
-        encoded = EncodedImages(vision, visual)
-        on_tokens = self.auxiliary_losses.on_tokens(vision, visual, samples.get("instances"), self.language)
-        if self.auxiliary_losses.in_alignment_stage(training_step(samples)):
-            return self.total_loss({"loss_word": 0.0 * visual.tokens.sum(), **on_tokens}, visual)
+        visual = self.visual_tokens(vision)  # superpixels -> projector: (B, T, D)
+        token_losses = self.auxiliary_losses.token_losses(vision, visual, samples.get("instances"), self.language)
+        if self.auxiliary_losses.in_alignment_stage(step_number(samples)):  # the projector alone learns
+            no_words = 0.0 * visual.tokens.sum()  # where nothing is named, the projector still gets a gradient
+            return self.total_loss({"loss_word": no_words, **token_losses}, visual)
 
-        batch = tokenize_batch(
-            samples,
-            self.prompts,
-            encoded.counts,
-            layout=self.options.layout,
-            max_length=self.language.max_length,
-            seg_id=self.language.seg_id,
-            device=self.device,
-        )  # ids and labels (R, L), places of P [SEG]
+        batch = self.tokenize(samples, visual)  # prompts -> ids and labels (R, L), places of P [SEG]
         states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
         losses = {"loss_ce": self.language.loss(states, batch.sequences.labels)}
-        seg_states, image_index = states[batch.before_seg], batch.image_index  # (P, D), (P,)
-        if not batch.masks:
-            return self.total_loss({**losses, **self._losses_without_masks(encoded, seg_states), **on_tokens}, visual)
 
-        prompts = self.prompt_masks(encoded, seg_states, image_index)  # (P, 1, 256)
-        losses |= self.auxiliary_losses.on_prompts(vision, visual, prompts, image_index, batch.masks, self.mask_decoder)
-        kept = first_of_each_image(image_index, self.options.sam.max_masks_per_image)  # (K,)
-        logits = self.mask_decoder(vision.sam, prompts.sparse[kept], image_index[kept])  # (K, 4h, 4w)
-        losses |= mask_losses(
-            logits,
-            [batch.masks[index] for index in kept.tolist()],
-            [vision.geometry[index] for index in image_index[kept].tolist()],
-            self.options.losses.resolution,
-        )
-        return self.total_loss({**losses, **on_tokens}, visual)
+        seg_states = batch.seg_states(states)  # (P, D), each from the position before its [SEG]
+        prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, batch.image_index)  # (P, 1, 256)
+        kept = first_of_each_image(batch.image_index, self.options.sam.max_masks_per_image)  # (K,)
+        logits = self.mask_decoder(vision.sam, prompts.sparse[kept], batch.image_index[kept])  # (K, 4h, 4w)
+        if batch.masks:
+            losses |= self.auxiliary_losses.prompt_losses(
+                vision, visual, prompts, batch.image_index, batch.masks, self.mask_decoder
+            )
+            losses |= mask_losses(
+                logits,
+                [batch.masks[index] for index in kept.tolist()],
+                [vision.geometry[index] for index in batch.image_index[kept].tolist()],
+                self.options.losses.resolution,
+            )
+        else:  # zeros that depend on every part: processes that train together need gradients of the same parts
+            losses |= dict.fromkeys(("loss_bce", "loss_dice"), 0.0 * (logits.sum() + prompts.sparse.sum()))
+        return self.total_loss({**losses, **token_losses}, visual)
 
     @torch.no_grad()
     def predict_masks(self, samples: Mapping[str, Any], mode: str = "generative") -> list[list[MaskPrediction]]:
@@ -224,8 +221,8 @@ class SvpRis(BaseModel):
         if mode not in MODES:
             raise unknown_name("prediction mode", mode, MODES)
         encoded = self.encode(samples)
-        answers = self.answer(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
-        prompts = self.prompt_masks(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
+        answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
+        prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
         logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, answers.image_index)  # (P, 4h, 4w)
         return self._predictions(encoded, answers, prompts, logits)
 
@@ -248,7 +245,19 @@ class SvpRis(BaseModel):
         visual = self.projector(vision.patches, superpixels)
         return visual.shuffled() if self.training and self.options.visual_tokens.shuffle else visual
 
-    def prompt_masks(self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor) -> SegPrompts:
+    def tokenize(self, samples: Mapping[str, Any], visual: VisualTokens) -> TokenizedBatch:
+        """Render and tokenise the texts of a batch, with room for the visual tokens; see :func:`tokenize_batch`."""
+        return tokenize_batch(
+            samples,
+            self.prompt_builder,
+            visual.valid.sum(1).tolist(),
+            layout=self.options.layout,
+            max_length=self.language.max_length,
+            seg_id=self.language.seg_id,
+            device=self.device,
+        )
+
+    def make_seg_prompts(self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor) -> SegPrompts:
         """Turn states that predict ``[SEG]`` into prompts of the mask decoder.
 
         Args:
@@ -262,7 +271,7 @@ class SvpRis(BaseModel):
             point = self.mask_decoder.point_token  # (256,)
         return self.seg_prompt(seg_states, image_index, encoded.visual, positions, point)
 
-    def answer(self, encoded: EncodedImages, expressions: list[list[str]], mode: str) -> Answers:
+    def answer_expressions(self, encoded: EncodedImages, expressions: list[list[str]], mode: str) -> Answers:
         """Answer every expression, and find the states that predict ``[SEG]``.
 
         Args:
@@ -272,18 +281,18 @@ class SvpRis(BaseModel):
         """
         answer = self.options.prompt.answers[0]
         turns = [
-            [self.prompts.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
+            [self.prompt_builder.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
             for row in expressions
         ]
-        prefix, tokens = self.prompts.prefix_ids(), encoded.visual.tokens
+        prefix, tokens = self.prompt_builder.prefix_ids(), encoded.visual.tokens
         if mode == "generative":
             bias = seg_logit_bias(
-                self.no_target, lambda states, index: self.prompt_masks(encoded, states, index).scores
+                self.no_target, lambda states, index: self.make_seg_prompts(encoded, states, index).scores
             )
             return generate_answers(self.language, tokens, encoded.counts, prefix, turns, seg_logit_bias=bias)
         batch = splice(prefix, encoded.counts, turns, "packed", self.language.max_length, self.device)
         states = self.language.read(batch, tokens)  # (B, L, D)
-        rows, columns, image_index, expression = batch.before_token(self.language.seg_id)
+        rows, columns, image_index, expression = batch.positions_predicting(self.language.seg_id)
         texts = [turns[i][e].ids[turns[i][e].prompt_length :] for i, e in zip(image_index, expression, strict=True)]
         answered = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         return Answers(texts, states[rows, columns], answered, image_index, expression)
@@ -298,18 +307,6 @@ class SvpRis(BaseModel):
         }
         total = sum((weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device))
         return {"loss": total, **losses, "stats": {"tokens_per_image": visual.valid.sum(1).float().mean()}}
-
-    def _losses_without_masks(self, encoded: EncodedImages, seg_states: Tensor) -> dict[str, Tensor]:
-        """Losses of zero for a batch without any target.
-
-        Every part runs all the same, on a state of zeros: processes that train together exchange the gradients of (and
-        under ZeRO-3 gather) the same parts in every batch.
-        """
-        image_index = torch.zeros(1, dtype=torch.long, device=self.device)
-        prompts = self.prompt_masks(encoded, seg_states.new_zeros(1, seg_states.shape[-1]), image_index)
-        logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, image_index)
-        nothing = 0.0 * (logits.sum() + prompts.sparse.sum())
-        return {"loss_bce": nothing, "loss_dice": nothing}
 
     def _predictions(
         self, encoded: EncodedImages, answers: Answers, prompts: SegPrompts, logits: Tensor
@@ -328,7 +325,7 @@ class SvpRis(BaseModel):
                     logits=full.float().cpu().numpy(),
                     score=float(full[inside].sigmoid().mean()) if mask.any() else 0.0,
                     answered=answered,
-                    text=self.prompts.decode(answers.ids[row]),
+                    text=self.prompt_builder.decode(answers.ids[row]),
                     pick=chosen_region(encoded, prompts, row, index, mask) if answered else None,
                     region_map=None if maps is None else maps[index],
                     tokens=encoded.counts[index],
@@ -346,7 +343,7 @@ class SvpRis(BaseModel):
             samples: ``image`` (B, 4, S, S), and ``prompt`` or ``text_input``.
             options: LAVIS's decoding options.
         """
-        return TextGenerator(self.language, self.prompts).generate(self.encode(samples), samples, **options)
+        return TextGenerator(self.language, self.prompt_builder).generate(self.encode(samples), samples, **options)
 
     @torch.no_grad()
     def predict_answers(self, samples: Mapping[str, Any], **options: Any) -> list[Any]:
@@ -356,7 +353,9 @@ class SvpRis(BaseModel):
             samples: ``image`` (B, 4, S, S), and ``text_input``, the questions.
             options: LAVIS's decoding options.
         """
-        return TextGenerator(self.language, self.prompts).predict_answers(self.encode(samples), samples, **options)
+        return TextGenerator(self.language, self.prompt_builder).predict_answers(
+            self.encode(samples), samples, **options
+        )
 
     @torch.no_grad()
     def no_target_evidence(self, samples: Mapping[str, Any]) -> NoTargetEvidence:
@@ -366,9 +365,9 @@ class SvpRis(BaseModel):
             samples: as for :meth:`predict_masks`.
         """
         encoded = self.encode(samples)
-        answers = self.answer(encoded, as_lists(samples["text_input"]), "generative")
+        answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), "generative")
         logits = self.language.logits(answers.seg_states)  # (P, V)
-        scores = self.prompt_masks(encoded, answers.seg_states, answers.image_index).scores  # (P, T)
+        scores = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index).scores  # (P, T)
         return first_word_evidence(logits, self.language.seg_id, scores, answers.image_index, answers.expression)
 
     # ---------------------------------------------------------------- building, weights, training, as LAVIS calls them

@@ -211,7 +211,7 @@ def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
     sam, embedding = count(lambda: frozen.sam_encoder(torch.empty(1, 3, side, side), torch.empty(1, 1, side, side)))
     vision, features = count(lambda: frozen.vision_encoder(torch.empty(1, 3, side, side)))
     projector, visual = count(lambda: project(model, features, superpixels))
-    seg_prompt, sparse = count(lambda: prompt_masks(model, visual))
+    seg_prompt, sparse = count(lambda: make_seg_prompts(model, visual))
     mask, _ = count(lambda: decode_mask(model, embedding, sparse))
     return PartFlops(sam, superpixel_flops(model, embedding, prompts), vision, projector, seg_prompt, mask)
 
@@ -243,7 +243,7 @@ def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualT
     return projector(features, regions if "superpixels" in projector.requires else None)
 
 
-def prompt_masks(model: SvpRis, visual: VisualTokens) -> Tensor:
+def make_seg_prompts(model: SvpRis, visual: VisualTokens) -> Tensor:
     """Run the prompt head on one state: the prompt (1, 1, 256)."""
     positions = point = None
     if model.options.seg_prompt.pointer_position:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.plan.costs import sequences
-from lavis_svp.plan.flops import LanguageShape, decode_mask, parameters_by_part, project, prompt_masks
+from lavis_svp.plan.flops import LanguageShape, decode_mask, make_seg_prompts, parameters_by_part, project
 from lavis_svp.plan.settings import TextLengths, TrainingSettings
 from lavis_svp.superpixels.sam.generator import SamSuperpixels
 
@@ -174,7 +174,7 @@ def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
         features = encoder(torch.empty(1, 3, side, side))
         visual = project(model, features, tokens)
         embedding = torch.empty(1, model.mask_decoder.point_token.shape[0], *model.extractor.sam_encoder.grid)
-        kept.extend(decode_mask(model, embedding, prompt_masks(model, visual)) for _ in range(drawn))
+        kept.extend(decode_mask(model, embedding, make_seg_prompts(model, visual)) for _ in range(drawn))
 
     kept: list[Tensor] = []
     modules = nn.ModuleList([model.projector, model.seg_prompt, model.mask_decoder])

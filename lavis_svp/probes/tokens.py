@@ -168,9 +168,11 @@ def gather_tokens(model: Any, batches: Iterable[Mapping[str, Any]], seed: int) -
 def _language_states(model: Any, encoded: Any) -> list[Tensor]:
     """The language model's last states at the visual tokens of each image: B tensors (T_b, D)."""
     language = model.language
-    turn = model.prompts.segmentation_turn(ANY_TEXT, model.options.prompt.answers[0], index=0)
+    turn = model.prompt_builder.segmentation_turn(ANY_TEXT, model.options.prompt.answers[0], index=0)
     turns = [[turn]] * len(encoded.counts)
-    batch = splice(model.prompts.prefix_ids(), encoded.counts, turns, "packed", language.max_length, model.device)
+    batch = splice(
+        model.prompt_builder.prefix_ids(), encoded.counts, turns, "packed", language.max_length, model.device
+    )
     states = language.read(batch, encoded.visual.tokens)  # (B, L, D)
     return [row[ids == VISUAL] for row, ids in zip(states, batch.ids, strict=True)]
 

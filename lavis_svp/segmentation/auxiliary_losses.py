@@ -85,7 +85,7 @@ class AuxiliaryLosses(nn.Module):
         """Whether optimizer step ``step`` (from 0) trains the projector alone."""
         return self.training and step < self.options.alignment_steps
 
-    def on_tokens(
+    def token_losses(
         self,
         vision: VisionFeatures,
         visual: VisualTokens,
@@ -108,15 +108,14 @@ class AuxiliaryLosses(nn.Module):
         losses: dict[str, Tensor] = {}
         if not self.training:
             return losses
-        if self.options.word_alignment:
-            word = self._word_loss(vision, visual, instances, language)
-            if word is not None:
-                losses["loss_word"] = word
+        word = self._word_loss(vision, visual, instances, language) if self.options.word_alignment else None
+        if word is not None:
+            losses["loss_word"] = word
         if self.options.place_alignment:
             losses["loss_place"] = self._place_loss(vision, visual, language)
         return losses
 
-    def on_prompts(
+    def prompt_losses(
         self,
         vision: VisionFeatures,
         visual: VisualTokens,

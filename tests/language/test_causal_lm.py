@@ -58,11 +58,11 @@ def test_packed_equals_separate_and_batched_equals_single(language):
     by_layout = {}
     for layout in ("packed", "separate"):
         plan, states = run(language, visual, counts, prefix, turns, layout)
-        rows, columns, _, _ = plan.before_token(language.seg_id)
+        rows, columns, _, _ = plan.positions_predicting(language.seg_id)
         by_layout[layout] = states[rows, columns]
     torch.testing.assert_close(by_layout["packed"], by_layout["separate"], atol=1e-5, rtol=1e-4)
     plan, states = run(language, visual[1:], counts[1:], prefix, turns[1:], "packed")
-    rows, columns, _, _ = plan.before_token(language.seg_id)
+    rows, columns, _, _ = plan.positions_predicting(language.seg_id)
     torch.testing.assert_close(states[rows, columns], by_layout["packed"][3:], atol=1e-5, rtol=1e-4)
 
 

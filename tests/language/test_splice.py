@@ -29,7 +29,7 @@ def test_seg_positions_equal_a_brute_force_search(batch, layout):
     counts = [count for count, _ in batch]
     turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
     plan = splice([1, 2], counts, turns, layout)
-    rows, columns, image, expression = plan.before_token(SEG)
+    rows, columns, image, expression = plan.positions_predicting(SEG)
     expected = [(b, i) for b, (_, items) in enumerate(batch) for i, (_, seg) in enumerate(items) if seg]
     assert list(zip(image.tolist(), expression.tolist(), strict=True)) == expected
     for row, column, (b, i) in zip(rows.tolist(), columns.tolist(), expected, strict=True):

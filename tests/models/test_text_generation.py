@@ -63,8 +63,8 @@ def slow_likelihood(model, samples, question, answer):
     """Sum of the log-probabilities of an answer's tokens: the words appended one by one, no packing."""
     encoded = model.encode(samples)
     visual = encoded.visual.tokens[:1, : encoded.counts[0]]
-    turn = model.prompts.text_turn(question, answer)
-    prefix = model.prompts.prefix_ids()
+    turn = model.prompt_builder.text_turn(question, answer)
+    prefix = model.prompt_builder.prefix_ids()
 
     def embedded(ids):
         return model.language.embed(torch.tensor([ids], dtype=torch.long))
@@ -83,9 +83,9 @@ def slow_likelihood(model, samples, question, answer):
 def test_likelihoods_are_those_of_the_words_one_by_one(model, asked):
     sample, question = one(asked, 0, 0), QUESTIONS[0][0]
     encoded = model.encode(sample)
-    turns = [model.prompts.text_turn(question, answer, index=index) for index, answer in enumerate(CANDIDATES)]
+    turns = [model.prompt_builder.text_turn(question, answer, index=index) for index, answer in enumerate(CANDIDATES)]
     visual = encoded.visual.tokens[:, : encoded.counts[0]]
-    scores = likelihoods(model.language, visual, model.prompts.prefix_ids(), turns)
+    scores = likelihoods(model.language, visual, model.prompt_builder.prefix_ids(), turns)
     slow = [slow_likelihood(model, sample, question, answer) for answer in CANDIDATES]
     assert torch.allclose(scores, torch.tensor(slow), atol=1e-4)
 
@@ -96,7 +96,7 @@ def test_rank_takes_the_likeliest_answer(model, asked):
     scores = {answer: slow_likelihood(model, sample, QUESTIONS[0][0], answer) for answer in CANDIDATES}
     options = {"inference_method": "rank", "answer_list": CANDIDATES}
     assert model.predict_answers(sample, **options) == [max(scores, key=scores.get)]
-    turns = {answer: model.prompts.text_turn(QUESTIONS[0][0], answer) for answer in CANDIDATES}
+    turns = {answer: model.prompt_builder.text_turn(QUESTIONS[0][0], answer) for answer in CANDIDATES}
     first = {answer: turn.ids[turn.prompt_length] for answer, turn in turns.items()}
     assert model.predict_answers(sample, num_ans_candidates=1, **options)[0] in first
 
@@ -111,9 +111,9 @@ def test_a_list_longer_than_the_candidates_is_cut_by_the_first_token(model, aske
 
 def test_length_limits_hold(model, asked):
     for most, least in ((1, 1), (3, 3), (6, 2)):
-        answers = TextGenerator(model.language, model.prompts)._generate(
+        answers = TextGenerator(model.language, model.prompt_builder)._generate(
             model.encode(asked),
-            [[model.prompts.text_turn(text, "?", index=i) for i, text in enumerate(said)] for said in QUESTIONS],
+            [[model.prompt_builder.text_turn(text, "?", index=i) for i, text in enumerate(said)] for said in QUESTIONS],
             most,
             least,
         )
@@ -127,7 +127,7 @@ def test_captions_of_every_image(model, batch):
     captions = model.generate(plain, max_length=7)
     assert len(captions) == 2 and all(isinstance(text, str) for text in captions)
     assert model.generate({**plain, "text_input": ["", ""]}, max_length=7) == captions
-    wording = model.prompts.options.caption_questions[0]
+    wording = model.prompt_builder.options.caption_questions[0]
     assert model.generate({**plain, "prompt": wording}, max_length=7) == captions
     assert model.generate({**plain, "prompt": [wording, "what?"]}, max_length=7)[0] == captions[0]
 
@@ -142,7 +142,7 @@ def test_one_question_is_put_to_every_image(model, batch):
 
 def test_a_prompt_replaces_the_wording(model, asked):
     sample = one(asked, 1, 0)
-    same = model.prompts.options.vqa_questions[0].replace("{question}", "{}")
+    same = model.prompt_builder.options.vqa_questions[0].replace("{question}", "{}")
     assert model.predict_answers(sample, prompt=same) == model.predict_answers(sample)
     with pytest.raises(ValueError, match="lacks the field"):
         model.predict_answers(sample, prompt="Answer!")

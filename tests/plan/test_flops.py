@@ -22,11 +22,11 @@ from lavis_svp.plan.flops import (
     counted,
     decode_mask,
     language_shape,
+    make_seg_prompts,
     parameters_by_part,
     part_flops,
     point_prompts,
     project,
-    prompt_masks,
     superpixel_flops,
     training_flops,
     visual_tokens,
@@ -205,7 +205,7 @@ def test_a_forward_pass_has_the_right_shapes(skeletons, model_type):
     _, visual = count(lambda: project(model, features, 40))
     assert visual.tokens.shape == (1, visual_tokens(model, 40), width)
     assert visual_tokens(model, 40) == (576 if "glamm" in model_type else 40)
-    _, sparse = count(lambda: prompt_masks(model, visual))
+    _, sparse = count(lambda: make_seg_prompts(model, visual))
     assert sparse.shape == (1, 1, 256)
     _, logits = count(lambda: decode_mask(model, embedding, sparse))
     assert logits.shape == (1, side // 4, side // 4)

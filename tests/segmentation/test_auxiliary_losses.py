@@ -148,7 +148,7 @@ def test_the_loss_is_the_formula_token_by_token(make_model, batch, name):
             for index, word in enumerate(PLACE_WORDS):
                 p = torch.sigmoid(PLACE_SCALE * unit @ words[index])
                 terms.append(-share[word] * p.log() - (1 - share[word]) * (1 - p).log())
-    losses = model.auxiliary_losses.on_tokens(encoded.vision, visual, None, model.language)
+    losses = model.auxiliary_losses.token_losses(encoded.vision, visual, None, model.language)
     torch.testing.assert_close(losses["loss_place"], torch.stack(terms).mean())
 
 
