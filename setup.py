@@ -4,13 +4,11 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# LAVIS is missing here on purpose: its pins cannot be met beside these (see requirements-lavis.txt). Without it
+# LAVIS is missing here on purpose: its pins cannot be met together with these (see requirements-lavis.txt). Without it
 # lavis_svp.superpixels, .projectors and .metrics work. Lower bounds say what the code needs; what is tested is
 # requirements.txt.
 CORE = [
-    "einops>=0.7",
     "filelock>=3.12",
-    "matplotlib>=3.8",
     "numpy>=1.26",
     "omegaconf>=2.3",
     "opencv-python-headless>=4.11",
@@ -28,30 +26,32 @@ CORE = [
     "torch>=2.6",
     "torchvision>=0.21",
     "tqdm>=4.66",
-    "transformers>=4.49,<5",
+    "transformers>=4.56,<5",  # dtype= of from_pretrained, DINOv3ViTModel
+    "webdataset>=0.2",
 ]
 
 EXTRAS = {
     # What `import lavis` needs; then `pip install --no-deps salesforce-lavis==1.0.2`.
     "lavis": [
         "decord>=0.6",
+        "einops>=0.7",
         "fairscale>=0.4.4",
         "ftfy>=6",
         "iopath>=0.1.10",
+        "matplotlib>=3.8",
         "pandas>=2.2",
         "pycocoevalcap>=1.2",
         "sentencepiece>=0.2",
         "spacy>=3.7",
-        "webdataset>=0.2",
     ],
-    # Converting the embedded weights.
-    "zoo": ["accelerate>=1.0", "gguf>=0.10", "onnx>=1.16", "onnxruntime>=1.18"],
+    # Converting the embedded weights, and importing checkpoints of GLaMM and LISA.
+    "zoo": ["accelerate>=1.0", "gguf>=0.10", "onnx>=1.16", "sentencepiece>=0.2"],
     # Read-outs and the no-target fit (lavis-svp probe).
     "probes": ["scikit-learn>=1.3"],
     "deepspeed": ["deepspeed>=0.16"],
-    # Curves and images beside log.txt (run.log_to).
+    # Curves and images besides log.txt (run.log_to).
     "log": ["tensorboard>=2.18"],
-    "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    "dev": ["hypothesis>=6.100", "mypy>=1.13", "onnxruntime>=1.18", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
 }
 
 readme = Path(__file__).parent / "README.md"

@@ -233,7 +233,7 @@ def knowledge_table() -> str:
 
 
 def commands() -> str:
-    """One line a variant, row and budget: what trains it again."""
+    """One line per variant, row and budget: the command that trains it again."""
     lines = []
     for variant, options in VARIANTS.items():
         more = f" --into {variant} --options {' '.join(options)}" if variant else ""
@@ -267,14 +267,14 @@ def cost_table() -> str:
         lines.append([*cells, f"{1000 * seconds['inference: inference']:.0f}: {parts}", number(entry["memory_mb"], 0)])
     frozen = " · ".join(f"{name} {value:.2f} s" for name, value in times["frozen_seconds_a_image"].items())
     again = f" Inference was measured on {times['inference_run']['date'][:10]}." if "inference_run" in times else ""
-    note = f"Computed once an image, for every row: {frozen}. {_when(times)}{again}"
+    note = f"Computed once per image, for every row: {frozen}. {_when(times)}{again}"
     return "\n".join([table([*heads, "peak memory, MB"], lines), "", note])
 
 
 def speed_table() -> str:
     """What each speed-up of the training step brings, and `mlp` next to it."""
     times = load("step_times")
-    rows = {"+ two masks an image: the recipe (`svp`)": BASE, "the recipe with `mlp`": "mlp"}
+    rows = {"+ two masks per image: the recipe (`svp`)": BASE, "the recipe with `mlp`": "mlp"}
     entries = {**times["rungs"], **{label: times["rows"][row] for label, row in rows.items()}}
     first, lines = next(iter(entries.values()))["seconds"]["full: step"], []
     for name, entry in entries.items():

@@ -22,6 +22,7 @@ BLOCK = re.compile(r"<!-- (?P<name>[\w:]+):begin -->\n(?P<body>.*?)\n<!-- (?P=na
 SINCE_RENAMED = {
     "python -m lavis_svp.": "lavis-svp ",
     "lavis-svp probe absence": "lavis-svp probe no-target",
+    "refshapes_absence_tiny": "refshapes_no_target_tiny",
     "--pictures": "--images",
     "docs/results/": "benchmarks/results/",
     "model.aids.shuffle_tokens": "model.visual_tokens.shuffle",

@@ -5,11 +5,11 @@
     python benchmarks/step_times.py steps ROW      the options that give ROW the time which `svp` takes
 
 A row is a YAML of projects/svp/comparison/. A rung is `svp` with the speed-ups taken away again, from the plain form
-(one sequence an expression, encoders and superpixels anew in every step) to the recipe. Rows take turns: in each round
+(one sequence per expression, encoders and superpixels anew in every step) to the recipe. Rows take turns: in each round
 every row does an alignment step, a full step and a batch of inference on the same images, so that whatever else the
 machine does hits all alike; times are medians over the rounds after a warm-up. These models are not trained and would
 write answers as long as allowed; allowed is what a trained one writes, `[SEG]` and the end. Threads: OMP_NUM_THREADS.
-Peak memory is of a child process a row, which does some steps.
+Peak memory is of a child process per row, which does some steps.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Row:
 
     @torch.no_grad()
     def infer(self, samples: Any) -> dict[str, float]:
-        """Answer all expressions of a batch, the frozen half cached; seconds an image, whole and by part."""
+        """Answer all expressions of a batch, the frozen half cached; seconds per image, whole and by part."""
         self.model.eval()
         start = time.perf_counter()
         self.model.predict_masks(samples)
@@ -189,7 +189,7 @@ def _spread(times: list[float]) -> list[float]:
 
 
 def frozen_half(row: Row, images: int) -> dict[str, float]:
-    """Median seconds an image of what is computed once: both encoders and the superpixels."""
+    """Median seconds per image of what is computed once: both encoders and the superpixels."""
     frozen, data = row.model.extractor, row.runner.datasets["test"]
     clock = Clock({name: frozen.get_submodule(where) for name, where in FROZEN.items()})
     times: dict[str, list[float]] = defaultdict(list)

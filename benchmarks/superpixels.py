@@ -117,7 +117,7 @@ def measure_photo(sam: Sam, photo: np.ndarray, variants: dict[str, dict[str, Any
 
 
 def decoder_seconds(sam: Sam, embedding: SamEmbedding, more: bool) -> dict[str, float]:
-    """Seconds a prompt of the mask decoder alone, medians of three; and the largest difference of the outputs.
+    """Seconds per prompt of the mask decoder alone, medians of three; and the largest difference of the outputs.
 
     With ``more`` also of the plain decoder with channels-last convolutions, and the factored one under torch.compile.
     """

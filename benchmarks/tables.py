@@ -49,8 +49,8 @@ def superpixels() -> str:
     parts = [
         _switches(photos),
         table([*heads, "agreement → / ←"], rows),
-        table(["chunk (prompts a call)", "peak MB of the stage", "seconds"], memory),
-        "The mask decoder alone, 64 prompts in calls of 16, milliseconds a prompt: "
+        table(["chunk (prompts per call)", "peak MB of the stage", "seconds"], memory),
+        "The mask decoder alone, 64 prompts in calls of 16, milliseconds per prompt: "
         f"{', '.join(f'{name} {seconds * 1e3:.1f}' for name, seconds in decoders.items())}; factored is "
         f"**{line['decoder_speedup']:.1f} times** as fast as plain, their outputs differ by at most "
         f"{decoder['logit_difference']:.1e} in logits and {decoder['iou_difference']:.1e} in predicted IoUs.",
@@ -98,7 +98,7 @@ def speed_claim() -> dict[str, str]:
 
 
 def loader() -> str:
-    """Images a second: one row a form, one column a way to measure; and where the numbers come from."""
+    """Images a second: one row per form, one column per way to measure; and where the numbers come from."""
     content = load("loader")
     run, forms = content["run"], content["images_per_second"]
     columns = list(next(iter(forms.values())))
@@ -124,7 +124,7 @@ def runner() -> str:
         rows.append([f"`{row['runner']}`", str(row["processes"]), f"**{row['overhead_ms']:.2f}**"])
         rows[-1] += [number(row["ms_per_step"], 2), f"{low:.2f}–{high:.2f}", number(row["bare_ms"], 2)]
         rows[-1].append(f"`{row['command']}`, {row['date'][:10]}")
-    heads = ["runner", "processes", "own cost, ms a step", "ms a step", "range over blocks", "bare loop", "command"]
+    heads = ["runner", "processes", "own cost, ms per step", "ms per step", "range over blocks", "bare loop", "command"]
     first = content["rows"][0]
     facts = (
         f"Medians of {first['blocks']} blocks of {first['steps']} steps; {run['machine']['cpus']} shared CPUs, torch "
@@ -157,7 +157,7 @@ def plan_overview() -> str:
         rows.append([f"`{name}`", str(plan.tokens), f"{whole.total / 1e9:.3f} G", f"{whole.trained / 1e6:.1f} M"])
         rows[-1] += [number(cost / 1e12, 1), number(plan.memory.peak / 1e9, 1)]
         rows[-1] += [f"{plan.duration.steps:,}", number(plan.duration.hours, 1)]
-    heads = ["type", "tokens", "parameters", "that train", "TFLOP a training image", "GB a GPU", "steps", "hours"]
+    heads = ["type", "tokens", "parameters", "that train", "TFLOP per training image", "GB per GPU", "steps", "hours"]
     return table(heads, rows)
 
 

@@ -1,7 +1,8 @@
-"""Registers everything of this plugin with LAVIS: each module of the packages that hold LAVIS's own kinds.
+"""Registers this plugin's models, processors, data sets, tasks and runners with LAVIS by importing their modules.
 
 ``lavis_svp.compat`` calls this when LAVIS has been imported; nobody else needs to. To add a model, a processor, a
-task or a runner, put a module with LAVIS's decorator into the package: it is found.
+task or a runner, put a module with LAVIS's decorator into that package: it is found. Projectors are no kind that LAVIS
+knows: ``lavis_svp/projectors/__init__.py`` imports each of them by name.
 """
 
 from __future__ import annotations

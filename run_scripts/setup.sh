@@ -100,10 +100,10 @@ install_packages() {
 
 fetch_weights_and_photos() {
   say "Weights (kept in $cache/weights)."
-  "$python" -m lavis_svp.zoo fetch --all
+  "$python" -m lavis_svp.cli zoo fetch --all
   # RefShapes needs no network: it is drawn when first used, in the size that the training's YAML asks for.
   say "Test photos (kept in $cache/data)."
-  "$python" -m lavis_svp.datasets.photos --root "$cache/data"
+  "$python" -m lavis_svp.cli data photos --root "$cache/data"
 }
 
 # Ask now, rather than after minutes of installing.

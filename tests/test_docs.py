@@ -79,7 +79,7 @@ def test_shown_commands_are_understood(page):
     for line in commands(page):
         words = shlex.split(line, comments=True)
         problems += [f"{word} is no file" for word in words if word.startswith(FOLDERS) and not (ROOT / word).is_file()]
-        if "-m lavis_svp" in line and "--module lavis_svp.train" not in line:
+        if re.search(r"(-m|--module) lavis_svp\b(?!\.cli\b)", line):
             problems.append(f"an old form: {line}")
         start = next((index for index, word in enumerate(words) if word.endswith("lavis-svp")), len(words))
         if start == len(words):

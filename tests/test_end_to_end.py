@@ -78,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_training_prints_the_table_and_draws(trained):
     folder, said = trained
-    assert "generative answers" in said and "attribute reader" in said and "visual tokens an image" in said
+    assert "generative answers" in said and "attribute reader" in said and "visual tokens per image" in said
     result = folder / "out/result"
     assert len(list((result / "images/test").glob("*.png"))) == 2
     summary = json.loads(next(result.glob("test_*.summary.json")).read_text())

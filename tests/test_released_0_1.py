@@ -78,6 +78,7 @@ REMOVED = {  # rows of the ablation whose options are gone, and how the error be
     "order_random": "model.projector ('svp').token_order is 'random'",
     "positions_centroid": "model.language.visual_positions is 'centroid'",
 }
+MOVED = {"refshapes_absence_tiny": "refshapes_no_target_tiny"}  # YAMLs that have another name now
 SAME_AS_DEFAULT = "order_raster"  # a row whose removed option had the value that is left
 RENAMED = {
     "aids": "auxiliary_losses", "token_norm": "visual_tokens.norm", "shuffle_tokens": "visual_tokens.shuffle",
@@ -122,7 +123,9 @@ def check_warnings(path: Path, messages: list[str]) -> None:
 )
 def test_an_old_project_gives_today_s_options(path):
     old, messages = quietly(parsed, YAMLS / path)
-    new, silence = quietly(parsed, ROOT / path)
+    stem = MOVED.get(path.stem, path.stem)
+    old["run"]["output_dir"] = old["run"]["output_dir"].replace(path.stem, stem)
+    new, silence = quietly(parsed, ROOT / path.with_stem(stem))
     assert old == new and silence == []
     check_warnings(YAMLS / path, messages)
 

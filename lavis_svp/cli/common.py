@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,14 +32,15 @@ def command_parser(command: str, description: str, example: str) -> argparse.Arg
 def add_command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], int | None],
+    run: Callable[[argparse.Namespace], int | None] | None,
     summary: str,
     example: str,
     parents: Sequence[argparse.ArgumentParser] = (),
 ) -> argparse.ArgumentParser:
     """Add a command to ``parser.add_subparsers()``, such as ``draw`` of ``lavis-svp superpixels``.
 
-    ``summary`` is its help, without capital and full stop; ``run`` is what its parsed arguments hold as ``run``.
+    ``summary`` is its help, without capital and full stop; ``run`` is what its parsed arguments hold as ``run``, None
+    for a command with commands of its own.
     """
     parser = commands.add_parser(
         name,
@@ -52,11 +54,23 @@ def add_command(
     return parser
 
 
-def add_project_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add LAVIS's ``--cfg-path`` and ``--options``, for a sub-command that reads a project YAML."""
-    parser.add_argument(
-        "--cfg-path", required=required, metavar="YAML", help="the project YAML, with the roots model, datasets and run"
-    )
+class _OldFlag(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        new = f"--{self.dest.replace('_', '-')}"
+        warnings.warn(f"{option} is now {new}; the old name works in this release only.", FutureWarning, 2)
+        setattr(namespace, self.dest, values)
+
+
+def add_old_flag(parser: argparse.ArgumentParser, old: str, dest: str, kind: Callable[[str], Any]) -> None:
+    """Accept ``old``, a flag of release 0.1, for the option ``dest``: hidden from the help, with a FutureWarning."""
+    hidden: Any = argparse.SUPPRESS
+    parser.add_argument(old, dest=dest, type=kind, action=_OldFlag, default=hidden, help=hidden)
+
+
+def add_project_options(parser: argparse.ArgumentParser, required: bool = True, paths: Any = None) -> None:
+    """Add LAVIS's ``--cfg-path`` (to the group ``paths``, if there is one) and ``--options``, for a project YAML."""
+    text = "the project YAML, with the roots model, datasets and run"
+    (paths or parser).add_argument("--cfg-path", required=required and not paths, metavar="YAML", help=text)
     parser.add_argument(
         "--options",
         nargs="+",

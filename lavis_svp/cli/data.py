@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.cli.common import add_command, command_parser, user_errors
+from lavis_svp.cli.common import add_command, add_old_flag, command_parser, user_errors
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSource
 from lavis_svp.datasets.layout import PUBLIC, SPECS, MissingDataError, annotation_files, doctor_command, find_images
@@ -35,14 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
     sub.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
     sub.add_argument("--images", type=Path, help="the images' folder or one above it; default: below the root")
-    sub.add_argument("--subset", action="store_true", help="a part of the data: counts need not be the published ones")
+    sub.add_argument(
+        "--subset", action="store_true", help="accept a subset, whose counts differ from the published ones"
+    )
 
     text = "count the images (and training expressions) of each training split that another data set holds out"
     sub = add_command(commands, "leaks", run_leaks, text, "data leaks --root /data/refer_seg --usual")
     sub.add_argument("--root", required=True, type=Path, help=root)
     sub.add_argument("--usual", action="store_true", help="leave out partitions that few use (refcoco(g): google)")
 
-    shards = commands.add_parser("shards", help="convert data into webdataset shards, and check shards")
+    text = "convert data into webdataset shards, and check shards"
+    shards = add_command(commands, "shards", None, text, "data shards convert --out shards/mine --jsonl data.jsonl")
     verbs = shards.add_subparsers(required=True, metavar="COMMAND")
     text = "write shards; run again after an interruption it goes on, and it repairs damaged shards"
     sub = add_command(verbs, "convert", run_convert, text, "data shards convert --out shards/mine --jsonl data.jsonl")
@@ -50,14 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     kind = sub.add_mutually_exclusive_group(required=True)
     kind.add_argument("--dataset", choices=list(SPECS), help="a data set in RefCOCO's format")
     kind.add_argument("--coco", type=Path, help="COCO's instances.json with expressions")
-    kind.add_argument("--jsonl", type=Path, help="one JSON line an image")
+    kind.add_argument("--jsonl", type=Path, help="one JSON line per image")
     sub.add_argument("--root", type=Path, help="with --dataset: the folder that holds refcoco/ ...")
     sub.add_argument("--split-by", help="with --dataset: partition, e.g. unc, umd, google; default: the usual one")
     sub.add_argument("--images", type=Path, help="the images' folder; default: below --root, or next to --jsonl")
     sub.add_argument("--expressions", type=Path, help="with --coco: JSON, annotation id -> expressions")
     sub.add_argument("--text-key", default=TEXT_KEY, help="with --coco: the annotations' key with expressions")
     sub.add_argument("--splits", nargs="+", help="default: all")
-    sub.add_argument("--images-per-shard", "--pictures-per-shard", type=int, default=IMAGES_PER_SHARD, metavar="N")
+    text = "largest number of images in a shard (default: %(default)s)"
+    sub.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD, metavar="N", help=text)
+    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", int)
     sub.add_argument("--superpixels", type=Path, help="a store (<generator>-<digest>) or superpixel shards to pack in")
     sub.add_argument("--features", type=Path, help="a cache of frozen features (features/<digest>) to pack in")
     sub.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; exit code 1")
@@ -122,7 +127,7 @@ def run_leaks(args: argparse.Namespace) -> int:
         print("Images of each training split that are held out elsewhere (and their training expressions):\n")
         print(format_table(leak_table(uses)))
     if absent:
-        print(f"\nNot there, so not counted: {', '.join(absent)}. See lavis-svp data doctor --help")
+        print(f"\nThese were not found and are not counted: {', '.join(absent)}. See lavis-svp data doctor --help")
     return int(not uses)
 
 
@@ -195,10 +200,10 @@ def run_info(args: argparse.Namespace) -> int:
     source = ShardSource(args.folder)
     index = source.index
     for split in source.splits():
-        _, images, sentences = source.counts(split)
+        _, images, expressions = source.counts(split)
         names = {sample.shard for sample in index.samples if sample.image["split"] == split}
         size = sum(index.shards[name]["bytes"] for name in names) / 1e6
-        print(f"{split}: {images:,} images, {sentences:,} expressions, {len(names):,} shards, {size:,.1f} MB")
+        print(f"{split}: {images:,} images, {expressions:,} expressions, {len(names):,} shards, {size:,.1f} MB")
     if index.left_out:
         print(f"left out: {len(index.left_out):,} images")
     print(json.dumps(index.settings, indent=1, sort_keys=True))

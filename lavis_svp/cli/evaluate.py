@@ -41,7 +41,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint, config = config_to_evaluate(args.cfg_path, args.checkpoint, args.options)
     with process_group():
         runner_with_weights(config, checkpoint).evaluate(skip_reload=True)
-
-
-if __name__ == "__main__":
-    main()

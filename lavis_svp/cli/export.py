@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_svp.cli.common import add_project_options, command_parser, user_errors
+from lavis_svp.cli.common import add_command, add_old_flag, add_project_options, command_parser, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,22 +16,27 @@ def build_parser() -> argparse.ArgumentParser:
         "Get weights out of a training run.",
         "lavis-svp export merge --checkpoint output/svp/stage2_vicuna7b --out exported",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    merge = commands.add_parser("merge", help="merge LoRA, write a Hugging Face folder and svp.safetensors")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    text = "merge LoRA into the language model, and write a Hugging Face folder and svp.safetensors"
+    example = "export merge --checkpoint output/svp/stage2_vicuna7b --out exported --dtype bfloat16"
+    merge = add_command(commands, "merge", _merge, text, example)
     merge.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint, or a folder: its newest")
     merge.add_argument("--out", required=True, type=Path, help="the folder to write; it must not exist")
     add_project_options(merge, required=False)
     text = "precision of the language model's files (default: %(default)s)"
     merge.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float32", help=text)
     merge.add_argument("--shard-size", default="5GB", help="size limit of its weight files (default: %(default)s)")
-    merge.set_defaults(run=_merge)
-    shipped = commands.add_parser("shipped", help="make the weights file that comes with the package")
+    text = "make the weights file that comes with the package"
+    example = "export shipped output/svp/refshapes_tiny weights.safetensors"
+    shipped = add_command(commands, "shipped", _ship, text, example)
     shipped.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder: its newest")
     shipped.add_argument("out", type=Path, nargs="?", help="file to write (default: the package's own)")
-    shipped.add_argument("--command", dest="trained_by", help="command of the training (default: of the run's summary)")
+    shipped.add_argument(
+        "--command", dest="trained_by", help="the training command to record (default: the one in the run's summary)"
+    )
     text = "result of `lavis-svp probe no-target`"
-    shipped.add_argument("--no-target", "--presence", type=Path, metavar="JSON", help=text)
-    shipped.set_defaults(run=_ship)
+    shipped.add_argument("--no-target", type=Path, metavar="JSON", help=text)
+    add_old_flag(shipped, "--presence", "no_target", Path)
     return parser
 
 

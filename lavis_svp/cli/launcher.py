@@ -19,11 +19,18 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose processes and machines."""
     add = parser.add_argument_group("processes").add_argument
     add("--nproc", type=_at_least(1), metavar="N", help="processes on each machine, one per GPU (default: 1)")
-    add("--launcher", choices=("torch", "deepspeed"), default="torch", help="what starts them (default: torch)")
+    add(
+        "--launcher",
+        choices=("torch", "deepspeed"),
+        default="torch",
+        help="the program that starts the processes (default: torch)",
+    )
     add("--nnodes", type=_at_least(1), metavar="M", help="machines; run the same command on each")
-    add("--node-rank", type=_at_least(0), metavar="R", help="number of this machine (default: any)")
+    text = "rank of this machine, from 0 (default: assigned by the launcher)"
+    add("--node-rank", type=_at_least(0), metavar="R", help=text)
     add("--master-addr", metavar="HOST", help="name of the first machine")
-    add("--master-port", type=_at_least(1), metavar="PORT", help=f"where they meet (default: {PORT})")
+    text = f"port at which the processes connect (default: {PORT})"
+    add("--master-port", type=_at_least(1), metavar="PORT", help=text)
     add("--hostfile", metavar="FILE", help="with --launcher deepspeed: machines to start processes on")
 
 

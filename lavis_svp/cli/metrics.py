@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "metrics",
         "Summarise files of records, each by itself. Needs neither LAVIS nor torch.",
-        "lavis-svp metrics output/svp/refshapes_tiny/result/test_4000.jsonl",
+        "lavis-svp metrics output/svp/refshapes_tiny/result/test_*.jsonl",
     )
     parser.add_argument("files", nargs="+", metavar="JSONL", help="written by an evaluation, one record per line")
     parser.add_argument("--json", action="store_true", help="print the whole summary as JSON instead of a table")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_svp.cli.common import command_parser, user_errors
+from lavis_svp.cli.common import add_old_flag, command_parser, user_errors
 from lavis_svp.common.paths import write_whole
 
 
@@ -27,12 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpu", default="a100-80g", help="kind of GPU: a100-40g, a100-80g, h100-80g ... (default: %(default)s)")
     add("--num-gpus", type=int, default=8, help="number of GPUs (default: %(default)s)")
     add("--zero", type=int, choices=range(4), help="ZeRO stage instead of the YAML's")
-    add("--images", "--pictures", type=int, help="training images, where the data sets' sizes are unknown")
+    add("--images", type=int, help="training images, where the data sets' sizes are unknown")
+    add_old_flag(parser, "--pictures", "images", int)
     add("--tokens", type=int, help="superpixels per image (default: 40, the paper's mean)")
     add("--prompts", type=int, help="point prompts per image for the superpixels")
     add("--expression-words", type=int, help="words of an expression (default: 5)")
-    add("--utilisation", "--mfu", type=float, help="reached share of the peak (default: 0.35)")
-    add("--many", type=int, help="expressions per image in the lines for many (default: 8)")
+    add("--utilisation", "--mfu", type=float, help="share of the GPU's peak that a step reaches (default: 0.35)")
+    add("--many", type=int, help="expressions per image in the columns for many expressions (default: 8)")
     add("--json", metavar="FILE", help="also write every number to this file")
     add("--markdown", action="store_true", help="print Markdown instead of tables for a terminal")
     return parser

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_svp.cli.common import add_project_options, command_parser, process_group, user_errors
+from lavis_svp.cli.common import add_old_flag, add_project_options, command_parser, process_group, user_errors
 
 if TYPE_CHECKING:
     from lavis_svp.probes.session import Session
@@ -35,19 +35,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_project_options(parser, required=False)
     add("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
     add("--out", type=Path, metavar="JSON", help="file for the result")
-    add(
-        "--images",
-        "--pictures",
-        type=int,
-        default=400,
-        help="training images for means and read-outs (default: %(default)s)",
-    )
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="of shuffles, swaps and fits")
-    add("--targets", nargs="+", help="sspe: what is replaced, of sspe sspe_ssa sspe_tokens tokens (default: all)")
-    add("--modes", nargs="+", help="sspe: by what, of average shuffle swap zero reorder (default: all)")
+    add("--images", type=int, default=400, help="training images for means and read-outs (default: %(default)s)")
+    add_old_flag(parser, "--pictures", "images", int)
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the shuffles, swaps and fits")
+    add("--targets", nargs="+", help="sspe: outputs to replace: sspe sspe_ssa sspe_tokens tokens (default: all)")
+    add("--modes", nargs="+", help="sspe: replacements: average shuffle swap zero reorder (default: all)")
     add("--fit-on", default="val", help="no-target: one of run.test_splits, not the first (default: %(default)s)")
     text = "no-target: largest share of a kind with a target that may be refused (default: %(default)s)"
-    add("--max-refused", "--refused", type=float, default=0.05, metavar="SHARE", help=text)
+    add("--max-refused", type=float, default=0.05, metavar="SHARE", help=text)
+    add_old_flag(parser, "--refused", "max_refused", float)
     return parser
 
 
@@ -62,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--images must be at least 2, got {args.images}")
     from lavis_svp.runners.project import config_to_evaluate
 
-    with user_errors():
+    with user_errors(), process_group():
         checkpoint, config = config_to_evaluate(args.cfg_path, args.checkpoint, args.options)
-    with process_group():
         _run(args, config, checkpoint)
     return 0
 

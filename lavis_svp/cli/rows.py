@@ -31,7 +31,7 @@ def build_parser(command: str = "ablation") -> argparse.ArgumentParser:
         f'lavis-svp {command} --seeds "42 43" --options run.max_iters=300',
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"names of YAMLs of {FOLDERS[command]}/ (default: all)")
-    parser.add_argument("--seeds", default="", help='such as "42 43"; without them, each YAML\'s own')
+    parser.add_argument("--seeds", default="", help='seeds, such as "42 43" (default: each YAML\'s own)')
     parser.add_argument("--into", default="", metavar="NAME", help="a folder that keeps runs with other options apart")
     parser.add_argument("--folder", type=Path, help=f"where the YAMLs are (default: {FOLDERS[command]} of the clone)")
     if command == "compare":
@@ -103,7 +103,7 @@ def result_of(output: Path) -> dict[str, float] | None:
 
 
 def score_table(outputs: Sequence[Path]) -> str:
-    """Format the test scores of finished runs, one a line."""
+    """Format the test scores of finished runs, one per line."""
     results = {output.name: result_of(output) or {} for output in outputs}
     columns = [name for name in METRICS if any(name in result for result in results.values())]
     width = max((len(name) for name in results), default=0)
@@ -117,7 +117,12 @@ def score_table(outputs: Sequence[Path]) -> str:
 def _equal_time(row: str) -> str:
     """The option that gives a row as many steps as take the time of `svp`."""
     command = [sys.executable, str(CLONE / STEP_TIMES), "steps", row]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        print(f"error: {STEP_TIMES} has no step times for '{row}': {reason}", file=sys.stderr)
+        raise SystemExit(2)
+    return done.stdout.strip()
 
 
 ablation, compare = partial(main, command="ablation"), partial(main, command="compare")

@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = command_parser(
         "segment",
-        "Segment what an expression names. Prints the model's answer, and writes a picture of the image, its\n"
+        "Segment what an expression names. Prints the model's answer, and writes a PNG that shows the image, its\n"
         "superpixels and the predicted mask. With --question it answers in words, which needs a checkpoint of\n"
         "projects/svp/train/refshapes_vqa_tiny.yaml.",
         'lavis-svp segment photo.jpg "the red cup" --out cup.png\n'
@@ -81,8 +81,10 @@ def _model_and_samples(image: str | None, checkpoint: Path | None) -> tuple[Any,
     from lavis_svp.common.images import read_image
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 
-    model = _shipped_model() if checkpoint is None else _trained_model(checkpoint)
+    if image and not Path(image).is_file():  # before the model is loaded, which takes seconds
+        raise FileNotFoundError(f"There is no image {image}. Name an image file; without one, a scene is drawn.")
     pixels = read_image(Path(image)).pixels if image else _built_in_image()
+    model = _shipped_model() if checkpoint is None else _trained_model(checkpoint)
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
     return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
 
@@ -130,7 +132,3 @@ def _built_in_image() -> np.ndarray:
     for expression in scene.expressions[:4]:
         print(f"  {expression.text}", file=sys.stderr)
     return scene.paint(DEMO_SEED, config)[0]
-
-
-if __name__ == "__main__":
-    main()

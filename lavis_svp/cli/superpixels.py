@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from lavis_svp.cli.common import add_command, command_parser, user_errors
+from lavis_svp.cli.common import add_command, add_old_flag, command_parser, user_errors
 from lavis_svp.common.images import image_key, read_pixels
 from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "superpixels",
         "Superpixels divide an image into regions of one meaning, each of which becomes one visual token.\n"
-        "This command makes them once, keeps them in a store (one small PNG an image), and shows what they are like.",
+        "This command makes them once, keeps them in a store (one small PNG per image), and shows what they are like.",
         "lavis-svp superpixels draw photos/cup.jpg --out cup.png\n"
         "  lavis-svp superpixels make photos/ --store superpixels\n"
         "  lavis-svp superpixels info superpixels/sam-<digest>\n\n"
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     example = (
         "superpixels make photos/ --store superpixels --workers 4\n"
-        "  torchrun --nproc-per-node 8 -m lavis_svp.superpixels make photos/ --device cuda"
+        "  torchrun --nproc-per-node 8 -m lavis_svp.cli superpixels make photos/ --device cuda"
     )
     add = add_command(commands, "make", make, text, example, [generator]).add_argument
     add("images", type=Path, nargs="+", help="image files, or folders with images in any depth")
@@ -80,15 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--width", type=int, default=256, help="longest side of a drawn image (default: %(default)s)")
     text = "pack a store into webdataset shards: few large files, for file systems that suffer from many small ones"
     example = "superpixels shards superpixels/sam-<digest> --out shards"
-    add = add_command(commands, "shards", shards, text, example, [store]).add_argument
-    add("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
-    add(
-        "--images-per-shard",
-        "--pictures-per-shard",
-        type=int,
-        default=10_000,
-        help="at most so many (default: %(default)s)",
-    )
+    sub = add_command(commands, "shards", shards, text, example, [store])
+    sub.add_argument("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
+    text = "largest number of images in a shard (default: %(default)s)"
+    sub.add_argument("--images-per-shard", type=int, default=10_000, metavar="N", help=text)
+    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", int)
     return parser
 
 

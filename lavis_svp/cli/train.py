@@ -31,13 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
         "  lavis-svp train --nproc 8 --stages projects/svp/train/stage1_vicuna7b.yaml "
         "projects/svp/train/stage2_vicuna7b.yaml",
     )
-    add_project_options(parser)
-    parser.add_argument(
-        "--stages",
-        nargs="+",
-        metavar="YAML",
-        help="in place of --cfg-path: train these in turn, each from the weights of the one before",
-    )
+    paths = parser.add_mutually_exclusive_group(required=True)
+    text = "project YAMLs to train in turn, each from the weights of the one before"
+    paths.add_argument("--stages", nargs="+", metavar="YAML", help=text)
+    add_project_options(parser, paths=paths)
     add_launch_options(parser)
     return parser
 
@@ -45,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train in this process, in several, or in stages; ``argv`` are the words after the command."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if any(word.partition("=")[0] == "--stages" for word in words) and not {"-h", "--help"} & set(words):
+    flags = {word.partition("=")[0] for word in words}
+    if "--stages" in flags and not flags & {"-h", "--help", "--cfg-path"}:
         stages(words)
         return
     args = build_parser().parse_args(words)
@@ -68,7 +66,8 @@ def build_stages_parser() -> argparse.ArgumentParser:
         "Train in stages, each from the weights of the one before. Other arguments, such as --nproc 8, go to the\n"
         "command that trains a stage. The same command, given again, goes on where it stopped.",
         "lavis-svp stages --stages one.yaml two.yaml --nproc 8\n"
-        '  lavis-svp stages --stages one.yaml two.yaml --launch "deepspeed --hostfile HOSTS --module lavis_svp.train"',
+        "  lavis-svp stages --stages one.yaml two.yaml "
+        '--launch "deepspeed --hostfile HOSTS --no_local_rank --module lavis_svp.cli train"',
     )
     parser.add_argument("--stages", nargs="+", required=True, metavar="YAML", help="project YAMLs, in order")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all stages")
@@ -168,13 +167,9 @@ def run_stages(planned: Sequence[Stage], command: Sequence[str]) -> None:
         if stage.finished:
             print(f"{title} is finished: {stage.weights}", flush=True)
             continue
-        print(f"{title} trains until {stage.weights}", flush=True)
+        print(f"Training {title}; it ends with {stage.weights}", flush=True)
         options = ["--options", *stage.options] if stage.options else []
         run_child([*command, "--cfg-path", str(stage.yaml), *options], title)
         if not stage.weights.exists():
-            print(f"error: {title} ended well but left no {stage.weights}.", file=sys.stderr)
+            print(f"error: {title} ended without an error but wrote no {stage.weights}.", file=sys.stderr)
             raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

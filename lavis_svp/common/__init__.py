@@ -1,1 +1,1 @@
-"""Small helpers that every room may use: name registries, checked options, cache paths."""
+"""Small helpers that every folder may use: name registries, checked options, cache paths."""

@@ -16,7 +16,7 @@ INSTALL_LAVIS = "pip install --no-deps salesforce-lavis==1.0.2"
 
 
 def install() -> None:
-    """Arrange that LAVIS and this plugin know each other, whichever is imported first."""
+    """Install the import hook, so that LAVIS and this plugin know each other whichever is imported first."""
     if not any(isinstance(finder, LavisFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, LavisFinder())
     if "lavis" in sys.modules:

@@ -65,7 +65,7 @@ class AnsweringDataset(ReferringDataset):
             batch["question_id"] = torch.tensor(batch["question_id"])
         return batch
 
-    def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
+    def _masks(self, placement: Placement, expressions: Sequence[Expression]) -> list[Any]:
         return [None] * len(expressions)
 
     def _clean(self, image: ReferredImage, text: str) -> str:
@@ -79,7 +79,7 @@ class AnsweringDataset(ReferringDataset):
 
 
 class TextSource(AnnotationSource):
-    """Images by split, with questions or calls for a caption, and the words that answer them.
+    """Images by split, with questions or caption requests, and their answers.
 
     Args:
         images: {split: its images}; each of their expressions has ``answers``.

@@ -1,6 +1,6 @@
 """Readers of two formats for your own data: JSONL, and COCO instances whose annotations carry expressions.
 
-JSONL has one line an image:
+JSONL has one line per image:
 ``{"image": "a/b.jpg", "expressions": [{"text": "the red cup", "segmentation": ...}]}``. A segmentation is a list of
 polygons, COCO's run lengths, or the path of a mask image (anything but black is the object); all in the frame in
 which the image is stored. Optional: ``id`` (a number; default: the line's), ``split`` (default "train"),

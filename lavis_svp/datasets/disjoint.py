@@ -46,7 +46,7 @@ class SplitUse:
     Args:
         dataset: its name.
         split_by: its partition.
-        splits: {split: {COCO image id: number of sentences}}.
+        splits: {split: {COCO image id: number of expressions}}.
     """
 
     dataset: str
@@ -64,7 +64,7 @@ class SplitUse:
 
 
 class Shared(NamedTuple):
-    """How many of a training split's images are held out elsewhere, and how many sentences these have in it."""
+    """How many of a training split's images are held out elsewhere, and how many expressions these have in it."""
 
     images: int
     expressions: int
@@ -85,7 +85,7 @@ def read_use(root: str | Path, dataset: str, split_by: str) -> SplitUse | None:
 
 
 def shared(train: Mapping[int, int], held_out: Collection[int]) -> Shared:
-    """Count what a training split, {image id: number of sentences}, shares with held-out images."""
+    """Count what a training split, {image id: number of expressions}, shares with held-out images."""
     common = [image_id for image_id in train if image_id in held_out]
     return Shared(len(common), sum(train[image_id] for image_id in common))
 
@@ -129,7 +129,7 @@ def make_disjoint(datasets: Mapping[str, Mapping[str, Any]], switch: bool | str 
     held = {name: set(images) for use in uses for name, images in use.held_out().items()}
     for name, splits in datasets.items():  # what the run validates or tests on of other data sets, such as own shards
         for split, one in splits.items():
-            own = set(_sentences(_coco_images(one)))
+            own = set(_expressions_per_image(_coco_images(one)))
             if own and split != TRAIN and getattr(one, "origin", None) is None:
                 held[f"{name} {split}"] = own
     if switch is True and not held:
@@ -178,7 +178,11 @@ def read_family(datasets: Sequence[Any]) -> tuple[list[SplitUse], list[str]]:
             uses = [use for root in roots if (use := read_use(root, dataset, split_by)) is not None]
             if not uses and split_by in used:
                 source: AnnotationSource = used[split_by]
-                uses = [SplitUse(dataset, split_by, {one: _sentences(source.images(one)) for one in source.splits()})]
+                uses = [
+                    SplitUse(
+                        dataset, split_by, {one: _expressions_per_image(source.images(one)) for one in source.splits()}
+                    )
+                ]
             read += uses[:1]
             lacking = [split for split in COUNTS.get((dataset, split_by), {}) if uses and split not in uses[0].splits]
             if not uses:
@@ -193,24 +197,24 @@ def _coco_images(dataset: Any) -> list[ReferredImage]:
     return [image for image in images or () if coco_id(image.file_name) is not None]
 
 
-def _sentences(images: Sequence[ReferredImage]) -> Counter[int]:
-    """How many sentences each image has that is COCO's, by COCO's id."""
-    sentences: Counter[int] = Counter()
+def _expressions_per_image(images: Sequence[ReferredImage]) -> Counter[int]:
+    """How many expressions each of COCO's images has, by COCO's id."""
+    counts: Counter[int] = Counter()
     for image in images:
         image_id = coco_id(image.file_name)
         if image_id is not None:
-            sentences[image_id] += len(image.expressions)
-    return sentences
+            counts[image_id] += len(image.expressions)
+    return counts
 
 
 def _count(images: Sequence[ReferredImage], held: Mapping[str, set[int]], union: set[int]) -> dict[str, Any]:
-    sentences = _sentences(images)
-    counts = {name: shared(sentences, ids) for name, ids in held.items()}
+    counts = _expressions_per_image(images)
+    by_split = {name: shared(counts, ids) for name, ids in held.items()}
     return {
-        **shared(sentences, union)._asdict(),
-        "of_images": len(sentences),
-        "of_expressions": sum(sentences.values()),
-        "by_split": {name: count._asdict() for name, count in counts.items() if count.images},
+        **shared(counts, union)._asdict(),
+        "of_images": len(counts),
+        "of_expressions": sum(counts.values()),
+        "by_split": {name: count._asdict() for name, count in by_split.items() if count.images},
     }
 
 

@@ -35,22 +35,22 @@ SKIPPED = "skipped"
 class ReferringDataset(Dataset[dict[str, Any]]):
     """Images with referring expressions and their masks, with the interface of LAVIS's ``BaseDataset``.
 
-    In training an item is an image with a few of its sentences, drawn anew for each epoch from
-    (seed, epoch, index) alone, so that worker processes and resumed runs draw the same. In evaluation every sentence
-    (of the protocol) is in exactly one item. :meth:`sample` documents a sample.
+    In training an item is an image with a few of its expressions, drawn anew for each epoch from
+    (seed, epoch, index) alone, so that worker processes and resumed runs draw the same. In evaluation every
+    expression (of those that ``sampling.protocol`` selects) is in exactly one item. :meth:`sample` documents a sample.
 
     Args:
-        source: the annotations, the images, and what came with them.
+        source: the annotations, the images, and stored superpixels and features, if any.
         splits: exact split names; several are put one after another.
-        train: draw sentences (True) or go through all of them (False).
+        train: draw expressions (True) or go through all of them (False).
         vis_processor: (H, W, 3) uint8 -> (4, S, S) tensor; called with ``rng=`` if it has ``takes_rng = True``.
             Its ``hflip_prob``, if it has one, is how often a training image is mirrored, with its masks and with left
-            and right swapped in its sentences; an image with a sentence that cannot be mirrored is not mirrored.
+            and right swapped in its expressions; an image with an expression that cannot be mirrored is not mirrored.
             None needs ``options.load_image = False``.
         text_processor: cleans an expression; None leaves it unchanged.
         options: see :class:`~lavis_svp.datasets.sampling.SamplingOptions`.
         superpixel_cache: gives ``region_map``; None = the superpixels of ``source``. May be set later.
-        frozen_cache: gives ``frozen``; may be set later.
+        feature_cache: gives ``frozen``; may be set later.
 
     Raises:
         ValueError, UnknownNameError: see :meth:`lavis_svp.datasets.sources.AnnotationSource.images`.
@@ -66,13 +66,13 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         text_processor: Callable[[str], str] | None = None,
         options: SamplingOptions | None = None,
         superpixel_cache: SuperpixelLookup | None = None,
-        frozen_cache: FeatureLookup | None = None,
+        feature_cache: FeatureLookup | None = None,
     ) -> None:
         self.source = source
         self.options = options or SamplingOptions()
         self.train = train
         self.superpixel_cache = source.superpixels if superpixel_cache is None else superpixel_cache
-        self.frozen_cache = frozen_cache
+        self.feature_cache = feature_cache
         self.epoch = 0
         self.set_processors(vis_processor, text_processor)
         self.annotation = [image for split in splits for image in source.annotations.images(split)]
@@ -103,7 +103,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         self.vis_processor, self.text_processor = vis_processor, text_processor
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose which draw of sentences training gets; call it before each epoch, before workers start."""
+        """Choose which draw of expressions training gets; call it before each epoch, before workers start."""
         self.epoch = epoch
 
     def leave_out(self, images: Collection[ReferredImage]) -> None:
@@ -147,7 +147,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
 
         In training with ``sampling.skip_broken``, a sample that cannot be read is replaced by the next one of its
         split, whose "skipped" then names each sample left out and its error. In evaluation it is an error, since a
-        score over the rest would be another score.
+        score over fewer samples would not be comparable.
 
         Raises:
             RuntimeError: too many samples in a row are broken.
@@ -175,8 +175,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         Returns:
             "image": (4, S, S) float RGB in [0, 1] and validity; "image_id"; "image_key": sha256 of the file;
             "file_name"; "split"; "original_size": (H, W), upright; for each expression: "text_input",
-            "expression_ids", "kinds", "masks" ((H, W) uint8 in {0, 1}), "has_target", "candidates" (a list of indices
-            into the instances, or None for all), "text_output" (None: the answer is the mask);
+            "expression_ids", "kinds" (the sort of expression, by which scores are listed), "masks" ((H, W) uint8 in
+            {0, 1}), "has_target", "candidates" (the objects that its attributes alone fit, as indices into the
+            instances; None where the data lists none), "text_output" (None: the answer is the mask);
             "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
             "skipped": an empty list;
             "region_map" and "frozen" where a cache gives them.
@@ -193,12 +194,12 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         expressions = [image.expressions[i] for i in chosen]
         texts = [self._clean(image, expression.text) for expression in expressions]
         answers = [answer for expression in expressions for answer in expression.answers or ()]
-        draws_mirrored = self.train and rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0)
-        mirrored = draws_mirrored and all(map(can_mirror, texts + answers))
+        wants_mirror = self.train and rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0)
+        mirrored = wants_mirror and all(map(can_mirror, texts + answers))
         file = self.image_file(image)
         loaded = read_image(file)
-        place = Placement(image, loaded, mirrored, file)
-        pixels = place.mirror(loaded.pixels)
+        placement = Placement(image, loaded, mirrored, file)
+        pixels = placement.mirror(loaded.pixels)
         key = loaded.key + (MIRRORED_SUFFIX if mirrored else "")
         annotations = self.source.annotations
         sample: dict[str, Any] = {
@@ -211,9 +212,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
             "text_output": [None] * len(expressions),  # data sets of questions and captions have the words here
-            "masks": self._masks(place, expressions),
+            "masks": self._masks(placement, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
-            "instances": instance_labels(annotations, place) if self.options.instances else None,
+            "instances": instance_labels(annotations, placement) if self.options.instances else None,
             "candidates": candidate_indices(annotations, image, expressions),
             SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
@@ -263,8 +264,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         except ValueError as error:
             raise ValueError(f"An expression of {image.file_name}: {error}") from error
 
-    def _masks(self, place: Placement, expressions: Sequence[Expression]) -> list[Any]:
-        return target_masks(self.source.annotations, place, expressions)
+    def _masks(self, placement: Placement, expressions: Sequence[Expression]) -> list[Any]:
+        return target_masks(self.source.annotations, placement, expressions)
 
     def _inputs(self, key: str, pixels: np.ndarray, file: ImageFile, rng: np.random.Generator) -> dict[str, Any]:
         """The optional keys: the image for the encoders, its superpixels, its stored features."""
@@ -272,13 +273,13 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         if self.options.load_image:
             if self.vis_processor is None:
                 raise SetupError("No vis_processor to make 'image' with. Give one, e.g. svp_image_eval.")
-            draws = getattr(self.vis_processor, "takes_rng", False)
-            inputs["image"] = self.vis_processor(pixels, rng=rng) if draws else self.vis_processor(pixels)
+            takes_rng = getattr(self.vis_processor, "takes_rng", False)
+            inputs["image"] = self.vis_processor(pixels, rng=rng) if takes_rng else self.vis_processor(pixels)
         if self.superpixel_cache is not None:
             inputs["region_map"] = self.superpixel_cache.get(key, pixels)
-        frozen = None if self.frozen_cache is None else self.frozen_cache.get(key)
-        if frozen is not None:
-            inputs["frozen"] = frozen
+        features = None if self.feature_cache is None else self.feature_cache.get(key)
+        if features is not None:
+            inputs["frozen"] = features
         elif not self.options.load_image:
             raise SetupError(
                 f"load_image is False, but no frozen features are stored for {file} (key {key}). "

@@ -12,9 +12,9 @@ import numpy as np
 from lavis_svp.common.options import PositiveInt, check_fields, check_whole_number
 
 EvaluationProtocol = Literal["all", "glamm3"]
-"""Evaluation on every sentence, or on at most three an image, as GLaMM's evaluator draws them (but with a seed)."""
+"""Evaluation on every expression, or on at most three per image, as GLaMM's evaluator draws them (but with a seed)."""
 
-GLAMM_SENTENCES = 3
+GLAMM_EXPRESSIONS = 3
 
 MAX_BROKEN = 100
 """After so many broken samples in a row, not the samples but the disk is at fault."""
@@ -32,12 +32,12 @@ class SamplingOptions:
     """How expressions and images are sampled; the ``sampling`` section of a data set.
 
     Args:
-        expressions_per_image: training: at most this many sentences of an image at a time.
-        max_expressions: evaluation: at most this many sentences in one item; an image with more gives several items.
-        protocol: evaluation: "all" sentences, or "glamm3": three an image, drawn with ``seed``.
+        expressions_per_image: training: at most this many expressions of an image at a time.
+        max_expressions: evaluation: at most this many expressions in one item; an image with more gives several items.
+        protocol: evaluation: "all" expressions, or "glamm3": three per image, drawn with ``seed``.
         seed: of every draw.
         instances: also give all annotated objects (for the word-alignment loss and the baselines).
-        load_image: False leaves out "image"; then ``frozen_cache`` must have every image.
+        load_image: False leaves out "image"; then ``feature_cache`` must have every image.
         skip_broken: training: a sample that cannot be read (image, mask, shard) is replaced by the next one, and the
             sample reports it; False = stop. In evaluation it is always an error.
         shuffle: training: "global" = over the whole data set; "shards" = within a few shards at a time, for disks that
@@ -62,16 +62,16 @@ class SamplingOptions:
         check_fields(self)
 
 
-def draw_for_training(count: int, wanted: int, rng: np.random.Generator) -> list[int]:
-    """Draw ``wanted`` of ``count`` expressions without replacement, in random order; all if there are fewer."""
-    return [int(index) for index in rng.permutation(count)[:wanted]]
+def draw_for_training(count: int, limit: int, rng: np.random.Generator) -> list[int]:
+    """Draw ``limit`` of ``count`` expressions without replacement, in random order; all if there are fewer."""
+    return [int(index) for index in rng.permutation(count)[:limit]]
 
 
 def choose_for_evaluation(count: int, protocol: EvaluationProtocol, rng: np.random.Generator) -> list[int]:
     """Choose which of an image's ``count`` expressions are scored, in their own order; "glamm3" draws its three."""
-    if protocol == "all" or count <= GLAMM_SENTENCES:
+    if protocol == "all" or count <= GLAMM_EXPRESSIONS:
         return list(range(count))
-    return sorted(int(index) for index in rng.choice(count, GLAMM_SENTENCES, replace=False))
+    return sorted(int(index) for index in rng.choice(count, GLAMM_EXPRESSIONS, replace=False))
 
 
 def in_chunks(indices: Sequence[int], size: int) -> list[list[int]]:

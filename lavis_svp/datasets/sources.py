@@ -50,11 +50,11 @@ class Instance:
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence about an image, and the objects that it names.
+    """One expression about an image, and the objects that it names.
 
     Args:
         expression_id: unique in its data set.
-        text: the sentence, not yet cleaned.
+        text: the expression, not yet cleaned.
         kind: its sort, by which scores are listed; "expression" or "no_target" where the file states none.
         targets: annotation ids; none = it fits nothing; several = all of them together.
         candidates: annotation ids that its attributes alone fit; None if the file does not list them.
@@ -78,7 +78,7 @@ class ReferredImage:
         file_name: relative to the folder of the images.
         size: (H, W) as annotated, the frame of the masks.
         split: "train", "val", "testA" ...
-        expressions: what is said about it.
+        expressions: the expressions that refer to its objects.
     """
 
     image_id: int

@@ -47,24 +47,24 @@ class Placement:
         return self.mirror(np.ascontiguousarray(make_upright(mask, self.orientation)))
 
 
-def target_masks(source: AnnotationSource, place: Placement, expressions: Sequence[Expression]) -> list[np.ndarray]:
+def target_masks(source: AnnotationSource, placement: Placement, expressions: Sequence[Expression]) -> list[np.ndarray]:
     """The target of each expression, (H, W) uint8 in {0, 1}; expressions with the same target share an array."""
     masks: dict[tuple[int, ...], np.ndarray] = {}
     for expression in expressions:
         if expression.targets not in masks:
-            masks[expression.targets] = place(source.target_mask(place.annotated, expression))
+            masks[expression.targets] = placement(source.target_mask(placement.annotated, expression))
     return [masks[expression.targets] for expression in expressions]
 
 
-def instance_labels(source: AnnotationSource, place: Placement) -> dict[str, Any]:
+def instance_labels(source: AnnotationSource, placement: Placement) -> dict[str, Any]:
     """All objects of an image in one label map; where two overlap, the smaller one is on top.
 
     Returns:
         "labels": (H, W) int32, -1 = none; "words": a list of words for each object.
     """
-    objects = source.instances(place.annotated)
-    masks = [place(source.mask(place.annotated, instance)).astype(bool) for instance in objects]
-    labels = np.full(place.size, -1, np.int32)  # (H, W)
+    objects = source.instances(placement.annotated)
+    masks = [placement(source.mask(placement.annotated, instance)).astype(bool) for instance in objects]
+    labels = np.full(placement.size, -1, np.int32)  # (H, W)
     for number in sorted(range(len(objects)), key=lambda number: -int(masks[number].sum())):
         labels[masks[number]] = number
     return {"labels": labels, "words": [instance.words for instance in objects]}

@@ -28,7 +28,7 @@ from lavis_svp.hosts.images import (
     tower_grid,
 )
 from lavis_svp.hosts.llava import swap_llava_projector
-from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
+from lavis_svp.hosts.placeholders import RaggedGeneration, replace_placeholders, skip_hf_init
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
 from lavis_svp.hosts.swap import SwapConfig, SwapOptions, SwappedClasses
 from lavis_svp.projectors import PatchFeatures
@@ -265,20 +265,21 @@ class AnyresModel:
     max_views: int | None = None
     """Number of views beyond which the host pools a canvas; None: never."""
     pack: Any
-    """(tokens, image_sizes): pack one (views, N, D) per image as the host does, with newlines; subclasses define it."""
+    """A method, (tokens, image_sizes): pack one (views, N, D) per image as the host does, with newlines. Subclasses
+    define it."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # the host's
         self.swap = SwapConfig.of(config)
         self.multiple = grid_multiple(self.swap.name, self.swap.options)
-        self.multi_modal_projector = keep_initialisation(self.swap.build())
+        self.multi_modal_projector = skip_hf_init(self.swap.build())
 
     def canvases(self, image_sizes: Tensor, batch_num_images: Any = None) -> list[Canvas]:
         """Lay out the images of (P, 2) sizes; see :func:`lay_out`."""
         vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
         return lay_out(image_sizes, batch_num_images, pinpoints, vision.image_size, vision.patch_size, self.multiple)
 
-    def image_counts(
+    def visual_token_counts(
         self,
         image_sizes: Tensor,
         superpixel_valid: Tensor | None = None,
@@ -331,7 +332,7 @@ class AnyresModel:
         batch_num_images: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the host with ragged visual tokens at the placeholders; see :meth:`RaggedGeneration.forward`.
+        """Run the host with a different number of visual tokens per image; see :meth:`RaggedGeneration.forward`.
 
         The images are ``pixel_values`` (P, V, 3, H, W) and ``image_sizes`` (P, 2), before any resizing.
 
@@ -368,7 +369,7 @@ class AnyresProcessor(SwappedProcessor):
     max_views: int | None = None
 
     def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :attr:`SwappedProcessor.layout`: the whole image lies on the patches of its canvas that show it."""
+        """See :meth:`SwappedProcessor.layout`: the whole image lies on the patches of its canvas that show it."""
         swap = SwapConfig.of(vars(self))
         canvases = lay_out(
             image_inputs["image_sizes"],

@@ -19,7 +19,7 @@ from lavis_svp.hosts.images import (
     tower_features,
     tower_grid,
 )
-from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
+from lavis_svp.hosts.placeholders import RaggedGeneration, replace_placeholders, skip_hf_init
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
 from lavis_svp.hosts.swap import (
     HOSTS,
@@ -49,16 +49,21 @@ class SvpLlavaModel(LlavaModel):
     def __init__(self, config: SvpLlavaConfig) -> None:
         super().__init__(config)
         self.swap = SwapConfig.of(config)
-        self.multi_modal_projector = keep_initialisation(self.swap.build())
+        self.multi_modal_projector = skip_hf_init(self.swap.build())
 
-    def image_counts(self, pixel_values: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor) -> list[int]:
+    def visual_token_counts(
+        self, pixel_values: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor
+    ) -> list[int]:
         """Count the visual tokens of each image from its size and its superpixels."""
         patch = self.config.vision_config.patch_size
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         return token_counts(self.swap, [grid] * len(pixel_values), superpixel_valid)
 
     def visual_tokens(self, pixel_values: Tensor, **superpixels: Tensor) -> VisualTokens:
-        """Encode P images (P, 3, H, W) and project them; the superpixels are SUPERPIXEL_KEYS of the processor."""
+        """Encode and project P images (P, 3, H, W).
+
+        ``superpixels``: the processor's outputs named in SUPERPIXEL_KEYS.
+        """
         features = tower_features(self.vision_tower, pixel_values, self.config.vision_feature_layer, self.swap)
         return self.multi_modal_projector(features, superpixels_from_inputs(superpixels, pixel_values.device))
 
@@ -69,7 +74,7 @@ class SvpLlavaModel(LlavaModel):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run LLaVA with ragged visual tokens at the placeholders; see :meth:`RaggedGeneration.forward`.
+        """Run LLaVA with a different number of visual tokens per image; see :meth:`RaggedGeneration.forward`.
 
         Raises:
             ValueError: images without ``input_ids``, or counts that do not match the placeholders.
@@ -95,8 +100,8 @@ class SvpLlavaForConditionalGeneration(RaggedGeneration, LlavaForConditionalGene
     model_class = SvpLlavaModel
 
 
-class LlavaSettings(SwappedProcessor):
-    """The settings that the processors of LLaVA and LLaVA-NeXT save: the host's, and ``svp``."""
+class LlavaProcessorBase(SwappedProcessor):
+    """Base class of the processors of LLaVA and LLaVA-NeXT: the settings that they save, the host's and ``svp``."""
 
     patch_size: Any
 
@@ -119,19 +124,19 @@ class LlavaSettings(SwappedProcessor):
         self.svp = svp
 
 
-class SvpLlavaProcessor(LlavaSettings, LlavaProcessor):
+class SvpLlavaProcessor(LlavaProcessorBase, LlavaProcessor):
     """LLaVA's processor, which also computes superpixels and writes one placeholder per visual token."""
 
     kwargs_class = LlavaProcessorKwargs
 
     def layout(self, images: list[Any], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :attr:`SwappedProcessor.layout`: the patches cover the part of the image that the crop keeps."""
+        """See :meth:`SwappedProcessor.layout`: the patches cover the part of the image that the crop keeps."""
         grids, shown = [], []
         for image, pixels in zip(images, image_inputs["pixel_values"], strict=True):
             height, width = pixels.shape[-2:]
             grid = (height // self.patch_size, width // self.patch_size)
             top, left, bottom, right = field_of_view(self.image_processor, image.shape[0], image.shape[1])
-            # The last of SigLIP's 384 pixels belong to no patch of 14.
+            # 384 is no multiple of 14: SigLIP's last 6 pixels belong to no patch.
             bottom = top + (bottom - top) * grid[0] * self.patch_size / height
             right = left + (right - left) * grid[1] * self.patch_size / width
             grids.append(grid)
@@ -161,10 +166,10 @@ def swap_llava_projector(
         shared: the parts of ``model.model`` that both models share.
     """
     original = model.model.multi_modal_projector
-    swap = options.sized(original.linear_1.in_features, model.config.text_config.hidden_size, grid)
+    swap = options.to_config(original.linear_1.in_features, model.config.text_config.hidden_size, grid)
     projector = swap.build()
-    same_activation = model.config.projector_hidden_act == "gelu"
-    untrained = copy_head(projector, [original.linear_1, original.linear_2] if same_activation else [])
+    is_gelu = model.config.projector_hidden_act == "gelu"  # our heads' activation: the host's weights fit no other
+    untrained = copy_head(projector, [original.linear_1, original.linear_2] if is_gelu else [])
     with torch.device("meta"):
         swapped = classes.model(swapped_config(classes.config, model.config, swap))
     for part in shared:

@@ -20,7 +20,7 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessorKwargs
 
 from lavis_svp.hosts.anyres import AnyresGeneration, AnyresModel, AnyresProcessor, swap_anyres
-from lavis_svp.hosts.llava import LlavaSettings
+from lavis_svp.hosts.llava import LlavaProcessorBase
 from lavis_svp.hosts.swap import HOSTS, SwapOptions, SwappedClasses, SwappedConfig
 
 ASPECT_PREFIX = "anyres_max_"
@@ -41,7 +41,7 @@ class SvpLlavaNextModel(AnyresModel, LlavaNextModel):
     config_class = SvpLlavaNextConfig
 
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
-        """See :attr:`AnyresModel.pack`."""
+        """See :meth:`AnyresModel.pack`."""
         strategy = self.config.vision_feature_select_strategy
         return self.pack_image_features(tokens, image_sizes, strategy, self.image_newline)[0]
 
@@ -56,7 +56,7 @@ class SvpLlavaNextForConditionalGeneration(AnyresGeneration, LlavaNextForConditi
     model_class = SvpLlavaNextModel
 
 
-class SvpLlavaNextProcessor(AnyresProcessor, LlavaSettings, LlavaNextProcessor):
+class SvpLlavaNextProcessor(AnyresProcessor, LlavaProcessorBase, LlavaNextProcessor):
     """LLaVA-NeXT's processor, which also computes superpixels and writes one placeholder per visual token."""
 
     kwargs_class = LlavaNextProcessorKwargs
@@ -104,7 +104,7 @@ class SvpLlavaOnevisionModel(AnyresModel, LlavaOnevisionModel):
         self.max_views = max_views(config.vision_aspect_ratio)
 
     def pack(self, tokens: Sequence[Tensor], image_sizes: Tensor) -> list[Tensor]:
-        """See :attr:`AnyresModel.pack`."""
+        """See :meth:`AnyresModel.pack`."""
         aspect = self.config.vision_aspect_ratio
         return self.pack_image_features(tokens, image_sizes, self.image_newline, vision_aspect_ratio=aspect)[0]
 

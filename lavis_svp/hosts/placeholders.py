@@ -96,9 +96,9 @@ def repeated_indices(per_row: Sequence[int], copies: int) -> list[int]:
 
 
 class RaggedGeneration:
-    """Base class in front of a host's ``…ForConditionalGeneration``: trains and generates with ragged visual tokens.
+    """Base class in front of a host's ``…ForConditionalGeneration``: each image has its own number of visual tokens.
 
-    ``model_class`` has ``image_counts(**images)``, the number of visual tokens of each image.
+    ``model_class`` has ``visual_token_counts(**images)``, the number of visual tokens of each image.
     """
 
     config: Any
@@ -108,7 +108,7 @@ class RaggedGeneration:
     image_keys: tuple[str, ...] = ("pixel_values", *SUPERPIXEL_KEYS)
     """Inputs whose first axis counts images."""
     row_keys: tuple[str, ...] = ()
-    """Inputs whose first axis counts rows and that ``image_counts`` needs as well."""
+    """Inputs whose first axis counts rows and that ``visual_token_counts`` needs as well."""
 
     def __init__(self, config: Any) -> None:
         PreTrainedModel.__init__(self, config)  # not the host's: it builds its own projector
@@ -136,8 +136,8 @@ class RaggedGeneration:
     ) -> Any:
         """Run the host. The signature lists every argument that tools of transformers look up by name.
 
-        Beside the host's own: ``input_ids`` (B, L) have one placeholder per visual token; ``labels`` (B, L) are -100 at
-        placeholders; ``position_ids`` (B, L) are required with left padding (``generate`` makes them);
+        In addition to the host's own: ``input_ids`` (B, L) have one placeholder per visual token; ``labels`` (B, L) are
+        -100 at placeholders; ``position_ids`` (B, L) are required with left padding (``generate`` makes them);
         ``superpixel_weights`` (P, S, N), ``superpixel_masks`` (P, S, Hm, Wm) and ``superpixel_valid`` (P, S) come from
         the processor, for all P images of the batch in order, as does ``image_grid_thw`` (P, 3) of Qwen.
         """
@@ -168,7 +168,7 @@ class RaggedGeneration:
         if expand_size > 1 and input_ids is not None and images:
             placeholders = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
             by_row = {key: model_kwargs[key] for key in self.row_keys if key in model_kwargs}
-            per_row = images_per_row(placeholders, self.model.image_counts(**images, **by_row))
+            per_row = images_per_row(placeholders, self.model.visual_token_counts(**images, **by_row))
             repeated = self.repeat_images(images, repeated_indices(per_row, expand_size))
             model_kwargs = {key: value for key, value in model_kwargs.items() if key not in images}
         ids, others = super()._expand_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's
@@ -181,8 +181,8 @@ class RaggedGeneration:
         return {key: value[torch.tensor(indices, device=value.device)] for key, value in images.items()}
 
 
-def keep_initialisation(module: nn.Module) -> nn.Module:
-    """Mark a projector as initialised, so that transformers does not initialise it again.
+def skip_hf_init(module: nn.Module) -> nn.Module:
+    """Mark a projector as initialised, so that transformers ("hf") does not initialise it again.
 
     Weights on the meta device are not marked: they are loaded later.
     """

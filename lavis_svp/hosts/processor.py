@@ -50,8 +50,8 @@ class SwappedProcessor:
     svp: Mapping[str, Any] | None
     """:meth:`SwapConfig.to_dict`, as the processor's JSON stores it."""
     layout: Any
-    """(images, image_inputs) -> :class:`ImageLayout`: find where the patches of the images, (H, W, 3) uint8 RGB, lie;
-    ``image_inputs`` is the output of the host's image processor. Subclasses define it."""
+    """A method, (images, image_inputs) -> :class:`ImageLayout`: find where the patches of the images,
+    (H, W, 3) uint8 RGB, lie; ``image_inputs`` is the output of the host's image processor. Subclasses define it."""
     tokenizer: Any
     image_processor: Any
     image_token: str

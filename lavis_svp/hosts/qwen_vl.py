@@ -27,7 +27,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessorKwa
 
 from lavis_svp.hosts.images import NO_VIDEOS, SUPERPIXEL_KEYS, pop_superpixels, superpixels_from_inputs, token_counts
 from lavis_svp.hosts.mrope import batch_positions, image_positions, real_tokens
-from lavis_svp.hosts.placeholders import RaggedGeneration, keep_initialisation, replace_placeholders
+from lavis_svp.hosts.placeholders import RaggedGeneration, replace_placeholders, skip_hf_init
 from lavis_svp.hosts.processor import ImageLayout, SwappedProcessor
 from lavis_svp.hosts.qwen_tower import image_grids, qwen_features
 from lavis_svp.hosts.swap import (
@@ -55,9 +55,9 @@ class QwenModel:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # Qwen's
         self.swap = SwapConfig.of(config)
-        self.visual.merger = keep_initialisation(self.swap.build())
+        self.visual.merger = skip_hf_init(self.swap.build())
 
-    def image_counts(
+    def visual_token_counts(
         self, image_grid_thw: Tensor, superpixel_valid: Tensor | None = None, **others: Tensor
     ) -> list[int]:
         """Count the visual tokens of each image from its (P, 3) grid and its superpixels."""
@@ -113,7 +113,7 @@ class QwenModel:
         video_grid_thw: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run Qwen with ragged visual tokens at the placeholders; see :meth:`RaggedGeneration.forward`.
+        """Run Qwen with a different number of visual tokens per image; see :meth:`RaggedGeneration.forward`.
 
         Without ``position_ids`` ((3, B, L) or (4, B, L), as for Qwen) the positions follow from the visual tokens.
 
@@ -202,7 +202,7 @@ class QwenProcessor(SwappedProcessor):
         self.svp = svp
 
     def layout(self, images: list[np.ndarray], image_inputs: Mapping[str, Any]) -> ImageLayout:
-        """See :attr:`SwappedProcessor.layout`: each image is stretched over a grid of its own."""
+        """See :meth:`SwappedProcessor.layout`: each image is stretched over a grid of its own."""
         return ImageLayout(images, image_grids(image_inputs["image_grid_thw"]))
 
 
@@ -227,7 +227,7 @@ def swap_merger(model: Any, processor: Any, options: SwapOptions, classes: Swapp
     """
     tower = model.model.visual
     vision_dim, llm_dim = tower.merger.ln_q.weight.shape[0], model.config.text_config.hidden_size
-    swap = options.sized(vision_dim, llm_dim, usual_grid(processor.image_processor))
+    swap = options.to_config(vision_dim, llm_dim, usual_grid(processor.image_processor))
     projector = swap.build()
     merge, cell = model.config.vision_config.spatial_merge_size, projector.options.grid_multiple
     if merge % cell:

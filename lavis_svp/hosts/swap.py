@@ -129,7 +129,7 @@ class SwapOptions:
     levels: tuple[int, ...] = ()
     positions: PositionRule = "centroid"
 
-    def sized(self, vision_dim: int, llm_dim: int, grid: Grid) -> SwapConfig:
+    def to_config(self, vision_dim: int, llm_dim: int, grid: Grid) -> SwapConfig:
         """Add the widths of patch features and language model, and the usual (h, w) patch grid."""
         own = (self.projector_options, self.superpixels, self.levels, self.positions)
         return SwapConfig(self.projector, vision_dim, llm_dim, grid, *own)
@@ -242,7 +242,7 @@ def copy_projector(projector: Projector, original: nn.Module) -> list[str]:
 
 
 def finish_swap(swapped: Any, model: Any, projector: Projector, untrained: Sequence[str]) -> None:
-    """Share what every host has beside its parts, set the mode, and log the untrained parameters."""
+    """Share the output layer and generation settings, set the mode, and log the untrained parameters."""
     swapped.lm_head = model.lm_head
     swapped.generation_config = model.generation_config
     swapped.train(model.training)

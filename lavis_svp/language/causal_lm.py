@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model with one added token, ``[SEG]``, and a choice of what trains."""
+"""A Hugging Face causal language model with one added token, ``[SEG]``, and a choice of the parameters to train."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LanguageOptions:
 
     Args:
         name: zoo name, local folder or hub id.
-        num_layers: keep only the first layers (None = all); a cut model is a departure, for CPUs.
+        num_layers: keep only the first layers (None = all); a cut model, for CPUs, is not in the paper.
         tuning: ``full``, ``lora`` or ``frozen``: what of the transformer trains.
         train_embeddings: ``all`` (GLaMM: input embeddings and output layer whole) or ``added`` (only the row of
             ``[SEG]`` in the input embeddings, and in the output layer where that is not tied to them).
@@ -75,20 +75,19 @@ class LanguageOptions:
             )
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, bool]:
     """Load a tokenizer, add ``[SEG]`` unless it is there, and check that it is one id that survives a round trip.
 
     Args:
         name: zoo name, local folder or hub id.
 
+    Returns:
+        The tokenizer, and whether it had ``[SEG]`` before: then the model's tables hold a trained row for it.
+
     Raises:
         ValueError: the tokenizer splits ``[SEG]`` or does not give it back (a known cause of blank masks in peers).
     """
-    return _with_seg(AutoTokenizer.from_pretrained(resolve(name)), name)[0]
-
-
-def _with_seg(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[PreTrainedTokenizerBase, bool]:
-    """The tokenizer with ``[SEG]``, and whether it had it before: then the model's tables hold a trained row for it."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
     knew = SEG_TOKEN in tokenizer.get_vocab()
     if not knew:
         tokenizer.add_tokens([AddedToken(SEG_TOKEN, lstrip=False, rstrip=False, normalized=False, special=False)])
@@ -110,7 +109,7 @@ class LanguageModel(nn.Module):
     the tables' mean, or, where the files' tokenizer knows ``[SEG]`` (an exported model), from the tables' own row.
 
     Args:
-        options: which model and what trains.
+        options: which model, and which of its parameters are trained.
         weights: "none" builds it on the meta device from its configuration alone; there is then no tokenizer, and
             ``[SEG]`` is the id after the vocabulary.
 
@@ -127,7 +126,7 @@ class LanguageModel(nn.Module):
         self.options = options
         knew_seg = False
         if weights == "load":
-            self.tokenizer, knew_seg = _with_seg(AutoTokenizer.from_pretrained(resolve(options.name)), options.name)
+            self.tokenizer, knew_seg = load_tokenizer(options.name)
             model = AutoModelForCausalLM.from_pretrained(resolve(options.name), dtype=torch.float32)
         else:
             with torch.device("meta"):

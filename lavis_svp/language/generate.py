@@ -61,7 +61,7 @@ def generate_answers(
             ``[SEG]`` as the first word.
 
     Raises:
-        ValueError: no token may be generated, or fewer than the least.
+        ValueError: ``max_new_tokens`` is below 1 or below ``min_new_tokens``.
     """
     limit = language.options.max_new_tokens if max_new_tokens is None else max_new_tokens
     if limit < 1 or limit < min_new_tokens:

@@ -1,14 +1,15 @@
-"""Splice ragged visual tokens into text: three layouts and one bookkeeping object.
+"""Splice each image's visual tokens into text: three layouts, described by `SplicedBatch`.
 
 The layouts of an image's expressions are:
 
-- ``separate``: one sequence an expression (LISA's form).
+- ``separate``: one sequence per expression (LISA's form).
 - ``packed``: the same computation with the image's prefix shared. All turns stand in one sequence, a turn sees only the
   prefix and itself, and its positions continue from the prefix. It equals ``separate`` up to rounding and costs less.
 - ``conversation``: GLaMM's form; turn i sees turns 1 … i-1.
 
 Everything that a later stage needs (labels, the places of ``[SEG]``, the expression that a position belongs to) is a
-row-aligned tensor that is built together with the ids, so no position is computed from a constant such as 575.
+row-aligned tensor that is built together with the ids, so no position is computed from a constant such as LLaVA's
+576 - 1 patches.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class SplicedBatch:
 
     @property
     def valid(self) -> Tensor:
-        """(R, L) True where a position is real."""
+        """(R, L) True where a position is not padding."""
         return self.ids != PAD
 
     def attention_mask(self, dtype: torch.dtype) -> Tensor:
@@ -92,8 +93,8 @@ class SplicedBatch:
         """
         rows, columns = (self.ids == token_id).nonzero(as_tuple=True)
         image, expression = self.image_index[rows], self.expression[rows, columns]
-        most = int(self.expression.max()) + 2
-        order = torch.argsort(image * most + expression, stable=True)
+        stride = int(self.expression.max()) + 2
+        order = torch.argsort(image * stride + expression, stable=True)
         return rows[order], columns[order] - 1, image[order], expression[order]
 
 
@@ -167,7 +168,7 @@ def splice(
             start = len(prefix_ids) + count
             for number, turn in enumerate(group, start=1):
                 if layout == "conversation":
-                    row.append(turn, 1, start)
+                    row.append(turn, 1, start)  # one turn number for all, so that later turns attend to earlier ones
                     start += len(turn.ids)
                 else:
                     row.append(turn, number, start)

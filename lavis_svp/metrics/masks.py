@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lavis_svp.superpixels.region_map import region_areas, region_ious, region_overlaps
+
 
 class MaskCounts(NamedTuple):
     """Pixel counts of a predicted and a true mask of the same image."""
@@ -70,43 +72,8 @@ def iou(intersection: int, union: int) -> float:
     return intersection / union if union else 1.0
 
 
-def region_overlaps(labels: np.ndarray, target: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count the pixels of each region, and those of them that lie inside the target.
-
-    Args:
-        labels: (H, W) region ids 0..count-1; -1 = no region.
-        target: (H, W) 0/1 mask.
-        count: S, the number of regions.
-
-    Returns:
-        areas (S,) int64 and overlaps (S,) int64.
-
-    Raises:
-        ValueError: the sizes differ, or a label is outside -1..count-1.
-    """
-    true = binary_mask(target, "true mask")
-    if labels.shape != true.shape:
-        raise ValueError(f"The label map is {labels.shape} but the target is {true.shape}; resize the labels first.")
-    if labels.size and not -1 <= labels.min() <= labels.max() < count:
-        raise ValueError(f"Labels run from {labels.min()} to {labels.max()}, expected -1 to {count - 1}.")
-    shifted = labels.astype(np.int64) + 1  # bincount takes no negatives: -1 becomes bin 0
-    areas = np.bincount(shifted.ravel(), minlength=count + 1)[1:].astype(np.int64)  # (S,)
-    overlaps = np.bincount(shifted[true], minlength=count + 1)[1:].astype(np.int64)  # (S,)
-    return areas, overlaps
-
-
-def region_ious(labels: np.ndarray, target: np.ndarray, count: int) -> np.ndarray:
-    """IoU of each region with the target, (S,) float64; 0 where the region or the target has no pixel.
-
-    Args and errors are those of :func:`region_overlaps`.
-    """
-    areas, overlaps = region_overlaps(labels, target, count)
-    unions = areas + np.count_nonzero(target) - overlaps
-    return overlaps / np.maximum(unions, 1)
-
-
 def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) -> bool | None:
-    """Whether the picked region is a right one, however well the mask was then drawn.
+    """Whether the picked region is the right one, independent of the predicted mask.
 
     A pick is right if more than half of the region lies inside the target, or if no other region has a higher IoU
     with the target. The second rule serves coarse superpixels; the region must touch the target.
@@ -127,7 +94,7 @@ def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) 
         raise ValueError(f"The picked region is {pick}, but the image has regions 0 to {count - 1}.")
     if not np.any(target):
         return None
-    areas, overlaps = region_overlaps(labels, target, count)
+    areas, overlaps = region_areas(labels, count), region_overlaps(labels, binary_mask(target, "true mask"), count)
     unions = areas + np.count_nonzero(target) - overlaps
     # Products of integers, so that ties between regions are exact.
     best = bool(overlaps[pick] > 0) and bool((overlaps[pick] * unions >= overlaps * unions[pick]).all())
@@ -159,4 +126,5 @@ def attribute_reader_iou(instances: np.ndarray, target: np.ndarray, candidates: 
     if min(ids) < 0:
         raise ValueError(f"Candidates are object ids from 0 up, got {ids}.")
     count = max(int(instances.max(initial=-1)), *ids) + 1  # a hidden object has an id but no pixel
-    return float(region_ious(instances, target, count)[ids].mean())
+    true = binary_mask(target, "true mask")
+    return float(region_ious(instances, true, region_areas(instances, count))[ids].mean())

@@ -1,4 +1,4 @@
-"""The summary of an evaluation as a nested dict and as a text table: the headline, the groups, and both modes."""
+"""The summary of an evaluation as a dict and as a text table: main scores (``headline``), groups, both modes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MACRO_SCORES = (
     "giou", "ciou", "pr@0.5", "pick_accuracy", "ceiling_single", "ceiling_union",
     "baseline_random", "baseline_attribute",
 )  # fmt: skip
-"""Scores that the headline averages over kinds."""
+"""Scores that ``headline`` averages over kinds."""
 
 
 def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
     """Summarise the records of a run as a nested, JSON-able dict.
 
-    The headline's "macro" scores average over the kinds of expression that have a target, with equal weights
-    whatever the number of expressions of a kind; "micro" scores count each expression with a target once.
+    ``headline`` holds the main scores. Its "macro" scores average over the kinds of expression that have a target, with
+    equal weights whatever the number of expressions of a kind; "micro" scores count each expression with a target once.
     Expressions without a target are scored separately, because an empty mask is easy to get right there.
 
     Args:
@@ -59,7 +59,7 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
 
 
 def headline(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
-    """Compute macro and micro scores over the expressions of one mode that have a target, with their intervals."""
+    """Compute the main scores, with intervals, over the expressions of one mode that have a target."""
     targets = [record for record in records if record["has_target"]]
     kinds = [record["kind"] for record in targets]
     groups = {kind: group_scores(rows, ONE_DRAW) for kind, rows in _by(targets, "kind").items()}
@@ -148,8 +148,8 @@ def _format_mode(result: dict[str, Any], title: str, level: float) -> str:
         f"{title}: {MODE_TITLES[result['mode']]}".removeprefix(": "),
         format_table(rows),
         f"{overall['n']} expressions, {overall['n_images']} images; "
-        f"{_number(overall['tokens_per_image'], 1)} visual tokens an image, "
-        f"{_number(overall['ms_per_expression'], 0)} ms an expression",
+        f"{_number(overall['tokens_per_image'], 1)} visual tokens per image, "
+        f"{_number(overall['ms_per_expression'], 0)} ms per expression",
         f"no [SEG] although there is a target {_number(overall['seg_miss_rate'])}; "
         f"N-acc {_number(overall['n_acc'])}, T-acc {_number(overall['t_acc'])}; "
         f"one superpixel reaches IoU 0.5 for {_number(overall['reachable_share'])} of the targets; "

@@ -1,1 +1,1 @@
-"""The whole model as a LAVIS model, with its options, caches and checkpoints."""
+"""The whole model as a LAVIS model, with its options and checkpoints."""

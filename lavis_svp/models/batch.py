@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -87,9 +88,11 @@ def _answers(samples: Mapping[str, Any], key: str, texts: list[list[str]]) -> li
 
 
 def _draw_answers(answers: Sequence[str], counts: list[int], weights: Any) -> list[str]:
-    """Draw one answer a question, out of those that stand one after another."""
+    """Draw one answer per question, out of those that stand one after another."""
     if sum(counts) != len(answers) or min(counts, default=1) < 1:
-        raise ValueError(f"n_answers {counts} does not cut the {len(answers)} answers of the batch into questions.")
+        raise ValueError(
+            f"n_answers {counts} do not add up to the batch's {len(answers)} answers, at least one per question."
+        )
     weight = [1.0] * len(answers) if weights is None else [float(value) for value in weights]
     ends = list(accumulate(counts))
     cuts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
@@ -126,7 +129,7 @@ def _check_pairs(texts: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]]
 
 
 def as_lists(text_input: Sequence[Any]) -> list[list[str]]:
-    """One expression an image, or a list of them -> lists."""
+    """One expression per image, or a list of them -> lists."""
     return [[item] if isinstance(item, str) else list(item) for item in text_input]
 
 
@@ -135,19 +138,6 @@ def step_number(samples: Mapping[str, Any]) -> float:
     if "iters" not in samples:
         return float("inf")
     return int(samples["epoch"]) * int(samples["num_iters_per_epoch"]) + int(samples["iters"])
-
-
-def first_of_each_image(image_index: Tensor, max_count: int | None) -> Tensor:
-    """Positions of the first ``max_count`` entries of each image (all for None), in their order."""
-    if max_count is None:
-        return torch.arange(len(image_index), device=image_index.device)
-    seen: dict[int, int] = {}
-    kept = []
-    for index, value in enumerate(image_index.tolist()):
-        seen[value] = seen.get(value, 0) + 1
-        if seen[value] <= max_count:
-            kept.append(index)
-    return torch.tensor(kept, dtype=torch.long, device=image_index.device)
 
 
 @dataclass
@@ -160,7 +150,7 @@ class TokenizedBatch:
         image_index: (P,) the image of each ``[SEG]``.
         masks: P target masks (H, W) 0/1.
 
-    Without any ``[SEG]``, ``image_index`` is one 0 that stands beside the zero state of :meth:`seg_states`.
+    Without any ``[SEG]``, ``image_index`` is one 0, for the zero state of :meth:`seg_states`.
     """
 
     sequences: SplicedBatch
@@ -178,6 +168,16 @@ class TokenizedBatch:
             (P, D); without any ``[SEG]`` one zero state, so that every part of the model still runs.
         """
         return states[self.before_seg] if self.masks else states.new_zeros(1, states.shape[-1])
+
+    def first_masks(self, max_per_image: int | None) -> tuple[list[int], list[np.ndarray]]:
+        """The rows of at most the first ``max_per_image`` prompts of each image (None: all), and their masks."""
+        seen: Counter[int] = Counter()
+        rows = []
+        for row, image in enumerate(self.image_index.tolist()):
+            seen[image] += 1
+            if max_per_image is None or seen[image] <= max_per_image:
+                rows.append(row)
+        return rows, [self.masks[row] for row in rows] if self.masks else []
 
 
 def tokenize_batch(

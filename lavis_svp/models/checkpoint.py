@@ -52,7 +52,7 @@ ONLY_TRAINING = (
 comparison of names and shapes notices."""
 SET_AFTER_TRAINING = ("no_target", "no_target.*")
 INPUT_KEYS = ("superpixels.*", "prompt.*", "sam.side", "vision_encoder.side", "vision_encoder.fit")
-"""Options that give the weights another input than they were trained on: a warning, no error."""
+"""Options that give the weights a different input from the one they were trained on: a warning, no error."""
 
 
 def find_weights(where: str | Path) -> Path:
@@ -76,7 +76,7 @@ def find_weights(where: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's ``model`` entry, or of a safetensors file; nothing else of it is looked at."""
+    """The tensors of a checkpoint's ``model`` entry, or of a safetensors file; only these are read."""
     return load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
 
 
@@ -115,7 +115,7 @@ def load_pretrained_parts(model: nn.Module, where: str | Path) -> set[str]:
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
-    logging.info("Starts from %s: %d tensors (%s)", path, len(state), _by_part(state))
+    logging.info("Loaded pretrained weights from %s: %d tensors (%s)", path, len(state), _by_part(state))
     lacking = {name: own[name] for name in checkpoint_state(model) if name not in state}
     fresh = {name: tensor for name, tensor in lacking.items() if starts_random(name)}
     for how, tensors in (("randomly initialised", fresh), ("from the named weights", lacking.keys() - fresh.keys())):
@@ -142,7 +142,7 @@ def _by_part(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _splits(name: str) -> bool:
-    """Whether a part is told apart by its modules, since stages add some of them (SSPE)."""
+    """Whether a part is logged module by module, since stages add some of them (SSPE)."""
     return part_of(name) == "projector"
 
 
@@ -186,7 +186,7 @@ def check_config_compatible(options: ModelOptions, path: Path) -> None:
             "start without these weights: model.load_finetuned: False."
         )
     if other:
-        logging.warning("%s gets another input than in training. %s.", path, "; ".join(other))
+        logging.warning("%s was trained on a different input. %s.", path, "; ".join(other))
 
 
 def flat_options(options: ModelOptions) -> dict[str, Any]:

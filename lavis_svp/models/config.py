@@ -20,7 +20,7 @@ from lavis_svp.vision.feature_extractor import EncoderOptions, SamOptions
 
 @dataclass(frozen=True)
 class VisualTokenOptions:
-    """What happens to the projector's tokens before the language model reads them. Both are departures from the paper.
+    """What happens to the projector's tokens before the language model reads them. Neither option is in the paper.
 
     Args:
         norm: layer norm on the visual tokens, scaled to the language model's embeddings.

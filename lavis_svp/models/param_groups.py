@@ -22,7 +22,7 @@ PARTS = {
 """Parts by the prefixes of their parameters' names, which are the state-dict names of release 0.1."""
 
 RANDOMLY_INITIALISED = ("projector.", "readout.", "aids.", "language.added_")
-WHOLE_ROWS = ("readout", "aids")  # parts that are one row of the parameter table
+WHOLE_ROWS = ("seg_prompt", "auxiliary_losses")  # parts that are one row of the parameter table
 RATES = "model.learning_rates"
 
 
@@ -36,12 +36,12 @@ def part_of(name: str) -> str:
 
 def parameter_row(name: str) -> str:
     """The row of the start-up table that a parameter is counted in."""
-    pieces = name.split(".")
-    if pieces[0] in WHOLE_ROWS:
-        return pieces[0]
+    part = part_of(name)
+    if part in WHOLE_ROWS:
+        return part
     if name.startswith("language.added_"):
         return f"{name} ([SEG])"
-    row = ".".join(pieces[:2])
+    row = ".".join(name.split(".")[:2])
     if row == "language.transformer":
         return f"{row} (LoRA)" if is_adapter(name) else f"{row} (base)"
     return row

@@ -23,7 +23,7 @@ from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptBuilder
 from lavis_svp.language.splice import splice
-from lavis_svp.models.batch import TokenizedBatch, as_lists, first_of_each_image, step_number, tokenize_batch
+from lavis_svp.models.batch import TokenizedBatch, as_lists, step_number, tokenize_batch
 from lavis_svp.models.checkpoint import check_config_compatible, find_weights, load_pretrained_parts, read_weights
 from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region
@@ -32,7 +32,7 @@ from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses
-from lavis_svp.segmentation.losses import mask_losses
+from lavis_svp.segmentation.losses import MaskLosses
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.segmentation.no_target import (
     NoTargetEvidence,
@@ -63,7 +63,7 @@ class SvpRis(BaseModel):
         - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), trained on RefShapes; runs on a CPU.
         - pretrain_vicuna7b: the paper's first stage, language model frozen.
         - refcoco_vicuna7b: the paper's second stage, LoRA.
-        - glamm_vicuna7b: GLaMM's form, CLIP-L/336 and a visual token a patch: the baseline.
+        - glamm_vicuna7b: GLaMM's form, CLIP-L/336 and a visual token per patch: the baseline.
         - glamm_dinov2_vicuna7b: that baseline with DINOv2-L.
         - refcoco_qwen2_5_7b, refcoco_llama3_8b: the second stage on other language models.
 
@@ -131,6 +131,7 @@ class SvpRis(BaseModel):
         self.mask_head = SegMaskDecoder(
             self.extractor.sam_prompt_encoder, self.extractor.sam_mask_decoder, options.sam.train_decoder
         )
+        self.mask_losses = MaskLosses(options.losses.resolution)
         self.aids = AuxiliaryLosses(options.auxiliary_losses)
         self._kept_in_checkpoint: set[str] = set()  # parameters that an earlier stage trained
         if options.trainable is not None:
@@ -185,22 +186,14 @@ class SvpRis(BaseModel):
         states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
         losses = {"loss_ce": self.language.loss(states, batch.sequences.labels)}
 
-        seg_states = batch.seg_states(states)  # (P, D), each from the position before its [SEG]
-        prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, batch.image_index)  # (P, 1, 256)
-        kept = first_of_each_image(batch.image_index, self.options.sam.max_masks_per_image)  # (K,)
-        logits = self.mask_decoder(vision.sam, prompts.sparse[kept], batch.image_index[kept])  # (K, 4h, 4w)
-        if batch.masks:
-            losses |= self.auxiliary_losses.prompt_losses(
-                vision, visual, prompts, batch.image_index, batch.masks, self.mask_decoder
-            )
-            losses |= mask_losses(
-                logits,
-                [batch.masks[index] for index in kept.tolist()],
-                [vision.geometry[index] for index in batch.image_index[kept].tolist()],
-                self.options.losses.resolution,
-            )
-        else:  # zeros that depend on every part: processes that train together need gradients of the same parts
-            losses |= dict.fromkeys(("loss_bce", "loss_dice"), 0.0 * (logits.sum() + prompts.sparse.sum()))
+        seg_states, image_index = batch.seg_states(states), batch.image_index  # (P, D), (P,)
+        prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, image_index)  # (P, 1, 256)
+        losses |= self.auxiliary_losses.prompt_losses(
+            vision, visual, prompts, image_index, batch.masks, self.mask_decoder
+        )
+        rows, masks = batch.first_masks(self.options.sam.max_masks_per_image)  # K of the P prompts are decoded
+        logits = self.mask_decoder(vision.sam, prompts.sparse[rows], image_index[rows])  # (K, 4h, 4w)
+        losses |= self.mask_losses(logits, masks, [vision.geometry[index] for index in image_index[rows].tolist()])
         return self.total_loss({**losses, **token_losses}, visual)
 
     @torch.no_grad()

@@ -202,8 +202,8 @@ def savings(baseline: Side, ours: Side, training: tuple[float, float], text: Tex
     """
     efficiency = "60-70 % (training and inference)"
     lines = [
-        Saving("visual tokens an image", baseline.tokens, ours.tokens, "93 % (576 to about 40)"),
-        Saving("training an image, all parts", *training, efficiency),
+        Saving("visual tokens per image", baseline.tokens, ours.tokens, "93 % (576 to about 40)"),
+        Saving("training per image, all parts", *training, efficiency),
     ]
     for expressions in (1, many):
         plural = f"{expressions} expression" + ("s" if expressions > 1 else "")

@@ -206,7 +206,7 @@ def point_prompts(model: SvpRis) -> int:
 
 
 def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
-    """Count every part of a skeleton but the language model, with numbers of superpixels and point prompts an image."""
+    """Count every part of a skeleton but the language model, given superpixels and point prompts per image."""
     frozen, side = model.extractor, model.options.sam.side
     sam, embedding = count(lambda: frozen.sam_encoder(torch.empty(1, 3, side, side), torch.empty(1, 1, side, side)))
     vision, features = count(lambda: frozen.vision_encoder(torch.empty(1, 3, side, side)))

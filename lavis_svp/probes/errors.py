@@ -10,9 +10,10 @@ import numpy as np
 
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES
 from lavis_svp.datasets.refshapes.expressions import RANKS, RELATIONS, SUPERLATIVES
-from lavis_svp.metrics.masks import iou, region_ious
+from lavis_svp.metrics.masks import iou
 from lavis_svp.probes.session import Answer, instances_of
 from lavis_svp.segmentation.auxiliary_losses import instance_of_region
+from lavis_svp.superpixels.region_map import region_areas, region_ious
 
 GOOD_IOU = 0.5
 OUTCOMES = ("right", "bad_mask", "wrong_pick", "not_shown", "no_seg")
@@ -60,7 +61,7 @@ def error_row(answer: Answer) -> Row | None:
 
 def owner_of(labels: np.ndarray, mask: np.ndarray) -> int:
     """The instance of ``labels`` (H, W; -1 = none) with the best IoU with a 0/1 mask (H, W); -1 if it touches none."""
-    ious = region_ious(labels, mask, int(labels.max(initial=-1)) + 1)
+    ious = region_ious(labels, mask, region_areas(labels, int(labels.max(initial=-1)) + 1))
     return int(ious.argmax()) if ious.any() else -1
 
 

@@ -5,8 +5,9 @@
     projector = build_projector("svp", vision_dim=384, llm_dim=576, grid=(16, 16))
     tokens = projector(features, superpixels)  # VisualTokens
 
-To add one, write a file with a :class:`Projector` and an options dataclass, decorate the class with
-``@register_projector("its_name")`` and import the file here; docs/projectors.md has an example.
+To add one, put a file into ``baselines/`` with an options dataclass and a :class:`Projector`, decorated with
+``@register_projector("its_name")``, and add the file's name to the imports below. A file in a package of your own works
+as well if it is imported before the model is built. docs/projectors.md has an example.
 """
 
 from lavis_svp.projectors.base import (

@@ -21,7 +21,9 @@ def token_mlp(vision_dim: int, llm_dim: int) -> nn.Sequential:
 def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Multi-head attention that also returns its weights: ``softmax(q k^T / sqrt(W / heads)) v`` per head.
 
-    The softmax is computed in float32, also under autocast.
+    The softmax is computed in float32, also under autocast. ``nn.MultiheadAttention`` takes 13.8 ms where this takes
+    15.0 (2 images, 32 queries, 729 keys, W 384, 6 heads, one thread), but it gives NaN for an image that allows no key,
+    and under bf16 autocast bf16 weights, whose sums miss 1 by 1.5e-3 (here 1e-7).
 
     Args:
         queries: (B, L, W).

@@ -76,7 +76,7 @@ class ShuffledOrder:
         return SampleKey(int(self._permutations[epoch][place]), epoch)
 
     def epoch_at(self, position: int) -> int:
-        """How often all of the data has come before a position."""
+        """Number of whole passes before a position."""
         return position // self.length
 
     def _permutation(self, epoch: int) -> np.ndarray:

@@ -34,64 +34,64 @@ class DeepSpeedConfigError(ValueError):
     """The run section and DeepSpeed's configuration contradict each other, or one of them cannot be read."""
 
 
-def read_config(given: Any, project: Path | None = None) -> dict[str, Any]:
+def read_config(user_config: Any, project: Path | None = None) -> dict[str, Any]:
     """Read the block ``run.deepspeed_config`` as a dict, from its JSON file if it names one.
 
     Args:
-        given: a mapping, the path of a JSON file, or None for ZeRO-2 with DeepSpeed's defaults.
+        user_config: a mapping, the path of a JSON file, or None for ZeRO-2 with DeepSpeed's defaults.
         project: the project YAML; a relative path may lie below any folder above it.
 
     Raises:
         DeepSpeedConfigError: no such file, no JSON, or no mapping.
     """
-    given = plain(given)
-    if given is None:
+    user_config = plain(user_config)
+    if user_config is None:
         return copy.deepcopy(DEFAULT)
-    if isinstance(given, str):
+    if isinstance(user_config, str):
         places = [
-            Path(given).expanduser(),
-            *(parent / given for parent in (project.resolve().parents if project else ())),
+            Path(user_config).expanduser(),
+            *(parent / user_config for parent in (project.resolve().parents if project else ())),
         ]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             looked = ", ".join(str(place) for place in places[:3])
             raise DeepSpeedConfigError(
-                f"run.deepspeed_config names '{given}', which is no file (looked at {looked} ...)."
+                f"run.deepspeed_config names '{user_config}', which is no file (looked at {looked} ...)."
             )
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            user_config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DeepSpeedConfigError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(given, Mapping):
+    if not isinstance(user_config, Mapping):
         raise DeepSpeedConfigError(
-            f"run.deepspeed_config must be a mapping or a JSON file, got {type(given).__name__}: {given!r}."
+            f"run.deepspeed_config must be a mapping or a JSON file, got {type(user_config).__name__}: {user_config!r}."
         )
-    return dict(given)
+    return dict(user_config)
 
 
-def engine_config(options: RunOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the configuration for ``deepspeed.initialize``: ``given``, completed from the run section.
+def engine_config(options: RunOptions, user_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the configuration for ``deepspeed.initialize``: ``user_config``, completed from the run section.
 
     The run section owns batch sizes, accumulation, clipping, precision, optimizer and schedule. Where DeepSpeed's
     configuration names one of them, too, it must say the same, or "auto".
 
     Args:
         options: the run section.
-        given: the result of :func:`read_config`.
+        user_config: the result of :func:`read_config`.
 
     Raises:
         DeepSpeedConfigError: names each contradiction with both values.
         ValueError: a key that DeepSpeed does not know at the top level.
     """
-    check_keys(given, (*FREE_BLOCKS, *OWNED), "run.deepspeed_config")
-    problems = _contradictions(options, given)
+    check_keys(user_config, (*FREE_BLOCKS, *OWNED), "run.deepspeed_config")
+    problems = _contradictions(options, user_config)
     if problems:
         raise DeepSpeedConfigError(
             "run.deepspeed_config and the run section contradict each other:\n  "
             + "\n  ".join(problems)
             + '\nSet it once, in the run section; in DeepSpeed\'s configuration leave the key out or write "auto".'
         )
-    config = {key: value for key, value in given.items() if key in FREE_BLOCKS}
+    config = {key: value for key, value in user_config.items() if key in FREE_BLOCKS}
     config.setdefault("zero_optimization", {"stage": 0})
     config.setdefault("steps_per_print", None)  # the runner logs
     config.setdefault("zero_allow_untested_optimizer", True)
@@ -104,7 +104,7 @@ def engine_config(options: RunOptions, given: Mapping[str, Any]) -> dict[str, An
     if options.amp:  # activations as under the other runners, where norms and losses compute in fp32
         config["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST_DTYPES[options.amp_dtype]}
     if options.amp and zero_stage(config):  # weights in 16 bits; stage 0 has fp32 weights in every process, as DDP
-        config[options.amp_dtype] = {**(given.get(options.amp_dtype) or {}), "enabled": True}
+        config[options.amp_dtype] = {**(user_config.get(options.amp_dtype) or {}), "enabled": True}
         config.setdefault("data_types", {"grad_accum_dtype": "fp32"})  # else micro-batches add up in 16 bits
     return config
 
@@ -120,26 +120,26 @@ def optimizer_place(config: Mapping[str, Any]) -> str:
     return str(target.get("device", "none"))
 
 
-def _contradictions(options: RunOptions, given: Mapping[str, Any]) -> list[str]:
+def _contradictions(options: RunOptions, user_config: Mapping[str, Any]) -> list[str]:
     """Where DeepSpeed's configuration differs from the run section, a line each with both values."""
     micro, steps = options.batch_size_train, options.accum_grad_iters
     total = "batch_size_train x accum_grad_iters x processes"
-    problems = _differing(given, "", {
+    problems = _differing(user_config, "", {
         "train_micro_batch_size_per_gpu": ("batch_size_train", micro),
         "gradient_accumulation_steps": ("accum_grad_iters", steps),
         "train_batch_size": (total, micro * steps * options.world_size),
         "gradient_clipping": ("grad_clip", options.grad_clip),
     })  # fmt: skip
     for name in ("bf16", "fp16"):
-        enabled = (given.get(name) or {}).get("enabled", AUTO)
+        enabled = (user_config.get(name) or {}).get("enabled", AUTO)
         if enabled != AUTO and bool(enabled) != (options.amp and options.amp_dtype == name):
             problems.append(
                 f"{name}.enabled: {enabled!r} in DeepSpeed's, amp is {options.amp} with amp_dtype {options.amp_dtype} "
                 "in the run section"
             )
-    if "torch_autocast" in given:
+    if "torch_autocast" in user_config:
         problems.append("torch_autocast: it follows from amp and amp_dtype of the run section; leave it out")
-    if optimizer := given.get("optimizer"):
+    if optimizer := user_config.get("optimizer"):
         kind, details = optimizer.get("type"), optimizer.get("params") or {}
         if str(kind).lower() not in OPTIMIZERS:
             problems.append(f"optimizer.type: {kind!r} in DeepSpeed's, the runner trains with AdamW")
@@ -148,7 +148,7 @@ def _contradictions(options: RunOptions, given: Mapping[str, Any]) -> list[str]:
             "lr": ("init_lr", options.init_lr),
             "weight_decay": ("weight_decay", options.weight_decay),
         })  # fmt: skip
-    if scheduler := given.get("scheduler"):
+    if scheduler := user_config.get("scheduler"):
         kind, details = scheduler.get("type"), scheduler.get("params") or {}
         if SCHEDULERS.get(str(kind)) != SCHEDULES[options.lr_sched]:
             problems.append(f"scheduler.type: {kind!r} in DeepSpeed's, lr_sched is {options.lr_sched!r}")

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 
 from lavis_svp.runners.deepspeed_config import optimizer_place, zero_stage
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside the count of its steps
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides the count of its steps
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed compiles it on CPUs, a minute at first use; gloo does without
 
 

@@ -1,4 +1,4 @@
-"""What keeps several processes, and a resumed run, in step: messages between processes, and seeds for everything."""
+"""Communication between processes, and seeding."""
 
 from __future__ import annotations
 

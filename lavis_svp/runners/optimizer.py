@@ -70,7 +70,9 @@ def build_optimizer(model: nn.Module, options: RunOptions, run_cfg: Any) -> torc
         if entry["params"]:
             built.append(entry)
             count = sum(parameter.numel() for parameter in group["params"])
-            logging.info("trains %s: %d parameters, lr %g, decay %g", entry["name"], count, peak, entry["weight_decay"])
+            logging.info(
+                "Parameter group %s: %d parameters, lr %g, decay %g", entry["name"], count, peak, entry["weight_decay"]
+            )
     fused = all(parameter.is_floating_point() for parameter in trainable.values())
     return torch.optim.AdamW(built, lr=options.init_lr, betas=(options.beta1, options.beta2), fused=fused)
 

@@ -68,18 +68,18 @@ class RunOptions:
     amp: bool = False  # mixed precision
     amp_dtype: str = "bf16"  # with amp: bf16, or fp16 with loss scaling
     deepspeed_config: Any = None  # runner_deepspeed: DeepSpeed's own settings, a mapping or a JSON file; None: ZeRO-2
-    find_unused_parameters: bool = True  # DDP: some batches leave parameters (the mask decoder) without a gradient
+    find_unused_parameters: bool = True  # DDP: the alignment stage trains the projector alone
 
     # evaluation, checkpoints, log
     eval_every: int = 0  # steps between evaluations of valid_splits; 0: only at the end
     test_checkpoint: str = "last"  # weights for test_splits: last, or best by valid_splits
     save_every: int = 100  # steps between checkpoints; 0: only at the end of inner epochs
-    keep_checkpoints: int = 2  # newest checkpoints to keep, beside checkpoint_best
+    keep_checkpoints: int = 2  # newest checkpoints to keep, besides checkpoint_best
     resume: str = "auto"  # auto: newest checkpoint in output_dir; never: start anew; or a checkpoint's path
     # (one from elsewhere starts the run; one of output_dir goes back to it, and newer ones are set aside)
     resume_ckpt_path: str | None = None  # LAVIS's name for resume: <path>
     log_freq: int = 50  # steps between lines in log.txt
-    log_to: tuple[str, ...] = ("auto",)  # beside log.txt: tensorboard, wandb or []; auto: tensorboard if installed
+    log_to: tuple[str, ...] = ("auto",)  # besides log.txt: tensorboard, wandb or []; auto: tensorboard if installed
     wandb_project: str = "lavis-svp"  # W&B's project; its own variables (WANDB_MODE, ...) choose the rest
     sync_timing: bool = False  # CUDA: wait for the device at each timed section; true times, slower training
 
@@ -165,7 +165,7 @@ def read_options(run: Mapping[str, Any]) -> RunOptions:
 
 
 def log_targets(options: RunOptions) -> list[str]:
-    """Where a run logs beside log.txt: what ``run.log_to`` names, with ``auto`` resolved; nothing to only evaluate.
+    """Where a run logs besides log.txt: what ``run.log_to`` names, with ``auto`` resolved; nothing to only evaluate.
 
     Raises:
         ModuleNotFoundError: a package that ``run.log_to`` names is not installed.

@@ -232,11 +232,15 @@ def runner_with_weights(config: Any, checkpoint: Path | None) -> Any:
         model = config.model_cfg
         loaded = [model.get(key) for key in ("pretrained", "finetuned") if model.get(f"load_{key}")]
         if loaded:
-            logging.info("No checkpoint: evaluates the weights that the configuration loads: %s", ", ".join(loaded))
+            logging.info(
+                "No checkpoint was given: the weights that the configuration loads are evaluated: %s", ", ".join(loaded)
+            )
         else:
-            logging.warning("No checkpoint, and the configuration loads none: an untrained model is evaluated.")
+            logging.warning(
+                "No checkpoint was given, and the configuration loads none: an untrained model is evaluated."
+            )
     else:
-        logging.info("Evaluates %s", checkpoint)
+        logging.info("Evaluating %s", checkpoint)
         if hasattr(runner, "load_checkpoint"):
             runner.load_checkpoint(checkpoint)
         else:

@@ -49,7 +49,7 @@ def _choose(folder: Path, options: RunOptions) -> Path | None:
         return named
     newest = None if choice == "never" else checkpoints.newest_checkpoint(folder)
     if newest is not None and named is not None:
-        logging.warning("run.resume's %s started this run, which has got to %s.", named, newest)
+        logging.warning("This run started from %s and continues from %s.", named, newest)
     start = newest or named
     if start is None or start.parent != folder:
         _warn_of_move(folder, checkpoints.set_aside(folder), "an earlier run")

@@ -140,8 +140,8 @@ class EngineStepper(Stepper):
     With ``run.find_unused_parameters``, gradients are exchanged once per step, in the order of the parameters, and a
     parameter that a process's batches did not use counts with a gradient of zero. Without it ZeRO exchanges during
     backward, in the order in which gradients come: fewer whole gradients in memory, but wrong, without any error, as
-    soon as one process's batch skips a part of the model that another one's batch uses (an expression without a target
-    has no mask). Under ZeRO-3 a model has to run all its parts in every batch, since processes gather weights together.
+    soon as one process's batch skips a part of the model that another one's batch uses. Under ZeRO-3 a model has to run
+    all its parts in every batch, since processes gather weights together.
     """
 
     model: Any

@@ -37,7 +37,7 @@ from lavis_svp.runners.training_log import (
     write_line,
 )
 
-CHOOSING_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
+BEST_CHECKPOINT_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
 
 
 @registry.register_runner("runner_svp")
@@ -52,8 +52,9 @@ class RunnerSVP(RunnerBase):
     The folder ``output_dir`` gets ``checkpoint_<steps>.pth`` (the newest few), ``checkpoint_best.pth``, ``log.txt``
     (JSON lines), ``evaluate.txt`` (by LAVIS's tasks), ``result/metrics_<split>_<steps>.json`` and ``tensorboard/``.
 
-    DDP runs with ``find_unused_parameters``: batches without a mask leave the mask head without a gradient. That also
-    keeps DDP from regrouping its buckets after the first step, which would change the order of sums after a resume.
+    DDP runs with ``find_unused_parameters``: the alignment stage (``model.auxiliary_losses.alignment_steps``) leaves
+    all parts but the projector without a gradient. That also keeps DDP from regrouping its buckets after the first
+    step, which would change the order of sums after a resume.
 
     Args:
         cfg: LAVIS's Config.
@@ -79,7 +80,7 @@ class RunnerSVP(RunnerBase):
         self.datasets = join_by_split(datasets, self.options)
         self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
-        self.loggers = Loggers()  # none to only evaluate
+        self.loggers = Loggers()  # stays empty when only evaluating
         self._place_model()
 
     def _place_model(self) -> None:
@@ -129,7 +130,7 @@ class RunnerSVP(RunnerBase):
 
     @property
     def cur_epoch(self) -> int:
-        """How often the training data has been seen whole; with ratios, that of the data set seen least."""
+        """Completed epochs; with sampling ratios, those of the data set with the fewest."""
         per_step = self.options.batch_size_train * self.options.accum_grad_iters * self.options.world_size
         return 0 if self.order is None else self.order.epoch_at(self.iters * per_step)
 
@@ -261,7 +262,7 @@ class RunnerSVP(RunnerBase):
             )
             return known
         metrics = self._evaluate_splits([split])[split]
-        if split == CHOOSING_SPLIT:
+        if split == BEST_CHECKPOINT_SPLIT:
             metrics = self._keep_if_best(metrics)
         if metrics is not None and is_main():
             self.results.write(split, self.iters, metrics)
@@ -277,10 +278,10 @@ class RunnerSVP(RunnerBase):
         return None if metrics is None else {**metrics, "best_iters": best_iters}
 
     def _best_step(self, metrics: dict[str, Any]) -> int:
-        """The step with the best score of the choosing split so far, these metrics included."""
+        """The step with the best score of that split so far, these metrics included."""
         if "agg_metrics" not in metrics:
             raise ValueError(f"The task's after_evaluation gave no 'agg_metrics', only: {', '.join(metrics)}.")
-        best = self.results.best(CHOOSING_SPLIT, self.iters - 1)
+        best = self.results.best(BEST_CHECKPOINT_SPLIT, self.iters - 1)
         return self.iters if best is None or metrics["agg_metrics"] > best[0] else best[1]
 
     # ------------------------------------------------------------------------------------------ checkpoints, log
@@ -307,7 +308,7 @@ class RunnerSVP(RunnerBase):
             self.scaler.load_state_dict(contents["scaler"])
 
     def training_state(self) -> dict[str, Any]:
-        """Collect the training's part of a checkpoint; all processes call this, the main one's result counts."""
+        """Collect model, optimizer and scaler state; every process must call it, only the main one's result is used."""
         if not is_main():
             return {}
         return {

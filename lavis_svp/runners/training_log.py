@@ -91,7 +91,7 @@ class TrainingMeter:
             ``time_<section>``: seconds per step, mean over the processes; ``memory_gb``: the most of any process;
             ``skipped_samples``: of all processes, since they started.
         """
-        mine = {
+        local = {
             "sums": {name: (total.item(), self._counts[name]) for name, total in self._sums.items()},
             "seconds": self.timer.take(),
             "images": self._images,
@@ -101,7 +101,7 @@ class TrainingMeter:
         }
         self._sums, self._counts = {}, defaultdict(int)
         self._images = self._expressions = 0
-        everyone = gather(mine)
+        everyone = gather(local)
         sums = [one["sums"] for one in everyone]
         means = {
             name: sum(one[name][0] for one in sums if name in one) / sum(one[name][1] for one in sums if name in one)
@@ -155,7 +155,7 @@ class StepTimer:
 def batch_counts(samples: Mapping[str, Any]) -> tuple[int, int]:
     """Images and expressions of a batch.
 
-    ``text_input`` gives both: one entry an image, which is an expression or a list of them. A batch without it has as
+    ``text_input`` gives both: one entry per image, which is an expression or a list of them. A batch without it has as
     many images as its first tensor or list has entries, and no expressions.
     """
     if "text_input" in samples:

@@ -22,7 +22,7 @@ from lavis_svp.projectors.layers import centroids
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.segmentation.seg_prompt import SegPrompts
-from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.superpixels.region_map import RegionMap, region_ious
 from lavis_svp.vision.feature_extractor import VisionFeatures
 from lavis_svp.vision.geometry import mask_centre
 
@@ -135,9 +135,11 @@ class AuxiliaryLosses(nn.Module):
             mask_decoder: gives SAM's encoding of a point.
 
         Returns:
-            ``loss_ground`` and ``loss_point``, each only where it is on.
+            ``loss_ground`` and ``loss_point``, each only where it is on; nothing without a target.
         """
         losses: dict[str, Tensor] = {}
+        if not targets:
+            return losses
         images = image_index.tolist() if self.options.grounding or self.options.point_regression else []
         if self.options.grounding and prompts.scores is not None:
             rows = [
@@ -340,12 +342,8 @@ def region_iou(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
     Returns:
         (S,) float32.
     """
-    labels = region_map.labels
-    small = nearest(mask, labels.shape).astype(bool)
-    hit = labels[small]
-    shared = np.bincount(hit[hit >= 0], minlength=region_map.count)[: region_map.count].astype(np.float32)
-    union = region_map.areas + small.sum() - shared
-    return (shared / np.maximum(union, 1)).astype(np.float32)
+    small = nearest(mask, region_map.labels.shape)
+    return region_ious(region_map.labels, small, region_map.areas).astype(np.float32)
 
 
 def grid_iou(assignment: Tensor, mask_share: Tensor) -> Tensor:

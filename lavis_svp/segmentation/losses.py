@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lavis_svp.common.options import check_weight
 from lavis_svp.vision.geometry import SamInputGeometry, image_coverage, logits_to_original, mask_to_sam_input
@@ -21,14 +21,14 @@ Resolution = Literal["original", "low"]
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Weights of the parts of the loss; the paper's host GLaMM uses 1, 2 and 0.5.
+    """Weights of the parts of the loss; GLaMM, which the paper builds on, uses 1, 2 and 0.5.
 
     Args:
         ce: next-token cross-entropy.
         bce: per-pixel binary cross-entropy.
         dice: soft DICE.
         resolution: ``original`` (logits are up-sampled to the image's size, as GLaMM does) or ``low`` (masks are
-            area-averaged down to the decoder's grid: cheap on a CPU, a named departure).
+            area-averaged down to the decoder's grid: cheap on a CPU, and not in the paper).
     """
 
     ce: float = 1.0
@@ -43,31 +43,44 @@ class LossOptions:
             raise ValueError(f"model.losses.resolution is '{self.resolution}'; known: original, low.")
 
 
-def mask_losses(
-    logits: Tensor, targets: Sequence[np.ndarray], geometry: Sequence[SamInputGeometry], resolution: Resolution
-) -> dict[str, Tensor]:
-    """BCE and DICE of K masks: the sum over masks, divided by their number, as GLaMM normalises.
+class MaskLosses(nn.Module):
+    """BCE and DICE of masks: the sum over masks, divided by their number, as GLaMM normalises.
 
     Args:
-        logits: (K, 4h, 4w) scores over SAM's input.
-        targets: K masks (H, W) 0/1 at the images' own sizes.
-        geometry: K places of the masks' images in SAM's input.
         resolution: see :class:`LossOptions`.
-
-    Returns:
-        ``loss_bce`` and ``loss_dice``.
-
-    Raises:
-        ValueError: a mask has another size than its image.
     """
-    pairs = [
-        comparable(scores, target, place, resolution)
-        for scores, target, place in zip(logits, targets, geometry, strict=True)
-    ]
-    return {
-        "loss_bce": _mean([mask_bce(scores, target) for scores, target in pairs]),
-        "loss_dice": _mean([mask_dice(scores, target) for scores, target in pairs]),
-    }
+
+    def __init__(self, resolution: Resolution) -> None:
+        super().__init__()
+        self.resolution = resolution
+
+    def forward(
+        self, logits: Tensor, targets: Sequence[np.ndarray], geometry: Sequence[SamInputGeometry]
+    ) -> dict[str, Tensor]:
+        """Compare K masks with their targets.
+
+        Args:
+            logits: (K, 4h, 4w) scores over SAM's input.
+            targets: K masks (H, W) 0/1 at the images' own sizes. Without any, the losses are zeros that depend on the
+                logits: processes that train together need gradients of the same parts in every batch.
+            geometry: K places of the masks' images in SAM's input.
+
+        Returns:
+            ``loss_bce`` and ``loss_dice``.
+
+        Raises:
+            ValueError: a mask has another size than its image.
+        """
+        if not targets:
+            return dict.fromkeys(("loss_bce", "loss_dice"), 0.0 * logits.sum())
+        pairs = [
+            comparable(scores, target, place, self.resolution)
+            for scores, target, place in zip(logits, targets, geometry, strict=True)
+        ]
+        return {
+            "loss_bce": _mean([mask_bce(scores, target) for scores, target in pairs]),
+            "loss_dice": _mean([mask_dice(scores, target) for scores, target in pairs]),
+        }
 
 
 def comparable(
@@ -88,7 +101,7 @@ def comparable(
         ValueError: the mask has another size than the image.
     """
     if tuple(target.shape) != geometry.original_size:
-        raise ValueError(f"A mask of {target.shape} belongs to an image of {geometry.original_size}.")
+        raise ValueError(f"The mask is {tuple(target.shape)}, but its image is {geometry.original_size}.")
     truth = torch.as_tensor(target, device=logits.device).float()
     if resolution == "original":
         return logits_to_original(logits[None], geometry)[0], truth  # (H, W)

@@ -1,4 +1,4 @@
-"""Is there such a thing at all? The pointer's evidence enters the score of ``[SEG]``, calibrated after training.
+"""Calibrates when the model answers that there is no such thing.
 
 Measured on the tiny model (benchmarks/reports/probes.md): the language model alone learns which wordings are sometimes
 empty, and refuses these as often as they were in training. The pointer knows whether this image holds such a thing: its
@@ -94,7 +94,7 @@ def best_log_probability(scores: Tensor) -> Tensor:
 def seg_logit_bias(
     options: NoTargetOptions, scores_of: Callable[[Tensor, Tensor], Tensor | None]
 ) -> SegLogitBias | None:
-    """What is added to the score of ``[SEG]``, as ``generate_answers`` takes it; None where nothing is.
+    """Build the function that adds to the logit of ``[SEG]``; None without calibration.
 
     Args:
         options: the calibration.

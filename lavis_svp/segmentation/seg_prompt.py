@@ -1,4 +1,4 @@
-"""From the state that predicts ``[SEG]`` to a prompt of SAM's decoder: the paper's form, and options beyond it."""
+"""From the state that predicts ``[SEG]`` to a prompt of SAM's decoder: the paper's form, and options beside it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ StateNormName = Literal["none", "batch"]
 
 @dataclass(frozen=True)
 class SegPromptOptions:
-    """How the state becomes a prompt. All defaults are the form of the paper's host (GLaMM); the rest are departures.
+    """How the state becomes a prompt.
+
+    All defaults are the form of the model that the paper builds on (GLaMM); the rest are options that differ from the
+    paper.
 
     Args:
         state_norm: ``none``, or ``batch``: batch norm over ``[SEG]`` states. States of different expressions start
             almost parallel (a cosine of .998 was measured), which batch norm undoes.
-        pointer: score every visual token from the state (a listwise choice), and give the prompt MLP the state together
-            with the mean of the tokens, weighted by their scores.
-        pointer_position: add SAM's positional encoding of the chosen tokens, and SAM's own point token, to the prompt.
+        pointer: score every visual token from the state (a softmax over the tokens), and give the prompt MLP the
+            state together with the mean of the tokens, weighted by their scores.
+        pointer_position: add SAM's positional encoding of the chosen tokens and SAM's own point token to the prompt, so
+            that the prompt has the form of SAM's own point prompt.
         pointer_dim: width of the pointer's queries and keys.
     """
 
@@ -73,8 +77,8 @@ class StateNorm(nn.BatchNorm1d):
 
     def forward(self, states: Tensor) -> Tensor:
         """(P, D) -> (P, D) float32, in whatever precision the parameters are kept."""
-        learns = self.training and len(states) > 1
-        if learns:
+        use_batch_statistics = self.training and len(states) > 1
+        if use_batch_statistics:
             self.num_batches_tracked.add_(1)
         return F.batch_norm(
             states.float(),
@@ -82,7 +86,7 @@ class StateNorm(nn.BatchNorm1d):
             self.running_var,
             self.weight.float(),
             self.bias.float(),
-            training=learns,
+            training=use_batch_statistics,
             momentum=self.MOMENTUM,
             eps=self.eps,
         )
@@ -96,7 +100,7 @@ class SegPromptHead(nn.Module):
     Args:
         dim: D, the language model's width.
         token_std: standard deviation of the visual tokens, which the pointer divides by.
-        options: departures from the paper's form, all off by default.
+        options: those that differ from the paper's form, all off by default.
     """
 
     def __init__(self, dim: int, token_std: float, options: SegPromptOptions) -> None:
@@ -109,7 +113,7 @@ class SegPromptHead(nn.Module):
         if options.pointer:
             self.query = nn.Linear(dim, options.pointer_dim)
             self.key = nn.Linear(dim, options.pointer_dim)
-        if options.pointer_position:  # the prompt starts as SAM's own point prompt
+        if options.pointer_position:  # at the start the prompt is exactly a point prompt of SAM
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -142,13 +146,13 @@ class SegPromptHead(nn.Module):
         scores = scores.float() / self.options.pointer_dim**0.5
         valid = visual.valid[image_index]  # (P, T)
         scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min).log_softmax(-1)
-        choice = scores.exp()
-        attended = torch.einsum("pt,ptd->pd", choice, tokens.float())  # (P, D)
+        weights = scores.exp()  # (P, T)
+        attended = torch.einsum("pt,ptd->pd", weights, tokens.float())  # (P, D)
         prompt = self.mlp(torch.cat([states.float(), attended], -1)).float()  # (P, 256)
         if self.options.pointer_position:
             if positions is None or point_token is None:
                 raise ValueError("pointer_position needs the tokens' positions and SAM's point token.")
-            place = torch.einsum("pt,ptc->pc", choice, positions.float()[image_index])  # (P, 256)
+            place = torch.einsum("pt,ptc->pc", weights, positions.float()[image_index])  # (P, 256)
             prompt = prompt + place + point_token  # (P, 256)
         return SegPrompts(prompt[:, None], scores)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,24 +39,24 @@ class ClassicalGenerator(SuperpixelGenerator):
         ValueError: an option is out of range.
     """
 
-    LEAST: ClassVar[dict[str, float]] = {}
+    MINIMUM: ClassVar[dict[str, float]] = {}
     """The smallest sensible value of each option; None passes."""
 
     side: int = 168
 
     def __post_init__(self) -> None:
-        for name, least in {"side": 1, **self.LEAST}.items():
+        for name, minimum in {"side": 1, **self.MINIMUM}.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{self.name}: {name} must be at least {least}, got {value}.")
+            if value is not None and not value >= minimum:
+                raise ValueError(f"{self.name}: {name} must be at least {minimum}, got {value}.")
 
     def settings(self) -> dict[str, Any]:
         """The generator's name, its version and all its options."""
         return {"generator": self.name, "version": self.version, **dataclasses.asdict(self)}
 
-    def segment_image(self, image: np.ndarray) -> RegionMap:
-        """The superpixels of one (H, W, 3) uint8 image."""
-        return RegionMap.from_labels(self.label(image))
+    def segment_batch(self, sources: Sequence[np.ndarray]) -> list[RegionMap]:
+        """The superpixels of (H, W, 3) uint8 images."""
+        return [RegionMap.from_labels(self.label(image)) for image in sources]
 
     @abstractmethod
     def label(self, image: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ class FelzenszwalbSuperpixels(ClassicalGenerator):
     """Regions of like colour, of any shape and size: Felzenszwalb and Huttenlocher 2004 on Lab colours, then merging.
 
     Defaults chosen on 60 RefShapes training images; on 60 held-out ones the best single region of an object has
-    IoU 0.93 on average, with 13 regions an image. ``merge_cost`` 0 with ``max_regions`` n gives n regions an image.
+    IoU 0.93 on average, with 13 regions per image. ``merge_cost`` 0 with ``max_regions`` n gives n regions per image.
 
     Args:
         close: side in working pixels (odd) of a grey closing that fills dark stripes and dots thinner than it; 0 = off.
@@ -98,7 +99,7 @@ class FelzenszwalbSuperpixels(ClassicalGenerator):
     """
 
     name = "felzenszwalb"
-    LEAST = {"close": 0, "sigma": 0, "scale": 0, "min_area": 0, "merge_cost": 0, "max_regions": 1}
+    MINIMUM = {"close": 0, "sigma": 0, "scale": 0, "min_area": 0, "merge_cost": 0, "max_regions": 1}
 
     close: int = 3
     sigma: float = 0.4
@@ -137,7 +138,7 @@ class SlicSuperpixels(ClassicalGenerator):
     """
 
     name = "slic"
-    LEAST = {"n_segments": 1, "sigma": 0, "merge_cost": 0, "max_regions": 1}
+    MINIMUM = {"n_segments": 1, "sigma": 0, "merge_cost": 0, "max_regions": 1}
 
     n_segments: int = 40
     compactness: float = 10.0
@@ -163,7 +164,7 @@ class SlicSuperpixels(ClassicalGenerator):
 @_register
 @dataclass(frozen=True)
 class GridSuperpixels(ClassicalGenerator):
-    """Cells of a regular grid; an image with fewer working pixels than cells gets one cell a pixel.
+    """Cells of a regular grid; an image with fewer working pixels than cells gets one cell per pixel.
 
     Args:
         rows: cells from top to bottom.
@@ -171,7 +172,7 @@ class GridSuperpixels(ClassicalGenerator):
     """
 
     name = "grid"
-    LEAST = {"rows": 1, "cols": 1}
+    MINIMUM = {"rows": 1, "cols": 1}
 
     rows: int = 6
     cols: int = 6
@@ -195,7 +196,7 @@ class VoronoiSuperpixels(ClassicalGenerator):
     """
 
     name = "voronoi"
-    LEAST = {"n_segments": 1, "seed": 0}
+    MINIMUM = {"n_segments": 1, "seed": 0}
 
     n_segments: int = 36
     seed: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.superpixels.region_map import RegionMap, region_ious, region_overlaps
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -37,10 +37,10 @@ def single_ceiling(regions: RegionMap, target: np.ndarray) -> tuple[float, int |
     Returns:
         (IoU, region id), of equal IoUs the lower id; (0.0, None) for an empty target, or one that meets no region.
     """
-    inside, areas, size = _overlaps(regions, target)
-    ious = inside / np.maximum(areas + size - inside, 1)  # (S,)
+    regions = _at_size_of(target, regions)
+    ious = region_ious(regions.labels, target, regions.areas)  # (S,)
     best = int(ious.argmax())
-    return (float(ious[best]), best) if inside[best] else (0.0, None)
+    return (float(ious[best]), best) if ious[best] else (0.0, None)
 
 
 def union_ceiling(regions: RegionMap, target: np.ndarray) -> tuple[float, list[int]]:
@@ -57,12 +57,13 @@ def union_ceiling(regions: RegionMap, target: np.ndarray) -> tuple[float, list[i
     Returns:
         (IoU, region ids in ascending order), the smallest such set; (0.0, []) for an empty target.
     """
-    inside, areas, size = _overlaps(regions, target)
+    regions = _at_size_of(target, regions)
+    inside, areas = region_overlaps(regions.labels, target, regions.count), regions.areas  # (S,), (S,)
     candidates = np.flatnonzero(inside)
     if len(candidates) == 0:
         return 0.0, []
     order = candidates[np.argsort(-inside[candidates] / areas[candidates], kind="stable")]
-    ious = inside[order].cumsum() / (size + (areas - inside)[order].cumsum())  # (candidates,)
+    ious = inside[order].cumsum() / (np.count_nonzero(target) + (areas - inside)[order].cumsum())  # (candidates,)
     best = int(ious.argmax())
     return float(ious[best]), sorted(order[: best + 1].tolist())
 
@@ -89,11 +90,7 @@ def summarise(maps: Iterable[RegionMap]) -> dict[str, float]:
     }
 
 
-def _overlaps(regions: RegionMap, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pixels of each region inside the target (S,), of each region (S,), and of the target, at the target's size."""
+def _at_size_of(target: np.ndarray, regions: RegionMap) -> RegionMap:
     if target.ndim != 2:
         raise ValueError(f"A target mask is (H, W), got shape {target.shape}.")
-    regions = regions.resized((target.shape[0], target.shape[1]))
-    mask = target.astype(bool)
-    inside = np.bincount(regions.labels[mask] + 1, minlength=regions.count + 1)[1:]  # (S,)
-    return inside, regions.areas, int(mask.sum())
+    return regions.resized((target.shape[0], target.shape[1]))

@@ -66,18 +66,16 @@ class SuperpixelGenerator(ABC):
         if self.needs_embedding:
             if embeddings is None:
                 raise ValueError(f"The superpixel generator '{self.name}' works on SAM embeddings: pass embeddings=.")
-            return self.segment_embeddings(embeddings)
+            return self.segment_batch(embeddings)
         if images is None:
             raise ValueError(f"The superpixel generator '{self.name}' works on images: pass images=.")
-        maps = []
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
                 raise ValueError(
                     f"An image is a non-empty (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. "
                     "Convert others with PIL's image.convert('RGB')."
                 )
-            maps.append(self.segment_image(image))
-        return maps
+        return self.segment_batch(images)
 
     def segment(self, source: Any) -> RegionMap:
         """Make the superpixels of one image, or of one SAM embedding if the generator works on those."""
@@ -89,13 +87,9 @@ class SuperpixelGenerator(ABC):
         regions = self.segment(source)
         return regions, {"superpixels": time.perf_counter() - start}
 
-    def segment_image(self, image: np.ndarray) -> RegionMap:
-        """Make the superpixels of one (H, W, 3) uint8 image; for a generator that works on images."""
-        raise NotImplementedError
-
-    def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
-        """Make the superpixels of several images; for a generator that works on their SAM embeddings."""
-        raise NotImplementedError
+    @abstractmethod
+    def segment_batch(self, sources: Sequence[Any]) -> list[RegionMap]:
+        """Make the superpixels of checked (H, W, 3) uint8 images, or of SAM embeddings if ``needs_embedding``."""
 
 
 generator_registry: Registry[Callable[..., SuperpixelGenerator]] = Registry("superpixel generator")

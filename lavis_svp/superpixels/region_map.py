@@ -155,9 +155,41 @@ class RegionMap:
         return RegionMap(labels, areas, boxes, self.levels, self.scores)
 
 
+def region_areas(labels: np.ndarray, count: int) -> np.ndarray:
+    """Pixels of each region 0..count-1 among labels of any shape: (S,) int64. The label -1 is no region.
+
+    Raises:
+        ValueError: a label is outside -1..count-1.
+    """
+    areas = np.bincount(labels.ravel() + 1, minlength=count + 1)[1:].astype(np.int64)  # (S,)
+    if len(areas) > count:
+        raise ValueError(f"Labels run to {len(areas) - 1}, expected at most {count - 1}.")
+    return areas
+
+
+def region_overlaps(labels: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+    """Pixels of each region 0..count-1 of labels (H, W) inside a 0/1 mask (H, W): (S,) int64.
+
+    Raises:
+        ValueError: the sizes differ, or as :func:`region_areas`.
+    """
+    if labels.shape != mask.shape:
+        raise ValueError(f"The label map is {labels.shape} but the mask is {mask.shape}; resize the labels first.")
+    return region_areas(labels[mask.astype(bool)], count)
+
+
+def region_ious(labels: np.ndarray, mask: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """IoU of each region with a mask, (S,) float64; 0 where the region or the mask has no pixel.
+
+    ``areas`` (S,) are the regions' in ``labels``; the rest is as in :func:`region_overlaps`.
+    """
+    overlaps = region_overlaps(labels, mask, len(areas))
+    return overlaps / np.maximum(areas + np.count_nonzero(mask) - overlaps, 1)
+
+
 def _areas_and_boxes(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Areas (S,) int64 and boxes (S, 4) float32 of a label map's ids 0..count-1; zeros where an id is absent."""
-    areas = np.bincount(labels.ravel() + 1, minlength=count + 1)[1:].astype(np.int64)  # (S,)
+    areas = region_areas(labels, count)  # (S,)
     boxes = np.zeros((count, 4), np.float32)
     for region, place in enumerate(ndimage.find_objects(labels + 1, max_label=count)):
         if place is not None:

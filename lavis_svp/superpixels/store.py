@@ -44,7 +44,7 @@ _PARENT_CHECK_SECONDS = 1.0
 
 
 class SuperpixelStore:
-    """One PNG an image in ``root/<generator>-<digest of its settings>/<first two digits of the key>/``.
+    """One PNG per image in ``root/<generator>-<digest of its settings>/<first two digits of the key>/``.
 
     A file is either complete or absent (it is written under another name, then renamed), so work that is killed goes on
     where it stopped, and several processes may fill one store.
@@ -290,7 +290,7 @@ def write_shards(
     Raises:
         ValueError: the store is empty, or one of its files damaged.
     """
-    from webdataset import TarWriter  # only packing needs it
+    from webdataset import TarWriter  # slow to import, and only packing needs it
 
     keys, folder = store.keys(), Path(folder)
     if not keys:

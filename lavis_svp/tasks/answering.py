@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,31 +44,31 @@ class AnswerEvalOptions:
     bootstrap: Bootstrap = Bootstrap()
 
 
-class AnswerTask(SvpTask):
+class AnswerTask(SvpTask, ABC):
     """Collects and writes a model's answers; sub-classes produce and score them.
 
-    Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per text),
-    ``S_E_result.json`` (the official results format) and ``S_E.summary.json``.
+    Evaluating split S with tag E (epoch and step) writes, under the runner's result folder, ``S_E.jsonl`` (one line per
+    text), ``S_E_result.json`` (the official results format) and ``S_E.summary.json``.
     """
 
     options_cls = AnswerEvalOptions
     options: AnswerEvalOptions
 
+    @abstractmethod
     def generation_settings(self) -> dict[str, Any]:
         """The arguments with which the model generates; the summary records them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def generate(self, model: Any, samples: Mapping[str, Any]) -> list[Any]:
         """The model's answers to a batch: B texts, or B lists of texts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def official(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         """The answers in the official results format."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, answers: Sequence[Answer]) -> tuple[dict[str, Any], dict[str, float]]:
         """The summary, and flat numbers for the log with ``agg_metrics``."""
-        raise NotImplementedError
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Answer]:
         """Answer the texts of a batch; one entry per text. The model is not wrapped in DDP."""
@@ -238,7 +239,7 @@ class SvpCaptioningTask(AnswerTask):
 
 
 class ImageSwapper:
-    """Shows every text of a stream of batches another image: the blind baseline.
+    """Pairs every text of a stream of batches with another image, for the blind baseline.
 
     Each image gets what the image before it shows, and the first one what a later one shows. So every image but
     perhaps the last is shown exactly once, and never with its own texts. What is left of the score is what the texts

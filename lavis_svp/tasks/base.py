@@ -91,7 +91,7 @@ class SvpTask(BaseTask):
         return datasets
 
     def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """Let the model prepare itself, and record in the run's folder which images were held out."""
+        """Call the model's ``before_training``, and record in the run's folder which images were held out."""
         if hasattr(model, "before_training"):
             model.before_training(dataset=dataset, task_type=type(self))
         if self._held_out is not None and is_main_process():

@@ -1,4 +1,8 @@
-"""LAVIS task: segment what an expression refers to, and score the masks."""
+"""LAVIS task: segment what an expression refers to, and score the masks.
+
+The main scores, ``headline`` in the summary's JSON, are averages over the kinds of expression (``…_macro``) or over the
+expressions (``…_micro``) that have a target. "Pick" is the superpixel that the model chose.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ from lavis_svp.tasks.gallery import Gallery
 from lavis_svp.tasks.scoring import merge_modes, score_image, timed_predictions
 
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
-"""Scores of the headline that LAVIS's log shows next to ``agg_metrics``."""
+"""Main scores that LAVIS's log shows next to ``agg_metrics``."""
 
 EVAL_MODES = (*MODES, "both")
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """``run.eval``: how a split is evaluated. Which sentences count (the protocol) is a setting of the data set.
+    """``run.eval``: how a split is evaluated. Which expressions count (the protocol) is a setting of the data set.
 
     Args:
         mode: ``generative`` (the model writes its answer; without ``[SEG]`` there is no mask), ``teacher_forced`` (the
@@ -53,7 +57,7 @@ class EvalOptions:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The modes to run, first the one that the headline counts."""
+        """The modes to run, first the one of the main scores."""
         return MODES if self.mode == "both" else (self.mode,)
 
 
@@ -62,8 +66,8 @@ class ReferringSegmentationTask(SvpTask):
     """Trains and scores models that have ``predict_masks``.
 
     In the YAML: ``run.task: referring_segmentation`` and, optionally, ``run.eval`` (see :class:`EvalOptions`).
-    Evaluating split S at epoch E writes, under the runner's result folder, ``S_E.jsonl`` (one line per expression),
-    ``S_E.summary.json`` and ``images/S/``; while it runs, lines go to ``unfinished_rank<R>.jsonl``.
+    Evaluating split S with tag E (epoch and step) writes, under the runner's result folder, ``S_E.jsonl`` (one line per
+    expression), ``S_E.summary.json`` and ``images/S/``; while it runs, lines go to ``unfinished_rank<R>.jsonl``.
     """
 
     options_cls = EvalOptions
@@ -86,13 +90,13 @@ class ReferringSegmentationTask(SvpTask):
     @torch.no_grad()
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Record]:
         """Score this process's share of a split; write each record at once, and draw some."""
-        main = is_main_process()
-        self._gallery = Gallery(self.options.num_visualise if main else 0)
+        is_main = is_main_process()
+        self._gallery = Gallery(self.options.num_visualise if is_main else 0)
         records: list[Record] = []
         path = self._unfinished()
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as lines:
-            for batch in tqdm(data_loader, desc="Evaluating", unit="batch", mininterval=1, disable=not main):
+            for batch in tqdm(data_loader, desc="Evaluating", unit="batch", mininterval=1, disable=not is_main):
                 samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
                 self._inputs_cached = "frozen" in samples
                 for record, index, number, prediction in self._scored(model, samples):
@@ -111,23 +115,23 @@ class ReferringSegmentationTask(SvpTask):
         Args:
             val_result: this process's records.
             split_name: of the split in LAVIS.
-            epoch: epoch, iteration or "best"; goes into the file names.
+            epoch: tag of the weights, epoch and step from our runners; goes into the file names.
             kwargs: arguments of other runners, not used.
 
         Returns:
-            ``agg_metrics`` (the headline gIoU: mean over the kinds with a target; where no expression has one, gIoU
-            over all) and more scores for the log, on every process.
+            ``agg_metrics`` (the main gIoU: the macro average over the kinds with a target; where no expression has
+            one, gIoU over all) and more scores for the log, on every process.
 
         Raises:
             ValueError: an expression of the split was not scored, or one that is not of the split was.
         """
-        named = [{**record, "split": record["split"] or split_name} for record in val_result]
-        records = merge_records(gather_records(named), self._expected_ids(split_name))
+        with_split = [{**record, "split": record["split"] or split_name} for record in val_result]
+        records = merge_records(gather_records(with_split), self._expected_ids(split_name))
         result = summary(records, self.options.bootstrap)
         scores = _for_log(result)
         if is_main_process():
-            facts = {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
-            self._write_result(split_name, epoch, records, result, scores, **facts)
+            run_info = {"eval_mode": self.options.mode, "times_exclude_frozen_encoders": self._inputs_cached}
+            self._write_result(split_name, epoch, records, result, scores, **run_info)
             self.drawn_images = self._gallery.save(result_folder("result_dir") / "images" / split_name)
             print(format_summary(result, split_name), flush=True)
             print(f"Records, summary and images: {result_folder('result_dir')}", flush=True)
@@ -135,7 +139,7 @@ class ReferringSegmentationTask(SvpTask):
         return scores
 
     def _scored(self, model: Any, samples: Mapping[str, Any]) -> Iterable[tuple[Record, int, int, Any]]:
-        """(record, image in the batch, expression of the image, prediction that the headline counts)."""
+        """Yield each record with its image index, expression index and main prediction."""
         answers = [(mode, *timed_predictions(model, samples, mode)) for mode in self.options.modes]
         for index, predictions in enumerate(answers[0][1]):
             by_mode = [score_image(samples, index, rows[index], mode, ms) for mode, rows, ms in answers]
@@ -146,7 +150,8 @@ class ReferringSegmentationTask(SvpTask):
     def _expected_ids(self, split_name: str) -> list[str] | None:
         if not hasattr(self._dataset, "expression_ids"):
             logging.warning(
-                "The data set of split '%s' has no expression_ids(): missing ones stay unnoticed.", split_name
+                "The data set of split '%s' has no expression_ids(): missing expressions cannot be detected.",
+                split_name,
             )
             return None
         return list(self._dataset.expression_ids())

@@ -155,7 +155,7 @@ def build_vision_encoder(
 ) -> VisionEncoder:
     """Build a frozen vision encoder.
 
-    Images are normalised as the ``preprocessor_config.json`` beside the weights says, without one as the family's
+    Images are normalised as the ``preprocessor_config.json`` next to the weights says, without one as the family's
     publisher does.
 
     Args:

@@ -1,4 +1,4 @@
-"""Extra channels beside the encoder's: what DINOv2 leaves out and the system has at no cost (a departure).
+"""Extra channels in addition to the encoder's: what DINOv2 leaves out and the system has at no cost (not in the paper).
 
 A frozen encoder trained to ignore colour or fine shape cannot name them afterwards. SAM's embedding is computed anyway,
 for the superpixels and the mask, and the image's colours are there. Both are brought to the patch grid by area, so

@@ -38,7 +38,7 @@ MAX_WORKERS = 8  # each holds the encoders' weights, about a gigabyte
 
 
 class FeatureCache:
-    """One safetensors file an image, in a folder named by the settings' digest.
+    """One safetensors file per image, in a folder named by the settings' digest.
 
     Files: ``patches`` (N, C) float16, ``valid`` (N,) bool, ``sam`` (256, h, w) float16, and the further outputs of the
     encoder that the projector requires, in float16 but for ``cls_attention``, whose numbers are small. Half precision
@@ -130,7 +130,7 @@ def attach_precomputed(extractor: FrozenFeatureExtractor, datasets: Datasets) ->
     check_precomputed(extractor, datasets)
     for split in _splits(datasets):
         if precomputed_of(split, "features") is not None:
-            split.frozen_cache = precomputed_of(split, "features")
+            split.feature_cache = precomputed_of(split, "features")
 
 
 def check_precomputed(extractor: FrozenFeatureExtractor, datasets: Datasets) -> None:
@@ -152,7 +152,7 @@ def check_precomputed(extractor: FrozenFeatureExtractor, datasets: Datasets) -> 
                 check_settings(store.settings, expected, f"data set {name}", kind)
             except ValueError as error:
                 raise ValueError(
-                    f"{error} Or leave what the shards hold: datasets.{name}.build_info.use_stored=false."
+                    f"{error} Or ignore what the shards hold: set datasets.{name}.build_info.use_stored=false."
                 ) from error
 
 
@@ -178,7 +178,7 @@ def precompute_features(extractor: FrozenFeatureExtractor, datasets: Datasets) -
     features = FeatureCache(cache_root() / "features", extractor.settings())
     superpixels = None if generator is None else SuperpixelStore(generator)
     for split in splits:
-        split.superpixel_cache = split.frozen_cache = None
+        split.superpixel_cache = split.feature_cache = None
         lacking = superpixels if precomputed_of(split, "superpixels") is None else None
         from_embedding = lacking if generator is not None and generator.needs_embedding else None
         if lacking is not None and from_embedding is None:
@@ -189,7 +189,7 @@ def precompute_features(extractor: FrozenFeatureExtractor, datasets: Datasets) -
         distributed.barrier()
     for split in splits:
         stored_features, stored_superpixels = precomputed_of(split, "features"), precomputed_of(split, "superpixels")
-        split.frozen_cache = features if stored_features is None else stored_features
+        split.feature_cache = features if stored_features is None else stored_features
         if superpixels is not None:
             split.superpixel_cache = superpixels if stored_superpixels is None else stored_superpixels
 
@@ -216,9 +216,9 @@ class FeatureWriter:
     def write(self, pixels: np.ndarray, key: str) -> None:
         """Compute and store the features of one (H, W, 3) uint8 image."""
         device = next(self.extractor.parameters()).device
-        image = to_sam_input(pixels, self.extractor.side)[None].to(device)  # (1, 4, S, S)
+        image = to_sam_input(pixels, self.extractor.sam_side)[None].to(device)  # (1, 4, S, S)
         vision = self.extractor.encode(image, [pixels.shape[:2]])
-        outputs = {name: tensor[0] for name, tensor in self.extractor.requested(vision.patches).items()}
+        outputs = {name: tensor[0] for name, tensor in self.extractor.requested_outputs(vision.patches).items()}
         self.features.put(key, vision.patches.patches[0], vision.patches.valid[0], vision.sam[0], outputs)
         if self.superpixels is not None:
             self.superpixels.get(key, embedding=vision.sam_embedding(0))

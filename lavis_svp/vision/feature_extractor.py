@@ -35,7 +35,7 @@ class EncoderOptions:
             (-2 is LLaVA's and GLaMM's choice for CLIP).
         levels: indices, as for ``layer``, of further layers for a projector that fuses several; others ignore them.
         extra_channels: channels appended to every patch: ``sam`` (SAM's embedding, 256 channels), ``colour`` (mean
-            RGB, 3). A departure from the paper; see ``vision/extra_channels.py``.
+            RGB, 3). Not in the paper; see ``vision/extra_channels.py``.
     """
 
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"beside": "extra_channels"}
@@ -124,15 +124,15 @@ class VisionFeatures:
 
     def sam_embedding(self, index: int) -> SamEmbedding:
         """SAM's embedding of one image, as the superpixel generators take it."""
-        place = self.geometry[index]
-        return SamEmbedding(self.sam[index], place.input_size, place.original_size, place.side)
+        geometry = self.geometry[index]
+        return SamEmbedding(self.sam[index], geometry.input_size, geometry.original_size, geometry.side)
 
 
 class FrozenFeatureExtractor(FrozenModule):
     """Vision encoder, SAM image encoder and superpixel generator behind one call; nothing in it trains.
 
-    SAM's image encoder runs once an image: its embedding makes SAM superpixels and, later, the mask. ``weights="none"``
-    builds everything on the meta device; the other arguments are those of :class:`ExtractorConfig`.
+    SAM's image encoder runs once per image: its embedding makes SAM superpixels and, later, the mask.
+    ``weights="none"`` builds everything on the meta device; the other arguments are those of :class:`ExtractorConfig`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class FrozenFeatureExtractor(FrozenModule):
     ) -> None:
         super().__init__()
         self.config = ExtractorConfig(encoder, sam, plain(superpixels))
-        self.side = sam.side
+        self.sam_side = sam.side
         self.vision_encoder = build_vision_encoder(
             encoder.name, side=encoder.side, fit=encoder.fit, layer=encoder.layer, weights=weights
         )
@@ -178,7 +178,7 @@ class FrozenFeatureExtractor(FrozenModule):
                 ``region_map`` (cached superpixels) and ``original_size``.
 
         Raises:
-            ValueError: a tensor that ``svp_image_train``/``svp_image_eval`` did not make.
+            ValueError: ``image`` was not made by ``svp_image_train`` or ``svp_image_eval``.
         """
         image, sizes = samples["image"], samples.get("original_size")
         cached, region_maps = samples.get("frozen"), samples.get("region_map")
@@ -190,9 +190,9 @@ class FrozenFeatureExtractor(FrozenModule):
             vision.region_maps = list(region_maps)
         else:
             vision.region_maps = self._make_superpixels(image, vision)
-        # a padded grid has the field of view of SAM's whole input, a stretched one that of the image in it
+        # with `pad` the grid covers all of SAM's input, with `stretch` only the image's part
         padded = self.config.encoder.fit == "pad"
-        covered = [(1.0, 1.0) if padded else place.extent for place in vision.geometry]
+        covered = [(1.0, 1.0) if padded else one.extent for one in vision.geometry]
         names = self.config.encoder.extra_channels
         vision.patches = append_channels(vision.patches, names, vision.sam, image[:, :VALID_CHANNEL], covered)
         return vision
@@ -206,11 +206,11 @@ class FrozenFeatureExtractor(FrozenModule):
             original_sizes: B sizes (H, W) of the images; None: their sizes in SAM's input.
 
         Raises:
-            ValueError: a tensor that ``svp_image_train``/``svp_image_eval`` did not make.
+            ValueError: ``image`` was not made by ``svp_image_train`` or ``svp_image_eval``.
         """
-        geometry, extents = self._places(image, original_sizes)
+        geometry, extents = self._read_geometry(image, original_sizes)
         pixels, valid = image[:, :VALID_CHANNEL], image[:, VALID_CHANNEL:]
-        patches = self.vision_encoder(pixels, [place.input_size for place in geometry])
+        patches = self.vision_encoder(pixels, [one.input_size for one in geometry])
         embedding = self.sam_encoder(pixels, valid).float()  # (B, 256, h, w)
         return VisionFeatures(patches, embedding, None, geometry, extents)
 
@@ -219,9 +219,11 @@ class FrozenFeatureExtractor(FrozenModule):
             return None
         if self.generator.needs_embedding:
             return self.generator(None, [vision.sam_embedding(index) for index in range(len(vision.geometry))])
-        return self.generator([image_pixels(one, place) for one, place in zip(image, vision.geometry, strict=True)])
+        return self.generator(
+            [image_pixels(one, geometry) for one, geometry in zip(image, vision.geometry, strict=True)]
+        )
 
-    def requested(self, patches: PatchFeatures) -> dict[str, Tensor]:
+    def requested_outputs(self, patches: PatchFeatures) -> dict[str, Tensor]:
         """The requested outputs, optional fields of ``patches``, by name."""
         return {name: getattr(patches, name) for name in self.config.outputs}
 
@@ -245,20 +247,20 @@ class FrozenFeatureExtractor(FrozenModule):
             "vision_encoder": content_digest(self.vision_encoder.state_dict()),
             "sam_encoder": content_digest(self.sam_encoder.state_dict()),
         }
-        sam = {"name": self.config.sam.name, "side": self.side}
+        sam = {"name": self.config.sam.name, "side": self.sam_side}
         return {"vision_encoder": vision, "sam": sam, "weights": weights}
 
-    def _places(
+    def _read_geometry(
         self, image: Tensor, original_sizes: Sequence[Any] | None
     ) -> tuple[list[SamInputGeometry], list[tuple[float, float]]]:
         """Where each image lies in SAM's input, and what it covers of the patch grid."""
-        if image.ndim != 4 or image.shape[1:] != (4, self.side, self.side):
+        if image.ndim != 4 or image.shape[1:] != (4, self.sam_side, self.sam_side):
             raise ValueError(
-                f"image must be (B, 4, {self.side}, {self.side}) from the svp_image processors with "
-                f"image_size {self.side} (= model.sam.side), got {tuple(image.shape)}."
+                f"image must be (B, 4, {self.sam_side}, {self.sam_side}) from the svp_image processors with "
+                f"image_size {self.sam_side} (= model.sam.side), got {tuple(image.shape)}."
             )
         geometry = read_geometry(image[:, VALID_CHANNEL], original_sizes)
-        sizes = [place.input_size for place in geometry]
+        sizes = [one.input_size for one in geometry]
         return geometry, self.vision_encoder.image_shares(image[:, :VALID_CHANNEL], sizes)
 
     def _from_cache(
@@ -267,14 +269,15 @@ class FrozenFeatureExtractor(FrozenModule):
         """What :meth:`encode` gave when the cache was filled."""
         if lacking := [name for name in self.config.outputs if any(name not in entry for entry in cached)]:
             raise ValueError(
-                f"The projector needs {' and '.join(lacking)}, which the cached features lack. They are another "
-                "projector's: leave them out, or fill a cache with this model (model.cache_features: true)."
+                f"The projector needs {' and '.join(lacking)}, which the cached features lack. They were "
+                "computed for another projector: remove them, or fill a cache with this model "
+                "(model.cache_features: true)."
             )
 
         def stack(name: str) -> Tensor:
             return torch.stack([torch.as_tensor(entry[name]) for entry in cached]).to(image.device)
 
-        geometry, extents = self._places(image, original_sizes)
+        geometry, extents = self._read_geometry(image, original_sizes)
         patches = PatchFeatures(
             patches=stack("patches").float(),  # (B, N, C)
             grids=[self.vision_encoder.grid] * len(cached),
@@ -288,8 +291,8 @@ def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The generator that a ``superpixels`` section names, and the options that are meant for it.
 
     Args:
-        section: ``name``, options, and sections named like generators, which hold options for the case that this
-            generator is chosen; so changing ``name`` alone is enough to swap it.
+        section: ``name``, options, and sections named like generators, whose options are used only if that generator
+            is chosen; so changing ``name`` alone is enough to swap it.
     """
     by_generator = {known: section[known] for known in list_superpixels() if known in section}
     options = {key: value for key, value in section.items() if key != "name" and key not in by_generator}

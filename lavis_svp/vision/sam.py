@@ -2,6 +2,8 @@
 
 segment-anything's own registry builds the published shapes at side 1024 only, and reads checkpoints with pickle. Here
 the shape is read off the tensors, the position tables are interpolated for another side, and no file can run code.
+``transformers.SamModel`` gives the same (a random ViT of 4 blocks at side 512: 8e-6 of 4.3 apart, 0.88 s against 0.81,
+one thread), but has no TinyViT, refuses other sides than its configuration's, and names every tensor otherwise.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,9 @@ class SamImageSuperpixels(SuperpixelGenerator):
         embedding = self.encoder(square[:, :VALID_CHANNEL], square[:, VALID_CHANNEL:])[0]  # (256, S / 16, S / 16)
         return SamEmbedding(embedding.float(), sam_input_size(*size, side), size, side)
 
-    def segment_image(self, image: np.ndarray) -> RegionMap:
-        """The superpixels of one (H, W, 3) uint8 image."""
-        return self.generator(embeddings=[self.embed(image)])[0]
+    def segment_batch(self, sources: Sequence[np.ndarray]) -> list[RegionMap]:
+        """The superpixels of (H, W, 3) uint8 images, one after the other."""
+        return [self.generator(embeddings=[self.embed(image)])[0] for image in sources]
 
     @torch.inference_mode()
     def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
@@ -71,5 +72,5 @@ class SamImageSuperpixels(SuperpixelGenerator):
 
 @functools.lru_cache(maxsize=1)
 def _built_once(arguments: str) -> SamImageSuperpixels:
-    """What a pickled generator becomes; the last one built in this process is kept."""
+    """Rebuild a pickled generator; the last one built in this process is kept."""
     return SamImageSuperpixels(**json.loads(arguments))

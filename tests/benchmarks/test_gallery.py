@@ -58,7 +58,7 @@ def test_images_repeat_only_when_there_are_no_others():
 
 
 class Images:
-    """A data set of one expression an image."""
+    """A data set of one expression per image."""
 
     def __init__(self):
         self.annotation = [SimpleNamespace(image_id=n) for n in range(60)]

@@ -81,7 +81,7 @@ def test_finished_stages_are_not_run_again(chain, capsys):
     assert [call[3] for call in calls()] == [str(YAMLS[0])]
 
 
-@pytest.mark.parametrize(("mark", "code", "said"), [("fails", 7, "ended with code 7"), ("idle", 1, "left no")])
+@pytest.mark.parametrize(("mark", "code", "said"), [("fails", 7, "ended with code 7"), ("idle", 1, "wrote no")])
 def test_a_stage_that_goes_wrong_ends_the_chain(chain, capfd, mark, code, said):
     run, calls, folder = chain
     (folder / mark).touch()

@@ -174,7 +174,7 @@ class Superpixels:
 def test_caches(refcoco_root):
     dataset = make(refcoco_root)
     features = {"patches": torch.zeros(4, 8), "sam": torch.zeros(256, 2, 2)}
-    dataset.frozen_cache = Frozen({dataset[0]["image_key"]: features})
+    dataset.feature_cache = Frozen({dataset[0]["image_key"]: features})
     dataset.superpixel_cache = Superpixels()
     assert dataset[0]["frozen"] is features and "frozen" not in dataset[1]
     assert dataset[1]["region_map"].size == (40, 60)
@@ -183,7 +183,7 @@ def test_caches(refcoco_root):
 
 def test_without_images(refcoco_root):
     dataset = make(refcoco_root, load_image=False)
-    dataset.frozen_cache = Frozen({make(refcoco_root)[0]["image_key"]: {"patches": torch.zeros(1, 1)}})
+    dataset.feature_cache = Frozen({make(refcoco_root)[0]["image_key"]: {"patches": torch.zeros(1, 1)}})
     assert "image" not in dataset[0] and "image" not in dataset.collater([dataset[0]])
     with pytest.raises(ValueError, match="no frozen features are stored for .*000007.jpg"):
         dataset[1]

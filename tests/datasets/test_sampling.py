@@ -34,9 +34,9 @@ def rng(seed=0):
 
 
 @given(st.integers(0, 20), st.integers(1, 25), st.integers(0, 99))
-def test_training_draws_without_replacement(count, wanted, seed):
-    drawn = draw_for_training(count, wanted, rng(seed))
-    assert len(drawn) == len(set(drawn)) == min(count, wanted)
+def test_training_draws_without_replacement(count, limit, seed):
+    drawn = draw_for_training(count, limit, rng(seed))
+    assert len(drawn) == len(set(drawn)) == min(count, limit)
     assert all(0 <= index < count for index in drawn)
 
 

@@ -208,7 +208,7 @@ def test_every_projector_gives_as_many_tokens_as_placeholders(bench_of, host, na
     inputs = bench.inputs(processor)
     assert model(**inputs).logits.isfinite().all()
     keys = [key for key in (*model.image_keys, *model.row_keys) if key in inputs]
-    counts = model.model.image_counts(**{key: inputs[key] for key in keys})
+    counts = model.model.visual_token_counts(**{key: inputs[key] for key in keys})
     assert sum(counts) == int((inputs["input_ids"] == model.config.image_token_id).sum())
 
 

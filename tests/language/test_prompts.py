@@ -17,7 +17,7 @@ from lavis_svp.language.prompts import (
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_llama):
-    return load_tokenizer(str(tiny_llama))
+    return load_tokenizer(str(tiny_llama))[0]
 
 
 @pytest.mark.parametrize("style", conversation_styles.names())
@@ -57,7 +57,7 @@ def test_markers_inside_an_expression_stay_words(tokenizer, text):
 
 
 def test_special_tokens_that_have_no_role_stay_words_too(tiny_llama):
-    tokenizer = load_tokenizer(str(tiny_llama))
+    tokenizer = load_tokenizer(str(tiny_llama))[0]
     tokenizer.add_tokens([AddedToken("<repo_name>", special=True)])
     assert "<repo_name>" not in tokenizer.all_special_tokens
     turn = PromptBuilder(tokenizer, PromptOptions(), 128).segmentation_turn("<repo_name> cup", "[SEG]")

@@ -89,4 +89,4 @@ def test_table_shows_each_kind_with_its_baselines(records):
     relation = next(line for line in text.splitlines() if line.startswith("relation"))
     assert "0.200" in relation and "0.300" in relation
     assert any(line.startswith("mean of kinds") and "0.500" in line for line in text.splitlines())
-    assert "10.0 visual tokens an image" in text
+    assert "10.0 visual tokens per image" in text

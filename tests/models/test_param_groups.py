@@ -108,7 +108,8 @@ def test_a_checkpoint_holds_what_no_named_weights_hold(make_model):
         ("language.transformer.layers.0.self_attn.q_proj.lora_A.default.weight", "language.transformer (LoRA)"),
         ("language.added_embedding", "language.added_embedding ([SEG])"),
         ("language.embed_tokens.weight", "language.embed_tokens"),
-        ("readout.mlp.0.weight", "readout"),
+        ("readout.mlp.0.weight", "seg_prompt"),
+        ("aids.word_alignment.weight", "auxiliary_losses"),
         ("mask_head.mask_decoder.iou_token.weight", "mask_head.mask_decoder"),
         ("frozen.vision_encoder.model.layer.0.weight", "frozen.vision_encoder"),
     ],
@@ -241,7 +242,7 @@ def test_the_start_up_tables_rows(make_model):
     run = OmegaConf.create({"init_lr": 1e-3})
     optimizer = build_optimizer(model, RunOptions(task="t", output_dir="o", init_lr=1e-3), run)
     rows = {row.module: row for row in parameter_rows(model, optimizer.param_groups)}
-    assert {"projector.ssa", "projector.head", "readout", "language.transformer (base)"} <= set(rows)
+    assert {"projector.ssa", "projector.head", "seg_prompt", "language.transformer (base)"} <= set(rows)
     assert rows["projector.sspe"].rates == [1e-4] and rows["projector.head"].rates == [1e-3]
     assert rows["language.transformer (LoRA)"].trainable == rows["language.transformer (LoRA)"].parameters > 0
     assert rows["frozen.vision_encoder"].trainable == rows["frozen.sam_encoder"].trainable == 0

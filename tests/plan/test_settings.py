@@ -81,7 +81,7 @@ EXPRESSION = "man with the red hat"
 @pytest.mark.parametrize("style", ["plain", "llava_v1", "chatml"])
 def test_the_rule_is_near_a_real_tokenizer(style, weights):
     options = PromptOptions(style=style)
-    writer = PromptBuilder(load_tokenizer(str(weights("smollm2_135m_instruct"))), options, 256)
+    writer = PromptBuilder(load_tokenizer(str(weights("smollm2_135m_instruct")))[0], options, 256)
     pairs = [(q, a) for q in range(len(options.questions)) for a in options.answers]
     turns = [writer.segmentation_turn(EXPRESSION, answer, question=question) for question, answer in pairs]
     lengths = text_lengths(options, len(EXPRESSION.split()))

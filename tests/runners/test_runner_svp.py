@@ -106,7 +106,7 @@ def test_a_run_started_elsewhere_goes_on_with_its_own(finished, tmp_path_factory
     resume = f"run.resume={finished / 'out/checkpoint_3.pth'}"
     for _ in range(2):
         run_toy(other, *QUICK, resume)
-    assert "which has got to" in (other / "log").read_text() and not (other / "out/earlier-1").exists()
+    assert "and continues from" in (other / "log").read_text() and not (other / "out/earlier-1").exists()
 
 
 def test_a_path_that_is_not_there_is_an_error(finished, run_toy):

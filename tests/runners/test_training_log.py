@@ -405,9 +405,9 @@ def test_statistics_of_the_model_and_skipped_names_reach_the_log(tmp_path, run_t
     lines = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
     lines = [line for line in lines if "train_loss" in line]
     assert [line["train_tokens_per_image"] for line in lines] == [4.0, 4.0]
-    # Three micro-batches a step, two processes.
+    # Three micro-batches per step, two processes.
     assert [line["train_skipped_samples"] for line in lines] == [2 * 3 * 2, 4 * 3 * 2]
-    assert (tmp_path / "log").read_text().count("Skipped a broken sample: shard-3.tar/7") == 2  # one a process
+    assert (tmp_path / "log").read_text().count("Skipped a broken sample: shard-3.tar/7") == 2  # one per process
 
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ STEPS = 4
 
 
 def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
-    """Write the project YAML; the paper's form without aids, LoRA, two expressions an image."""
+    """Write the project YAML; the paper's form without aids, LoRA, two expressions per image."""
     from omegaconf import OmegaConf
 
     image = {"image_size": 128}

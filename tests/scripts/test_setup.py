@@ -14,8 +14,8 @@ def test_setup_installs_everything_then_reuses_it(workshop) -> None:
     assert [("--no-deps" in line) for line in pips] == [False, True, True]
     assert "requirements-lavis.txt" in pips[1]
     assert pips[2].endswith(f"-e {workshop.root}")
-    assert log[4] == "-m lavis_svp.zoo fetch --all"
-    assert log[5].startswith("-m lavis_svp.datasets.photos --root ")
+    assert log[4] == "-m lavis_svp.cli zoo fetch --all"
+    assert log[5].startswith("-m lavis_svp.cli data photos --root ")
 
     code, output = workshop.run("run_scripts/setup.sh", "--packages-only")
     assert code == 0

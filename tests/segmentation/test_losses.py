@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.segmentation.losses import LossOptions, mask_bce, mask_dice, mask_losses
+from lavis_svp.segmentation.losses import LossOptions, MaskLosses, mask_bce, mask_dice
 from lavis_svp.vision.geometry import SamInputGeometry
 
 
@@ -38,13 +38,14 @@ def test_the_batch_mean_is_over_masks_and_leaves_the_padding_out(resolution):
         (np.random.default_rng(i).random(one.original_size) > 0.5).astype(np.uint8) for i, one in enumerate(geometry)
     ]
     logits = torch.randn(2, 16, 16)
-    each = [mask_losses(logits[i : i + 1], masks[i : i + 1], geometry[i : i + 1], resolution) for i in range(2)]
-    both = mask_losses(logits, masks, geometry, resolution)
+    losses = MaskLosses(resolution)
+    each = [losses(logits[i : i + 1], masks[i : i + 1], geometry[i : i + 1]) for i in range(2)]
+    both = losses(logits, masks, geometry)
     for name in ("loss_bce", "loss_dice"):
         torch.testing.assert_close(both[name], (each[0][name] + each[1][name]) / 2)
     logits[1, 8:] += 100.0  # below the image: padding
     if resolution == "low":
-        assert torch.equal(mask_losses(logits, masks, geometry, resolution)["loss_bce"], both["loss_bce"])
+        assert torch.equal(losses(logits, masks, geometry)["loss_bce"], both["loss_bce"])
 
 
 def test_unequal_shapes_and_unknown_resolutions_are_refused():

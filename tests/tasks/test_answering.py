@@ -181,7 +181,7 @@ def batch_of(ids):
 
 
 class FlatModel(SeeingModel):
-    """Takes what LAVIS's tasks give: a question an image."""
+    """Takes what LAVIS's tasks give: one question per image."""
 
     def predict_answers(self, samples, **kwargs):
         self.calls.append(kwargs)

@@ -169,7 +169,7 @@ def make_split(tmp_path):
             train=True,
             options=types.SimpleNamespace(skip_broken=True),
             superpixel_cache=None,
-            frozen_cache=None,
+            feature_cache=None,
             **more,
         )
 

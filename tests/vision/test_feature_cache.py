@@ -34,7 +34,7 @@ def test_data_sets_get_what_the_model_would_compute(make_extractor, make_split, 
     file = split.image_file("a.png")
     key = image_key(file.read_bytes())
     fresh = extractor({"image": to_sam_input(read_pixels(file), 128)[None], "original_size": [(96, 128)]})
-    stored = split.frozen_cache.get(key)
+    stored = split.feature_cache.get(key)
     torch.testing.assert_close(stored["patches"].float(), fresh.patches.patches[0], atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(stored["sam"].float(), fresh.sam[0], atol=5e-3, rtol=5e-3)
     assert (split.superpixel_cache.get(key).labels == fresh.region_maps[0].labels).all()
@@ -87,10 +87,10 @@ def test_what_came_with_the_data_is_used_if_the_model_would_make_it(make_extract
     given = make_split(["a.png"], stored_superpixels=superpixels, stored_features=features)
     monkeypatch.setattr(extractor, "encode", lambda *_: pytest.fail("computed"))
     precompute_features(extractor, {"any": {"train": given}})
-    assert given.superpixel_cache is superpixels and given.frozen_cache is features
+    assert given.superpixel_cache is superpixels and given.feature_cache is features
     other = make_split(["a.png"], stored_superpixels=None, stored_features=features)
     attach_precomputed(extractor, {"any": {"train": other}})
-    assert other.frozen_cache is features
+    assert other.feature_cache is features
 
 
 @pytest.mark.parametrize("kind", ["superpixels", "features"])
@@ -113,8 +113,8 @@ def test_a_broken_training_image_is_named_and_the_rest_computed(
     given.image_file("b.png").write_bytes(given.image_file("a.png").read_bytes()[:500])
     precompute_features(extractor, {"any": {"train": given}})
     assert "b.png, which training will skip: BadImageError" in caplog.text
-    assert isinstance(given.frozen_cache, FeatureCache)
-    assert len(list(given.frozen_cache.folder.rglob("*.safetensors"))) == 1 == len(given.superpixel_cache.keys())
+    assert isinstance(given.feature_cache, FeatureCache)
+    assert len(list(given.feature_cache.folder.rglob("*.safetensors"))) == 1 == len(given.superpixel_cache.keys())
     given.options.skip_broken = False
     with pytest.raises(ValueError, match=r"b\.png"):
         precompute_features(extractor, {"any": {"train": given}})

@@ -99,7 +99,7 @@ def test_requested_outputs_are_computed_stored_and_taken_from_the_cache(make_ext
     extractor = make_extractor(OUTPUTS, levels=(0, -1))
     fresh = extractor(samples)
     assert fresh.patches.levels.shape == (2, 2, 36, 32) and fresh.patches.keys.shape == (2, 36, 16)
-    outputs = extractor.requested(fresh.patches)
+    outputs = extractor.requested_outputs(fresh.patches)
     assert set(outputs) == OUTPUTS
     cache = FeatureCache(tmp_path, extractor.settings())
     for row in range(2):

@@ -28,7 +28,7 @@ def original(tmp_path_factory):
         entry = get_entry(name)
         archive = cache_root() / "downloads" / entry.archive
         if not archive.is_file():
-            pytest.skip(f"{entry.archive} is not cached; python -m lavis_svp.zoo fetch {name} gets it")
+            pytest.skip(f"{entry.archive} is not cached; lavis-svp zoo fetch {name} gets it")
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
             extract(entry, archive, folders[name])

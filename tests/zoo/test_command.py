@@ -31,8 +31,10 @@ def test_fetch_all_and_verify(toy, capsys):
 
 
 def test_an_unknown_name_is_an_error(toy, capsys):
-    assert command.main(["fetch", "toy_pypi", "nobody"]) == 1
-    assert "Unknown weights 'nobody'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        command.main(["fetch", "toy_pypi", "nobody"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "Unknown weights 'nobody'" in said and "svp_ris_tiny" in said
     assert not toy.downloads.exists()
 
 

@@ -123,15 +123,15 @@ def build_refshapes(
         FileNotFoundError: scikit-image's photos are missing.
     """
     root, config = Path(root), config or RefShapesConfig()
-    wanted = _checked_sizes(sizes)
+    counts = _checked_sizes(sizes)
     if seed < 0:
         raise ValueError(f"RefShapes' seed must be 0 or more, got {seed}.")
     settings = json.loads(json.dumps(asdict(config)))  # as the manifest gives them back: tuples are lists
     source = {"generator_version": GENERATOR_VERSION, "seed": seed, "config": settings}
-    manifest = {**source, "sizes": wanted, "complete": True}
+    manifest = {**source, "sizes": counts, "complete": True}
     folder, manifest_file = refcoco_writer.images_folder(root, NAME), refcoco_writer.manifest_path(root, NAME)
     stored = refcoco_writer.read_manifest(manifest_file)
-    jobs = [(split, index) for split, count in wanted.items() for index in range(count)]
+    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
     names = {_file_name(*job) for job in jobs}
     present = {path.name for path in folder.glob("*.png")}
     annotations = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))

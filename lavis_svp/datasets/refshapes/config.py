@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 GENERATOR_VERSION = 2
 
 ANNOTATIONS_PER_IMAGE = 16
-"""Annotation ids kept for an image: one an object, and one for what is not there."""
+"""Annotation ids kept for an image: one per object, and one for what is not there."""
 
 SPLITS = ("train", "val", "test")
 KINDS = ("attribute", "relation", "superlative", "no_target")

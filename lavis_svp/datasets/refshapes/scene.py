@@ -121,15 +121,15 @@ class Scene:
 
 def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | None:
     """Draw a scene, the same for the same state of ``rng``; None if there is room for too few objects."""
-    wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
+    num_objects = int(rng.integers(config.min_objects, config.max_objects + 1))
     may_overlap = rng.random() < config.overlap_share
-    large = int(rng.binomial(wanted, config.large_share))
+    large = int(rng.binomial(num_objects, config.large_share))
     objects: list[SceneObject] = []
     full: list[np.ndarray] = []
     # What a new object must not touch: the others, grown by the gap if there is to be one.
     taken = np.zeros((config.side, config.side), np.uint8)
     grow = np.ones((2 * config.min_gap + 1, 2 * config.min_gap + 1), np.uint8)
-    for attempt in range(wanted * _TRIES_PER_OBJECT):
+    for attempt in range(num_objects * _TRIES_PER_OBJECT):
         # Large ones first, while there is room for them.
         size = "large" if attempt < large * _TRIES_PER_OBJECT and len(objects) < large else "small"
         candidate = _sample_object(rng, size, objects, config)
@@ -141,7 +141,7 @@ def sample_scene(rng: np.random.Generator, config: RefShapesConfig) -> Scene | N
         objects.append(candidate)
         full.append(mask)
         taken = np.maximum(taken, mask if may_overlap else cv2.dilate(mask, grow))
-        if len(objects) == wanted:
+        if len(objects) == num_objects:
             break
     if len(objects) < config.min_objects:
         return None

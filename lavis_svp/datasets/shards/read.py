@@ -1,4 +1,8 @@
-"""Reads shards by their index, in any order: annotations, images, superpixels, features."""
+"""Reads shards by their index, in any order: annotations, images, superpixels, features.
+
+``webdataset.WebDataset`` reads the same files as a stream, but neither in a given order nor from a given sample on, and
+no faster: 3,900 images a second against 5,900 by the index (docs/data.md).
+"""
 
 from __future__ import annotations
 
@@ -140,7 +144,7 @@ class ShardSuperpixels(_Stored):
 
 
 class ShardFeatures(_Stored):
-    """The frozen features that came in shards; a data set's ``frozen_cache``."""
+    """The frozen features that came in shards; a data set's ``feature_cache``."""
 
     kind, extension = "features", FEATURES
 
@@ -169,14 +173,14 @@ def open_shards(folder: str | Path, use_stored: bool = True, origin: Origin | No
     """
     source = ShardSource(folder)
     if origin is not None:
-        wanted = (origin.dataset, origin.split_by or SPECS[origin.dataset].split_by[0])
+        expected = (origin.dataset, origin.split_by or SPECS[origin.dataset].split_by[0])
         made_from = source.index.settings.get("source", {})
         own = (made_from.get("dataset"), made_from.get("split_by"))
-        if own != wanted:
+        if own != expected:
             made = f"{own[0]} ({own[1]})" if own[0] else str(made_from.get("format"))
             raise ValueError(
-                f"The shards in {source.folder} were made from {made}, not from {wanted[0]} ({wanted[1]}). For your "
-                "own data use the builder referring_shards_seg."
+                f"The shards in {source.folder} were made from {made}, not from {expected[0]} ({expected[1]}). For "
+                "your own data use the builder referring_shards_seg."
             )
     stored = {kind for kind, settings in source.index.settings.items() if use_stored and settings is not None}
     superpixels = ShardSuperpixels(source) if "superpixels" in stored else None

@@ -86,8 +86,8 @@ def _check_shard(path: Path, expected: dict[str, Any], samples: list[Sample]) ->
         return [f"{path.name} is not what was written: its sha256 differs"]
     with tarfile.open(path) as archive:
         found = {member.name: [member.offset_data, member.size] for member in archive}
-    wanted = {f"{one.key}.{name}": place[:2] for one in samples for name, place in one.members.items()}
-    differ = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    expected_members = {f"{one.key}.{name}": place[:2] for one in samples for name, place in one.members.items()}
+    differ = sorted(name for name in {*found, *expected_members} if found.get(name) != expected_members.get(name))
     return [f"{path.name} and the index do not agree about {', '.join(differ[:5])}"] if differ else []
 
 

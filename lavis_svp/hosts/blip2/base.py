@@ -33,7 +33,7 @@ IGNORED = -100
 
 
 class ProjectedBlip2(Blip2Base):
-    """A BLIP-2 without Q-Former. Subclasses add the language model and :attr:`write`.
+    """A BLIP-2 without Q-Former. Subclasses add the language model and :meth:`write`.
 
     The vision encoder's patches, without CLS, go through a projector under LAVIS's own name, so that checkpoints have
     ``opt_proj.…`` or ``t5_proj.…`` as BLIP-2's do. The superpixels are computed from ``samples["image"]``,
@@ -49,8 +49,8 @@ class ProjectedBlip2(Blip2Base):
     answer_length_penalty: ClassVar[float]
     """LAVIS's length penalty of answers."""
     write: Any
-    """(visual, prompts, min_tokens, **decoding) -> texts: generate a text of at least ``min_tokens`` tokens after each
-    image and prompt, with arguments of transformers' ``generate``."""
+    """A method, (visual, prompts, min_tokens, **decoding) -> texts: generate a text of at least ``min_tokens`` tokens
+    after each image and prompt, with arguments of transformers' ``generate``."""
     prompt: str
     _apply_lemmatizer: bool = False  # LAVIS's name
 

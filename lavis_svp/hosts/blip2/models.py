@@ -122,7 +122,7 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
         return {"loss": outputs.loss}
 
     def write(self, visual: VisualTokens, prompts: list[str], min_tokens: int, **decoding: Any) -> list[str]:
-        """See :attr:`ProjectedBlip2.write`; OPT samples without beams."""
+        """See :meth:`ProjectedBlip2.write`; OPT samples without beams."""
         if decoding.get("do_sample"):
             decoding["num_beams"] = 1
         tokens = self.opt_tokenizer(prompts, return_tensors="pt", padding="longest").to(visual.tokens.device)
@@ -222,7 +222,7 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
         return {"loss": result.loss}
 
     def write(self, visual: VisualTokens, prompts: list[str], min_tokens: int, **decoding: Any) -> list[str]:
-        """See :attr:`ProjectedBlip2.write`."""
+        """See :meth:`ProjectedBlip2.write`."""
         tokens = self.t5_tokenizer(prompts, padding="longest", return_tensors="pt").to(visual.tokens.device)
         joined = join(visual, embed(self.t5_model, tokens.input_ids), tokens.attention_mask)
         with self.maybe_autocast(dtype=torch.bfloat16):
@@ -250,7 +250,9 @@ def swap_into_blip2(model: Blip2OPT | Blip2T5, processor: Any, options: SwapOpti
     vision = Vision(model.visual_encoder, model.ln_vision)
     is_opt = isinstance(model, Blip2OPT)
     language = model.opt_model if is_opt else model.t5_model
-    swap = options.sized(vision_dim(vision.visual_encoder), text_width(language), vision_grid(vision.visual_encoder))
+    swap = options.to_config(
+        vision_dim(vision.visual_encoder), text_width(language), vision_grid(vision.visual_encoder)
+    )
     text: dict[str, Any] = {"prompt": model.prompt, "max_txt_len": model.max_txt_len}
     swapped: ProjectedBlip2
     if is_opt:

@@ -33,7 +33,7 @@ class MaskPoolGeometryOptions(SuperpixelOptions):
     """Options of `mask_pool_geometry`."""
 
     mask_size: PositiveInt = (
-        16  # cells a side at which the masks are measured, as svp's; box edges are finer than a cell
+        16  # cells per side at which the masks are measured, as svp's; box edges are finer than a cell
     )
     geometry_width: PositiveInt = 192  # hidden width of the geometry's MLP, as svp's sspe_width
 

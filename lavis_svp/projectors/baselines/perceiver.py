@@ -31,7 +31,8 @@ class PerceiverProjector(Projector):
 
     In each layer the latents attend to patches and latents together, then pass an FFN, both with residual. After a
     last LayerNorm, the head that all projectors share brings width C to D. The layers run at C and not at D to stay
-    small beside a large language model; a bare Linear at the end would give this rival less of a head than the others.
+    small compared with a large language model; a bare Linear at the end would give this rival less of a head than the
+    others have.
     The layers do not know where a patch lies: position must be in the features, as it is in a vision transformer's.
     """
 

@@ -20,7 +20,7 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 class VisionZipOptions(ProjectorOptions):
     """Options of `vision_zip`. The paper's 64 tokens are 54 + 10; 34 + 6 has the same proportion."""
 
-    dominant: PositiveInt = 34  # patches kept as they are
+    dominant: PositiveInt = 34  # patches kept unmerged
     contextual: int = 6  # tokens made of the others
 
     def __post_init__(self) -> None:

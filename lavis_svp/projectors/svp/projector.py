@@ -1,4 +1,7 @@
-"""`svp`: the semantic visual projector of arXiv 2509.13676, one visual token for each superpixel."""
+"""`svp`: the semantic visual projector of arXiv 2509.13676, one visual token for each superpixel.
+
+SSPE is its superpixel positional embedding, SSA its superpixel aggregator: cross-attention to the patches.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from lavis_svp.vision.types import Grid, PatchFeatures
 
 @dataclass(frozen=True)
 class SspeOptions:
-    """Options of the superpixel positional embedding; its sizes after ``sspe_width`` are read by "full" only."""
+    """Options of the superpixel positional embedding, SSPE; those below ``sspe_width`` apply to ``sspe: full`` only."""
 
     sspe: Literal["full", "bbox_mlp", "none"] = "full"  # "bbox_mlp" puts an MLP on the masks' boxes in its place
     mask_size: PositiveInt = (
-        16  # cells a side at which SSPE sees the masks; soft shares, so small regions do not vanish
+        16  # cells per side at which SSPE sees the masks; soft shares, so small regions do not vanish
     )
     sspe_width: PositiveInt = (
         192  # inner width, and width of the vector handed to the two output heads; also of bbox_mlp
@@ -33,12 +36,12 @@ class SspeOptions:
     sspe_blocks: PositiveInt = 3  # the paper's
     sspe_heads: PositiveInt = 4
     sspe_ffn_ratio: PositiveInt = 2
-    sspe_start: Literal["random", "zero"] = "random"  # of the output heads; "zero" (ours) is a no-op at first
+    sspe_start: Literal["random", "zero"] = "random"  # "zero" (not in the paper): SSPE adds nothing at first
 
 
 @dataclass(frozen=True)
 class SsaOptions:
-    """Options of the superpixel aggregator, the second look at the patches."""
+    """Options of the superpixel aggregator, SSA, which lets each superpixel attend to all patches."""
 
     ssa: Literal["full", "no_shared_sspe", "none"] = "full"  # "no_shared_sspe": the patches' keys get no SSPE
     ssa_heads: PositiveInt | None = None  # None: one for each 64 channels, 6 at C = 384
@@ -78,10 +81,10 @@ class SvpProjector(SuperpixelProjector):
 
     ``coarse`` = area-weighted mean of the superpixel's patches; ``refined`` = SSA(coarse, patches), guided by SSPE;
     ``token`` = MLP(refined) + SSPE. SSPE makes one vector for each superpixel, which two linear heads bring to the
-    widths of its receivers: C for SSA (and ``before_mlp``), D for the tokens. Since SSA starts as the identity,
-    training starts at `mask_pool` plus SSPE. With ``sspe_start: zero`` it starts at `mask_pool` itself, so that SSPE
-    can join a model that was trained without it and change nothing at first. The result is equivariant to the order
-    of the superpixels.
+    widths of the modules that use it: C for SSA (and ``before_mlp``), D for the tokens. Since SSA starts as the
+    identity, training starts at `mask_pool` plus SSPE. With ``sspe_start: zero`` it starts at `mask_pool` itself, so
+    that SSPE can join a model that was trained without it and change nothing at first. The tokens do not depend on the
+    order in which the superpixels are given.
     """
 
     options_class = SvpOptions
@@ -114,17 +117,19 @@ class SvpProjector(SuperpixelProjector):
 
     def embed(self, coarse: Tensor, features: PatchFeatures, superpixels: Superpixels) -> Tensor:
         """See :meth:`SuperpixelProjector.embed`."""
-        shape = None if self.sspe is None else self.sspe(superpixels.masks)  # (B, S, sspe_width)
-        sspe = None if shape is None or self.sspe_to_vision is None else self.sspe_to_vision(shape)  # (B, S, C)
+        sspe_vector = None if self.sspe is None else self.sspe(superpixels.masks)  # (B, S, sspe_width)
+        sspe_for_vision = None
+        if sspe_vector is not None and self.sspe_to_vision is not None:
+            sspe_for_vision = self.sspe_to_vision(sspe_vector)  # (B, S, C)
         refined = coarse
         if self.ssa is not None:
-            position = None
-            if sspe is not None and self.options.ssa == "full":
-                position = shared_position(superpixels.weights, sspe)  # (B, N, C)
-            refined = self.ssa(coarse, features.patches, features.valid, sspe, position)  # (B, S, C)
-        if sspe is not None and self.options.add_to_tokens == "before_mlp":
-            refined = refined + sspe
+            patch_position = None
+            if sspe_for_vision is not None and self.options.ssa == "full":
+                patch_position = shared_position(superpixels.weights, sspe_for_vision)  # (B, N, C)
+            refined = self.ssa(coarse, features.patches, features.valid, sspe_for_vision, patch_position)  # (B, S, C)
+        if sspe_for_vision is not None and self.options.add_to_tokens == "before_mlp":
+            refined = refined + sspe_for_vision
         tokens = self.head(refined)  # (B, S, D)
-        if shape is not None and self.sspe_to_llm is not None:
-            tokens = tokens + self.sspe_to_llm(shape)
+        if sspe_vector is not None and self.sspe_to_llm is not None:
+            tokens = tokens + self.sspe_to_llm(sspe_vector)
         return tokens

@@ -62,7 +62,7 @@ def plain_ssa(
         # (5)  p_n = sum_s w_sn sspe_s / max(1, sum_s w_sn)
         shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0)  # (B, S, N)
         position = shares.transpose(1, 2) @ sspe  # (B, N, C)
-    bias = torch.zeros(valid.shape).masked_fill(~valid, torch.finfo(torch.float32).min)  # (B, N)
+    bias = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, torch.finfo(torch.float32).min)  # (B, N)
     refined = coarse
     block: Any  # an SSABlock
     for block in ssa.blocks:

@@ -1,4 +1,4 @@
-"""SSA, the superpixel aggregator: superpixels look again at the patches, guided by a shared SSPE (arXiv 2509.13676).
+"""SSA, the superpixel aggregator: superpixels attend to all patches, guided by a shared SSPE (arXiv 2509.13676).
 
 :mod:`lavis_svp.projectors.svp.reference` has the same computation written out plainly.
 """

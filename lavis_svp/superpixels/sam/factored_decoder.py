@@ -10,11 +10,11 @@ all tokens. So at any point a prompt's image tokens are
     Y[n] = scale[n] X[n] + sum_j weights[j, n] rows[j] + constant,
 
 with X the image's own tokens. Whatever the decoder does next with Y (project it, attend to it, normalise it, upscale
-it) follows from products with X, which all prompts share and which are computed once an image
+it) follows from products with X, which all prompts share and which are computed once per image
 (:class:`ImageProjections`), and from small products with 56 or 113 rows (:class:`LowRankTokens`). Y is never made.
 
 Notation: X (C, N) image tokens, P (C, N) their positional encoding, H heads of width d (SAM: C 256, H 8, d 16), B
-prompts, T tokens a prompt, J rows.
+prompts, T tokens per prompt, J rows.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ImageProjections:
         to_tokens: the three attentions of tokens to the image: layer 0, layer 1, final.
         to_image: the two attentions of the image to tokens.
         norms: the two layer norms on the image tokens.
-        upscaled: (N, 4 * 64) X through the first transposed convolution, a row a token.
+        upscaled: (N, 4 * 64) X through the first transposed convolution, one row per token.
         grid: (h, w), h * w = N.
     """
 

@@ -1,8 +1,8 @@
 """SAM's automatic masks as superpixels, on an image embedding that is already there: one encoder pass, no crops.
 
-A grid of point prompts goes through SAM's decoder, which gives three masks a point (subpart, part, whole). The masks
-are tested and filtered (:mod:`.mask_filter`), then laid into one region map and merged down to a budget
-(:mod:`.label_map`).
+A grid of point prompts goes through SAM's decoder, which gives three masks per point (subpart, part, whole). The masks
+are tested and filtered (:mod:`.mask_filter`), then laid into one region map, whose regions are merged until at most
+``max_superpixels`` remain (:mod:`.label_map`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ FULL_GRID = 64 * 64
 """Image tokens at side 1024, to which ``chunk`` refers."""
 
 FULL_SIZE_GROUP = 8
-"""Masks that are enlarged together on a GPU; on a CPU one at a time stays in its caches."""
+"""Masks that are enlarged together on a GPU; a CPU takes one at a time, which fits its caches."""
 
 _DECODERS: dict[str, type[PointDecoder]] = {"factored": FactoredDecoder, "plain": PlainDecoder}
 
 
 class _PromptedImage:
-    """One image on its way through the two passes."""
+    """One image and its two passes of point prompts: (1) a sparse grid, (2) the points that no mask covers yet."""
 
     def __init__(self, embedding: SamEmbedding, decoder: PointDecoder, options: SamSuperpixelOptions) -> None:
         weight = decoder.mask_decoder.mask_tokens.weight
@@ -64,16 +64,20 @@ class _PromptedImage:
             self.to_image = to_image(side, side // LOW_RES_STRIDE, *sizes, weight.device)
             self.logits_size, self.mask_size = self.to_image.needed, embedding.original_size
         self.scale = math.prod(embedding.original_size) / math.prod(self.mask_size)  # image pixels per mask pixel
-        self.shared = decoder.image(embedding.embedding.to(weight))
+        self.image_state = decoder.image(embedding.embedding.to(weight))
         points = grid_points(embedding.input_size, options.points_per_side).to(weight)  # (n^2, 2)
         self.tokens = point_tokens(decoder.prompt_encoder, points)  # (n^2, 2, C)
 
     def run(self, points: np.ndarray) -> list[ScoredMasks]:
-        """Prompt these points of the grid, at least one; one part a decoder call (or more with ``decisions: full``)."""
+        """Prompt these points of the grid, at least one.
+
+        Returns:
+            one ``ScoredMasks`` per decoder call (several with ``decisions: full``).
+        """
         parts: list[ScoredMasks] = []
         size = max(1, self.options.chunk * FULL_GRID // self.tokens_per_image)
         for chunk in torch.from_numpy(points).to(self.tokens.device).split(size):
-            logits, ious = self.decoder.decode(self.shared, self.tokens[chunk], self.logits_size)
+            logits, ious = self.decoder.decode(self.image_state, self.tokens[chunk], self.logits_size)
             masks = list_masks(logits, ious, chunk, self.options)
             parts.extend([score_masks(masks, self.options)] if self.to_image is None else self._at_full_size(masks))
         return parts
@@ -88,10 +92,18 @@ class _PromptedImage:
             kept = scores.passes.nonzero()[:, 0]
             yield ScoredMasks(*(values[kept] for values in scores))
 
-    def finish(self, parts: list[ScoredMasks], done: np.ndarray) -> Candidates:
-        """Await the first pass, of the points ``done``, and run the second."""
-        candidates = collect(parts, self.mask_size[1])
-        points = uncovered_points(candidates.covered(), self.options.points_per_side, done)
+    def run_second_pass(self, first_masks: list[ScoredMasks], prompted: np.ndarray) -> Candidates:
+        """Prompt the points that no mask of the first pass covers.
+
+        Args:
+            first_masks: result of the first pass, from :meth:`run`.
+            prompted: numbers of the grid points that were prompted in it.
+
+        Returns:
+            the masks of both passes that passed the tests.
+        """
+        candidates = collect(first_masks, self.mask_size[1])
+        points = uncovered_points(candidates.covered(), self.options.points_per_side, prompted)
         if len(points) == 0:
             return candidates
         return Candidates.concatenate([candidates, collect(self.run(points), self.mask_size[1])])
@@ -134,7 +146,9 @@ class SamSuperpixels(SuperpixelGenerator):
         self.options = preset_options(preset, options)
         outputs = getattr(mask_decoder, "num_multimask_outputs", None)
         if outputs != LEVELS:
-            raise ValueError(f"SAM superpixels need a mask decoder with {LEVELS} outputs a prompt, this has {outputs}.")
+            raise ValueError(
+                f"SAM superpixels need a mask decoder with {LEVELS} outputs per prompt, this has {outputs}."
+            )
         self.prompt_encoder: Any = prompt_encoder
         self.mask_decoder: Any = mask_decoder
         self.encoder_name = encoder_name
@@ -146,23 +160,23 @@ class SamSuperpixels(SuperpixelGenerator):
         identity = {"generator": self.name, "version": self.version, "encoder": self.encoder_name}
         return {**identity, "weights": self._weights_digest(), **self.options.settings()}
 
-    def segment_embeddings(self, embeddings: Sequence[SamEmbedding]) -> list[RegionMap]:
+    def segment_batch(self, sources: Sequence[SamEmbedding]) -> list[RegionMap]:
         """Make the superpixels of several images; :class:`.options.SamSuperpixelOptions` describes each step.
 
         Raises:
             ValueError: an embedding was made for another input side than the prompt encoder, or is not finite.
         """
-        return [rasterize(chosen, self.options) for chosen in self.choose(embeddings)]
+        return [rasterize(chosen, self.options) for chosen in self.choose(sources)]
 
     def at_granularities(self, embedding: SamEmbedding, granularities: Sequence[float]) -> list[RegionMap]:
-        """Make one image's superpixels at several settings of the dial; SAM runs once.
+        """Make one image's superpixels at several values of ``granularity``; SAM runs once.
 
         Args:
             embedding: of the image.
             granularities: each from 0 to 1, see :class:`.options.SamSuperpixelOptions`.
 
         Raises:
-            ValueError: as :meth:`segment_embeddings`, or a value out of range.
+            ValueError: as :meth:`segment_batch`, or a value out of range.
         """
         chosen = self.choose([embedding], dataclasses.replace(self.options, granularity=1.0))[0]
         return [rasterize(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
@@ -185,19 +199,22 @@ class SamSuperpixels(SuperpixelGenerator):
         """Find the masks of several images that go into their region maps; ``options`` replace the generator's own.
 
         Raises:
-            ValueError: as :meth:`segment_embeddings`.
+            ValueError: as :meth:`segment_batch`.
         """
         options = options or self.options
         for embedding in embeddings:
             self._check(embedding)
-        first = first_pass(options.points_per_side, options.first_stride)
+        first_points = first_pass(options.points_per_side, options.first_stride)
         # `dtype` decides which products may be bfloat16
         with torch.autocast(self.mask_decoder.mask_tokens.weight.device.type, enabled=False):
             decoder = self.point_decoder()
             images = [_PromptedImage(embedding, decoder, options) for embedding in embeddings]
-            parts = [image.run(first) for image in images]  # all are queued before the first result is awaited
-            pairs = zip(images, parts, strict=True)
-            return [choose_masks(image.finish(part, first), options, image.scale) for image, part in pairs]
+            # all are queued before the first result is awaited
+            first_masks = [image.run(first_points) for image in images]
+            return [
+                choose_masks(image.run_second_pass(masks, first_points), options, image.scale)
+                for image, masks in zip(images, first_masks, strict=True)
+            ]
 
     def _check(self, embedding: SamEmbedding) -> None:
         side, grid = embedding.side, tuple(embedding.embedding.shape[1:])
@@ -229,7 +246,7 @@ class SamSuperpixels(SuperpixelGenerator):
         return self._digest[1]
 
     def _weights_state(self) -> list[tuple[Any, ...]]:
-        """What changes whenever a weight is replaced, or written to: place, type and version of each tensor."""
+        """A fingerprint that changes whenever a weight is replaced or written to: place, type, version of each."""
         tensors = [*self.prompt_encoder.state_dict().values(), *self.mask_decoder.state_dict().values()]
         versions = (None if value.is_inference() else value._version for value in tensors)
         return [(value.data_ptr(), value.dtype, value.device, v) for value, v in zip(tensors, versions, strict=True)]

@@ -16,7 +16,7 @@ OverlapOrder = Literal["fine_over_coarse", "coarse_over_fine"]
 Unlabelled = Literal["components", "ignore", "nearest", "rest"]
 
 _SHARES = ("box_nms", "containment", "max_container_area", "min_area", "component_area", "granularity")
-_LEAST = {"points_per_side": 1, "first_stride": 1, "chunk": 1, "max_superpixels": 1, "clean_area": 0}
+_MINIMUM = {"points_per_side": 1, "first_stride": 1, "chunk": 1, "max_superpixels": 1, "clean_area": 0}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SamSuperpixelOptions:
     Which masks are kept:
 
     Args:
-        points_per_side: SAM is prompted at the cell centres of a grid with this many points a side; 64 finds smaller
+        points_per_side: SAM is prompted at the cell centres of a grid with this many points per side; 64 finds smaller
             things than 32.
         pred_iou: a mask passes if its predicted IoU plus its level's ``level_bonus`` is above this.
         level_bonus: (subpart, part, whole), added to the predicted IoU in that test.
@@ -104,10 +104,10 @@ class SamSuperpixelOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, least in _LEAST.items():
+        for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"SamSuperpixelOptions.{name} must be at least {least}, got {value}.")
+            if value is not None and value < minimum:
+                raise ValueError(f"SamSuperpixelOptions.{name} must be at least {minimum}, got {value}.")
         for name in _SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 def grid_points(input_size: tuple[int, int], points_per_side: int) -> Tensor:
     """Cell centres of an n x n grid over the valid area (h_in, w_in) of SAM's frame, row by row.
 
-    segment_anything's build_point_grid rounds otherwise (at 5 points a side by 3e-5 pixels), so it is not used here.
+    segment_anything's build_point_grid rounds otherwise (at 5 points per side by 3e-5 pixels), so it is not used here.
 
     Returns:
         (n^2, 2) float32 x, y in pixels of SAM's frame.

@@ -245,7 +245,7 @@ def test_a_turned_map_is_another_shape():
 def test_a_data_set_serves_them(filled, dataset):
     opened = open_shards(filled)
     data = dataset(opened.annotations, train=False, splits=("val",))
-    data.superpixel_cache, data.frozen_cache = opened.superpixels, opened.features
+    data.superpixel_cache, data.feature_cache = opened.superpixels, opened.features
     batch = data.collater([data[0], data[1]])
     assert [one.size for one in batch["region_map"]] == batch["original_size"]
     assert batch["frozen"][0]["patches"].shape == (4, 8)

@@ -1,4 +1,4 @@
-"""One gapless sequence a row."""
+"""One gapless sequence per row."""
 
 from __future__ import annotations
 

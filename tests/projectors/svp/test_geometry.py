@@ -94,7 +94,7 @@ def test_it_agrees_with_the_region_map(seed, height, width, coarse):
 @settings(max_examples=20, deadline=None)
 @given(seeds)
 def test_boxes_of_rectangular_regions_do_not_hang_on_the_mask_size(seed):
-    """Twelve pixels a side hardly ever fall on cells of a sixteenth."""
+    """Twelve pixels per side hardly ever fall on cells of a sixteenth."""
     rng = np.random.default_rng(seed)
     top, left = rng.integers(0, 6, 2)
     labels = np.full((12, 12), -1)

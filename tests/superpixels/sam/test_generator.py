@@ -245,6 +245,6 @@ def test_bad_input_is_named(parts: dict[str, torch.nn.Module]) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'l2_nmsf_s1_rsw3'"):
         lenient(parts, preset="l2_nmsf_s1")
     parts["mask_decoder"].num_multimask_outputs, before = 4, parts["mask_decoder"].num_multimask_outputs
-    with pytest.raises(ValueError, match="3 outputs a prompt, this has 4"):
+    with pytest.raises(ValueError, match="3 outputs per prompt, this has 4"):
         lenient(parts)
     parts["mask_decoder"].num_multimask_outputs = before
