@@ -35,9 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataset", choices=list(SPECS), action="append", help="default: the four public ones")
     sub.add_argument("--split-by", help="partition, e.g. unc, umd, google; default: the usual one")
     sub.add_argument("--images", type=Path, help="the images' folder or one above it; default: below the root")
-    sub.add_argument(
-        "--subset", action="store_true", help="accept a subset, whose counts differ from the published ones"
-    )
+    sub.add_argument("--subset", action="store_true", help="accept a subset, with other counts than the published")
 
     text = "count the images (and training expressions) of each training split that another data set holds out"
     sub = add_command(commands, "leaks", run_leaks, text, "data leaks --root /data/refer_seg --usual")
@@ -75,11 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "draw the built-in data set RefShapes in RefCOCO's format"
     example = "data refshapes --root data --train 100 --val 10 --test 10"
     sub = add_command(commands, "refshapes", run_refshapes, text, example)
-    data_folder: dict[str, Any] = {
-        "type": Path,
-        "default": cache_root() / "data",
-        "help": "data folder (default: %(default)s)",
-    }
+    text = "data folder (default: %(default)s)"
+    data_folder: dict[str, Any] = {"type": Path, "default": cache_root() / "data", "help": text}
     sub.add_argument("--root", **data_folder)
     for split, count in DEFAULT_SIZES.items():
         sub.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")

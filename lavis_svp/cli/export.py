@@ -34,8 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     shipped.add_argument(
         "--command", dest="trained_by", help="the training command to record (default: the one in the run's summary)"
     )
-    text = "result of `lavis-svp probe no-target`"
-    shipped.add_argument("--no-target", type=Path, metavar="JSON", help=text)
+    shipped.add_argument("--no-target", type=Path, metavar="JSON", help="result of `lavis-svp probe no-target`")
     add_old_flag(shipped, "--presence", "no_target", Path)
     return parser
 

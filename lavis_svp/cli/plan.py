@@ -6,10 +6,9 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from lavis_svp.cli.common import add_old_flag, command_parser, user_errors
-from lavis_svp.common.paths import write_whole
+from lavis_svp.common.paths import write_file
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,8 +70,7 @@ def _plan(args: argparse.Namespace) -> None:
         training = dataclasses.replace(training, images=args.images, data="--images")
     plan = make_plan(options, training, gpu, args.num_gpus, assumptions)
     if args.json:
-        with write_whole(Path(args.json)) as draft:
-            draft.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
+        write_file(args.json, json.dumps(plan.as_json(), indent=1) + "\n")
     if args.markdown:
         print(markdown(plan))
     else:

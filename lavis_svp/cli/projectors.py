@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_svp.cli.common import command_parser
-from lavis_svp.common.paths import write_whole
+from lavis_svp.common.paths import write_file
 
 if TYPE_CHECKING:
     from lavis_svp.projectors import PatchFeatures, Projector, Superpixels
@@ -144,8 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.write is not None:
         fresh = document(args.write.read_text(encoding="utf-8"))
-        with write_whole(args.write) as draft:
-            draft.write_text(fresh, encoding="utf-8")
+        write_file(args.write, fresh)
         return 0
     table = [HEADER, *rows()]
     print(markdown(table) if args.markdown else plain(table))

@@ -35,13 +35,9 @@ def build_parser(command: str = "ablation") -> argparse.ArgumentParser:
     parser.add_argument("--into", default="", metavar="NAME", help="a folder that keeps runs with other options apart")
     parser.add_argument("--folder", type=Path, help=f"where the YAMLs are (default: {FOLDERS[command]} of the clone)")
     if command == "compare":
-        parser.add_argument(
-            "--budget",
-            choices=("steps", "time"),
-            default="steps",
-            help="steps: as many as each YAML says; time: as many as take the time of the row `svp`, by the step times "
-            "measured side by side in the repository (default: steps)",
-        )
+        text = "steps: as many as each YAML says; time: as many as take the time of the row `svp`, by the step times "
+        text += "measured side by side in the repository (default: steps)"
+        parser.add_argument("--budget", choices=("steps", "time"), default="steps", help=text)
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all rows")
     add_launch_options(parser)
     return parser

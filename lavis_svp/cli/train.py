@@ -72,9 +72,8 @@ def build_stages_parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", nargs="+", required=True, metavar="YAML", help="project YAMLs, in order")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all stages")
     parser.add_argument("--output-root", type=Path, metavar="DIR", help="stage NAME.yaml writes to DIR/NAME")
-    parser.add_argument(
-        "--launch", default=DEFAULT_LAUNCH, metavar="COMMAND", help="trains one stage (default: lavis-svp train)"
-    )
+    text = "trains one stage (default: lavis-svp train)"
+    parser.add_argument("--launch", default=DEFAULT_LAUNCH, metavar="COMMAND", help=text)
     return parser
 
 

@@ -32,3 +32,10 @@ def write_whole(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: str | bytes) -> Path:
+    """Write a file as :func:`write_whole` does, text as UTF-8; returns its path."""
+    with write_whole(Path(path)) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)

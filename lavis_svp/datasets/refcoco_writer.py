@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lavis_svp.common.paths import write_whole
+from lavis_svp.common.paths import write_file
 
 SPLIT_BY = "svp"
 NO_TARGET = [-1]
@@ -58,15 +58,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all; make its folder if need be."""
-    with write_whole(path) as draft:
-        draft.write_bytes(content)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, keys in their order, as a whole or not at all."""
-    write_bytes(path, json.dumps(content).encode())
+    write_file(path, json.dumps(content))
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -74,7 +68,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     done, encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])
     if not done:
         raise ValueError(f"Cannot encode an image of shape {image.shape} and type {image.dtype} as PNG.")
-    write_bytes(path, encoded.tobytes())
+    write_file(path, encoded.tobytes())
 
 
 def annotation(ann_id: int, image_id: int, category_id: int, mask: np.ndarray, attributes: Sequence[str]) -> dict:
@@ -212,4 +206,4 @@ class DatasetWriter:
         write_json(instances_path(self.root, self.name), instances)
         buffer = io.BytesIO()
         pickle.dump(self._refs, buffer, protocol=_PICKLE_PROTOCOL)
-        write_bytes(refs_path(self.root, self.name), buffer.getvalue())
+        write_file(refs_path(self.root, self.name), buffer.getvalue())

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.common.paths import write_whole
+from lavis_svp.common.paths import write_file
 
 Record = dict[str, Any]
 """One JSON-able dict per expression, with at least the keys of ``REQUIRED``.
@@ -108,12 +108,12 @@ def record_line(record: Record) -> str:
 
 def write_records(path: str | Path, records: Iterable[Record]) -> Path:
     """Write one line per record; ``path`` never holds half a file."""
-    return _write(path, "".join(map(record_line, records)))
+    return write_file(path, "".join(map(record_line, records)))
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Write indented, strict JSON; ``path`` never holds half a file."""
-    return _write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -136,9 +136,3 @@ def read_records(path: str | Path) -> list[Record]:
                 raise ValueError(f"{path}, line {number}: a record is a JSON object, got {line.strip()[:60]!r}.")
             records.append(record)
     return records
-
-
-def _write(path: str | Path, text: str) -> Path:
-    with write_whole(Path(path)) as draft:
-        draft.write_text(text, encoding="utf-8")
-    return Path(path)

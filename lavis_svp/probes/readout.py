@@ -1,10 +1,10 @@
 """Linear read-outs: how well ridge or logistic regression reads a fact off features.
 
 The penalty is chosen on a fifth of the training *images*: scikit-learn's RidgeCV leaves out single examples, whose
-neighbours in the same image give them away. On synthetic examples (400 images of 20, 384 features, noise that an image's
-examples share) it chose penalties 300 times smaller, and R² on new images was -.03, with ours .23 (means of 6 seeds).
-With 100 images both reached .30; with 60, and 150 features, RidgeCV was ahead, .26 to .21 (20 seeds), since 12 images
-choose badly. Intervals resample test images.
+neighbours in the same image give them away. On synthetic examples (400 images of 20, 384 features, noise shared in an
+image) it chose penalties 300 times smaller, and R² on new images was -.03, with ours .23 (means of 6 seeds). With 100
+images both reached .30; with 60, and 150 features, RidgeCV was ahead, .26 to .21 (20 seeds): ours then had 12 images to
+choose on. Intervals resample test images.
 """
 
 from __future__ import annotations

@@ -333,15 +333,7 @@ def token_places(vision: VisionFeatures, visual: VisualTokens) -> Tensor:
 
 
 def region_iou(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
-    """IoU of every region with a mask, at the label map's resolution.
-
-    Args:
-        region_map: S regions.
-        mask: (H, W) 0/1 over the same image, at any resolution.
-
-    Returns:
-        (S,) float32.
-    """
+    """IoU of S regions with a 0/1 mask (H, W) of their image at any resolution, at the map's own: (S,) float32."""
     small = nearest(mask, region_map.labels.shape)
     return region_ious(region_map.labels, small, region_map.areas).astype(np.float32)
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from lavis_svp.common.paths import cache_root, write_whole
+from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap, from_png, to_png
 
@@ -70,8 +70,7 @@ class SuperpixelStore:
             )
         else:
             content = {"format": _FORMAT, "settings": self.settings}
-            with write_whole(header) as draft:
-                draft.write_text(json.dumps(content, indent=2, sort_keys=True))
+            write_file(header, json.dumps(content, indent=2, sort_keys=True))
 
     def path(self, image_key: str) -> Path:
         """Path of an image's file, whether it exists or not; a ValueError if the key cannot name a file."""
@@ -111,8 +110,7 @@ class SuperpixelStore:
 
     def put(self, image_key: str, regions: RegionMap) -> None:
         """Write an image's superpixels."""
-        with write_whole(self.path(image_key)) as draft:
-            draft.write_bytes(to_png(regions))
+        write_file(self.path(image_key), to_png(regions))
 
     def keys(self) -> list[str]:
         """The keys of all images in the store, sorted."""
@@ -313,8 +311,7 @@ def write_shards(
                 for member in archive:
                     places[member.name.partition(".")[0]] = [number, member.offset_data, member.size]
     index = {"format": _FORMAT, "settings": store.settings, "places": places}
-    with write_whole(folder / SHARD_INDEX) as draft:
-        draft.write_text(json.dumps(index, sort_keys=True))
+    write_file(folder / SHARD_INDEX, json.dumps(index, sort_keys=True))
     return len(keys)
 
 

@@ -17,7 +17,7 @@ from lavis.common.registry import registry
 from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
-from lavis_svp.common.paths import write_whole
+from lavis_svp.common.paths import write_file
 from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.tasks.answer_scores import caption_scores, vqa_summary
@@ -131,8 +131,7 @@ class AnswerTask(SvpTask, ABC):
         result, scores = self.score(answers)
         if is_main_process():
             folder = result_folder("result_dir")
-            with write_whole(folder / f"{split_name}_{epoch}_result.json") as draft:
-                draft.write_text(json.dumps(self.official(answers)), encoding="utf-8")
+            write_file(folder / f"{split_name}_{epoch}_result.json", json.dumps(self.official(answers)))
             self._write_result(split_name, epoch, answers, result, scores, asked=self.generation_settings())
             print("\n".join(f"{name:>24}  {value:.4g}" for name, value in scores.items()), flush=True)
             print(f"Answers and summary: {folder}", flush=True)

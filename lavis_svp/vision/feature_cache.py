@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lavis_svp.common.images import ImageFile, image_key, read_pixels
 from lavis_svp.common.options import build_options
-from lavis_svp.common.paths import cache_root, write_whole
+from lavis_svp.common.paths import cache_root, write_file, write_whole
 from lavis_svp.superpixels.store import SuperpixelStore, check_settings, fill_store, start_worker
 from lavis_svp.vision.feature_extractor import ExtractorConfig, FrozenFeatureExtractor
 from lavis_svp.vision.geometry import to_sam_input
@@ -58,8 +58,7 @@ class FeatureCache:
         self.folder = Path(root) / _digest(text)
         header = self.folder / HEADER
         if not header.is_file():
-            with write_whole(header) as draft:
-                draft.write_text(text)
+            write_file(header, text)
         elif header.read_text() != text:
             raise ValueError(f"{header} holds other settings than these; delete {self.folder} or use another root.")
 

@@ -139,7 +139,8 @@ def test_the_command_tells_what_it_did(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"[SEG], row {seg_id}: to svp.safetensors" in said and f"{segmenter}.mask_decoder.* -> mask_head" in said
     assert "dropped model.region_encoder.*" in said and "model.pretrained" in said
-    assert main(["import-glamm", str(folder), str(tmp_path / "out")]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["import-glamm", str(folder), str(tmp_path / "out")])
     assert "exists already" in capsys.readouterr().err
 
 

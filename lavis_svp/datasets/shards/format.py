@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.paths import write_file
 from lavis_svp.datasets.masks import encode_mask
-from lavis_svp.datasets.refcoco_writer import write_bytes
 from lavis_svp.datasets.sources import Expression, Instance, ReferredImage
 
 FORMAT = 1
@@ -234,7 +234,7 @@ class ShardIndex:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys, as a whole or not at all."""
-    write_bytes(path, json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
+    write_file(path, json.dumps(content, sort_keys=True, ensure_ascii=False))
 
 
 def read_index(folder: str | Path) -> ShardIndex:
