@@ -76,7 +76,7 @@ class SvpRis(BaseModel):
 
     Args:
         options: every part's settings.
-        weights: see :meth:`skeleton`.
+        weights: "load", or "none" to build without weights, see :meth:`skeleton`.
     """
 
     options_cls = ModelOptions
@@ -122,7 +122,7 @@ class SvpRis(BaseModel):
         )
         self.extractor.request_outputs(self.projector.requires & ENCODER_OUTPUTS)
         if "superpixels" not in self.projector.requires:
-            self.extractor.generator = None
+            self.extractor.generator = None  # this projector reads patches alone
         if weights == "load":
             self.prompt_builder = PromptBuilder(
                 self.language.tokenizer, options.prompt, options.language.max_turn_tokens
@@ -163,10 +163,11 @@ class SvpRis(BaseModel):
         """Losses of a batch.
 
         Args:
-            samples: ``image`` (B, 4, S, S); ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1
-                arrays; or questions, captions and their words, see :func:`~lavis_svp.models.batch.parse_targets`;
-                optional ``has_target``, ``instances``, ``region_map``, ``frozen``, ``original_size``, and
-                LAVIS's ``epoch``, ``num_iters_per_epoch``, ``iters``, which place the step in the alignment stage.
+            samples: ``image`` (B, 4, S, S), RGB and a channel that is 1 where the image is, in SAM's square input of
+                side S; ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1 arrays; or questions,
+                captions and their words, see :func:`~lavis_svp.models.batch.parse_targets`; optional ``has_target``,
+                ``instances``, ``region_map``, ``frozen`` (cached features), ``original_size``, and LAVIS's ``epoch``,
+                ``num_iters_per_epoch``, ``iters``, which place the step in the alignment stage.
 
         Returns:
             ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus the auxiliary losses that are on; and
@@ -187,12 +188,12 @@ class SvpRis(BaseModel):
         losses = {"loss_ce": self.language.loss(states, batch.sequences.labels)}
 
         seg_states, image_index = batch.seg_states(states), batch.image_index  # (P, D), (P,)
-        prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, image_index)  # (P, 1, 256)
+        seg_prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, image_index)  # (P, 1, 256)
         losses |= self.auxiliary_losses.prompt_losses(
-            vision, visual, prompts, image_index, batch.masks, self.mask_decoder
+            vision, visual, seg_prompts, image_index, batch.masks, self.mask_decoder
         )
         rows, masks = batch.first_masks(self.options.sam.max_masks_per_image)  # K of the P prompts are decoded
-        logits = self.mask_decoder(vision.sam, prompts.sparse[rows], image_index[rows])  # (K, 4h, 4w)
+        logits = self.mask_decoder(vision.sam, seg_prompts.sparse[rows], image_index[rows])  # (K, 4h, 4w)
         losses |= self.mask_losses(logits, masks, [vision.geometry[index] for index in image_index[rows].tolist()])
         return self.total_loss({**losses, **token_losses}, visual)
 
@@ -215,9 +216,9 @@ class SvpRis(BaseModel):
             raise unknown_name("prediction mode", mode, MODES)
         encoded = self.encode(samples)
         answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
-        prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
-        logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, answers.image_index)  # (P, 4h, 4w)
-        return self._predictions(encoded, answers, prompts, logits)
+        seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
+        logits = self.mask_decoder(encoded.vision.sam, seg_prompts.sparse, answers.image_index)  # (P, 4h, 4w)
+        return self._predictions(encoded, answers, seg_prompts, logits)
 
     def encode(self, samples: Mapping[str, Any]) -> EncodedImages:
         """Compute the frozen features of a batch (or take them from ``samples``) and its visual tokens."""
