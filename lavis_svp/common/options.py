@@ -140,6 +140,7 @@ def upgrade_section(cls: type, section: Mapping[str, Any], where: str) -> dict[s
     for name, hint in typing.get_type_hints(cls).items():
         kind = _without_none(hint)
         if dataclasses.is_dataclass(kind) and isinstance(upgraded.get(name), dict):
+            # is_dataclass tells mypy "a class or an instance"; a field's hint is a class
             upgraded[name] = upgrade_section(kind, upgraded[name], f"{where}.{name}")  # type: ignore[arg-type]
     return upgraded
 
