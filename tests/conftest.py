@@ -155,17 +155,22 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def fake_refcoco() -> Any:
-    """The script ``tests/fake_refcoco.py`` as a module: ``fake_refcoco.make_tree(root, references, seed)``."""
+def _module_beside(name: str) -> Any:
+    """A file beside this one as a module."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("fake_refcoco", Path(__file__).with_name("fake_refcoco.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def fake_refcoco() -> Any:
+    """The script ``tests/fake_refcoco.py`` as a module: ``fake_refcoco.make_tree(root, references, seed)``."""
+    return _module_beside("fake_refcoco")
 
 
 @pytest.fixture(scope="session")
@@ -241,3 +246,9 @@ def batch() -> dict[str, Any]:
         "has_target": [[True, False, True], [True]],
         "instances": [{"labels": m.astype(np.int32) - 1, "words": [["red", "cup"]]} for m in masks],
     }
+
+
+@pytest.fixture(scope="session")
+def devices() -> Any:
+    """The helper ``tests/devices.py`` as a module: ``with devices.LogicalCuda() as cuda: ...``."""
+    return _module_beside("devices")

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-USER_ERRORS = (ValueError, KeyError, OSError, ImportError)
-"""What a wrong YAML, option or path raises."""
+from lavis_svp.common.registry import UnknownNameError
+
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, UnknownNameError, OSError, ImportError)
+"""What a wrong YAML, option or path raises; any other KeyError is a bug and keeps its traceback."""
 
 
 def command_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -81,12 +83,24 @@ def add_project_options(parser: argparse.ArgumentParser, required: bool = True, 
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
 
 
+def add_device_option(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
+    """Add ``--device``, a name for ``common.devices.checked_device``; without a default, ``run.device`` counts."""
+    text = "where the model runs: auto (CUDA where there is one), cpu, cuda, cuda:1 or mps"
+    usual = "run.device" if default is None else default
+    parser.add_argument("--device", default=default, help=f"{text} (default: {usual})")
+
+
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """End the command with one line and exit code 2 if the block raises an error that the user's input causes."""
+def user_errors(kinds: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
+    """End the command with one line and exit code 2 if the block raises an error that the user's input causes.
+
+    Args:
+        kinds: of errors that are such. Where a block does more than read the input, those of
+            :data:`lavis_svp.runners.project.SETUP_ERRORS`: a ValueError is then more likely a bug.
+    """
     try:
         yield
-    except USER_ERRORS as error:
+    except kinds as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --cfg-path, --checkpoint, or both")
     with user_errors():
         run_in_processes("evaluate", words, args)
-        from lavis_svp.runners.project import config_to_evaluate, runner_with_weights
+        from lavis_svp.runners.project import SETUP_ERRORS, config_to_evaluate, runner_with_weights
 
         checkpoint, config = config_to_evaluate(args.cfg_path, args.checkpoint, args.options)
     with process_group():
-        runner_with_weights(config, checkpoint).evaluate(skip_reload=True)
+        with user_errors(SETUP_ERRORS):
+            runner = runner_with_weights(config, checkpoint)
+        runner.evaluate(skip_reload=True)

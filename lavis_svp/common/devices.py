@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, get_args
 
 import torch
@@ -68,6 +69,12 @@ def checked_device(name: str, key: str = "device") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"{key} is 'mps', but torch sees no Apple GPU. Set {key} to cpu or auto.")
     return device
+
+
+def cpus_per_process() -> int:
+    """CPUs of this machine for each of the processes that torchrun started on it, at least 1."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def wait_for(device: torch.device | str) -> None:

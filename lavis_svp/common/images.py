@@ -20,12 +20,20 @@ _BITS_16 = 65535.0
 _WHITE = 255
 
 
+MIRRORED_SUFFIX = "-mirrored"
+"""Ends the key of a mirrored image, whose superpixels and features are not those of its original."""
+
+
 class BrokenFileError(ValueError):
-    """The bytes of an image, or of what is stored with it, are damaged."""
+    """What is stored of one image is damaged: its file, its annotations, its superpixels or its features."""
 
 
 class BadImageError(BrokenFileError):
-    """An image file that cannot be decoded."""
+    """An image file that cannot be read or decoded."""
+
+
+class MissingImageError(BadImageError, FileNotFoundError):
+    """An image file that is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +72,28 @@ def read_image(file: str | Path | ImageFile) -> LoadedImage:
     not clipped); what is transparent shows white; of an animation the first frame counts.
 
     Raises:
-        FileNotFoundError: no such file.
-        BadImageError: the file is truncated, damaged, or no image; names the file.
+        MissingImageError: no such file.
+        BadImageError: the file cannot be read, is truncated, damaged, a folder, or no image; names the file.
     """
     source = Path(file) if isinstance(file, str) else file
-    return decode_image(source.read_bytes(), str(source))
+    return decode_image(file_bytes(source), str(source))
+
+
+def file_bytes(file: ImageFile) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        MissingImageError: there is none.
+        BadImageError: it cannot be read, or is a folder.
+    """
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingImageError(f"There is no image file {file}.") from error
+    except OSError as error:
+        if isinstance(file, Path) and file.is_dir():
+            raise BadImageError(f"{file} is a folder; give the path of an image file in it.") from error
+        raise BadImageError(f"{file} cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def decode_image(content: bytes, name: str) -> LoadedImage:

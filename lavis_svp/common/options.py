@@ -23,6 +23,10 @@ PositiveInt = Annotated[int, "at least 1"]
 """The type of an options field that :func:`check_fields` holds to whole numbers of at least 1."""
 
 
+class SetupError(ValueError):
+    """The parts of a run do not fit together, for which no single sample is to blame, so it is never skipped over."""
+
+
 def plain(config: Any) -> Any:
     """Turn an OmegaConf node into plain, resolved Python; leave anything else as it is."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config

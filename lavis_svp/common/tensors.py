@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,22 @@ def cell_overlap(cells: int, pixels: int, extent: float = 1.0) -> Tensor:
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which operations on ``device`` keep their inputs' dtype, also inside an autocast region."""
+    """Return a context in which operations on ``device`` keep their inputs' dtype, also inside an autocast region.
+
+    On CUDA, fp32 products in it are products of fp32 numbers, also where TF32 is on elsewhere.
+    """
     if not torch.amp.is_autocast_available(device.type):  # the meta device, for dry runs
         return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    plain = torch.autocast(device.type, enabled=False)
+    return _without_tf32(plain) if device.type == "cuda" else plain
+
+
+@contextlib.contextmanager
+def _without_tf32(inner: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with inner:
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

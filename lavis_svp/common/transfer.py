@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -73,18 +74,20 @@ class TensorPack(Mapping[str, Tensor]):
 
 
 class Packed:
-    """A tree of mappings, lists, tuples and dataclasses, all of whose tensors go to a device in one copy.
+    """A tree of dictionaries, lists, tuples and dataclasses, all of whose tensors go to a device in one copy.
 
     Tensors of the tree are what the device needs; NumPy arrays, numbers and texts stay on the host.
 
     Args:
-        tree: holds CPU tensors, or, after :meth:`to`, tensors of one device.
+        tree: its CPU tensors are packed; those that are on a device already stay there.
     """
 
     def __init__(self, tree: Any, pack: TensorPack | None = None) -> None:
         if pack is None:
             tensors: dict[str, Tensor] = {}
-            tree = _map_tensors(tree, lambda tensor: _Slot.of(tensors, tensor))
+            tree = _map_tensors(
+                tree, lambda tensor: _Slot.of(tensors, tensor) if tensor.device.type == "cpu" else tensor
+            )
             pack = TensorPack.pack(tensors)
         self._skeleton, self._pack = tree, pack
 
@@ -116,23 +119,38 @@ class _Slot:
 
 
 def _map_tensors(tree: Any, change: Callable[[Any], Any], leaf: type = Tensor) -> Any:
-    """The tree with every ``leaf`` changed; dataclasses are copied without their ``__post_init__``."""
+    """The tree with every ``leaf`` changed; parts that hold none are themselves.
+
+    Dataclasses are copied without their ``__post_init__``, and without what cached properties hold: it may be of other
+    tensors.
+    """
     if isinstance(tree, leaf):
         return change(tree)
     if isinstance(tree, dict):
-        return {key: _map_tensors(value, change, leaf) for key, value in tree.items()}
-    if isinstance(tree, list) or type(tree) is tuple:
-        return type(tree)(_map_tensors(value, change, leaf) for value in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        values = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
-        changed = {name: _map_tensors(value, change, leaf) for name, value in values.items()}
-        if all(changed[name] is value for name, value in values.items()):
-            return tree
-        twin = copy.copy(tree)
-        for name, value in changed.items():
-            object.__setattr__(twin, name, value)
-        return twin
-    return tree
+        parts = tree
+    elif isinstance(tree, list | tuple):
+        parts = dict(enumerate(tree))
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        parts = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    else:
+        return tree
+    changed = {name: _map_tensors(value, change, leaf) for name, value in parts.items()}
+    if all(changed[name] is value for name, value in parts.items()):
+        return tree
+    if isinstance(tree, dict):
+        return changed
+    if isinstance(tree, list | tuple):
+        return type(tree)(*changed.values()) if hasattr(tree, "_fields") else type(tree)(changed.values())
+    twin = copy.copy(tree)
+    for name in [key for key in getattr(twin, "__dict__", ()) if _is_cached_property(type(tree), key)]:
+        del twin.__dict__[name]
+    for name, value in changed.items():
+        object.__setattr__(twin, name, value)
+    return twin
+
+
+def _is_cached_property(cls: type, name: str) -> bool:
+    return isinstance(getattr(cls, name, None), functools.cached_property)
 
 
 def to_device(tensor: Tensor, device: torch.device | str, non_blocking: bool = True) -> Tensor:
@@ -151,8 +169,9 @@ def move_to_device(batch: Any, device: torch.device | str) -> Any:
         return {key: move_to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list):
         return [move_to_device(value, device) for value in batch]
-    if isinstance(batch, tuple) and type(batch) is tuple:
-        return tuple(move_to_device(value, device) for value in batch)
+    if isinstance(batch, tuple):
+        values = (move_to_device(value, device) for value in batch)
+        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
@@ -190,7 +209,7 @@ class SharedBatch:
         raws = [buffer.raw() for buffer in buffers]
         self.sizes = [raw.nbytes for raw in raws]
         self.block = torch.empty(sum(map(_aligned, self.sizes)), dtype=torch.uint8)
-        target, start = memoryview(self.block.numpy()), 0
+        target, start = self.block.numpy().data, 0
         for raw in raws:
             target[start : start + raw.nbytes] = raw
             start += _aligned(raw.nbytes)
@@ -202,14 +221,18 @@ class SharedBatch:
 
     def unpack(self) -> Any:
         """The batch; its arrays are views of the block."""
-        source, start, views = memoryview(self.block.numpy()), 0, []
+        source, start, views = self.block.numpy().data, 0, []
         for size in self.sizes:
             views.append(source[start : start + size])
             start += _aligned(size)
         return pickle.loads(self.frame, buffers=views)
 
     def pin_memory(self) -> Any:
-        """The batch, its objects with ``pin_memory`` in page-locked memory; a DataLoader's pinning thread calls this."""
+        """The batch, its values that can be pinned in page-locked memory; a DataLoader's pinning thread calls this.
+
+        The block itself is not pinned: torch tracks its own tensors alone, not arrays that share their memory, and
+        would free it while a copy from them is under way.
+        """
         batch = self.unpack()
         if not isinstance(batch, dict):
             return batch
@@ -228,6 +251,7 @@ class SharingCollate:
         self.collate, self.prepare = collate, prepare
 
     def __call__(self, samples: Any) -> Any:
+        """The batch of some samples; in a worker packed, see :func:`received`."""
         batch = samples if self.collate is None else self.collate(samples)
         batch = batch if self.prepare is None else self.prepare(batch)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)

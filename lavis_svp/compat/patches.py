@@ -18,6 +18,8 @@ from lavis_svp.common.paths import cache_root
 from lavis_svp.common.registry import unknown_name
 
 INSTALL_TRANSFORMERS = "pip install transformers==4.57.6"
+PREPARATION_TIMEOUT = datetime.timedelta(days=7)
+"""For processes that wait while others download data and compute features; the runner then shortens it."""
 STOCK_CACHE_ROOT = "/export/home/.cache/lavis"  # a folder of its authors' machines, in LAVIS's default.yaml
 
 
@@ -155,6 +157,8 @@ def patch_init_distributed() -> None:
 def init_distributed_mode(args: Any, silence: Callable[[bool], None]) -> None:
     """Join the process group that ``torch.distributed.run`` or SLURM announces.
 
+    Processes wait for each other as long as a preparation may take; see ``runners/distributed.py`` for what follows.
+
     Args:
         args: the ``run:`` section; ``distributed``, ``rank``, ``world_size``, ``gpu`` and ``dist_backend`` are set.
         silence: called with "is rank 0"; LAVIS's function that mutes ``print`` elsewhere.
@@ -181,7 +185,7 @@ def init_distributed_mode(args: Any, silence: Callable[[bool], None]) -> None:
         init_method=args.get("dist_url", "env://"),
         world_size=args.world_size,
         rank=args.rank,
-        timeout=datetime.timedelta(days=365),  # as LAVIS: rank 0 may download and prepare data for hours
+        timeout=PREPARATION_TIMEOUT,
     )
     distributed.barrier()
     silence(args.rank == 0)

@@ -21,7 +21,7 @@ from PIL import Image
 from lavis_svp.common.images import read_image
 from lavis_svp.common.options import check_keys
 from lavis_svp.datasets.refcoco import RefCOCO, load_instances, load_json
-from lavis_svp.datasets.sources import Instance, ReferredImage, relative_name
+from lavis_svp.datasets.sources import BadAnnotationError, Instance, ReferredImage, relative_name
 
 DEFAULT_SPLIT = "train"
 LINE_KEYS = ("image", "id", "split", "expressions", "instances")
@@ -75,17 +75,22 @@ class JsonlSource(RefCOCO):
         """The mask of one object, (H, W) uint8 in {0, 1}.
 
         Raises:
-            FileNotFoundError: no such mask image.
-            ValueError: a mask of another size than the image, or a damaged one.
+            MissingImageError: no such mask image.
+            BadImageError: a damaged one.
+            BadAnnotationError: a mask of another size than the image, or a transparent one.
         """
         if not isinstance(instance.segmentation, str):
             return super().mask(image, instance)
         path = self.folder / instance.segmentation
         mask = read_image(path).pixels.any(2).astype(np.uint8)  # (H, W)
         if _partly_transparent(path):  # shown white, it would count as the object
-            raise ValueError(f"{path} is transparent in part, so its object is not clear. Save it without alpha.")
+            raise BadAnnotationError(
+                f"{path} is transparent in part, so its object is not clear. Save it without alpha."
+            )
         if mask.shape != image.size:
-            raise ValueError(f"{path} is {mask.shape} (height, width), its image {image.file_name} {image.size}.")
+            raise BadAnnotationError(
+                f"{path} is {mask.shape} (height, width), its image {image.file_name} {image.size}."
+            )
         return mask
 
     def _read_line(self, line: Any, number: int) -> int:

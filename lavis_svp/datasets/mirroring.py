@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 
-MIRRORED_SUFFIX = "-mirrored"
-"""Ends the image key of a mirrored image, whose superpixels and features are not those of its original."""
-
 _PARTNER = {
     "left": "right",
     "leftmost": "rightmost",

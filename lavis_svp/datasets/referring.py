@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lavis_svp.common.images import ImageFile, read_image
+from lavis_svp.common.images import MIRRORED_SUFFIX, BrokenFileError, ImageFile, LoadedImage, read_image
+from lavis_svp.common.options import SetupError
 from lavis_svp.datasets import sampling
-from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX, can_mirror, mirror_text
-from lavis_svp.datasets.sampling import SamplingOptions, SetupError
+from lavis_svp.datasets.mirroring import can_mirror, mirror_text
+from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.sources import (
+    BadAnnotationError,
     DataSource,
     Expression,
     FeatureLookup,
@@ -43,13 +45,15 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         source: the annotations, the images, and stored superpixels and features, if any.
         splits: exact split names; several are put one after another.
         train: draw expressions (True) or go through all of them (False).
-        vis_processor: (H, W, 3) uint8 -> (4, S, S) tensor; called with ``rng=`` if it has ``takes_rng = True``.
+        vis_processor: its ``resized``, (H, W, 3) uint8 -> (3, S, S) uint8, makes "image"; a processor without that
+            method is called instead, with ``rng=`` if it has ``takes_rng = True``.
             Its ``hflip_prob``, if it has one, is how often a training image is mirrored, with its masks and with left
             and right swapped in its expressions; an image with an expression that cannot be mirrored is not mirrored.
-            None needs ``options.load_image = False``.
+            None needs a ``feature_cache``.
         text_processor: cleans an expression; None leaves it unchanged.
         options: see :class:`~lavis_svp.datasets.sampling.SamplingOptions`.
-        superpixel_cache: gives ``region_map``; None = the superpixels of ``source``. May be set later.
+        superpixel_cache: gives ``region_map``, mirrored here where the image is; None = the superpixels of
+            ``source``. May be set later.
         feature_cache: gives ``frozen``; may be set later.
 
     Raises:
@@ -124,6 +128,23 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         """Where the file of one of the images in ``annotation`` is."""
         return self.source.images.file(image)
 
+    def stated_key(self, image: ReferredImage) -> str | None:
+        """The sha256 of an image's file as the data state it; None where the file must be read for it."""
+        stated = getattr(self.source.images, "key", None)
+        return None if stated is None else str(stated(image))
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether some of the samples are mirrored."""
+        return self.train and getattr(self.vis_processor, "hflip_prob", 0.0) > 0
+
+    @property
+    def sends_image(self) -> bool:
+        """Whether samples hold "image", see ``sampling.load_image``."""
+        if isinstance(self.options.load_image, bool):
+            return self.options.load_image
+        return self.feature_cache is None or getattr(self.feature_cache, "needs_image", False)
+
     def pixels(self, image_id: int, split: str) -> np.ndarray:
         """An image of this data set, (H, W, 3) uint8, upright; a ValueError if there is none or it is damaged."""
         if (image_id, split) not in self._by_id:
@@ -145,9 +166,10 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image with some of its expressions, see :meth:`sample`.
 
-        In training with ``sampling.skip_broken``, a sample that cannot be read is replaced by the next one of its
+        In training with ``sampling.skip_broken``, a sample whose files are broken is replaced by the next one of its
         split, whose "skipped" then names each sample left out and its error. In evaluation it is an error, since a
-        score over fewer samples would not be comparable.
+        score over fewer samples would not be comparable. No other error is ever skipped: it is a bug, or a fault of
+        the set-up.
 
         Raises:
             RuntimeError: too many samples in a row are broken.
@@ -158,9 +180,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         for item in sampling.substitutes(index, len(self), lambda item: self.annotation[self._items[item][0]].split):
             try:
                 sample = self.sample(item)
-            except SetupError:
-                raise
-            except (OSError, ValueError) as error:
+            except BrokenFileError as error:
                 image = self.annotation[self._items[item][0]]
                 skipped.append(f"{image.file_name} ({image.split}): {type(error).__name__}: {error}")
                 continue
@@ -173,8 +193,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         """One image with some of its expressions, or an error that names it.
 
         Returns:
-            "image": (4, S, S) float RGB in [0, 1] and validity; "image_id"; "image_key": sha256 of the file;
-            "file_name"; "split"; "original_size": (H, W), upright; for each expression: "text_input",
+            "image": (3, S, S) uint8 RGB with zeros in the padding, where :attr:`sends_image`; "image_id";
+            "image_key": sha256 of the file, with a suffix if it is mirrored; "file_name"; "split"; "original_size":
+            (H, W), upright, from which follows what "image" shows; for each expression: "text_input",
             "expression_ids", "kinds" (the sort of expression, by which scores are listed), "masks" ((H, W) uint8 in
             {0, 1}), "has_target", "candidates" (the objects that its attributes alone fit, as indices into the
             instances; None where the data lists none), "text_output" (None: the answer is the mask);
@@ -183,8 +204,9 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "region_map" and "frozen" where a cache gives them.
 
         Raises:
-            BadImageError: the image cannot be decoded.
-            ValueError: masks of another size than the image, an empty expression, features that are missing.
+            BrokenFileError: the image cannot be read, its masks are damaged or of another size, or an expression is
+                empty.
+            SetupError: features or a processor are missing.
         """
         number, chosen = self._items[index]
         image = self.annotation[number]
@@ -199,15 +221,13 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         file = self.image_file(image)
         loaded = read_image(file)
         placement = Placement(image, loaded, mirrored, file)
-        pixels = placement.mirror(loaded.pixels)
-        key = loaded.key + (MIRRORED_SUFFIX if mirrored else "")
         annotations = self.source.annotations
         sample: dict[str, Any] = {
             "image_id": image.image_id,
-            "image_key": key,
+            "image_key": loaded.key + (MIRRORED_SUFFIX if mirrored else ""),
             "file_name": image.file_name,
             "split": image.split,
-            "original_size": pixels.shape[:2],
+            "original_size": loaded.pixels.shape[:2],
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
@@ -218,10 +238,10 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "candidates": candidate_indices(annotations, image, expressions),
             SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
-        return sample | self._inputs(key, pixels, file, rng)
+        return sample | self._inputs(sample["image_key"], loaded, placement, rng)
 
     def collater(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Join samples: "image" is stacked, (B, 4, S, S); every other key becomes a list of length B.
+        """Join samples: "image" is stacked, (B, 3, S, S); every other key becomes a list of length B.
 
         "image", "region_map" and "frozen" are there only if every sample has them. "skipped" is there only if broken
         samples were left out: one text each, so its length is not B.
@@ -233,7 +253,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         ]
         batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in keys}
         if "image" in batch:
-            batch["image"] = torch.stack(batch["image"])  # (B, 4, S, S)
+            batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
         skipped = [text for sample in samples for text in sample.get(SKIPPED, ())]
         return batch | {SKIPPED: skipped} if skipped else batch
 
@@ -261,28 +281,38 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             return text
         try:
             return self.text_processor(text)
-        except ValueError as error:
-            raise ValueError(f"An expression of {image.file_name}: {error}") from error
+        except BrokenFileError as error:
+            raise BadAnnotationError(f"An expression of {image.file_name}: {error}") from error
 
     def _masks(self, placement: Placement, expressions: Sequence[Expression]) -> list[Any]:
         return target_masks(self.source.annotations, placement, expressions)
 
-    def _inputs(self, key: str, pixels: np.ndarray, file: ImageFile, rng: np.random.Generator) -> dict[str, Any]:
+    def _inputs(self, key: str, loaded: LoadedImage, placement: Placement, rng: np.random.Generator) -> dict[str, Any]:
         """The optional keys: the image for the encoders, its superpixels, its stored features."""
         inputs: dict[str, Any] = {}
-        if self.options.load_image:
-            if self.vis_processor is None:
-                raise SetupError("No vis_processor to make 'image' with. Give one, e.g. svp_image_eval.")
-            takes_rng = getattr(self.vis_processor, "takes_rng", False)
-            inputs["image"] = self.vis_processor(pixels, rng=rng) if takes_rng else self.vis_processor(pixels)
+        pixels = placement.mirror(loaded.pixels)
+        if self.sends_image:
+            inputs["image"] = self._processed(pixels, rng)
         if self.superpixel_cache is not None:
-            inputs["region_map"] = self.superpixel_cache.get(key, pixels)
-        features = None if self.feature_cache is None else self.feature_cache.get(key)
+            regions = self.superpixel_cache.get(loaded.key, loaded.pixels)
+            inputs["region_map"] = regions.mirrored() if placement.mirrored else regions
+        features = None if self.feature_cache is None else self.feature_cache.get(key, pixels)
         if features is not None:
             inputs["frozen"] = features
-        elif not self.options.load_image:
+        elif not self.sends_image:
             raise SetupError(
-                f"load_image is False, but no frozen features are stored for {file} (key {key}). "
-                "Compute the features of this split first, or set load_image: true."
+                f"load_image is {self.options.load_image}, but no frozen features are stored for "
+                f"{placement.annotated.file_name} (key {key}). Compute the features of this split first, or set "
+                "load_image: true."
             )
         return inputs
+
+    def _processed(self, pixels: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """The "image" of a sample."""
+        if self.vis_processor is None:
+            raise SetupError("No vis_processor to make 'image' with. Give one, e.g. svp_image_eval.")
+        resized = getattr(self.vis_processor, "resized", None)
+        if resized is not None:
+            return resized(pixels, rng=rng)
+        takes_rng = getattr(self.vis_processor, "takes_rng", False)
+        return self.vis_processor(pixels, rng=rng) if takes_rng else self.vis_processor(pixels)

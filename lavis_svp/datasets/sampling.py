@@ -23,10 +23,6 @@ _SHARD_STREAM = 0x5EED
 """Separates the draws of :func:`shard_order` from others with the same (seed, epoch)."""
 
 
-class SetupError(ValueError):
-    """The data set lacks something for which no single sample is to blame, so it is never skipped over."""
-
-
 @dataclass(frozen=True)
 class SamplingOptions:
     """How expressions and images are sampled; the ``sampling`` section of a data set.
@@ -37,9 +33,11 @@ class SamplingOptions:
         protocol: evaluation: "all" expressions, or "glamm3": three per image, drawn with ``seed``.
         seed: of every draw.
         instances: also give all annotated objects (for the word-alignment loss and the baselines).
-        load_image: False leaves out "image"; then ``feature_cache`` must have every image.
-        skip_broken: training: a sample that cannot be read (image, mask, shard) is replaced by the next one, and the
-            sample reports it; False = stop. In evaluation it is always an error.
+        load_image: "auto" sends "image" only where no features are cached; True always; False never, so that an image
+            without cached features is an error.
+        skip_broken: training: a sample whose files are broken (image, mask, annotation, shard) is replaced by the next
+            one, and the sample reports it; False = stop. In evaluation it is always an error, and so is any other
+            fault.
         shuffle: training: "global" = over the whole data set; "shards" = within a few shards at a time, for disks that
             are slow at random access. For images in folders it is only another random order.
         shuffle_shards: for "shards": how many shards are open at a time.
@@ -52,13 +50,15 @@ class SamplingOptions:
     protocol: EvaluationProtocol = "all"
     seed: int = 0
     instances: bool = False
-    load_image: bool = True
+    load_image: bool | Literal["auto"] = "auto"
     skip_broken: bool = True
     shuffle: Literal["global", "shards"] = "global"
     shuffle_shards: PositiveInt = 4
 
     def __post_init__(self) -> None:
         check_whole_number("seed", self.seed, 0)
+        if not isinstance(self.load_image, bool) and self.load_image != "auto":
+            raise ValueError(f"load_image must be auto, true or false, got {self.load_image!r}.")
         check_fields(self)
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from lavis_svp.common.images import BrokenFileError
 from lavis_svp.datasets.masks import decode_segmentation
 
-if TYPE_CHECKING:  # readers of files must wait neither for torch nor for Pillow
+if TYPE_CHECKING:  # readers of files must not wait for torch
     from torch import Tensor
 
     from lavis_svp.common.images import ImageFile
@@ -24,6 +25,10 @@ if TYPE_CHECKING:  # readers of files must wait neither for torch nor for Pillow
 
 ANY_SIZE = (0, 0)
 """Size of an image whose annotations do not state it; only images without masks may have it."""
+
+
+class BadAnnotationError(BrokenFileError):
+    """What is annotated of one image is damaged, or does not fit the image."""
 
 
 @dataclass(frozen=True)
@@ -120,30 +125,32 @@ class AnnotationSource(ABC):
         """The mask of one object, (H, W) uint8 in {0, 1}.
 
         Raises:
-            ValueError: the segmentation is damaged or does not fit the image; the message names both.
+            BadAnnotationError: the segmentation is damaged or does not fit the image; the message names both.
         """
         try:
             return decode_segmentation(instance.segmentation, image.size)
         except ValueError as error:
-            raise ValueError(f"{image.file_name}, annotation {instance.annotation_id}: {error}") from error
+            raise BadAnnotationError(f"{image.file_name}, annotation {instance.annotation_id}: {error}") from error
 
     def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
         """The union of an expression's targets, (H, W) uint8 in {0, 1}; all zero if it has none.
 
         Raises:
-            ValueError: the image lacks a target, or see :meth:`mask`.
+            BadAnnotationError: the image lacks a target, or see :meth:`mask`.
         """
         mask = np.zeros(image.size, np.uint8)  # (H, W)
         objects = {one.annotation_id: one for one in self.instances(image)} if expression.targets else {}
         for annotation_id in expression.targets:
             if annotation_id not in objects:
-                raise ValueError(f"{image.file_name} has no annotation {annotation_id}, which an expression names.")
+                raise BadAnnotationError(
+                    f"{image.file_name} has no annotation {annotation_id}, which an expression names."
+                )
             mask |= self.mask(image, objects[annotation_id])
         return mask
 
 
 class ImageStore(Protocol):
-    """Where the image files of a data set are."""
+    """Where the image files of a data set are; may have ``key(image)``, the sha256 of a file without reading it."""
 
     def file(self, image: ReferredImage) -> ImageFile:
         """The place of one image's file; nothing is read."""
@@ -175,10 +182,13 @@ class SuperpixelLookup(Protocol):
 
 
 class FeatureLookup(Protocol):
-    """Gives the outputs of the frozen encoders for an image."""
+    """Gives the outputs of the frozen encoders for an image.
 
-    def get(self, image_key: str) -> Mapping[str, Tensor] | None:
-        """``{"patches": (N, C), "sam": (256, h, w)}`` or None where nothing is stored."""
+    An attribute ``needs_image`` = True has the data set send the image as well.
+    """
+
+    def get(self, image_key: str, image: np.ndarray) -> Mapping[str, Tensor] | None:
+        """``{"patches": (N, C), "sam": (256, h, w)}`` of a (H, W, 3) uint8 image, or None where nothing is stored."""
 
 
 class PrecomputedSuperpixels(SuperpixelLookup, Protocol):

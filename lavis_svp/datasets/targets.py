@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lavis_svp.common.images import ImageFile, LoadedImage, make_upright
-from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, Expression, ReferredImage
+from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, BadAnnotationError, Expression, ReferredImage
 
 
 class Placement:
@@ -24,14 +24,14 @@ class Placement:
         file: names the file in messages.
 
     Raises:
-        ValueError: the image has the annotated size neither as stored nor upright.
+        BadAnnotationError: the image has the annotated size neither as stored nor upright.
     """
 
     def __init__(self, image: ReferredImage, loaded: LoadedImage, mirrored: bool, file: ImageFile) -> None:
         self.size = loaded.pixels.shape[:2]
         self.mirrored = mirrored
         if image.size not in (loaded.stored_size, self.size, ANY_SIZE):
-            raise ValueError(
+            raise BadAnnotationError(
                 f"{file} is {self.size[0]}x{self.size[1]} (height x width), but its masks are "
                 f"{image.size[0]}x{image.size[1]}. Use the images that were annotated, in their original size."
             )
@@ -76,7 +76,7 @@ def candidate_indices(
     """The candidates of some of an image's expressions, as indices into its instances; None if the data list none.
 
     Raises:
-        ValueError: a candidate is no annotation of the image.
+        BadAnnotationError: a candidate is no annotation of the image.
     """
     candidates = [expression.candidates for expression in expressions]
     if all(one is None for one in candidates):
@@ -84,5 +84,5 @@ def candidate_indices(
     index = {one.annotation_id: number for number, one in enumerate(source.instances(image))}
     unknown = {name for one in candidates for name in one or () if name not in index}
     if unknown:
-        raise ValueError(f"{image.file_name} has no annotations {sorted(unknown)}, named as candidates.")
+        raise BadAnnotationError(f"{image.file_name} has no annotations {sorted(unknown)}, named as candidates.")
     return [[index[name] for name in one or ()] for one in candidates]

@@ -25,12 +25,21 @@ from transformers import AutoModelForCausalLM
 
 import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
 from lavis_svp.common.checkpoints import read_checkpoint
+from lavis_svp.common.devices import checked_device
 from lavis_svp.export.parity import compare, observe
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.checkpoint import find_weights
+from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.runners.options import stored_project
-from lavis_svp.runners.project import apply_option, build_config, dot_list, read_project, weights_from_checkpoint
+from lavis_svp.runners.project import (
+    apply_option,
+    build_config,
+    dot_list,
+    read_project,
+    section_with_dtypes,
+    weights_from_checkpoint,
+)
 
 SVP_WEIGHTS = "svp.safetensors"
 SVP_YAML = "svp.yaml"
@@ -54,10 +63,13 @@ def merge(
     *,
     dtype: Precision = "float32",
     shard_size: str = SHARD_SIZE,
+    device: str = "auto",
 ) -> None:
     """Export a trained model.
 
-    The folder appears under its name only after the model read back from it has been compared with the trained one.
+    The folder appears under its name only after the model read back from it has been compared with the trained one, on
+    ``device`` and in the number type that ``model.language.dtype`` means there: bfloat16 on most CUDA cards, unless
+    ``options`` set it.
 
     Args:
         checkpoint: a checkpoint of ``svp_ris``, or a folder of which the newest is taken.
@@ -66,17 +78,19 @@ def merge(
         options: values that replace those of the configuration, as ``--options``.
         dtype: precision of the language model's files; SVP's own parts are float32.
         shard_size: size limit of each file of the language model's weights.
+        device: where both models run, a name for ``common.devices.checked_device``.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: ``out`` exists, the checkpoint belongs to another model, or the exported model differs from the
-            trained one.
+        ValueError: ``out`` exists, there is no such device, the checkpoint belongs to another model, or the exported
+            model differs from the trained one.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out, or delete it.")
     path = find_weights(checkpoint)
+    place = checked_device(device, "--device")
     section = model_section(path, cfg_path, options)
-    model = SvpRis.from_config(section).eval()
+    model = SvpRis.from_config(section_with_dtypes(section, place)).to(place).eval()
     embedding_std = model.language.embedding_std  # of the named weights, before the trained ones are loaded
     model.load_checkpoint(str(path))
     print(f"Checkpoint: {path}", flush=True)
@@ -90,27 +104,29 @@ def merge(
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in svp_state(model).items()}
         save_file(state, work / SVP_WEIGHTS)
         exported = exported_section(section, model, out.resolve(), embedding_std)
+        computed = str(next(model.language.transformer.parameters()).dtype).removeprefix("torch.")
+        tolerance = max(TOLERANCES[dtype], TOLERANCES.get(computed, 0.0))  # type: ignore[call-overload]
         text = HEADER + OmegaConf.to_yaml(OmegaConf.create({"model": exported}))
         (work / SVP_YAML).write_text(text, encoding="utf-8")
         del model
         unmoved = {**exported, "language": {**exported["language"], "name": str(work)}, "load_finetuned": False}
-        again = SvpRis.from_config(OmegaConf.create(unmoved)).eval()
+        again = SvpRis.from_config(section_with_dtypes(OmegaConf.create(unmoved), place)).to(place).eval()
         rows = seg_row_difference(again, load_file(work / SVP_WEIGHTS))  # the folder's own, as other programs read it
         again.load_checkpoint(str(work / SVP_WEIGHTS))
         difference = compare(before, observe(again))
         del again
         print(f"Merged {merged} adapters. Exported against trained: {difference}; [SEG] rows {rows:.2e}.", flush=True)
-        if not all(value <= TOLERANCES[dtype] for value in (difference.tokens, difference.masks, rows)):  # also for nan
+        if not all(value <= tolerance for value in (difference.tokens, difference.masks, rows)):  # also for nan
             raise ValueError(
-                f"The exported model is not the trained one: the difference is above {TOLERANCES[dtype]:g} "
-                f"({dtype}). Nothing was written to {out}."
+                f"The exported model is not the trained one: the difference is above {tolerance:g} ({dtype} in files, "
+                f"{computed} in products). Nothing was written to {out}."
             )
         for file in work.iterdir():
             file.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{out}: equal within {TOLERANCES[dtype]:g} ({dtype}). Use it with the model section in {out / SVP_YAML}.")
+    print(f"{out}: equal within {tolerance:g} ({dtype}). Use it with the model section in {out / SVP_YAML}.")
 
 
 def svp_state(model: SvpRis) -> dict[str, Tensor]:
@@ -124,7 +140,8 @@ def seg_row_difference(model: SvpRis, state: Mapping[str, Tensor]) -> float:
     """Largest difference between the ``[SEG]`` rows of a model and of a state, as a share of the largest value."""
     names = [name for name in state if name.startswith("language.added_")]
     own = dict(model.named_parameters())
-    return max(float((own[name].detach() - state[name]).abs().max() / state[name].abs().max()) for name in names)
+    pairs = [(own[name].detach().cpu(), state[name]) for name in names]
+    return max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs)
 
 
 def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: float) -> dict[str, Any]:
@@ -136,7 +153,8 @@ def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: f
         folder: final place of the export.
         embedding_std: scale of the visual tokens of the trained model; the folder's embeddings may have another.
     """
-    options = json.loads(json.dumps(dataclasses.asdict(model.options)))  # tuples become lists
+    known = configured_options(section, model.options)
+    options = json.loads(json.dumps(dataclasses.asdict(known)))  # tuples become lists
     language = {"name": str(folder), "num_layers": None, "tuning": "frozen", "train_embeddings": "added"}
     options["language"] |= {**language, "embedding_std": embedding_std}
     lavis = {
@@ -148,6 +166,16 @@ def exported_section(section: Any, model: SvpRis, folder: Path, embedding_std: f
         "finetuned": str(folder / SVP_WEIGHTS),
     }
     return {**lavis, **options, "trainable": None, "learning_rates": {}}
+
+
+def configured_options(section: Any, options: ModelOptions) -> ModelOptions:
+    """A model's options with the dtypes of its section: the model's own are what ``auto`` means on its device."""
+    configured = parse_model_options(section)
+    parts = {name: part for name, part in vars(options).items() if hasattr(part, "dtype")}
+    dtypes = {name: getattr(configured, name).dtype for name in parts}
+    return dataclasses.replace(
+        options, **{name: dataclasses.replace(part, dtype=dtypes[name]) for name, part in parts.items()}
+    )
 
 
 def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> Any:

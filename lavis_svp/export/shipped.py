@@ -24,13 +24,15 @@ from torch import Tensor
 
 import lavis_svp.zoo
 from lavis_svp.common.checkpoints import read_checkpoint
-from lavis_svp.export.merge import model_section
+from lavis_svp.common.devices import checked_device
+from lavis_svp.export.merge import configured_options, model_section
 from lavis_svp.export.parity import compare, observe
 from lavis_svp.metrics.records import write_json
 from lavis_svp.models.checkpoint import MODEL_KEY, find_weights, model_json
 from lavis_svp.models.config import ModelOptions
 from lavis_svp.models.param_groups import part_of
 from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.runners.project import section_with_dtypes
 from lavis_svp.segmentation.no_target import CALIBRATION_KEY, read_fit
 from lavis_svp.zoo.shipped import get_shipped
 from lavis_svp.zoo.store import sha256_of
@@ -41,7 +43,13 @@ JSON_ENTRIES = ("origin", MODEL_KEY, CALIBRATION_KEY)  # entries of the metadata
 SUMMARY = "result/*.summary.json"  # a run's own record of its command
 
 
-def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, no_target: Path | None = None) -> Path:
+def ship(
+    checkpoint: Path,
+    out: Path | None = None,
+    command: str | None = None,
+    no_target: Path | None = None,
+    device: str = "auto",
+) -> Path:
     """Write the file and its record, after a model that loads the file has been compared with the trained one.
 
     Args:
@@ -49,6 +57,7 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
         out: the ``.safetensors`` file; an older one is replaced. None = ``lavis_svp/weights/svp_ris_tiny.safetensors``.
         command: the command of the training; None = the one in the summary next to the checkpoint.
         no_target: result of ``lavis-svp probe no-target`` for these weights; None = not calibrated.
+        device: where both models are compared, a name for ``common.devices.checked_device``.
 
     Returns:
         the file.
@@ -62,11 +71,13 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
     if target.suffix != ".safetensors":
         raise ValueError(f"The file to write is a .safetensors, got {target}.")
     path = find_weights(checkpoint)
+    place = checked_device(device, "--device")
     section = model_section(path, None, ())
     contents = read_checkpoint(path)
-    model = SvpRis.from_config(section).eval()
+    model = SvpRis.from_config(section_with_dtypes(section, place)).to(place).eval()
     model.load_checkpoint(str(path))
-    metadata = describe(model.options, contents, command or _command_of(path.parent))
+    options = configured_options(section, model.options)
+    metadata = describe(options, contents, command or _command_of(path.parent))
     if no_target is not None:
         metadata[CALIBRATION_KEY] = read_fit(no_target)
     state = compact(model.checkpoint_state())
@@ -77,9 +88,9 @@ def ship(checkpoint: Path, out: Path | None = None, command: str | None = None, 
     try:
         save_file(state, unfinished, metadata)
         weights = {"load_finetuned": True, "finetuned": str(unfinished)}
-        again = SvpRis.from_config(OmegaConf.merge(section, weights)).eval()
+        again = SvpRis.from_config(section_with_dtypes(OmegaConf.merge(section, weights), place)).to(place).eval()
         loaded = again.checkpoint_state()
-        wrong = [name for name in state if not torch.equal(loaded[name].to(state[name].dtype), state[name])]
+        wrong = [name for name in state if not torch.equal(loaded[name].cpu().to(state[name].dtype), state[name])]
         if wrong or loaded.keys() != state.keys():
             raise ValueError(f"The file is not read back as it was written: {', '.join(wrong) or 'names differ'}.")
         difference = compare(before, observe(again))

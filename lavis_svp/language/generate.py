@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lavis_svp.common.transfer import Packed, to_device
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.prompts import IGNORE, Turn
-from lavis_svp.language.splice import SplicedBatch, splice
+from lavis_svp.language.splice import HostSequences, PredictingPlaces, SplicedBatch, splice
+
+STEPS_PER_READING = (
+    4  # tokens of every answer that a device makes before the host reads them and sees whether all ended
+)
 
 
 @dataclass
@@ -21,16 +27,34 @@ class Answers:
     Args:
         ids: P lists of generated ids, up to and with the end-of-text token.
         seg_states: (P, D) the state that predicted ``[SEG]``; the first answer state where none was emitted.
-        answered: (P,) True where ``[SEG]`` was emitted.
-        image_index: (P,) the image of each expression.
-        expression: (P,) index of the expression within its image.
+        places: the image and the expression of each, on the device and on the host.
+        answered: P times whether ``[SEG]`` was emitted, on the host.
     """
 
     ids: list[list[int]]
     seg_states: Tensor
-    answered: Tensor
-    image_index: Tensor
-    expression: Tensor
+    places: PredictingPlaces
+    answered: list[bool]
+
+    @property
+    def image_index(self) -> Tensor:
+        """(P,) the image of each expression."""
+        return self.places.image_index
+
+    @property
+    def expression(self) -> Tensor:
+        """(P,) index of the expression within its image."""
+        return self.places.expression
+
+    @property
+    def images(self) -> list[int]:
+        """The image of each expression, on the host."""
+        return self.places.images
+
+    @property
+    def expressions(self) -> list[int]:
+        """Index of the expression within its image, on the host."""
+        return self.places.expressions
 
 
 @torch.no_grad()
@@ -47,7 +71,8 @@ def generate_answers(
     """Answer every expression greedily.
 
     The prompts are laid out ``packed``: the image is read once, every question sees the image and itself only, so
-    the result equals asking one by one. Each step then adds one token per expression, with a KV cache.
+    the result equals asking one by one. Each step then adds one token per expression, with a KV cache. Off the CPU the
+    host reads the tokens every :data:`STEPS_PER_READING` steps only, so that it does not wait for each.
 
     Args:
         language: the model.
@@ -69,54 +94,89 @@ def generate_answers(
     prompts = [[prompt_only(turn) for turn in image_turns] for image_turns in turns]
     device = visual.device
     plan = splice(prefix_ids, visual_counts, prompts, "packed", language.max_length, device)
+    slots = _AnswerSlots.of(plan, limit, language.product_dtype(device))
     cache = DynamicCache(config=language.config)
     states = language.read(plan, visual, cache)  # (B, L, D)
+    state = states[slots.places.rows, slots.places.columns]  # (P, D)
 
-    last = _last_of_turns(plan.turn)  # (B, E) column of each question's last token; -1 where there is none
-    rows, slots = (last >= 0).nonzero(as_tuple=True)  # (P,)
-    state = states[rows, last[rows, slots]]  # (P, D)
-    position = plan.positions[rows, last[rows, slots]]  # (P,)
-    image_index, expression = plan.image_index[rows], plan.expression[rows, last[rows, slots]]
-
-    eos = language.tokenizer.eos_token_id
-    generated: list[list[int]] = [[] for _ in range(len(rows))]
-    seg_states, answered = state.clone(), torch.zeros(len(rows), dtype=torch.bool, device=device)
+    eos, steps_per_reading = language.tokenizer.eos_token_id, 1 if device.type == "cpu" else STEPS_PER_READING
+    said: list[list[int]] = [[] for _ in slots.places.images]
+    unread: list[Tensor] = []  # (P,) token ids of each step since the last reading
+    seg_states, answered = state.clone(), torch.zeros(len(said), dtype=torch.bool, device=device)
     finished = torch.zeros_like(answered)
-    key_turn, key_valid = plan.turn, plan.valid  # grow by one column a slot and step
     for step in range(limit):
         scores = language.logits(state)  # (P, V)
         if step < min_new_tokens:
             scores[:, eos] = -torch.inf
         if step == 0 and seg_logit_bias is not None:
-            scores[:, language.seg_id] += seg_logit_bias(state, image_index)
+            scores[:, language.seg_id] += seg_logit_bias(state, slots.places.image_index)
         token = scores.argmax(-1)  # (P,)
         emits = (token == language.seg_id) & ~answered & ~finished
         seg_states = torch.where(emits[:, None], state, seg_states)
-        answered = answered | emits
-        for index, (value, done) in enumerate(zip(token.tolist(), finished.tolist(), strict=True)):
-            if not done:
-                generated[index].append(value)
-        finished = finished | (token == eos)
-        if bool(finished.all()) or step + 1 == limit:
-            break
-        position = position + 1
-        batch, width = last.shape
-        ids = torch.zeros(batch, width, dtype=torch.long, device=device)
-        ids[rows, slots] = token
-        positions = torch.zeros_like(ids)
-        positions[rows, slots] = position
-        turn = torch.full_like(ids, -1)
-        turn[rows, slots] = slots + 1
-        key_turn = torch.cat([key_turn, turn], 1)
-        key_valid = torch.cat([key_valid, turn > 0], 1)
-        allowed = ((key_turn[:, None] == 0) | (key_turn[:, None] == turn[:, :, None])) & key_valid[:, None]  # (B,E,L)
-        own = torch.arange(width, device=device) + key_turn.shape[1] - width
-        allowed[:, torch.arange(width, device=device), own] = True  # an empty slot sees itself, to stay finite
-        mask = torch.zeros(allowed.shape, dtype=states.dtype, device=device)
-        mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)[:, None]  # (B, 1, E, L)
-        states = language(language.embed(ids).to(states.dtype), mask, positions, cache)
-        state = states[rows, slots]  # (P, D)
-    return Answers(generated, seg_states, answered, image_index, expression)
+        answered, finished = answered | emits, finished | (token == eos)
+        unread.append(token)
+        if len(unread) == steps_per_reading or step + 1 == limit:
+            for ids, new in zip(said, torch.stack(unread, 1).tolist(), strict=True):
+                ids += new
+            unread = []
+            if all(eos in ids for ids in said):
+                break
+        if step + 1 < limit:
+            state = slots.next_states(language, token, step, cache)  # (P, D)
+    ids = [row[: row.index(eos) + 1] if eos in row else row for row in said]
+    return Answers(ids, seg_states, slots.places, [language.seg_id in row for row in ids])
+
+
+@dataclass(frozen=True)
+class _AnswerSlots:
+    """Where the P answers of B images grow: each image has E slots, one for each of its questions, in turn order.
+
+    Args:
+        places: the last token of each question.
+        slots: (P,) slot of each answer.
+        positions: (B, E) position of the last token of each slot's question.
+        mask: (B, 1, E, L + E * steps) additive: each slot sees the image, its question, and its own answer. An empty
+            slot, whose states nobody reads, sees itself, to stay finite.
+        length: L, positions of the questions.
+    """
+
+    places: PredictingPlaces
+    slots: Tensor
+    positions: Tensor
+    mask: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, plan: SplicedBatch, limit: int, dtype: torch.dtype) -> _AnswerSlots:
+        """The slots of B images' questions, with room for answers of ``limit`` tokens."""
+        host = plan.on_host
+        ends = _last_of_turns(host)  # (B, E)
+        rows, slots = np.nonzero(ends >= 0)  # (P,)
+        columns = ends[rows, slots]
+        positions = np.zeros_like(ends)
+        positions[rows, slots] = host.positions[rows, columns]
+        images, expressions = host.image_index[rows], host.expression[rows, columns]
+        tensors = [torch.from_numpy(array) for array in (rows, columns, images, expressions, slots, positions, ends)]
+        *moved, slots_on_device, positions_on_device, ends_on_device = Packed(tensors).to(plan.ids.device).tree
+        width, steps = ends.shape[1], limit - 1  # the last token of an answer is not read
+        turns = torch.arange(1, width + 1, device=plan.ids.device)
+        turns = torch.where(ends_on_device >= 0, turns, -1)[:, :, None]  # (B, E, 1)
+        question = plan.turn[:, None]  # (B, 1, L)
+        seen = (question == 0) | ((question == turns) & plan.valid[:, None])  # (B, E, L)
+        own = torch.eye(width, dtype=torch.bool, device=seen.device).repeat(1, steps)  # (E, E * steps)
+        allowed = torch.cat([seen, own.expand(len(seen), -1, -1)], 2)  # (B, E, L + E * steps)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=seen.device)
+        mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]  # (B, 1, E, L + E * steps)
+        places = PredictingPlaces(*moved, images.tolist(), expressions.tolist())
+        return cls(places, slots_on_device, positions_on_device, mask, question.shape[-1])
+
+    def next_states(self, language: LanguageModel, token: Tensor, step: int, cache: DynamicCache) -> Tensor:
+        """Read the (P,) tokens of step ``step``, counted from 0 -> the (P, D) states that predict the next ones."""
+        here = self.places.rows, self.slots
+        ids = torch.zeros_like(self.positions).index_put(here, token)  # (B, E)
+        keys = self.length + (step + 1) * ids.shape[1]
+        states = language(language.embed(ids), self.mask[..., :keys], self.positions + (step + 1), cache)
+        return states[here]  # (P, D)
 
 
 def prompt_only(turn: Turn) -> Turn:
@@ -126,12 +186,11 @@ def prompt_only(turn: Turn) -> Turn:
     return Turn(prompt, [IGNORE] * (len(prompt) - 1) + prompt[-1:], turn.expression)
 
 
-def _last_of_turns(turn: Tensor) -> Tensor:
-    """(B, L) turn numbers -> (B, E) last column of each turn, -1 where an image has fewer turns."""
-    count = int(turn.max())
-    columns = torch.arange(turn.shape[1], device=turn.device)
-    per_turn = [torch.where(turn == number, columns, -1).amax(1) for number in range(1, count + 1)]
-    return torch.stack(per_turn, 1)  # (B, E)
+def _last_of_turns(batch: HostSequences) -> np.ndarray:
+    """(B, E) last column of each turn of B images, -1 where an image has fewer turns."""
+    columns = np.arange(batch.turn.shape[1])
+    numbers = range(1, batch.turn.max() + 1)
+    return np.stack([np.where(batch.turn == number, columns, -1).max(1) for number in numbers], 1)  # (B, E)
 
 
 CandidateTurn = Callable[[str, int], Turn]
@@ -169,7 +228,7 @@ def rank_answers(
     if max_scored < len(turns):
         plan, states = _run(language, visual, prefix_ids, [prompt_only(turns[0])])
         logits = language.logits(states[:, -1])[0]  # (V,)
-        first = torch.tensor([turn.ids[turn.prompt_length] for turn in turns], device=visual.device)
+        first = to_device(torch.tensor([turn.ids[turn.prompt_length] for turn in turns]), visual.device)
         kept = torch.topk(logits[first], max_scored).indices.sort().values.tolist()
     else:
         kept = list(range(len(turns)))
@@ -195,11 +254,10 @@ def likelihoods(
         (len(turns),) float32.
     """
     plan, states = _run(language, visual, prefix_ids, turns)
-    labels = plan.labels[:, 1:]
-    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
-    log = language.logits(states[rows, columns]).log_softmax(-1)  # (P, V)
-    chosen = log.gather(1, labels[rows, columns][:, None])[:, 0]  # (P,)
-    owner = plan.turn[rows, columns + 1] - 1  # turns count from 1
+    learned = plan.supervised
+    log = language.logits(states[learned.rows, learned.columns]).log_softmax(-1)  # (M, V)
+    chosen = log.gather(1, learned.targets[:, None])[:, 0]  # (M,)
+    owner = plan.turn[learned.rows, learned.columns + 1] - 1  # turns count from 1
     return torch.zeros(len(turns), device=chosen.device).index_add(0, owner, chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -120,11 +121,17 @@ class Turn:
         ids: token ids of the turn.
         labels: the id where the token belongs to the answer, ``IGNORE`` elsewhere.
         expression: index of the expression within its image.
+        user_text: first token of the user's own words in the prompt, and the one after their last; (0, 0) = unknown.
+        answer_can_be_cut: whether the answer is words, whose end may be left out, and not ``[SEG]``.
+        shortened: whether something was left out.
     """
 
     ids: list[int]
     labels: list[int]
     expression: int
+    user_text: tuple[int, int] = (0, 0)
+    answer_can_be_cut: bool = False
+    shortened: bool = False
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +139,39 @@ class Turn:
         if not supervised:
             raise ValueError("A turn has no answer token; is the answer empty?")
         object.__setattr__(self, "prompt_length", supervised[0])
+
+    def fitted(self, limit: int) -> Turn:
+        """This turn, or in training a shorter one, as LLaVA cuts what is too long.
+
+        The end of an answer in words is left out, with the end-of-text token; where the answer is ``[SEG]``, or where
+        the prompt alone is too long, the end of the user's words.
+
+        Args:
+            limit: the most tokens that it may have.
+
+        Raises:
+            ValueError: what must stay, at least one token of the user's words among it, is longer than ``limit``.
+        """
+        excess = len(self.ids) - limit
+        if excess <= 0:
+            return self
+        if self.answer_can_be_cut and self.prompt_length < limit:
+            return dataclasses.replace(self, ids=self.ids[:limit], labels=self.labels[:limit], shortened=True)
+        first, stop = self.user_text
+        cut = min(excess, stop - first - 1)
+        if cut < 1 or (cut < excess and not self.answer_can_be_cut):
+            raise ValueError(
+                f"A turn of {len(self.ids)} tokens cannot be cut to {limit}: there is too little room for its wording "
+                "and its answer. Raise model.language.max_turn_tokens or max_length, or use fewer visual tokens."
+            )
+        shorter = dataclasses.replace(
+            self,
+            ids=self.ids[: stop - cut] + self.ids[stop:],
+            labels=self.labels[: stop - cut] + self.labels[stop:],
+            user_text=(first, stop - cut),
+            shortened=True,
+        )
+        return shorter.fitted(limit)
 
 
 class PromptBuilder:
@@ -144,7 +184,7 @@ class PromptBuilder:
     Args:
         tokenizer: a fast tokenizer that already knows ``[SEG]``.
         options: the wording.
-        max_turn_tokens: longest turn that is accepted.
+        max_turn_tokens: longest turn; a longer one is an error, or is cut where the caller asks for that.
 
     Raises:
         ValueError: the tokenizer gives no offsets.
@@ -171,7 +211,14 @@ class PromptBuilder:
         return ids if bos is None or starts_with_bos else [bos, *ids]
 
     def segmentation_turn(
-        self, expression: str, answer: str, *, question: int = 0, index: int = 0, first: bool = True
+        self,
+        expression: str,
+        answer: str,
+        *,
+        question: int = 0,
+        index: int = 0,
+        first: bool = True,
+        shorten: bool = False,
     ) -> Turn:
         """Tokenise one question and answer.
 
@@ -181,17 +228,28 @@ class PromptBuilder:
             question: which wording of ``options.questions``.
             index: index of the expression within its image.
             first: the first turn after the image, or a further one.
+            shorten: for training: cut the end of an expression that makes the turn longer than ``max_turn_tokens``.
 
         Raises:
             ValueError: an empty expression, or a turn longer than ``max_turn_tokens``.
         """
         if not expression.strip():
             raise ValueError("The expression is empty; say what to segment.")
-        wording = self.options.questions[question].format(expression=self._escaped(expression))
-        return self._tokenize(wording, answer, index=index, first=first)
+        wording, words = self.options.questions[question], self._escaped(expression)
+        turn = self._tokenize(
+            wording.format(expression=words), _span(wording, "{expression}", words), answer, index=index, first=first
+        )
+        return self._checked(turn, words, shorten)
 
     def text_turn(
-        self, question: str, answer: str, *, wording: int | None = 0, index: int = 0, first: bool = True
+        self,
+        question: str,
+        answer: str,
+        *,
+        wording: int | None = 0,
+        index: int = 0,
+        first: bool = True,
+        shorten: bool = False,
     ) -> Turn:
         """Tokenise a question that is answered in words, or a request for a caption, in the same conversation format.
 
@@ -202,40 +260,49 @@ class PromptBuilder:
                 question stands as it is.
             index: index of the question within its image.
             first: the first turn after the image, or a further one.
+            shorten: for training: cut the end of an answer, or of a question, that makes the turn longer than
+                ``max_turn_tokens``.
 
         Raises:
             ValueError: an empty question without a wording, or a turn longer than ``max_turn_tokens``.
         """
-        text = self._escaped(question)
-        if wording is None and not text:
+        words, asked = self._escaped(question), "{question}"
+        if wording is None and not words:
             raise ValueError("The prompt is empty; say what to ask.")
         if wording is not None:
-            text = (
-                self.options.vqa_questions[wording].format(question=text)
-                if text
-                else self.options.caption_questions[wording]
-            )
-        return self._tokenize(text, self._escaped(answer), index=index, first=first)
+            asked = self.options.vqa_questions[wording] if words else self.options.caption_questions[wording]
+        text = asked.format(question=words) if words else asked
+        span = _span(asked, "{question}", words) if words else (0, 0)
+        turn = self._tokenize(text, span, self._escaped(answer), index=index, first=first)
+        return self._checked(dataclasses.replace(turn, answer_can_be_cut=True), words, shorten)
 
-    def _tokenize(self, question: str, answer: str, *, index: int = 0, first: bool = True) -> Turn:
-        """Tokenise a question in its final wording together with its answer."""
+    def _tokenize(self, question: str, span: tuple[int, int], answer: str, *, index: int, first: bool) -> Turn:
+        """Tokenise a question in its final wording, whose characters ``span`` are the user's, with its answer."""
         template = self.style.first_turn if first else self.style.next_turn
         closed_answer = answer + self.tokenizer.eos_token
         before = template.split("{answer}")[0].format(question=question)
         text = before + closed_answer
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = encoded["input_ids"]
-        if len(ids) > self.max_turn_tokens:
-            raise ValueError(
-                f"A question and its answer make a turn of {len(ids)} tokens, more than "
-                f"model.language.max_turn_tokens = {self.max_turn_tokens}: {question[:60]!r}… "
-                "Shorten it or raise the limit."
-            )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         labels = [
             token if end > len(before.rstrip(" ")) else IGNORE  # a space before the answer is the answer's
-            for token, (_, end) in zip(ids, encoded["offset_mapping"], strict=True)
+            for token, (_, end) in zip(ids, offsets, strict=True)
         ]
-        return Turn(ids=ids, labels=labels, expression=index)
+        start = len(template.split("{question}")[0].format())
+        low, high = start + span[0], start + span[1]
+        inside = [place for place, (begin, end) in enumerate(offsets) if low <= begin < end <= high]
+        user_text = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        return Turn(ids=ids, labels=labels, expression=index, user_text=user_text)
+
+    def _checked(self, turn: Turn, words: str, shorten: bool) -> Turn:
+        if len(turn.ids) <= self.max_turn_tokens:
+            return turn
+        if shorten:
+            return turn.fitted(self.max_turn_tokens)
+        raise ValueError(
+            f"A question and its answer make a turn of {len(turn.ids)} tokens, more than "
+            f"model.language.max_turn_tokens = {self.max_turn_tokens}: {words[:60]!r}… Shorten it or raise the limit."
+        )
 
     def _escaped(self, text: str) -> str:
         return escape_special_tokens(text.strip(), self.special)
@@ -245,3 +312,9 @@ class PromptBuilder:
         eos = self.tokenizer.eos_token_id
         kept = ids[: ids.index(eos)] if eos in ids else ids
         return self.tokenizer.decode(kept, skip_special_tokens=False).strip()
+
+
+def _span(wording: str, field_name: str, words: str) -> tuple[int, int]:
+    """Where ``words`` begin in a wording, once they stand in place of the field, and where they end."""
+    start = len(wording.split(field_name)[0].format())
+    return start, start + len(words)

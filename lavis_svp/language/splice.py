@@ -7,18 +7,21 @@ The layouts of an image's expressions are:
   prefix and itself, and its positions continue from the prefix. It equals ``separate`` up to rounding and costs less.
 - ``conversation``: GLaMM's form; turn i sees turns 1 … i-1.
 
-Everything that a later stage needs (labels, the places of ``[SEG]``, the expression that a position belongs to) is a
-row-aligned tensor that is built together with the ids, so no position is computed from a constant such as LLaVA's
-576 - 1 patches.
+Everything that a later stage needs (labels, the places of ``[SEG]``, the expression that a position belongs to) is
+built on the host together with the ids, row-aligned, and goes to the device in one copy. So no position is computed
+from a constant such as LLaVA's 576 - 1 patches, and nothing is searched for on the device, which would make the host
+wait for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lavis_svp.common.transfer import Packed
 from lavis_svp.language.prompts import IGNORE, Turn
 
 VISUAL = -1  # id of a position that holds a visual token
@@ -26,7 +29,80 @@ PAD = -2  # id of a padding position
 LAYOUTS = ("separate", "packed", "conversation")
 
 
-@dataclass
+@dataclass(frozen=True)
+class HostSequences:
+    """What the host reads of R sequences of L positions; the fields are those of :class:`SplicedBatch`.
+
+    Args:
+        ids: (R, L) int64.
+        positions: (R, L) int64.
+        turn: (R, L) int64.
+        expression: (R, L) int64.
+        image_index: (R,) int64.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    turn: np.ndarray
+    expression: np.ndarray
+    image_index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The M supervised tokens of a batch, row by row.
+
+    Args:
+        rows: (M,) sequence of each.
+        columns: (M,) position whose state predicts the token: the one before it.
+        targets: (M,) id of the token.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class VisualPlaces:
+    """Where the V visual positions of a batch are, and what stands there.
+
+    Args:
+        places: (V,) row * L + column.
+        images: (V,) image of the token.
+        tokens: (V,) which visual token of the image.
+    """
+
+    places: Tensor
+    images: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class PredictingPlaces:
+    """The P positions whose states predict a token, sorted by image and expression.
+
+    Args:
+        rows: (P,) sequence of each.
+        columns: (P,) the position before the token.
+        image_index: (P,) image of each.
+        expression: (P,) index of the expression within its image.
+        images: ``image_index`` on the host.
+        expressions: ``expression`` on the host.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    image_index: Tensor
+    expression: Tensor
+    images: list[int]
+    expressions: list[int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
 class SplicedBatch:
     """A batch of R sequences of L positions. ``B`` images, R = B unless the layout is ``separate``.
 
@@ -38,6 +114,12 @@ class SplicedBatch:
         turn: (R, L) 0 for the shared prefix, 1 … for turns.
         expression: (R, L) index of the expression within its image; -1 in the prefix and in padding.
         image_index: (R,) which image a row is about.
+        supervised: the tokens to learn.
+        visual: the places of visual tokens.
+        seg: the places that predict ``[SEG]``; None where :func:`splice` was not told its id.
+        on_host: what of this the host reads.
+        dropped: (image, expression) of each turn that was left out because it did not fit.
+        shortened: number of turns that were cut or left out because they did not fit.
     """
 
     ids: Tensor
@@ -47,6 +129,19 @@ class SplicedBatch:
     turn: Tensor
     expression: Tensor
     image_index: Tensor
+    supervised: Supervised
+    visual: VisualPlaces
+    seg: PredictingPlaces | None
+    on_host: HostSequences
+    dropped: list[tuple[int, int]]
+    shortened: int
+
+    def to(self, device: torch.device | str) -> SplicedBatch:
+        """The same batch on a device, in one copy that the host does not wait for."""
+        if self.ids.device == torch.device(device):
+            return self
+        moved: SplicedBatch = Packed(self).to(device).tree
+        return moved
 
     @property
     def valid(self) -> Tensor:
@@ -69,66 +164,30 @@ class SplicedBatch:
     def embeddings(self, text: Tensor, visual: Tensor) -> Tensor:
         """Put visual tokens at their places among text embeddings.
 
+        Only visual positions read visual tokens: the backward pass adds up what stands there, and not a row of zeros
+        for every word.
+
         Args:
             text: (R, L, D) embeddings of ``ids.clamp_min(0)``.
             visual: (B, T, D) visual tokens, T at least the largest count used.
 
         Returns:
-            (R, L, D); padding is zero.
+            (R, L, D) in the number type of ``text``; padding is zero.
         """
-        placed = visual[self.image_index[:, None], self.visual_index]  # (R, L, D)
-        is_visual = (self.ids == VISUAL)[..., None]
-        merged = torch.where(is_visual, placed.to(text.dtype), text)
-        return merged * self.valid[..., None].to(text.dtype)
+        at = self.visual
+        tokens = visual.flatten(0, 1).index_select(0, at.images * visual.shape[1] + at.tokens)  # (V, D)
+        words = (text * self.valid[..., None].to(text.dtype)).flatten(0, 1)  # (R * L, D)
+        return words.index_copy(0, at.places, tokens.to(text.dtype)).view_as(text)  # (R, L, D)
 
-    def positions_predicting(self, token_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def positions_predicting(self, token_id: int) -> PredictingPlaces:
         """Find the positions that *predict* a token: one before each occurrence.
 
         Args:
             token_id: the token, say ``[SEG]``.
-
-        Returns:
-            four (P,) tensors: row, column of the predicting position, image, expression; sorted by image and
-            expression.
         """
-        rows, columns = (self.ids == token_id).nonzero(as_tuple=True)
-        image, expression = self.image_index[rows], self.expression[rows, columns]
-        stride = int(self.expression.max()) + 2
-        order = torch.argsort(image * stride + expression, stable=True)
-        return rows[order], columns[order] - 1, image[order], expression[order]
-
-
-@dataclass
-class _Row:
-    ids: list[int]
-    labels: list[int]
-    positions: list[int]
-    visual_index: list[int]
-    turn: list[int]
-    expression: list[int]
-
-    @classmethod
-    def prefix(cls, prefix_ids: list[int], visual_count: int) -> _Row:
-        """Start a row: the text before the image, then the image's visual tokens."""
-        length = len(prefix_ids) + visual_count
-        return cls(
-            ids=[*prefix_ids, *([VISUAL] * visual_count)],
-            labels=[IGNORE] * length,
-            positions=list(range(length)),
-            visual_index=[0] * len(prefix_ids) + list(range(visual_count)),
-            turn=[0] * length,
-            expression=[-1] * length,
-        )
-
-    def append(self, turn: Turn, number: int, start: int) -> None:
-        """Add a turn whose positions count from ``start``."""
-        count = len(turn.ids)
-        self.ids += turn.ids
-        self.labels += turn.labels
-        self.positions += list(range(start, start + count))
-        self.visual_index += [0] * count
-        self.turn += [number] * count
-        self.expression += [turn.expression] * count
+        places = _predicting(self.on_host, token_id)
+        moved: PredictingPlaces = Packed(places).to(self.ids.device).tree
+        return moved
 
 
 def splice(
@@ -138,6 +197,9 @@ def splice(
     layout: str = "packed",
     max_length: int | None = None,
     device: torch.device | str = "cpu",
+    *,
+    seg_id: int | None = None,
+    shorten: bool = False,
 ) -> SplicedBatch:
     """Lay out a batch.
 
@@ -148,49 +210,115 @@ def splice(
         layout: ``separate``, ``packed`` or ``conversation``.
         max_length: longest position the language model knows; None = no limit.
         device: where the tensors go.
+        seg_id: id of ``[SEG]``, whose places come with the batch.
+        shorten: for training: where an image's turns do not fit into ``max_length``, cut a turn that is alone too long,
+            see :meth:`~lavis_svp.language.prompts.Turn.fitted`, and leave out the last turns of a conversation.
 
     Raises:
         ValueError: the layout is unknown, the numbers of images differ, an image has no visual tokens or no turns, or a
-            sequence is longer than ``max_length``.
+            sequence is longer than ``max_length`` and cannot or must not be shortened.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout '{layout}'. Known: {', '.join(LAYOUTS)}.")
     if len(visual_counts) != len(turns):
         raise ValueError(f"{len(visual_counts)} images have visual tokens but {len(turns)} have text.")
-    rows: list[_Row] = []
-    images: list[int] = []
+    rows: list[tuple[int, list[Turn]]] = []  # image, turns of one sequence
+    dropped: list[tuple[int, int]] = []
     for image, (count, image_turns) in enumerate(zip(visual_counts, turns, strict=True)):
         if count < 1 or not image_turns:
             raise ValueError(f"Image {image} has {count} visual tokens and {len(image_turns)} expressions.")
-        groups = [[turn] for turn in image_turns] if layout == "separate" else [image_turns]
-        for group in groups:
-            row = _Row.prefix(prefix_ids, count)
-            start = len(prefix_ids) + count
-            for number, turn in enumerate(group, start=1):
-                if layout == "conversation":
-                    row.append(turn, 1, start)  # one turn number for all, so that later turns attend to earlier ones
-                    start += len(turn.ids)
-                else:
-                    row.append(turn, number, start)
-            rows.append(row)
-            images.append(image)
-    longest = max(max(row.positions) + 1 for row in rows)
-    if max_length is not None and longest > max_length:
+        kept = image_turns
+        if max_length is not None:
+            room = max_length - len(prefix_ids) - count
+            kept = _fitted(image_turns, room, layout == "conversation") if shorten else image_turns
+            _check_room(kept, room, layout == "conversation", max_length)
+        dropped += [(image, turn.expression) for turn in image_turns[len(kept) :]]
+        rows += [(image, [turn]) for turn in kept] if layout == "separate" else [(image, kept)]
+    batch = _laid_out(prefix_ids, visual_counts, rows, layout == "conversation", seg_id, dropped)
+    return batch.to(device)
+
+
+def _fitted(turns: list[Turn], room: int, in_series: bool) -> list[Turn]:
+    """The first turns, as many as there is room for and at least one; a turn too long for all the room is cut."""
+    if not in_series:  # every turn begins behind the visual tokens
+        return [turn.fitted(room) for turn in turns]
+    kept = [turns[0].fitted(room)]
+    used = len(kept[0].ids)
+    for turn in turns[1:]:
+        used += len(turn.ids)
+        if used > room:
+            break
+        kept.append(turn)
+    return kept
+
+
+def _check_room(turns: list[Turn], room: int, in_series: bool, max_length: int) -> None:
+    lengths = [len(turn.ids) for turn in turns]
+    needed = sum(lengths) if in_series else max(lengths)
+    if needed > room:
         raise ValueError(
-            f"A sequence has {longest} positions, the language model knows {max_length}. "
+            f"A sequence has {max_length - room + needed} positions, the language model knows {max_length}. "
             "Use fewer expressions per image or fewer visual tokens."
         )
+
+
+def _laid_out(
+    prefix_ids: list[int],
+    visual_counts: list[int],
+    rows: list[tuple[int, list[Turn]]],
+    in_series: bool,
+    seg_id: int | None,
+    dropped: list[tuple[int, int]],
+) -> SplicedBatch:
+    """Write R rows of turns, each behind the prefix and its image's visual tokens; ``in_series``: a conversation."""
+    head = len(prefix_ids)
+    lengths = [head + visual_counts[image] + sum(len(turn.ids) for turn in row) for image, row in rows]
+    shape = len(rows), max(lengths)
+    ids, labels, positions, visual_index, number, expression = (
+        np.full(shape, value, np.int64) for value in (PAD, IGNORE, 0, 0, -1, -1)
+    )
+    for index, (image, row) in enumerate(rows):
+        column = head + visual_counts[image]
+        ids[index, :head], ids[index, head:column] = prefix_ids, VISUAL
+        positions[index, :column] = np.arange(column)
+        visual_index[index, head:column] = np.arange(visual_counts[image])
+        number[index, :column] = 0
+        start = column
+        for place, turn in enumerate(row, start=1):
+            here = slice(column, column + len(turn.ids))
+            ids[index, here], labels[index, here] = turn.ids, turn.labels
+            begin = column if in_series else start
+            positions[index, here] = np.arange(begin, begin + len(turn.ids))
+            number[index, here] = 1 if in_series else place  # one number for all: later turns see earlier ones
+            expression[index, here] = turn.expression
+            column += len(turn.ids)
+    image_index = np.array([image for image, _ in rows], dtype=np.int64)
+    on_host = HostSequences(ids, positions, number, expression, image_index)
+    learned, before = np.nonzero(labels[:, 1:] != IGNORE)  # a column of labels[:, 1:] is the one before the token
+    seen, places = np.nonzero(ids == VISUAL)
     return SplicedBatch(
-        ids=_pad([row.ids for row in rows], PAD, device),
-        labels=_pad([row.labels for row in rows], IGNORE, device),
-        positions=_pad([row.positions for row in rows], 0, device),
-        visual_index=_pad([row.visual_index for row in rows], 0, device),
-        turn=_pad([row.turn for row in rows], -1, device),
-        expression=_pad([row.expression for row in rows], -1, device),
-        image_index=torch.tensor(images, device=device),
+        ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions),
+        visual_index=torch.from_numpy(visual_index),
+        turn=torch.from_numpy(number),
+        expression=torch.from_numpy(expression),
+        image_index=torch.from_numpy(image_index),
+        supervised=Supervised(*map(torch.from_numpy, (learned, before, labels[learned, before + 1]))),
+        visual=VisualPlaces(
+            *map(torch.from_numpy, (seen * shape[1] + places, image_index[seen], visual_index[seen, places]))
+        ),
+        seg=None if seg_id is None else _predicting(on_host, seg_id),
+        on_host=on_host,
+        dropped=dropped,
+        shortened=len(dropped) + sum(turn.shortened for _, row in rows for turn in row),
     )
 
 
-def _pad(rows: list[list[int]], value: int, device: torch.device | str) -> Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)  # (R, L)
+def _predicting(batch: HostSequences, token_id: int) -> PredictingPlaces:
+    rows, columns = np.nonzero(batch.ids == token_id)
+    image, expression = batch.image_index[rows], batch.expression[rows, columns]
+    order = np.lexsort((expression, image))  # stable: by image, then by expression
+    rows, columns, image, expression = rows[order], columns[order] - 1, image[order], expression[order]
+    tensors = map(torch.from_numpy, (rows, columns, image, expression))
+    return PredictingPlaces(*tensors, images=image.tolist(), expressions=expression.tolist())

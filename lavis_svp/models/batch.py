@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -13,9 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavis_svp.common.transfer import Packed
 from lavis_svp.language.prompts import PromptBuilder, Turn
-from lavis_svp.language.splice import SplicedBatch, splice
+from lavis_svp.language.splice import SplicedBatch
+from lavis_svp.models.config import ModelOptions
+from lavis_svp.projectors.types import Superpixels
+from lavis_svp.segmentation.targets import AuxiliaryTargets, MaskTargets, auxiliary_targets, mask_targets
+from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.vision.feature_extractor import ImageInputs, read_images
+from lavis_svp.vision.geometry import SamInputGeometry
+from lavis_svp.vision.types import Grid
 
+LOGIT_STRIDE = 4
+"""Pixels of SAM's input per pixel of the decoder's logits, along a side."""
 ANSWER_KEYS = ("text_output", "answer")
 """LAVIS's names of a question's target: the first one of its instruction-tuned models, the second of its VQA sets."""
 
@@ -141,70 +151,26 @@ def step_number(samples: Mapping[str, Any]) -> float:
 
 
 @dataclass
-class TokenizedBatch:
-    """A batch of R sequences, with the places of ``[SEG]`` in them.
+class TrainingTexts:
+    """The questions and answers of B images, as token ids.
 
     Args:
-        sequences: token ids, labels and positions, with room for the visual tokens.
-        before_seg: rows and columns (P,) of the states that predict ``[SEG]``, ordered by image and expression.
-        image_index: (P,) the image of each ``[SEG]``.
-        masks: P target masks (H, W) 0/1.
-
-    Without any ``[SEG]``, ``image_index`` is one 0, for the zero state of :meth:`seg_states`.
+        turns: B lists of turns.
+        segs: image and expression of each of the P ``[SEG]``, ordered by image, then expression.
     """
 
-    sequences: SplicedBatch
-    before_seg: tuple[Tensor, Tensor]
-    image_index: Tensor
-    masks: list[np.ndarray]
-
-    def seg_states(self, states: Tensor) -> Tensor:
-        """The states that predict ``[SEG]``, each at the position before it.
-
-        Args:
-            states: (R, L, D) of the language model.
-
-        Returns:
-            (P, D); without any ``[SEG]`` one zero state, so that every part of the model still runs.
-        """
-        return states[self.before_seg] if self.masks else states.new_zeros(1, states.shape[-1])
-
-    def first_masks(self, max_per_image: int | None) -> tuple[list[int], list[np.ndarray]]:
-        """The rows of at most the first ``max_per_image`` prompts of each image (None: all), and their masks."""
-        seen: Counter[int] = Counter()
-        rows = []
-        for row, image in enumerate(self.image_index.tolist()):
-            seen[image] += 1
-            if max_per_image is None or seen[image] <= max_per_image:
-                rows.append(row)
-        return rows, [self.masks[row] for row in rows] if self.masks else []
+    turns: list[list[Turn]]
+    segs: list[tuple[int, int]]
 
 
-def tokenize_batch(
-    samples: Mapping[str, Any],
-    prompts: PromptBuilder,
-    visual_counts: list[int],
-    *,
-    layout: str,
-    max_length: int,
-    seg_id: int,
-    device: torch.device,
-) -> TokenizedBatch:
-    """Render the texts of a batch, in wordings drawn with Python's ``random``, and splice the visual tokens in.
+def tokenize_texts(targets: TextTargets, prompts: PromptBuilder, layout: str) -> TrainingTexts:
+    """Render the texts of a batch in wordings drawn with Python's ``random``, and tokenise them.
 
     Args:
-        samples: see :func:`parse_targets`.
+        targets: the texts.
         prompts: renders and tokenises questions and answers.
-        visual_counts: number of visual tokens of each of the B images.
         layout: see :mod:`lavis_svp.language.splice`.
-        max_length: longest sequence in positions.
-        seg_id: id of ``[SEG]``.
-        device: where the tensors go.
-
-    Raises:
-        ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
     """
-    targets = parse_targets(samples)
     own_conversation = layout != "conversation"  # every expression then has the first turn's wording
     turns = [
         [
@@ -213,15 +179,8 @@ def tokenize_batch(
         ]
         for image in zip(targets.texts, targets.answers, targets.has_target, strict=True)
     ]
-    sequences = splice(prompts.prefix_ids(), visual_counts, turns, layout, max_length, device)
-    rows, columns, image_index, expression = sequences.positions_predicting(seg_id)
-    expected = sum(sum(reals) for reals in targets.has_target)
-    if len(rows) != expected:
-        raise ValueError(f"{expected} expressions have a target but the text holds {len(rows)} [SEG] tokens.")
-    masks = [targets.masks[i][e] for i, e in zip(image_index.tolist(), expression.tolist(), strict=True)]
-    if not masks:
-        image_index = torch.zeros(1, dtype=torch.long, device=device)
-    return TokenizedBatch(sequences, (rows, columns), image_index, masks)
+    segs = [(image, index) for image, row in enumerate(targets.has_target) for index, real in enumerate(row) if real]
+    return TrainingTexts(turns, segs)
 
 
 def build_training_turn(
@@ -240,7 +199,229 @@ def build_training_turn(
     options = prompts.options
     if answer is not None:
         wordings = options.vqa_questions if text.strip() else options.caption_questions
-        return prompts.text_turn(text, answer, wording=random.randrange(len(wordings)), index=index, first=first)
+        wording = random.randrange(len(wordings))
+        return prompts.text_turn(text, answer, wording=wording, index=index, first=first, shorten=True)
     answer_text = random.choice(options.answers) if has_target else options.no_target_answer
     question = random.randrange(len(options.questions))
-    return prompts.segmentation_turn(text, answer_text, question=question, index=index, first=first)
+    return prompts.segmentation_turn(text, answer_text, question=question, index=index, first=first, shorten=True)
+
+
+# ---------------------------------------------------------------- all that a CPU can prepare of a batch
+
+
+@dataclass
+class PreparedBatch:
+    """A batch as the model reads it; tensors are for the device, everything else stays on the host.
+
+    Args:
+        images: what the feature extractor reads.
+        superpixels: of the images, where they are known and the projector reads them.
+        texts: what is learned from; None for a batch to predict.
+        decoded: the K of the P expressions with a target whose masks are decoded.
+        decoded_index: (K,) the same for the device.
+        masks: K target masks.
+        auxiliary: what the auxiliary losses compare with; None until the superpixels are known.
+        raw_masks: P masks (H, W) 0/1, as long as targets may have to be made of them: while ``auxiliary`` is None, and
+            where texts may turn out to be too long.
+        raw_instances: the images' annotated objects, while ``auxiliary`` is None.
+    """
+
+    images: ImageInputs
+    superpixels: Superpixels | None = None
+    texts: TrainingTexts | None = None
+    decoded: list[int] = field(default_factory=list)
+    decoded_index: Tensor | None = None
+    masks: MaskTargets | None = None
+    auxiliary: AuxiliaryTargets | None = None
+    raw_masks: list[np.ndarray] = field(default_factory=list)
+    raw_instances: Sequence[Mapping[str, Any] | None] | None = None
+
+
+PREPARED = "prepared"
+"""Sample key of a batch that a loader's worker has prepared."""
+
+COVERED_KEYS = ("image", "frozen")
+"""Sample keys that ``prepared`` makes unnecessary; in training, those of :data:`TRAINING_KEYS` as well."""
+TRAINING_KEYS = ("region_map", "masks", "instances", "candidates")
+
+
+@dataclass
+class BatchPreparer:
+    """Prepares all of a batch that needs no weights, so that the host never works or waits while the device could run.
+
+    It can be pickled, and runs in the loader's workers: ``preparer(samples)`` returns the samples with a
+    :class:`~lavis_svp.common.transfer.Packed` :class:`PreparedBatch` under :data:`PREPARED` in place of what that
+    covers. The model prepares batches that come without it by itself.
+
+    Args:
+        options: of the model.
+        prompts: renders and tokenises questions and answers.
+        grid: the (h, w) patch grid.
+        outputs: further outputs of the vision encoder that cached features must hold.
+        reads_superpixels: whether the projector does.
+        mask_size: of the superpixels' masks, see ``Superpixels``.
+        max_length: longest sequence that the language model reads.
+        training: whether batches are learned from, or predicted.
+    """
+
+    options: ModelOptions
+    prompts: PromptBuilder
+    grid: Grid
+    outputs: Sequence[str]
+    reads_superpixels: bool
+    mask_size: tuple[int, int] | None
+    max_length: int
+    training: bool
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """The samples with their prepared batch."""
+        dropped = (*COVERED_KEYS, *(TRAINING_KEYS if self.training else ()))
+        kept = {key: value for key, value in samples.items() if key not in dropped}
+        return {**kept, PREPARED: Packed(self.prepare(samples))}
+
+    def prepare(self, samples: Mapping[str, Any]) -> PreparedBatch:
+        """Prepare a batch.
+
+        Args:
+            samples: see ``SvpRis.forward``.
+
+        Raises:
+            ValueError: what :func:`parse_targets` and ``read_images`` refuse, or a mask of another size than its image.
+        """
+        options = self.options
+        images = read_images(samples, options.sam.side, self.outputs, options.vision_encoder.extra_channels)
+        batch = PreparedBatch(images, superpixels=self.superpixels(images.geometry, images.region_maps))
+        if not self.training:
+            return batch
+        targets = parse_targets(samples)
+        batch.texts = tokenize_texts(targets, self.prompts, options.layout)
+        masks = [targets.masks[image][index] for image, index in batch.texts.segs]
+        batch.raw_masks = [mask for mask in masks if mask is not None]
+        batch.raw_instances = samples.get("instances")
+        self._add_masks(batch)
+        if not self.reads_superpixels or images.region_maps is not None:
+            batch.auxiliary = self.auxiliary(batch, images.region_maps)
+            batch.raw_instances = None
+            if not self._may_be_too_long(batch):
+                batch.raw_masks = []
+        return batch
+
+    def superpixels(
+        self, geometry: Sequence[SamInputGeometry], region_maps: Sequence[RegionMap] | None
+    ) -> Superpixels | None:
+        """The superpixels of B images in the frame of the patches; None where the projector reads none."""
+        if region_maps is None or not self.reads_superpixels:
+            return None
+        padded = self.options.vision_encoder.fit == "pad"  # the grid then covers all of SAM's input
+        extents = [place.extent if padded else (1.0, 1.0) for place in geometry]
+        return Superpixels.from_region_maps(region_maps, [self.grid] * len(extents), extents, self.mask_size)
+
+    def auxiliary(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> AuxiliaryTargets:
+        """What the auxiliary losses compare with, once the superpixels are known."""
+        assert batch.texts is not None
+        return auxiliary_targets(
+            self.options.auxiliary_losses.enabled,
+            masks=batch.raw_masks,
+            image_index=[image for image, _ in batch.texts.segs],
+            geometry=batch.images.geometry,
+            grids=[self.grid] * len(batch.images.geometry),
+            region_maps=region_maps if self.reads_superpixels else None,
+            instances=batch.raw_instances,
+            tokenizer=self.prompts.tokenizer,
+        )
+
+    def without(
+        self, batch: PreparedBatch, dropped: Collection[tuple[int, int]], region_maps: Sequence[RegionMap] | None
+    ) -> PreparedBatch:
+        """The batch without the targets of texts that did not fit; these are made anew, which is rare.
+
+        Args:
+            batch: with its raw masks.
+            dropped: image and expression of each text that was left out.
+            region_maps: the images' superpixels.
+        """
+        assert batch.texts is not None and batch.auxiliary is not None
+        kept = [row for row, seg in enumerate(batch.texts.segs) if seg not in set(dropped)]
+        texts = replace(batch.texts, segs=[batch.texts.segs[row] for row in kept])
+        fewer = replace(batch, texts=texts, raw_masks=[batch.raw_masks[row] for row in kept])
+        self._add_masks(fewer)
+        fewer.auxiliary = replace(self.auxiliary(fewer, region_maps), words=batch.auxiliary.words)
+        return fewer
+
+    def _add_masks(self, batch: PreparedBatch) -> None:
+        assert batch.texts is not None
+        options, images = self.options, [image for image, _ in batch.texts.segs]
+        rows = first_of_each_image(images, options.sam.max_masks_per_image)
+        cells = options.sam.side // LOGIT_STRIDE
+        batch.masks = mask_targets(
+            [batch.raw_masks[row] for row in rows],
+            [batch.images.geometry[images[row]] for row in rows],
+            options.losses.resolution,
+            (cells, cells),
+        )
+        batch.decoded, batch.decoded_index = rows, torch.tensor(rows, dtype=torch.long)
+
+    def _may_be_too_long(self, batch: PreparedBatch) -> bool:
+        """Whether texts might have to be left out, however many visual tokens an image may get."""
+        assert batch.texts is not None
+        regions = [one.count for one in batch.images.region_maps or ()] if self.reads_superpixels else []
+        visual = max([self.grid[0] * self.grid[1], *regions]) + len(self.prompts.prefix_ids())
+        return any(visual + sum(len(turn.ids) for turn in row) > self.max_length for row in batch.texts.turns)
+
+
+@dataclass
+class TokenizedBatch:
+    """A batch of R sequences, with the places of ``[SEG]`` in them.
+
+    Without any ``[SEG]`` there is one prompt, of the first image: a zero state, so that every part of the model runs.
+
+    Args:
+        sequences: token ids, labels and positions, with room for the visual tokens.
+        targets: the prepared batch, with the targets of the texts that fit.
+    """
+
+    sequences: SplicedBatch
+    targets: PreparedBatch
+
+    def __post_init__(self) -> None:
+        assert self.targets.texts is not None and self.sequences.seg is not None
+        expected, seen = len(self.targets.texts.segs), len(self.sequences.seg)
+        if seen != expected:
+            raise ValueError(f"{expected} expressions have a target but the text holds {seen} [SEG] tokens.")
+
+    @property
+    def image_index(self) -> Tensor:
+        """(P,) the image of each ``[SEG]``."""
+        assert self.sequences.seg is not None
+        index = self.sequences.seg.image_index
+        return index if len(index) else index.new_zeros(1)
+
+    def seg_states(self, states: Tensor) -> Tensor:
+        """The states that predict ``[SEG]``: of (R, L, D) those at the position before each, (P, D)."""
+        places = self.sequences.seg
+        assert places is not None
+        return states[places.rows, places.columns] if len(places) else states.new_zeros(1, states.shape[-1])
+
+    def decoded(self, prompts: Tensor) -> tuple[Tensor, list[int]]:
+        """The K of P prompts whose masks are decoded, and their images.
+
+        Args:
+            prompts: (P, 1, 256).
+        """
+        rows, places = self.targets.decoded, self.sequences.seg
+        assert places is not None and self.targets.decoded_index is not None
+        if not rows:
+            return prompts, [0]
+        chosen = prompts if len(rows) == len(prompts) else prompts.index_select(0, self.targets.decoded_index)
+        return chosen, [places.images[row] for row in rows]  # (K, 1, 256), K
+
+
+def first_of_each_image(images: Sequence[int], limit: int | None) -> list[int]:
+    """The indices of at most the first ``limit`` entries of each image; None: of all."""
+    seen: Counter[int] = Counter()
+    rows = []
+    for row, image in enumerate(images):
+        seen[image] += 1
+        if limit is None or seen[image] <= limit:
+            rows.append(row)
+    return rows

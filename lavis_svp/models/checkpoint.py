@@ -35,6 +35,7 @@ ONLY_TRAINING = (
     "losses.*",
     "layout",
     "cache_features",
+    "superpixels.cache",
     "trainable",
     "learning_rates.*",
     "learning_rates",
@@ -47,8 +48,16 @@ ONLY_TRAINING = (
     "language.max_*",
     "auxiliary_losses.*",
     "visual_tokens.shuffle",
+    "language.dtype",
+    "language.attn_implementation",
+    "language.quantization",
+    "language.device_map",
+    "vision_encoder.dtype",
+    "vision_encoder.attn_implementation",
+    "sam.dtype",
+    "superpixels.cache",
 )
-"""Options that do not change what trained weights compute. Where they change which weights there are (an adapter), the
+"""Options that do not change what trained weights compute, but for rounding. Where they change which weights there are (an adapter), the
 comparison of names and shapes notices."""
 SET_AFTER_TRAINING = ("no_target", "no_target.*")
 INPUT_KEYS = ("superpixels.*", "prompt.*", "sam.side", "vision_encoder.side", "vision_encoder.fit")

@@ -15,7 +15,7 @@ from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLossOptions
 from lavis_svp.segmentation.losses import LossOptions
 from lavis_svp.segmentation.no_target import NoTargetOptions
 from lavis_svp.segmentation.seg_prompt import SegPromptOptions
-from lavis_svp.vision.feature_extractor import EncoderOptions, SamOptions
+from lavis_svp.vision.feature_extractor import EncoderOptions, SamOptions, check_superpixel_section
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class ModelOptions:
         vision_encoder: see ``EncoderOptions`` (vision/feature_extractor.py).
         sam: see ``SamOptions`` (vision/feature_extractor.py).
         superpixels: ``name`` of a superpixel generator and its options; or options in a section that is named like the
-            generator, which counts when that generator is chosen.
+            generator, which counts when that generator is chosen; and ``cache``: ``off``, or ``read`` or ``fill`` the
+            store of ``lavis-svp superpixels make``, see ``superpixel_cache`` (vision/feature_extractor.py).
         projector: ``name`` of a projector and its options; the one line that swaps it.
         visual_tokens: see :class:`VisualTokenOptions`.
         language: see ``LanguageOptions`` (language/causal_lm.py).
@@ -90,6 +91,7 @@ class ModelOptions:
         for section in ("superpixels", "projector"):
             if "name" not in getattr(self, section):
                 raise ValueError(f"model.{section} needs a 'name'.")
+        check_superpixel_section(self.superpixels)
         projector = dict(self.projector)
         name = projector.pop("name")
         build_options(PROJECTORS.get(name).options_class, projector, f"model.projector ('{name}')")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lavis_svp.projectors.types import VisualTokens
-from lavis_svp.segmentation.auxiliary_losses import region_iou
 from lavis_svp.segmentation.seg_prompt import SegPrompts
+from lavis_svp.segmentation.targets import region_iou
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.vision.feature_extractor import VisionFeatures
+from lavis_svp.vision.geometry import SamInputGeometry, logits_to_original
 
 
 @dataclass
@@ -22,10 +25,10 @@ class EncodedImages:
     vision: VisionFeatures
     visual: VisualTokens
 
-    @cached_property
+    @property
     def counts(self) -> list[int]:
         """Number of valid visual tokens of each image."""
-        return [int(count) for count in self.visual.valid.sum(1).tolist()]
+        return self.visual.counts
 
 
 @dataclass
@@ -34,7 +37,6 @@ class MaskPrediction:
 
     Args:
         mask: (H, W) uint8 0/1 at the image's own size; empty when the model answered that there is no such thing.
-        logits: (H, W) float32 before thresholding at 0, also where the model emitted no ``[SEG]``.
         score: mean probability inside the mask; 0 for an empty one.
         answered: whether the model emitted ``[SEG]`` (always True when teacher-forced).
         text: the answer in words.
@@ -42,16 +44,84 @@ class MaskPrediction:
             or without a pointer the one with the best IoU with the mask; None without superpixels or without an answer.
         region_map: the image's superpixels, None when the projector needs none.
         tokens: number of visual tokens that the language model read.
+        low_logits: (4h, 4w) scores over SAM's input, on the model's device.
+        geometry: the image's place in SAM's input.
     """
 
     mask: np.ndarray
-    logits: np.ndarray
     score: float
     answered: bool
     text: str
     pick: int | None
     region_map: RegionMap | None
     tokens: int
+    low_logits: Tensor
+    geometry: SamInputGeometry
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """(H, W) float32 before thresholding at 0, also where the model emitted no ``[SEG]``; read when asked for."""
+        return logits_to_original(self.low_logits[None], self.geometry)[0].float().cpu().numpy()
+
+
+@dataclass
+class HostMasks:
+    """P masks and what belongs to them, on the host.
+
+    Args:
+        masks: P masks (H, W) uint8 0/1.
+        scores: P mean probabilities inside the masks.
+        pointed: P indices of the visual tokens that the pointer scores best; None without a pointer.
+    """
+
+    masks: list[np.ndarray]
+    scores: list[float]
+    pointed: list[int] | None
+
+
+def masks_on_host(
+    logits: Tensor,
+    geometry: Sequence[SamInputGeometry],
+    answered: Sequence[bool],
+    pointed: Tensor | None,
+) -> HostMasks:
+    """Bring P masks to their images' sizes and to the host, in two transfers.
+
+    Args:
+        logits: (P, 4h, 4w) scores over SAM's input.
+        geometry: P places of the masks' images.
+        answered: P flags; False gives an empty mask.
+        pointed: (P,) indices of visual tokens, or None.
+    """
+    inside, numbers = [], []
+    for row, (place, real) in enumerate(zip(geometry, answered, strict=True)):
+        full = logits_to_original(logits[row : row + 1], place)[0].float()  # (H, W)
+        mask = (full > 0) if real else torch.zeros_like(full, dtype=torch.bool)
+        area = mask.sum(dtype=torch.float32)
+        probability = torch.where(mask, full.sigmoid(), torch.zeros_like(full)).sum()
+        inside.append(mask.flatten())
+        numbers.append(probability / area.clamp_min(1))
+    if not inside:
+        return HostMasks([], [], None if pointed is None else [])
+    flat = torch.cat(inside).cpu().numpy().view(np.uint8)
+    table = torch.stack(numbers)[None]  # (1, P)
+    if pointed is not None:
+        table = torch.cat([table, pointed[None].to(table)])  # (2, P); token indices are exact in float32
+    scores, *rest = table.tolist()
+    ends = np.cumsum([place.original_size[0] * place.original_size[1] for place in geometry])[:-1]
+    masks = [part.reshape(place.original_size) for part, place in zip(np.split(flat, ends), geometry, strict=True)]
+    return HostMasks(masks, scores, [int(index) for index in rest[0]] if rest else None)
+
+
+def pointed_tokens(prompts: SegPrompts, visual: VisualTokens, image_index: Sequence[int] | Tensor) -> Tensor | None:
+    """(P,) the visual token that the pointer scores best for each prompt, of those that show a region.
+
+    None without a pointer, or where tokens are not superpixels.
+    """
+    if prompts.scores is None or visual.order is None:
+        return None
+    shown = visual.order[image_index] >= 0  # (P, T): padding, and the token of an image without superpixels
+    return prompts.scores.masked_fill(~shown, -torch.inf).argmax(-1)  # (P,)
 
 
 def best_region(region_map: RegionMap, mask: np.ndarray) -> int | None:
@@ -65,27 +135,22 @@ def best_region(region_map: RegionMap, mask: np.ndarray) -> int | None:
     return int(iou.argmax()) if iou.max() > 0 else None
 
 
-def chosen_region(
-    encoded: EncodedImages, prompts: SegPrompts, row: int, image_index: int, mask: np.ndarray
-) -> int | None:
+def chosen_region(encoded: EncodedImages, index: int, pointed: int | None, mask: np.ndarray) -> int | None:
     """The region whose token the pointer scores best, or without a pointer the one that fits the mask best.
 
     Args:
         encoded: the images.
-        prompts: the prompts of the mask decoder.
-        row: which prompt.
-        image_index: the image of that prompt.
-        mask: (H, W) 0/1 that was decoded from it.
+        index: of the image.
+        pointed: the token that the pointer scores best; None without a pointer.
+        mask: (H, W) 0/1 that was decoded.
 
     Returns:
         its index in the image's region map; None without superpixels.
     """
-    maps, order = encoded.vision.region_maps, encoded.visual.order
+    maps, order = encoded.vision.region_maps, encoded.visual.on_host.order
     if maps is None or order is None:
         return None
-    if prompts.scores is None:
-        return best_region(maps[image_index], mask)
-    regions = order[image_index] >= 0  # padding has no region
-    if not bool(regions.any()):
-        return None
-    return int(order[image_index, int(prompts.scores[row].masked_fill(~regions, -torch.inf).argmax())])
+    if pointed is None:
+        return best_region(maps[index], mask)
+    region = order[index][pointed] if pointed < len(order[index]) else -1
+    return region if region >= 0 else None

@@ -6,12 +6,13 @@ which follow the drawing in the README.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from lavis.common.registry import registry
 from lavis.models.base_model import BaseModel
@@ -19,14 +20,22 @@ from torch import Tensor
 
 from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
+from lavis_svp.common.transfer import Packed
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptBuilder
 from lavis_svp.language.splice import splice
-from lavis_svp.models.batch import TokenizedBatch, as_lists, step_number, tokenize_batch
+from lavis_svp.models.batch import (
+    PREPARED,
+    BatchPreparer,
+    PreparedBatch,
+    TokenizedBatch,
+    as_lists,
+    step_number,
+)
 from lavis_svp.models.checkpoint import check_config_compatible, find_weights, load_pretrained_parts, read_weights
 from lavis_svp.models.config import ModelOptions, parse_model_options
-from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region
+from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region, masks_on_host, pointed_tokens
 from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
 from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.projectors import build_projector
@@ -43,10 +52,10 @@ from lavis_svp.segmentation.no_target import (
 )
 from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPrompts, token_positions
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, VisionFeatures
-from lavis_svp.vision.geometry import logits_to_original
 from lavis_svp.vision.types import ENCODER_OUTPUTS
 from lavis_svp.zoo import Weights
 
+T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
 MODES = ("generative", "teacher_forced")
 
@@ -131,11 +140,32 @@ class SvpRis(BaseModel):
         self.mask_head = SegMaskDecoder(
             self.extractor.sam_prompt_encoder, self.extractor.sam_mask_decoder, options.sam.train_decoder
         )
-        self.mask_losses = MaskLosses(options.losses.resolution)
+        self.mask_losses = MaskLosses()
         self.aids = AuxiliaryLosses(options.auxiliary_losses)
         self._kept_in_checkpoint: set[str] = set()  # parameters that an earlier stage trained
         if options.trainable is not None:
             train_only(self, options.trainable)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    def maybe_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision as LAVIS's models have it: on where the language model computes in 16 bits.
+
+        Inside a caller's autocast, and for a model in float32, nothing changes.
+        """
+        dtype, kind = self.language.compute_dtype, self.device.type
+        if dtype == torch.float32 or not torch.amp.is_autocast_available(kind) or torch.is_autocast_enabled(kind):
+            return contextlib.nullcontext()
+        return torch.autocast(kind, dtype=dtype)
+
+    def compile_parts(self) -> None:
+        """Compile the three parts whose shapes repeat: language model, vision encoder and SAM's encoder."""
+        self.language.compile()
+        self.extractor.vision_encoder.compile()
+        self.extractor.sam_encoder.compile()
 
     @property
     def extractor(self) -> FrozenFeatureExtractor:
@@ -163,93 +193,156 @@ class SvpRis(BaseModel):
         """Losses of a batch.
 
         Args:
-            samples: ``image`` (B, 4, S, S), RGB and a channel that is 1 where the image is, in SAM's square input of
-                side S; ``text_input`` B lists of expressions; ``masks`` B lists of (H, W) 0/1 arrays; or questions,
-                captions and their words, see :func:`~lavis_svp.models.batch.parse_targets`; optional ``has_target``,
-                ``instances``, ``region_map``, ``frozen`` (cached features), ``original_size``, and LAVIS's ``epoch``,
-                ``num_iters_per_epoch``, ``iters``, which place the step in the alignment stage.
+            samples: a batch that :meth:`batch_preparer` has prepared in a loader's worker; or what it prepares:
+                ``image``, (B, 3, S, S) uint8 RGB at the top left of SAM's square input of side S, with
+                ``original_size``, or (B, 4, S, S) float RGB and a channel that is 1 where the image is; ``text_input``
+                B lists of expressions; ``masks`` B lists of (H, W) 0/1 arrays; or questions, captions and their words,
+                see :func:`~lavis_svp.models.batch.parse_targets`; optional ``has_target``, ``instances``,
+                ``region_map``, ``frozen`` (cached features). And LAVIS's ``epoch``, ``num_iters_per_epoch``,
+                ``iters``, which place the step in the alignment stage.
 
         Returns:
             ``loss`` and its parts ``loss_ce``, ``loss_bce``, ``loss_dice``, plus the auxiliary losses that are on; and
-            ``stats``, numbers for the log: ``tokens_per_image``, the mean number of visual tokens.
+            ``stats``, numbers for the log: ``tokens_per_image``, the mean number of visual tokens, and
+            ``shortened_texts``, the number of texts that were too long, if there were any.
 
         Raises:
             ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
         """
-        vision = self.extractor(samples)  # frozen: patches (B, N, C), SAM embedding (B, 256, h, w), region maps
-        visual = self.visual_tokens(vision)  # superpixels -> projector: (B, T, D)
-        token_losses = self.auxiliary_losses.token_losses(vision, visual, samples.get("instances"), self.language)
-        if self.auxiliary_losses.in_alignment_stage(step_number(samples)):  # the projector alone learns
-            no_words = 0.0 * visual.tokens.sum()  # where nothing is named, the projector still gets a gradient
-            return self.total_loss({"loss_word": no_words, **token_losses}, visual)
+        with self.maybe_autocast():
+            inputs = self.prepare(samples, training=True)  # what the CPU makes of a batch, on the device
+            vision = self.extractor(inputs.images)  # frozen: patches (B, N, C), SAM embedding (B, 256, h, w), regions
+            visual = self.visual_tokens(vision, inputs.superpixels)  # superpixels -> projector: (B, T, D)
+            inputs = self.with_auxiliary_targets(inputs, vision)
+            token_losses = self.auxiliary_losses.token_losses(vision, visual, inputs.auxiliary, self.language)
+            if self.auxiliary_losses.in_alignment_stage(step_number(samples)):  # the projector alone learns
+                no_words = 0.0 * visual.tokens.sum()  # where nothing is named, the projector still gets a gradient
+                return self.total_loss({"loss_word": no_words, **token_losses}, visual)
 
-        batch = self.tokenize(samples, visual)  # prompts -> ids and labels (R, L), places of P [SEG]
-        states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
-        losses = {"loss_ce": self.language.loss(states, batch.sequences.labels)}
+            batch = self.tokenize(inputs, visual, vision)  # ids and labels (R, L), places of P [SEG]
+            states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
+            losses = {"loss_ce": self.language.loss(states, batch.sequences)}
 
-        seg_states, image_index = batch.seg_states(states), batch.image_index  # (P, D), (P,)
-        seg_prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, image_index)  # (P, 1, 256)
-        losses |= self.auxiliary_losses.prompt_losses(
-            vision, visual, seg_prompts, image_index, batch.masks, self.mask_decoder
-        )
-        rows, masks = batch.first_masks(self.options.sam.max_masks_per_image)  # K of the P prompts are decoded
-        logits = self.mask_decoder(vision.sam, seg_prompts.sparse[rows], image_index[rows])  # (K, 4h, 4w)
-        losses |= self.mask_losses(logits, masks, [vision.geometry[index] for index in image_index[rows].tolist()])
-        return self.total_loss({**losses, **token_losses}, visual)
+            seg_states, image_index = batch.seg_states(states), batch.image_index  # (P, D), (P,)
+            seg_prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, image_index)  # (P, 1, 256)
+            losses |= self.auxiliary_losses.prompt_losses(
+                visual, seg_prompts, image_index, batch.targets.auxiliary, self.mask_decoder
+            )
+            prompts, images = batch.decoded(seg_prompts.sparse)  # K of the P: (K, 1, 256), K images
+            logits = self.mask_decoder(vision.sam, prompts, images)  # (K, 4h, 4w)
+            losses |= self.mask_losses(logits, batch.targets.masks)
+            return self.total_loss({**losses, **token_losses}, visual, batch.sequences.shortened)
 
     @torch.no_grad()
-    def predict_masks(self, samples: Mapping[str, Any], mode: str = "generative") -> list[list[MaskPrediction]]:
+    def predict_masks(
+        self, samples: Mapping[str, Any], mode: str = "generative", encoded: EncodedImages | None = None
+    ) -> list[list[MaskPrediction]]:
         """Segment every expression.
 
         Args:
-            samples: ``image`` (B, 4, S, S); ``text_input`` B expressions, or B lists of them.
+            samples: ``image`` as for :meth:`forward`, or a prepared batch; ``text_input`` B expressions, or B lists.
             mode: ``generative`` (the model writes its answer; no ``[SEG]``, no mask) or ``teacher_forced`` (the answer
                 with ``[SEG]`` is given, as GLaMM's and LISA's evaluations do).
+            encoded: what :meth:`encode` made of the samples, to answer them in several modes; None: it is made here.
 
         Returns:
             for each image a list with one prediction per expression.
 
         Raises:
-            ValueError: the mode is unknown, or an expression is empty.
+            ValueError: the mode is unknown, or an expression is empty or too long.
         """
         if mode not in MODES:
             raise unknown_name("prediction mode", mode, MODES)
-        encoded = self.encode(samples)
-        answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
-        seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
-        logits = self.mask_decoder(encoded.vision.sam, seg_prompts.sparse, answers.image_index)  # (P, 4h, 4w)
+        with self.maybe_autocast():
+            encoded = self.encode(samples) if encoded is None else encoded
+            answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
+            seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
+            logits = self.mask_decoder(encoded.vision.sam, seg_prompts.sparse, answers.images)  # (P, 4h, 4w)
         return self._predictions(encoded, answers, seg_prompts, logits)
 
     def encode(self, samples: Mapping[str, Any]) -> EncodedImages:
         """Compute the frozen features of a batch (or take them from ``samples``) and its visual tokens."""
-        vision = self.extractor(samples)
-        return EncodedImages(vision, self.visual_tokens(vision))
+        with self.maybe_autocast():
+            inputs = self.prepare(samples, training=False)
+            vision = self.extractor(inputs.images)
+            return EncodedImages(vision, self.visual_tokens(vision, inputs.superpixels))
 
-    def visual_tokens(self, vision: VisionFeatures) -> VisualTokens:
-        """Project patch features, pooled by superpixels where the projector uses them, to (B, T, D) tokens."""
-        superpixels = None
-        if vision.region_maps is not None and "superpixels" in self.projector.requires:
-            superpixels = Superpixels.from_region_maps(
-                vision.region_maps,
-                vision.patches.grids,
-                vision.extents,
-                mask_size=self.projector.mask_size,
-                device=self.device,
-            )
+    def visual_tokens(self, vision: VisionFeatures, superpixels: Superpixels | None = None) -> VisualTokens:
+        """Project patch features, pooled by superpixels where the projector uses them, to (B, T, D) tokens.
+
+        Args:
+            vision: frozen features of B images.
+            superpixels: of the images, on the device; None: they are made of the region maps, if there are any.
+        """
+        if superpixels is None:
+            superpixels = self.batch_preparer(False).superpixels(vision.geometry, vision.region_maps)
+            superpixels = None if superpixels is None else self._moved(superpixels)
         visual = self.projector(vision.patches, superpixels)
         return visual.shuffled() if self.training and self.options.visual_tokens.shuffle else visual
 
-    def tokenize(self, samples: Mapping[str, Any], visual: VisualTokens) -> TokenizedBatch:
-        """Render and tokenise the texts of a batch, with room for the visual tokens; see :func:`tokenize_batch`."""
-        return tokenize_batch(
-            samples,
-            self.prompt_builder,
-            visual.valid.sum(1).tolist(),
-            layout=self.options.layout,
+    def batch_preparer(self, training: bool) -> BatchPreparer:
+        """What prepares batches in a loader's workers, to learn from or to predict."""
+        projector = self.projector
+        return BatchPreparer(
+            options=self.options,
+            prompts=self.prompt_builder,
+            grid=self.extractor.vision_encoder.grid,
+            outputs=tuple(self.extractor.config.outputs),
+            reads_superpixels="superpixels" in projector.requires,
+            mask_size=projector.mask_size,
             max_length=self.language.max_length,
-            seg_id=self.language.seg_id,
-            device=self.device,
+            training=training,
         )
+
+    def prepare(self, samples: Mapping[str, Any], training: bool) -> PreparedBatch:
+        """The prepared batch of the samples, made here if no loader has, on the model's device."""
+        packed = samples.get(PREPARED)
+        if packed is None:
+            batch = self.batch_preparer(training).prepare(samples)
+            if self.device.type == "cpu":
+                return batch
+            packed = Packed(batch)
+        moved: PreparedBatch = packed.to(self.device).tree
+        return moved
+
+    def _moved(self, tree: T) -> T:
+        """A tree with its CPU tensors on the model's device, in one copy."""
+        moved: T = tree if self.device.type == "cpu" else Packed(tree).to(self.device).tree
+        return moved
+
+    def with_auxiliary_targets(self, inputs: PreparedBatch, vision: VisionFeatures) -> PreparedBatch:
+        """Complete a batch whose superpixels have just been made by what the auxiliary losses compare with."""
+        if inputs.auxiliary is not None:
+            return inputs
+        auxiliary = self.batch_preparer(True).auxiliary(inputs, vision.region_maps)
+        return replace(inputs, auxiliary=self._moved(auxiliary))
+
+    def tokenize(self, inputs: PreparedBatch, visual: VisualTokens, vision: VisionFeatures) -> TokenizedBatch:
+        """Lay out the texts of a batch with room for the visual tokens; texts that do not fit are cut or left out.
+
+        Args:
+            inputs: the prepared batch.
+            visual: its visual tokens.
+            vision: its frozen features.
+
+        Raises:
+            ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
+        """
+        assert inputs.texts is not None
+        sequences = splice(
+            self.prompt_builder.prefix_ids(),
+            visual.counts,
+            inputs.texts.turns,
+            self.options.layout,
+            self.language.max_length,
+            self.device,
+            seg_id=self.language.seg_id,
+            shorten=True,
+        )
+        if sequences.dropped:
+            inputs = self.batch_preparer(True).without(inputs, sequences.dropped, vision.region_maps)
+            inputs = self._moved(inputs)
+        return TokenizedBatch(sequences, inputs)
 
     def make_seg_prompts(self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor) -> SegPrompts:
         """Turn states that predict ``[SEG]`` into prompts of the mask decoder.
@@ -284,14 +377,16 @@ class SvpRis(BaseModel):
                 self.no_target, lambda states, index: self.make_seg_prompts(encoded, states, index).scores
             )
             return generate_answers(self.language, tokens, encoded.counts, prefix, turns, seg_logit_bias=bias)
-        batch = splice(prefix, encoded.counts, turns, "packed", self.language.max_length, self.device)
-        states = self.language.read(batch, tokens)  # (B, L, D)
-        rows, columns, image_index, expression = batch.positions_predicting(self.language.seg_id)
-        texts = [turns[i][e].ids[turns[i][e].prompt_length :] for i, e in zip(image_index, expression, strict=True)]
-        answered = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return Answers(texts, states[rows, columns], answered, image_index, expression)
+        language = self.language
+        batch = splice(
+            prefix, encoded.counts, turns, "packed", language.max_length, self.device, seg_id=language.seg_id
+        )
+        places, states = batch.seg, language.read(batch, tokens)  # P places, (B, L, D)
+        assert places is not None
+        texts = [turns[i][e].ids[turns[i][e].prompt_length :] for i, e in zip(places.images, places.expressions, strict=True)]
+        return Answers(texts, states[places.rows, places.columns], places, [True] * len(places))
 
-    def total_loss(self, losses: Mapping[str, Tensor], visual: VisualTokens) -> dict[str, Any]:
+    def total_loss(self, losses: Mapping[str, Tensor], visual: VisualTokens, shortened: int = 0) -> dict[str, Any]:
         """The weighted sum ``loss``, each part unweighted, and ``stats`` for the log."""
         weights = {
             "loss_ce": self.options.losses.ce,
@@ -300,29 +395,34 @@ class SvpRis(BaseModel):
             **self.auxiliary_losses.weights(),
         }
         total = sum((weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device))
-        return {"loss": total, **losses, "stats": {"tokens_per_image": visual.valid.sum(1).float().mean()}}
+        stats: dict[str, Any] = {"tokens_per_image": visual.valid.sum(1).float().mean()}
+        if shortened:
+            stats["shortened_texts"] = shortened
+        return {"loss": total, **losses, "stats": stats}
 
     def _predictions(
         self, encoded: EncodedImages, answers: Answers, prompts: SegPrompts, logits: Tensor
     ) -> list[list[MaskPrediction]]:
         """Bring (P, 4h, 4w) logits to the images' own sizes, and collect the predictions of each image."""
+        images, answered = answers.images, answers.answered
+        geometry = [encoded.vision.geometry[index] for index in images]
+        pointed = pointed_tokens(prompts, encoded.visual, answers.image_index)
+        host = masks_on_host(logits, geometry, answered, pointed)
+        maps = encoded.vision.region_maps
         predictions: list[list[MaskPrediction]] = [[] for _ in encoded.counts]
-        for row, index in enumerate(answers.image_index.tolist()):
-            full = logits_to_original(logits[row : row + 1], encoded.vision.geometry[index])[0]  # (H, W)
-            answered = bool(answers.answered[row])
-            inside = (full > 0) & answered
-            mask = inside.cpu().numpy()
-            maps = encoded.vision.region_maps
+        for row, index in enumerate(images):
+            token = None if host.pointed is None else host.pointed[row]
             predictions[index].append(
                 MaskPrediction(
-                    mask=mask.astype(np.uint8),
-                    logits=full.float().cpu().numpy(),
-                    score=float(full[inside].sigmoid().mean()) if mask.any() else 0.0,
-                    answered=answered,
+                    mask=host.masks[row],
+                    score=host.scores[row],
+                    answered=answered[row],
                     text=self.prompt_builder.decode(answers.ids[row]),
-                    pick=chosen_region(encoded, prompts, row, index, mask) if answered else None,
+                    pick=chosen_region(encoded, index, token, host.masks[row]) if answered[row] else None,
                     region_map=None if maps is None else maps[index],
                     tokens=encoded.counts[index],
+                    low_logits=logits[row],
+                    geometry=geometry[row],
                 )
             )
         return predictions

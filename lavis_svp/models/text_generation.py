@@ -179,7 +179,7 @@ class TextGenerator:
 
     def _decode(self, encoded: EncodedImages, answers: Answers) -> list[list[str]]:
         texts: list[list[str]] = [[] for _ in encoded.counts]
-        for ids, index in zip(answers.ids, answers.image_index.tolist(), strict=True):
+        for ids, index in zip(answers.ids, answers.images, strict=True):
             texts[index].append(self.prompts.decode(ids))
         return texts
 

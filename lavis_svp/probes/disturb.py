@@ -82,7 +82,8 @@ class Bank:
 
     def mean(self, source: str) -> Tensor:
         """(W,) mean over all superpixels of all images."""
-        return torch.cat(self.images[source]).double().mean(0).float()
+        rows = torch.cat(self.images[source])
+        return rows.cpu().double().mean(0).float().to(rows)  # Apple's GPUs have no float64
 
 
 def targets_of(projector: nn.Module) -> list[str]:

@@ -12,7 +12,7 @@ from lavis_svp.datasets.refshapes.config import ATTRIBUTES
 from lavis_svp.datasets.refshapes.expressions import RANKS, RELATIONS, SUPERLATIVES
 from lavis_svp.metrics.masks import iou
 from lavis_svp.probes.session import Answer, instances_of
-from lavis_svp.segmentation.auxiliary_losses import instance_of_region
+from lavis_svp.segmentation.targets import instance_of_region
 from lavis_svp.superpixels.region_map import region_areas, region_ious
 
 GOOD_IOU = 0.5

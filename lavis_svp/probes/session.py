@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from lavis.common.dist_utils import get_world_size
-from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
+from lavis_svp.common.transfer import move_to_device, received
 from lavis_svp.metrics.records import Record
 from lavis_svp.models.outputs import MaskPrediction
 from lavis_svp.runners.data import eval_loader
@@ -89,8 +89,9 @@ class Session:
         return {**self.runner.task.settings, **run_facts(), "split": self.split, "weights": self.weights}
 
     def _moved(self, batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
-        for batch in batches:
-            yield prepare_sample(batch, cuda_enabled=self.model.device.type == "cuda")
+        device = self.model.device
+        for batch in received(batches):
+            yield move_to_device(batch, device)
 
 
 @torch.no_grad()

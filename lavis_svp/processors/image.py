@@ -1,4 +1,7 @@
-"""``svp_image_train`` and ``svp_image_eval``: an image as the one tensor that all encoders take."""
+"""``svp_image_train`` and ``svp_image_eval``: an image as the one tensor that all encoders take.
+
+Called, a processor returns floats with a validity channel; data sets call its ``resized``, a fifth of the bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from PIL import Image, ImageEnhance
 
 from lavis_svp.common.images import as_image
 from lavis_svp.processors import OptionsProcessor
-from lavis_svp.vision.geometry import to_sam_input
+from lavis_svp.vision.geometry import resize_to_sam_input, to_sam_input
 
 ImageSource = str | Path | Image.Image | np.ndarray
+
+_COLOUR_OPTIONS = ("brightness", "contrast", "saturation")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ImageTrainOptions(ImageEvalOptions):
     Args:
         image_size: as for evaluation.
         brightness, contrast, saturation: largest relative change, in [0, 1]; each factor is drawn evenly from
-            1 - x to 1 + x. Frozen features from a cache do not contain it.
+            1 - x to 1 + x. Not with cached features, which would not contain it.
         hflip_prob: how often the dataset mirrors an image together with its masks and the words left and right. The
             processor sees the image alone and never mirrors.
     """
@@ -51,7 +56,7 @@ class ImageTrainOptions(ImageEvalOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("brightness", "contrast", "saturation", "hflip_prob"):
+        for name in (*_COLOUR_OPTIONS, "hflip_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
 
@@ -104,6 +109,15 @@ class SvpImageEvalProcessor(OptionsProcessor):
         """
         return to_sam_input(as_image(item), self.options.image_size)
 
+    def resized(self, item: ImageSource, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """(3, S, S) uint8 RGB, zeros in the padding: what data sets send; raises what a call raises.
+
+        Args:
+            item: the image.
+            rng: not used.
+        """
+        return resize_to_sam_input(as_image(item), self.options.image_size)
+
 
 @registry.register_processor("svp_image_train")
 class SvpImageTrainProcessor(OptionsProcessor):
@@ -123,6 +137,11 @@ class SvpImageTrainProcessor(OptionsProcessor):
         """How often the dataset mirrors an image."""
         return self.options.hflip_prob
 
+    @property
+    def colour_changes(self) -> list[str]:
+        """The options of colour that are on."""
+        return [name for name in _COLOUR_OPTIONS if getattr(self.options, name)]
+
     def __call__(self, item: ImageSource, rng: np.random.Generator | None = None) -> torch.Tensor:
         """(4, S, S) float32, see :class:`SvpImageEvalProcessor`.
 
@@ -130,5 +149,16 @@ class SvpImageTrainProcessor(OptionsProcessor):
             item: the image.
             rng: draws the colour changes; None = a fresh one.
         """
-        image = jitter_colors(as_image(item), self.options, rng or np.random.default_rng())
-        return to_sam_input(image, self.options.image_size)
+        return to_sam_input(self._jittered(item, rng), self.options.image_size)
+
+    def resized(self, item: ImageSource, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """(3, S, S) uint8, see :meth:`SvpImageEvalProcessor.resized`.
+
+        Args:
+            item: the image.
+            rng: draws the colour changes; None = a fresh one.
+        """
+        return resize_to_sam_input(self._jittered(item, rng), self.options.image_size)
+
+    def _jittered(self, item: ImageSource, rng: np.random.Generator | None) -> np.ndarray:
+        return jitter_colors(as_image(item), self.options, rng or np.random.default_rng())

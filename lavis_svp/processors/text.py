@@ -10,10 +10,15 @@ from typing import Any, ClassVar, Self
 from lavis.common.registry import registry
 from lavis.processors.base_processor import BaseProcessor
 
+from lavis_svp.common.images import BrokenFileError
 from lavis_svp.common.options import check_keys, plain
 
 _BRACKETS = str.maketrans(dict.fromkeys("<>[]", " "))
 _TRAILING = " .,;:!?"
+
+
+class EmptyTextError(BrokenFileError):
+    """An annotated text holds nothing that can be read."""
 
 
 def clean_expression(text: str) -> str:
@@ -25,12 +30,12 @@ def clean_expression(text: str) -> str:
     as one. The words inside stay. The length is not limited here; the language side decides on that.
 
     Raises:
-        ValueError: nothing is left of it.
+        EmptyTextError: nothing is left of it.
     """
     spaced = visible_text(unicodedata.normalize("NFKC", text).lower())
     cleaned = spaced.rstrip(_TRAILING) or spaced
     if not cleaned:
-        raise ValueError(f"The expression is empty ({text!r}). Name what to look for, as in 'the cat on the left'.")
+        raise EmptyTextError(f"The expression is empty ({text!r}). Name what to look for, as in 'the cat on the left'.")
     return cleaned
 
 
@@ -38,7 +43,7 @@ def clean_question(text: str) -> str:
     """Clean a question like :func:`clean_expression`, but keep capitals and the mark at the end."""
     cleaned = visible_text(text)
     if not cleaned:
-        raise ValueError(f"The question is empty ({text!r}).")
+        raise EmptyTextError(f"The question is empty ({text!r}).")
     return cleaned
 
 

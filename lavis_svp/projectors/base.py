@@ -115,14 +115,7 @@ class Projector(nn.Module, ABC):
         parameter = next(self.parameters())
         features = replace(features, patches=self.patch_norm(features.patches.to(parameter.dtype)))
         result = self.project(features, superpixels)
-        padding = ~result.valid
-        tokens = self.token_norm(result.tokens).masked_fill(padding[..., None], 0.0)  # (B, T, D)
-        assignment, order = result.assignment, result.order
-        if assignment is not None:
-            assignment = assignment.masked_fill(padding[..., None], 0.0)  # (B, T, N)
-        if order is not None:
-            order = order.masked_fill(padding, -1)  # (B, T)
-        return VisualTokens(tokens, result.valid, assignment, order)
+        return result.with_tokens(self.token_norm(result.tokens))
 
     def check_grid(self, grid: Grid) -> None:
         """Refuse a grid whose sides, letter-box padding included, are no multiples of the options' ``grid_multiple``.

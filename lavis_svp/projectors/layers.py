@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 from lavis_svp.common.tensors import no_autocast
 
-_CENTROID_DIGITS = 3  # centroids equal to a thousandth of a patch are one place: rounding noise must not order tokens
+# Sums that must not depend on padding are sums of whole numbers of 2^-40: exact in any order, and unlike float64 there
+# on every device. Weights that are not 2^-17 smaller than the largest keep all their bits.
+_UNIT = 2.0**40
+_CENTROID_UNITS = 1000  # centroids equal to a thousandth of a patch are one place: rounding noise must not order tokens
+_EXPONENT_BITS = 0x7F800000  # of a float32: they alone are the power of two below it
 
 
 def token_mlp(vision_dim: int, llm_dim: int) -> nn.Sequential:
@@ -52,8 +56,7 @@ def pooling_weights(weights: Tensor, patch_valid: Tensor) -> Tensor:
     covers no valid patch at all stands for the whole image.
     """
     weights = weights.float()
-    # float64: otherwise the last bit would depend on how many patches pad the batch
-    total = weights.sum(dim=2, keepdim=True, dtype=torch.float64).float()  # (B, S, 1)
+    total = exact_total(weights)  # otherwise the last bit would depend on how many patches pad the batch
     fallback = patch_valid[:, None, :].float()
     fallback = fallback / fallback.sum(dim=2, keepdim=True).clamp_min(1.0)  # (B, 1, N)
     smallest = torch.finfo(torch.float32).tiny
@@ -66,14 +69,50 @@ def pool(mean_weights: Tensor, patches: Tensor) -> Tensor:
         return (mean_weights @ patches.float()).to(patches.dtype)  # (B, T, C)
 
 
+def exact_total(weights: Tensor) -> Tensor:
+    """Sum weights (B, S, N), not negative float32, over N, rounded once and so the same in any order: (B, S, 1)."""
+    scale = (weights.amax(dim=2, keepdim=True).view(torch.int32) & _EXPONENT_BITS).view(torch.float32)  # (B, S, 1)
+    scale = torch.where(scale > 0, scale, 1.0)
+    units = (weights / scale * _UNIT).round().long().sum(dim=2, keepdim=True)  # (B, S, 1)
+    return units.float() / _UNIT * scale
+
+
 def centroids(mean_weights: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Locate superpixels or tokens on the patch grid: the mean of their patches' centres by weights (B, T, N).
 
-    The patches' ``rows`` and ``columns`` are (B, N); the result is (B, T, 2) float64, row and column in patches from
+    The patches' ``rows`` and ``columns`` are (B, N); the result is (B, T, 2) float32, row and column in patches from
     the grid's corner, rounded to a thousandth of a patch. The centre of the first patch is at .5.
     """
-    places = torch.stack([rows, columns], dim=2).double() + 0.5  # (B, N, 2)
-    return (mean_weights.double() @ places).round(decimals=_CENTROID_DIGITS)  # (B, T, 2)
+    return _centroid_units(mean_weights, rows, columns).float() / _CENTROID_UNITS  # (B, T, 2)
+
+
+def _centroid_units(mean_weights: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """:func:`centroids` in thousandths of a patch, halves to the even one: (B, T, 2) int64."""
+    units = (mean_weights.float() * _UNIT).round().long()  # (B, T, N)
+    totals = torch.stack([(units * (2 * axis[:, None] + 1)).sum(dim=2) for axis in (rows, columns)], dim=2)  # (B, T, 2)
+    whole = 2 * int(_UNIT)
+    quotient = (totals * _CENTROID_UNITS).div(whole, rounding_mode="floor")
+    rest = totals * _CENTROID_UNITS - quotient * whole
+    up = (2 * rest > whole) | ((2 * rest == whole) & (quotient % 2 == 1))
+    return quotient + up.long()
+
+
+def raster_order(mean_weights: Tensor, valid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Order superpixels by the patch row that the centroid lies in, then by the centroid's column, then by index.
+
+    Weights are (B, S, N), ``rows`` and ``columns`` of the patches (B, N); superpixels that are not ``valid`` (B, S) go
+    last. In the result, (B, S) int64, token t is superpixel order[b, t].
+    """
+    row, column = _centroid_units(mean_weights, rows, columns).unbind(dim=2)  # (B, S) each
+    row = row.div(_CENTROID_UNITS, rounding_mode="floor")
+    beyond = (rows.shape[1] + 1) * _CENTROID_UNITS  # no column is as large, no row
+    key = ((~valid).long() * beyond + row) * beyond + column  # (B, S)
+    return torch.argsort(key, dim=1, stable=True)
+
+
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """``F.one_hot`` (..., classes) of an index (...), in float32, without its look at the largest index."""
+    return (index[..., None] == torch.arange(classes, device=index.device)).float()
 
 
 def patch_order(valid: Tensor) -> Tensor:

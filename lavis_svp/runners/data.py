@@ -8,8 +8,10 @@ exactly from any position, and processes that take every n-th batch never draw t
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import accumulate
 from math import lcm
@@ -18,14 +20,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lavis.datasets.data_utils import concat_datasets, reorg_datasets_by_split
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from lavis_svp.common.devices import cpus_per_process
+from lavis_svp.common.transfer import SharingCollate, received
 from lavis_svp.runners.distributed import derive_seed, seed_all
 from lavis_svp.runners.options import RunOptions, ratio_weights
 
 BLOCK = 64
 """Positions of a :class:`MixedOrder` that are shuffled together: enough that neighbouring batches are not alike, few
 enough that the ratios hold over any ten steps. Fixed, so that the stream does not depend on the batch size."""
+
+MAX_AUTO_WORKERS = 4
+"""Loader processes that ``run.num_workers: auto`` starts at most."""
+
+_TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
+
+Prepare = Callable[[Any], Any]
+"""A collated batch -> the same with what the CPU can make of it for the model; see ``BatchPreparer``."""
 
 EpochOrder = Callable[[int, int], "np.ndarray | None"]
 """(seed, epoch) -> a permutation of a data set's indices, or None for any."""
@@ -321,8 +333,13 @@ class EvalSampler(Sampler[list[SampleKey]]):
 
 
 def train_loader(
-    datasets: Mapping[str, Any], order: SamplingOrder | None, options: RunOptions, first: int, pin_memory: bool
-) -> DataLoader:
+    datasets: Mapping[str, Any],
+    order: SamplingOrder | None,
+    options: RunOptions,
+    first: int,
+    pin_memory: bool,
+    prepare: Prepare | None = None,
+) -> BatchLoader:
     """The micro-batches of this process from optimizer step ``first`` to the end of training.
 
     Args:
@@ -331,6 +348,7 @@ def train_loader(
         options: the run section.
         first: counts from 0.
         pin_memory: for copies to CUDA.
+        prepare: see :func:`build_loader`.
 
     Raises:
         ValueError: there is no training data.
@@ -339,10 +357,12 @@ def train_loader(
         raise ValueError(f"There is no data to train on: run.train_splits is {list(options.train_splits)}.")
     first, last = first * options.accum_grad_iters, options.max_iters * options.accum_grad_iters
     sampler = TrainSampler(order, options.batch_size_train, first, last, options.rank, options.world_size)
-    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory)
+    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory, prepare)
 
 
-def eval_loader(datasets: Mapping[str, Any], split: str, options: RunOptions, pin_memory: bool) -> DataLoader:
+def eval_loader(
+    datasets: Mapping[str, Any], split: str, options: RunOptions, pin_memory: bool, prepare: Prepare | None = None
+) -> BatchLoader:
     """This process's share of a split of ``datasets`` ({split: data set}): over all processes, each sample comes once.
 
     Raises:
@@ -352,21 +372,66 @@ def eval_loader(datasets: Mapping[str, Any], split: str, options: RunOptions, pi
     if len(dataset) < options.world_size:
         raise ValueError(f"Split '{split}' has {len(dataset)} samples, fewer than the {options.world_size} processes.")
     sampler = EvalSampler(len(dataset), options.batch_size_eval, options.rank, options.world_size)
-    return build_loader(dataset, sampler, options.seed, options.num_workers, pin_memory)
+    return build_loader(dataset, sampler, options.seed, options.num_workers, pin_memory, prepare)
+
+
+class BatchLoader(DataLoader):
+    """A DataLoader whose batches cross from its workers in one block of shared memory each."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its own iterator, for its own use
+        with _serial_tokenizers(bool(self.num_workers)):
+            batches = super().__iter__()  # starts the workers
+        return received(batches)
 
 
 def build_loader(
-    dataset: Any, sampler: Sampler[list[SampleKey]], seed: int, num_workers: int, pin_memory: bool
-) -> DataLoader:
-    """Build a torch DataLoader of a map-style data set with its own ``collater``; the sampler yields its batches."""
-    return DataLoader(
+    dataset: Any,
+    sampler: Sampler[list[SampleKey]],
+    seed: int,
+    num_workers: int,
+    pin_memory: bool,
+    prepare: Prepare | None = None,
+) -> BatchLoader:
+    """Build the loader of a map-style data set with its own ``collater``; the sampler yields its batches.
+
+    Args:
+        dataset: gives samples.
+        sampler: lists of the samples' keys.
+        seed: of the samples' random numbers.
+        num_workers: processes; 0: batches are made in this one.
+        pin_memory: put the tensors into page-locked memory, for copies to CUDA.
+        prepare: what else is done to a batch, in the worker; it must be picklable and hold no weights.
+    """
+    collate = getattr(dataset, "collater", None) or default_collate
+    return BatchLoader(
         SeededDataset(dataset, seed),
         batch_sampler=sampler,
-        collate_fn=getattr(dataset, "collater", None),
+        collate_fn=SharingCollate(collate, prepare),
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_one_thread if num_workers else None,
     )
+
+
+def workers_per_process(device: torch.device) -> int:
+    """What ``run.num_workers: auto`` means: 0 on a CPU, which trains with all its cores; else one a core, up to 4."""
+    return 0 if device.type == "cpu" else min(MAX_AUTO_WORKERS, cpus_per_process())
+
+
+@contextmanager
+def _serial_tokenizers(active: bool) -> Iterator[None]:
+    """Have processes that are forked now tokenise in one thread; without being told, each would print a warning.
+
+    Hugging Face's tokenizers can be told by this variable alone.
+    """
+    if not active or _TOKENIZER_THREADS in os.environ:
+        yield
+        return
+    os.environ[_TOKENIZER_THREADS] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[_TOKENIZER_THREADS]
 
 
 def _one_thread(worker: int) -> None:

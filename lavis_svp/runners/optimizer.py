@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lavis.datasets.data_utils import apply_to_sample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common.checkpoints import WrongCheckpointError
 from lavis_svp.common.options import check_keys
+from lavis_svp.common.transfer import move_to_device
 from lavis_svp.runners.distributed import seed_all
 from lavis_svp.runners.options import SCHEDULES, RunOptions
 from lavis_svp.runners.training_log import TrainingMeter
@@ -213,7 +213,8 @@ class Stepper:
 
     The gradient of a step is the mean over its ``accum_grad_iters`` micro-batches and over the processes. A process
     exchanges gradients once per step, in the last micro-batch. Before each micro-batch all generators are seeded from
-    (seed, process, step, micro-step).
+    (seed, process, step, micro-step). The host waits for the device once per step, for the gradient's norm (with fp16,
+    also for what the loss scale depends on).
 
     The model is in training mode, wrapped in DDP if there are several processes; the optimizer's groups have
     ``peak_lr``; the scaler is for fp16 alone.
@@ -277,7 +278,7 @@ class Stepper:
         ``skipped``, names of broken samples that the loader left out, goes to the meter.
         """
         with self.meter.timer.section("data"):
-            samples = apply_to_sample(lambda tensor: tensor.to(self.device, non_blocking=True), next(batches))
+            samples = move_to_device(next(batches), self.device)
             self.meter.count(samples, samples.pop("skipped", ()))
             inner = self.options.iters_per_inner_epoch or self.options.max_iters
             samples.update(epoch=step // inner, num_iters_per_epoch=inner, iters=step % inner)

@@ -13,7 +13,8 @@ import torch
 from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
-from lavis_svp.common.options import check_keys, plain, upgrade_keys, upgrade_section
+from lavis_svp.common.devices import checked_device
+from lavis_svp.common.options import check_keys, check_whole_number, plain, upgrade_keys, upgrade_section
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "linear_warmup_cosine_lr": "cosine"}
 """Decay by its name in the YAML. LAVIS's own name for cosine works, so that a YAML need change its runner only."""
@@ -34,7 +35,7 @@ class RunOptions:
     task: str  # name of the registered task
     output_dir: str  # where checkpoints, logs and results go; relative to the current directory; no sub-folder
     runner: str = "runner_svp"  # name of the registered runner
-    device: str = "auto"  # cpu, cuda, or auto: cuda where there is one
+    device: str = "auto"  # cpu, cuda, cuda:<number> (one process), mps, or auto: cuda where there is one
     distributed: bool = True  # overwritten at start: True if started with torch.distributed.run
     dist_url: str = "env://"  # where the processes meet
     evaluate: bool = False  # True: evaluate valid_splits and test_splits, do not train
@@ -48,7 +49,7 @@ class RunOptions:
     image_disjoint: Any = "auto"  # never train on images of any RefCOCO val/test; auto: if several such sets train
     batch_size_train: int = 1  # samples per micro-batch and process
     batch_size_eval: int = 1  # samples per batch and process in evaluation
-    num_workers: int = 0  # loader processes; the result does not depend on it
+    num_workers: Any = "auto"  # loader processes; the result does not depend on it; auto: 0 on a CPU, else 1 to 4
 
     # length
     max_iters: int = 0  # optimizer steps of the whole training; must be set to train
@@ -68,7 +69,12 @@ class RunOptions:
     amp: bool = False  # mixed precision
     amp_dtype: str = "bf16"  # with amp: bf16, or fp16 with loss scaling
     deepspeed_config: Any = None  # runner_deepspeed: DeepSpeed's own settings, a mapping or a JSON file; None: ZeRO-2
-    find_unused_parameters: bool = True  # DDP: the alignment stage trains the projector alone
+    # DDP looks in each step for parameters without a gradient; auto: where a batch may leave some out (the alignment
+    # stage; other models than svp_ris), and where a resume is to be exact (a CPU, deterministic); see docs/training.md
+    find_unused_parameters: Any = "auto"
+    deterministic: bool = False  # the same bits in every run on CUDA, too; slower; on a CPU they are the same anyway
+    tf32: bool = True  # CUDA: fp32 matrix products and convolutions in TF32, ten bits of mantissa, several times faster
+    compile: bool = False  # torch.compile of language transformer, vision encoder and SAM encoder
 
     # evaluation, checkpoints, log
     eval_every: int = 0  # steps between evaluations of valid_splits; 0: only at the end
@@ -81,7 +87,7 @@ class RunOptions:
     log_freq: int = 50  # steps between lines in log.txt
     log_to: tuple[str, ...] = ("auto",)  # besides log.txt: tensorboard, wandb or []; auto: tensorboard if installed
     wandb_project: str = "lavis-svp"  # W&B's project; its own variables (WANDB_MODE, ...) choose the rest
-    sync_timing: bool = False  # CUDA: wait for the device at each timed section; true times, slower training
+    sync_timing: bool = False  # wait for the GPU at each timed section; true times, slower training
 
     # written by the launcher
     rank: int = 0  # this process
@@ -94,14 +100,18 @@ class RunOptions:
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"run.{key} is '{getattr(self, key)}'; it must be one of: {', '.join(known)}.")
-        if not isinstance(self.image_disjoint, bool) and self.image_disjoint != "auto":
-            raise ValueError(f"run.image_disjoint is {self.image_disjoint!r}; it must be true, false or auto.")
+        for key in ("image_disjoint", "find_unused_parameters"):
+            value = getattr(self, key)
+            if not isinstance(value, bool) and value != "auto":
+                raise ValueError(f"run.{key} is {value!r}; it must be true, false or auto.")
+        if self.num_workers != "auto":
+            check_whole_number("run.num_workers", self.num_workers, 0)
         check_ratios(self.train_dataset_ratios)
         check_keys(self.log_to, LOG_TARGETS, "run.log_to")
         at_least = {
             1: ("batch_size_train", "batch_size_eval", "accum_grad_iters", "keep_checkpoints", "log_freq"),
             0: (
-                "num_workers", "max_iters", "iters_per_inner_epoch", "warmup_steps", "eval_every", "save_every",
+                "max_iters", "iters_per_inner_epoch", "warmup_steps", "eval_every", "save_every",
                 "grad_clip", "weight_decay", "init_lr", "min_lr", "seed",
             ),
         }  # fmt: skip
@@ -204,21 +214,27 @@ def _convert(key: str, kind: Any, value: Any) -> Any:
         raise ValueError(f"run.{key} is {value!r}; it must be of type {kind}.") from None
 
 
-def resolve_device(name: str, index: int = 0) -> torch.device:
-    """Turn ``run.device`` (cpu, cuda, or auto: cuda where there is one) into a torch device, CUDA's with an index.
+def resolve_device(name: str, index: int = 0, processes: int = 1) -> torch.device:
+    """Turn ``run.device`` into a torch device; CUDA's has an index.
+
+    Args:
+        name: auto, cpu, cuda, cuda:<number> or mps.
+        index: this process's GPU, where the name has none.
+        processes: their number.
 
     Raises:
-        ValueError: an unknown device, or CUDA on a machine that has none.
+        ValueError: an unknown device, one that this machine does not have, or one GPU for several processes.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device is 'cuda', but torch sees no CUDA device. Set run.device to cpu or auto.")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"run.device is '{name}'; it must be auto, cpu or cuda.") from None
-    return torch.device("cuda", index) if device == torch.device("cuda") else device
+    device = checked_device(name, "run.device")
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        return torch.device("cuda", index)
+    if processes > 1:
+        raise ValueError(
+            f"run.device is '{name}', but {processes} processes run, each on a GPU of its own: set run.device to cuda."
+        )
+    return device
 
 
 # ----------------------------------------------------------------------------------------------- train_dataset_ratios

@@ -6,30 +6,51 @@ The order is that of LAVIS's own ``train.py``, which is not in its wheel.
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import logging
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lavis.common import dist_utils
 from lavis.common.config import Config
 from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.tasks import setup_task
 from omegaconf import OmegaConf
-from torch.backends import cudnn
+from yaml import YAMLError
 
-from lavis_svp.common.checkpoints import load_trained_state, newest_checkpoint, read_checkpoint
-from lavis_svp.common.options import check_keys
-from lavis_svp.models.config import parse_model_options
+from lavis_svp.common.checkpoints import (
+    CorruptCheckpointError,
+    WrongCheckpointError,
+    load_trained_state,
+    newest_checkpoint,
+    read_checkpoint,
+)
+from lavis_svp.common.devices import resolve_dtype
+from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.options import SetupError, build_options, check_keys
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.datasets.builders import SectionBuilder
+from lavis_svp.models.config import ModelOptions, parse_model_options
+from lavis_svp.runners.data import workers_per_process
 from lavis_svp.runners.deepspeed_config import read_config
-from lavis_svp.runners.distributed import seed_all
-from lavis_svp.runners.options import resolve_device, stored_project, upgrade_project, with_defaults
+from lavis_svp.runners.distributed import limit_waiting, seed_all, set_numerics
+from lavis_svp.runners.options import read_options, resolve_device, stored_project, upgrade_project, with_defaults
 from lavis_svp.runners.runner_svp import RunnerSVP
-from lavis_svp.vision.feature_cache import attach_precomputed, precompute_features
-from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor
+from lavis_svp.vision.feature_cache import prepare_features
+from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, superpixel_cache
+from lavis_svp.zoo import check_name
 
 ROOTS = ("model", "datasets", "run")
+
+SETUP_ERRORS = (
+    OSError, ImportError, UnknownNameError, SetupError, BrokenFileError, WrongCheckpointError, CorruptCheckpointError,
+)  # fmt: skip
+"""What :func:`build_runner` raises where data, weights or a package are missing or broken, and not the code."""
 
 
 class ProjectConfig(Config):
@@ -61,7 +82,13 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     path = Path(cfg_path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration at {path} (current directory: {Path.cwd()}).")
-    project: Any = upgrade_project(OmegaConf.load(path))
+    try:
+        content = OmegaConf.load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not OmegaConf.is_dict(content):
+        raise ValueError(f"{path} is no project: it must have the roots {', '.join(ROOTS)}.")
+    project: Any = upgrade_project(content)
     for option in dot_list(options):
         project = apply_option(project, option)
     check_keys(project, ROOTS, f"the roots of {path}")
@@ -111,12 +138,13 @@ def dot_list(options: Sequence[str]) -> list[str]:
 def build_config(project: Any) -> ProjectConfig:
     """Make LAVIS's Config: the default YAMLs of the model's and the data sets' types under the values of a project.
 
-    The ``run:`` section is checked and its defaults are filled in.
+    The ``run:`` section is checked and its defaults are filled in. So are all names and options of this package's
+    models, data sets and tasks: a typo is an error here, before data and weights are built.
 
     Raises:
-        KeyError: an unknown model, model type, data set, data set type, task or runner; lists the known ones.
-        ValueError: an unknown key in ``run:`` or in the model section of svp_ris, an impossible value, a removed option
-            in use, or a runner of LAVIS's for svp_ris.
+        KeyError: an unknown model, model type, data set, data set type, task or runner, or an unknown part of a model
+            or data set; lists the known ones.
+        ValueError: an unknown key, an impossible value, a removed option in use, or a runner of LAVIS's for svp_ris.
     """
     if not project.model.get("arch") or not project.model.get("model_type"):
         raise ValueError("The model section needs arch (a registered model) and model_type (one of its types).")
@@ -135,9 +163,20 @@ def build_config(project: Any) -> ProjectConfig:
     device = resolve_device(run["device"])
     if run["device"] == "auto":
         run["device"] = device.type
+    if run["num_workers"] == "auto" and not issubclass(runner, RunnerSVP):
+        run["num_workers"] = workers_per_process(device)
     config = ProjectConfig(project, run)
     if project.model.arch == "svp_ris":
-        parse_model_options(config.model_cfg)  # a wrong key is an error before any data are made
+        options = parse_model_options(config.model_cfg)
+        for part in (options.language, options.vision_encoder, options.sam):
+            check_name(part.name)
+    for dataset, section in config.datasets_cfg.items():
+        builder = registry.get_builder_class(dataset)
+        if issubclass(builder, SectionBuilder):
+            builder(section).build_processors()
+    for owner in owners[1:]:
+        if hasattr(owner, "options_cls"):
+            build_options(owner.options_cls, run.get("eval"), "run.eval")
     return config
 
 
@@ -200,29 +239,68 @@ def build_runner(config: Any) -> Any:
     """
     run = config.run_cfg
     dist_utils.init_distributed_mode(run)
-    cudnn.benchmark = False  # the same algorithms at every start, as in LAVIS
-    cudnn.deterministic = True
+    device = resolve_device(run.device, run.gpu, run.world_size)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what LAVIS's own tasks call `.cuda()` goes there, too
+    set_numerics(device, read_options(run))
     seed_all(run.seed, "build", run.rank)
     setup_logger()  # after the processes have met: only the first one logs
     config.pretty_print()
     task = setup_task(config)
     datasets = task.build_datasets(config)
     seed_all(run.seed, "model")  # the same weights in every process, whatever the data sets drew
-    model = task.build_model(config)
-    prepare_features(model, datasets)
+    model = task.build_model(with_dtypes(config, device))
+    prepare_data(model, datasets, device)
+    limit_waiting()
     return registry.get_runner_class(run.runner)(cfg=config, job_id="", task=task, model=model, datasets=datasets)
 
 
-def prepare_features(model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the data sets the frozen features of their images, if the model has a frozen feature extractor.
+def with_dtypes(config: Any, device: torch.device) -> Any:
+    """The configuration with each ``dtype: auto`` of the model's parts replaced by what it means on this run's device.
 
-    With ``model.cache_features`` they are computed for every image that is not stored yet. Without it, superpixels and
-    features that came with the data are used all the same; a ValueError if they are not those of this model.
+    ``auto`` alone would mean what it does on CUDA wherever there is a card, also in a run on the CPU. The given
+    configuration, which goes into checkpoints, keeps ``auto``: a checkpoint is evaluated on another device as well.
+    """
+    if config.model_cfg.arch != "svp_ris":
+        return config
+    twin = copy.copy(config)
+    twin.config = OmegaConf.merge(config.config, {"model": section_with_dtypes(config.model_cfg, device)})
+    return twin
+
+
+def section_with_dtypes(section: Any, device: torch.device) -> Any:
+    """:func:`with_dtypes` for the ``model`` section of a svp_ris alone."""
+    auto = str(resolve_dtype("auto", device)).removeprefix("torch.")
+    hints = typing.get_type_hints(ModelOptions)
+    parts = [name for name, kind in hints.items() if dataclasses.is_dataclass(kind) and hasattr(kind, "dtype")]
+    sections = {part: section.get(part) or {} for part in parts}
+    resolved = {part: {"dtype": auto} for part, one in sections.items() if one.get("dtype", "auto") == "auto"}
+    for part in resolved:
+        logging.info("model.%s.dtype: auto is %s on %s.", part, auto, device)
+    return OmegaConf.merge(section, resolved)
+
+
+def prepare_data(model: Any, datasets: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    """Give the data sets the frozen features and superpixels of their images, if the model has a feature extractor.
+
+    What is computed now, on the run's device, ``model.cache_features`` and ``model.superpixels.cache`` say; see
+    :func:`~lavis_svp.vision.feature_cache.prepare_features`.
+
+    Args:
+        model: its extractor moves to ``device``; the rest stays where it is, for the runner to place.
+        datasets: {name: {split: data set}}.
+        device: of the run.
     """
     extractor = getattr(model, "extractor", None)
     if isinstance(extractor, FrozenFeatureExtractor):
-        prepare = precompute_features if model.options.cache_features else attach_precomputed
-        prepare(extractor, datasets)
+        extractor.to(device)
+        options = model.options
+        prepare_features(
+            extractor,
+            datasets,
+            cache_features=options.cache_features,
+            superpixel_cache=superpixel_cache(options.superpixels),
+        )
 
 
 def runner_with_weights(config: Any, checkpoint: Path | None) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from lavis_svp.common import checkpoints
 from lavis_svp.common.options import plain
 from lavis_svp.common.paths import write_whole
 from lavis_svp.runners.distributed import from_main, is_main, wait_for_all
-from lavis_svp.runners.options import RunOptions, stored_project
+from lavis_svp.runners.options import LAVIS_KEYS, RunOptions, stored_project
 
 HARMLESS = (
     "output_dir", "num_workers", "batch_size_eval", "log_freq", "save_every", "keep_checkpoints", "eval_every",
     "evaluate", "valid_splits", "test_splits", "test_checkpoint", "resume", "resume_ckpt_path", "dist_url", "rank",
-    "gpu", "log_to", "wandb_project", "sync_timing", "checkpoint_format",
+    "gpu", "log_to", "wandb_project", "sync_timing", "checkpoint_format", "find_unused_parameters", "deterministic",
+    "compile", "tf32",
 )  # fmt: skip
-"""Keys of ``run:`` that do not change the computation."""
+"""Keys of ``run:`` that do not change the computation, or within rounding only."""
 
 
 def find_start(folder: Path, options: RunOptions) -> Path | None:
@@ -90,11 +92,27 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def protocol_digest(run: Mapping[str, Any], datasets: Mapping[str, Any], task_keys: Iterable[str] = ()) -> str:
+    """Digest of what a split's metrics depend on besides the weights; other settings, other digest.
+
+    Args:
+        run: the run section; its task, precision, ``task_keys`` and the keys that LAVIS's own tasks read count.
+        datasets: the sections of the data sets that have the split, by name.
+        task_keys: the ``RUN_KEYS`` of the task, such as ``eval``.
+    """
+    keys = sorted({"task", "amp", "amp_dtype", *task_keys, *LAVIS_KEYS} & set(run))
+    settings = {"run": {key: plain(run[key]) for key in keys}, "datasets": plain(datasets)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
 class ResultStore:
     """Metrics by split and optimizer step, in ``metrics_<split>_<iters>.json``.
 
-    A file is written, atomically, when the whole evaluation is done, so it also marks the evaluation as finished.
+    A file is written, atomically, when the whole evaluation is done, so it also marks the evaluation as finished: the
+    one whose protocol (:func:`protocol_digest`) it holds. Files of release 0.2 and before hold none.
     """
+
+    PROTOCOL = "protocol"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -103,27 +121,35 @@ class ResultStore:
         """The file of a split's metrics after a number of optimizer steps."""
         return self._folder / f"metrics_{split}_{iters}.json"
 
-    def read(self, split: str, iters: int) -> dict[str, Any] | None:
-        """Read the metrics; None if that evaluation is not finished."""
+    def read(self, split: str, iters: int, protocol: str) -> dict[str, Any] | None:
+        """Read the metrics; None if that evaluation is not finished, or was done by another protocol."""
         path = self.path(split, iters)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if metrics.pop(self.PROTOCOL, None) == protocol:
+            return metrics
+        logging.info("%s is of other evaluation settings than these: %s is evaluated again.", path, split)
+        return None
 
-    def write(self, split: str, iters: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, split: str, iters: int, metrics: Mapping[str, Any], protocol: str) -> None:
         """Record a finished evaluation."""
         with write_whole(self.path(split, iters)) as draft, open(draft, "w", encoding="utf-8") as file:
-            json.dump(dict(metrics), file, indent=1, default=float)
+            json.dump({**metrics, self.PROTOCOL: protocol}, file, indent=1, default=float)
             file.flush()
             os.fsync(file.fileno())
 
-    def best(self, split: str, until: int) -> tuple[float, int] | None:
+    def best(self, split: str, until: int, protocol: str) -> tuple[float, int] | None:
         """Return the highest ``agg_metrics`` of a split and its step, the earliest of equals; None without any.
 
-        Results after step ``until`` are of an abandoned run and do not count.
+        Results after step ``until`` are of an abandoned run and do not count, nor do those of another protocol; those
+        of an older release, which name none, do.
         """
         scores = []
         for path in self._folder.glob(f"metrics_{split}_*.json"):
             iters = path.stem.rpartition("_")[2]
             metrics = json.loads(path.read_text(encoding="utf-8"))
-            if iters.isdigit() and int(iters) <= until and "agg_metrics" in metrics:
+            comparable = metrics.get(self.PROTOCOL, protocol) == protocol
+            if comparable and iters.isdigit() and int(iters) <= until and "agg_metrics" in metrics:
                 scores.append((float(metrics["agg_metrics"]), int(iters)))
         return max(scores, key=lambda entry: (entry[0], -entry[1])) if scores else None

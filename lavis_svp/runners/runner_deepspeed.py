@@ -28,7 +28,7 @@ from lavis_svp.runners.deepspeed_engine import (
 )
 from lavis_svp.runners.distributed import is_main
 from lavis_svp.runners.optimizer import Stepper, build_optimizer, check_same_groups, split_losses
-from lavis_svp.runners.runner_svp import RunnerSVP
+from lavis_svp.runners.runner_svp import RunnerSVP, compile_parts
 from lavis_svp.runners.training_log import TrainingMeter
 
 
@@ -61,6 +61,8 @@ class RunnerDeepSpeed(RunnerSVP):
             super()._place_model()
             return
         join_processes("nccl" if self.cuda_enabled else "gloo", not self.cuda_enabled, self.options.gpu)
+        if self.options.compile:
+            compile_parts(self._model)
         optimizer = build_optimizer(self._model, self.options, self.config.run_cfg)
         self._groups = [
             {key: value for key, value in group.items() if key != "params"}
@@ -70,6 +72,9 @@ class RunnerDeepSpeed(RunnerSVP):
         self.engine = build_engine(self._model, optimizer, self.engine_config, self.device, replicated)
         self._wrapped_model = self.engine
         self._optimizer = self.engine.optimizer
+
+    def _wrap_model(self) -> None:
+        """The engine is the wrapped model."""
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -137,11 +142,11 @@ class EngineStepper(Stepper):
     The engine divides by the number of micro-batches, exchanges gradients, clips and updates; seeds, batches and
     learning rates come from the base class. ``model`` is the engine.
 
-    With ``run.find_unused_parameters``, gradients are exchanged once per step, in the order of the parameters, and a
-    parameter that a process's batches did not use counts with a gradient of zero. Without it ZeRO exchanges during
-    backward, in the order in which gradients come: fewer whole gradients in memory, but wrong, without any error, as
-    soon as one process's batch skips a part of the model that another one's batch uses. Under ZeRO-3 a model has to run
-    all its parts in every batch, since processes gather weights together.
+    With ``run.find_unused_parameters`` (which ``auto`` means here), gradients are exchanged once per step, in the order
+    of the parameters, and a parameter that a process's batches did not use counts with a gradient of zero. Without it
+    ZeRO exchanges during backward, in the order in which gradients come: fewer whole gradients in memory, but wrong,
+    without any error, as soon as one process's batch skips a part of the model that another one's batch uses. Under
+    ZeRO-3 a model has to run all its parts in every batch, since processes gather weights together.
     """
 
     model: Any

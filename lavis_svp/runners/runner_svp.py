@@ -1,11 +1,12 @@
-"""``runner_svp``: a LAVIS runner that counts optimizer steps and resumes exactly, on a CPU or CUDA, in DDP or alone."""
+"""``runner_svp``: a LAVIS runner that counts optimizer steps and goes on where it was killed, in DDP or alone."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common import checkpoints
-from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order
+from lavis_svp.common.options import plain
+from lavis_svp.common.transfer import move_to_device
+from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order, workers_per_process
 from lavis_svp.runners.distributed import from_main, is_main, seed_all, wait_for_all
 from lavis_svp.runners.optimizer import (
     Stepper,
@@ -26,8 +29,8 @@ from lavis_svp.runners.optimizer import (
     check_same_groups,
     learning_rates,
 )
-from lavis_svp.runners.options import read_options, resolve_device
-from lavis_svp.runners.resume import ResultStore, find_start, read_resumable, warn_of_changes
+from lavis_svp.runners.options import RunOptions, read_options, resolve_device
+from lavis_svp.runners.resume import ResultStore, find_start, protocol_digest, read_resumable, warn_of_changes
 from lavis_svp.runners.training_log import (
     Loggers,
     TrainingLog,
@@ -40,21 +43,62 @@ from lavis_svp.runners.training_log import (
 BEST_CHECKPOINT_SPLIT = "val"  # the split whose agg_metrics choose checkpoint_best, as in LAVIS
 
 
+class BatchesOnDevice:
+    """A loader whose batches come on a device, for LAVIS's own tasks as well as for ours."""
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self._loader, self._device = loader, device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (move_to_device(batch, self._device) for batch in self._loader)
+
+
+def finds_unused(model: nn.Module, device: torch.device, options: RunOptions, step: int) -> bool:
+    """Whether DDP has to look, in every step, for parameters without a gradient; it costs a pass over the graph.
+
+    ``run.find_unused_parameters: auto`` means that it does
+
+    - with a model other than svp_ris, whose batches may leave parameters out;
+    - if the alignment stage, which trains the projector alone, is still to come after ``step`` steps;
+    - where a resume is to be exact, which is on a CPU and with ``run.deterministic``: a DDP that does not look regroups
+      its buckets after its first step, in the order in which that step's gradients came, and three and more processes
+      then add up in another order than before the resume.
+    """
+    if options.find_unused_parameters != "auto":
+        return bool(options.find_unused_parameters)
+    auxiliary = getattr(model, "auxiliary_losses", None)
+    is_exact = device.type != "cuda" or options.deterministic
+    return is_exact or auxiliary is None or auxiliary.options.alignment_steps > step
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile the parts of a model that ``torch.compile`` gains something for, in place: ``model.compile_parts()``.
+
+    Raises:
+        ValueError: the model names none.
+    """
+    if not hasattr(model, "compile_parts"):
+        raise ValueError(f"run.compile is true, but {type(model).__name__} has no compile_parts(). Set it to false.")
+    model.compile_parts()
+
+
 @registry.register_runner("runner_svp")
 class RunnerSVP(RunnerBase):
     """Trains for ``max_iters`` optimizer steps, evaluates, and can be killed and started again at any moment.
 
-    A run that was killed and started again by the same command ends with the same weights, bit for bit (same machine,
-    same number of processes): data order, augmentation and dropout are functions of (seed, process, step), and nothing
-    else is carried over but weights, optimizer state and loss scale. The keys of the ``run:`` section are documented in
-    :class:`lavis_svp.runners.options.RunOptions`.
+    A run that was killed and started again by the same command ends with the same weights (same machine, same number of
+    processes): bit for bit on a CPU, and on CUDA with ``run.deterministic``; else on CUDA within rounding, since some
+    of its backward passes add up in no fixed order. Data order, augmentation and dropout are functions of (seed,
+    process, step), and nothing else is carried over but weights, optimizer state and loss scale. The keys of the
+    ``run:`` section are documented in :class:`lavis_svp.runners.options.RunOptions`.
 
     The folder ``output_dir`` gets ``checkpoint_<steps>.pth`` (the newest few), ``checkpoint_best.pth``, ``log.txt``
     (JSON lines), ``evaluate.txt`` (by LAVIS's tasks), ``result/metrics_<split>_<steps>.json`` and ``tensorboard/``.
 
-    DDP runs with ``find_unused_parameters``: the alignment stage (``model.auxiliary_losses.alignment_steps``) leaves
-    all parts but the projector without a gradient. That also keeps DDP from regrouping its buckets after the first
-    step, which would change the order of sums after a resume.
+    DDP looks for parameters without a gradient where :func:`finds_unused` says so.
 
     Args:
         cfg: LAVIS's Config.
@@ -71,6 +115,8 @@ class RunnerSVP(RunnerBase):
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
         super().__init__(cfg, task, model, datasets, job_id)
         self.options = read_options(cfg.run_cfg)
+        if self.options.num_workers == "auto":
+            self.options = dataclasses.replace(self.options, num_workers=workers_per_process(self.device))
         self.max_iters = self.options.max_iters
         self.iters_per_inner_epoch = self.options.iters_per_inner_epoch or self.max_iters
         if not self.options.evaluate and self.max_iters < 1:
@@ -80,28 +126,39 @@ class RunnerSVP(RunnerBase):
         self.datasets = join_by_split(datasets, self.options)
         self.order = train_order(datasets, self.options)
         self.results = ResultStore(self.result_dir)
+        sections = {name: plain(cfg.datasets_cfg.get(name)) for name in datasets}
+        task_keys = getattr(task, "RUN_KEYS", ())
+        self._protocols = {}
+        for split in self.datasets:
+            evaluated = {name: section for name, section in sections.items() if split in datasets[name]}
+            self._protocols[split] = protocol_digest(cfg.run_cfg, evaluated, task_keys)
         self.loggers = Loggers()  # stays empty when only evaluating
         self._place_model()
 
     def _place_model(self) -> None:
-        """Move the model to its device; to train, wrap it in DDP (several processes) and build the optimizer."""
+        """Move the model to its device; to train, build the optimizer."""
         model: nn.Module = self._model.to(self.device)
         self._wrapped_model = model
+        if self.options.compile:
+            compile_parts(model)
         if self.options.evaluate:
             return
-        if self.use_distributed:
-            self._wrapped_model = DistributedDataParallel(
-                model,
-                device_ids=[self.device] if self.cuda_enabled else None,
-                find_unused_parameters=self.options.find_unused_parameters,
-            )
         self._optimizer = build_optimizer(model, self.options, self.config.run_cfg)
         self._scaler = build_scaler(self.device, self.options)
+
+    def _wrap_model(self) -> None:
+        """Wrap the model in DDP, if there are several processes, to go on at step ``start_iters``."""
+        if self.use_distributed:
+            self._wrapped_model = DistributedDataParallel(
+                self.bare_model,
+                device_ids=[self.device] if self.cuda_enabled else None,
+                find_unused_parameters=finds_unused(self.bare_model, self.device, self.options, self.start_iters),
+            )
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return resolve_device(self.options.device, self.options.gpu)
+        return resolve_device(self.options.device, self.options.gpu, self.options.world_size)
 
     @property
     def use_distributed(self) -> bool:
@@ -143,6 +200,7 @@ class RunnerSVP(RunnerBase):
         if self.options.evaluate:
             return self._evaluate_splits([*self.options.valid_splits, *self.options.test_splits])
         self.start_iters = self.iters = self._resume()
+        self._wrap_model()
         self.loggers = build_loggers(self.options, self.output_dir, self.start_iters, self.config.to_dict())
         if self.start_iters < self.max_iters:
             report_parameters(self.bare_model, self.parameter_groups, self.output_dir)
@@ -174,7 +232,9 @@ class RunnerSVP(RunnerBase):
         options = self.options
         if options.eval_every and first and first % options.eval_every == 0:
             self._validate()  # the run may have been killed while it evaluated
-        batches = iter(train_loader(self.datasets, self.order, options, first, pin_memory=self.cuda_enabled))
+        prepare = getattr(self.bare_model, "batch_preparer", None)
+        pin = self.cuda_enabled
+        batches = iter(train_loader(self.datasets, self.order, options, first, pin_memory=pin, prepare=prepare))
         meter = TrainingMeter(self.device, options.sync_timing)
         stepper = self.make_stepper(meter)
         log = TrainingLog(self.output_dir, first, self.max_iters, self.loggers)
@@ -223,13 +283,15 @@ class RunnerSVP(RunnerBase):
             cur_epoch: for the task, which writes it to its metrics.
             skip_reload: kept for LAVIS; nothing is reloaded here.
         """
-        loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled)
         model = self.bare_model
         model.eval()
+        prepare = getattr(model, "batch_preparer", None)
+        loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled, prepare=prepare)
         seed_all(self.options.seed, "evaluation", self.options.rank, split_name)
         with autocast(self.device, self.options):
             self.task.before_evaluation(model=model, dataset=self.datasets[split_name])
-            results = self.task.evaluation(model, loader, cuda_enabled=self.cuda_enabled)
+            batches = BatchesOnDevice(loader, self.device)
+            results = self.task.evaluation(model, batches, cuda_enabled=self.cuda_enabled)
         if results is None:
             return None
         return self.task.after_evaluation(val_result=results, split_name=split_name, epoch=cur_epoch)
@@ -255,7 +317,7 @@ class RunnerSVP(RunnerBase):
         return {split: self._evaluate_once(split) for split in self.options.test_splits}
 
     def _evaluate_once(self, split: str) -> dict[str, Any] | None:
-        known = from_main(self.results.read(split, self.iters))
+        known = from_main(self.results.read(split, self.iters, self._protocols[split]) if is_main() else None)
         if known is not None:
             logging.info(
                 "%s is evaluated already after %d steps: %s", split, self.iters, self.results.path(split, self.iters)
@@ -265,7 +327,7 @@ class RunnerSVP(RunnerBase):
         if split == BEST_CHECKPOINT_SPLIT:
             metrics = self._keep_if_best(metrics)
         if metrics is not None and is_main():
-            self.results.write(split, self.iters, metrics)
+            self.results.write(split, self.iters, metrics, self._protocols[split])
             self.loggers.evaluation(self.iters, split, metrics, getattr(self.task, "drawn_images", ()))
         wait_for_all()
         return metrics
@@ -281,7 +343,7 @@ class RunnerSVP(RunnerBase):
         """The step with the best score of that split so far, these metrics included."""
         if "agg_metrics" not in metrics:
             raise ValueError(f"The task's after_evaluation gave no 'agg_metrics', only: {', '.join(metrics)}.")
-        best = self.results.best(BEST_CHECKPOINT_SPLIT, self.iters - 1)
+        best = self.results.best(BEST_CHECKPOINT_SPLIT, self.iters - 1, self._protocols[BEST_CHECKPOINT_SPLIT])
         return self.iters if best is None or metrics["agg_metrics"] > best[0] else best[1]
 
     # ------------------------------------------------------------------------------------------ checkpoints, log

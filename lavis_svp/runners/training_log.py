@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lavis_svp.common.checkpoints import TENSORBOARD, WANDB_ID
+from lavis_svp.common.devices import wait_for
 from lavis_svp.runners.distributed import gather, is_main
 from lavis_svp.runners.options import RunOptions, log_targets
 
@@ -48,12 +49,11 @@ class TrainingMeter:
 
     Args:
         device: where the model is.
-        sync_timing: on CUDA, wait for the device at the end of each timed section.
+        sync_timing: wait for the device at the end of each timed section.
     """
 
     def __init__(self, device: torch.device = CPU, sync_timing: bool = False) -> None:
-        waits = sync_timing and device.type == "cuda"
-        self.timer = StepTimer(partial(torch.cuda.synchronize, device) if waits else None)
+        self.timer = StepTimer(partial(wait_for, device) if sync_timing else None)
         self._device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
@@ -92,7 +92,7 @@ class TrainingMeter:
             ``skipped_samples``: of all processes, since they started.
         """
         local = {
-            "sums": {name: (total.item(), self._counts[name]) for name, total in self._sums.items()},
+            "sums": {name: (total, self._counts[name]) for name, total in on_host(self._sums).items()},
             "seconds": self.timer.take(),
             "images": self._images,
             "expressions": self._expressions,
@@ -118,6 +118,17 @@ class TrainingMeter:
             "memory_gb": max(one["memory"] for one in everyone),
             "skipped_samples": sum(one["skipped"] for one in everyone),
         }
+
+
+def on_host(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    """The values of float32 scalars, some of which are on a device: one transfer for all of them."""
+    by_device: dict[torch.device, list[str]] = defaultdict(list)
+    for name, number in numbers.items():
+        by_device[number.device].append(name)
+    values: dict[str, float] = {}
+    for names in by_device.values():
+        values |= zip(names, torch.stack([numbers[name].reshape(()) for name in names]).tolist(), strict=True)
+    return {name: values[name] for name in numbers}
 
 
 class StepTimer:

@@ -6,28 +6,31 @@ prompt of ``[SEG]`` (should choose the target's token, and start at the target's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_svp.common.images import nearest
 from lavis_svp.common.options import check_weight, check_whole_number
+from lavis_svp.common.tensors import no_autocast
+from lavis_svp.common.transfer import to_device
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.projectors.layers import centroids
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.segmentation.seg_prompt import SegPrompts
-from lavis_svp.superpixels.region_map import RegionMap, region_ious
+from lavis_svp.segmentation.targets import (
+    AuxiliaryTargets,
+    WordTargets,
+    instance_of_region,
+    object_shares,
+)
 from lavis_svp.vision.feature_extractor import VisionFeatures
-from lavis_svp.vision.geometry import mask_centre
 
-PLACE_WORDS = ("left", "right", "above", "below", "top", "bottom")
 PLACE_SCALE = 8.0  # a cosine of 1/4 then says "nearly at the edge"; the sides are symmetric, so there is no bias
+MIN_SHARE = 0.5  # of a token's patches, that an object must cover for the token to show it
 NO_INSTANCE_WEIGHT = 0.15  # of a token that shows no named instance, in word alignment; measured in the prototype
 
 
@@ -55,6 +58,12 @@ class AuxiliaryLossOptions:
             check_weight(f"model.auxiliary_losses.{name}", getattr(self, name))
         if self.alignment_steps and not self.word_alignment:
             raise ValueError("model.auxiliary_losses.alignment_steps needs a word_alignment weight above 0.")
+
+    @property
+    def enabled(self) -> frozenset[str]:
+        """Names of the losses that are on."""
+        names = ("grounding", "word_alignment", "place_alignment", "point_regression")
+        return frozenset(name for name in names if getattr(self, name))
 
 
 class AuxiliaryLosses(nn.Module):
@@ -86,19 +95,14 @@ class AuxiliaryLosses(nn.Module):
         return self.training and step < self.options.alignment_steps
 
     def token_losses(
-        self,
-        vision: VisionFeatures,
-        visual: VisualTokens,
-        instances: Sequence[Mapping[str, Any] | None] | None,
-        language: LanguageModel,
+        self, vision: VisionFeatures, visual: VisualTokens, targets: AuxiliaryTargets, language: LanguageModel
     ) -> dict[str, Tensor]:
         """Word and place alignment of the visual tokens, in training.
 
         Args:
             vision: frozen features of B images.
             visual: their visual tokens.
-            instances: for each image its annotated objects: ``labels`` (H, W) int32, the object of each pixel or -1,
-                and ``words``, the words of each object; None where an image has no annotation.
+            targets: what they should show, on their device.
             language: gives the embeddings of words.
 
         Returns:
@@ -108,98 +112,68 @@ class AuxiliaryLosses(nn.Module):
         losses: dict[str, Tensor] = {}
         if not self.training:
             return losses
-        word = self._word_loss(vision, visual, instances, language) if self.options.word_alignment else None
-        if word is not None:
-            losses["loss_word"] = word
-        if self.options.place_alignment:
-            losses["loss_place"] = self._place_loss(vision, visual, language)
+        if self.options.word_alignment and targets.words is not None:
+            losses["loss_word"] = self._word_loss(visual, targets.words, language)
+        if self.options.place_alignment and targets.place_ids is not None:
+            losses["loss_place"] = _place_loss(vision, visual, word_embeddings(language, targets.place_ids))
         return losses
 
     def prompt_losses(
         self,
-        vision: VisionFeatures,
         visual: VisualTokens,
         prompts: SegPrompts,
         image_index: Tensor,
-        targets: Sequence[np.ndarray],
+        targets: AuxiliaryTargets,
         mask_decoder: SegMaskDecoder,
     ) -> dict[str, Tensor]:
         """Grounding of the pointer and regression of the prompt, of P expressions with a target.
 
         Args:
-            vision: frozen features of B images.
-            visual: their visual tokens.
+            visual: visual tokens of B images.
             prompts: P prompts of the mask decoder.
             image_index: (P,) the image of each prompt.
-            targets: P masks (H, W) 0/1.
+            targets: where each prompt should point, on the prompts' device.
             mask_decoder: gives SAM's encoding of a point.
 
         Returns:
             ``loss_ground`` and ``loss_point``, each only where it is on; nothing without a target.
         """
         losses: dict[str, Tensor] = {}
-        if not targets:
-            return losses
-        images = image_index.tolist() if self.options.grounding or self.options.point_regression else []
-        if self.options.grounding and prompts.scores is not None:
-            rows = [
-                listwise_target(token_iou(vision, visual, index, target))
-                for index, target in zip(images, targets, strict=True)
-            ]
-            target_choice = torch.stack(rows).to(prompts.scores.device)  # (P, T)
+        if self.options.grounding and prompts.scores is not None and _has_regions(targets):
+            target_choice = listwise_target(token_ious(visual, targets, image_index))  # (P, T)
             losses["loss_ground"] = grounding_loss(prompts.scores, target_choice)
-        if self.options.point_regression:
-            centres = torch.stack(
-                [mask_centre(t, vision.geometry[index]) for t, index in zip(targets, images, strict=True)]
-            ).to(prompts.sparse.device)  # (P, 2)
-            expected = mask_decoder.position_of(centres[:, 0], centres[:, 1]) + mask_decoder.point_token  # (P, 256)
-            losses["loss_point"] = (prompts.sparse[:, 0].float() - expected.float()).square().mean()
+        if self.options.point_regression and targets.centres is not None:
+            position = mask_decoder.position_of(targets.centres[:, 0], targets.centres[:, 1])  # (P, 256)
+            expected = position + mask_decoder.point_token.float()  # (P, 256)
+            losses["loss_point"] = (prompts.sparse[:, 0].float() - expected).square().mean()
         return losses
 
-    def _word_loss(
-        self,
-        vision: VisionFeatures,
-        visual: VisualTokens,
-        instances: Sequence[Mapping[str, Any] | None] | None,
-        language: LanguageModel,
-    ) -> Tensor | None:
-        """Word alignment over the batch, whose words are each other's negatives; None for fewer than two words."""
-        if instances is None:
-            return None
-        device = visual.tokens.device
-        vocabulary = sorted({w for item in instances if item is not None for words in item["words"] for w in words})
-        if len(vocabulary) < 2:
-            return None
-        column = {word: index for index, word in enumerate(vocabulary)}
-        tokens, labels, weights = [], [], []
-        for index, item in enumerate(instances):
-            if item is None:
-                continue
-            owner = token_instances(vision, visual, index, item["labels"])  # (T_b,)
-            table = torch.zeros(len(owner), len(vocabulary))
-            for row, instance in enumerate(owner.tolist()):
-                if instance >= 0:
-                    table[row, [column[word] for word in item["words"][instance]]] = 1
-            tokens.append(visual.tokens[index, : len(owner)])
-            labels.append(table)
-            weight = torch.where(torch.from_numpy(owner) >= 0, 1.0, NO_INSTANCE_WEIGHT)
-            if visual.order is not None:  # the token of an image without superpixels shows all of it
-                weight[(visual.order[index, : len(owner)] < 0).cpu()] = 0.0
-            weights.append(weight)
-        words = word_embeddings(language, vocabulary, device)  # (V, D)
+    def _word_loss(self, visual: VisualTokens, targets: WordTargets, language: LanguageModel) -> Tensor:
+        """Word alignment over the batch, whose words are each other's negatives."""
+        owner = token_owners(visual, targets)  # (B, T)
+        counts = placed_tokens(visual) & targets.annotated[:, None]  # (B, T)
+        weight = torch.where(owner >= 0, 1.0, NO_INSTANCE_WEIGHT) * counts  # (B, T)
         return word_alignment_loss(
-            torch.cat(tokens), words, torch.cat(labels).to(device), torch.cat(weights).to(device), self.scale, self.bias
+            visual.tokens.flatten(0, 1),  # (B * T, D)
+            word_embeddings(language, targets.ids),
+            targets.named[owner].flatten(0, 1),  # (B * T, V)
+            weight.flatten(),
+            self.scale,
+            self.bias,
         )
 
-    def _place_loss(self, vision: VisionFeatures, visual: VisualTokens, language: LanguageModel) -> Tensor:
-        """Agreement of tokens with the words for their place: a token at x is right to x, and left to 1 - x."""
-        placed = visual.valid if visual.order is None else visual.valid & (visual.order >= 0)  # (B, T)
-        y, x = token_places(vision, visual)[placed].unbind(1)  # (M,) each
-        labels = torch.stack([1 - x, x, 1 - y, y, 1 - y, y], dim=1)  # (M, words)
-        words = word_embeddings(language, list(PLACE_WORDS), x.device)  # (words, D)
-        scale = torch.full_like(x[:1], PLACE_SCALE)
-        tokens = visual.tokens[placed]  # (M, D)
-        return word_alignment_loss(tokens, words, labels, torch.ones_like(x), scale, torch.zeros_like(scale))
+
+def _place_loss(vision: VisionFeatures, visual: VisualTokens, words: Tensor) -> Tensor:
+    """Agreement of tokens with the words for their place: a token at x is right to x, and left to 1 - x."""
+    y, x = token_places(vision, visual).flatten(0, 1).unbind(1)  # (B * T,) each
+    labels = torch.stack([1 - x, x, 1 - y, y, 1 - y, y], dim=1)  # (B * T, words)
+    scale = torch.full_like(x[:1], PLACE_SCALE)
+    weight = placed_tokens(visual).flatten().float()  # (B * T,)
+    return word_alignment_loss(visual.tokens.flatten(0, 1), words, labels, weight, scale, torch.zeros_like(scale))
+
+
+def _has_regions(targets: AuxiliaryTargets) -> bool:
+    return targets.iou is not None or targets.shares is not None
 
 
 # ---------------------------------------------------------------- the losses themselves
@@ -230,9 +204,11 @@ def word_alignment_loss(
         scale: scalar that multiplies the cosine.
         bias: scalar that is added to it.
     """
-    centred = words - words.mean(0, keepdim=True)
-    cosine = F.normalize(tokens.float(), dim=-1) @ F.normalize(centred.float(), dim=-1).T  # (M, V)
-    loss = F.binary_cross_entropy_with_logits(scale * cosine + bias, labels, reduction="none").mean(-1)
+    centred = words.float() - words.float().mean(0, keepdim=True)
+    with no_autocast(tokens.device):
+        cosine = F.normalize(tokens.float(), dim=-1) @ F.normalize(centred, dim=-1).T  # (M, V)
+    logits = scale.float() * cosine + bias.float()
+    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
     return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
@@ -240,57 +216,90 @@ def listwise_target(iou: Tensor, sharpness: float = 2.0) -> Tensor:
     """Turn IoUs into a distribution over tokens: proportional to IoU ** ``sharpness``.
 
     Args:
-        iou: (T,) non-negative.
+        iou: (..., T) non-negative.
         sharpness: 1 spreads over all overlapping tokens, a larger value favours the best.
 
     Returns:
-        (T,) sums to 1; all zero where nothing overlaps.
+        (..., T) sums to 1; all zero where nothing overlaps.
     """
     weight = iou.float() ** sharpness
-    return weight / weight.sum().clamp_min(1e-6)
+    return weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
 
 
-def word_embeddings(language: LanguageModel, vocabulary: list[str], device: torch.device) -> Tensor:
-    """(V, D) mean input embedding of each word's tokens, as the word stands inside a sentence.
+def word_embeddings(language: LanguageModel, ids: Tensor) -> Tensor:
+    """Mean input embedding of each word's tokens, without a gradient: tokens move towards words, not words to tokens.
 
-    It has no gradient: tokens move towards words, not words towards tokens.
+    Args:
+        language: holds the embeddings.
+        ids: (V, L) int64, see :func:`~lavis_svp.segmentation.targets.word_token_ids`.
+
+    Returns:
+        (V, D) float32.
     """
-    ids = [language.tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in vocabulary]
-    flat = torch.tensor([one for word in ids for one in word], device=device)
-    embedded = language.embed(flat).detach()  # (tokens, D)
-    return torch.stack([word.mean(0) for word in embedded.split([len(word) for word in ids])])  # (V, D)
+    real = ids >= 0  # (V, L)
+    embedded = language.embed(ids).detach().float().masked_fill(~real[..., None], 0.0)  # (V, L, D)
+    return embedded.sum(1) / real.sum(1, keepdim=True)  # (V, D)
 
 
 # ---------------------------------------------------------------- what a token covers
 
 
-def token_iou(vision: VisionFeatures, visual: VisualTokens, index: int, target: np.ndarray) -> Tensor:
-    """IoU of the area of each visual token of an image with a mask.
+def placed_tokens(visual: VisualTokens) -> Tensor:
+    """(B, T) bool, the real tokens except that of an image without superpixels, which shows all of it."""
+    return visual.valid if visual.order is None else visual.valid & (visual.order >= 0)
+
+
+def token_ious(visual: VisualTokens, targets: AuxiliaryTargets, image_index: Tensor) -> Tensor:
+    """IoU of the area of each visual token with the target of each of P expressions.
 
     Args:
-        vision: frozen features of B images.
-        visual: their visual tokens.
-        index: the image.
-        target: (H, W) 0/1 over the image.
+        visual: visual tokens of B images.
+        targets: with ``iou`` or ``shares``.
+        image_index: (P,) the image of each expression.
 
     Returns:
-        (T,); 0 for padding.
+        (P, T) float32; 0 for padding, and for the token of an image without superpixels.
+
+    Raises:
+        ValueError: the targets are those of another kind of tokens.
     """
-    result = torch.zeros(visual.valid.shape[1])
-    count = int(visual.valid[index].sum())
-    if vision.region_maps is not None and visual.order is not None:
-        order = visual.order[index, :count].cpu()
-        shown = order >= 0  # the token of an image without superpixels shows no region
-        by_region = torch.from_numpy(region_iou(vision.region_maps[index], target))  # (S,)
-        result[:count][shown] = by_region[order[shown]]
-        return result
-    share = F.adaptive_avg_pool2d(torch.as_tensor(target)[None].float(), vision.patches.grids[index]).flatten()  # (N,)
-    result[:count] = grid_iou(_assignment(visual, index, count), share)
-    return result
+    if targets.iou is not None and visual.order is not None:
+        return _of_superpixels(targets.iou, visual.order[image_index], 0.0)  # (P, T)
+    if targets.shares is None:
+        raise ValueError("The targets hold no patches' shares, but the projector makes its tokens from patches.")
+    return grid_iou(_assignment(visual, targets.shares.shape[-1])[image_index], targets.shares)  # (P, T)
+
+
+def token_owners(visual: VisualTokens, targets: WordTargets) -> Tensor:
+    """The annotated object that each visual token shows.
+
+    Args:
+        visual: visual tokens of B images.
+        targets: of the same images.
+
+    Returns:
+        (B, T) int64, counted through the batch; -1 for none, in padding too.
+
+    Raises:
+        ValueError: the targets are those of another kind of tokens.
+    """
+    if targets.owner is not None and visual.order is not None:
+        return _of_superpixels(targets.owner, visual.order, -1)  # (B, T)
+    if targets.shares is None or targets.first is None:
+        raise ValueError("The targets hold no patches' shares, but the projector makes its tokens from patches.")
+    with no_autocast(visual.tokens.device):
+        weight = _assignment(visual, targets.shares.shape[-1]) @ targets.shares.transpose(1, 2)  # (B, T, objects)
+    best, owner = weight.max(-1)  # (B, T) each
+    return torch.where(best > MIN_SHARE, owner + targets.first[:, None], -1)
+
+
+def _of_superpixels(values: Tensor, order: Tensor, other: float) -> Tensor:
+    """The values (X, S) of superpixels for tokens made of them in the order (X, T), ``other`` for those of none."""
+    return torch.where(order >= 0, values.gather(1, order.clamp_min(0)), other)  # (X, T)
 
 
 def token_instances(vision: VisionFeatures, visual: VisualTokens, index: int, labels: np.ndarray) -> np.ndarray:
-    """The annotated object that each visual token of an image shows.
+    """The annotated object that each visual token of one image shows, on the host; for probes.
 
     Args:
         vision: frozen features of B images.
@@ -304,18 +313,11 @@ def token_instances(vision: VisionFeatures, visual: VisualTokens, index: int, la
     count = int(visual.valid[index].sum())
     if vision.region_maps is not None and visual.order is not None:
         order = visual.order[index, :count].cpu().numpy()
-        shown = order >= 0  # the token of an image without superpixels shows no region
-        instances_shown = np.full(count, -1)
-        instances_shown[shown] = instance_of_region(vision.region_maps[index], labels)[order[shown]]
-        return instances_shown
-    instances = int(labels.max(initial=-1)) + 1
-    if instances == 0:
-        return np.full(count, -1)
-    one_hot = torch.from_numpy(labels[None] == np.arange(instances)[:, None, None]).float()
-    shares = F.adaptive_avg_pool2d(one_hot, vision.patches.grids[index]).flatten(1)  # (instances, N)
-    weight = _assignment(visual, index, count) @ shares.T  # (T_b, instances)
+        return np.where(order >= 0, instance_of_region(vision.region_maps[index], labels)[order], -1)
+    shares = object_shares(labels, vision.patches.grids[index])  # (objects, N)
+    weight = _assignment(visual, shares.shape[-1])[index, :count].cpu() @ shares.T  # (T_b, objects)
     best, owner = weight.max(1)
-    return torch.where(best > 0.5, owner, -1).numpy()
+    return torch.where(best > MIN_SHARE, owner, -1).numpy()
 
 
 def token_places(vision: VisionFeatures, visual: VisualTokens) -> Tensor:
@@ -326,58 +328,31 @@ def token_places(vision: VisionFeatures, visual: VisualTokens) -> Tensor:
     """
     if visual.assignment is None:
         raise ValueError("This projector does not report which patches its tokens come from; turn place_alignment off.")
-    device = visual.tokens.device
     patches = centroids(visual.assignment.detach(), *vision.patches.coordinates())  # (B, T, 2)
-    spans = torch.tensor(vision.patches.grids, device=device) * torch.tensor(vision.extents, device=device)  # (B, 2)
+    spans = to_device(torch.tensor(vision.patches.grids) * torch.tensor(vision.extents), patches.device)  # (B, 2)
     return (patches / spans[:, None]).clamp(0.0, 1.0).float()  # (B, T, 2)
-
-
-def region_iou(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
-    """IoU of S regions with a 0/1 mask (H, W) of their image at any resolution, at the map's own: (S,) float32."""
-    small = nearest(mask, region_map.labels.shape)
-    return region_ious(region_map.labels, small, region_map.areas).astype(np.float32)
 
 
 def grid_iou(assignment: Tensor, mask_share: Tensor) -> Tensor:
     """IoU of every token with a mask when tokens are made of whole patches.
 
     Args:
-        assignment: (T, N) row-stochastic patch weights of each token.
-        mask_share: (N,) share of each patch that the mask covers.
+        assignment: (..., T, N) row-stochastic patch weights of each token.
+        mask_share: (..., N) share of each patch that the mask covers.
 
     Returns:
-        (T,) soft IoU, counting a token's patches by their weight relative to its largest.
+        (..., T) soft IoU, counting a token's patches by their weight relative to its largest.
     """
-    member = assignment / assignment.amax(-1, keepdim=True).clamp_min(1e-6)  # (T, N)
-    shared = member @ mask_share  # (T,)
-    return shared / (member.sum(-1) + mask_share.sum() - shared).clamp_min(1e-6)
+    member = assignment / assignment.amax(-1, keepdim=True).clamp_min(1e-6)  # (..., T, N)
+    with no_autocast(member.device):
+        shared = (member @ mask_share[..., None])[..., 0]  # (..., T)
+    return shared / (member.sum(-1) + mask_share.sum(-1, keepdim=True) - shared).clamp_min(1e-6)
 
 
-def instance_of_region(region_map: RegionMap, instance_labels: np.ndarray, min_share: float = 0.5) -> np.ndarray:
-    """The object that covers more than ``min_share`` of each region, -1 where none does.
-
-    Args:
-        region_map: S regions.
-        instance_labels: (H, W) int32 object of each pixel, -1 = none, at any resolution of the same image.
-        min_share: share of the region's area.
-
-    Returns:
-        (S,) int64.
-    """
-    labels = region_map.labels
-    small = nearest(instance_labels, labels.shape)
-    count = int(instance_labels.max(initial=-1)) + 1
-    if count == 0:
-        return np.full(region_map.count, -1)
-    both = (labels >= 0) & (small >= 0)
-    table = np.bincount(labels[both] * count + small[both], minlength=region_map.count * count)
-    share = table.reshape(region_map.count, count) / np.maximum(region_map.areas, 1)[:, None]  # (S, objects)
-    return np.where(share.max(1) > min_share, share.argmax(1), -1)
-
-
-def _assignment(visual: VisualTokens, index: int, count: int) -> Tensor:
+def _assignment(visual: VisualTokens, patches: int) -> Tensor:
+    """(B, T, N) float32 patches that each token stands for, of the first N; the rest is padding."""
     if visual.assignment is None:
         raise ValueError(
             "This projector does not report which patches its tokens come from; turn the auxiliary losses off."
         )
-    return visual.assignment[index, :count].detach().float().cpu()  # (T_b, N)
+    return visual.assignment.detach().float()[..., :patches]  # (B, T, N)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_svp.common.options import check_weight
-from lavis_svp.vision.geometry import SamInputGeometry, image_coverage, logits_to_original, mask_to_sam_input
+from lavis_svp.segmentation.targets import MaskTargets, Resolution
+from lavis_svp.vision.geometry import logits_to_original
 
 DICE_SCALE = 1000.0  # GLaMM and LISA divide pixel sums by this before adding epsilon
 EPSILON = 1e-6
-Resolution = Literal["original", "low"]
 
 
 @dataclass(frozen=True)
@@ -44,106 +42,102 @@ class LossOptions:
 
 
 class MaskLosses(nn.Module):
-    """BCE and DICE of masks: the sum over masks, divided by their number, as GLaMM normalises.
+    """BCE and DICE of masks: the sum over masks, divided by their number, as GLaMM normalises."""
 
-    Args:
-        resolution: see :class:`LossOptions`.
-    """
-
-    def __init__(self, resolution: Resolution) -> None:
-        super().__init__()
-        self.resolution = resolution
-
-    def forward(
-        self, logits: Tensor, targets: Sequence[np.ndarray], geometry: Sequence[SamInputGeometry]
-    ) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, targets: MaskTargets) -> dict[str, Tensor]:
         """Compare K masks with their targets.
 
         Args:
             logits: (K, 4h, 4w) scores over SAM's input.
-            targets: K masks (H, W) 0/1 at the images' own sizes. Without any, the losses are zeros that depend on the
-                logits: processes that train together need gradients of the same parts in every batch.
-            geometry: K places of the masks' images in SAM's input.
+            targets: of :func:`~lavis_svp.segmentation.targets.mask_targets`, on the logits' device. Without any mask,
+                the losses are zeros that depend on the logits: processes that train together need gradients of the
+                same parts in every batch.
 
         Returns:
             ``loss_bce`` and ``loss_dice``.
 
         Raises:
-            ValueError: a mask has another size than its image.
+            ValueError: there are more or fewer logits than targets.
         """
-        if not targets:
+        if not targets.sizes:
             return dict.fromkeys(("loss_bce", "loss_dice"), 0.0 * logits.sum())
-        pairs = [
-            comparable(scores, target, place, self.resolution)
-            for scores, target, place in zip(logits, targets, geometry, strict=True)
-        ]
+        if len(logits) != len(targets.sizes):
+            raise ValueError(f"There are {len(logits)} masks' logits, but {len(targets.sizes)} targets.")
+        pairs = comparable(logits, targets)
         return {
-            "loss_bce": _mean([mask_bce(scores, target) for scores, target in pairs]),
-            "loss_dice": _mean([mask_dice(scores, target) for scores, target in pairs]),
+            "loss_bce": torch.cat([mask_bce(*pair) for pair in pairs]).mean(),
+            "loss_dice": torch.cat([mask_dice(*pair) for pair in pairs]).mean(),
         }
 
 
-def comparable(
-    logits: Tensor, target: np.ndarray, geometry: SamInputGeometry, resolution: Resolution
-) -> tuple[Tensor, Tensor]:
-    """Logits and target of one mask at the resolution at which the loss is taken, without the padding.
+def comparable(logits: Tensor, targets: MaskTargets) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Logits and targets at the resolution at which the loss is taken, in stacks of masks of one size.
 
     Args:
-        logits: (4h, 4w) scores over SAM's input.
-        target: (H, W) 0/1 over the image.
-        geometry: the image's place in SAM's input.
-        resolution: see :class:`LossOptions`.
+        logits: (K, 4h, 4w) scores over SAM's input.
+        targets: K of them.
 
     Returns:
-        both (H, W), or both the covered part of (4h, 4w).
-
-    Raises:
-        ValueError: the mask has another size than the image.
+        for each stack of n masks the logits (n, H, W), the targets (n, H, W), and (n, H, W) bool, what of this counts;
+        None: all. At the low resolution this is one stack, of the largest part of (4h, 4w) that an image covers.
     """
-    if tuple(target.shape) != geometry.original_size:
-        raise ValueError(f"The mask is {tuple(target.shape)}, but its image is {geometry.original_size}.")
-    truth = torch.as_tensor(target, device=logits.device).float()
-    if resolution == "original":
-        return logits_to_original(logits[None], geometry)[0], truth  # (H, W)
-    size = (int(logits.shape[0]), int(logits.shape[1]))
-    covered = image_coverage(geometry, size, logits.device) > 0  # (4h, 4w)
-    rows, columns = int(covered[:, 0].sum()), int(covered[0].sum())
-    return logits[:rows, :columns], mask_to_sam_input(truth[None], geometry, size)[0, :rows, :columns]
+    if targets.low is None or targets.cells is None:
+        runs = logits.split([len(stack) for stack in targets.original])
+        return [
+            (logits_to_original(run, place), stack, None)  # (n, H, W) each
+            for run, stack, place in zip(runs, targets.original, targets.geometry, strict=True)
+        ]
+    rows, columns = targets.low.shape[1:]
+    inside = None
+    if len(set(targets.sizes)) > 1:
+        row, column = (torch.arange(count, device=logits.device) for count in (rows, columns))
+        within = targets.cells[:, :, None]  # (K, 2, 1)
+        inside = (row < within[:, 0])[:, :, None] & (column < within[:, 1])[:, None]  # (K, rows, columns)
+    return [(logits[:, :rows, :columns], targets.low, inside)]
 
 
-def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of one mask, mean over its pixels.
+def mask_bce(logits: Tensor, target: Tensor, inside: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of each mask, mean over its pixels.
 
     Args:
-        logits: (H, W) scores.
-        target: (H, W) in [0, 1].
+        logits: (..., H, W) scores.
+        target: (..., H, W) in [0, 1].
+        inside: (..., H, W) bool, the pixels that count; None: all.
+
+    Returns:
+        (...) float32.
 
     Raises:
         ValueError: the shapes differ.
     """
     _check(logits, target)
-    return F.binary_cross_entropy_with_logits(logits.float(), target.float())
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    if inside is None:
+        return loss.mean((-2, -1))
+    return torch.where(inside, loss, 0.0).sum((-2, -1)) / inside.sum((-2, -1))
 
 
-def mask_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Soft DICE loss of one mask: 1 - (2 sum(p g)/s + eps) / (sum(p)/s + sum(g)/s + eps), s = ``DICE_SCALE``.
+def mask_dice(logits: Tensor, target: Tensor, inside: Tensor | None = None) -> Tensor:
+    """Soft DICE loss of each mask: 1 - (2 sum(p g)/s + eps) / (sum(p)/s + sum(g)/s + eps), s = ``DICE_SCALE``.
 
     Args:
-        logits: (H, W) scores.
-        target: (H, W) in [0, 1].
+        logits: (..., H, W) scores.
+        target: (..., H, W) in [0, 1].
+        inside: (..., H, W) bool, the pixels that count; None: all. The target is 0 elsewhere.
+
+    Returns:
+        (...) float32.
 
     Raises:
         ValueError: the shapes differ.
     """
     _check(logits, target)
     probability, target = logits.float().sigmoid(), target.float()
-    shared = 2 * (probability * target / DICE_SCALE).sum()
-    total = (probability / DICE_SCALE).sum() + (target / DICE_SCALE).sum()
+    if inside is not None:
+        probability = torch.where(inside, probability, 0.0)
+    shared = 2 * (probability * target / DICE_SCALE).sum((-2, -1))
+    total = (probability / DICE_SCALE).sum((-2, -1)) + (target / DICE_SCALE).sum((-2, -1))
     return 1 - (shared + EPSILON) / (total + EPSILON)
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    return sum(values[1:], values[0]) / len(values)
 
 
 def _check(logits: Tensor, target: Tensor) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis_svp.common.tensors import no_autocast
+from lavis_svp.common.transfer import to_device
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.vision.feature_extractor import VisionFeatures
@@ -71,25 +73,33 @@ class StateNorm(nn.BatchNorm1d):
 
     MOMENTUM = 0.05
     num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, momentum=self.MOMENTUM)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(P, D) -> (P, D) float32, in whatever precision the parameters are kept."""
+        """(P, D) -> (P, D) float32, in whatever precision parameters and running statistics are kept."""
         use_batch_statistics = self.training and len(states) > 1
         if use_batch_statistics:
             self.num_batches_tracked.add_(1)
-        return F.batch_norm(
-            states.float(),
-            self.running_mean,
-            self.running_var,
-            self.weight.float(),
-            self.bias.float(),
-            training=use_batch_statistics,
-            momentum=self.MOMENTUM,
-            eps=self.eps,
-        )
+        mean, variance = self.running_mean.float(), self.running_var.float()  # themselves, if they are float32
+        with no_autocast(states.device):
+            normed = F.batch_norm(
+                states.float(),
+                mean,
+                variance,
+                self.weight.float(),
+                self.bias.float(),
+                training=use_batch_statistics,
+                momentum=self.MOMENTUM,
+                eps=self.eps,
+            )
+        if use_batch_statistics and self.running_mean.dtype != torch.float32:
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(variance)
+        return normed
 
 
 class SegPromptHead(nn.Module):
@@ -140,21 +150,29 @@ class SegPromptHead(nn.Module):
         """
         states = self.norm(states)
         if not self.options.pointer:
-            return SegPrompts(self.mlp(states)[:, None], None)
-        tokens = visual.tokens.to(states.dtype)[image_index] / self.token_std  # (P, T, D)
-        scores = torch.einsum("pd,ptd->pt", self.query(states), self.key(tokens))  # (P, T)
-        scores = scores.float() / self.options.pointer_dim**0.5
-        valid = visual.valid[image_index]  # (P, T)
-        scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min).log_softmax(-1)
-        weights = scores.exp()  # (P, T)
-        attended = torch.einsum("pt,ptd->pd", weights, tokens.float())  # (P, D)
-        prompt = self.mlp(torch.cat([states.float(), attended], -1)).float()  # (P, 256)
+            return SegPrompts(_through(self.mlp, states)[:, None], None)
+        tokens = visual.tokens.float() / self.token_std  # (B, T, D)
+        query, key = _through(self.query, states), _through(self.key, tokens)  # (P, d), (B, T, d)
+        with no_autocast(states.device):  # a softmax over scores in 16 bits would choose another place
+            scores = torch.einsum("pd,ptd->pt", query.float(), key.float()[image_index])  # (P, T)
+            scores = scores / self.options.pointer_dim**0.5
+            valid = visual.valid[image_index]  # (P, T)
+            scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min).log_softmax(-1)
+            weights = scores.exp()  # (P, T)
+            attended = torch.einsum("pt,ptd->pd", weights, tokens[image_index])  # (P, D)
+        prompt = _through(self.mlp, torch.cat([states.float(), attended], -1)).float()  # (P, 256)
         if self.options.pointer_position:
             if positions is None or point_token is None:
                 raise ValueError("pointer_position needs the tokens' positions and SAM's point token.")
-            place = torch.einsum("pt,ptc->pc", weights, positions.float()[image_index])  # (P, 256)
-            prompt = prompt + place + point_token  # (P, 256)
+            with no_autocast(states.device):
+                place = torch.einsum("pt,ptc->pc", weights, positions.float()[image_index])  # (P, 256)
+            prompt = prompt + place + point_token.float()  # (P, 256)
         return SegPrompts(prompt[:, None], scores)
+
+
+def _through(layer: nn.Module, states: Tensor) -> Tensor:
+    """Run a layer on states in its own weights' type, whatever type the states have come in."""
+    return layer(states.to(next(layer.parameters()).dtype))
 
 
 def token_positions(visual: VisualTokens, vision: VisionFeatures, mask_decoder: SegMaskDecoder) -> Tensor:
@@ -175,13 +193,12 @@ def token_positions(visual: VisualTokens, vision: VisionFeatures, mask_decoder: 
         raise ValueError(
             "This projector does not report which patches its tokens come from; set seg_prompt.pointer_position: False."
         )
-    device = visual.tokens.device
     row, column = vision.patches.coordinates()  # (B, N) each
-    grids = torch.tensor(vision.patches.grids, device=device).float()  # (B, 2) h, w
-    extents = torch.tensor(vision.extents, device=device)
-    covered = torch.tensor([place.extent for place in vision.geometry], device=device)
-    step = covered / extents / grids  # (B, 2): one patch in SAM's input, as a share of its side
-    y = (row.to(device) + 0.5) * step[:, :1]  # (B, N)
-    x = (column.to(device) + 0.5) * step[:, 1:]  # (B, N)
-    encoded = mask_decoder.position_of(x, y).float()  # (B, N, 256)
-    return torch.einsum("btn,bnc->btc", visual.assignment.float(), encoded)  # (B, T, 256)
+    covered = torch.tensor([place.extent for place in vision.geometry])
+    steps = covered / torch.tensor(vision.extents) / torch.tensor(vision.patches.grids).float()  # (B, 2)
+    step = to_device(steps, visual.tokens.device)  # one patch in SAM's input, as a share of its side
+    y = (row.to(step.device) + 0.5) * step[:, :1]  # (B, N)
+    x = (column.to(step.device) + 0.5) * step[:, 1:]  # (B, N)
+    encoded = mask_decoder.position_of(x, y)  # (B, N, 256)
+    with no_autocast(step.device):
+        return torch.einsum("btn,bnc->btc", visual.assignment.float(), encoded)  # (B, T, 256)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from lavis_svp.superpixels import classical as _classical  # noqa: F401  (registers its generators)
+from lavis_svp.superpixels import classical as _classical
 from lavis_svp.superpixels.generator import (
     SamEmbedding,
     SuperpixelGenerator,
@@ -14,7 +15,31 @@ from lavis_svp.superpixels.generator import (
 )
 from lavis_svp.superpixels.region_map import RegionMap
 
-__all__ = ["RegionMap", "SamEmbedding", "SuperpixelGenerator", "build_superpixels", "list_superpixels"]
+__all__ = [
+    "RegionMap",
+    "SamEmbedding",
+    "SuperpixelGenerator",
+    "build_superpixels",
+    "check_superpixels",
+    "list_superpixels",
+]
+
+
+def check_superpixels(name: str, options: Mapping[str, Any]) -> None:
+    """Check the name and the options of one of this package's generators, before any weights are loaded.
+
+    Raises:
+        UnknownNameError: no such generator or preset; the message lists them.
+        ValueError: an unknown option, or a value out of range.
+    """
+    if name == "sam":
+        from lavis_svp.superpixels.sam.options import preset_options
+
+        preset_options(options.get("preset", "svp"), {key: value for key, value in options.items() if key != "preset"})
+        return
+    builder = generator_registry.get(name)
+    if name in {cls.name for cls in _classical.ClassicalGenerator.__subclasses__()}:
+        builder(**options)
 
 
 @generator_registry.register("sam")

@@ -128,6 +128,10 @@ class RegionMap:
         """The regions as disjoint masks, (S, H', W') bool."""
         return self.labels[None] == np.arange(self.count, dtype=np.int32)[:, None, None]  # (S, H', W')
 
+    def mirrored(self) -> RegionMap:
+        """The same regions in the mirrored image, with ids in its raster order."""
+        return RegionMap.from_labels(self.labels[:, ::-1], self.levels, self.scores)
+
     def resized(self, size: tuple[int, int]) -> RegionMap:
         """The same regions at another resolution, by nearest neighbour (pixel centres).
 

@@ -226,6 +226,7 @@ def _compute(store: SuperpixelStore, load: Callable[[T], Any], skip_broken: bool
     start = time.perf_counter()
     try:
         source = load(item)
+        store.generator.wait()  # where `load` makes SAM embeddings
         read = time.perf_counter()
         regions, seconds = store.generator.timed(source)
         made = time.perf_counter()

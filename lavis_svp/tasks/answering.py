@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from lavis.common.dist_utils import is_main_process
 from lavis.common.registry import registry
-from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
+from lavis_svp.common.devices import wait_for
 from lavis_svp.common.paths import write_file
+from lavis_svp.common.transfer import move_to_device
 from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.tasks.answer_scores import caption_scores, vqa_summary
-from lavis_svp.tasks.base import SvpTask, gather_records, result_folder
+from lavis_svp.tasks.base import SvpTask, device_of, gather_records, result_folder
 
 Answer = dict[str, Any]
 """One text of one image and the model's answer to it."""
@@ -72,8 +73,11 @@ class AnswerTask(SvpTask, ABC):
 
     def valid_step(self, model: Any, samples: Mapping[str, Any]) -> list[Answer]:
         """Answer the texts of a batch; one entry per text. The model is not wrapped in DDP."""
+        device = device_of(model)
+        wait_for(device)
         start = time.perf_counter()
         generated = [_as_list(one) for one in self.generate(model, samples)]
+        wait_for(device)
         ms = 1000 * (time.perf_counter() - start) / max(1, sum(map(len, generated)))
         return [
             {"id": name, "image_id": int(samples["image_id"][index]), "file_name": samples["file_name"][index]}
@@ -90,15 +94,16 @@ class AnswerTask(SvpTask, ABC):
 
     @torch.no_grad()
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Answer]:
-        """Answer this process's share of a split.
+        """Answer this process's share of a split, on the model's device; ``cuda_enabled`` is LAVIS's, and not used.
 
         Raises:
             ValueError: ``blind`` is set and the first batch holds no second image.
         """
         answers: list[Answer] = []
-        swapper = ImageSwapper()
-        for batch in tqdm(data_loader, desc="Answering", unit="batch", mininterval=1, disable=not is_main_process()):
-            samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
+        swapper, device = ImageSwapper(), device_of(model)
+        looks = {"desc": "Answering", "unit": "batch", "mininterval": 1, "disable": not is_main_process()}
+        for batch in tqdm(data_loader, **looks):
+            samples = move_to_device(batch, device)
             rows = self.valid_step(model, samples)
             if self.options.blind:
                 swapped = swapper.swap(samples)
@@ -264,8 +269,9 @@ class ImageSwapper:
         self._last = pool[-1]
         swapped: dict[str, Any] = {key: [one[key] for one in chosen] for key in pool[0] if key != "id"}
         if "image" in swapped:
-            swapped["image"] = torch.stack(swapped["image"])  # (B, 4, S, S)
-        return {**samples, **swapped}
+            swapped["image"] = torch.stack(swapped["image"])  # (B, 3, S, S) uint8, or (B, 4, S, S)
+        prepared = ("prepared",)  # made of the own images
+        return {**{key: value for key, value in samples.items() if key not in prepared}, **swapped}
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -161,6 +161,11 @@ def gather_records(records: list[Record]) -> list[list[Record]]:
     return parts
 
 
+def device_of(model: Any) -> torch.device:
+    """Where a model's batches have to be; the CPU for one without parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def digest(settings: Any) -> str:
     """First 12 hexadecimal digits of the sha256 of JSON-able settings; equal settings give equal digits."""
     text = json.dumps(settings, sort_keys=True, default=str)

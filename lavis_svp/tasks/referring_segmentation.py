@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from lavis.common.dist_utils import get_rank, is_main_process
 from lavis.common.registry import registry
-from lavis.datasets.data_utils import prepare_sample
 from tqdm import tqdm
 
 from lavis_svp.common.options import check_whole_number
 from lavis_svp.common.registry import unknown_name
+from lavis_svp.common.transfer import move_to_device
 from lavis_svp.metrics import format_summary, merge_records, summary
 from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.metrics.records import MODES, Record, record_line
-from lavis_svp.tasks.base import SvpTask, gather_records, result_folder
+from lavis_svp.tasks.base import SvpTask, device_of, gather_records, result_folder
 from lavis_svp.tasks.gallery import Gallery
-from lavis_svp.tasks.scoring import merge_modes, score_image, timed_predictions
+from lavis_svp.tasks.scoring import merge_modes, predictions_by_mode, score_image
+from lavis_svp.vision.geometry import sam_input_size
 
 LOGGED = ("giou_macro", "giou_micro", "ciou_macro", "ciou_micro", "pick_accuracy_macro")
 """Main scores that LAVIS's log shows next to ``agg_metrics``."""
@@ -41,7 +42,7 @@ class EvalOptions:
 
     Args:
         mode: ``generative`` (the model writes its answer; without ``[SEG]`` there is no mask), ``teacher_forced`` (the
-            answer with ``[SEG]`` is fed to it) or ``both``, which takes twice as long and reports both side by side.
+            answer with ``[SEG]`` is fed to it) or ``both``, which reports both side by side; images are encoded once.
         num_visualise: number of expressions to draw, spread over the kinds; 0 = none.
         bootstrap: of the confidence intervals: ``resamples``, ``seed``, ``level``.
     """
@@ -89,15 +90,23 @@ class ReferringSegmentationTask(SvpTask):
 
     @torch.no_grad()
     def evaluation(self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True) -> list[Record]:
-        """Score this process's share of a split; write each record at once, and draw some."""
+        """Score this process's share of a split; write each record at once, and draw some.
+
+        Args:
+            model: not wrapped; its device is where the batches go.
+            data_loader: of the split.
+            cuda_enabled: LAVIS's, not used: its ``.cuda()`` would be the first GPU.
+        """
+        device = device_of(model)
         is_main = is_main_process()
         self._gallery = Gallery(self.options.num_visualise if is_main else 0)
         records: list[Record] = []
         path = self._unfinished()
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as lines:
-            for batch in tqdm(data_loader, desc="Evaluating", unit="batch", mininterval=1, disable=not is_main):
-                samples = prepare_sample(batch, cuda_enabled=cuda_enabled)
+            looks = {"desc": "Evaluating", "unit": "batch", "mininterval": 1, "disable": not is_main}
+            for batch in tqdm(data_loader, **looks):
+                samples = move_to_device(batch, device)
                 self._inputs_cached = "frozen" in samples
                 for record, index, number, prediction in self._scored(model, samples):
                     truth = samples["masks"][index][number]
@@ -140,7 +149,7 @@ class ReferringSegmentationTask(SvpTask):
 
     def _scored(self, model: Any, samples: Mapping[str, Any]) -> Iterable[tuple[Record, int, int, Any]]:
         """Yield each record with its image index, expression index and main prediction."""
-        answers = [(mode, *timed_predictions(model, samples, mode)) for mode in self.options.modes]
+        answers = predictions_by_mode(model, samples, self.options.modes)
         for index, predictions in enumerate(answers[0][1]):
             by_mode = [score_image(samples, index, rows[index], mode, ms) for mode, rows, ms in answers]
             for number, prediction in enumerate(predictions):
@@ -160,10 +169,13 @@ class ReferringSegmentationTask(SvpTask):
         """The image to draw on, (H, W, 3) uint8: the model's input without padding, or else the image file."""
         if "image" not in samples:
             return self._dataset.pixels(samples["image_id"][index], samples["split"][index])
-        image = samples["image"][index].float().cpu()  # (4, S, S)
+        image = samples["image"][index].cpu()  # (3, S, S) uint8, or (4, S, S) with a channel that is 1 in the image
+        if image.dtype == torch.uint8:
+            rows, columns = sam_input_size(*map(int, samples["original_size"][index]), image.shape[-1])
+            return image[:, :rows, :columns].permute(1, 2, 0).numpy()  # (H', W', 3)
         inside = image[3] > 0
         rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())
-        pixels = image[:3, :rows, :columns].permute(1, 2, 0)  # (H', W', 3)
+        pixels = image[:3, :rows, :columns].float().permute(1, 2, 0)  # (H', W', 3)
         return (255 * pixels.clamp(0, 1)).round().to(torch.uint8).numpy()
 
     def _unfinished(self) -> Path:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from lavis_svp.common.devices import wait_for
 from lavis_svp.metrics.masks import attribute_reader_iou, mask_counts, pick_correct, random_object_iou
 from lavis_svp.metrics.records import Record
 from lavis_svp.models.outputs import MaskPrediction
 from lavis_svp.superpixels.evaluation import single_ceiling, union_ceiling
 from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.tasks.base import device_of
 
 ANSWER_FIELDS = (
     "answered", "text", "intersection", "union", "pred_area", "score", "tokens", "pick_correct", "ms",
@@ -26,30 +30,57 @@ ANSWER_FIELDS = (
 def timed_predictions(
     model: Any, samples: Mapping[str, Any], mode: str
 ) -> tuple[Sequence[Sequence[MaskPrediction]], float]:
-    """Predict a batch, and check that there is a prediction for every expression.
+    """Predict a batch in one mode; see :func:`predictions_by_mode`."""
+    return predictions_by_mode(model, samples, [mode])[0][1:]
+
+
+@torch.no_grad()
+def predictions_by_mode(
+    model: Any, samples: Mapping[str, Any], modes: Sequence[str]
+) -> list[tuple[str, Sequence[Sequence[MaskPrediction]], float]]:
+    """Predict a batch in some modes, and check that there is a prediction for every expression.
+
+    The images are encoded once for several modes, if the model has ``encode`` and its ``predict_masks`` takes
+    ``encoded``.
 
     Args:
         model: has ``predict_masks``; not wrapped in DDP.
         samples: a batch.
-        mode: "generative" or "teacher_forced".
+        modes: "generative", "teacher_forced".
 
     Returns:
-        the predictions, and the wall time per expression in milliseconds: that of the batch, shared evenly.
-        It does not include what a cache provides (superpixels, frozen features).
+        for each mode its name, the predictions, and the wall time per expression in milliseconds: that of the batch,
+        shared evenly. It is what the mode alone takes: encoding the images counts in every mode, also where it was
+        done once. What a cache provides (superpixels, frozen features) and a loader's worker does is not in it.
 
     Raises:
         ValueError: the predictions do not pair up with the expressions.
     """
-    _wait_for_cuda()
-    start = time.perf_counter()
-    predictions: Sequence[Sequence[MaskPrediction]] = model.predict_masks(samples, mode=mode)
-    _wait_for_cuda()
-    seconds = time.perf_counter() - start
+    device = device_of(model)
+    shared: dict[str, Any] = {}
+    encoding = 0.0
+    takes_encoded = hasattr(model, "encode") and "encoded" in inspect.signature(model.predict_masks).parameters
+    if len(modes) > 1 and takes_encoded:
+        encoded, encoding = _timed(lambda: model.encode(samples), device)
+        shared = {"encoded": encoded}
     expected = [len(texts) for texts in samples["text_input"]]
-    counts = [len(row) for row in predictions]
-    if expected != counts:
-        raise ValueError(f"The images of a batch have {expected} expressions, but the model answered {counts}.")
-    return predictions, 1000 * seconds / max(1, sum(expected))
+    answers = []
+    for mode in modes:
+        predictions, seconds = _timed(functools.partial(model.predict_masks, samples, mode=mode, **shared), device)
+        counts = [len(row) for row in predictions]
+        if expected != counts:
+            raise ValueError(f"The images of a batch have {expected} expressions, but the model answered {counts}.")
+        answers.append((mode, predictions, 1000 * (encoding + seconds) / max(1, sum(expected))))
+    return answers
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """The result of some work, and its seconds with what the device did of it."""
+    wait_for(device)
+    start = time.perf_counter()
+    result = work()
+    wait_for(device)
+    return result, time.perf_counter() - start
 
 
 def score_image(
@@ -144,8 +175,3 @@ def _baselines(samples: Mapping[str, Any], index: int, number: int) -> dict[str,
         "baseline_random": random_object_iou(labels, target),
         "baseline_attribute": None if candidates is None else attribute_reader_iou(labels, target, candidates[number]),
     }
-
-
-def _wait_for_cuda() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

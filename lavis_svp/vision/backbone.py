@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,13 @@ from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel
 
 from lavis_svp.common.options import check_keys
+from lavis_svp.common.transfer import to_device
 from lavis_svp.vision.families import VisionFamily, family_of, with_published_colors
 from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid, PatchFeatures
 from lavis_svp.zoo import Weights, model_config, resolve
 
 Fit = Literal["stretch", "pad"]
+AttentionName = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 PixelSize = tuple[int, int]
 Side = int | Sequence[int]
 
@@ -41,6 +43,36 @@ class FrozenModule(nn.Module):
         return super().train(False)
 
 
+class PixelNorm(nn.Module):
+    """``(x - mean) / std`` of RGB images, always in float32, also where the model was cast to another dtype.
+
+    Args:
+        mean: of red, green and blue, for pixels in [0, 1].
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.values = {"mean": tuple(mean), "std": tuple(std)}
+        for name, value in self.values.items():
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, value in self.values.items():  # a cast buffer would have lost its last digits
+            buffer = getattr(self, name)
+            if buffer.dtype != torch.float32:
+                setattr(self, name, torch.tensor(value).view(3, 1, 1).to(buffer.device))
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise images (..., 3, H, W) in [0, 1]."""
+        return (pixels.float() - self.mean) / self.std
+
+
 class VisionEncoder(FrozenModule):
     """Patch features of a plain ViT; frozen.
 
@@ -57,9 +89,6 @@ class VisionEncoder(FrozenModule):
     Raises:
         ValueError: a side that the patch size does not divide, or what :meth:`request_outputs` refuses.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -84,9 +113,12 @@ class VisionEncoder(FrozenModule):
         self.fit = fit
         self.layer = layer
         self.request_outputs(outputs, levels)
-        self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(family.std).view(3, 1, 1), persistent=False)
+        self.pixel_norm = PixelNorm(family.mean, family.std)
         self.freeze()
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the network, by ``torch.compile`` with these options; the names of its tensors stay."""
+        self.network.compile(*args, **options)
 
     def request_outputs(self, names: Collection[str], levels: Sequence[int] = ()) -> None:
         """Return the outputs of these ``names``, of ``ENCODER_OUTPUTS``, and these further layers from now on.
@@ -106,42 +138,60 @@ class VisionEncoder(FrozenModule):
             image_sizes: rows and columns of (H, W) that each image takes; None: all.
 
         Returns:
-            Features of ``dim`` channels on the ``grid``, with the requested outputs; a patch that shows nothing of the
-            image is not valid.
+            Features of ``dim`` channels on the ``grid``, with the requested outputs, in float32 whatever the weights; a
+            patch that shows nothing of the image is not valid.
 
         Raises:
             ValueError: sizes that do not fit the pixels.
         """
         sizes = checked_image_sizes(pixels, image_sizes)
-        pixel_values = self.preprocess(pixels, sizes)
-        h, w = self.grid
-        shares = torch.tensor(self.image_shares(pixels, sizes), device=pixels.device)
-        rows = torch.arange(h, device=pixels.device) < shares[:, :1] * h  # (B, h)
-        columns = torch.arange(w, device=pixels.device) < shares[:, 1:] * w  # (B, w)
-        valid = (rows[:, :, None] & columns[:, None, :]).flatten(1)  # (B, N)
-        return encode_patches(self.network, self.family, pixel_values, valid, self.layer, self.levels, self.outputs)
+        pixel_values = self.preprocess(pixels, sizes).to(next(self.network.parameters()).dtype)
+        valid = self.valid_patches(self.image_shares(pixels, sizes), pixels.device)
+        made = encode_patches(self.network, self.family, pixel_values, valid, self.layer, self.levels, self.outputs)
+        exact = {name: getattr(made, name) for name in ("patches", *ENCODER_OUTPUTS)}
+        return replace(made, **{name: None if one is None else one.float() for name, one in exact.items()})
 
     def preprocess(self, pixels: Tensor, image_sizes: Sequence[PixelSize]) -> Tensor:
         """Normalise images (B, 3, H, W) and resize them (bilinear, antialiased) to the encoder's input (B, 3, *size).
 
-        Padding is 0, the mean colour.
+        Images of one size are resized together. Padding is 0, the mean colour. The result is float32.
         """
-        prepared = []
-        for padded, (height, width) in zip(pixels, image_sizes, strict=True):
-            image = (padded[:, :height, :width] - self.mean) / self.std  # (3, height, width)
+        by_size: dict[PixelSize, list[int]] = {}
+        for index, size in enumerate(image_sizes):
+            by_size.setdefault(size, []).append(index)
+        prepared = [pixels] * len(image_sizes)
+        for (height, width), group in by_size.items():
+            images = torch.stack([pixels[index, :, :height, :width] for index in group])  # (G, 3, height, width)
+            images = self.pixel_norm(images)
             if self.fit == "pad":
                 edge = max(pixels.shape[2:])
-                image = functional.pad(image, (0, edge - width, 0, edge - height))  # (3, edge, edge)
-            prepared.append(functional.interpolate(image[None], self.size, mode="bilinear", antialias=True))
-        return torch.cat(prepared)  # (B, 3, *size)
+                images = functional.pad(images, (0, edge - width, 0, edge - height))  # (G, 3, edge, edge)
+            images = functional.interpolate(images, self.size, mode="bilinear", antialias=True)  # (G, 3, *size)
+            for index, image in zip(group, images, strict=True):
+                prepared[index] = image
+        return torch.stack(prepared)  # (B, 3, *size)
 
     def image_shares(self, pixels: Tensor, image_sizes: Sequence[PixelSize] | None = None) -> list[tuple[float, float]]:
         """The share of the grid's height and width that each image covers, the extents of ``Superpixels``."""
-        sizes = checked_image_sizes(pixels, image_sizes)
-        if self.fit == "stretch":
-            return [(1.0, 1.0)] * len(sizes)
-        edge = max(pixels.shape[2:])
-        return [(height / edge, width / edge) for height, width in sizes]
+        height, width = pixels.shape[2:]
+        return image_shares(checked_image_sizes(pixels, image_sizes), (height, width), self.fit)
+
+    def valid_patches(self, shares: Sequence[tuple[float, float]], device: torch.device | str) -> Tensor:
+        """(B, N) bool, the patches that show something of images that cover these shares of the grid."""
+        h, w = self.grid
+        if all(share == (1.0, 1.0) for share in shares):
+            return torch.ones(len(shares), h * w, dtype=torch.bool, device=device)
+        with torch.device("cpu"):
+            ends = torch.tensor(shares)
+            rows, columns = torch.arange(h) < ends[:, :1] * h, torch.arange(w) < ends[:, 1:] * w  # (B, h), (B, w)
+        return to_device((rows[:, :, None] & columns[:, None, :]).flatten(1), device)  # (B, N)
+
+
+def image_shares(image_sizes: Sequence[PixelSize], frame: PixelSize, fit: Fit) -> list[tuple[float, float]]:
+    """The share (of height, of width) of the patch grid that images cover which take ``image_sizes`` of a frame."""
+    if fit == "stretch":
+        return [(1.0, 1.0)] * len(image_sizes)
+    return [(height / max(frame), width / max(frame)) for height, width in image_sizes]
 
 
 def build_vision_encoder(
@@ -152,6 +202,8 @@ def build_vision_encoder(
     levels: Sequence[int] = (),
     weights: Weights = "load",
     outputs: Collection[str] = (),
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: AttentionName = "auto",
 ) -> VisionEncoder:
     """Build a frozen vision encoder.
 
@@ -167,20 +219,24 @@ def build_vision_encoder(
         levels: further layers to return.
         weights: "none" builds it on the meta device from its configuration alone.
         outputs: further outputs to return.
+        dtype: of the weights; they are read in it, whatever the file has.
+        attn_implementation: of transformers; "auto" is "sdpa".
 
     Raises:
         UnknownNameError: no such weights, or a kind of model that is not supported.
         ValueError: see :class:`VisionEncoder`.
+        ImportError: "flash_attention_2" without the package flash-attn.
     """
     if weights == "none":
         config = model_config(name_or_path)
         config = getattr(config, "vision_config", config)
         family = family_of(config)
         with torch.device("meta"):
-            return VisionEncoder(family.model(config), family, side, fit, layer, levels, outputs)
+            return VisionEncoder(family.model(config).to(dtype), family, side, fit, layer, levels, outputs)
     source = resolve(name_or_path)
     family = with_published_colors(family_of(AutoConfig.from_pretrained(source)), source)
-    network = family.model.from_pretrained(source, attn_implementation="sdpa")
+    attention = "sdpa" if attn_implementation == "auto" else attn_implementation
+    network = family.model.from_pretrained(source, attn_implementation=attention, dtype=dtype)
     return VisionEncoder(network, family, side, fit, layer, levels, outputs)
 
 

@@ -5,21 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lavis_svp.common.checkpoints import content_digest
+from lavis_svp.common.devices import DtypeName, check_dtype, resolve_dtype
 from lavis_svp.common.options import check_whole_number, plain
-from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, list_superpixels
-from lavis_svp.vision.backbone import FrozenModule, build_vision_encoder
-from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, append_channels, extra_width
+from lavis_svp.common.transfer import to_device
+from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, check_superpixels, list_superpixels
+from lavis_svp.vision.backbone import AttentionName, FrozenModule, build_vision_encoder, image_shares
+from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, PatchColours, append_channels, extra_width
 from lavis_svp.vision.families import family_of
-from lavis_svp.vision.geometry import VALID_CHANNEL, SamInputGeometry, image_pixels, read_geometry
+from lavis_svp.vision.geometry import (
+    VALID_CHANNEL,
+    SamInputGeometry,
+    geometry_of,
+    image_pixels,
+    read_geometry,
+    scaled_pixels,
+    validity,
+)
 from lavis_svp.vision.sam import build_sam
 from lavis_svp.vision.types import PatchFeatures
 from lavis_svp.zoo import Weights
+
+SuperpixelCache = Literal["off", "read", "fill"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,10 @@ class EncoderOptions:
         levels: indices, as for ``layer``, of further layers for a projector that fuses several; others ignore them.
         extra_channels: channels appended to every patch: ``sam`` (SAM's embedding, 256 channels), ``colour`` (mean
             RGB, 3). Not in the paper; see ``vision/extra_channels.py``.
+        dtype: of its weights: ``auto`` (float32 on a CPU; on CUDA bfloat16, or float16 where the card has none),
+            ``float32``, ``bfloat16`` or ``float16``. Another one than float32 has caches of features of its own.
+        attn_implementation: of transformers: ``auto`` (sdpa), ``sdpa``, ``eager``, or ``flash_attention_2``, which
+            needs the package flash-attn and a dtype of 16 bits.
     """
 
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"beside": "extra_channels"}
@@ -46,8 +62,16 @@ class EncoderOptions:
     layer: int = -1
     levels: Sequence[int] = ()
     extra_channels: Sequence[str] = ()
+    dtype: DtypeName = "auto"
+    attn_implementation: AttentionName = "auto"
 
     def __post_init__(self) -> None:
+        check_dtype("model.vision_encoder.dtype", self.dtype)
+        if self.attn_implementation not in get_args(AttentionName):
+            raise ValueError(
+                f"model.vision_encoder.attn_implementation is {self.attn_implementation!r}; it must be one of: "
+                f"{', '.join(get_args(AttentionName))}."
+            )
         if isinstance(self.levels, str) or not all(isinstance(level, int) for level in self.levels):
             raise ValueError(f"model.vision_encoder.levels must be a list of whole numbers, got {self.levels!r}.")
         names = [] if isinstance(self.extra_channels, str) else list(self.extra_channels)
@@ -67,6 +91,8 @@ class SamOptions:
         side: input side in pixels; 1024 as published, smaller is cheaper and coarser.
         train_decoder: train the [SEG]-driven copy of the mask decoder (the superpixel copy never trains).
         max_masks_per_image: decode at most so many expressions of an image in training; None: all.
+        dtype: of the image encoder's weights, as for the vision encoder; the prompt encoder and the mask decoders are
+            float32. Superpixels of one dtype serve the others.
     """
 
     RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"max_masks_per_picture": "max_masks_per_image"}
@@ -75,8 +101,10 @@ class SamOptions:
     side: int = 1024
     train_decoder: bool = True
     max_masks_per_image: int | None = None
+    dtype: DtypeName = "auto"
 
     def __post_init__(self) -> None:
+        check_dtype("model.sam.dtype", self.dtype)
         if self.max_masks_per_image is not None:
             check_whole_number("model.sam.max_masks_per_image", self.max_masks_per_image, 1)
 
@@ -97,11 +125,105 @@ class ExtractorConfig:
     superpixels: Mapping[str, Any] | None
     outputs: Sequence[str] = ()
 
-    def build(self) -> FrozenFeatureExtractor:
-        """Build the extractor and load its weights."""
-        extractor = FrozenFeatureExtractor(self.encoder, self.sam, self.superpixels)
+    def build(self, device: torch.device | str | None = None) -> FrozenFeatureExtractor:
+        """Build the extractor and load its weights; ``device`` is where it is going to run."""
+        extractor = FrozenFeatureExtractor(self.encoder, self.sam, self.superpixels, device=device)
         extractor.request_outputs(self.outputs)
         return extractor
+
+
+@dataclass
+class ImageInputs:
+    """What the extractor reads of B images, made by :func:`read_images` on the CPU, without weights.
+
+    Args:
+        pixels: (B, 3, S, S) RGB in SAM's input, zeros in the padding; uint8, or float in 0..1. None: all that the model
+            reads of the images was computed before.
+        geometry: where each image lies in SAM's input.
+        cached: the features of all images: ``patches`` (B, N, C), ``valid`` (B, N) bool, ``sam`` (B, 256, h, w), the
+            requested outputs of the encoder, and ``colour`` (B, N, 3) of :func:`.patch_colours`; None: none.
+        region_maps: the superpixels of each image; None: none.
+    """
+
+    pixels: Tensor | None
+    geometry: list[SamInputGeometry]
+    cached: dict[str, Tensor] | None
+    region_maps: list[RegionMap] | None
+
+    def to(self, device: torch.device | str) -> ImageInputs:
+        """The same with its tensors on ``device``."""
+        pixels = None if self.pixels is None else to_device(self.pixels, device)
+        cached = None if self.cached is None else {name: to_device(one, device) for name, one in self.cached.items()}
+        return dataclasses.replace(self, pixels=pixels, cached=cached)
+
+
+def read_images(
+    samples: Mapping[str, Any], side: int, outputs: Sequence[str] = (), extra_channels: Sequence[str] = ()
+) -> ImageInputs:
+    """Read what the extractor needs of a batch; images that nothing needs are left out.
+
+    Args:
+        samples: ``image``, either (B, 3, S, S) uint8 with ``original_size`` or ``input_size`` beside it, or
+            (B, 4, S, S) float, RGB in 0..1 and a channel that is 1 on the image; optional where the features are
+            cached. Optional lists: ``frozen`` (cached features, and ``colour``), ``region_map`` (superpixels),
+            ``original_size`` and ``input_size``, (H, W) of each image itself and in SAM's input.
+        side: S, SAM's input side in pixels.
+        outputs: those of :meth:`FrozenFeatureExtractor.request_outputs`.
+        extra_channels: of :data:`EXTRA_CHANNELS`.
+
+    Raises:
+        ValueError: images of another size than ``side``, no image and no features, or features without one of
+            ``outputs``.
+    """
+    image, region_maps = samples.get("image"), samples.get("region_map")
+    region_maps = list(region_maps) if region_maps is not None and all(one is not None for one in region_maps) else None
+    cached = _stacked(samples.get("frozen"), outputs, extra_channels)
+    pixels, geometry = _read_pixels(image, samples.get("original_size"), samples.get("input_size"), side)
+    has_colour = "colour" not in extra_channels or (cached is not None and "colour" in cached)
+    if cached is not None and has_colour and region_maps is not None:
+        pixels = None
+    if pixels is None and (cached is None or not has_colour):
+        lacking = "features" if cached is None else "colours"
+        raise ValueError(
+            f"The samples hold no images, and their {lacking} are not cached: let the data set load images."
+        )
+    return ImageInputs(pixels, geometry, cached, region_maps)
+
+
+def _stacked(
+    entries: Sequence[Mapping[str, Any] | None] | None, outputs: Sequence[str], extra_channels: Sequence[str]
+) -> dict[str, Tensor] | None:
+    """Stack the cached features of all images; None unless all of them have some."""
+    found = [entry for entry in entries or () if entry is not None]
+    if not found or len(found) < len(entries or ()):
+        return None
+    if lacking := [name for name in outputs if any(name not in entry for entry in found)]:
+        raise ValueError(
+            f"The projector needs {' and '.join(lacking)}, which the cached features lack. They were "
+            "computed for another projector: remove them, or fill a cache with this model "
+            "(model.cache_features: true)."
+        )
+    names = ["patches", "valid", "sam", *outputs]
+    if "colour" in extra_channels and all(entry.get("colour") is not None for entry in found):
+        names.append("colour")
+    return {name: torch.stack([torch.as_tensor(entry[name]) for entry in found]) for name in names}
+
+
+def _read_pixels(
+    image: Tensor | None, original_sizes: Any, input_sizes: Any, side: int
+) -> tuple[Tensor | None, list[SamInputGeometry]]:
+    """The RGB of an image tensor in either form, and where the images lie in SAM's input."""
+    if image is None:
+        return None, geometry_of(side, original_sizes, input_sizes)
+    if image.dtype == torch.uint8 and tuple(image.shape[1:]) == (3, side, side):
+        return image, geometry_of(side, original_sizes, input_sizes)
+    if image.dtype == torch.uint8 or tuple(image.shape[1:]) != (4, side, side):
+        raise ValueError(
+            f"image must be (B, 4, {side}, {side}) float or (B, 3, {side}, {side}) uint8 from the svp_image processors "
+            f"with image_size {side} (= model.sam.side), got {tuple(image.shape)} {image.dtype}."
+        )
+    geometry = read_geometry(image[:, VALID_CHANNEL], original_sizes)
+    return image[:, :VALID_CHANNEL], geometry
 
 
 @dataclass
@@ -132,19 +254,31 @@ class FrozenFeatureExtractor(FrozenModule):
     """Vision encoder, SAM image encoder and superpixel generator behind one call; nothing in it trains.
 
     SAM's image encoder runs once per image: its embedding makes SAM superpixels and, later, the mask.
-    ``weights="none"`` builds everything on the meta device; the other arguments are those of :class:`ExtractorConfig`.
+    ``weights="none"`` builds everything on the meta device; ``device`` is where it is going to run, which decides what
+    ``dtype: auto`` means (None: CUDA where there is one); the other arguments are those of :class:`ExtractorConfig`.
     """
 
     def __init__(
-        self, encoder: EncoderOptions, sam: SamOptions, superpixels: Mapping[str, Any] | None, weights: Weights = "load"
+        self,
+        encoder: EncoderOptions,
+        sam: SamOptions,
+        superpixels: Mapping[str, Any] | None,
+        weights: Weights = "load",
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.config = ExtractorConfig(encoder, sam, plain(superpixels))
         self.sam_side = sam.side
         self.vision_encoder = build_vision_encoder(
-            encoder.name, side=encoder.side, fit=encoder.fit, layer=encoder.layer, weights=weights
+            encoder.name,
+            side=encoder.side,
+            fit=encoder.fit,
+            layer=encoder.layer,
+            weights=weights,
+            dtype=resolve_dtype(encoder.dtype, device),
+            attn_implementation=encoder.attn_implementation,
         )
-        parts = build_sam(sam.name, side=sam.side, weights=weights)
+        parts = build_sam(sam.name, side=sam.side, weights=weights, dtype=resolve_dtype(sam.dtype, device))
         self.sam_encoder = parts.encoder
         self.sam_prompt_encoder, self.sam_mask_decoder = parts.prompt_encoder, parts.mask_decoder
         self.freeze()
@@ -169,59 +303,81 @@ class FrozenFeatureExtractor(FrozenModule):
         self.vision_encoder.request_outputs(names, self.config.encoder.levels if "levels" in names else ())
         self.config = dataclasses.replace(self.config, outputs=sorted(names))
 
+    @property
+    def patch_colours(self) -> PatchColours | None:
+        """Makes the channel ``colour`` of an image without this module; None where that channel is off."""
+        encoder = self.config.encoder
+        on = "colour" in encoder.extra_channels
+        return PatchColours(self.vision_encoder.grid, encoder.fit == "pad") if on else None
+
+    def read_images(self, samples: Mapping[str, Any]) -> ImageInputs:
+        """What this extractor reads of a batch, see :func:`read_images`."""
+        return read_images(samples, self.sam_side, self.config.outputs, self.config.encoder.extra_channels)
+
     @torch.no_grad()
-    def forward(self, samples: Mapping[str, Any]) -> VisionFeatures:
-        """Compute the features of a batch, or take them from the samples.
+    def forward(self, samples: Mapping[str, Any] | ImageInputs) -> VisionFeatures:
+        """Compute the features of a batch, or take them from what was cached.
 
         Args:
-            samples: ``image`` (B, 4, S, S) on this module's device; optional lists ``frozen`` (cached features),
-                ``region_map`` (cached superpixels) and ``original_size``.
+            samples: images as :func:`read_images` gives them, or samples as it takes them.
 
         Raises:
-            ValueError: ``image`` was not made by ``svp_image_train`` or ``svp_image_eval``.
+            ValueError: see :func:`read_images`.
         """
-        image, sizes = samples["image"], samples.get("original_size")
-        cached, region_maps = samples.get("frozen"), samples.get("region_map")
-        if cached is not None and all(entry is not None for entry in cached):
-            vision = self._from_cache(image, sizes, cached)
-        else:
-            vision = self.encode(image, sizes)
-        if region_maps is not None and all(region_map is not None for region_map in region_maps):
-            vision.region_maps = list(region_maps)
-        else:
-            vision.region_maps = self._make_superpixels(image, vision)
+        images = samples if isinstance(samples, ImageInputs) else self.read_images(samples)
+        images = images.to(self.device)
+        vision = self._from_cache(images, images.cached) if images.cached is not None else self.encode(images)
+        vision.region_maps = images.region_maps
+        if vision.region_maps is None:
+            vision.region_maps = self._make_superpixels(images, vision)
         # with `pad` the grid covers all of SAM's input, with `stretch` only the image's part
         padded = self.config.encoder.fit == "pad"
         covered = [(1.0, 1.0) if padded else one.extent for one in vision.geometry]
-        names = self.config.encoder.extra_channels
-        vision.patches = append_channels(vision.patches, names, vision.sam, image[:, :VALID_CHANNEL], covered)
+        names, colours = self.config.encoder.extra_channels, (images.cached or {}).get("colour")
+        vision.patches = append_channels(vision.patches, names, vision.sam, images.pixels, covered, colours)
         return vision
 
     @torch.no_grad()
-    def encode(self, image: Tensor, original_sizes: Sequence[Any] | None) -> VisionFeatures:
+    def encode(self, image: Tensor | ImageInputs, original_sizes: Sequence[Any] | None = None) -> VisionFeatures:
         """Run both encoders: the features without superpixels and extra channels, as a cache holds them.
 
         Args:
-            image: (B, 4, S, S) on this module's device.
+            image: (B, 4, S, S) float or (B, 3, S, S) uint8, or what :func:`read_images` made of it.
             original_sizes: B sizes (H, W) of the images; None: their sizes in SAM's input.
 
         Raises:
-            ValueError: ``image`` was not made by ``svp_image_train`` or ``svp_image_eval``.
+            ValueError: see :func:`read_images`.
         """
-        geometry, extents = self._read_geometry(image, original_sizes)
-        pixels, valid = image[:, :VALID_CHANNEL], image[:, VALID_CHANNEL:]
+        if not isinstance(image, ImageInputs):
+            image = self.read_images({"image": image, "original_size": original_sizes})
+        images = image.to(self.device)
+        if images.pixels is None:
+            raise ValueError("There is no image to encode.")
+        pixels, geometry = scaled_pixels(images.pixels), images.geometry  # (B, 3, S, S)
         patches = self.vision_encoder(pixels, [one.input_size for one in geometry])
-        embedding = self.sam_encoder(pixels, valid).float()  # (B, 256, h, w)
-        return VisionFeatures(patches, embedding, None, geometry, extents)
+        embedding = self.sam_encoder(pixels, validity(geometry, pixels.device))  # (B, 256, h, w)
+        return VisionFeatures(patches, embedding, None, geometry, self.extents(geometry))
 
-    def _make_superpixels(self, image: Tensor, vision: VisionFeatures) -> list[RegionMap] | None:
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.sam_encoder.parameters()).device
+
+    def extents(self, geometry: Sequence[SamInputGeometry]) -> list[tuple[float, float]]:
+        """The share (of height, of width) of the patch grid that each image covers."""
+        side = self.sam_side
+        return image_shares([one.input_size for one in geometry], (side, side), self.config.encoder.fit)
+
+    def _make_superpixels(self, images: ImageInputs, vision: VisionFeatures) -> list[RegionMap] | None:
         if self.generator is None:
             return None
         if self.generator.needs_embedding:
             return self.generator(None, [vision.sam_embedding(index) for index in range(len(vision.geometry))])
-        return self.generator(
-            [image_pixels(one, geometry) for one, geometry in zip(image, vision.geometry, strict=True)]
-        )
+        if images.pixels is None:
+            raise ValueError(
+                "The samples hold neither images nor superpixels: let the data set load images, or cache superpixels."
+            )
+        return self.generator(image_pixels(images.pixels, images.geometry))
 
     def requested_outputs(self, patches: PatchFeatures) -> dict[str, Tensor]:
         """The requested outputs, optional fields of ``patches``, by name."""
@@ -250,41 +406,15 @@ class FrozenFeatureExtractor(FrozenModule):
         sam = {"name": self.config.sam.name, "side": self.sam_side}
         return {"vision_encoder": vision, "sam": sam, "weights": weights}
 
-    def _read_geometry(
-        self, image: Tensor, original_sizes: Sequence[Any] | None
-    ) -> tuple[list[SamInputGeometry], list[tuple[float, float]]]:
-        """Where each image lies in SAM's input, and what it covers of the patch grid."""
-        if image.ndim != 4 or image.shape[1:] != (4, self.sam_side, self.sam_side):
-            raise ValueError(
-                f"image must be (B, 4, {self.sam_side}, {self.sam_side}) from the svp_image processors with "
-                f"image_size {self.sam_side} (= model.sam.side), got {tuple(image.shape)}."
-            )
-        geometry = read_geometry(image[:, VALID_CHANNEL], original_sizes)
-        sizes = [one.input_size for one in geometry]
-        return geometry, self.vision_encoder.image_shares(image[:, :VALID_CHANNEL], sizes)
-
-    def _from_cache(
-        self, image: Tensor, original_sizes: Sequence[Any] | None, cached: Sequence[Mapping[str, Any]]
-    ) -> VisionFeatures:
+    def _from_cache(self, images: ImageInputs, cached: Mapping[str, Tensor]) -> VisionFeatures:
         """What :meth:`encode` gave when the cache was filled."""
-        if lacking := [name for name in self.config.outputs if any(name not in entry for entry in cached)]:
-            raise ValueError(
-                f"The projector needs {' and '.join(lacking)}, which the cached features lack. They were "
-                "computed for another projector: remove them, or fill a cache with this model "
-                "(model.cache_features: true)."
-            )
-
-        def stack(name: str) -> Tensor:
-            return torch.stack([torch.as_tensor(entry[name]) for entry in cached]).to(image.device)
-
-        geometry, extents = self._read_geometry(image, original_sizes)
         patches = PatchFeatures(
-            patches=stack("patches").float(),  # (B, N, C)
-            grids=[self.vision_encoder.grid] * len(cached),
-            valid=stack("valid").bool(),  # (B, N)
-            **{name: stack(name).float() for name in self.config.outputs},
+            patches=cached["patches"].float(),  # (B, N, C)
+            grids=[self.vision_encoder.grid] * len(images.geometry),
+            valid=cached["valid"].bool(),  # (B, N)
+            **{name: cached[name].float() for name in self.config.outputs},
         )
-        return VisionFeatures(patches, stack("sam").float(), None, geometry, extents)
+        return VisionFeatures(patches, cached["sam"].float(), None, images.geometry, self.extents(images.geometry))
 
 
 def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -292,8 +422,37 @@ def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
     Args:
         section: ``name``, options, and sections named like generators, whose options are used only if that generator
-            is chosen; so changing ``name`` alone is enough to swap it.
+            is chosen; so changing ``name`` alone is enough to swap it; and ``cache``, see :func:`superpixel_cache`.
     """
     by_generator = {known: section[known] for known in list_superpixels() if known in section}
-    options = {key: value for key, value in section.items() if key != "name" and key not in by_generator}
+    options = {key: value for key, value in section.items() if key not in ("name", "cache", *by_generator)}
     return section["name"], {**by_generator.get(section["name"], {}), **options}
+
+
+def superpixel_cache(section: Mapping[str, Any]) -> SuperpixelCache:
+    """What ``cache`` in a ``superpixels`` section says of the store that ``lavis-svp superpixels make`` fills.
+
+    ``off``, the default: every batch's superpixels are made anew, unless they came with the data or
+    ``model.cache_features`` keeps them. ``read``: the data sets read them from the store; a store that lacks an image
+    is an error before training. ``fill``: those that the store lacks are made before training.
+
+    Raises:
+        ValueError: another value.
+    """
+    value = section.get("cache", "off")
+    value = "off" if value is False else value  # YAML reads a bare `off` as false
+    if value not in get_args(SuperpixelCache):
+        known = ", ".join(get_args(SuperpixelCache))
+        raise ValueError(f"model.superpixels.cache is {value!r}; it must be one of: {known}.")
+    return value
+
+
+def check_superpixel_section(section: Mapping[str, Any]) -> None:
+    """Check a ``superpixels`` section before any weights are loaded.
+
+    Raises:
+        UnknownNameError: no such generator or preset; the message lists them.
+        ValueError: an unknown key, or an impossible value.
+    """
+    superpixel_cache(section)
+    check_superpixels(*generator_options(section))

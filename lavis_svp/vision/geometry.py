@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lavis_svp.common.tensors import cell_overlap
+from lavis_svp.common.tensors import cell_overlap, no_autocast
 
 VALID_CHANNEL = 3
 """Index of the validity channel of an image tensor (4, S, S): RGB, then 1 where the image is."""
@@ -50,23 +50,61 @@ def sam_input_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def to_sam_input(image: np.ndarray, side: int) -> Tensor:
+def resize_to_sam_input(image: np.ndarray, side: int) -> Tensor:
     """Resize an image (H, W, 3) uint8 (bilinear, antialiased) and put it at the top left of SAM's square input.
+
+    Returns:
+        (3, S, S) uint8 RGB, zeros in the padding; what the image covers follows from :func:`sam_input_size`.
+    """
+    height, width = sam_input_size(image.shape[0], image.shape[1], side)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    square = torch.zeros(VALID_CHANNEL, side, side, dtype=torch.uint8)
+    square[:, :height, :width] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, h, w)
+    return square
+
+
+def to_sam_input(image: np.ndarray, side: int) -> Tensor:
+    """An image (H, W, 3) uint8 in SAM's square input, as floats with a validity channel.
 
     Returns:
         (4, S, S) float32: RGB in [0, 1], zeros in the padding; then a channel that is 1 on the image and 0 elsewhere.
     """
     height, width = sam_input_size(image.shape[0], image.shape[1], side)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    square = torch.zeros(4, side, side)
-    pixels = torch.from_numpy(np.array(resized))  # (h, w, 3)
-    square[:VALID_CHANNEL, :height, :width] = pixels.permute(2, 0, 1).float() / 255.0  # (3, h, w)
+    square = torch.zeros(VALID_CHANNEL + 1, side, side)
+    square[:VALID_CHANNEL] = resize_to_sam_input(image, side).float() / 255.0  # (3, S, S)
     square[VALID_CHANNEL, :height, :width] = 1.0
     return square
 
 
+def geometry_of(
+    side: int, original_sizes: Sequence[Any] | None, input_sizes: Sequence[Any] | None = None
+) -> list[SamInputGeometry]:
+    """Where images lie in SAM's input, by arithmetic alone.
+
+    Args:
+        side: S, SAM's input side in pixels.
+        original_sizes: sizes (H, W) of the images; None: the sizes that they have in SAM's input.
+        input_sizes: their sizes in SAM's input; None: those that :func:`sam_input_size` gives.
+
+    Raises:
+        ValueError: both are None.
+    """
+    if original_sizes is None and input_sizes is None:
+        raise ValueError("An image without a validity channel needs its size: give original_size, (H, W) of each.")
+    inputs, originals = _whole_sizes(input_sizes), _whole_sizes(original_sizes)
+    if inputs is None:
+        inputs = [sam_input_size(height, width, side) for height, width in originals or ()]
+    pairs = zip(inputs, inputs if originals is None else originals, strict=True)
+    return [SamInputGeometry(side, input_size, original_size) for input_size, original_size in pairs]
+
+
+def _whole_sizes(sizes: Sequence[Any] | Tensor | None) -> list[tuple[int, int]] | None:
+    rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes  # one transfer where they are on a device
+    return None if rows is None else [(int(height), int(width)) for height, width in rows]
+
+
 def read_geometry(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[SamInputGeometry]:
-    """Read each image's place off the validity channel.
+    """Read each image's place off the validity channel; from a device in one transfer.
 
     Args:
         valid: (B, S, S), 1 where the image is, top-left.
@@ -75,21 +113,36 @@ def read_geometry(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[S
     Raises:
         ValueError: an image without a valid pixel.
     """
-    geometry = []
-    for index, channel in enumerate(valid):
-        input_size = (int(channel[:, 0].sum()), int(channel[0].sum()))
-        if min(input_size) < 1:
+    sizes = torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1).tolist()  # B of (h_in, w_in)
+    for index, size in enumerate(sizes):
+        if min(size) < 1:
             raise ValueError(f"Image {index} has no valid pixel in its fourth channel.")
-        height, width = input_size if original_sizes is None else original_sizes[index]
-        geometry.append(SamInputGeometry(channel.shape[-1], input_size, (int(height), int(width))))
-    return geometry
+    return geometry_of(valid.shape[-1], original_sizes, sizes)
 
 
-def image_pixels(image: Tensor, geometry: SamInputGeometry) -> np.ndarray:
-    """An image tensor (4, S, S) as (h_in, w_in, 3) uint8 RGB without its padding."""
-    height, width = geometry.input_size
-    inside = image[:VALID_CHANNEL, :height, :width]
-    return (inside.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+def validity(geometry: Sequence[SamInputGeometry], device: torch.device | str = "cpu") -> Tensor:
+    """(B, 1, S, S) float32, 1 where the images are and 0 in the padding of SAM's input."""
+    side = geometry[0].side
+    valid = torch.zeros(len(geometry), 1, side, side, device=device)
+    for one, place in zip(valid, geometry, strict=True):
+        one[:, : place.input_size[0], : place.input_size[1]] = 1.0
+    return valid
+
+
+def scaled_pixels(pixels: Tensor) -> Tensor:
+    """Pixels as float32 in 0..1: uint8 ones are divided by 255, others are taken to be so already."""
+    return pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def image_pixels(pixels: Tensor, geometry: Sequence[SamInputGeometry]) -> list[np.ndarray]:
+    """Images (B, 3, S, S), uint8 or float in 0..1, as (h_in, w_in, 3) uint8 RGB without padding; in one transfer."""
+    if pixels.dtype != torch.uint8:
+        pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    rows = pixels.permute(0, 2, 3, 1).cpu().numpy()  # (B, S, S, 3)
+    return [
+        np.ascontiguousarray(image[: place.input_size[0], : place.input_size[1]])
+        for image, place in zip(rows, geometry, strict=True)
+    ]
 
 
 def logits_to_original(logits: Tensor, geometry: SamInputGeometry) -> Tensor:
@@ -116,7 +169,41 @@ def mask_to_sam_input(areas: Tensor, geometry: SamInputGeometry, size: tuple[int
     """
     rows = cell_overlap(size[0], areas.shape[-2], geometry.extent[0]).to(areas.device)  # (h', H')
     columns = cell_overlap(size[1], areas.shape[-1], geometry.extent[1]).to(areas.device)  # (w', W')
-    return (rows @ areas.float() @ columns.T).clamp(0, 1)  # (P, h', w')
+    return _area_shares(rows, areas, columns)  # (P, h', w')
+
+
+def covered_cells(geometry: SamInputGeometry, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of cells that show some of the image, where SAM's input is cut into ``size``, (h', w')."""
+    rows, columns = (-(-i * n // geometry.side) for i, n in zip(geometry.input_size, size, strict=True))
+    return rows, columns
+
+
+def mask_to_covered_cells(areas: Tensor, geometry: SamInputGeometry, size: tuple[int, int]) -> Tensor:
+    """Bring masks over the image into the cells of SAM's input that show the image.
+
+    Unlike :func:`mask_to_sam_input`, a cell that the padding cuts counts by the part of it that the image covers.
+
+    Args:
+        areas: (P, H', W') in [0, 1] over the whole image, at any resolution.
+        geometry: the image's place.
+        size: (h', w') cells of SAM's input.
+
+    Returns:
+        (P, rows, columns) of :func:`covered_cells`: the share of what the image shows in a cell that lies in the mask.
+    """
+    count = covered_cells(geometry, size)
+    overlaps = []
+    for axis in range(2):
+        overlap = cell_overlap(size[axis], areas.shape[axis - 2], geometry.extent[axis])[: count[axis]]
+        covered = geometry.input_size[axis] * size[axis] / geometry.side - (count[axis] - 1)  # of the last cell
+        overlap[-1] /= covered
+        overlaps.append(overlap.to(areas.device))  # (cells, pixels)
+    return _area_shares(overlaps[0], areas, overlaps[1])  # (P, rows, columns)
+
+
+def _area_shares(rows: Tensor, areas: Tensor, columns: Tensor) -> Tensor:
+    with no_autocast(areas.device):  # in 16 bits a share would be off by up to .004
+        return (rows @ areas.float() @ columns.T).clamp(0, 1)  # (P, h', w')
 
 
 def mask_centre(mask: np.ndarray, geometry: SamInputGeometry) -> Tensor:
@@ -129,4 +216,8 @@ def mask_centre(mask: np.ndarray, geometry: SamInputGeometry) -> Tensor:
 
 def image_coverage(geometry: SamInputGeometry, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """(h', w') share, 0..1, of each of ``size`` cells of SAM's input that shows the image and not padding."""
-    return mask_to_sam_input(torch.ones(1, *geometry.input_size, device=device), geometry, size)[0]
+    rows, columns = (
+        (pixels * cells / geometry.side - torch.arange(cells, device=device)).clamp(0, 1)
+        for pixels, cells in zip(geometry.input_size, size, strict=True)
+    )
+    return rows[:, None] * columns  # (h', w')

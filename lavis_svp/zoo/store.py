@@ -70,11 +70,28 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path | str:
     path = Path(text).expanduser()
     if text and path.exists():
         return path
-    if isinstance(name_or_path, Path) or text.endswith(FILE_ENDINGS) or path.is_absolute() or text.startswith("."):
+    if _is_path(name_or_path):
         raise FileNotFoundError(f"No weights at {path}. Give a path that exists, or one of: {', '.join(known)}.")
-    if HUB_ID.fullmatch(text):
-        return text
+    check_name(text)
+    return text
+
+
+def check_name(name_or_path: str | os.PathLike[str]) -> None:
+    """Refuse a weights setting that cannot be right on any machine; nothing is fetched, and no path is looked up.
+
+    Raises:
+        UnknownNameError: it is neither a name of the zoo nor shaped like a path or a hub id; the message lists the zoo.
+    """
+    text, known = os.fspath(name_or_path), [entry.name for entry in list_weights()]
+    if text in known or _is_path(name_or_path) or HUB_ID.fullmatch(text) or (text and Path(text).exists()):
+        return
     raise unknown_name("weights (neither a zoo name, nor a local path, nor a hub id 'org/name')", text, known)
+
+
+def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
+    text = os.fspath(name_or_path)
+    is_path = isinstance(name_or_path, Path) or text.endswith(FILE_ENDINGS)
+    return is_path or Path(text).expanduser().is_absolute() or text.startswith(".")
 
 
 # ---------------------------------------------------------------- the cache

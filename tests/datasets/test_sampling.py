@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
 from lavis_svp.common.images import BadImageError
+from lavis_svp.common.options import SetupError
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.sampling import (
     SamplingOptions,
-    SetupError,
     choose_for_evaluation,
     draw_for_training,
     in_chunks,
@@ -178,7 +178,7 @@ def test_substitutes_stay_in_the_split(form):
 
 def test_when_nearly_all_are_broken_it_stops(form, monkeypatch):
     data = make(form)
-    monkeypatch.setattr(data, "sample", lambda index: (_ for _ in ()).throw(OSError("the disk is gone")))
+    monkeypatch.setattr(data, "sample", lambda index: (_ for _ in ()).throw(BadImageError("the disk is gone")))
     with pytest.raises(RuntimeError, match="samples in a row cannot be read.*the disk is gone"):
         data[0]
 

@@ -58,12 +58,12 @@ def test_packed_equals_separate_and_batched_equals_single(language):
     by_layout = {}
     for layout in ("packed", "separate"):
         plan, states = run(language, visual, counts, prefix, turns, layout)
-        rows, columns, _, _ = plan.positions_predicting(language.seg_id)
-        by_layout[layout] = states[rows, columns]
+        places = plan.positions_predicting(language.seg_id)
+        by_layout[layout] = states[places.rows, places.columns]
     torch.testing.assert_close(by_layout["packed"], by_layout["separate"], atol=1e-5, rtol=1e-4)
     plan, states = run(language, visual[1:], counts[1:], prefix, turns[1:], "packed")
-    rows, columns, _, _ = plan.positions_predicting(language.seg_id)
-    torch.testing.assert_close(states[rows, columns], by_layout["packed"][3:], atol=1e-5, rtol=1e-4)
+    places = plan.positions_predicting(language.seg_id)
+    torch.testing.assert_close(states[places.rows, places.columns], by_layout["packed"][3:], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -79,15 +79,17 @@ def test_a_later_turn_of_a_conversation_sees_the_earlier_ones(language):
 
 def test_loss_equals_a_slow_loop(language):
     torch.manual_seed(2)
-    labels = torch.tensor([[IGNORE, 5, 6, IGNORE], [IGNORE, IGNORE, language.seg_id, 7]])
-    states = torch.randn(2, 4, 32)
+    prefix, turns = make_turns(language)
+    batch = splice(prefix, [5, 2], turns, "separate")
+    labels = batch.labels
+    states = torch.randn(*labels.shape, 32)
     values = [
         F.cross_entropy(language.logits(states[r, c - 1][None]), labels[r, c][None])
-        for r in range(2)
-        for c in range(1, 4)
+        for r in range(labels.shape[0])
+        for c in range(1, labels.shape[1])
         if labels[r, c] != IGNORE
     ]
-    torch.testing.assert_close(language.loss(states, labels), torch.stack(values).mean())
+    torch.testing.assert_close(language.loss(states, batch), torch.stack(values).mean())
 
 
 @torch.no_grad()
@@ -97,7 +99,8 @@ def test_generation_with_cache_equals_running_the_whole_text_again(language):
     prefix, turns = make_turns(language)
     answers = generate_answers(language, visual, counts, prefix, turns)
     flat = [(b, turn) for b, row in enumerate(turns) for turn in row]
-    assert answers.image_index.tolist() == [0, 0, 0, 1] and answers.expression.tolist() == [0, 1, 2, 0]
+    assert answers.images == answers.image_index.tolist() == [0, 0, 0, 1]
+    assert answers.expressions == answers.expression.tolist() == [0, 1, 2, 0]
     for said, (image, turn) in zip(answers.ids, flat, strict=True):
         ids = turn.ids[: turn.prompt_length]
         expected = []
@@ -126,7 +129,7 @@ def test_the_state_that_emits_seg_is_reported(language, monkeypatch):
     visual, counts = torch.randn(2, 5, 32), [5, 3]
     prefix, turns = make_turns(language)
     plain = generate_answers(language, visual, counts, prefix, turns)
-    assert not plain.answered.any()
+    assert not any(plain.answered)
     original, calls = language.logits, []
 
     def favour_seg_second(states):
@@ -137,7 +140,7 @@ def test_the_state_that_emits_seg_is_reported(language, monkeypatch):
 
     monkeypatch.setattr(language, "logits", favour_seg_second)
     answers = generate_answers(language, visual, counts, prefix, turns)
-    assert answers.answered.all()
+    assert all(answers.answered)
     assert all(ids[1] == language.seg_id for ids in answers.ids)
     torch.testing.assert_close(answers.seg_states, calls[1])
 

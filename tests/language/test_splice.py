@@ -28,11 +28,15 @@ batches = st.lists(
 def test_seg_positions_equal_a_brute_force_search(batch, layout):
     counts = [count for count, _ in batch]
     turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
-    plan = splice([1, 2], counts, turns, layout)
-    rows, columns, image, expression = plan.positions_predicting(SEG)
+    plan = splice([1, 2], counts, turns, layout, seg_id=SEG)
     expected = [(b, i) for b, (_, items) in enumerate(batch) for i, (_, seg) in enumerate(items) if seg]
-    assert list(zip(image.tolist(), expression.tolist(), strict=True)) == expected
-    for row, column, (b, i) in zip(rows.tolist(), columns.tolist(), expected, strict=True):
+    found = plan.positions_predicting(SEG)
+    assert list(zip(found.images, found.expressions, strict=True)) == expected
+    for places in (found, plan.seg):
+        assert places.images == places.image_index.tolist() and places.expressions == places.expression.tolist()
+        torch.testing.assert_close(places.rows, found.rows)
+        torch.testing.assert_close(places.columns, found.columns)
+    for row, column, (b, i) in zip(found.rows.tolist(), found.columns.tolist(), expected, strict=True):
         assert plan.ids[row, column + 1] == SEG
         assert plan.ids[row, column] == turns[b][i].ids[-3]  # the token before [SEG] of the same turn
 

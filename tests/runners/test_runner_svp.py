@@ -63,6 +63,17 @@ def test_a_finished_run_evaluates_what_is_missing(finished, run_toy):
     assert (finished / "out/result/metrics_test_4.json").exists()
 
 
+def test_a_finished_run_is_evaluated_again_by_another_protocol(finished, run_toy):
+    def evaluations():
+        return (finished / "out/evaluate.txt").read_text().splitlines()
+
+    assert len(evaluations()) == 2
+    run_toy(finished, *QUICK, "run.toy_key=3")
+    assert len(evaluations()) == 4 and "other evaluation settings" in (finished / "log").read_text()
+    run_toy(finished, *QUICK, "run.toy_key=3", "run.log_freq=9")
+    assert len(evaluations()) == 4
+
+
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(finished, run_toy, final_state, same_training):
     reference = final_state(finished, 4)
     newest = finished / "out/checkpoint_4.pth"

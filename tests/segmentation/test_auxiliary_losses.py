@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,19 +9,29 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_svp.common.images import nearest
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.auxiliary_losses import (
+    NO_INSTANCE_WEIGHT,
     PLACE_SCALE,
-    PLACE_WORDS,
+    AuxiliaryLosses,
+    AuxiliaryLossOptions,
     grid_iou,
     grounding_loss,
-    instance_of_region,
     listwise_target,
-    region_iou,
+    token_instances,
+    token_ious,
+    token_owners,
     token_places,
     word_alignment_loss,
     word_embeddings,
+)
+from lavis_svp.segmentation.targets import (
+    PLACE_WORDS,
+    auxiliary_targets,
+    instance_of_region,
+    patch_shares,
+    region_iou,
+    word_targets,
 )
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.vision.feature_extractor import VisionFeatures
@@ -29,42 +41,6 @@ from lavis_svp.vision.types import PatchFeatures
 SVP = {"name": "svp", "sspe_width": 16, "mask_size": 8}
 ON = {"auxiliary_losses": {"place_alignment": 1.0}}
 FIRST = {"epoch": 0, "num_iters_per_epoch": 2, "iters": 0}
-
-
-def random_map(rng):
-    return RegionMap.from_labels(rng.integers(-1, 5, size=(12, 9)) if rng.random() < 0.9 else np.zeros((12, 9), int))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000))
-def test_region_iou_equals_a_slow_loop(seed):
-    rng = np.random.default_rng(seed)
-    region_map, mask = random_map(rng), (rng.random((24, 18)) > 0.5).astype(np.uint8)
-    small = nearest(mask, region_map.labels.shape).astype(bool)
-    got = region_iou(region_map, mask)
-    for region in range(region_map.count):
-        inside = region_map.labels == region
-        union = (inside | small).sum()
-        assert got[region] == pytest.approx((inside & small).sum() / max(union, 1), abs=1e-6)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000))
-def test_instance_of_region_equals_a_slow_loop(seed):
-    rng = np.random.default_rng(seed)
-    region_map = random_map(rng)
-    labels = rng.integers(-1, 3, size=region_map.labels.shape).astype(np.int32)
-    got = instance_of_region(region_map, labels)
-    for region in range(region_map.count):
-        inside = region_map.labels == region
-        shares = [(labels[inside] == i).mean() for i in range(max(int(labels.max()) + 1, 1))]
-        assert got[region] == (int(np.argmax(shares)) if max(shares) > 0.5 else -1)
-
-
-def test_nearest_samples_cell_centres():
-    image = np.arange(16).reshape(4, 4)
-    assert nearest(image, (2, 2)).tolist() == [[5, 7], [13, 15]]
-    assert (nearest(image, (8, 8)) == image.repeat(2, 0).repeat(2, 1)).all()
 
 
 def test_grid_iou_of_whole_patches_is_plain_iou():
@@ -90,6 +66,166 @@ def test_word_alignment_is_least_for_tokens_that_are_their_words():
     right = word_alignment_loss(words - words.mean(0), words, labels, torch.ones(4), scale, bias)
     wrong = word_alignment_loss((words - words.mean(0)).roll(1, 0), words, labels, torch.ones(4), scale, bias)
     assert right < wrong
+
+
+# what a token covers
+
+SIZES, GRIDS = [(24, 18), (10, 20), (16, 16)], [(3, 2), (2, 5), (1, 1)]
+
+
+def letters(texts, add_special_tokens):
+    return {"input_ids": [[ord(letter) for letter in text.strip()] for text in texts]}
+
+
+def tokens_of_images(superpixels, seed):
+    """Three images' tokens, shuffled; the last image has no superpixels, and one token for all of it."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    blocks = rng.integers(-1, 5, (4, 3)).repeat(3, 0).repeat(3, 1)  # (12, 9)
+    maps = [RegionMap.from_labels(blocks), RegionMap.from_labels(rng.integers(0, 3, (5, 10)))]
+    maps.append(RegionMap.whole_image((4, 4)))
+    counts = [maps[0].count, maps[1].count, 1] if superpixels else [4, 3, 1]
+    total = max(counts) + 1
+    valid = torch.arange(total) < torch.tensor(counts)[:, None]
+    order = torch.where(valid, torch.arange(total), -1)
+    order[2] = -1
+    assignment = torch.rand(3, total, 12) * valid[..., None]  # 12 patches, of which the grids have 6, 10 and 1
+    for index, (h, w) in enumerate(GRIDS):
+        assignment[index, :, h * w :] = 0
+    assignment = assignment / assignment.sum(-1, keepdim=True).clamp_min(1e-9)
+    visual = VisualTokens(
+        torch.randn(3, total, 8) * valid[..., None], valid, assignment, order if superpixels else None
+    )
+    return rng, maps, visual.shuffled()
+
+
+def slow_iou(visual, maps, index, mask):
+    """One token after another, as release 0.1 did it."""
+    out = []
+    for token, real in enumerate(visual.valid[index].tolist()):
+        if not real:
+            out.append(0.0)
+        elif visual.order is not None:
+            region = int(visual.order[index, token])
+            out.append(float(region_iou(maps[index], mask)[region]) if region >= 0 else 0.0)
+        else:
+            share = patch_shares(mask, GRIDS[index])
+            out.append(float(grid_iou(visual.assignment[index, token : token + 1, : len(share)], share)[0]))
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize("superpixels", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_iou_of_each_token_with_each_target_equals_a_slow_loop(superpixels, seed):
+    rng, maps, visual = tokens_of_images(superpixels, seed)
+    image_index = [1, 0, 2, 1]
+    masks = [(rng.random(SIZES[i]) > 0.5).astype(np.uint8) for i in image_index]
+    targets = auxiliary_targets(
+        ["grounding"],
+        masks=masks,
+        image_index=image_index,
+        geometry=[],
+        grids=GRIDS,
+        region_maps=maps if superpixels else None,
+        instances=None,
+        tokenizer=letters,
+    )
+    got = token_ious(visual, targets, torch.tensor(image_index))
+    expected = torch.stack([slow_iou(visual, maps, i, mask) for i, mask in zip(image_index, masks, strict=True)])
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("superpixels", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_word_alignment_equals_a_loop_over_tokens(superpixels, seed):
+    _, maps, visual = tokens_of_images(superpixels, seed)
+    words = [[["red", "cup"], ["star"]], None, [["blue", "cup"]]]
+    upper = np.zeros((24, 18), np.int32)
+    upper[16:, :9], upper[16:, 9:] = 1, -1
+    labels = [upper, None, np.zeros((16, 16), np.int32)]
+    instances = [
+        None if one is None else {"labels": image, "words": one} for one, image in zip(words, labels, strict=True)
+    ]
+    targets = word_targets(instances, GRIDS, maps if superpixels else None, letters)
+    vocabulary = ["blue", "cup", "red", "star"]
+    table = torch.randn(128, 8)
+    language = SimpleNamespace(embed=lambda ids: table[ids.clamp_min(0)])
+    embedded = torch.stack([torch.stack([table[ord(one)] for one in word]).mean(0) for word in vocabulary])
+    torch.testing.assert_close(word_embeddings(language, targets.ids), embedded)
+    embedded = F.normalize(embedded - embedded.mean(0), dim=-1)
+    owners = token_owners(visual, targets)
+    losses = AuxiliaryLosses(AuxiliaryLossOptions(word_alignment=1.0)).train()
+    top = bottom = torch.zeros(())
+    for index, item in enumerate(instances):
+        for token in range(int(visual.valid[index].sum())):
+            if item is None:
+                continue
+            if superpixels:
+                region = int(visual.order[index, token])
+                owner = int(instance_of_region(maps[index], item["labels"])[region]) if region >= 0 else -1
+            else:
+                region, owner = 0, -1
+                for number in range(len(item["words"])):
+                    share = patch_shares((item["labels"] == number).astype(np.uint8), GRIDS[index])
+                    if float(visual.assignment[index, token, : len(share)] @ share) > 0.5:
+                        owner = number
+            first = 0 if index == 0 else 2
+            assert owners[index, token] == (owner + first if owner >= 0 else -1)
+            named = item["words"][owner] if owner >= 0 else []
+            target = torch.tensor([float(word in named) for word in vocabulary])
+            cosine = F.normalize(visual.tokens[index, token], dim=0) @ embedded.T
+            loss = F.binary_cross_entropy_with_logits(losses.scale * cosine + losses.bias, target)
+            weight = 0.0 if region < 0 else 1.0 if owner >= 0 else NO_INSTANCE_WEIGHT
+            top, bottom = top + weight * loss, bottom + weight
+        if item is not None and index == 0:
+            vision = SimpleNamespace(region_maps=maps if superpixels else None, patches=SimpleNamespace(grids=GRIDS))
+            count = int(visual.valid[0].sum())
+            assert token_instances(vision, visual, 0, item["labels"]).tolist() == owners[0, :count].tolist()
+    assert (owners >= 0).any() and (owners[visual.valid] < 0).any()
+    got = losses._word_loss(visual, targets, language)
+    torch.testing.assert_close(got, top / bottom)
+
+
+def test_targets_of_another_projector_are_refused():
+    _, maps, visual = tokens_of_images(False, 0)
+    mask = np.ones(SIZES[0], np.uint8)
+    targets = auxiliary_targets(
+        ["grounding"],
+        masks=[mask],
+        image_index=[0],
+        geometry=[],
+        grids=GRIDS,
+        region_maps=maps,
+        instances=None,
+        tokenizer=letters,
+    )
+    with pytest.raises(ValueError, match="from patches"):
+        token_ious(visual, targets, torch.tensor([0]))
+
+
+def test_products_are_float32_under_autocast():
+    """What a token covers, and the cosines of word alignment."""
+    _, maps, visual = tokens_of_images(False, 0)
+    labels = np.random.default_rng(1).integers(-1, 2, SIZES[0]).astype(np.int32)
+    item = {"labels": labels, "words": [["red", "cup"], ["star"]]}
+    words = word_targets([item, None, None], GRIDS, None, letters)
+    words.shares = words.shares * 1.001  # 16 bits would round them
+    share = patch_shares((labels == 0).astype(np.uint8), GRIDS[0])
+    scale, bias = torch.tensor([8.0]), torch.tensor([-2.0])
+    tokens, table, named = torch.randn(6, 8), torch.randn(4, 8), torch.eye(6, 4)
+
+    def values():
+        return (
+            grid_iou(visual.assignment[:1, :, :6], share[None]),
+            token_owners(visual, words),
+            word_alignment_loss(tokens, table, named, torch.ones(6), scale, bias),
+        )
+
+    expected = values()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = values()
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 # place alignment
@@ -137,7 +273,17 @@ def test_the_loss_is_the_formula_token_by_token(make_model, batch, name):
     model = make_model(**ON, projector=SVP if name == "svp" else {"name": name})
     encoded = model.encode(batch)
     visual, places = encoded.visual, token_places(encoded.vision, encoded.visual)
-    words = word_embeddings(model.language, list(PLACE_WORDS), model.device)
+    targets = auxiliary_targets(
+        model.auxiliary_losses.options.enabled,
+        masks=[],
+        image_index=[],
+        geometry=[],
+        grids=[],
+        region_maps=None,
+        instances=None,
+        tokenizer=model.language.tokenizer,
+    )
+    words = word_embeddings(model.language, targets.place_ids)
     words = torch.nn.functional.normalize(words - words.mean(0), dim=1)
     terms = []
     for image, valid in enumerate(visual.valid):
@@ -148,7 +294,7 @@ def test_the_loss_is_the_formula_token_by_token(make_model, batch, name):
             for index, word in enumerate(PLACE_WORDS):
                 p = torch.sigmoid(PLACE_SCALE * unit @ words[index])
                 terms.append(-share[word] * p.log() - (1 - share[word]) * (1 - p).log())
-    losses = model.auxiliary_losses.token_losses(encoded.vision, visual, None, model.language)
+    losses = model.auxiliary_losses.token_losses(encoded.vision, visual, targets, model.language)
     torch.testing.assert_close(losses["loss_place"], torch.stack(terms).mean())
 
 

@@ -6,7 +6,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
-from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPromptOptions, token_positions
+from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPromptOptions, StateNorm, token_positions
 from lavis_svp.vision.feature_extractor import VisionFeatures
 from lavis_svp.vision.geometry import SamInputGeometry
 from lavis_svp.vision.types import PatchFeatures
@@ -71,6 +71,50 @@ def test_batch_norm_takes_a_single_state_and_is_fixed_in_evaluation():
     torch.testing.assert_close(head(states[1:2], image[1:2], visual).sparse, together[1:2])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_batch_norm_takes_running_statistics_of_any_type(dtype):
+    """DeepSpeed before 0.19, and a cast of the model, keep buffers in 16 bits."""
+    torch.manual_seed(0)
+    exact, cast = StateNorm(DIM), StateNorm(DIM).to(dtype)
+    for _ in range(3):
+        states = torch.randn(8, DIM) * 3 + 1
+        torch.testing.assert_close(cast.train()(states), exact.train()(states))
+    assert cast.running_mean.dtype == cast.running_var.dtype == dtype and cast.running_mean.any()
+    torch.testing.assert_close(cast.running_mean.float(), exact.running_mean, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(cast.running_var.float(), exact.running_var, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(cast.eval()(states), exact.eval()(states), atol=0.02, rtol=0.02)
+
+
+def test_the_pointer_chooses_in_float32_under_autocast():
+    """Its queries and keys come out of 16-bit layers; scores, softmax and means over tokens and places do not."""
+    head = SegPromptHead(DIM, 0.7, SegPromptOptions(pointer=True, pointer_position=True)).eval()
+    states, image, visual = inputs()
+    positions, point = torch.randn(2, 5, 256), torch.randn(256)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        query, key = head.query(states).float(), head.key(visual.tokens / 0.7).float()
+        prompts = head(states, image, visual, positions, point)
+    assert prompts.scores.dtype == prompts.sparse.dtype == torch.float32
+    for row, index in enumerate(image.tolist()):
+        count = int(visual.valid[index].sum())
+        scores = (key[index, :count] @ query[row]) / 128**0.5
+        torch.testing.assert_close(prompts.scores[row, :count], scores.log_softmax(0), atol=1e-5, rtol=0)
+        place = scores.softmax(0) @ positions[index, :count]  # the MLP starts at zero
+        torch.testing.assert_close(prompts.sparse[row, 0], place + point, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"state_norm": "batch"}, {"state_norm": "batch", "pointer": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_in_16_bits_comes_near_float32(options, dtype):
+    head = SegPromptHead(DIM, 1.0, SegPromptOptions(**options)).eval()
+    states, image, visual = inputs()
+    expected = head(states, image, visual)
+    low = VisualTokens(visual.tokens.to(dtype), visual.valid)
+    got = head.to(dtype)(states.to(dtype), image, low)
+    torch.testing.assert_close(got.sparse.float(), expected.sparse, atol=0.03, rtol=0.03)
+    mixed = head(states, image, visual)  # states in float32, as a language model in another type gives them
+    torch.testing.assert_close(mixed.sparse.float(), expected.sparse, atol=0.03, rtol=0.03)
+
+
 def test_bad_options_and_missing_inputs_are_refused():
     with pytest.raises(ValueError, match="state_norm"):
         SegPromptOptions(state_norm="layer")
@@ -81,12 +125,30 @@ def test_bad_options_and_missing_inputs_are_refused():
         head(*inputs())
 
 
+def sam_decoder():
+    transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=2)
+    decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
+    return SegMaskDecoder(PromptEncoder(256, (4, 4), (64, 64), 16), decoder)
+
+
+def test_positions_are_float32_under_autocast():
+    torch.manual_seed(0)
+    features = PatchFeatures(torch.zeros(1, 15, 3), [(3, 5)], torch.ones(1, 15, dtype=torch.bool))
+    vision = VisionFeatures(
+        features, torch.zeros(1, 256, 4, 4), None, [SamInputGeometry(64, (40, 64), (10, 16))], [(1.0, 1.0)]
+    )
+    visual = VisualTokens(torch.zeros(1, 4, 8), torch.ones(1, 4, dtype=torch.bool), torch.rand(1, 4, 15).softmax(-1))
+    decoder = sam_decoder()
+    expected = token_positions(visual, vision, decoder)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = token_positions(visual, vision, decoder)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
 def test_positions_are_patch_centres_in_sams_input():
     features = PatchFeatures(torch.zeros(1, 6, 3), [(2, 3)], torch.ones(1, 6, dtype=torch.bool))
     geometry = SamInputGeometry(64, (32, 64), (100, 200))  # twice as wide as high: the upper half
-    transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=2)
-    sam_decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
-    decoder = SegMaskDecoder(PromptEncoder(256, (4, 4), (64, 64), 16), sam_decoder)
+    decoder = sam_decoder()
     visual = VisualTokens(torch.zeros(1, 6, 4), torch.ones(1, 6, dtype=torch.bool), torch.eye(6)[None])
     stretched = VisionFeatures(features, torch.zeros(1, 256, 4, 4), None, [geometry], [(1.0, 1.0)])
     positions = token_positions(visual, stretched, decoder)

@@ -9,6 +9,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from lavis_svp.vision.geometry import (
     SamInputGeometry,
+    covered_cells,
     image_coverage,
     image_pixels,
     logits_to_original,
@@ -83,6 +84,28 @@ def test_area_shares_equal_a_slow_count():
     padded[:32, :48] = mask
     got = mask_to_sam_input(mask[None], SamInputGeometry(64, (32, 48), (32, 48)), (16, 16))[0]
     torch.testing.assert_close(got, padded.unflatten(0, (16, 4)).unflatten(2, (16, 4)).mean((1, 3)))
+
+
+def test_area_shares_are_float32_under_autocast():
+    """In bf16 a share would be off by up to .004."""
+    mask, geometry = (torch.rand(1, 37, 50) > 0.5).float(), SamInputGeometry(64, (47, 64), (37, 50))
+    expected = mask_to_sam_input(mask, geometry, (16, 16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = mask_to_sam_input(mask, geometry, (16, 16))
+    assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 128), st.integers(1, 128), st.integers(1, 40))
+def test_cells_that_show_the_image_are_counted_without_rounding(height, width, cells):
+    geometry = SamInputGeometry(128, (height, width), (height, width))
+    rows, columns = covered_cells(geometry, (cells, cells))
+    pixels = np.zeros((128, 128), bool)
+    pixels[:height, :width] = True
+    shown = pixels.repeat(cells, 0).repeat(cells, 1).reshape(cells, 128, cells, 128).any((1, 3))
+    assert shown[:rows, :columns].all() and shown.sum() == rows * columns
+    coverage = image_coverage(geometry, (cells, cells))
+    assert ((coverage > 0).numpy() == shown).all()
 
 
 def test_the_centre_of_a_mask_is_a_share_of_the_padded_side():

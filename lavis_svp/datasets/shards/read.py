@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from lavis_svp.common.images import MIRRORED_SUFFIX
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets.layout import SPECS
-from lavis_svp.datasets.mirroring import MIRRORED_SUFFIX
 from lavis_svp.datasets.shards.format import (
     FEATURES,
     RECORD,
@@ -85,6 +85,11 @@ class ShardSource(AnnotationSource):
         sample = self._sample(image)
         return sample.member(self.folder, sample.extension)
 
+    def key(self, image: ReferredImage) -> str:
+        """The sha256 of an image's file, as the index states it."""
+        key: str = self._sample(image).image["image_key"]
+        return key
+
     def shard(self, image: ReferredImage) -> int:
         """Number of the shard that an image is in."""
         return self._shard_numbers[self._sample(image).shard]
@@ -140,7 +145,7 @@ class ShardSuperpixels(_Stored):
             raise BrokenShardError(f"{member}: {error}") from error
         if key == image_key:
             return regions
-        return RegionMap.from_labels(regions.labels[:, ::-1], regions.levels, regions.scores)
+        return regions.mirrored()
 
 
 class ShardFeatures(_Stored):
@@ -148,8 +153,11 @@ class ShardFeatures(_Stored):
 
     kind, extension = "features", FEATURES
 
-    def get(self, image_key: str) -> dict[str, Tensor] | None:
-        """The features of an image; None where there are none, as for a mirrored one; a BrokenShardError if damaged."""
+    def get(self, image_key: str, image: np.ndarray | None = None) -> dict[str, Tensor] | None:
+        """The features of an image; None where there are none, as for a mirrored one; a BrokenShardError if damaged.
+
+        ``image`` is not used.
+        """
         member = self._members.get(image_key)
         if member is None:
             return None

@@ -17,9 +17,9 @@ from safetensors.torch import load
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from lavis_svp.common.images import decode_image
+from lavis_svp.common.images import BrokenFileError, decode_image, file_bytes
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.paths import write_whole
-from lavis_svp.datasets.sampling import SetupError
 from lavis_svp.datasets.shards.format import (
     FEATURES,
     IMAGES_PER_SHARD,
@@ -38,7 +38,7 @@ from lavis_svp.datasets.shards.format import (
     to_bytes,
     write_json,
 )
-from lavis_svp.datasets.sources import AnnotationSource, ImageStore, ReferredImage
+from lavis_svp.datasets.sources import AnnotationSource, BadAnnotationError, ImageStore, ReferredImage
 from lavis_svp.datasets.targets import Placement
 from lavis_svp.superpixels.region_map import to_png
 from lavis_svp.superpixels.store import SHARD_INDEX, SuperpixelShards, SuperpixelStore, open_store
@@ -58,7 +58,7 @@ class Conversion:
         splits: names; None = all.
         images_per_shard: at most so many in each shard; a shard holds images of one split.
         extras: what else goes into each sample.
-        skip_broken: leave out an image that cannot be read, and name it in the index; False = stop.
+        skip_broken: leave out an image whose files are broken, and name it in the index; False = stop.
     """
 
     source: AnnotationSource
@@ -213,9 +213,7 @@ def _write_shard(plan: Conversion, path: Path, images: Sequence[ReferredImage], 
             for image in images:
                 try:
                     writer.write({"__key__": sample_key(image.split, image.image_id), **_members(plan, image)})
-                except SetupError:
-                    raise
-                except (OSError, ValueError) as error:
+                except BrokenFileError as error:
                     if not plan.skip_broken:
                         raise
                     place = {"image_id": image.image_id, "split": image.split, "file_name": image.file_name}
@@ -229,13 +227,15 @@ def _write_shard(plan: Conversion, path: Path, images: Sequence[ReferredImage], 
 def _members(plan: Conversion, image: ReferredImage) -> dict[str, bytes]:
     """Extension -> bytes of one sample, everything checked."""
     file = plan.images.file(image)
-    content = file.read_bytes()
+    content = file_bytes(file)
     loaded = decode_image(content, str(file))
     Placement(image, loaded, False, file)  # the masks fit
     instances = plan.source.instances(image)
     missing = {target for one in image.expressions for target in one.targets} - {one.annotation_id for one in instances}
     if missing:
-        raise ValueError(f"{image.file_name} has expressions about annotations that it lacks: {sorted(missing)}.")
+        raise BadAnnotationError(
+            f"{image.file_name} has expressions about annotations that it lacks: {sorted(missing)}."
+        )
     masks = [plan.source.mask(image, one) for one in instances]
     record = image_record(image, loaded.key) | {"instances": instance_records(instances, masks)}
     size = (loaded.pixels.shape[0], loaded.pixels.shape[1])

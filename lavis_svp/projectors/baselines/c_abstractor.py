@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavis_svp.common.options import PositiveInt
+from lavis_svp.common.transfer import to_device
 from lavis_svp.projectors.base import register_projector
 from lavis_svp.projectors.baselines.adaptive_pooling import BinOptions, BinProjector, bin_means, valid_range
 from lavis_svp.projectors.layers import pool, reorder, token_mlp
@@ -90,7 +91,7 @@ def canvas(features: PatchFeatures) -> tuple[Tensor, Tensor]:
     """
     device = features.valid.device
     tall, wide = (max(sides) for sides in zip(*features.grids, strict=True))
-    sizes = torch.tensor(features.grids, device=device)[:, :, None, None]  # (B, 2, 1, 1)
+    sizes = to_device(torch.tensor(features.grids, device="cpu"), device)[:, :, None, None]  # (B, 2, 1, 1)
     row, column = torch.arange(tall, device=device)[:, None], torch.arange(wide, device=device)
     exists = (row < sizes[:, 0]) & (column < sizes[:, 1])  # (B, Hc, Wc)
     index = torch.where(exists, row * sizes[:, 1] + column, 0).flatten(1)  # (B, Hc Wc)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_svp.common.options import PositiveInt
+from lavis_svp.common.transfer import to_device
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
 from lavis_svp.projectors.layers import patch_order, reorder, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens
@@ -59,7 +60,7 @@ def cut_into_cells(features: PatchFeatures, side: int) -> Cells:
     """Cut every image's grid into cells of side x side patches; the sides of the grids are multiples of ``side``."""
     device = features.valid.device
     max_cells = max(h * w for h, w in features.grids) // side**2
-    sizes = torch.tensor(features.grids, device=device)[:, :, None, None]  # (B, 2, 1, 1)
+    sizes = to_device(torch.tensor(features.grids, device="cpu"), device)[:, :, None, None]  # (B, 2, 1, 1)
     height, width = sizes[:, 0], sizes[:, 1]  # (B, 1, 1) each
     cell = torch.arange(max_cells, device=device)[None, :, None]  # (1, T, 1)
     place = torch.arange(side**2, device=device)[None, None]  # (1, 1, K)
@@ -102,7 +103,7 @@ class CellProjector(Projector):
         """See :meth:`Projector.project`."""
         cells = cut_into_cells(features, self.options.grid_multiple)
         tokens, weights = self.embed(cells, features)
-        return VisualTokens(tokens, cells.valid, cells.spread(weights, features.patches.shape[1]))
+        return VisualTokens(tokens, cells.valid, lambda: cells.spread(weights, features.patches.shape[1]))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lavis_svp.common.options import PositiveInt
 from lavis_svp.common.tensors import no_autocast
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
-from lavis_svp.projectors.layers import patch_order, pool, reorder, token_mlp
-from lavis_svp.projectors.types import Superpixels, VisualTokens
+from lavis_svp.projectors.layers import one_hot, patch_order, pool, reorder, token_mlp
+from lavis_svp.projectors.types import HostTokens, Superpixels, VisualTokens
 from lavis_svp.vision.types import Grid, PatchFeatures
+
+HALF_RANGE = 64.0  # magnitude of a part of a number
+PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ class DpcKnnProjector(Projector):
         distances = squared_distances(features.patches.detach(), features.valid)  # (B, N, N)
         scores = peak_scores(distances, features.valid, self.options.neighbours)  # (B, N), logarithms
         is_centre = self.choose(scores, features.valid)  # (B, N)
-        centres = patch_order(is_centre)[:, : self.max_tokens(is_centre)]  # (B, T)
+        count, host = self.max_tokens(is_centre)
+        centres = patch_order(is_centre)[:, :count]  # (B, T)
         valid = reorder(is_centre, centres)  # (B, T)
         owner = nearest_centre(distances, centres, valid)  # (B, N)
-        member = F.one_hot(owner, centres.shape[1]).transpose(1, 2) * features.valid[:, None]  # (B, T, N)
+        member = one_hot(owner, centres.shape[1]).transpose(1, 2) * features.valid[:, None]  # (B, T, N)
         assignment = member / member.sum(dim=2, keepdim=True).clamp_min(1)  # (B, T, N)
-        return VisualTokens(self.head(pool(assignment, features.patches)), valid, assignment)
+        visual = VisualTokens(self.head(pool(assignment, features.patches)), valid, assignment)
+        visual.host = host
+        return visual
 
     def choose(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Choose the patches that are centres, (B, N) bool, by the logarithms of their scores, (B, N)."""
@@ -74,28 +79,60 @@ class DpcKnnProjector(Projector):
             return valid & (rank < self.options.count)
         return valid & ((scores > math.log(self.options.threshold)) | (rank == 0))
 
-    def max_tokens(self, is_centre: Tensor) -> int:
-        """Return T, the largest count of any image; on the meta device, which has no values, an upper bound."""
+    def max_tokens(self, is_centre: Tensor) -> tuple[int, HostTokens | None]:
+        """Return T, the largest count of any image, and all counts if T depends on them: then the host waits for them.
+
+        On the meta device, which has no values, T is an upper bound.
+        """
         patches = is_centre.shape[1]
         if self.options.kind == "fixed":
-            return min(self.options.count, patches)
-        return patches if is_centre.is_meta else int(is_centre.sum(dim=1).max())
+            return min(self.options.count, patches), None
+        if is_centre.is_meta:
+            return patches, None
+        counts = is_centre.sum(dim=1).tolist()
+        return max(counts), HostTokens(counts, None)
 
 
 def squared_distances(patches: Tensor, valid: Tensor) -> Tensor:
     """Compute squared Euclidean distances over C between patches (B, N, C): (B, N, N).
 
-    They are float64, so that rounding, which depends on the size of the batch, cannot decide between patches; infinite
-    where either patch is not valid, 0 on the diagonal of valid ones.
+    Rounding, which depends on the size of the batch, must not decide between patches: they are float64 on a CPU, and
+    elsewhere (float64 is slow on CUDA and absent on Apple's GPUs) float32 of exact sums, see :func:`exact_products`.
+    They are infinite where either patch is not valid, 0 on the diagonal of valid ones.
     """
     with no_autocast(patches.device):
-        exact = patches.double()
-        norms = exact.square().sum(dim=2)  # (B, N)
-        squares = norms[:, :, None] + norms[:, None] - 2 * (exact @ exact.transpose(1, 2))  # (B, N, N)
+        if patches.device.type == "cpu":
+            products = patches.double() @ patches.double().transpose(1, 2)  # (B, N, N)
+            norms = patches.double().square().sum(dim=2)  # (B, N)
+        else:
+            products = exact_products(patches.float().masked_fill(~valid[..., None], 0.0))  # (B, N, N)
+            norms = products.diagonal(dim1=1, dim2=2)  # (B, N)
+        squares = norms[:, :, None] + norms[:, None] - 2 * products  # (B, N, N)
     pair = valid[:, :, None] & valid[:, None]  # (B, N, N)
     itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     squares = squares.clamp_min(0.0).masked_fill(itself, 0.0) / patches.shape[2]
     return squares.masked_fill(~pair, torch.inf)
+
+
+def exact_products(patches: Tensor) -> Tensor:
+    """Compute ``patches @ patches^T`` of (B, N, C), each entry of its two patches alone, to (B, N, N) float32.
+
+    Each image is divided by its largest magnitude and cut into :data:`PARTS` whole numbers of seven bits. Sums of their
+    products over C of at most 4096 channels stay below 2^24, which float32 (and TF32) holds exactly in any order of
+    summation. What lies below 2^-21 of the largest magnitude is cut off.
+    """
+    largest = patches.abs().amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # (B, 1, 1)
+    rest, parts = patches / largest * HALF_RANGE, []
+    for _ in range(PARTS):
+        parts.append(rest.round())  # (B, N, C), whole numbers of -64..64
+        rest = (rest - parts[-1]) * (2 * HALF_RANGE)
+    total = patches.new_zeros(*patches.shape[:2], patches.shape[1])  # (B, N, N)
+    for i, left in enumerate(parts):
+        for j, right in enumerate(parts[i : PARTS - i], start=i):  # those of lower parts are too small to count
+            product = left @ right.transpose(1, 2)
+            product = product if i == j else product + product.transpose(1, 2)
+            total = total + product * (2 * HALF_RANGE) ** -(i + j)
+    return total * (largest / HALF_RANGE).square()
 
 
 def peak_scores(distances: Tensor, valid: Tensor, neighbours: int) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch.nn import functional as F
-
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
-from lavis_svp.projectors.layers import patch_order, reorder, token_mlp
+from lavis_svp.projectors.layers import one_hot, patch_order, reorder, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.vision.types import Grid, PatchFeatures
 
@@ -29,5 +27,5 @@ class MlpProjector(Projector):
         """See :meth:`Projector.project`."""
         order = patch_order(features.valid)  # (B, N)
         tokens = self.head(reorder(features.patches, order))  # (B, N, D)
-        assignment = F.one_hot(order, num_classes=order.shape[1]).float()  # (B, N, N)
-        return VisualTokens(tokens, reorder(features.valid, order), assignment)
+        # on demand: it is (B, N, N), 100 MB for 16 images of 37 x 37 patches, and few read it
+        return VisualTokens(tokens, reorder(features.valid, order), lambda: one_hot(order, order.shape[1]))

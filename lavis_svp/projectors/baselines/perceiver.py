@@ -61,7 +61,7 @@ class PerceiverProjector(Projector):
             latents, attention = layer(latents, features.patches, features.valid)  # (B, T, C), (B, T, N)
         tokens = self.head(self.norm(latents))  # (B, T, D)
         valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return VisualTokens(tokens, valid, pooling_weights(attention, features.valid))
+        return VisualTokens(tokens, valid, lambda: pooling_weights(attention, features.valid))
 
 
 class PerceiverLayer(nn.Module):

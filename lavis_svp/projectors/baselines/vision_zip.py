@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lavis_svp.common.options import PositiveInt, check_whole_number
 from lavis_svp.common.tensors import no_autocast
 from lavis_svp.projectors.base import Projector, ProjectorOptions, register_projector
-from lavis_svp.projectors.layers import patch_order, pool, reorder, token_mlp
+from lavis_svp.projectors.layers import one_hot, patch_order, pool, reorder, token_mlp
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.vision.types import Grid, PatchFeatures
 
@@ -55,7 +55,7 @@ class VisionZipProjector(Projector):
         assert features.cls_attention is not None and features.keys is not None  # required: the base class has checked
         kept = dominant_patches(features.cls_attention, features.valid, self.options.dominant)  # (B, N)
         firsts = min(self.options.dominant, kept.shape[1])
-        own = F.one_hot(patch_order(kept)[:, :firsts], kept.shape[1]).float()  # (B, firsts, N)
+        own = one_hot(patch_order(kept)[:, :firsts], kept.shape[1])  # (B, firsts, N)
         valid = torch.arange(firsts, device=kept.device)[None] < kept.sum(dim=1, keepdim=True)  # (B, firsts)
         targets, joined, real = merged_patches(features.keys, features.valid & ~kept, self.options.contextual)
         crowd = joined.sum(dim=2, keepdim=True)  # (B, contextual, 1)
@@ -87,13 +87,13 @@ def merged_patches(keys: Tensor, rest: Tensor, count: int) -> tuple[Tensor, Tens
     real = turn < left  # (B, count)
     place = torch.where(real, turn * (left // max(count, 1)).clamp_min(1), 0)  # (B, count), among the rest
     index = patch_order(rest).gather(1, place)  # (B, count)
-    targets = F.one_hot(index, rest.shape[1]).float() * real[..., None]  # (B, count, N)
+    targets = one_hot(index, rest.shape[1]) * real[..., None]  # (B, count, N)
     if count == 0:
         return targets, targets, real
     with no_autocast(keys.device):
         unit = F.normalize(keys.float(), dim=2)
         alike = reorder(unit, index) @ unit.transpose(1, 2)  # (B, count, N)
     nearest = alike.masked_fill(~real[..., None], -torch.inf).argmax(dim=1)  # (B, N)
-    joined = F.one_hot(nearest, count).transpose(1, 2).float() * rest[:, None]  # (B, count, N)
+    joined = one_hot(nearest, count).transpose(1, 2) * rest[:, None]  # (B, count, N)
     joined = joined * (1.0 - targets.sum(dim=1, keepdim=True))  # a target joins none
     return targets, joined, real

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lavis_svp.projectors.base import Projector, ProjectorOptions
-from lavis_svp.projectors.layers import centroids, pool, pooling_weights, reorder
+from lavis_svp.projectors.layers import pool, pooling_weights, raster_order, reorder
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.vision.types import Grid, PatchFeatures
 
@@ -59,14 +59,18 @@ class SuperpixelProjector(Projector):
     def project(self, features: PatchFeatures, superpixels: Superpixels | None) -> VisualTokens:
         """See :meth:`Projector.project`."""
         assert superpixels is not None  # required: the base class has checked
+        order, host = superpixels.order, superpixels.host
         superpixels, whole = with_whole_image(superpixels, features.valid)
         means = pooling_weights(superpixels.weights, features.valid)  # (B, S, N)
-        order = raster_order(means, superpixels.valid, *features.coordinates())  # (B, S)
+        if order is None:
+            order = raster_order(means, superpixels.valid, *features.coordinates())  # (B, S)
         superpixels = superpixels.permuted(order)
         assignment = reorder(means, order)  # (B, T, N)
         coarse = pool(assignment, features.patches)  # (B, T, C)
         tokens = self.embed(coarse, features, superpixels)  # (B, T, D)
-        return VisualTokens(tokens, superpixels.valid, assignment, order.masked_fill(whole[:, None], -1))
+        visual = VisualTokens(tokens, superpixels.valid, assignment, order.masked_fill(whole[:, None], -1))
+        visual.host = host
+        return visual
 
 
 def with_whole_image(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Superpixels, Tensor]:
@@ -91,17 +95,3 @@ def with_whole_image(superpixels: Superpixels, patch_valid: Tensor) -> tuple[Sup
     valid = valid | filled
     weights = weights * (valid[:, :, None] & patch_valid[:, None, :])  # (B, S, N)
     return Superpixels(weights, masks, valid), whole
-
-
-def raster_order(mean_weights: Tensor, valid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Order superpixels by the patch row that the centroid lies in, then by the centroid's column, then by index.
-
-    Weights are (B, S, N), ``rows`` and ``columns`` of the patches (B, N); superpixels that are not ``valid`` (B, S) go
-    last. In the result, (B, S) int64, token t is superpixel order[b, t].
-    """
-    places = centroids(mean_weights, rows, columns)  # (B, S, 2)
-    order = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)  # (B, S)
-    # stable sorts, the most important key last: each keeps the order of the one before where its own key is equal
-    for key in (places[..., 1], places[..., 0].floor(), (~valid).long()):
-        order = order.gather(1, torch.argsort(key.gather(1, order), dim=1, stable=True))  # (B, S)
-    return order

@@ -41,6 +41,9 @@ UPSCALE = 4
 CPU_BLOCK = 1024
 """Image tokens, of one or more prompts, whose logits a CPU computes together, so that they stay in its caches."""
 
+GPU_BLOCK = 32 * 1024
+"""The same on other devices: eight prompts at side 1024. What is upscaled then takes 0.2 GB, of 128 prompts 3 GB."""
+
 
 @dataclass(frozen=True)
 class SharedAttention:
@@ -282,9 +285,8 @@ class FactoredDecoder(PointDecoder):
 
         content = shared.upscaled.unflatten(0, shared.grid)[:rows, :columns].flatten(0, 1)  # (r * c, 4 * 64)
         weights, scale = needed(image.weights), needed(image.scale)  # (n, J, r * c), (n, 1, r * c)
-        block, step = pixels, count
-        if hyper.device.type == "cpu":
-            block, step = min(CPU_BLOCK, pixels), max(1, CPU_BLOCK // pixels)
+        together = CPU_BLOCK if hyper.device.type == "cpu" else GPU_BLOCK
+        block, step = min(together, pixels), max(1, together // pixels)
         logits = hyper.new_empty(count, LEVELS, pixels, 2, 2, 2, 2)
         for prompt in range(0, count, step):
             part = slice(prompt, prompt + step)

@@ -11,13 +11,16 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from lavis_svp.common.devices import resolve_dtype, wait_for
+from lavis_svp.common.tensors import no_autocast
+from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.decoder import PlainDecoder, PointDecoder
@@ -29,7 +32,7 @@ from lavis_svp.superpixels.sam.mask_filter import (
     DecodedMasks,
     ScoredMasks,
     choose_masks,
-    collect,
+    collect_all,
     list_masks,
     score_masks,
 )
@@ -54,7 +57,7 @@ class _PromptedImage:
 
     def __init__(self, embedding: SamEmbedding, decoder: PointDecoder, options: SamSuperpixelOptions) -> None:
         weight = decoder.mask_decoder.mask_tokens.weight
-        self.decoder, self.options = decoder, options
+        self.decoder, self.options, self.device = decoder, options, weight.device
         self.tokens_per_image = embedding.embedding[0].numel()
         rows, columns = (-(-length // LOW_RES_STRIDE) for length in embedding.input_size)
         self.logits_size = self.mask_size = rows, columns  # (h, w)
@@ -65,48 +68,49 @@ class _PromptedImage:
             self.logits_size, self.mask_size = self.to_image.needed, embedding.original_size
         self.scale = math.prod(embedding.original_size) / math.prod(self.mask_size)  # image pixels per mask pixel
         self.image_state = decoder.image(embedding.embedding.to(weight))
-        points = grid_points(embedding.input_size, options.points_per_side).to(weight)  # (n^2, 2)
+        points = to_device(grid_points(embedding.input_size, options.points_per_side), weight.device)  # (n^2, 2)
         self.tokens = point_tokens(decoder.prompt_encoder, points)  # (n^2, 2, C)
+        self.level_bonus = to_device(torch.tensor(options.level_bonus), weight.device)  # (3,)
 
     def run(self, points: np.ndarray) -> list[ScoredMasks]:
         """Prompt these points of the grid, at least one.
 
         Returns:
-            one ``ScoredMasks`` per decoder call (several with ``decisions: full``).
+            one ``ScoredMasks`` per decoder call.
         """
         parts: list[ScoredMasks] = []
-        size = max(1, self.options.chunk * FULL_GRID // self.tokens_per_image)
-        for chunk in torch.from_numpy(points).to(self.tokens.device).split(size):
+        size = max(1, self.options.prompts_per_call(self.device.type) * FULL_GRID // self.tokens_per_image)
+        for chunk in to_device(torch.from_numpy(points), self.device).split(size):
             logits, ious = self.decoder.decode(self.image_state, self.tokens[chunk], self.logits_size)
-            masks = list_masks(logits, ious, chunk, self.options)
-            parts.extend([score_masks(masks, self.options)] if self.to_image is None else self._at_full_size(masks))
+            masks = list_masks(logits, ious, chunk, self.options, self.level_bonus)
+            parts.append(score_masks(masks, self.options) if self.to_image is None else self._at_full_size(masks))
         return parts
 
-    def _at_full_size(self, masks: DecodedMasks) -> Iterator[ScoredMasks]:
+    def _at_full_size(self, masks: DecodedMasks) -> ScoredMasks:
         """Enlarge the masks that pass the IoU test, a few at a time, and keep those that pass the other tests too."""
         assert self.to_image is not None
-        group = 1 if masks.logits.device.type == "cpu" else FULL_SIZE_GROUP
-        for index in masks.passes_iou.nonzero()[:, 0].split(group):  # one empty group if none passes
-            few = DecodedMasks(*(values[index] for values in masks))
-            scores = score_masks(few._replace(logits=self.to_image(few.logits)), self.options)
-            kept = scores.passes.nonzero()[:, 0]
-            yield ScoredMasks(*(values[kept] for values in scores))
+        groups = []
+        for index in masks.passes_iou.nonzero()[:, 0].split(1 if self.device.type == "cpu" else FULL_SIZE_GROUP):
+            few = DecodedMasks(*(values[index] for values in masks))  # one empty group if none passes
+            groups.append(score_masks(few._replace(logits=self.to_image(few.logits)), self.options))
+        scores = ScoredMasks(*(torch.cat(values) for values in zip(*groups, strict=True)))
+        kept = scores.passes.nonzero()[:, 0]
+        return ScoredMasks(*(values[kept] for values in scores))
 
-    def run_second_pass(self, first_masks: list[ScoredMasks], prompted: np.ndarray) -> Candidates:
-        """Prompt the points that no mask of the first pass covers.
+    def uncovered(self, candidates: Candidates, prompted: np.ndarray) -> np.ndarray:
+        """Numbers of the grid points that none of these masks covers.
 
         Args:
-            first_masks: result of the first pass, from :meth:`run`.
+            candidates: of the first pass.
             prompted: numbers of the grid points that were prompted in it.
-
-        Returns:
-            the masks of both passes that passed the tests.
         """
-        candidates = collect(first_masks, self.mask_size[1])
-        points = uncovered_points(candidates.covered(), self.options.points_per_side, prompted)
-        if len(points) == 0:
-            return candidates
-        return Candidates.concatenate([candidates, collect(self.run(points), self.mask_size[1])])
+        return uncovered_points(candidates.covered(), self.options.points_per_side, prompted)
+
+
+def sam_settings(options: SamSuperpixelOptions, encoder: str, weights: str) -> dict[str, Any]:
+    """The settings of a :class:`SamSuperpixels` with this name of the encoder and this digest of its own weights."""
+    identity = {"generator": SamSuperpixels.name, "version": SamSuperpixels.version, "encoder": encoder}
+    return {**identity, "weights": weights, **options.settings()}
 
 
 class SamSuperpixels(SuperpixelGenerator):
@@ -122,7 +126,8 @@ class SamSuperpixels(SuperpixelGenerator):
         prompt_encoder: segment_anything's PromptEncoder, built for the same input side as the embeddings.
         mask_decoder: segment_anything's MaskDecoder with its *original* weights: fine-tuning for single masks loses
             the three levels, so pass another copy than the one that is trained.
-        encoder_name: which image encoder makes the embeddings; part of the settings, as several share one decoder.
+        encoder_name: which image encoder makes the embeddings, or a function that says it when the settings are asked
+            for; part of the settings, as several share one decoder.
         preset: one of :data:`.options.PRESETS`.
         options: fields of :class:`.options.SamSuperpixelOptions`, which replace the preset's.
 
@@ -139,7 +144,7 @@ class SamSuperpixels(SuperpixelGenerator):
         self,
         prompt_encoder: nn.Module,
         mask_decoder: nn.Module,
-        encoder_name: str = "",
+        encoder_name: str | Callable[[], str] = "",
         preset: str = "svp",
         **options: Any,
     ) -> None:
@@ -157,8 +162,9 @@ class SamSuperpixels(SuperpixelGenerator):
 
     def settings(self) -> dict[str, Any]:
         """Every option that changes the result, the encoder's name, and a digest of the weights."""
-        identity = {"generator": self.name, "version": self.version, "encoder": self.encoder_name}
-        return {**identity, "weights": self._weights_digest(), **self.options.settings()}
+        if callable(self.encoder_name):
+            self.encoder_name = self.encoder_name()
+        return sam_settings(self.options, self.encoder_name, self._weights_digest())
 
     def segment_batch(self, sources: Sequence[SamEmbedding]) -> list[RegionMap]:
         """Make the superpixels of several images; :class:`.options.SamSuperpixelOptions` describes each step.
@@ -181,6 +187,15 @@ class SamSuperpixels(SuperpixelGenerator):
         chosen = self.choose([embedding], dataclasses.replace(self.options, granularity=1.0))[0]
         return [rasterize(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is, and so the generator runs."""
+        return self.mask_decoder.mask_tokens.weight.device
+
+    def wait(self) -> None:
+        """See :meth:`SuperpixelGenerator.wait`."""
+        wait_for(self.device)
+
     def point_decoder(self) -> PointDecoder:
         """The decoder on float32 weights: on copies, made once, where training has given the originals another type."""
         encoder, decoder = self.prompt_encoder, self.mask_decoder
@@ -190,7 +205,9 @@ class SamSuperpixels(SuperpixelGenerator):
                 with torch.inference_mode(False):  # the copies outlive this call
                     self._float_copies = state, copy.deepcopy(encoder).float(), copy.deepcopy(decoder).float()
             _, encoder, decoder = self._float_copies
-        return _DECODERS[self.options.decoder](encoder, decoder, getattr(torch, self.options.dtype))
+        dtype = resolve_dtype(self.options.dtype, self.device)
+        dtype = torch.float32 if dtype == torch.float16 else dtype  # `auto` on a card without bfloat16
+        return _DECODERS[self.options.decoder](encoder, decoder, dtype)
 
     @torch.inference_mode()
     def choose(
@@ -198,23 +215,32 @@ class SamSuperpixels(SuperpixelGenerator):
     ) -> list[ChosenMasks]:
         """Find the masks of several images that go into their region maps; ``options`` replace the generator's own.
 
+        With ``decisions: low`` the host waits for the device four times, however many images there are.
+
         Raises:
             ValueError: as :meth:`segment_batch`.
         """
         options = options or self.options
         for embedding in embeddings:
             self._check(embedding)
-        first_points = first_pass(options.points_per_side, options.first_stride)
-        # `dtype` decides which products may be bfloat16
-        with torch.autocast(self.mask_decoder.mask_tokens.weight.device.type, enabled=False):
+        if not embeddings:
+            return []
+        points = first_pass(options.points_per_side, options.first_stride)
+        with no_autocast(self.device):  # `dtype` decides which products may be bfloat16
             decoder = self.point_decoder()
             images = [_PromptedImage(embedding, decoder, options) for embedding in embeddings]
-            # all are queued before the first result is awaited
-            first_masks = [image.run(first_points) for image in images]
-            return [
-                choose_masks(image.run_second_pass(masks, first_points), options, image.scale)
-                for image, masks in zip(images, first_masks, strict=True)
-            ]
+            widths = [image.mask_size[1] for image in images]
+            found = collect_all([image.run(points) for image in images], widths)
+            for embedding, masks in zip(embeddings, found, strict=True):
+                if len(masks) == 0:  # as all are where a number is not finite: every prompt attends to every cell
+                    self._check_finite(embedding)
+            uncovered = [image.uncovered(masks, points) for image, masks in zip(images, found, strict=True)]
+            again = [index for index, others in enumerate(uncovered) if len(others)]
+            if again:
+                second = [images[index].run(uncovered[index]) for index in again]
+                for index, others in zip(again, collect_all(second, [widths[i] for i in again]), strict=True):
+                    found[index] = Candidates.concatenate([found[index], others])
+        return [choose_masks(masks, options, image.scale) for masks, image in zip(found, images, strict=True)]
 
     def _check(self, embedding: SamEmbedding) -> None:
         side, grid = embedding.side, tuple(embedding.embedding.shape[1:])
@@ -227,8 +253,11 @@ class SamSuperpixels(SuperpixelGenerator):
         height, width = embedding.input_size
         if not (0 < height <= side and 0 < width <= side):
             raise ValueError(f"input_size {embedding.input_size} does not lie within SAM's {side} x {side} frame.")
-        if not embedding.embedding.isfinite().all():
-            bad = int((~embedding.embedding.isfinite()).sum())
+
+    @staticmethod
+    def _check_finite(embedding: SamEmbedding) -> None:
+        bad = int((~embedding.embedding.isfinite()).sum())
+        if bad:
             raise ValueError(
                 f"SAM's embedding holds {bad} NaN or infinite values: the image's pixels do, or the image encoder "
                 "exceeded the range of its number type (run it in float32 or bfloat16)."

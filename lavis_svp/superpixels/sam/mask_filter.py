@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score, remove_small_regions
 from torch import Tensor
 
+from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels.sam.options import LEVELS, SamSuperpixelOptions
 
 _BITS = 8
-_BIT_VALUES = tuple(2**bit for bit in reversed(range(_BITS)))  # numpy.packbits' order
 
 
 class DecodedMasks(NamedTuple):
@@ -116,7 +116,9 @@ class ChosenMasks:
         return ChosenMasks(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def list_masks(logits: Tensor, ious: Tensor, points: Tensor, options: SamSuperpixelOptions) -> DecodedMasks:
+def list_masks(
+    logits: Tensor, ious: Tensor, points: Tensor, options: SamSuperpixelOptions, level_bonus: Tensor | None = None
+) -> DecodedMasks:
     """Lay out the outputs of n prompts as 3 n masks, and test the predicted IoU.
 
     Args:
@@ -124,8 +126,10 @@ def list_masks(logits: Tensor, ious: Tensor, points: Tensor, options: SamSuperpi
         ious: (n, 3) float32.
         points: (n,) int64.
         options: ``pred_iou`` and ``level_bonus`` are read.
+        level_bonus: (3,) that of the options, where it is on the device already.
     """
-    passes = ious + torch.tensor(options.level_bonus, device=ious.device) > options.pred_iou  # (n, 3)
+    bonus = to_device(torch.tensor(options.level_bonus), ious.device) if level_bonus is None else level_bonus
+    passes = ious + bonus > options.pred_iou  # (n, 3)
     levels = torch.arange(LEVELS, device=ious.device).expand_as(ious)  # (n, 3)
     numbers = points[:, None].expand_as(ious)  # (n, 3)
     return DecodedMasks(*(values.flatten(0, 1) for values in (logits, passes, ious, levels, numbers)))
@@ -147,16 +151,40 @@ def score_masks(masks: DecodedMasks, options: SamSuperpixelOptions) -> ScoredMas
 
 
 def collect(parts: Sequence[ScoredMasks], width: int) -> Candidates:
-    """Copy the masks that passed to the host; with ``decisions: low`` the one place that waits for the device.
+    """Copy the masks of one image that passed to the host; see :func:`collect_all`."""
+    return collect_all([parts], [width])[0]
+
+
+def collect_all(images: Sequence[Sequence[ScoredMasks]], widths: Sequence[int]) -> list[Candidates]:
+    """Copy the masks of several images that passed to the host; it waits for the device twice, however many there are.
 
     Args:
-        parts: at least one, of one image.
-        width: w of the masks in pixels.
+        images: of each image at least one part.
+        widths: w of each image's masks in pixels.
     """
-    passes, *columns = (torch.cat(values) for values in zip(*parts, strict=True))
-    index = passes.nonzero()[:, 0]
-    packed, areas, boxes, ious, levels, points = (values[index].cpu().numpy() for values in columns)
-    return Candidates(packed, areas, boxes, ious.astype(np.float64), levels, points, width)
+    joined = [[torch.cat(values) for values in zip(*parts, strict=True)] for parts in images]
+    passes = torch.cat([passes for passes, *_ in joined]).cpu().split([len(passes) for passes, *_ in joined])
+    kept = []
+    for (_, *columns), own in zip(joined, passes, strict=True):
+        index = to_device(own.nonzero()[:, 0], columns[0].device)
+        kept.append([values[index] for values in columns])
+    arrays = iter(_to_host([values for columns in kept for values in columns]))
+    found = []
+    for columns, width in zip(kept, widths, strict=True):
+        packed, areas, boxes, ious, levels, points = (next(arrays) for _ in columns)
+        found.append(Candidates(packed, areas, boxes, ious.astype(np.float64), levels, points, width))
+    return found
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Copy tensors of one device to the host, in one piece."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.numpy() for tensor in tensors]
+    pieces = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors]
+    whole = torch.cat(pieces).cpu().split([len(piece) for piece in pieces])
+    # a copy of each piece, since a view of another type must begin at a multiple of its item size
+    pairs = zip(whole, tensors, strict=True)
+    return [bytes_.clone().view(tensor.dtype).view(tensor.shape).numpy() for bytes_, tensor in pairs]
 
 
 def pack(masks: Tensor) -> Tensor:
@@ -172,7 +200,7 @@ def pack(masks: Tensor) -> Tensor:
 
 def pack_on_device(masks: Tensor) -> Tensor:
     """:func:`pack` in torch's own operations, for any device."""
-    values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=masks.device)
+    values = 2 ** torch.arange(_BITS - 1, -1, -1, dtype=torch.uint8, device=masks.device)  # numpy.packbits' order
     padded = F.pad(masks.byte(), (0, -masks.shape[2] % _BITS))  # (m, h, w8 * 8)
     return (padded.unflatten(2, (-1, _BITS)) * values).sum(3, dtype=torch.uint8)  # (m, h, w8)
 

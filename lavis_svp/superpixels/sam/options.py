@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lavis_svp.common.options import build_options, check_fields
+from lavis_svp.common.options import build_options, check_fields, check_whole_number
 from lavis_svp.common.registry import unknown_name
 
 LEVELS = 3
@@ -16,7 +16,13 @@ OverlapOrder = Literal["fine_over_coarse", "coarse_over_fine"]
 Unlabelled = Literal["components", "ignore", "nearest", "rest"]
 
 _SHARES = ("box_nms", "containment", "max_container_area", "min_area", "component_area", "granularity")
-_MINIMUM = {"points_per_side": 1, "first_stride": 1, "chunk": 1, "max_superpixels": 1, "clean_area": 0}
+_MINIMUM = {"points_per_side": 1, "first_stride": 1, "max_superpixels": 1, "clean_area": 0}
+
+CPU_CHUNK = 16
+"""Prompts per decoder call at side 1024 whose tensors fit a CPU's caches; 8 to 32 differ by a tenth."""
+
+GPU_CHUNK = 128
+"""The same on other devices: an image takes 2 to 8 calls, and a call about 2 GB, see ``PROMPT_NUMBERS`` of the plan."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,10 @@ class SamSuperpixelOptions:
         first_stride: the first pass prompts every n-th point of every n-th row of the grid; a second pass prompts
             those of the other points that no mask covers yet. 1 = the whole grid at once.
         dtype: number type of the decoder's large products. In "bfloat16" positions, norms, the IoU head and all
-            decisions stay float32. It is faster on hardware that has bfloat16, and far slower on a CPU without it.
-        chunk: prompts per decoder call at side 1024; smaller sides get proportionally more. Memory grows with it. 8 to
-            16 suit a CPU's caches, 64 and more suit a GPU.
+            decisions stay float32. "auto" is bfloat16 on a CUDA device that has it, and float32 elsewhere; stores of
+            both are one, under the name of "float32", so that what one device has made serves another.
+        chunk: prompts per decoder call at side 1024; smaller sides get proportionally more. Memory grows with it.
+            "auto" is 16 on a CPU and 128 elsewhere.
 
     How they become a region map, in this order:
 
@@ -89,8 +96,8 @@ class SamSuperpixelOptions:
     decoder: Literal["factored", "plain"] = "factored"
     decisions: Literal["low", "full"] = "low"
     first_stride: int = 2
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    chunk: int = 16
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    chunk: int | Literal["auto"] = "auto"
 
     overlap_order: OverlapOrder = "fine_over_coarse"
     min_area: float = 5e-4
@@ -108,6 +115,8 @@ class SamSuperpixelOptions:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"SamSuperpixelOptions.{name} must be at least {minimum}, got {value}.")
+        if self.chunk != "auto":
+            check_whole_number("SamSuperpixelOptions.chunk (or auto)", self.chunk, 1)
         for name in _SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -122,21 +131,32 @@ class SamSuperpixelOptions:
             object.__setattr__(self, name, tuple(map(float, value)))
 
     def settings(self) -> dict[str, Any]:
-        """The options that change the result, under the names that release 0.1 wrote into stores and their digests."""
+        """The options that change the result, under the names that release 0.1 wrote into stores and their digests.
+
+        ``dtype: auto`` counts as float32, its value at that time.
+        """
         options = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("decoder", "chunk")}
+        options["dtype"] = "float32" if self.dtype == "auto" else self.dtype
         for old, new in self.RENAMED_KEYS.items():
             options[old] = options.pop(new)
         return {**options, **self.REMOVED_KEYS}
 
+    def prompts_per_call(self, device_type: str) -> int:
+        """Prompts per decoder call at side 1024 on a kind of device ("cpu", "cuda" …), see ``chunk``."""
+        if self.chunk != "auto":
+            return self.chunk
+        return CPU_CHUNK if device_type == "cpu" else GPU_CHUNK
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "svp": {},
-    "exact": {"decisions": "full", "first_stride": 1},
+    "exact": {"decisions": "full", "first_stride": 1, "dtype": "float32"},
     "l2_nmsf_s1_rsw3": {
         "clean_area": 100,
         "max_container_area": None,
         "decisions": "full",
         "first_stride": 1,
+        "dtype": "float32",
         "overlap_order": "coarse_over_fine",
         "min_area": 0.0,
         "unlabelled": "ignore",

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lavis_svp.common.transfer import to_device
+
 
 class ToImage(NamedTuple):
     """Bilinear from the decoder's frame to SAM's, crop the padding, bilinear to the image: separable and linear.
@@ -43,7 +45,7 @@ def to_image(
     for inside, outside in zip(input_size, original_size, strict=True):
         weights = bilinear_matrix(outside, inside) @ bilinear_matrix(side, low_side)[:inside]  # (out, low)
         last = int(weights.any(0).nonzero()[-1]) + 1
-        matrices.append(weights[:, :last].to(device, torch.float32))
+        matrices.append(to_device(weights[:, :last].float(), device))
     return ToImage(*matrices)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_svp.common.images import read_image
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.datasets.sampling import SetupError
 from lavis_svp.datasets.shards.format import INDEX, BrokenShardError, ShardMember
 from lavis_svp.datasets.shards.read import ShardFeatures, ShardSource, ShardSuperpixels, open_shards
 from lavis_svp.datasets.shards.validate import validate

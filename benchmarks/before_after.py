@@ -1,0 +1,143 @@
+"""Time the training steps and the inference of two checkouts of this repository in turn: before a change, and after.
+
+    python benchmarks/before_after.py BEFORE               all forms, twenty minutes, into results/before_after.json
+    python benchmarks/before_after.py BEFORE --forms svp   one of them
+
+A form is a row of projects/svp/comparison/ or a rung of benchmarks/step_times.py, each built by the checkout's own
+step_times.py in a process of its own. The two processes take turns, step by step, on the same images, so that whatever
+else the machine does hits both alike. The ratio of a round is after / before; the median over the rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from results import ROOT, store
+from tqdm import tqdm
+
+ROUNDS, WARM_UP = 15, 3
+WORKER = "worker"
+MARK = "before_after:"  # begins a line of a worker's answer; others are its log
+
+
+class Checkout:
+    """A process that steps one form of one checkout.
+
+    Args:
+        folder: of the checkout.
+        form: a row or a rung.
+    """
+
+    def __init__(self, folder: Path, form: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, WORKER, form],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
+        self._answer()
+
+    def seconds(self, what: str) -> float:
+        """Do a ``step`` or ``infer``; the seconds that it took."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                return line.removeprefix(MARK).strip()
+        raise RuntimeError(f"The process of {self.process.args} ended without an answer.")
+
+
+def work(form: str) -> None:
+    """Build a form with the checkout's own step_times.py, and do what standard input says."""
+    import step_times
+
+    from lavis_svp.runners.data import eval_loader
+
+    rung = step_times.RUNGS.get(form)
+    row = step_times.Row(form) if rung is None else step_times.Row(step_times.BASE, rung)
+    runner = row.runner
+    if hasattr(row, "test_batches"):
+        test = row.test_batches()
+    else:
+        test = iter(eval_loader(runner.datasets, "test", runner.options, pin_memory=False))
+    print(f"{MARK} ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "step":
+            seconds = row.step(aligns=False)["step"]
+        else:
+            seconds = row.infer(next(test))["inference"]
+        print(f"{MARK} {seconds}", flush=True)
+
+
+def compare(before: Path, form: str) -> dict[str, Any]:
+    """Time a form in both checkouts in turn."""
+    checkouts = {"before": Checkout(before, form), "after": Checkout(ROOT, form)}
+    kinds = ("step", "infer")
+    times: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in checkouts} for kind in kinds}
+    for turn in tqdm(range(ROUNDS + WARM_UP), desc=form, unit="round"):
+        for kind in kinds:
+            order = list(checkouts.items()) if turn % 2 else list(reversed(checkouts.items()))
+            for name, checkout in order:
+                seconds = checkout.seconds(kind)
+                if turn >= WARM_UP:
+                    times[kind][name].append(seconds)
+    for checkout in checkouts.values():
+        checkout.close()
+    return {
+        kind: {
+            **{name: statistics.median(seconds) for name, seconds in by_name.items()},
+            "ratio": statistics.median(b / a for a, b in zip(by_name["before"], by_name["after"], strict=True)),
+        }
+        for kind, by_name in times.items()
+    }
+
+
+def main() -> None:
+    """Read the command line."""
+    if sys.argv[1:2] == [WORKER]:
+        work(sys.argv[2])
+        return
+    from step_times import RUNGS, row_names
+
+    from lavis_svp.tasks.base import run_facts
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path, help="another checkout")
+    parser.add_argument("--forms", nargs="+", default=[*row_names(), *RUNGS])
+    args = parser.parse_args()
+    found = {form: compare(args.before.resolve(), form) for form in args.forms}
+    commit = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
+    before = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
+    content = {"run": {**run_facts(), "command": "python benchmarks/before_after.py BEFORE", "before": before,
+                       "rounds": ROUNDS, "warm_up": WARM_UP}, "seconds": found}  # fmt: skip
+    if args.forms == [*row_names(), *RUNGS]:
+        store("before_after", content)
+    for form, kinds in found.items():
+        print(f"{form}: " + ", ".join(f"{kind} {values['ratio']:.3f}" for kind, values in kinds.items()))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
