@@ -4,7 +4,7 @@
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="$root/.venv/bin/python"
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/lavis_svp"
+cache=${XDG_CACHE_HOME:-~/.cache}/lavis_svp # unlike $HOME, ~ is always known
 PYTHON_VERSION=3.11
 
 say() { printf '[lavis-svp] %s\n' "$*"; }

@@ -32,7 +32,7 @@ TORCH = str(Path(torch.__file__).parent)
 
 STRICT = {"cat", "stack", "embedding", "index_select", "gather", "scatter", "scatter_add", "index_add", "mm", "bmm"}
 """Operations that refuse a CPU tensor even of no dimensions; elementwise ones take it as a number."""
-COPIES = {"copy_", "_to_copy"}
+COPIES = {"copy_", "_to_copy", "to"}  # "to" in inference mode, where it is not taken apart
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 VALUES_READ = {
     "_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "masked_select",
@@ -91,17 +91,19 @@ class LogicalTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor, place: torch.device, owner: LogicalCuda) -> LogicalTensor:
+        shape, strides, offset = inner.shape, inner.stride(), inner.storage_offset()
         made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device=_for_torch(place),
-        )  # fmt: skip
+            cls, shape, strides=strides, storage_offset=offset, dtype=inner.dtype, device=_for_torch(place.index)
+        )
         made.inner, made.place, made.owner = inner, place, owner
         return made
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation where the mode is not on, as in another thread."""
-        owner = next(value.owner for value in _leaves((args, kwargs)) if isinstance(value, LogicalTensor))
+        tensors: list[Tensor] = []
+        _plain([*args, *(kwargs or {}).values()], tensors)
+        owner = next(value.owner for value in tensors if isinstance(value, LogicalTensor))
         return owner.dispatch(func, args, kwargs or {})
 
     device = property(lambda self: self.place)  # type: ignore[assignment]
@@ -244,35 +246,43 @@ class LogicalCuda(TorchDispatchMode):
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Check an operation, run it on the CPU, and say where its result lies."""
-        name = func._schema.name.partition("::")[2]
-        tensors = [value for value in _leaves((args, kwargs)) if isinstance(value, Tensor)]
-        places = [value.place if isinstance(value, LogicalTensor) else None for value in tensors]
+        name, written = _facts(func)
+        tensors: list[Tensor] = []
+        plain_args = [_plain(value, tensors) for value in args]
+        plain_kwargs = {key: _plain(value, tensors) for key, value in kwargs.items()}
+        places = [value.place if type(value) is LogicalTensor else None for value in tensors]
         target = next((place for place in places if place is not None), None)
+        computes = target is not None and name not in COPIES
         if kwargs.get("device") is not None:
-            target, kwargs = self.device(kwargs["device"]), {**kwargs, "device": CPU}
-        if name in COPIES:
+            target, plain_kwargs["device"] = self.device(kwargs["device"]), CPU
+        if computes:
+            self._check(name, args, kwargs, tensors, places)
+        elif name in COPIES:
             target = places[0] if name == "copy_" else target
             self._check_copy(name, args, kwargs, to_device=target is not None)
-        elif any(place is not None for place in places):
-            self._check(name, args, kwargs, tensors, places)
-        pinned = bool(kwargs.get("pin_memory"))
-        if pinned:
-            kwargs = {**kwargs, "pin_memory": False}
-        plain_args, plain_kwargs = _map(_inner, args), {key: _map(_inner, value) for key, value in kwargs.items()}
+        pins = plain_kwargs.pop("pin_memory", None)
         result = func(*plain_args, **plain_kwargs)
-        if pinned:
+        if pins:
             self.pin(result)
-        written = _written(func)
         if written:
             if torch.Tag.inplace_view in func.tags:
                 _change_shape(func, args, kwargs)
             changed = [kwargs[key] if isinstance(key, str) else args[key] for key in written]
             return changed[0] if len(changed) == 1 else tuple(changed)
-        if target is None:
-            return result
-        if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in _leaves(result)):
-            self.note(self.doubles, "float64", name)
-        return _map(functools.partial(_logical, place=target, owner=self), result)
+        return result if target is None else self._placed(result, target, name)
+
+    def _placed(self, result: Any, place: torch.device, name: str) -> Any:
+        """The result of an operation, on a device."""
+        if isinstance(result, Tensor):
+            if result.dtype == torch.float64:
+                self.note(self.doubles, "float64", name)
+            if not torch.is_inference_mode_enabled():
+                return LogicalTensor(result, place, self)
+            with torch.inference_mode(False):  # a view of an ordinary tensor is an ordinary tensor
+                return LogicalTensor(result, place, self)
+        if isinstance(result, (list, tuple)):
+            return type(result)([self._placed(value, place, name) for value in result])
+        return result
 
     def _check_copy(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], to_device: bool) -> None:
         """A copy may cross devices; say what it makes the host wait for."""
@@ -347,33 +357,20 @@ class LogicalCuda(TorchDispatchMode):
 # ---------------------------------------------------------------- helpers
 
 
-def _for_torch(place: torch.device) -> torch.device:
+@functools.cache
+def _for_torch(index: int) -> torch.device:
     """The device by which torch's C++ knows a logical one."""
-    return torch.device("cpu", place.index + 1)
+    return torch.device("cpu", index + 1)
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, LogicalTensor) else value
-
-
-def _logical(value: Any, place: torch.device, owner: LogicalCuda) -> Any:
-    return LogicalTensor(value, place, owner) if isinstance(value, Tensor) else value
-
-
-def _map(change: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, (list, tuple)):
-        return type(tree)([_map(change, value) for value in tree])
-    return change(tree)
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _leaves(value)
-    elif isinstance(tree, dict):
-        yield from _leaves(list(tree.values()))
-    else:
-        yield tree
+def _plain(value: Any, tensors: list[Tensor]) -> Any:
+    """An argument with the numbers of its tensors, which are added to a list."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.inner if type(value) is LogicalTensor else value
+    if isinstance(value, (list, tuple)):
+        return type(value)([_plain(part, tensors) for part in value])
+    return value
 
 
 def _change_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -388,12 +385,13 @@ def _change_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 
 @functools.cache
-def _written(func: Any) -> tuple[int | str, ...]:
-    """The arguments that an operation changes and returns: positions, or names of keyword arguments."""
+def _facts(func: Any) -> tuple[str, tuple[int | str, ...]]:
+    """An operation's name; and the arguments that it changes and returns: positions, or names of keyword arguments."""
+    name = func._schema.name.partition("::")[2]
     returned = [value.alias_info for value in func._schema.returns]
     if not any(alias is not None and alias.is_write for alias in returned):
-        return ()
-    return tuple(
+        return name, ()
+    return name, tuple(
         argument.name if argument.kwarg_only else position
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write

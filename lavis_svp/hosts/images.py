@@ -75,16 +75,26 @@ def crop_to_box(image: np.ndarray, box: Box) -> np.ndarray:
 # ---------------------------------------------------------------- superpixels
 
 
-def build_generator(superpixels: Mapping[str, Any]) -> SuperpixelGenerator:
-    """Build a swap's superpixel generator; equal options share one per process, because SAM's weights are large."""
-    return _build_generator(json.dumps(dict(superpixels), sort_keys=True))
+def build_generator(superpixels: Mapping[str, Any], device: torch.device | str | None = None) -> SuperpixelGenerator:
+    """Build a swap's superpixel generator; equal options share one per process, because SAM's weights are large.
+
+    Args:
+        superpixels: ``name`` of the generator and its options.
+        device: where SAM runs; None: the ``device`` among the options, which configurations of release 0.1 may have,
+            else the CPU.
+    """
+    options = dict(superpixels) | ({} if device is None else {"device": str(device)})
+    return _build_generator(json.dumps(options, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=2)
 def _build_generator(superpixels: str) -> SuperpixelGenerator:
     options = json.loads(superpixels)
     name = options.pop("name")
-    return SamImageSuperpixels(**options) if name == "sam" else build_superpixels(name, **options)
+    if name == "sam":
+        return SamImageSuperpixels(**options)
+    options.pop("device", None)  # the others have none
+    return build_superpixels(name, **options)
 
 
 def superpixel_inputs(
@@ -93,6 +103,7 @@ def superpixel_inputs(
     grids: Sequence[Grid],
     extents: Sequence[Extent] | None = None,
     region_maps: Sequence[RegionMap] | None = None,
+    device: str | None = None,
 ) -> dict[str, Tensor]:
     """Compute the superpixels of P images as tensors of a processor's output.
 
@@ -103,6 +114,7 @@ def superpixel_inputs(
         extents: the share of the grid's height and width that each image covers, or the edges of its cells; None: the
             image covers the whole grid.
         region_maps: superpixels computed earlier; None: the swap's generator computes them.
+        device: where it does, see :func:`build_generator`.
 
     Returns:
         SUPERPIXEL_KEYS, the masks only for a projector that uses them; empty for a projector without superpixels.
@@ -114,7 +126,7 @@ def superpixel_inputs(
     if "superpixels" not in projector.requires:
         return {}
     if region_maps is None:
-        region_maps = build_generator(swap.superpixels)(images)
+        region_maps = build_generator(swap.superpixels, device)(images)
     if len(region_maps) != len(images):
         raise ValueError(f"{len(images)} images need as many region maps, got {len(region_maps)}.")
     superpixels = Superpixels.from_region_maps(list(region_maps), list(grids), extents, mask_size=projector.mask_size)

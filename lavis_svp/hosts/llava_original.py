@@ -28,6 +28,7 @@ from transformers import AutoConfig
 
 from lavis_svp.common.images import nearest
 from lavis_svp.common.paths import write_whole
+from lavis_svp.common.transfer import to_device
 from lavis_svp.hosts.images import as_arrays, build_generator, crop_to_box, field_of_view, tower_features, tower_grid
 from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, list_projectors
@@ -145,7 +146,7 @@ class RaggedImages:
                 "Make them with lavis_svp.hosts.llava_original.SuperpixelImageProcessor."
             )
         visual = projector(features, superpixels)
-        return [tokens[valid] for tokens, valid in zip(visual.tokens, visual.valid, strict=True)]
+        return [tokens[:count] for tokens, count in zip(visual.tokens, visual.counts, strict=True)]
 
     def _features(self, projector: Projector, images: Tensor) -> PatchFeatures:
         """Run LLaVA's tower; for projectors that need more than patches, run the model inside the tower."""
@@ -218,12 +219,15 @@ class SuperpixelImageProcessor:
         config: LLaVA's configuration with a registered projector in ``mm_projector_type``.
         pad: pad images to squares; the projector ignores this padding. LLaVA's own ``image_aspect_ratio: pad`` pads
             earlier in the mean colour, which superpixels take for a part of the image: set it to ``square``.
+        device: where SAM makes superpixels; None: the CPU, or ``device`` in the configuration's ``mm_superpixels``.
+            LLaVA's data set calls this in the workers of a DataLoader, which are forked and can use the CPU only.
     """
 
-    def __init__(self, image_processor: Any, config: Any, pad: bool = True) -> None:
+    def __init__(self, image_processor: Any, config: Any, pad: bool = True, device: str | None = None) -> None:
         self.image_processor = image_processor
         self.swap = llava_swap_config(config)
         self.pad = pad
+        self.device = device
 
     def __getattr__(self, name: str) -> Any:
         if name == "image_processor":  # not set while a worker unpickles the object
@@ -244,7 +248,7 @@ class SuperpixelImageProcessor:
         """
         arrays = as_arrays(images)
         if region_maps is None and "superpixels" in self.swap.on_meta().requires:
-            region_maps = build_generator(self.swap.superpixels)(arrays)
+            region_maps = build_generator(self.swap.superpixels, self.device)(arrays)
         if region_maps is None:
             labels = [np.full(array.shape[:2], -1) for array in arrays]
         else:
@@ -344,7 +348,7 @@ def read_label_channels(
     """
     grid, device = features.grids[0], features.patches.device
     height, width = (side // cells * cells for side, cells in zip(images.shape[-2:], grid, strict=True))
-    digits = images[:, COLOUR_CHANNELS:, :height, :width].detach().float().round().long().cpu()
+    digits = images[:, COLOUR_CHANNELS:, :height, :width].detach().round().to(torch.uint8).cpu().long()  # (P, 2, H, W)
     codes = digits[:, 0] + BASE * digits[:, 1]  # (P, H, W)
     stacks = []
     for image in codes:
@@ -352,7 +356,7 @@ def read_label_channels(
         regions = regions[regions >= FIRST_LABEL]
         stacks.append(image[None] == regions[:, None, None])  # (S, H, W)
     shown = (codes != PADDING).reshape(len(codes), grid[0], height // grid[0], grid[1], width // grid[1])
-    valid = shown.any(dim=4).any(dim=2).flatten(1).to(device)  # (P, h * w)
+    valid = to_device(shown.any(dim=4).any(dim=2).flatten(1), device)  # (P, h * w)
     superpixels = Superpixels.from_masks(stacks, features.grids, mask_size=mask_size, device=device)
     return replace(features, valid=valid), superpixels
 

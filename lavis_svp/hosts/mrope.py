@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lavis_svp.common.transfer import to_device
 from lavis_svp.hosts.swap import PositionRule
 from lavis_svp.projectors import VisualTokens
 from lavis_svp.vision.types import Grid
@@ -77,7 +78,7 @@ def image_positions(
         merge: r, patches along the side of a cell of the host's merger.
         rule: ``centroid`` or ``sequential``; tokens without an assignment have no centroid and are always sequential.
     """
-    counts = visual.valid.sum(dim=1).tolist()
+    counts = visual.counts
     if rule == "sequential" or visual.assignment is None:
         return [sequential_positions(count, visual.valid.device) for count in counts]
     return [
@@ -87,7 +88,7 @@ def image_positions(
 
 
 def batch_positions(is_visual: Tensor, real: Tensor, images: Sequence[ImagePositions]) -> tuple[Tensor, Tensor]:
-    """Compute the position of every token of a batch, text and images.
+    """Compute the position of every token of a batch, text and images, on the host, which waits for the device twice.
 
     Args:
         is_visual: (B, L) bool, the placeholders.
@@ -100,10 +101,13 @@ def batch_positions(is_visual: Tensor, real: Tensor, images: Sequence[ImagePosit
     Raises:
         ValueError: text interrupts the placeholders of an image.
     """
-    batch, length = is_visual.shape
-    positions = torch.full((3, batch, length), PADDING_POSITION, device=is_visual.device)
+    device, (batch, length) = is_visual.device, is_visual.shape
+    is_visual, real = torch.stack([is_visual, real]).cpu()
+    positions = torch.full((3, batch, length), PADDING_POSITION)
     deltas = []
-    remaining = iter(images)
+    counts = [image.offsets.shape[1] for image in images]
+    offsets = torch.cat([image.offsets for image in images], dim=1).cpu().split(counts, dim=1) if images else ()
+    remaining = iter([ImagePositions(own, image.span) for own, image in zip(offsets, images, strict=True)])
     for row in range(batch):
         places = is_visual[row][real[row]].nonzero()[:, 0].tolist()
         parts: list[Tensor] = []
@@ -118,17 +122,17 @@ def batch_positions(is_visual: Tensor, real: Tensor, images: Sequence[ImagePosit
                     "Let the swapped processor write them."
                 )
             start = following + columns[0] - done
-            parts += [_text(following, columns[0] - done, is_visual.device), image.offsets.to(is_visual.device) + start]
+            parts += [_text(following, columns[0] - done), image.offsets + start]
             done, following = columns[-1] + 1, start + image.span
         left = int(real[row].sum()) - done
-        parts.append(_text(following, left, is_visual.device))
+        parts.append(_text(following, left))
         positions[:, row, real[row]] = torch.cat(parts, dim=1)  # (3, real)
         deltas.append(following + left - length)
-    return positions, torch.tensor(deltas, device=is_visual.device)[:, None]  # (3, B, L), (B, 1)
+    return to_device(positions, device), to_device(torch.tensor(deltas)[:, None], device)  # (3, B, L), (B, 1)
 
 
-def _text(start: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(start, start + count, device=device).expand(3, -1)  # (3, count)
+def _text(start: int, count: int) -> Tensor:
+    return torch.arange(start, start + count).expand(3, -1)  # (3, count)
 
 
 def real_tokens(attention_mask: Tensor | dict[str, Tensor] | None, is_visual: Tensor) -> Tensor:

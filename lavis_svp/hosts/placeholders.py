@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lavis_svp.common.transfer import to_device
 from lavis_svp.hosts.images import SUPERPIXEL_KEYS
 
 
@@ -178,7 +179,8 @@ class RaggedGeneration:
 
     def repeat_images(self, images: dict[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
         """Take the images of ``indices`` out of the tensors of ``image_keys``."""
-        return {key: value[torch.tensor(indices, device=value.device)] for key, value in images.items()}
+        index = torch.tensor(indices)
+        return {key: value[to_device(index, value.device)] for key, value in images.items()}
 
 
 def skip_hf_init(module: nn.Module) -> nn.Module:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 
+from lavis_svp.common.devices import checked_device
 from lavis_svp.hosts.images import NO_VIDEOS, as_arrays, superpixel_inputs, token_counts
 from lavis_svp.hosts.placeholders import expand_placeholders
-from lavis_svp.hosts.swap import SwapConfig
+from lavis_svp.hosts.swap import DEVICE_KEY, SwapConfig
 from lavis_svp.projectors.types import Extent
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.vision.types import Grid
@@ -55,6 +57,20 @@ class SwappedProcessor:
     tokenizer: Any
     image_processor: Any
     image_token: str
+    superpixel_device: str | None = None
+    """Where superpixels are computed, see :meth:`to`. It is not saved: ``__init__`` does not have it."""
+
+    def to(self, device: torch.device | str | None) -> Self:
+        """Compute superpixels on a device from now on: ``cpu``, ``cuda``, ``cuda:1``, ``auto`` …; returns itself.
+
+        Only SAM uses it. The processor's outputs are on the CPU, as ever. In forked processes, such as the workers of
+        a DataLoader, only the CPU works. None: the CPU, unless a configuration of release 0.1 has another.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        self.superpixel_device = None if device is None else str(checked_device(str(device)))
+        return self
 
     @classmethod
     def from_processor(cls, processor: Any, swap: SwapConfig) -> Any:
@@ -63,7 +79,7 @@ class SwappedProcessor:
         settings = {key: value for key, value in vars(processor).items() if key in saved}
         parts = {name: getattr(processor, name) for name in processor.attributes}
         settings["chat_template"] = getattr(processor, "chat_template", None)
-        return cls(**{**settings, **parts, "svp": swap.to_dict()})
+        return cls(**{**settings, **parts, "svp": swap.to_dict()}).to(swap.superpixels.get(DEVICE_KEY))
 
     def __call__(
         self,
@@ -100,7 +116,8 @@ class SwappedProcessor:
             arrays = as_arrays(images)
             visual.update(self.image_processor(images, **merged["images_kwargs"]))
             layout = self.layout(arrays, visual)
-            visual.update(superpixel_inputs(swap, layout.shown, layout.grids, layout.extents, region_maps))
+            where = (layout.shown, layout.grids, layout.extents)
+            visual.update(superpixel_inputs(swap, *where, region_maps, self.superpixel_device))
             projected = layout.valid or layout.grids
             counts = list(layout.counts or token_counts(swap, projected, visual.get("superpixel_valid")))
         tensor_type = merged["text_kwargs"].pop("return_tensors", None)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
+from lavis_svp.common.transfer import to_device
 from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures
 from lavis_svp.vision.backbone import BlockAttention
@@ -46,8 +47,9 @@ class PatchOrder:
         grouped: (M,) int64; patch m in the tower's order is patch ``grouped[m]`` of the pixels' order.
         raster: (M,) int64; patch n of the row-major order, image after image, is patch ``raster[n]`` of the tower's
             order.
-        windows: int32, ends of the attention windows, beginning with 0.
-        images: int32, ends of the images, beginning with 0.
+        windows: int32, ends of the attention windows, beginning with 0. Only flash attention needs them on the device;
+            for the others they stay on the CPU, where each block reads them three times.
+        images: int32, ends of the images, beginning with 0; likewise.
     """
 
     grouped: Tensor
@@ -57,7 +59,7 @@ class PatchOrder:
 
     @classmethod
     def of(cls, tower: PreTrainedModel, image_grid_thw: Tensor, device: torch.device) -> PatchOrder:
-        """Compute the order for images of these (P, 3) grids, with the windows of a vision tower."""
+        """Compute the order for images of these (P, 3) grids, on the CPU, with the windows of a vision tower."""
         merge, unit = tower.spatial_merge_size, tower.spatial_merge_size**2
         cells, window_ends = torch.arange(int(image_grid_thw.prod(dim=1).sum()) // unit), [0]
         if windowed_blocks(tower):
@@ -71,7 +73,9 @@ class PatchOrder:
         raster = torch.cat(places)[grouped].argsort()  # (M,)
         windows = torch.tensor(window_ends, dtype=torch.int32).unique_consecutive()  # without empty windows
         images = F.pad(image_grid_thw.prod(dim=1).cumsum(0), (1, 0)).to(torch.int32)
-        return cls(*(part.to(device) for part in (grouped, raster, windows, images)))
+        if tower.config._attn_implementation == "flash_attention_2":
+            windows, images = to_device(windows, device), to_device(images, device)
+        return cls(to_device(grouped, device), to_device(raster, device), windows, images)
 
 
 def qwen_features(
@@ -96,9 +100,10 @@ def qwen_features(
         ValueError: a video; levels that the tower does not have; the projector needs attention, but the tower attends
             within windows only.
     """
+    image_grid_thw = image_grid_thw.cpu()  # read number by number below
     grids, needed = image_grids(image_grid_thw), swap.encoder_outputs
     order = PatchOrder.of(tower, image_grid_thw, pixel_values.device)
-    angles = tower.rot_pos_emb(image_grid_thw)[order.grouped.cpu()].to(pixel_values.device)  # (M, d / 2)
+    angles = tower.rot_pos_emb(image_grid_thw).to(pixel_values.device)[order.grouped]  # (M, d / 2)
     angles = torch.cat([angles, angles], dim=-1)
     rotation = (angles.cos(), angles.sin())
     states = tower.patch_embed(pixel_values.to(tower.dtype))[order.grouped]  # (M, C)

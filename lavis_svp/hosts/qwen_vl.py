@@ -129,6 +129,7 @@ class QwenModel:
                 raise ValueError(
                     "Images need input_ids, whose placeholders mark the positions of their tokens, and image_grid_thw."
                 )
+            image_grid_thw = image_grid_thw.cpu()
             visual = self.visual_tokens(pixel_values, image_grid_thw, **superpixels)
             is_visual = input_ids == self.config.image_token_id
             inputs_embeds = replace_placeholders(self.get_input_embeddings()(input_ids), is_visual, *visual.packed())

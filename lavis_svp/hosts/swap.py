@@ -19,6 +19,8 @@ from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid
 C = TypeVar("C", bound=PretrainedConfig)
 CONFIG_KEY = "svp"
 """Key of the swap in the host's ``config.json`` and in its processor's JSON."""
+DEVICE_KEY = "device"
+"""Option of the superpixels that says where SAM runs."""
 PositionRule = Literal["centroid", "sequential"]
 
 
@@ -71,8 +73,10 @@ class SwapConfig:
         return cls(**{**vars(swap), "grid": tuple(swap.grid), "levels": tuple(swap.levels)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON stores it."""
-        return {**asdict(self), "grid": list(self.grid), "levels": list(self.levels)}
+        """Return the entry as JSON stores it: without the device of the superpixels, which is this machine's."""
+        superpixels = {key: value for key, value in self.superpixels.items() if key != DEVICE_KEY}
+        lists = {"grid": list(self.grid), "levels": list(self.levels)}
+        return {**asdict(self), "superpixels": superpixels, **lists}
 
     def build(self) -> Projector:
         """Build the projector with newly initialised weights.
@@ -182,7 +186,8 @@ def swap_projector(
         processor: the host's processor.
         projector: a registered projector.
         superpixels: name of a superpixel generator, or ``{"name": ..., option: ...}``. Projectors without superpixels
-            ignore it.
+            ignore it. SAM runs on the CPU, for seconds an image, unless ``processor.to("cuda")`` or an option
+            ``device`` says otherwise; neither is saved.
         levels: hidden states of the vision tower, for projectors that fuse several.
         positions: ``centroid`` or ``sequential``, for Qwen's M-RoPE (:mod:`lavis_svp.hosts.mrope`); other hosts ignore
             it.

@@ -123,8 +123,8 @@ def generate_answers(
                 break
         if step + 1 < limit:
             state = slots.next_states(language, token, step, cache)  # (P, D)
-    ids = [row[: row.index(eos) + 1] if eos in row else row for row in said]
-    return Answers(ids, seg_states, slots.places, [language.seg_id in row for row in ids])
+    texts = [row[: row.index(eos) + 1] if eos in row else row for row in said]
+    return Answers(texts, seg_states, slots.places, [language.seg_id in row for row in texts])
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,9 @@ class _AnswerSlots:
         columns = ends[rows, slots]
         positions = np.zeros_like(ends)
         positions[rows, slots] = host.positions[rows, columns]
-        images, expressions = host.image_index[rows], host.expression[rows, columns]
-        tensors = [torch.from_numpy(array) for array in (rows, columns, images, expressions, slots, positions, ends)]
-        *moved, slots_on_device, positions_on_device, ends_on_device = Packed(tensors).to(plan.ids.device).tree
+        places = PredictingPlaces.of(rows, columns, host.image_index[rows], host.expression[rows, columns])
+        tensors = places, *(torch.from_numpy(array) for array in (slots, positions, ends))
+        places, slots_on_device, positions_on_device, ends_on_device = Packed(tensors).to(plan.ids.device).tree
         width, steps = ends.shape[1], limit - 1  # the last token of an answer is not read
         turns = torch.arange(1, width + 1, device=plan.ids.device)
         turns = torch.where(ends_on_device >= 0, turns, -1)[:, :, None]  # (B, E, 1)
@@ -167,7 +167,6 @@ class _AnswerSlots:
         allowed = torch.cat([seen, own.expand(len(seen), -1, -1)], 2)  # (B, E, L + E * steps)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=seen.device)
         mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]  # (B, 1, E, L + E * steps)
-        places = PredictingPlaces(*moved, images.tolist(), expressions.tolist())
         return cls(places, slots_on_device, positions_on_device, mask, question.shape[-1])
 
     def next_states(self, language: LanguageModel, token: Tensor, step: int, cache: DynamicCache) -> Tensor:

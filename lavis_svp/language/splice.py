@@ -98,6 +98,12 @@ class PredictingPlaces:
     images: list[int]
     expressions: list[int]
 
+    @classmethod
+    def of(cls, rows: np.ndarray, columns: np.ndarray, image: np.ndarray, expression: np.ndarray) -> PredictingPlaces:
+        """Make it of four (P,) int64 arrays, on the CPU."""
+        row, column, image_index, index = map(torch.from_numpy, (rows, columns, image, expression))
+        return cls(row, column, image_index, index, image.tolist(), expression.tolist())
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -319,6 +325,4 @@ def _predicting(batch: HostSequences, token_id: int) -> PredictingPlaces:
     rows, columns = np.nonzero(batch.ids == token_id)
     image, expression = batch.image_index[rows], batch.expression[rows, columns]
     order = np.lexsort((expression, image))  # stable: by image, then by expression
-    rows, columns, image, expression = rows[order], columns[order] - 1, image[order], expression[order]
-    tensors = map(torch.from_numpy, (rows, columns, image, expression))
-    return PredictingPlaces(*tensors, images=image.tolist(), expressions=expression.tolist())
+    return PredictingPlaces.of(rows[order], columns[order] - 1, image[order], expression[order])

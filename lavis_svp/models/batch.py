@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lavis_svp.common.transfer import Packed
 from lavis_svp.language.prompts import PromptBuilder, Turn
-from lavis_svp.language.splice import SplicedBatch
+from lavis_svp.language.splice import PredictingPlaces, SplicedBatch
 from lavis_svp.models.config import ModelOptions
 from lavis_svp.projectors.types import Superpixels
 from lavis_svp.segmentation.targets import AuxiliaryTargets, MaskTargets, auxiliary_targets, mask_targets
@@ -216,23 +216,25 @@ class PreparedBatch:
     Args:
         images: what the feature extractor reads.
         superpixels: of the images, where they are known and the projector reads them.
-        texts: what is learned from; None for a batch to predict.
+        texts: what is learned from; none for a batch to predict.
         decoded: the K of the P expressions with a target whose masks are decoded.
         decoded_index: (K,) the same for the device.
         masks: K target masks.
-        auxiliary: what the auxiliary losses compare with; None until the superpixels are known.
-        raw_masks: P masks (H, W) 0/1, as long as targets may have to be made of them: while ``auxiliary`` is None, and
-            where texts may turn out to be too long.
-        raw_instances: the images' annotated objects, while ``auxiliary`` is None.
+        auxiliary: what the auxiliary losses compare with.
+        lacks_regions: whether ``auxiliary`` is empty, because the superpixels are not known yet.
+        raw_masks: P masks (H, W) 0/1, as long as targets may have to be made of them: without ``auxiliary``, and where
+            texts may turn out to be too long.
+        raw_instances: the images' annotated objects, without ``auxiliary``.
     """
 
     images: ImageInputs
     superpixels: Superpixels | None = None
-    texts: TrainingTexts | None = None
+    texts: TrainingTexts = field(default_factory=lambda: TrainingTexts([], []))
     decoded: list[int] = field(default_factory=list)
     decoded_index: Tensor | None = None
-    masks: MaskTargets | None = None
-    auxiliary: AuxiliaryTargets | None = None
+    masks: MaskTargets = field(default_factory=lambda: MaskTargets([]))
+    auxiliary: AuxiliaryTargets = field(default_factory=AuxiliaryTargets)
+    lacks_regions: bool = False
     raw_masks: list[np.ndarray] = field(default_factory=list)
     raw_instances: Sequence[Mapping[str, Any] | None] | None = None
 
@@ -299,9 +301,9 @@ class BatchPreparer:
         batch.raw_masks = [mask for mask in masks if mask is not None]
         batch.raw_instances = samples.get("instances")
         self._add_masks(batch)
-        if not self.reads_superpixels or images.region_maps is not None:
-            batch.auxiliary = self.auxiliary(batch, images.region_maps)
-            batch.raw_instances = None
+        batch.lacks_regions = self.reads_superpixels and images.region_maps is None
+        if not batch.lacks_regions:
+            batch.auxiliary, batch.raw_instances = self.auxiliary(batch, images.region_maps), None
             if not self._may_be_too_long(batch):
                 batch.raw_masks = []
         return batch
@@ -318,7 +320,6 @@ class BatchPreparer:
 
     def auxiliary(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> AuxiliaryTargets:
         """What the auxiliary losses compare with, once the superpixels are known."""
-        assert batch.texts is not None
         return auxiliary_targets(
             self.options.auxiliary_losses.enabled,
             masks=batch.raw_masks,
@@ -340,7 +341,6 @@ class BatchPreparer:
             dropped: image and expression of each text that was left out.
             region_maps: the images' superpixels.
         """
-        assert batch.texts is not None and batch.auxiliary is not None
         kept = [row for row, seg in enumerate(batch.texts.segs) if seg not in set(dropped)]
         texts = replace(batch.texts, segs=[batch.texts.segs[row] for row in kept])
         fewer = replace(batch, texts=texts, raw_masks=[batch.raw_masks[row] for row in kept])
@@ -349,7 +349,6 @@ class BatchPreparer:
         return fewer
 
     def _add_masks(self, batch: PreparedBatch) -> None:
-        assert batch.texts is not None
         options, images = self.options, [image for image, _ in batch.texts.segs]
         rows = first_of_each_image(images, options.sam.max_masks_per_image)
         cells = options.sam.side // LOGIT_STRIDE
@@ -363,7 +362,6 @@ class BatchPreparer:
 
     def _may_be_too_long(self, batch: PreparedBatch) -> bool:
         """Whether texts might have to be left out, however many visual tokens an image may get."""
-        assert batch.texts is not None
         regions = [one.count for one in batch.images.region_maps or ()] if self.reads_superpixels else []
         visual = max([self.grid[0] * self.grid[1], *regions]) + len(self.prompts.prefix_ids())
         return any(visual + sum(len(turn.ids) for turn in row) > self.max_length for row in batch.texts.turns)
@@ -384,22 +382,25 @@ class TokenizedBatch:
     targets: PreparedBatch
 
     def __post_init__(self) -> None:
-        assert self.targets.texts is not None and self.sequences.seg is not None
-        expected, seen = len(self.targets.texts.segs), len(self.sequences.seg)
+        expected, seen = len(self.targets.texts.segs), len(self.places)
         if seen != expected:
             raise ValueError(f"{expected} expressions have a target but the text holds {seen} [SEG] tokens.")
 
     @property
+    def places(self) -> PredictingPlaces:
+        """The places of the P ``[SEG]``."""
+        assert self.sequences.seg is not None  # spliced with seg_id
+        return self.sequences.seg
+
+    @property
     def image_index(self) -> Tensor:
         """(P,) the image of each ``[SEG]``."""
-        assert self.sequences.seg is not None
-        index = self.sequences.seg.image_index
+        index = self.places.image_index
         return index if len(index) else index.new_zeros(1)
 
     def seg_states(self, states: Tensor) -> Tensor:
         """The states that predict ``[SEG]``: of (R, L, D) those at the position before each, (P, D)."""
-        places = self.sequences.seg
-        assert places is not None
+        places = self.places
         return states[places.rows, places.columns] if len(places) else states.new_zeros(1, states.shape[-1])
 
     def decoded(self, prompts: Tensor) -> tuple[Tensor, list[int]]:
@@ -408,12 +409,11 @@ class TokenizedBatch:
         Args:
             prompts: (P, 1, 256).
         """
-        rows, places = self.targets.decoded, self.sequences.seg
-        assert places is not None and self.targets.decoded_index is not None
-        if not rows:
+        rows, index = self.targets.decoded, self.targets.decoded_index
+        if not rows or index is None:
             return prompts, [0]
-        chosen = prompts if len(rows) == len(prompts) else prompts.index_select(0, self.targets.decoded_index)
-        return chosen, [places.images[row] for row in rows]  # (K, 1, 256), K
+        chosen = prompts if len(rows) == len(prompts) else prompts.index_select(0, index)
+        return chosen, [self.places.images[row] for row in rows]  # (K, 1, 256), K
 
 
 def first_of_each_image(images: Sequence[int], limit: int | None) -> list[int]:

@@ -35,7 +35,6 @@ ONLY_TRAINING = (
     "losses.*",
     "layout",
     "cache_features",
-    "superpixels.cache",
     "trainable",
     "learning_rates.*",
     "learning_rates",
@@ -57,8 +56,8 @@ ONLY_TRAINING = (
     "sam.dtype",
     "superpixels.cache",
 )
-"""Options that do not change what trained weights compute, but for rounding. Where they change which weights there are (an adapter), the
-comparison of names and shapes notices."""
+"""Options that do not change what trained weights compute, but for rounding. Where they change which weights there are
+(an adapter), the comparison of names and shapes notices."""
 SET_AFTER_TRAINING = ("no_target", "no_target.*")
 INPUT_KEYS = ("superpixels.*", "prompt.*", "sam.side", "vision_encoder.side", "vision_encoder.fit")
 """Options that give the weights a different input from the one they were trained on: a warning, no error."""

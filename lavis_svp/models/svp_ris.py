@@ -312,10 +312,9 @@ class SvpRis(BaseModel):
 
     def with_auxiliary_targets(self, inputs: PreparedBatch, vision: VisionFeatures) -> PreparedBatch:
         """Complete a batch whose superpixels have just been made by what the auxiliary losses compare with."""
-        if inputs.auxiliary is not None:
+        if not inputs.lacks_regions:
             return inputs
-        auxiliary = self.batch_preparer(True).auxiliary(inputs, vision.region_maps)
-        return replace(inputs, auxiliary=self._moved(auxiliary))
+        return replace(inputs, auxiliary=self._moved(self.batch_preparer(True).auxiliary(inputs, vision.region_maps)))
 
     def tokenize(self, inputs: PreparedBatch, visual: VisualTokens, vision: VisionFeatures) -> TokenizedBatch:
         """Lay out the texts of a batch with room for the visual tokens; texts that do not fit are cut or left out.
@@ -328,7 +327,6 @@ class SvpRis(BaseModel):
         Raises:
             ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
         """
-        assert inputs.texts is not None
         sequences = splice(
             self.prompt_builder.prefix_ids(),
             visual.counts,
@@ -383,7 +381,8 @@ class SvpRis(BaseModel):
         )
         places, states = batch.seg, language.read(batch, tokens)  # P places, (B, L, D)
         assert places is not None
-        texts = [turns[i][e].ids[turns[i][e].prompt_length :] for i, e in zip(places.images, places.expressions, strict=True)]
+        asked = [turns[i][e] for i, e in zip(places.images, places.expressions, strict=True)]
+        texts = [turn.ids[turn.prompt_length :] for turn in asked]
         return Answers(texts, states[places.rows, places.columns], places, [True] * len(places))
 
     def total_loss(self, losses: Mapping[str, Tensor], visual: VisualTokens, shortened: int = 0) -> dict[str, Any]:

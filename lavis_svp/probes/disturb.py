@@ -198,7 +198,7 @@ class _Replacement:
     def tokens(self, visual: VisualTokens) -> VisualTokens:
         """Replace the visual tokens; their regions stay, except for "reorder"."""
         self.draw(visual.valid)
-        moved: dict[str, Tensor | None] = {"tokens": visual.tokens}
+        moved: dict[str, Any] = {"tokens": visual.tokens}
         if self.mode == "reorder":
             moved |= {"assignment": visual.assignment, "order": visual.order}
         return replace(visual, **{name: self.rows(TOKENS, one) for name, one in moved.items() if one is not None})

@@ -70,7 +70,7 @@ class RunOptions:
     amp_dtype: str = "bf16"  # with amp: bf16, or fp16 with loss scaling
     deepspeed_config: Any = None  # runner_deepspeed: DeepSpeed's own settings, a mapping or a JSON file; None: ZeRO-2
     # DDP looks in each step for parameters without a gradient; auto: where a batch may leave some out (the alignment
-    # stage; other models than svp_ris), and where a resume is to be exact (a CPU, deterministic); see docs/training.md
+    # stage, word alignment, other models than svp_ris), and where a resume is to be exact (a CPU, deterministic)
     find_unused_parameters: Any = "auto"
     deterministic: bool = False  # the same bits in every run on CUDA, too; slower; on a CPU they are the same anyway
     tf32: bool = True  # CUDA: fp32 matrix products and convolutions in TF32, ten bits of mantissa, several times faster

@@ -63,6 +63,7 @@ def finds_unused(model: nn.Module, device: torch.device, options: RunOptions, st
 
     - with a model other than svp_ris, whose batches may leave parameters out;
     - if the alignment stage, which trains the projector alone, is still to come after ``step`` steps;
+    - with word alignment: batches that name no objects leave its scale and bias out;
     - where a resume is to be exact, which is on a CPU and with ``run.deterministic``: a DDP that does not look regroups
       its buckets after its first step, in the order in which that step's gradients came, and three and more processes
       then add up in another order than before the resume.
@@ -71,7 +72,9 @@ def finds_unused(model: nn.Module, device: torch.device, options: RunOptions, st
         return bool(options.find_unused_parameters)
     auxiliary = getattr(model, "auxiliary_losses", None)
     is_exact = device.type != "cuda" or options.deterministic
-    return is_exact or auxiliary is None or auxiliary.options.alignment_steps > step
+    if is_exact or auxiliary is None:
+        return True
+    return bool(auxiliary.options.word_alignment) or auxiliary.options.alignment_steps > step
 
 
 def compile_parts(model: nn.Module) -> None:
@@ -80,9 +83,10 @@ def compile_parts(model: nn.Module) -> None:
     Raises:
         ValueError: the model names none.
     """
-    if not hasattr(model, "compile_parts"):
+    compile_them: Any = getattr(model, "compile_parts", None)
+    if compile_them is None:
         raise ValueError(f"run.compile is true, but {type(model).__name__} has no compile_parts(). Set it to false.")
-    model.compile_parts()
+    compile_them()
 
 
 @registry.register_runner("runner_svp")
@@ -232,7 +236,8 @@ class RunnerSVP(RunnerBase):
         options = self.options
         if options.eval_every and first and first % options.eval_every == 0:
             self._validate()  # the run may have been killed while it evaluated
-        prepare = getattr(self.bare_model, "batch_preparer", None)
+        preparer = getattr(self.bare_model, "batch_preparer", None)
+        prepare = preparer(training=True) if preparer else None
         pin = self.cuda_enabled
         batches = iter(train_loader(self.datasets, self.order, options, first, pin_memory=pin, prepare=prepare))
         meter = TrainingMeter(self.device, options.sync_timing)
@@ -285,7 +290,8 @@ class RunnerSVP(RunnerBase):
         """
         model = self.bare_model
         model.eval()
-        prepare = getattr(model, "batch_preparer", None)
+        preparer = getattr(model, "batch_preparer", None)
+        prepare = preparer(training=False) if preparer else None
         loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled, prepare=prepare)
         seed_all(self.options.seed, "evaluation", self.options.rank, split_name)
         with autocast(self.device, self.options):

@@ -310,12 +310,12 @@ def token_instances(vision: VisionFeatures, visual: VisualTokens, index: int, la
     Returns:
         (T_b,) index of the object, -1 for none.
     """
-    count = int(visual.valid[index].sum())
-    if vision.region_maps is not None and visual.order is not None:
-        order = visual.order[index, :count].cpu().numpy()
+    host = visual.on_host
+    if vision.region_maps is not None and host.order is not None:
+        order = np.array(host.order[index], np.int64)
         return np.where(order >= 0, instance_of_region(vision.region_maps[index], labels)[order], -1)
     shares = object_shares(labels, vision.patches.grids[index])  # (objects, N)
-    weight = _assignment(visual, shares.shape[-1])[index, :count].cpu() @ shares.T  # (T_b, objects)
+    weight = _assignment(visual, shares.shape[-1])[index, : host.counts[index]].cpu() @ shares.T  # (T_b, objects)
     best, owner = weight.max(1)
     return torch.where(best > MIN_SHARE, owner, -1).numpy()
 

@@ -26,7 +26,7 @@ class LossOptions:
         bce: per-pixel binary cross-entropy.
         dice: soft DICE.
         resolution: ``original`` (logits are up-sampled to the image's size, as GLaMM does) or ``low`` (masks are
-            area-averaged down to the decoder's grid: cheap on a CPU, and not in the paper).
+            averaged over what each cell of the decoder's grid shows of the image: cheap, and not in the paper).
     """
 
     ce: float = 1.0

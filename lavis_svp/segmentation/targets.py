@@ -280,5 +280,6 @@ def _padded(rows: Sequence[Tensor], value: float = 0) -> Tensor:
     shape = [max(lengths) for lengths in zip(*(row.shape for row in rows), strict=True)]
     out = rows[0].new_full((len(rows), *shape), value)
     for index, row in enumerate(rows):
-        out[(index, *(slice(length) for length in row.shape))] = row
+        corner: tuple[slice, ...] = tuple(slice(length) for length in row.shape)
+        out[index][corner] = row
     return out

@@ -171,7 +171,8 @@ class ReferringSegmentationTask(SvpTask):
             return self._dataset.pixels(samples["image_id"][index], samples["split"][index])
         image = samples["image"][index].cpu()  # (3, S, S) uint8, or (4, S, S) with a channel that is 1 in the image
         if image.dtype == torch.uint8:
-            rows, columns = sam_input_size(*map(int, samples["original_size"][index]), image.shape[-1])
+            height, width = map(int, samples["original_size"][index])
+            rows, columns = sam_input_size(height, width, image.shape[-1])
             return image[:, :rows, :columns].permute(1, 2, 0).numpy()  # (H', W', 3)
         inside = image[3] > 0
         rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())

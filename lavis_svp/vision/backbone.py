@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -148,8 +148,10 @@ class VisionEncoder(FrozenModule):
         pixel_values = self.preprocess(pixels, sizes).to(next(self.network.parameters()).dtype)
         valid = self.valid_patches(self.image_shares(pixels, sizes), pixels.device)
         made = encode_patches(self.network, self.family, pixel_values, valid, self.layer, self.levels, self.outputs)
-        exact = {name: getattr(made, name) for name in ("patches", *ENCODER_OUTPUTS)}
-        return replace(made, **{name: None if one is None else one.float() for name, one in exact.items()})
+        made.patches = made.patches.float()
+        for name in self.outputs:
+            setattr(made, name, getattr(made, name).float())
+        return made
 
     def preprocess(self, pixels: Tensor, image_sizes: Sequence[PixelSize]) -> Tensor:
         """Normalise images (B, 3, H, W) and resize them (bilinear, antialiased) to the encoder's input (B, 3, *size).

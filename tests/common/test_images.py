@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from lavis_svp.common.images import BadImageError, as_image, make_upright, read_image
+from lavis_svp.common.images import BadImageError, BrokenFileError, as_image, make_upright, read_image
 
 COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -115,6 +115,27 @@ def test_truncated_files(tmp_path, suffix, share):
     path.write_bytes(content.getvalue()[: int(share * len(content.getvalue()))])
     with pytest.raises(BadImageError, match=f"cut.{suffix} is not a readable image"):
         read_image(path)
+
+
+def test_a_missing_file_and_a_folder_are_named_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no image file .*none\.png\.$") as missing:
+        read_image(tmp_path / "none.png")
+    with pytest.raises(BadImageError, match="is a folder; give the path of an image file in it") as folder:
+        read_image(tmp_path)
+    for error in (missing.value, folder.value):
+        assert isinstance(error, BrokenFileError) and "\n" not in str(error)
+
+
+def test_a_file_that_cannot_be_read_is_a_bad_image():
+    class Gone:
+        def read_bytes(self):
+            raise OSError("input/output error")
+
+        def __str__(self):
+            return "a.jpg"
+
+    with pytest.raises(BadImageError, match=r"a\.jpg cannot be read \(OSError: input/output error\)"):
+        read_image(Gone())
 
 
 def test_truncated_image_object(tmp_path):

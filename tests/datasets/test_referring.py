@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lavis_svp.common.images import BadImageError
+from lavis_svp.common.options import SetupError
 from lavis_svp.datasets.layout import annotation_files, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
@@ -15,7 +16,7 @@ from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.sources import DataSource, ImageFolder
 from lavis_svp.processors.text import clean_expression
 from lavis_svp.superpixels.region_map import RegionMap
-from lavis_svp.vision.geometry import to_sam_input
+from lavis_svp.vision.geometry import resize_to_sam_input, sam_input_size, to_sam_input
 
 
 class Frame:
@@ -25,7 +26,10 @@ class Frame:
         self.hflip_prob = hflip_prob
 
     def __call__(self, image):
-        return to_sam_input(image, 32)
+        raise AssertionError("a processor with `resized` is not called")
+
+    def resized(self, image, rng=None):
+        return resize_to_sam_input(image, 32)
 
 
 def make(root, splits=("train",), train=False, name="refcoco", hflip_prob=0.0, **options):
@@ -46,7 +50,7 @@ def test_sample(refcoco_root):
     assert len(dataset) == 2
     sample = dataset[1]
     assert sample["image_id"] == 7 and sample["file_name"] == "COCO_train2014_000000000007.jpg"
-    assert sample["image"].shape == (4, 32, 32) and sample["image"].dtype == torch.float32
+    assert sample["image"].shape == (3, 32, 32) and sample["image"].dtype == torch.uint8
     assert sample["original_size"] == (40, 60) and len(sample["image_key"]) == 64
     assert sample["text_input"] == ["the cat", "left cat", "animal left of the dog", "brown dog", "dog on the right"]
     assert sample["expression_ids"] == ["4-10", "4-11", "4-12", "12-30", "12-31"]
@@ -128,10 +132,47 @@ def test_mirroring(refcoco_root):
     for name, mask in zip(plain["expression_ids"], plain["masks"], strict=True):
         np.testing.assert_array_equal(masks[name], mask[:, ::-1])
     np.testing.assert_array_equal(mirrored["instances"]["labels"], plain["instances"]["labels"][:, ::-1])
-    width = int(plain["image"][3, 0].sum())
+    height, width = sam_input_size(*plain["original_size"], 32)
+    assert (plain["image"][:, height:] == 0).all() and (mirrored["image"][:, height:] == 0).all()
     torch.testing.assert_close(
-        mirrored["image"][:, :, :width], plain["image"][:, :, :width].flip(-1), atol=0.01, rtol=0
+        mirrored["image"][:, :, :width].float(), plain["image"][:, :, :width].flip(-1).float(), atol=2, rtol=0
     )
+
+
+def test_the_superpixels_of_a_mirrored_image_are_its_originals_mirrored(refcoco_root):
+    """The lookup knows originals alone: a store holds no mirrored images."""
+
+    class Halves:
+        def __init__(self):
+            self.keys = set()
+
+        def get(self, key, image):
+            self.keys.add(key)
+            labels = np.zeros(image.shape[:2], np.int32)
+            labels[: image.shape[0] // 2, : image.shape[1] // 3] = 1
+            return RegionMap.from_labels(labels, levels=[0, 2], scores=[0.25, 0.5])
+
+    samples = []
+    for hflip_prob in (0.0, 1.0):
+        dataset = make(refcoco_root, train=True, hflip_prob=hflip_prob)
+        assert dataset.mirrors == bool(hflip_prob)
+        dataset.superpixel_cache = Halves()
+        samples.append(dataset[1])
+        assert dataset.superpixel_cache.keys == {samples[0]["image_key"]}
+    plain, mirrored = (sample["region_map"] for sample in samples)
+    assert "mirrored" in samples[1]["image_key"]
+    for index in range(plain.count):
+        mask = plain.masks()[index][:, ::-1]
+        twin = int(mirrored.labels[mask][0])
+        np.testing.assert_array_equal(mirrored.masks()[twin], mask)
+        assert (plain.levels[index], plain.scores[index]) == (mirrored.levels[twin], mirrored.scores[twin])
+
+
+def test_a_processor_without_the_lean_form_is_called(refcoco_root):
+    dataset = make(refcoco_root)
+    dataset.vis_processor = lambda image: to_sam_input(image, 32)
+    batch = dataset.collater([dataset[0], dataset[1]])
+    assert batch["image"].shape == (2, 4, 32, 32) and batch["image"].dtype == torch.float32
 
 
 def test_evaluation_never_mirrors(refcoco_root):
@@ -148,7 +189,7 @@ def test_a_sentence_that_cannot_be_mirrored_keeps_its_image(tmp_path, handmade):
 def test_collater(refcoco_root):
     dataset = make(refcoco_root)
     batch = dataset.collater([dataset[0], dataset[1]])
-    assert batch["image"].shape == (2, 4, 32, 32)
+    assert batch["image"].shape == (2, 3, 32, 32)
     assert all(isinstance(value, list) and len(value) == 2 for key, value in batch.items() if key != "image")
     some = dataset.collater([dataset[0] | {"frozen": {}}, dataset[1]])
     assert "frozen" not in some
@@ -160,7 +201,8 @@ class Frozen:
     def __init__(self, stored):
         self.stored = stored
 
-    def get(self, image_key):
+    def get(self, image_key, image):
+        assert image.dtype == np.uint8 and image.ndim == 3
         return self.stored.get(image_key)
 
 
@@ -172,7 +214,7 @@ class Superpixels:
 
 
 def test_caches(refcoco_root):
-    dataset = make(refcoco_root)
+    dataset = make(refcoco_root, load_image=True)
     features = {"patches": torch.zeros(4, 8), "sam": torch.zeros(256, 2, 2)}
     dataset.feature_cache = Frozen({dataset[0]["image_key"]: features})
     dataset.superpixel_cache = Superpixels()
@@ -182,11 +224,22 @@ def test_caches(refcoco_root):
 
 
 def test_without_images(refcoco_root):
-    dataset = make(refcoco_root, load_image=False)
-    dataset.feature_cache = Frozen({make(refcoco_root)[0]["image_key"]: {"patches": torch.zeros(1, 1)}})
-    assert "image" not in dataset[0] and "image" not in dataset.collater([dataset[0]])
-    with pytest.raises(ValueError, match="no frozen features are stored for .*000007.jpg"):
-        dataset[1]
+    """By default the image is sent where its features are not cached, and there alone."""
+    stored = Frozen({make(refcoco_root)[0]["image_key"]: {"patches": torch.zeros(1, 1)}})
+    assert "image" in make(refcoco_root)[0]
+    for load_image in ("auto", False):
+        dataset = make(refcoco_root, load_image=load_image)
+        dataset.feature_cache = stored
+        assert "image" not in dataset[0] and "image" not in dataset.collater([dataset[0]])
+        with pytest.raises(SetupError, match="no frozen features are stored for .*000007.jpg"):
+            dataset[1]
+    stored.needs_image = True
+    assert "image" not in dataset[0]
+    dataset = make(refcoco_root)
+    dataset.feature_cache = stored
+    assert {"image", "frozen"} <= set(dataset[0]) and "image" in dataset[1]
+    with pytest.raises(ValueError, match="load_image must be auto, true or false, got 'yes'"):
+        SamplingOptions(load_image="yes")
 
 
 def test_masks_of_another_size(refcoco_root, handmade):
@@ -268,7 +321,7 @@ def test_extreme_sizes(tmp_path, handmade, height, width):
     handmade.write_image(tmp_path / "train2014/COCO_train2014_000000000007.jpg", (height, width))
     sample = make(tmp_path)[0]
     assert sample["masks"][0].shape == (height, width) and sample["masks"][0].all()
-    assert 0 < sample["image"][3].sum() <= 32 * 32
+    assert sample["image"].shape == (3, 32, 32) and sample["original_size"] == (height, width)
 
 
 def test_candidates_become_indices(tmp_path, handmade):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
-from lavis_svp.common.images import BadImageError
+from lavis_svp.common.images import BadImageError, BrokenFileError
 from lavis_svp.common.options import SetupError
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.refcoco import RefCOCO
@@ -24,9 +24,9 @@ from lavis_svp.datasets.sampling import (
 )
 from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.write import Conversion, convert
-from lavis_svp.datasets.sources import DataSource, ImageFolder
+from lavis_svp.datasets.sources import BadAnnotationError, DataSource, ImageFolder
+from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 from lavis_svp.runners.data import ShuffledOrder, TrainSampler, build_loader
-from lavis_svp.vision.geometry import to_sam_input
 
 
 def rng(seed=0):
@@ -100,11 +100,9 @@ def form(request, tree, tmp_path, fake_refcoco):
 
 
 def make(form, train=True, splits=("train",), **options):
-    def frame(image):
-        return to_sam_input(image, 32)
-
     source = DataSource(form[0], form[1])
-    return ReferringDataset(source, splits, train, vis_processor=frame, options=SamplingOptions(**options))
+    processor = SvpImageEvalProcessor(ImageEvalOptions(32))
+    return ReferringDataset(source, splits, train, vis_processor=processor, options=SamplingOptions(**options))
 
 
 def test_the_next_sample_stands_in_and_says_so(form):
@@ -144,7 +142,7 @@ def test_training_goes_on_and_every_broken_sample_is_named(form, workers):
     said = [text for batch in batches for text in batch.get("skipped", [])]
     names = [data.annotation[index].file_name for index in (1, 4)]
     assert len(said) == 2 and {text.split()[0] for text in said} == set(names)
-    assert all(batch["image"].shape == (2, 4, 32, 32) for batch in batches)
+    assert all(batch["image"].shape == (2, 3, 32, 32) for batch in batches)
     again = list(build_loader(data, sampler, 0, 0, False))
     assert [batch["expression_ids"] for batch in again] == [batch["expression_ids"] for batch in batches]
 
@@ -181,6 +179,59 @@ def test_when_nearly_all_are_broken_it_stops(form, monkeypatch):
     monkeypatch.setattr(data, "sample", lambda index: (_ for _ in ()).throw(BadImageError("the disk is gone")))
     with pytest.raises(RuntimeError, match="samples in a row cannot be read.*the disk is gone"):
         data[0]
+
+
+class Bug:
+    """A processor, superpixel store or feature cache that raises an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, *_, **__):
+        raise self.error
+
+    get = resized = __call__
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), ValueError("b"), FileNotFoundError("c"), OSError("d")])
+@pytest.mark.parametrize("where", ["vis_processor", "text_processor", "superpixel_cache", "feature_cache"])
+def test_a_bug_is_never_skipped_as_a_broken_file(form, where, error):
+    data = make(form)
+    setattr(data, where, Bug(error))
+    with pytest.raises(type(error), match=str(error.args[0])):
+        data[0]
+
+
+@pytest.mark.parametrize("where", ["text_processor", "superpixel_cache", "feature_cache"])
+def test_what_is_stored_of_an_image_may_be_broken_too(form, where):
+    data = make(form)
+
+    class Once(Bug):
+        def __call__(self, *_, **__):
+            setattr(data, where, None)  # the next sample is whole
+            raise self.error
+
+        get = __call__
+
+    setattr(data, where, Once(BrokenFileError("cut off")))
+    assert "cut off" in data[0]["skipped"][0]
+
+
+def test_damaged_masks_are_broken_files(form):
+    data = make(form)
+    bad = data.annotation[0]
+
+    class Damaged:
+        def __getattr__(self, name):
+            return getattr(form[0], name)
+
+        def target_mask(self, image, expression):
+            if image is bad:
+                raise BadAnnotationError("runs that do not cover the image")
+            return form[0].target_mask(image, expression)
+
+    data.source = dataclasses.replace(data.source, annotations=Damaged())
+    assert data[0]["skipped"] and data[0]["image_id"] == data[1]["image_id"]
 
 
 def test_what_no_sample_is_to_blame_for_is_not_skipped(form):

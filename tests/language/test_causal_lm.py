@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions, LoraOpt
 from lavis_svp.language.generate import generate_answers
 from lavis_svp.language.prompts import IGNORE, PromptBuilder, PromptOptions
 from lavis_svp.language.splice import splice
+from tests.devices import LogicalCuda
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +210,210 @@ def test_cutting_layers_cuts_their_types(tiny_llama):
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_hidden_layers=3, **sizes))
     _cut_layers(model, 1)
     assert len(model.config.layer_types) == model.config.num_hidden_layers == len(model.model.layers) == 1
+
+
+# ---------------------------------------------------------------- number types, devices, quantised weights
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def make_language(folder, **options):
+    torch.manual_seed(0)
+    return LanguageModel(LanguageOptions(str(folder), lora=LoraOptions(r=2, alpha=4, dropout=0.0), **options))
+
+
+def observe(language, autocast=None):
+    """States, loss and gradients of a batch; with autocast as a runner has it."""
+    torch.manual_seed(1)
+    visual = torch.randn(2, 5, 32, requires_grad=True)
+    prefix, turns = make_turns(language)
+    batch = splice(prefix, [5, 2], turns, seg_id=language.seg_id)
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        states = language.read(batch, visual)
+        loss = language.loss(states, batch)
+    loss.backward()
+    return states, loss, visual.grad
+
+
+def dtypes(language):
+    kinds = {"lora": set(), "base": set(), "tables": set(), "rows": set()}
+    for name, parameter in language.named_parameters():
+        kind = "lora" if "lora_" in name else "base" if name.startswith("transformer") else "tables"
+        kinds["rows" if name.startswith("added_") else kind].add(parameter.dtype)
+    return kinds
+
+
+@pytest.fixture(scope="module")
+def untied_llama(tiny_llama, tmp_path_factory):
+    """The tiny Llama with an output layer of its own, in float32 files."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("untied_llama")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("tuning", "embeddings", "base", "tables"),
+    [("lora", "added", True, True), ("lora", "all", True, False), ("frozen", "all", True, False), ("full", "added", False, True)],
+)  # fmt: skip
+def test_frozen_weights_have_the_named_dtype_and_trained_ones_float32(
+    untied_llama, tuning, embeddings, base, tables, dtype
+):
+    language = make_language(untied_llama, tuning=tuning, train_embeddings=embeddings, dtype=dtype)
+    half, full = {getattr(torch, dtype)}, {torch.float32}
+    found = dtypes(language)
+    assert found["base"] == (half if base else full) and found["tables"] == (half if tables else full)
+    assert found["rows"] == full and found["lora"] in (set(), full)
+    assert language.compute_dtype == found["base"].pop()
+    assert all(parameter.dtype == torch.float32 for parameter in language.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full", "frozen"])
+@pytest.mark.parametrize("embeddings", ["all", "added"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_every_mixture_of_dtypes_trains(untied_llama, tuning, embeddings, dtype, autocast, attention):
+    arguments = dict(tuning=tuning, train_embeddings=embeddings, attn_implementation=attention)
+    exact = observe(make_language(untied_llama, **arguments, dtype="float32"))
+    language = make_language(untied_llama, **arguments, dtype=dtype)
+    states, loss, gradient = observe(language, autocast)
+    assert language.transformer.config._attn_implementation == attention
+    assert states.dtype == language.compute_dtype and loss.dtype == torch.float32
+    for parameter in language.parameters():
+        assert not parameter.requires_grad or parameter.grad is not None
+    bounds = 0 if dtype == "float32" and autocast is None else 0.05  # of the largest value; bfloat16 has 8 bits
+    for found, expected in zip((states, loss, gradient), exact, strict=True):
+        assert (found.float() - expected).abs().max() <= bounds * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_model_that_is_cast_whole_predicts(untied_llama, dtype):
+    language = make_language(untied_llama, dtype="float32").eval()
+    prefix, turns = make_turns(language)
+    visual = torch.randn(2, 5, 32)
+    exact = generate_answers(language, visual, [5, 2], prefix, turns)
+    frequencies = language.transformer.rotary_emb.inv_freq.clone()
+    language.to(dtype)
+    found = generate_answers(language, visual, [5, 2], prefix, turns)
+    assert {parameter.dtype for parameter in language.parameters()} == {dtype}
+    assert found.seg_states.dtype == dtype and language.logits(found.seg_states).dtype == torch.float32
+    assert (found.seg_states.float() - exact.seg_states).abs().max() < 0.1
+    torch.testing.assert_close(language.transformer.rotary_emb.inv_freq, frequencies, rtol=0, atol=0)
+
+
+def test_weights_are_never_loaded_in_float32_where_16_bits_are_asked_for(tiny_llama, monkeypatch):
+    asked = []
+    original = AutoModelForCausalLM.from_pretrained
+
+    def load(*args, **kwargs):
+        asked.append(kwargs["dtype"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    make_language(tiny_llama, dtype="bfloat16")
+    make_language(tiny_llama)
+    with LogicalCuda():
+        make_language(tiny_llama)
+        LanguageModel(LanguageOptions(str(tiny_llama)), device="cpu")
+    make_language(tiny_llama, tuning="full", dtype="bfloat16")
+    assert asked == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_what_is_chosen_to_train_later_becomes_float32(tiny_llama):
+    language = make_language(tiny_llama, tuning="frozen", train_embeddings="added", dtype="bfloat16")
+    language.embed_tokens.requires_grad_(True)
+    language.keep_trained_in_float32()
+    assert language.embed_tokens.weight.dtype == torch.float32 and language.compute_dtype == torch.bfloat16
+    language.transformer.layers[1].mlp.requires_grad_(True)
+    language.keep_trained_in_float32()
+    assert dtypes(language)["base"] == {torch.float32} == {language.compute_dtype}
+
+
+def test_a_model_without_weights_has_the_same_dtypes(untied_llama):
+    for dtype in ("float32", "bfloat16"):
+        options = LanguageOptions(str(untied_llama), dtype=dtype)
+        skeleton, language = LanguageModel(options, "none"), LanguageModel(options)
+        assert all(parameter.is_meta for parameter in skeleton.parameters())
+        assert dtypes(skeleton) == dtypes(language)
+
+
+def test_compiling_is_of_the_transformer_alone(tiny_llama):
+    language = make_language(tiny_llama, tuning="frozen", train_embeddings="added").eval()
+    prefix, turns = make_turns(language)
+    batch, visual = splice(prefix, [5, 2], turns), torch.randn(2, 5, 32)
+    names, calls = list(language.state_dict()), []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = language.read(batch, visual)
+        language.compile(backend=backend)
+        torch.testing.assert_close(language.read(batch, visual), expected)
+    assert calls and list(language.state_dict()) == names and language._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(dtype="half"), "model.language.dtype is 'half'"),
+        (dict(attn_implementation="flash_attention_2"), "known: auto, sdpa, eager"),
+        (dict(quantization="2bit"), "known: none, 8bit, 4bit"),
+        (dict(quantization="4bit", tuning="full"), "cannot be tuned in full"),
+        (dict(device_map=3), "null, auto or a mapping"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageOptions(**options)
+
+
+def test_a_device_map_is_for_inference(tiny_llama):
+    language = make_language(tiny_llama, device_map={"": "cpu"})
+    with pytest.raises(ValueError, match="for inference only"):
+        observe(language)
+    plain = make_language(tiny_llama).eval()
+    with torch.no_grad():
+        prefix, turns = make_turns(language)
+        batch, visual = splice(prefix, [5, 2], turns), torch.randn(2, 5, 32)
+        torch.testing.assert_close(language.eval().read(batch, visual), plain.read(batch, visual))
+    with LogicalCuda():  # what accelerate has placed stays there when the whole model is moved
+        language.to("cuda")
+        assert {parameter.device.type for parameter in language.parameters()} == {"cpu"}
+    language.to(torch.bfloat16)
+    assert language.compute_dtype == torch.bfloat16
+
+
+def test_missing_bitsandbytes_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("lavis_svp.language.causal_lm.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="quantization is 4bit, which needs bitsandbytes: pip install"):
+        LanguageModel(LanguageOptions("nowhere", quantization="4bit"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize(("quantization", "bound"), [("8bit", 0.05), ("4bit", 0.3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_adapters_train_on_quantised_weights(untied_llama, quantization, bound, dtype, autocast):
+    exact, _, _ = observe(make_language(untied_llama, train_embeddings="added"))
+    language = make_language(untied_llama, train_embeddings="added", dtype=dtype, quantization=quantization)
+    matrices = [parameter for name, parameter in language.named_parameters() if name.endswith("proj.weight")]
+    assert not any(parameter.is_floating_point() or parameter.requires_grad for parameter in matrices)
+    assert language.output.weight.dtype == language.embed_tokens.weight.dtype == getattr(torch, dtype)
+    assert dtypes(language)["lora"] == dtypes(language)["rows"] == {torch.float32}
+    states, loss, gradient = observe(language, autocast)
+    assert states.dtype == language.compute_dtype == getattr(torch, dtype) and gradient.isfinite().all()
+    assert (states.float() - exact).abs().max() < bound * exact.abs().max()
+    assert all(parameter.grad is not None for parameter in language.parameters() if parameter.requires_grad)
+    answers = generate_answers(language.eval(), torch.randn(2, 5, 32), [5, 2], *make_turns(language))
+    assert len(answers.ids) == 4
+    before = observe(language.to(torch.bfloat16))[0]
+    assert before.dtype == torch.bfloat16

@@ -136,3 +136,46 @@ def test_answers_hold_no_marker(tokenizer):
 def test_impossible_wordings_of_questions_are_refused(key, wordings, message):
     with pytest.raises(ValueError, match=message):
         PromptOptions(**{key: wordings})
+
+
+# ---------------------------------------------------------------- turns that are too long
+
+
+@pytest.mark.parametrize("style", conversation_styles.names())
+@pytest.mark.parametrize("first", [True, False])
+def test_a_long_expression_loses_its_end_and_nothing_else(tokenizer, style, first):
+    writer = PromptBuilder(tokenizer, PromptOptions(style=style), 40)
+    words = " ".join(["the red cup beside the blue plate"] * 9)
+    with pytest.raises(ValueError, match="max_turn_tokens = 40"):
+        writer.segmentation_turn(words, "It is [SEG].", first=first)
+    turn = writer.segmentation_turn(words, "It is [SEG].", first=first, shorten=True)
+    assert len(turn.ids) == len(turn.labels) == 40 and turn.shortened
+    start, stop = turn.user_text
+    kept = tokenizer.decode(turn.ids[start:stop]).strip()
+    assert kept and kept in words
+    roomy = PromptBuilder(tokenizer, PromptOptions(style=style), 400)
+    whole = roomy.segmentation_turn(words, "It is [SEG].", first=first, shorten=True)
+    assert not whole.shortened
+    cut = stop - len(turn.ids) + len(whole.ids)
+    assert turn.ids == whole.ids[:stop] + whole.ids[cut:]
+    assert [label for label in turn.labels if label != IGNORE] == [label for label in whole.labels if label != IGNORE]
+
+
+def test_a_long_answer_in_words_loses_its_end(tokenizer):
+    writer = PromptBuilder(tokenizer, PromptOptions(), 40)
+    answer = "a red cup and a blue plate " * 9
+    turn = writer.text_turn("", answer, shorten=True)
+    whole = PromptBuilder(tokenizer, PromptOptions(), 400).text_turn("", answer)
+    assert turn.ids == whole.ids[:40] and turn.labels == whole.labels[:40] and turn.shortened
+    assert tokenizer.eos_token_id not in turn.labels  # it is not taught to end there
+
+
+def test_a_long_question_and_a_long_answer_both_fit(tokenizer):
+    writer = PromptBuilder(tokenizer, PromptOptions(), 40)
+    turn = writer.text_turn("how many red cups are there? " * 20, "very many of them " * 20, shorten=True)
+    assert len(turn.ids) <= 40 and turn.shortened and any(label != IGNORE for label in turn.labels)
+
+
+def test_what_cannot_be_cut_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="cannot be cut to 8"):
+        PromptBuilder(tokenizer, PromptOptions(), 8).segmentation_turn("the red cup", "It is [SEG].", shorten=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lavis_svp.language.prompts import IGNORE, Turn
 from lavis_svp.language.splice import LAYOUTS, PAD, VISUAL, splice
+from tests.devices import LogicalCuda
 
 SEG = 900
 
@@ -102,3 +103,109 @@ def test_layouts_hold_what_they_say():
 def test_bad_batches_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         splice(**arguments)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.sampled_from(LAYOUTS))
+def test_supervised_tokens_equal_a_brute_force_search(batch, layout):
+    counts = [count for count, _ in batch]
+    turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
+    plan = splice([1, 2], counts, turns, layout)
+    expected = [
+        (row, column - 1, int(plan.labels[row, column]))
+        for row in range(plan.labels.shape[0])
+        for column in range(1, plan.labels.shape[1])
+        if plan.labels[row, column] != IGNORE
+    ]
+    learned = plan.supervised
+    found = zip(learned.rows.tolist(), learned.columns.tolist(), learned.targets.tolist(), strict=True)
+    assert list(found) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(batches, st.sampled_from(LAYOUTS))
+def test_embeddings_and_their_gradients_equal_the_formula(batch, layout):
+    """Where a position is visual, its token; else its word; nothing in padding: written as one ``where``."""
+    counts = [count for count, _ in batch]
+    turns = [[make_turn(n, i, seg) for i, (n, seg) in enumerate(items)] for _, items in batch]
+    plan = splice([1, 2], counts, turns, layout)
+    torch.manual_seed(0)
+    text = torch.randn(*plan.ids.shape, 3)
+    visual, weight = torch.randn(len(counts), max(counts) + 1, 3), torch.randn(*plan.ids.shape, 3)
+
+    def formula(text, visual):
+        placed = visual[plan.image_index[:, None], plan.visual_index]
+        return torch.where((plan.ids == VISUAL)[..., None], placed, text) * plan.valid[..., None]
+
+    results = []
+    for function in (plan.embeddings, formula):
+        leaves = [text.clone().requires_grad_(), visual.clone().requires_grad_()]
+        merged = function(*leaves)
+        (merged * weight).sum().backward()
+        results.append((merged.detach(), *(leaf.grad for leaf in leaves)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_only_visual_positions_read_visual_tokens():
+    """A gather for every word would add thousands of rows of zeros to the first token's gradient (S9)."""
+    plan = splice([1, 2], [3], [[make_turn(20, 0)]])
+    visual = torch.zeros(1, 3, 4, requires_grad=True)
+    merged = plan.embeddings(torch.zeros(*plan.ids.shape, 4), visual)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        merged.sum().backward()
+    shapes = [event.input_shapes for event in profile.events() if "index" in event.name]
+    assert shapes and max(shape[0] for event in shapes for shape in event if len(shape) == 1) == 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_makes_the_host_wait(layout):
+    turns = [[make_turn(4, 0), make_turn(2, 1, seg=False)], [make_turn(3, 0)]]
+    with LogicalCuda() as cuda:
+        visual = torch.zeros(2, 5, 4, device="cuda", requires_grad=True)
+        with cuda.counting() as waits:
+            plan = splice([1, 2], [5, 3], turns, layout, 100, "cuda", seg_id=SEG, shorten=True)
+            plan.attention_mask(torch.float32)
+            plan.embeddings(torch.zeros(*plan.ids.shape, 4, device="cuda"), visual).sum().backward()
+            plan.positions_predicting(SEG)
+        assert not waits.reads and not waits.copies, waits.table()
+        assert plan.ids.device == plan.seg.rows.device == plan.supervised.targets.device == torch.device("cuda:0")
+        cuda.check()
+
+
+def test_a_batch_crosses_in_one_copy(monkeypatch):
+    copies = []
+    monkeypatch.setattr(
+        "lavis_svp.common.transfer.to_device", lambda block, *_: copies.append(block) or block.to("meta")
+    )
+    splice([1, 2], [5], [[make_turn(4, 0)]], device="meta", seg_id=SEG)
+    assert len(copies) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_conversation_that_is_too_long_loses_its_last_turns(layout):
+    turns = [[make_turn(4, 0), make_turn(6, 1), make_turn(1, 2)], [make_turn(3, 0)]]  # 6, 8 and 3 tokens; 5
+    arguments = dict(prefix_ids=[1, 2], visual_counts=[5, 3], turns=turns, layout=layout, seg_id=SEG)
+    whole = splice(**arguments, max_length=24, shorten=True)
+    assert whole.shortened == 0 and whole.dropped == []
+    cut = splice(**arguments, max_length=23, shorten=True)
+    if layout != "conversation":  # every turn begins behind the image, so all of them fit
+        assert cut.shortened == 0 and cut.dropped == []
+        return
+    with pytest.raises(ValueError, match="A sequence has 24 positions"):
+        splice(**arguments, max_length=23)
+    assert cut.shortened == 1 and cut.dropped == [(0, 2)]
+    assert list(zip(cut.seg.images, cut.seg.expressions, strict=True)) == [(0, 0), (0, 1), (1, 0)]
+    expected = splice([1, 2], [5, 3], [turns[0][:2], turns[1]], layout, seg_id=SEG)
+    torch.testing.assert_close(cut.ids, expected.ids)
+    fewer = splice(**arguments, max_length=20, shorten=True)  # no later turn, though the third would fit
+    assert fewer.dropped == [(0, 1), (0, 2)] and fewer.shortened == 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_turn_that_is_alone_too_long_is_cut(layout):
+    long = Turn([10, 11, 12, 13, 14, SEG, 902], [IGNORE] * 5 + [SEG, 902], 0, user_text=(1, 4))
+    plan = splice([1, 2], [5], [[long]], layout, 12, shorten=True)
+    assert plan.ids[0].tolist() == [1, 2, *[VISUAL] * 5, 10, 11, 14, SEG, 902] and plan.shortened == 1
+    with pytest.raises(ValueError, match="cannot be cut to 4"):
+        splice([1, 2], [5], [[long]], layout, 11, shorten=True)

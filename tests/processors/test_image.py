@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lavis_svp.processors.image import ImageTrainOptions, jitter_colors
+from lavis_svp.vision.geometry import sam_input_size
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
@@ -26,6 +27,28 @@ def test_one_tensor(name, tmp_path):
         assert image.unsqueeze(0).shape == (1, 4, 64, 64) and image.dtype == torch.float32
         assert image[3].sum() == 48 * 64
     assert load_processor(name)(IMAGE).shape == (4, 1024, 1024)
+
+
+@pytest.mark.parametrize("name", ["svp_image_train", "svp_image_eval"])
+@pytest.mark.parametrize("size", [(30, 40), (40, 30), (7, 90), (64, 64)])
+def test_the_lean_form_holds_the_same_pixels_in_a_fifth_of_the_bytes(name, size):
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    process = processor(name, image_size=64)
+    lean, full = process.resized(image), process(image)
+    assert lean.dtype == torch.uint8 and lean.shape == (3, 64, 64)
+    assert torch.equal(lean.float() / 255, full[:3])
+    height, width = sam_input_size(*size, 64)
+    assert full[3, :height, :width].all() and full[3].sum() == height * width  # the size follows by arithmetic
+    assert not lean[:, height:].any() and not lean[:, :, width:].any()
+    assert lean.numel() * 5 < full.numel() * full.element_size() + 3
+
+
+def test_the_lean_form_has_the_same_changes_of_colour():
+    train = processor("svp_image_train", image_size=64, contrast=0.5, saturation=0.2)
+    lean = train.resized(IMAGE, rng=np.random.default_rng(3))
+    assert torch.equal(lean.float() / 255, train(IMAGE, rng=np.random.default_rng(3))[:3])
+    assert train.colour_changes == ["contrast", "saturation"]
+    assert processor("svp_image_train", image_size=64).colour_changes == []
 
 
 def test_train_without_augmentation_is_eval():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from projector_checks import CHECKS, make_batch, make_projector
+from projector_checks import CHECKS, batch_for, make_batch, make_projector
 
 from lavis_svp.projectors import PatchFeatures, Superpixels, build_projector, list_projectors, register_projector
 from lavis_svp.projectors.baselines.mlp import MlpProjector
@@ -74,6 +74,36 @@ def batch(grids=(GRID, (3, 5)), seed=0):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_check_passes(check, name, options):
     check(name, **options)
+
+
+@every_projector
+def test_the_device_is_not_waited_for(devices, name, options):
+    """The forward pass needs no number from the device but for `dpc_knn`'s count, and no float64."""
+    projector = make_projector(name, **options)
+    features, superpixels = batch_for(projector)
+    expected = projector(features, superpixels)
+    with devices.LogicalCuda() as cuda, torch.no_grad():
+        moved = replace(
+            features,
+            **{
+                field: getattr(features, field).to("cuda:0")
+                for field in ("patches", "valid", "levels", "cls_attention", "keys")
+            },
+        )
+        given = superpixels.to("cuda:0")
+        projector.to("cuda:0")
+        with cuda.counting() as waits:
+            result = projector(moved, given)
+        allowed = 1 if options.get("kind") == "threshold" else 0
+        assert len(waits.reads) == allowed and not waits.copies, waits.table()
+        with cuda.counting() as waits:
+            packed, counts = result.packed()
+            assert result.counts == counts == expected.counts and result.on_host.order == expected.on_host.order
+        known = allowed or (name, options) in SUPERPIXEL_VARIANTS
+        assert len(waits.reads) == (0 if known else 1) and not waits.copies, waits.table()
+        assert not cuda.doubles, "\n".join(map(str, cuda.doubles))
+        cuda.check()
+        torch.testing.assert_close(packed.cpu(), expected.packed()[0].detach(), atol=1e-5, rtol=1e-5)
 
 
 @every_superpixel_projector

@@ -1,5 +1,7 @@
 """Superpixels from region maps and masks, against a loop over pixels; packed tokens."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 
 from lavis_svp.common.tensors import CellEdges
 from lavis_svp.projectors import Superpixels, VisualTokens
+from lavis_svp.projectors.layers import pooling_weights, raster_order
+from lavis_svp.projectors.types import HostTokens
 from lavis_svp.superpixels.region_map import RegionMap
 
 
@@ -114,3 +118,72 @@ def test_packed_leaves_padding_out():
     tokens = torch.arange(12.0).view(2, 3, 2)
     packed, lengths = VisualTokens(tokens, torch.tensor([[True, True, False], [True, False, False]])).packed()
     assert lengths == [2, 1] and packed.tolist() == [[0, 1], [2, 3], [6, 7]]
+
+
+def some_tokens():
+    tokens = torch.arange(12.0).view(2, 3, 2)
+    valid, order = torch.tensor([[True, True, False], [True, False, False]]), torch.tensor([[1, 0, -1], [-1, -1, -1]])
+    return VisualTokens(tokens, valid, torch.eye(3).expand(2, 3, 3), order)
+
+
+def test_the_host_asks_for_counts_and_order_once():
+    visual = some_tokens()
+    assert visual.on_host == HostTokens([2, 1], [[1, 0], [-1]]) and visual.counts == [2, 1]
+    assert visual.on_host is visual.on_host
+    plain = VisualTokens(visual.tokens, visual.valid)
+    assert plain.on_host == HostTokens([2, 1], None)
+    assert dataclasses.replace(visual, order=visual.order.flip(1)).host is None  # what it knew is another's
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_shuffled_tokens_keep_their_superpixels(known):
+    visual = some_tokens()
+    visual.tokens = visual.tokens * visual.valid[..., None]
+    if known:
+        assert visual.counts == [2, 1]
+    moves = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        shuffled = visual.shuffled()
+        assert (shuffled.host is not None) == known
+        host = shuffled.on_host
+        assert host == VisualTokens(shuffled.tokens, shuffled.valid, None, shuffled.order).on_host
+        torch.manual_seed(seed)
+        expected = (torch.rand(2, 3) + (~visual.valid).float()).argsort(1)
+        assert torch.equal(shuffled.tokens, visual.tokens[torch.arange(2)[:, None], expected])
+        assert torch.equal(shuffled.assignment, visual.assignment[torch.arange(2)[:, None], expected])
+        moves.add(tuple(host.order[0]))
+    assert moves == {(0, 1), (1, 0)}
+
+
+def test_an_assignment_is_made_when_it_is_read():
+    calls = []
+
+    def make():
+        calls.append(1)
+        return torch.eye(3).expand(2, 3, 3)
+
+    given = some_tokens()
+    visual = VisualTokens(given.tokens, given.valid, make, given.order)
+    clean = visual.with_tokens(given.tokens + 1).shuffled()
+    assert not calls
+    assert clean.assignment.sum(2).eq(clean.valid).all() and len(calls) == 1
+    assert clean.assignment is clean.assignment and len(calls) == 1
+    visual.assignment = None
+    assert visual.assignment is None and visual.shuffled().assignment is None
+
+
+def test_region_maps_bring_the_order_of_their_tokens():
+    rng = np.random.default_rng(1)
+    maps = [random_map(rng, 11, 7, 3), random_map(rng, 5, 9, 6)]
+    grids = [(6, 4), (3, 3)]
+    made = Superpixels.from_region_maps(maps, grids, mask_size=None)
+    assert made.host.counts == [map.count for map in maps]
+    for index, grid in enumerate(grids):
+        count, cells = maps[index].count, grid[0] * grid[1]
+        means = pooling_weights(made.weights[index : index + 1, :count, :cells], torch.ones(1, cells, dtype=torch.bool))
+        place = torch.arange(cells)[None]
+        order = raster_order(means, torch.ones(1, count, dtype=torch.bool), place // grid[1], place % grid[1])
+        assert made.order[index, :count].tolist() == made.host.order[index] == order[0].tolist()
+    assert made.to("cpu").host == made.host
+    assert dataclasses.replace(made, weights=made.weights * 0).order is None

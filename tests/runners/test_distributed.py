@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -60,9 +61,10 @@ def test_cuda_computes_fast_or_exactly(numerics):
 
 
 class AlignedModel(nn.Module):
-    def __init__(self, alignment_steps):
+    def __init__(self, alignment_steps, word_alignment=0.0):
         super().__init__()
-        self.auxiliary_losses = SimpleNamespace(options=SimpleNamespace(alignment_steps=alignment_steps))
+        options = SimpleNamespace(alignment_steps=alignment_steps, word_alignment=word_alignment)
+        self.auxiliary_losses = SimpleNamespace(options=options)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ class AlignedModel(nn.Module):
         (AlignedModel(100), CUDA, {}, 99, True),
         (AlignedModel(100), CUDA, {}, 100, False),
         (AlignedModel(0), CUDA, {}, 0, False),
+        (AlignedModel(0, word_alignment=0.5), CUDA, {}, 0, True),
         (AlignedModel(0), CUDA, {"deterministic": True}, 0, True),
         (AlignedModel(0), CPU, {}, 0, True),
         (nn.Linear(1, 1), CUDA, {}, 0, True),
@@ -81,6 +84,32 @@ class AlignedModel(nn.Module):
 )
 def test_unused_parameters_are_looked_for_where_there_may_be_some(model, device, options, step, expected):
     assert finds_unused(model, device, replace(OPTIONS, **options), step) is expected
+
+
+RECIPES = {
+    "paper": {},
+    "tiny": {
+        "seg_prompt": {"state_norm": "batch", "pointer": True, "pointer_position": True},
+        "auxiliary_losses": {"grounding": 1.0, "point_regression": 1.0},
+        "visual_tokens": {"norm": True, "shuffle": True},
+    },
+    "lora": {"language": {"tuning": "lora", "train_embeddings": "all", "gradient_checkpointing": True}},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("kind", ["masks", "no target", "words"])
+def test_every_trainable_parameter_gets_a_gradient_from_every_batch(make_model, batch, recipe, kind):
+    """So DDP need not look for others; the batches: masks, expressions of nothing alone, questions alone."""
+    model = make_model(**RECIPES[recipe])
+    if kind == "no target":
+        batch["has_target"] = [[False] * len(row) for row in batch["masks"]]
+        batch["masks"] = [[np.zeros_like(mask) for mask in row] for row in batch["masks"]]
+    elif kind == "words":
+        batch = {key: batch[key] for key in ("image", "original_size")}
+        batch |= {"text_input": [["what colour?"], ["how many?"]], "text_output": [["red"], ["two"]]}
+    model(batch)["loss"].backward()
+    assert [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None] == []
 
 
 def test_a_model_that_names_no_parts_cannot_be_compiled():

@@ -142,17 +142,23 @@ def test_there_are_yamls_of_both_kinds():
     assert {path.stem for path in PROJECTS} >= QUICK
 
 
-def run_three_tasks(arguments: list[str], parts: Path, refcoco: Path, runner: str) -> None:
+def run_three_tasks(arguments: list[str], parts: Path, refcoco: Path, runner: str, unused: Any) -> None:
     """A batch of one image: the processes' batches are of different tasks, some without any mask."""
     project = shrunk(ROOT / "projects/svp/train/refshapes_vqa_tiny.yaml", Path(arguments[0]), parts, refcoco)
     project.run.merge_with({"runner": runner, "max_iters": 6, "iters_per_inner_epoch": 6, "save_every": 0})
+    project.run.find_unused_parameters = unused
     run(project)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["runner_svp", "runner_deepspeed"])
-def test_processes_with_batches_of_different_tasks_train_together(runner, tmp_path, run_toy, parts, refcoco_family):
-    main = partial(run_three_tasks, parts=parts, refcoco=refcoco_family, runner=runner)
+@pytest.mark.parametrize(
+    ("runner", "unused"), [("runner_svp", "auto"), ("runner_svp", False), ("runner_deepspeed", "auto")]
+)
+def test_processes_with_batches_of_different_tasks_train_together(
+    runner, unused, tmp_path, run_toy, parts, refcoco_family
+):
+    """Without looking for unused parameters, DDP ends with an error as soon as a batch leaves one out."""
+    main = partial(run_three_tasks, parts=parts, refcoco=refcoco_family, runner=runner, unused=unused)
     run_toy(tmp_path, main=main, processes=2)
     lines = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
     losses = [line["train_loss_ce"] for line in lines if "train_loss_ce" in line]

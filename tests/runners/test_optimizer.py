@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lavis_svp.common.checkpoints import WrongCheckpointError
+from lavis_svp.common.transfer import Packed
 from lavis_svp.runners.optimizer import (
     MAX_SKIPPED_UPDATES,
     MAX_SKIPPED_UPDATES_FP16,
@@ -266,3 +268,15 @@ def test_names_of_skipped_samples_go_to_the_meter_alone():
     stepper.step(0, iter([batch]))
     assert seen == [["epoch", "iters", "num_iters_per_epoch", "x", "y"]]
     assert meter.collect(1)["skipped_samples"] == 2 and "skipped" in batch
+
+
+def test_everything_of_a_batch_goes_to_the_device():
+    """The device ``meta`` stands for a GPU; a packed object moves with its own ``to``."""
+    packed = Packed({"x": torch.ones(2)})
+    samples = {"image": torch.ones(1, 3), "prepared": packed, "masks": [np.ones(2)], "text_input": ["a"]}
+    options = RunOptions(task="t", output_dir="o", max_iters=4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1)
+    stepper = Stepper(None, None, optimizer, None, torch.device("meta"), options, TrainingMeter())
+    batch = stepper.next_samples(iter([samples]), 2, 0)
+    assert batch["image"].device.type == "meta" and batch["prepared"].tree["x"].device.type == "meta"
+    assert batch["iters"] == 2 and isinstance(batch["masks"][0], np.ndarray)

@@ -274,10 +274,12 @@ def test_features_are_prepared_on_the_runs_device(tiny_run, monkeypatch):
 
 def test_auto_dtypes_follow_the_runs_device(tiny_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for part in ("language", "vision_encoder", "sam"):
+        tiny_run.model_cfg[part].dtype = "auto"
     for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
         model = projects.with_dtypes(tiny_run, torch.device(device)).model_cfg
         assert {model[part].dtype for part in ("language", "vision_encoder", "sam")} == {dtype}
         assert model.vision_encoder.side == 84
-    assert tiny_run.model_cfg.language.get("dtype", "auto") == "auto"  # the checkpoint's configuration
+    assert tiny_run.model_cfg.language.dtype == "auto"  # the checkpoint's configuration
     tiny_run.model_cfg.language.dtype = "float16"
     assert projects.with_dtypes(tiny_run, torch.device("cpu")).model_cfg.language.dtype == "float16"

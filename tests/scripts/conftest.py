@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ["awk", "basename", "bash", "cat", "cp", "cut", "df", "dirname", "du"]
-TOOLS += ["flock", "mkdir", "mv", "npm", "rm", "sed", "sha256sum", "sleep"]
+TOOLS += ["flock", "ls", "mkdir", "mktemp", "mv", "npm", "realpath", "rm", "sed", "sha256sum", "sleep", "sort", "xargs"]
 
 # Says yes to every question and writes down what it is asked to run. `exit_MODULE` holds a code to leave with.
 FAKE_PYTHON = """
 here="{log_folder}"
-if [ "$1" = -c ]; then exit 0; fi
+if [ "$1" = -c ] || [ "$1" = - ]; then exit 0; fi
 if [ "$1" = --version ]; then echo "Python 3.11.99"; exit; fi
 if [ "$2" = pip ] && [ "$3" = --version ]; then exit 0; fi
 echo "begin $*" >> "$here/log"

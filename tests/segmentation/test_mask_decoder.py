@@ -64,7 +64,7 @@ def test_a_mask_under_autocast_stands_on_sams_exact_positions(decoder):
     seen = []
     hook = decoder.mask_decoder.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        copy.deepcopy(decoder)(torch.randn(1, 256, 4, 4), torch.randn(1, 1, 256), [0])
+        copy.deepcopy(decoder)(torch.randn(1, 256, 4, 4), torch.randn(1, 1, 256), torch.tensor([0]))
     hook.remove()
     torch.testing.assert_close(seen[0], decoder.prompt_encoder.get_dense_pe(), atol=1e-6, rtol=0)
 
@@ -75,10 +75,11 @@ def test_a_mask_under_autocast_stands_on_sams_exact_positions(decoder):
 def test_16_bits_come_near_float32(decoder, dtype, autocast):
     torch.manual_seed(1)
     embeddings, prompts = torch.randn(2, 256, 4, 4), torch.randn(2, 1, 256)
-    expected = decoder(embeddings, prompts, [0, 1])
+    image = torch.tensor([0, 1])
+    expected = decoder(embeddings, prompts, image)
     cast = copy.deepcopy(decoder).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        got = cast(embeddings.to(dtype), prompts.to(dtype), [0, 1])
+        got = cast(embeddings.to(dtype), prompts.to(dtype), image)
         position = cast.position_of(torch.tensor([0.3]), torch.tensor([0.7]))
     assert got.dtype == position.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=0.1 * float(expected.std()), rtol=0.1)

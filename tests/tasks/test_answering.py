@@ -13,7 +13,7 @@ import lavis_svp  # noqa: F401
 # isort: split
 from lavis.common.registry import registry
 
-from lavis_svp.tasks import answer_scores
+from lavis_svp.tasks import answer_scores, answering
 from lavis_svp.tasks.answering import AnswerEvalOptions, ImageSwapper, SvpCaptioningTask, SvpVqaTask
 
 TRUTH = {1: "2", 2: "red", 3: "yes", 4: "no", 5: "3"}
@@ -170,6 +170,31 @@ def test_swapped_images_are_others_and_each_comes_once():
         assert all(one != other for one, other in zip(ids, given, strict=True)) and swapped["text_input"] == ids
         shown += given
     assert shown == [1, 0, 1, 2, 3, 4]
+
+
+def test_what_was_prepared_of_the_own_images_does_not_go_with_others():
+    swapped = ImageSwapper().swap({**batch_of([0, 1]), "prepared": "of images 0 and 1"})
+    assert "prepared" not in swapped
+
+
+def test_the_time_of_an_answer_includes_what_the_device_has_queued(monkeypatch):
+    waits = []
+    monkeypatch.setattr(answering, "wait_for", lambda device: waits.append(str(device)))
+    SvpVqaTask().valid_step(SeeingModel(), batch([0]))
+    assert waits == ["cpu", "cpu"]
+
+
+def test_batches_go_where_the_model_is(folders):
+    class Model(SeeingModel):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1, device="meta"))
+
+        def generate(self, samples, **kwargs):
+            assert samples["image"].device.type == "meta"
+            return ["a cup"] * len(samples["image"])
+
+    assert len(SvpCaptioningTask().evaluation(Model(), [batch([0, 1], captions=True)], cuda_enabled=True)) == 2
 
 
 def batch_of(ids):

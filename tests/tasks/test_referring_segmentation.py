@@ -33,6 +33,27 @@ def evaluate(task, model, images, sampler=None):
     return task.after_evaluation(val_result=records, split_name="test", epoch=7)
 
 
+def test_batches_go_where_the_model_is(images, set_model, folders):
+    """Not to the first GPU; the device ``meta`` stands for the second one."""
+    devices = []
+
+    class Model(set_model):
+        def predict_masks(self, samples, mode):
+            devices.append(samples["image"].device.type)
+            return super().predict_masks(samples, mode)
+
+    task = ReferringSegmentationTask(EvalOptions(num_visualise=0))
+    task.evaluation(Model({"generative": images.answers()}).to("meta"), images.loader(), cuda_enabled=True)
+    assert set(devices) == {"meta"}
+
+
+def test_an_image_of_the_lean_form_is_drawn_without_its_padding():
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    image[..., :8, :] = 200
+    pixels = ReferringSegmentationTask()._image({"image": image, "original_size": [(50, 100)]}, 0)
+    assert pixels.shape == (8, 16, 3) and pixels.dtype == np.uint8 and (pixels == 200).all()
+
+
 def test_lavis_knows_the_task():
     assert registry.get_task_class("referring_segmentation") is ReferringSegmentationTask
 

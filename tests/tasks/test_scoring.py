@@ -1,13 +1,22 @@
 """Records of set predictions, and predictions that are refused."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lavis_svp.metrics.records import record_line
-from lavis_svp.tasks.scoring import ANSWER_FIELDS, merge_modes, score_image, timed_predictions
+from lavis_svp.tasks import scoring
+from lavis_svp.tasks.scoring import (
+    ANSWER_FIELDS,
+    merge_modes,
+    predictions_by_mode,
+    score_image,
+    timed_predictions,
+)
 
 
 @pytest.fixture
@@ -125,3 +134,52 @@ def test_both_modes_in_one_record_keep_what_differs(batch, answers):
     assert both["intersection"] == 24
     assert both["teacher_forced"]["intersection"] == 7
     assert set(both["teacher_forced"]) == set(ANSWER_FIELDS)
+
+
+class EncodingModel(torch.nn.Module):
+    """Encodes for 20 ms, answers each mode in 10 ms; keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def encode(self, samples):
+        self.calls.append("encode")
+        time.sleep(0.02)
+        return "encoded"
+
+    def predict_masks(self, samples, mode, encoded=None):
+        encoded = self.encode(samples) if encoded is None else encoded
+        self.calls.append(f"{mode} {encoded}")
+        time.sleep(0.01)
+        return [["a", "b"]]
+
+
+def test_both_modes_share_one_encoding():
+    model = EncodingModel()
+    answers = predictions_by_mode(model, {"text_input": [["x", "y"]]}, ["generative", "teacher_forced"])
+    assert model.calls == ["encode", "generative encoded", "teacher_forced encoded"]
+    assert [(mode, rows) for mode, rows, _ in answers] == [
+        ("generative", [["a", "b"]]),
+        ("teacher_forced", [["a", "b"]]),
+    ]
+    assert all(15 <= ms < 60 for _, _, ms in answers)  # of two expressions: encoding counts in each mode
+
+
+def test_a_model_that_takes_no_encoding_predicts_in_both_modes():
+    class Plain(EncodingModel):
+        def predict_masks(self, samples, mode):
+            return super().predict_masks(samples, mode)
+
+    model = Plain()
+    predictions_by_mode(model, {"text_input": [["x", "y"]]}, ["generative", "teacher_forced"])
+    assert model.calls.count("encode") == 2
+
+
+def test_times_include_what_the_device_has_queued(monkeypatch):
+    waits = []
+    monkeypatch.setattr(scoring, "wait_for", lambda device: waits.append(str(device)))
+    model = EncodingModel()
+    model.weight = torch.nn.Parameter(torch.ones(1, device="meta"))
+    predictions_by_mode(model, {"text_input": [["x", "y"]]}, ["generative"])
+    assert waits == ["meta", "meta"]

@@ -412,3 +412,22 @@ def test_batch_norm_does_not_drift():
     toy = Toy().train()
     toy.layers(torch.randn(8, 2) + 5)
     assert torch.equal(toy.layers[1].running_mean, torch.zeros(2))
+
+
+def test_images_of_one_size_are_resized_together(dino_folder, monkeypatch):
+    encoder = build_vision_encoder(dino_folder, 56, fit="pad")
+    pixels, sizes = torch.rand(4, 3, 64, 64), [(64, 48), (64, 64), (64, 48), (64, 64)]
+    alone = torch.cat([encoder.preprocess(pixels[i : i + 1], [size]) for i, size in enumerate(sizes)])
+    calls, resize = [], torch.nn.functional.interpolate
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda *a, **k: calls.append(1) or resize(*a, **k))
+    assert torch.equal(encoder.preprocess(pixels, sizes), alone) and len(calls) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_read_in_their_dtype(kind, folder, dtype):
+    exact, half = build_vision_encoder(folder, 56), build_vision_encoder(folder, 56, dtype=dtype)
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    assert half.pixel_norm.mean.dtype == torch.float32
+    pixels = torch.rand(1, 3, 56, 56)
+    expected, found = exact(pixels).patches, half(pixels).patches
+    assert found.dtype == torch.float32 and float((found - expected).norm() / expected.norm()) < 0.05

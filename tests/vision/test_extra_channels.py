@@ -11,6 +11,7 @@ from lavis_svp.vision.extra_channels import (
     append_channels,
     extra_width,
     on_grid,
+    patch_colours,
 )
 from lavis_svp.vision.types import PatchFeatures
 
@@ -76,3 +77,19 @@ def test_cached_features_are_those_of_the_encoders_alone(make_extractor, samples
     ]
     from_cache = more({**samples, "frozen": stored}).patches.patches
     torch.testing.assert_close(from_cache, more(samples).patches.patches)
+
+
+def test_means_are_float32_under_autocast():
+    """In bf16 the channel would be off by up to .004 of its size."""
+    channels = torch.rand(256, 24, 24)
+    expected = on_grid(channels, (9, 7), (0.75, 1.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(on_grid(channels, (9, 7), (0.75, 1.0)), expected)
+
+
+def test_colours_of_bytes_are_those_of_floats():
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    got = patch_colours(pixels, (4, 4), (1.0, 0.5))
+    assert got.shape == (16, 3) and torch.equal(got, patch_colours(pixels.float() / 255, (4, 4), (1.0, 0.5)))
+    mean = pixels[:, 8:16, 4:8].float().mean((1, 2)) / 255
+    torch.testing.assert_close(got[5], (mean - COLOUR_MEAN) / COLOUR_STD)

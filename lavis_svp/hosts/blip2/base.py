@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from lavis_svp.common.checkpoints import WrongCheckpointError, load_trained_state, shorten, trained_state
 from lavis_svp.hosts.blip2.parts import Vision, build_checked_projector, vision_grid
 from lavis_svp.hosts.images import build_generator
-from lavis_svp.hosts.swap import SwapConfig
+from lavis_svp.hosts.swap import DEVICE_KEY, SwapConfig
 from lavis_svp.models.checkpoint import find_weights, read_weights
 from lavis_svp.projectors import PatchFeatures, Projector, Superpixels, VisualTokens
 from lavis_svp.projectors.layers import patch_order
-from lavis_svp.superpixels import RegionMap, SuperpixelGenerator
+from lavis_svp.superpixels import RegionMap
 from lavis_svp.vision.backbone import VisionEncoder
 
 QFORMER = ("Qformer.", "query_tokens")
@@ -61,9 +61,8 @@ class ProjectedBlip2(Blip2Base):
         self.projector_name = projector_name
         projector = build_checked_projector(swap, vision.visual_encoder)
         self.add_module(projector_name, projector)
-        self.generator: SuperpixelGenerator | None = None
         if "superpixels" in projector.requires:
-            self.generator = build_generator(swap.superpixels)
+            build_generator(swap.superpixels)  # raises now if the options are wrong; SAM's weights are loaded later
         normalize = BlipImageBaseProcessor().normalize
         self.register_buffer("mean", torch.tensor(normalize.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalize.std).view(3, 1, 1), persistent=False)
@@ -101,13 +100,16 @@ class ProjectedBlip2(Blip2Base):
     ) -> Superpixels | None:
         """Compute the superpixels of processed images (B, 3, H, W), where there are no region maps of them yet.
 
+        SAM runs where the images are, unless the option ``device`` of the superpixels names another place.
+
         Returns:
             None for a projector without superpixels.
         """
-        if self.generator is None:
+        if "superpixels" not in self.projector.requires:
             return None
         if region_maps is None:
-            region_maps = self.generator(to_uint8_arrays(self.pixels(image)))
+            generator = build_generator(self.swap.superpixels, self.swap.superpixels.get(DEVICE_KEY, image.device))
+            region_maps = generator(to_uint8_arrays(self.pixels(image)))
         mask_size = self.projector.mask_size
         return Superpixels.from_region_maps(region_maps, features.grids, mask_size=mask_size, device=image.device)
 
@@ -275,8 +277,8 @@ class ProjectedBlip2(Blip2Base):
 
 def to_uint8_arrays(pixels: Tensor) -> list[np.ndarray]:
     """Convert (B, 3, H, W) RGB in [0, 1] to (H, W, 3) uint8 arrays for superpixel generators."""
-    levels = (pixels.detach().cpu() * np.iinfo(np.uint8).max).round().to(torch.uint8)
-    return list(levels.permute(0, 2, 3, 1).contiguous().numpy())  # B x (H, W, 3)
+    levels = (pixels.detach() * np.iinfo(np.uint8).max).round().to(torch.uint8)
+    return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())  # B x (H, W, 3)
 
 
 def embed(language: Any, ids: Tensor) -> Tensor:

@@ -213,9 +213,10 @@ class FactoredDecoder(PointDecoder):
             weights = torch.softmax(logits, 2)  # (n, H, T, N)
             image = update(image, weights, all_values, attention, layer.norm4, shared.norms[number])
             constant = layer.norm4.bias
-        used = [IOU_TOKEN, *range(FIRST_LEVEL_TOKEN, FIRST_LEVEL_TOKEN + LEVELS)]
+        used = slice(IOU_TOKEN, IOU_TOKEN + 1), slice(FIRST_LEVEL_TOKEN, FIRST_LEVEL_TOKEN + LEVELS)
         assert image is not None
-        queries, tokens = queries[:, used], tokens[:, used]  # (n, 4, C)
+        # slices, as a list of numbers would be copied to the device in each call
+        queries, tokens = (torch.cat([rows[:, part] for part in used], 1) for rows in (queries, tokens))  # (n, 4, C)
         attention = transformer.final_attn_token_to_image
         received = self._attend_to_image(attention, shared.to_tokens[-1], image, constant, queries + tokens)
         return transformer.norm_final_attn(queries + received), image

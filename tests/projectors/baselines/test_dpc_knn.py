@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from projector_checks import make_batch, make_projector
 
 from lavis_svp.projectors import PatchFeatures
+from lavis_svp.projectors.baselines.dpc_knn import exact_products
 
 
 def slow_clusters(patches, k, choose):
@@ -96,3 +97,17 @@ def test_one_patch_and_fewer_patches_than_clusters():
     result = projector(features)
     assert result.valid.sum(1).tolist() == [1, 4]
     assert result.assignment[1, :4].argmax(1).tolist() == [0, 1, 3, 4] and result.tokens.isfinite().all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), scale=st.sampled_from([1.0, 1e-3, 300.0]))
+def test_exact_products_need_no_float64_and_depend_on_their_two_patches_alone(seed, scale):
+    patches = scale * torch.randn(2, 12, 384, generator=torch.Generator().manual_seed(seed))
+    patches[:, 7] = patches[:, 3]
+    found = exact_products(patches)
+    exact = patches.double() @ patches.double().mT
+    torch.testing.assert_close(found.double(), exact, atol=float(1e-6 * exact.amax()), rtol=1e-6)
+    assert torch.equal(found, found.mT) and torch.equal(found[:, 7], found[:, 3])
+    padded = torch.cat([patches, torch.zeros(2, 30, 384)], dim=1)
+    assert torch.equal(exact_products(padded)[:, :12, :12], found)
+    assert torch.equal(exact_products(patches[:, :, torch.randperm(384)]), found)  # the order of the sums is nothing

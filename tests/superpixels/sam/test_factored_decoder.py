@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lavis_svp.superpixels.sam.decoder import PlainDecoder
 from lavis_svp.superpixels.sam.factored_decoder import FactoredDecoder
@@ -75,3 +78,27 @@ def test_bfloat16_is_near_and_gives_float32(kind: type[PlainDecoder] | type[Fact
 def test_another_depth_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="2 transformer layers, this has 1: use decoder: plain"):
         FactoredDecoder(*random_sam(32, 4, 4, depth=1))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that a tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(one.numel() for one in tree_leaves(result) if isinstance(one, Tensor))])
+        return result
+
+
+@torch.no_grad()
+def test_many_prompts_are_upscaled_a_few_at_a_time_on_every_device() -> None:
+    """At side 1024, 128 prompts on a GPU: what is upscaled at once, 32 channels of 256 x 256, would be 1.1 GB."""
+    with torch.device("meta"):
+        sam = build_sam("sam_vit_b_01ec64.pth", weights="none")
+        factored = FactoredDecoder(sam.prompt_encoder, sam.mask_decoder)
+        image = factored.image(torch.empty(256, 64, 64))
+        with Largest() as largest:
+            logits, _ = factored.decode(image, torch.empty(128, 2, 256), (256, 256))
+    assert logits.shape == (128, 3, 256, 256)
+    assert largest.elements <= 128 * 4096 * 113  # the 113 weights of a token, once

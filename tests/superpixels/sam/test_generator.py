@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +249,32 @@ def test_bad_input_is_named(parts: dict[str, torch.nn.Module]) -> None:
     with pytest.raises(ValueError, match="3 outputs per prompt, this has 4"):
         lenient(parts)
     parts["mask_decoder"].num_multimask_outputs = before
+
+
+@pytest.mark.parametrize("decisions", ["low", "full"])
+def test_on_a_gpu_the_host_waits_for_the_batch_not_for_its_images(
+    parts: dict[str, torch.nn.Module], devices: Any, decisions: str
+) -> None:
+    """Two passes, each with one answer to "which masks passed" and one copy of them, and no copy that blocks."""
+    options = {"decisions": decisions, "dtype": "float32"}
+    given = [embedding(0), embedding(1, (128, 37)), embedding(2)]
+    expected = lenient(parts, **options)(embeddings=given)
+    copies = {name: copy.deepcopy(module) for name, module in parts.items()}
+    with devices.LogicalCuda() as cuda, cuda.counting() as waits:
+        moved = {name: module.to("cuda:1") for name, module in copies.items()}
+        on_device = [item._replace(embedding=item.embedding.to("cuda:1", non_blocking=True)) for item in given]
+        generator = lenient(moved, **options)
+        with cuda.counting() as waits:
+            found = generator(embeddings=on_device)
+    cuda.check()
+    assert not cuda.doubles and not waits.copies, waits.table()
+    assert len(waits.reads) <= 4 + (0 if decisions == "low" else 2 * 2 * len(given)), waits.table()
+    for one, other in zip(found, expected, strict=True):
+        assert one.count > 1 and np.array_equal(one.labels, other.labels)
+
+
+def test_clocks_wait_for_the_device(parts: dict[str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[torch.device] = []
+    monkeypatch.setattr("lavis_svp.superpixels.sam.generator.wait_for", waits.append)
+    _, seconds = lenient(parts).timed(embedding())
+    assert waits == [torch.device("cpu")] * 2 and set(seconds) == {"superpixels"}

@@ -51,6 +51,14 @@ def test_settings_are_those_that_release_0_1_wrote_into_stores() -> None:
     assert hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12] == "642ee81c9792"
 
 
+def test_auto_follows_the_device_and_changes_no_store() -> None:
+    auto = preset_options("svp", {})
+    assert [auto.prompts_per_call(kind) for kind in ("cpu", "cuda", "mps")] == [16, 128, 128]
+    assert preset_options("svp", {"chunk": 7}).prompts_per_call("cuda") == 7
+    exact, half = (preset_options("svp", {"dtype": dtype, "chunk": 7}) for dtype in ("float32", "bfloat16"))
+    assert auto.settings() == exact.settings() != half.settings()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from segment_anything.modeling import PromptEncoder
 
-from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, uncovered_points
+from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, uncovered_points
 
 
 def test_grid_points_lie_in_cell_centres_of_the_valid_area() -> None:
@@ -14,6 +15,15 @@ def test_grid_points_lie_in_cell_centres_of_the_valid_area() -> None:
     assert points.tolist() == [[32, 15], [96, 15], [32, 45], [96, 45]]
     slim = grid_points((7, 1024), 32)
     assert slim.shape == (1024, 2) and (slim > 0).all() and (slim < torch.tensor([1024, 7])).all()
+
+
+@torch.no_grad()
+def test_point_tokens_are_bit_for_bit_those_of_segment_anything() -> None:
+    torch.manual_seed(0)
+    encoder = PromptEncoder(64, (8, 8), (128, 128), mask_in_chans=8).eval()
+    points = grid_points((90, 128), 7)
+    expected, _ = encoder(points=(points[:, None], torch.ones(len(points), 1)), boxes=None, masks=None)
+    assert torch.equal(point_tokens(encoder, points), expected)
 
 
 @pytest.mark.parametrize(

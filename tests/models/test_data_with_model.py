@@ -1,0 +1,163 @@
+"""Data set, loader and model together: every way in which an image, its features and its superpixels reach the model."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_svp.common.options import SetupError
+from lavis_svp.common.transfer import SharedBatch
+from lavis_svp.datasets.layout import annotation_files
+from lavis_svp.datasets.refcoco import RefCOCO
+from lavis_svp.datasets.referring import ReferringDataset
+from lavis_svp.datasets.sampling import SamplingOptions
+from lavis_svp.datasets.sources import DataSource, ImageFolder
+from lavis_svp.processors.image import ImageTrainOptions, SvpImageTrainProcessor
+from lavis_svp.processors.text import SvpReferringProcessor
+from lavis_svp.runners.data import ShuffledOrder, TrainSampler, build_loader
+from lavis_svp.vision.feature_cache import prepare_features
+
+SIDE = 128
+IMAGES = 4
+COLOUR = {"extra_channels": ["sam", "colour"]}
+SAM = {"name": "sam", "points_per_side": 2}
+
+
+@pytest.fixture
+def make_data(refcoco_family, fake_refcoco):
+    """``make_data(train, hflip_prob=, brightness=, side=, **sampling)``: a data set of a few images."""
+
+    def make(train=True, hflip_prob=0.0, brightness=0.0, side=SIDE, **sampling):
+        files = annotation_files(refcoco_family, "refcoco")
+        data = ReferringDataset(
+            DataSource(RefCOCO(files.instances, files.refs), ImageFolder(refcoco_family / fake_refcoco.IMAGES)),
+            ["train"],
+            train,
+            vis_processor=SvpImageTrainProcessor(ImageTrainOptions(side, brightness=brightness, hflip_prob=hflip_prob)),
+            text_processor=SvpReferringProcessor(),
+            options=SamplingOptions(instances=True, **sampling),
+        )
+        data.leave_out(data.annotation[IMAGES:])
+        return data
+
+    return make
+
+
+def batches_of(data, workers=0, prepare=None):
+    sampler = TrainSampler(ShuffledOrder(len(data), 0), 2, 0, IMAGES // 2)
+    return list(build_loader(data, sampler, 0, workers, pin_memory=False, prepare=prepare))
+
+
+@pytest.mark.parametrize(
+    ("cache_features", "superpixel_cache", "load_image", "hflip_prob"),
+    [
+        *itertools.product([False, True], ["off", "fill"], ["auto", True], [0.0, 1.0]),
+        (True, "off", False, 0.0),
+        (True, "off", False, 1.0),
+    ],
+)
+def test_every_sample_reaches_the_model_in_every_combination(
+    make_model, make_data, own_cache, cache_features, superpixel_cache, load_image, hflip_prob
+):
+    """Mirrored or not, cached or not: no sample is dropped, and all give the same features."""
+    model = make_model(superpixels=SAM, vision_encoder=COLOUR)
+    data = make_data(hflip_prob=hflip_prob, load_image=load_image)
+    prepare_features(
+        model.extractor, {"a": {"train": data}}, cache_features=cache_features, superpixel_cache=superpixel_cache
+    )
+    reference = make_data(hflip_prob=hflip_prob)
+    for batch, plain in zip(batches_of(data), batches_of(reference), strict=True):
+        assert "skipped" not in batch and batch["image_key"] == plain["image_key"]
+        assert ("image" in batch) == (load_image is True or not cache_features)
+        assert ("frozen" in batch) == cache_features and "image" in plain
+        assert ("region_map" in batch) == (cache_features or superpixel_cache == "fill")
+        if hflip_prob:
+            assert any(key.endswith("-mirrored") for key in batch["image_key"])
+        found, expected = model.extractor(batch), model.extractor(plain)
+        exact = not cache_features
+        tolerance = {"atol": 0, "rtol": 0} if exact else {"atol": 2e-2, "rtol": 2e-2}  # stored in float16
+        torch.testing.assert_close(found.patches.patches, expected.patches.patches, **tolerance)
+        torch.testing.assert_close(found.sam, expected.sam, **tolerance)
+        assert found.geometry == expected.geometry and found.extents == expected.extents
+        for one, mask in zip(found.region_maps, batch["masks"], strict=True):
+            assert abs(one.size[0] / one.size[1] - mask[0].shape[0] / mask[0].shape[1]) < 0.1
+        loss = model(batch)["loss"]
+        assert loss.isfinite()
+        loss.backward()
+
+
+def test_mirrored_superpixels_are_those_of_the_mirrored_image(make_model, make_data, own_cache):
+    """Where left and right are not alike: half of the regions' places would be wrong otherwise."""
+    model = make_model(superpixels=SAM)
+    mirrored, plain = make_data(hflip_prob=1.0), make_data()
+    for data in (mirrored, plain):
+        prepare_features(model.extractor, {"a": {"train": data}}, cache_features=True)
+    compared = 0
+    for twin, one in ((mirrored[index], plain[index]) for index in range(IMAGES)):
+        if twin["image_key"] != one["image_key"]:
+            flipped = one["region_map"].labels[:, ::-1]
+            assert len(set(zip(flipped.ravel(), twin["region_map"].labels.ravel(), strict=True))) == len(
+                np.unique(flipped)
+            )
+            compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_changes_of_colour_reach_the_model_or_are_refused(make_model, make_data, own_cache, cache_features):
+    model = make_model()
+    data = {"a": {"train": make_data(brightness=0.9)}}
+    if cache_features:
+        with pytest.raises(SetupError, match=r"datasets\.a\.vis_processor\.train\.brightness"):
+            prepare_features(model.extractor, data, cache_features=True)
+        assert not (own_cache / "features").exists()  # before anything expensive
+        return
+    prepare_features(model.extractor, data, cache_features=False)
+    changed, plain = batches_of(data["a"]["train"])[0], batches_of(make_data())[0]
+    features = [model.extractor(batch).patches.patches for batch in (changed, plain)]
+    assert not torch.allclose(*features, atol=1e-2)
+
+
+def test_without_images_and_features_a_run_does_not_start(make_model, make_data):
+    with pytest.raises(SetupError, match="load_image is false"):
+        prepare_features(make_model().extractor, {"a": {"train": make_data(load_image=False)}}, cache_features=False)
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_prediction_needs_no_image_where_features_are_cached(make_model, make_data, own_cache, cache_features):
+    model = make_model(vision_encoder=COLOUR).eval()
+    data = make_data(train=False, max_expressions=2)
+    prepare_features(model.extractor, {"a": {"val": data}}, cache_features=cache_features)
+    batch = data.collater([data[0], data[1]])
+    assert ("image" in batch) != cache_features
+    predictions = model.predict_masks(batch, "teacher_forced")
+    for row, size, masks in zip(predictions, batch["original_size"], batch["masks"], strict=True):
+        assert len(row) == len(masks) and all(one.mask.shape == size for one in row)
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_the_loss_does_not_depend_on_the_workers(make_model, make_data, own_cache, cache_features):
+    model = make_model(superpixels=SAM)
+    data = make_data(hflip_prob=0.5)
+    prepare_features(model.extractor, {"a": {"train": data}}, cache_features=cache_features)
+    losses = [
+        [float(model(batch)["loss"].detach()) for batch in batches_of(data, workers, model.batch_preparer(True))]
+        for workers in (0, 2)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_few_bytes_cross_from_a_worker(make_model, make_data, own_cache, cache_features, monkeypatch):
+    """At side 1024 an image is 3.1 MB, not 16.8, and nothing where its features are cached."""
+    side = 1024
+    model = make_model(sam={"side": side}, auxiliary_losses={"grounding": 0.0}, losses={"resolution": "low"})
+    data = make_data(side=side)
+    data.leave_out(data.annotation[2:])
+    prepare_features(model.extractor, {"a": {"train": data}}, cache_features=cache_features)
+    batch = model.batch_preparer(True)(data.collater([data[0], data[1]]))
+    crossing = SharedBatch(batch).nbytes / 2
+    stored = sum(value.nbytes for value in (data[0].get("frozen") or {}).values())
+    image = 0 if cache_features else 3 * side * side
+    assert image + stored < crossing < image + stored + 0.6e6  # and targets of 256 x 256, superpixels, texts

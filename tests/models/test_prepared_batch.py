@@ -1,0 +1,106 @@
+"""What a loader's worker prepares of a batch: the model computes the same from it, and it holds what is needed alone."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_svp.common.transfer import SharedBatch
+from lavis_svp.models.batch import PREPARED
+
+RECIPE = {
+    "seg_prompt": {"state_norm": "batch", "pointer": True, "pointer_position": True},
+    "auxiliary_losses": {"grounding": 1.0, "word_alignment": 1.0, "point_regression": 1.0},
+    "sam": {"max_masks_per_image": 1},
+}
+FORMS = {
+    "paper": {},
+    "recipe": RECIPE,
+    "recipe, low": {**RECIPE, "losses": {"resolution": "low"}},
+    "patches": {**RECIPE, "projector": {"name": "mlp"}},
+    "pad": {**RECIPE, "vision_encoder": {"fit": "pad"}},
+}
+
+
+def losses_of(model, batch):
+    random.seed(0)
+    torch.manual_seed(0)
+    return {name: value.detach() for name, value in model(batch).items() if name != "stats"}
+
+
+def with_region_maps(model, batch):
+    maps = model.extractor(batch).region_maps
+    return batch if maps is None else {**batch, "region_map": maps}
+
+
+def prepared(model, batch, training=True):
+    random.seed(0)
+    preparer = pickle.loads(pickle.dumps(model.batch_preparer(training)))  # as a worker that was not forked gets it
+    return SharedBatch(preparer(batch)).unpack()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prepared_batch_trains_the_same(make_model, batch, form):
+    model = make_model(**FORMS[form])
+    batch = with_region_maps(model, batch)
+    ready = prepared(model, batch)
+    assert set(ready) == {"original_size", "text_input", "has_target", PREPARED}
+    expected, found = losses_of(model, batch), losses_of(model, ready)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prepared_batch_is_answered_the_same(make_model, batch, form):
+    model = make_model(**FORMS[form]).eval()
+    batch = with_region_maps(model, batch)
+    ready = prepared(model, batch, training=False)
+    assert "image" not in ready and {"masks", "text_input"} <= set(ready)
+    for mode in ("generative", "teacher_forced"):
+        encoded = model.encode(ready)
+        for before, after, again in zip(
+            *(model.predict_masks(samples, mode) for samples in (batch, ready)),
+            model.predict_masks({"text_input": batch["text_input"]}, mode, encoded),
+            strict=True,
+        ):
+            for a, b, c in zip(before, after, again, strict=True):
+                assert np.array_equal(a.mask, b.mask) and np.array_equal(a.mask, c.mask)
+                assert (a.text, a.score, a.pick, a.tokens) == (b.text, b.score, b.pick, b.tokens)
+
+
+def test_superpixels_made_on_the_way_give_the_same_losses(make_model, batch):
+    model = make_model(**RECIPE)
+    late = prepared(model, batch)  # no region maps yet
+    assert late[PREPARED].tree.lacks_regions
+    expected = losses_of(model, with_region_maps(model, batch))
+    assert all(torch.equal(value, expected[name]) for name, value in losses_of(model, late).items())
+
+
+@pytest.mark.parametrize("knows_regions", [True, False])
+def test_texts_that_do_not_fit_are_left_out_with_their_masks_and_counted(make_model, batch, knows_regions):
+    one_wording = {"style": "plain", "questions": ["segment {expression}."], "answers": ["[SEG]."]}
+    options = {**RECIPE, "layout": "conversation", "prompt": one_wording}
+    model = make_model(**options)
+    batch = with_region_maps(model, batch) if knows_regions else batch
+    turns = prepared(model, batch)[PREPARED].tree.texts.turns
+    used = len(model.prompt_builder.prefix_ids()) + max(model.encode(batch).counts)
+    short = make_model(**options, language={"max_length": used + sum(len(turn.ids) for turn in turns[0][:2])})
+    assert short(batch)["stats"]["shortened_texts"] == 1
+    fewer = {key: [batch[key][0][:2], batch[key][1]] for key in ("text_input", "masks", "has_target")}
+    expected, found = losses_of(model, {**batch, **fewer}), losses_of(short, prepared(short, batch))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_a_text_that_is_too_long_for_a_turn_is_cut_in_training_and_an_error_in_prediction(make_model, batch):
+    model = make_model(language={"max_turn_tokens": 24})
+    long = {**batch, "text_input": [["the red cup " * 30, "a cat", "a star"], ["the circle"]]}
+    output = model(long)
+    assert torch.isfinite(output["loss"]) and output["stats"]["shortened_texts"] == 1
+    with pytest.raises(ValueError, match="max_turn_tokens"):
+        model.eval().predict_masks(long)

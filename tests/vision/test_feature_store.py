@@ -1,0 +1,209 @@
+"""Features on disk: what the encoders would compute, by threads on a device or by processes, one image or many."""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_svp.common.images import BrokenFileError, image_key, read_pixels
+from lavis_svp.superpixels.store import SuperpixelStore
+from lavis_svp.vision import feature_store
+from lavis_svp.vision.feature_cache import precompute_features
+from lavis_svp.vision.feature_store import FeatureCache, FeatureWriter, ImageJob, ResizedImage, fill_features
+
+SAM = {"name": "sam", "points_per_side": 2}
+
+
+def jobs_of(split, names):
+    return [ImageJob(split.image_file(name), image_key(split.image_file(name).read_bytes())) for name in names]
+
+
+def contents(cache):
+    return {path.stem: cache.get(path.stem) for path in cache.folder.rglob("*.safetensors")}
+
+
+def test_the_cache_keeps_features_and_survives_damage(tmp_path):
+    cache = FeatureCache(tmp_path, {"side": 8})
+    assert cache.get("ab12") is None
+    patches, valid, sam = torch.randn(4, 3), torch.ones(4, dtype=torch.bool), torch.randn(256, 2, 2)
+    cache.put("ab12", patches, valid, sam)
+    stored = FeatureCache(tmp_path, {"side": 8}).get("ab12")
+    torch.testing.assert_close(stored["patches"].float(), patches, atol=2e-3, rtol=1e-3)
+    assert stored["valid"].all() and stored["sam"].shape == (256, 2, 2)
+    assert FeatureCache(tmp_path, {"side": 16}).get("ab12") is None  # other settings, another folder
+    cache.path("ab12").write_bytes(b"half a file")
+    with pytest.raises(BrokenFileError, match="the next start makes it again"):
+        cache.get("ab12")
+    assert cache.get("ab12") is None and not cache.path("ab12").exists()
+    (cache.folder / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="other settings"):
+        FeatureCache(tmp_path, {"side": 8})
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_worker_processes_store_the_same(workers, make_extractor, make_split, own_cache, monkeypatch):
+    """With one worker in this process, by the function that workers call."""
+    names = [f"{number}.png" for number in range(3)]
+    outputs = {"cls_attention", "keys", "levels"}
+    extractor, split = make_extractor(outputs, levels=[0, -1]), make_split(names)
+    jobs = jobs_of(split, names)
+    features = FeatureCache(own_cache / "features", extractor.settings())
+    config = json.dumps(dataclasses.asdict(extractor.config))
+    if workers == 1:
+        for job in jobs:
+            assert feature_store._write_in_worker((config, False, features.folder), False, job) is None
+    else:
+        monkeypatch.setattr(feature_store, "MIN_IMAGES_FOR_WORKERS", 2)
+        monkeypatch.setattr(feature_store, "cpus_per_process", lambda: 2)
+        precompute_features(extractor, {"any": {"train": split}})
+    by_workers = [features.get(job.key) for job in jobs]
+    for job in jobs:
+        features.path(job.key).unlink()
+    monkeypatch.setattr(feature_store, "MIN_IMAGES_FOR_WORKERS", 100)
+    precompute_features(extractor, {"any": {"train": split}})
+    for job, stored in zip(jobs, by_workers, strict=True):
+        assert set(stored) == {"patches", "valid", "sam", *outputs}
+        torch.testing.assert_close(features.get(job.key), stored, atol=5e-3, rtol=5e-3)
+    with pytest.raises(RuntimeError, match="changed after loading"):
+        feature_store._writer_of(config, False, features.folder.parent / "other")
+
+
+@pytest.mark.parametrize("superpixels", [None, SAM])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_batch_stores_what_one_image_at_a_time_does(
+    batch_size, superpixels, make_extractor, make_split, tmp_path, own_cache
+):
+    """The way of a GPU, on the CPU: the results do not depend on the batch."""
+    names = [f"{number}.png" for number in range(5)]
+    extractor, split = make_extractor({"cls_attention", "levels"}, superpixels, levels=[0, -1]), make_split(names)
+    jobs = jobs_of(split, names)
+    jobs.append(ImageJob(jobs[0].file, jobs[0].key + "-mirrored", True))
+    results = []
+    for folder in ("alone", "together"):
+        store = None if superpixels is None else SuperpixelStore(extractor.generator, tmp_path / folder)
+        writer = FeatureWriter(extractor, FeatureCache(tmp_path / folder, extractor.settings()), store)
+        if folder == "alone":
+            for job in jobs:
+                pixels = read_pixels(job.file)
+                writer.write(np.ascontiguousarray(pixels[:, ::-1]) if job.mirrored else pixels, job.key)
+        else:
+            assert list(feature_store._write_here(writer, False, jobs, batch_size)) == [None] * len(jobs)
+        keys = [] if store is None else store.keys()
+        regions = {key: store.get(key).labels for key in keys}
+        results.append((contents(writer.features), regions))
+    (alone, maps), (together, others) = results
+    assert set(alone) == set(together) == {job.key for job in jobs}
+    assert set(maps) == set(others) == ({job.key for job in jobs[:5]} if superpixels else set())
+    for key, stored in alone.items():
+        exact = {"atol": 0, "rtol": 0} if batch_size == 1 else {"atol": 2e-3, "rtol": 2e-3}  # half a float16's last bit
+        torch.testing.assert_close(together[key], stored, **exact)
+    for key, labels in maps.items():
+        assert (labels == others[key]).mean() > 0.99
+
+
+class SlowWriter:
+    """Waits in `compute` until images have been read ahead, and in the next one until the first were written."""
+
+    extractor = None
+
+    def __init__(self, batch_size):
+        self.batch_size, self.calls = batch_size, 0
+        self.read, self.written = threading.Semaphore(0), threading.Semaphore(0)
+        self.threads = {"compute": set(), "store": set(), "read": set()}
+
+    def compute(self, images):
+        self.calls += 1
+        self.threads["compute"].add(threading.get_ident())
+        waits_for = self.read if self.calls == 1 else self.written
+        assert all(waits_for.acquire(timeout=20) for _ in range(2 * self.batch_size if self.calls == 1 else 1))
+        return [feature_store.ComputedImage(one.key, {}, None) for one in images]
+
+    def store(self, computed):
+        self.threads["store"].add(threading.get_ident())
+        self.written.release()
+
+
+def test_reading_and_writing_overlap_with_computing(monkeypatch):
+    writer = SlowWriter(2)
+    writer.extractor = type("Extractor", (), {"sam_side": 16})
+
+    def load(side, may_skip, job):
+        writer.threads["read"].add(threading.get_ident())
+        writer.read.release()
+        return ResizedImage(job.key, torch.zeros(3, side, side, dtype=torch.uint8), (side, side))
+
+    monkeypatch.setattr(feature_store, "_load", load)
+    jobs = [ImageJob(None, f"key{number}") for number in range(9)]
+    assert list(feature_store._write_here(writer, False, jobs, 2)) == [None] * 9
+    assert writer.calls == 5 and len(writer.threads["compute"]) == 1
+    assert not writer.threads["compute"] & (writer.threads["store"] | writer.threads["read"])
+
+
+def test_what_was_stored_before_an_interruption_is_not_computed_again(make_extractor, make_split, own_cache):
+    names = [f"{number}.png" for number in range(6)]
+    extractor, split = make_extractor(superpixels=None), make_split(names)
+    writer = FeatureWriter(extractor, FeatureCache(own_cache / "features", extractor.settings()), None)
+    compute, seen = writer.compute, []
+
+    def interrupted(images):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.extend(one.key for one in images)
+        return compute(images)
+
+    writer.compute = interrupted
+    jobs = jobs_of(split, names)
+    with pytest.raises(KeyboardInterrupt):
+        fill_features(writer, jobs, 0, 1, False)
+    stored = set(contents(writer.features))
+    assert stored <= set(seen) and len(stored) == 3  # what was computed is written, too
+    seen.clear()
+    seen.extend(["none"])
+    writer.compute = lambda images: seen.extend(one.key for one in images) or compute(images)
+    fill_features(writer, jobs, 0, 1, False)
+    assert set(seen[1:]) == {job.key for job in jobs} - stored and len(contents(writer.features)) == 6
+
+
+def test_processes_share_the_work_and_use_their_cores(make_extractor, make_split, own_cache, monkeypatch):
+    """Torchrun starts each process with one thread."""
+    names = [f"{number}.png" for number in range(4)]
+    extractor, split = make_extractor(superpixels=None), make_split(names)
+    monkeypatch.setattr(feature_store, "cpus_per_process", lambda: 2)
+    threads = []
+    encode = extractor.encode
+    monkeypatch.setattr(extractor, "encode", lambda *given: threads.append(torch.get_num_threads()) or encode(*given))
+    writer = FeatureWriter(extractor, FeatureCache(own_cache / "features", extractor.settings()), None)
+    shares = [dict(feature_store.keyed_files(split, rank, 2)) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [2, 2] and not set(shares[0]) & set(shares[1])
+    fill_features(writer, [ImageJob(file, key) for key, file in shares[0].items()], 0, 2, False)
+    assert threads == [2, 2] and torch.get_num_threads() == 1
+    assert set(contents(writer.features)) == set(shares[0])
+
+
+def test_a_broken_image_in_a_batch_leaves_the_others(make_extractor, make_split, own_cache):
+    extractor, split = make_extractor(superpixels=None), make_split(["a.png", "b.png", "c.png"])
+    jobs = jobs_of(split, ["a.png", "b.png", "c.png"])
+    jobs[1].file.write_bytes(b"no image")
+    writer = FeatureWriter(extractor, FeatureCache(own_cache / "features", extractor.settings()), None)
+    faults = list(feature_store._write_here(writer, True, jobs, 8))
+    assert faults[0] is faults[2] is None and faults[1].startswith("BadImageError")
+    assert set(contents(writer.features)) == {jobs[0].key, jobs[2].key}
+    with pytest.raises(BrokenFileError, match=r"b\.png"):
+        list(feature_store._write_here(writer, False, jobs, 8))
+
+
+def test_a_bug_while_computing_is_not_taken_for_a_broken_file(make_extractor, make_split, own_cache, monkeypatch):
+    extractor, split = make_extractor(superpixels=None), make_split(["a.png"])
+    monkeypatch.setattr(feature_store, "resize_to_sam_input", lambda *_: [][0])
+    writer = FeatureWriter(extractor, FeatureCache(own_cache / "features", extractor.settings()), None)
+    with pytest.raises(IndexError):
+        list(feature_store._write_here(writer, True, jobs_of(split, ["a.png"]), 8))
+
+
+def test_keys_that_the_data_state_are_not_computed(make_split):
+    split = make_split(["a.png"], stated_key=lambda image: f"key-of-{image}")
+    split.image_file = lambda name: name  # there is nothing to read
+    assert dict(feature_store.keyed_files(split, 0, 1)) == {"key-of-a.png": "a.png"}
