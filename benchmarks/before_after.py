@@ -78,10 +78,7 @@ def work(form: str) -> None:
     rung = step_times.RUNGS.get(form)
     row = step_times.Row(form) if rung is None else step_times.Row(step_times.BASE, rung)
     runner = row.runner
-    if hasattr(row, "test_batches"):
-        test = row.test_batches()
-    else:
-        test = iter(eval_loader(runner.datasets, "test", runner.options, pin_memory=False))
+    test = iter(eval_loader(runner.datasets, "test", runner.options, pin_memory=False))
     print(f"{MARK} ready", flush=True)
     for line in sys.stdin:
         if line.strip() == "step":

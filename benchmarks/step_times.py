@@ -31,13 +31,11 @@ from torch import nn
 from tqdm import tqdm
 
 import lavis_svp  # noqa: F401  (before LAVIS)
-
-from lavis.datasets.data_utils import prepare_sample  # isort: skip
-
 from lavis_svp.runners.data import eval_loader, train_loader
 from lavis_svp.runners.project import build_config, build_runner, read_project
 from lavis_svp.runners.training_log import TrainingMeter
 from lavis_svp.tasks.base import run_facts
+from lavis_svp.vision.geometry import resize_to_sam_input
 
 ROWS = ROOT / "projects" / "svp" / "comparison"
 BASE = "svp"
@@ -98,7 +96,7 @@ class Row:
         project = read_project(ROWS / f"{name}.yaml", [*chosen, *silent, ANSWER])
         self.runner = build_runner(build_config(project))
         self.model = self.runner.model
-        self.cached = "uncached" not in options
+        self.options = options
         self.alignment = int(self.model.options.auxiliary_losses.alignment_steps)
         self.meter = TrainingMeter(self.runner.device)
         self.stepper = self.runner.make_stepper(self.meter)
@@ -108,8 +106,10 @@ class Row:
 
     def _batches(self) -> Iterator[Any]:
         runner = self.runner
-        for samples in train_loader(runner.datasets, runner.order, runner.options, 0, pin_memory=False):
-            yield samples if self.cached else {k: v for k, v in samples.items() if k not in ("frozen", "region_map")}
+        if "uncached" in self.options:
+            runner.datasets["train"].feature_cache = runner.datasets["train"].superpixel_cache = None
+        prepare = self.model.batch_preparer(training=True)
+        yield from train_loader(runner.datasets, runner.order, runner.options, 0, pin_memory=False, prepare=prepare)
 
     def step(self, aligns: bool) -> dict[str, float]:
         """One optimizer step; seconds whole and by part."""
@@ -150,7 +150,7 @@ def measure(rounds: int) -> dict[str, Any]:
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     tokens: dict[str, list[float]] = defaultdict(list)
     for turn in tqdm(range(rounds + WARM_UP), desc="rounds", unit="round"):
-        samples = prepare_sample(next(test), cuda_enabled=False)
+        samples = next(test)
         for name, row in {**rows, **rungs}.items():
             seen = {f"full: {part}": seconds for part, seconds in row.step(aligns=False).items()}
             if row.alignment and name in rows:
@@ -194,8 +194,9 @@ def frozen_half(row: Row, images: int) -> dict[str, float]:
     clock = Clock({name: frozen.get_submodule(where) for name, where in FROZEN.items()})
     times: dict[str, list[float]] = defaultdict(list)
     for index in tqdm(range(images + WARM_UP), desc="frozen half", unit="image"):
-        sample = data[index]
-        inputs = frozen.encode(sample["image"][None], [sample["original_size"]])
+        pixels = data.pixels(data.annotation[index].image_id, data.annotation[index].split)
+        square = resize_to_sam_input(pixels, frozen.sam_side)[None]  # (1, 3, S, S) uint8
+        inputs = frozen.encode(square, [pixels.shape[:2]])
         start = time.perf_counter()
         frozen.generator(None, [inputs.sam_embedding(0)])
         seconds = {**clock.take(), "superpixels": time.perf_counter() - start}

@@ -329,7 +329,7 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-        return states.to(embeddings.device)
+        return states.to(embeddings.device, self.compute_dtype)
 
     def logits(self, states: Tensor) -> Tensor:
         """(P, D) states -> (P, V) float32 scores of the next token, V = ``vocabulary``; ``[SEG]`` is at its id."""

@@ -145,6 +145,7 @@ class SvpRis(BaseModel):
         self._kept_in_checkpoint: set[str] = set()  # parameters that an earlier stage trained
         if options.trainable is not None:
             train_only(self, options.trainable)
+            self.language.keep_trained_in_float32()
 
     @property
     def device(self) -> torch.device:

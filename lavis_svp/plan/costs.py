@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.plan.flops import Flops, LanguageShape, PartFlops, training_flops
 from lavis_svp.plan.settings import Gpu, TextLengths, TrainingSettings
+from lavis_svp.vision.feature_extractor import superpixel_cache
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ def training_costs(model: SvpRis, side: Side, text: TextLengths, expressions: in
     parts, shape = side.parts, side.shape
     cached = model.options.cache_features
 
-    def frozen(flops: Flops) -> PartCost:
-        total = 0.0 if cached else flops.total
-        return PartCost(total, total, "cached features" if cached else "forward")
+    def frozen(flops: Flops, stored: str = "") -> PartCost:
+        stored = "cached features" if cached else stored
+        total = 0.0 if stored else flops.total
+        return PartCost(total, total, stored or "forward")
+
+    read = "" if superpixel_cache(model.options.superpixels) == "off" else "read from the store"
 
     projector_trains = any(p.requires_grad for p in model.projector.parameters())
     embeddings_train = any(p.requires_grad for n, p in model.language.named_parameters() if "transformer" not in n)
@@ -74,7 +78,7 @@ def training_costs(model: SvpRis, side: Side, text: TextLengths, expressions: in
     masks = min(expressions, model.options.sam.max_masks_per_image or expressions)
     return {
         "SAM encoder": frozen(parts.sam_encoder),
-        "superpixels": frozen(parts.superpixels),
+        "superpixels": frozen(parts.superpixels, read),
         "vision encoder": frozen(parts.vision_encoder),
         "projector": _cost(parts.projector, 1.0 if projector_trains else 0.0, projector_trains),
         "language model": _cost(language, shape.trained_share, flows, language_weights, shape.checkpointing),

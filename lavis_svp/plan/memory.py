@@ -18,7 +18,9 @@ from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.plan.costs import sequences
 from lavis_svp.plan.flops import LanguageShape, decode_mask, make_seg_prompts, parameters_by_part, project
 from lavis_svp.plan.settings import TextLengths, TrainingSettings
-from lavis_svp.superpixels.sam.generator import SamSuperpixels
+from lavis_svp.superpixels.sam.factored_decoder import GPU_BLOCK
+from lavis_svp.superpixels.sam.generator import FULL_GRID, SamSuperpixels
+from lavis_svp.vision.feature_extractor import superpixel_cache
 
 FP32 = 4
 HALF = 2
@@ -27,8 +29,9 @@ LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's default stage3_max_live_parameter
 CONTEXT = 1.5e9  # CUDA context, NCCL and cuBLAS workspaces: an assumption
 FRAGMENTATION = 0.05  # of all else: an assumption
 LOGIT_BYTES = 12  # of one logit: as computed, in float32, its gradient
-ATTENTION_BYTES = 12  # of one weight of SAM's global attention: product, with positions, softmax
-PROMPT_NUMBERS = 1500  # float32 numbers that the factored decoder holds for one prompt and image token
+ATTENTION_NUMBERS = 3  # of one weight of SAM's global attention: product, with positions, softmax
+PROMPT_NUMBERS = 460  # float32 numbers that the factored decoder holds for one prompt and image token,
+UPSCALED_NUMBERS = 1150  # and for each of those whose logits are computed together; both counted on the meta device
 MASK_BYTES = 16  # of one pixel of SAM's input in the mask losses: logits at full size, target, gradient
 
 
@@ -70,7 +73,10 @@ def memory_per_gpu(
         sum(p.numel() for name in names for p in getattr(model, name, nn.Module()).parameters())
         for names in (model.replicated_modules, model.unsharded_modules)
     )
-    states = state_bytes(counts.total, counts.trained, training, num_gpus, replicated, unsharded)
+    encoders, language_weights = half_weights(model)
+    states = state_bytes(
+        counts.total, counts.trained, training, num_gpus, replicated, unsharded, encoders, language_weights
+    )
     rows, length = sequences(model.options.layout, tokens, text, training.expressions)
     images = training.batch_size
     width = FP32 if training.dtype == "fp32" else HALF
@@ -79,13 +85,30 @@ def memory_per_gpu(
     language = inputs + one_layer if shape.checkpointing else shape.layers * one_layer
     heads = images * head_bytes(model, tokens, training.expressions)
     heads += images * training.expressions * text.answer * shape.vocabulary * LOGIT_BYTES
-    frozen = 0.0 if model.options.cache_features else frozen_bytes(model, images)
+    frozen = 0.0 if model.options.cache_features else frozen_bytes(model)
     used = sum(states) + max(frozen, language + heads)
     return Memory(*states, language, heads, frozen, CONTEXT + FRAGMENTATION * used)
 
 
+def half_weights(model: SvpRis) -> tuple[int, int]:
+    """How many weights of the image encoders, and frozen ones of the language model, CUDA holds in 16 bits."""
+    options, extractor = model.options, model.extractor
+    encoders = ((options.vision_encoder, extractor.vision_encoder), (options.sam, extractor.sam_encoder))
+    in_half = [module for option, module in encoders if option.dtype != "float32"]
+    language = [] if options.language.dtype == "float32" else model.language.parameters()
+    frozen = sum(parameter.numel() for parameter in language if not parameter.requires_grad)
+    return sum(parameter.numel() for module in in_half for parameter in module.parameters()), frozen
+
+
 def state_bytes(
-    total: int, trained: int, training: TrainingSettings, num_gpus: int, replicated: int = 0, unsharded: int = 0
+    total: int,
+    trained: int,
+    training: TrainingSettings,
+    num_gpus: int,
+    replicated: int = 0,
+    unsharded: int = 0,
+    half_encoders: int = 0,
+    half_language: int = 0,
 ) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer states and communication buffers of one GPU.
 
@@ -98,18 +121,21 @@ def state_bytes(
         trained: trained parameters.
         training: the run.
         num_gpus: N.
-        replicated: frozen parameters outside of the engine, in float32 on every GPU at every stage
+        replicated: frozen parameters outside of the engine, whole on every GPU at every stage
             (``SvpRis.replicated_modules``).
         unsharded: parameters inside the engine that ZeRO-3 leaves whole on every GPU (``SvpRis.unsharded_modules``).
+        half_encoders: those of ``replicated`` in 16 bits.
+        half_language: frozen parameters of the language model in 16 bits, which they are in DeepSpeed's engine anyway.
     """
     half = training.dtype != "fp32"
     if training.zero is None:
         copies = trained * HALF if half else 0
-        return float(total * FP32 + copies), float(trained * FP32), float(trained * 2 * FP32), float(trained * FP32)
+        weights = float(total * FP32 - (half_encoders + half_language) * HALF + copies)
+        return weights, float(trained * FP32), float(trained * 2 * FP32), float(trained * FP32)
     width, moments = (HALF, 3 * FP32) if half else (FP32, 2 * FP32)
     stage, options = training.zero, training.zero_options
     shared = total - replicated - unsharded if stage == 3 else 0
-    whole = FP32 * replicated + width * (total - replicated - shared)
+    whole = FP32 * replicated - HALF * half_encoders + width * (total - replicated - shared)
     weights = whole + (0.0 if training.offloads("param") else width * shared / num_gpus)
     gradients = trained * width / (num_gpus if stage >= 2 else 1)
     optimizer = trained * moments / (num_gpus if stage >= 1 else 1)
@@ -183,16 +209,19 @@ def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
     return counted + drawn * side * side * MASK_BYTES
 
 
-def frozen_bytes(model: SvpRis, images: int) -> float:
-    """Temporary peak of SAM's image encoder on a batch of images, or of the superpixels of one image.
+def frozen_bytes(model: SvpRis) -> float:
+    """Temporary peak of SAM's image encoder, or of the superpixels, of one image: both take images one by one.
 
     The encoder's global attention materialises all its weights; the decoder works through point prompts in chunks.
+    Superpixels that are read from a store take nothing.
     """
     image_tokens = math.prod(model.extractor.sam_encoder.grid)
     network, generator = model.extractor.sam_encoder.network, model.extractor.generator
     encoder = decoder = 0.0
     if isinstance(network, ImageEncoderViT):
-        encoder = images * network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_BYTES
-    if isinstance(generator, SamSuperpixels):
-        decoder = generator.options.chunk * image_tokens * PROMPT_NUMBERS * FP32
+        width = FP32 if model.options.sam.dtype == "float32" else HALF
+        encoder = network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_NUMBERS * width
+    if isinstance(generator, SamSuperpixels) and superpixel_cache(model.options.superpixels) == "off":
+        prompts = max(1, generator.options.prompts_per_call("cuda") * FULL_GRID // image_tokens)
+        decoder = (prompts * image_tokens * PROMPT_NUMBERS + GPU_BLOCK * UPSCALED_NUMBERS) * FP32
     return float(max(encoder, decoder))

@@ -176,7 +176,7 @@ def assumption_lines(plan: Plan) -> Iterator[str]:
     )
     yield (
         "memory: states by arXiv 1910.02054; kept tensors counted on the real modules, with fused attention; frozen "
-        "half by formula in float32; context 1.5 GB and 5 % fragmentation are guesses; see lavis_svp/plan/memory.py"
+        "half by formula, image by image; context 1.5 GB and 5 % fragmentation guessed; see lavis_svp/plan/memory.py"
     )
     yield (
         "as published: every generated token runs vision encoder, projector and the whole sequence again, one call per "

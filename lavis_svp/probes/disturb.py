@@ -201,7 +201,8 @@ class _Replacement:
         moved: dict[str, Any] = {"tokens": visual.tokens}
         if self.mode == "reorder":
             moved |= {"assignment": visual.assignment, "order": visual.order}
-        return replace(visual, **{name: self.rows(TOKENS, one) for name, one in moved.items() if one is not None})
+        changed: dict[str, Any] = {name: self.rows(TOKENS, one) for name, one in moved.items() if one is not None}
+        return replace(visual, **changed)
 
 
 GROUPED = ("giou", "giou_ci", "pick_accuracy", "n", "n_images")

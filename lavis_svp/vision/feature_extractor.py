@@ -439,12 +439,13 @@ def superpixel_cache(section: Mapping[str, Any]) -> SuperpixelCache:
     Raises:
         ValueError: another value.
     """
-    value = section.get("cache", "off")
+    value: Any = section.get("cache", "off")
     value = "off" if value is False else value  # YAML reads a bare `off` as false
     if value not in get_args(SuperpixelCache):
         known = ", ".join(get_args(SuperpixelCache))
         raise ValueError(f"model.superpixels.cache is {value!r}; it must be one of: {known}.")
-    return value
+    chosen: SuperpixelCache = value
+    return chosen
 
 
 def check_superpixel_section(section: Mapping[str, Any]) -> None:

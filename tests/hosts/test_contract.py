@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lavis_svp.hosts import images as images_of_hosts
 from lavis_svp.hosts import list_hosts, swap_projector
 from lavis_svp.projectors import list_projectors
+from lavis_svp.superpixels import build_superpixels
 
+GRID = build_superpixels("grid", rows=2, cols=2)
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 SMALL = {
     "perceiver": {"num_queries": 5, "depth": 1, "heads": 2, "head_dim": 8},
@@ -285,6 +290,57 @@ def test_training_reaches_the_whole_projector(bench_of, host, name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
     assert any(p.grad.any() for p in parameters)
     model.zero_grad()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("host", "name"), pairs("svp"))
+def test_in_bfloat16_everything_runs_and_stays_near(bench_of, host, name):
+    bench = bench_of(host)
+    model, processor = bench.shared(name)
+    inputs = bench.inputs(processor)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    expected, found = model(**inputs).logits, half(**inputs).logits
+    assert found.dtype == torch.bfloat16 and float((found.float() - expected).abs().mean()) < 0.1 * float(
+        expected.std()
+    )
+    assert half.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+@pytest.mark.parametrize(("host", "name"), pairs("svp"))
+def test_on_a_gpu_nothing_mixes_devices(bench_of, devices, host, name):
+    """On ``cuda:1``, while ``cuda:0`` is the current device; without float64, which Apple's GPUs do not have."""
+    bench = bench_of(host)
+    model, processor = bench.shared(name)
+    expected = model(**bench.inputs(processor)).logits.detach()
+    moved = copy.deepcopy(model)
+    with devices.LogicalCuda() as cuda:
+        moved.to("cuda:1")
+        inputs = {key: value.to("cuda:1") for key, value in bench.inputs(processor).items()}
+        output = moved(**inputs, labels=inputs["input_ids"])
+        output.loss.backward()
+        for beams in (1, 2):
+            moved.generate(**inputs, max_new_tokens=2, do_sample=False, num_beams=beams)
+        found = output.logits.detach().cpu()
+    cuda.check()
+    assert not cuda.doubles, sorted(set(map(str, cuda.doubles)))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_the_processor_is_told_its_device_and_does_not_save_it(bench, tmp_path, monkeypatch, image):
+    """Here for a generator that has none; the device goes to SAM."""
+    seen = []
+    monkeypatch.setattr(images_of_hosts, "_build_generator", lambda text: seen.append(json.loads(text)) or GRID)
+    monkeypatch.setattr("lavis_svp.hosts.processor.checked_device", torch.device)
+    section = {"name": "sam", "side": 64, "device": "cuda:1"}
+    model, processor = swap_projector(*bench.original, "svp", superpixels=section, **SMALL["svp"])
+    processor(text=f"{bench.case.image}?", images=image(1))
+    assert processor.to("mps") is processor
+    processor(text=f"{bench.case.image}?", images=image(1))
+    assert [one["device"] for one in seen] == ["cuda:1", "mps"]
+    model.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    texts = [file.read_text() for file in tmp_path.glob("*config.json") if "token" not in file.name]
+    assert not any("cuda:1" in text or "mps" in text for text in texts) and any('"side": 64' in text for text in texts)
 
 
 @torch.no_grad()

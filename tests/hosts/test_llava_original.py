@@ -310,6 +310,18 @@ def test_training_reaches_the_whole_projector(images_of):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.model.mm_projector.parameters())
 
 
+def test_it_stays_on_its_device(devices, images_of):
+    model, images = double("svp"), images_of("svp")
+    ids, mask, _ = prompts()
+    with devices.LogicalCuda() as cuda:
+        model.to("cuda:1")
+        model.model.tower[0].to("cuda:1")
+        ids, mask, images = ids.to("cuda:1"), mask.to("cuda:1"), images.to("cuda:1")
+        model.logits(ids, images, ids.clone(), mask)[0].loss.backward()
+        model.say(ids, images, mask)
+    assert not [fault for fault in cuda.faults if fault.place.startswith("lavis_svp/")]
+
+
 def test_the_image_processor_serves_data_sets_and_workers(image):
     inner = CLIPImageProcessor(**SHOWN)
     process = pickle.loads(pickle.dumps(SuperpixelImageProcessor(inner, config_of("svp"))))

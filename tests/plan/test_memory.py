@@ -109,6 +109,21 @@ def test_more_tokens_images_and_layers_kept_take_more(small_skeleton):
     assert base.peak >= CONTEXT + base.weights + max(base.frozen, base.language + base.heads)
 
 
+def test_weights_in_16_bits_take_half():
+    stage2, plain = TRAINING, dataclasses.replace(TRAINING, zero=None)
+    held = [state_bytes(TOTAL, TRAINED, one, 4, replicated=200_000)[0] for one in (stage2, plain)]
+    half = {"replicated": 200_000, "half_encoders": 150_000, "half_language": 600_000}
+    assert state_bytes(TOTAL, TRAINED, stage2, 4, **half)[0] == held[0] - 2 * 150_000
+    assert state_bytes(TOTAL, TRAINED, plain, 4, **half)[0] == held[1] - 2 * 750_000
+
+
+def test_dtype_and_superpixels_from_a_store_lower_the_estimate(small_skeleton):
+    usual = estimate(small_skeleton())
+    full = {"vision_encoder": {"dtype": "float32"}, "sam": {"dtype": "float32"}, "language": {"dtype": "float32"}}
+    assert estimate(small_skeleton(**full)).weights > usual.weights
+    assert estimate(small_skeleton(superpixels={"name": "sam", "cache": "read"})).frozen < usual.frozen
+
+
 def test_stored_features_need_no_moment_of_the_frozen_half(small_skeleton):
     assert estimate(small_skeleton(cache_features=True)).frozen == 0
     assert estimate(small_skeleton()).frozen > 0
@@ -118,4 +133,4 @@ def test_the_frozen_halfs_moment_is_sams_global_attention(small_options):
     from lavis_svp.models.svp_ris import SvpRis
 
     model = SvpRis.skeleton(small_options(sam={"name": "sam_vit_b_01ec64.pth", "side": 512}, projector={"name": "mlp"}))
-    assert frozen_bytes(model, 2) == 2 * 12 * 1024**2 * 12
+    assert frozen_bytes(model) == 12 * 1024**2 * 3 * 2  # heads, tokens², numbers, bytes; one image at a time

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 
@@ -22,7 +25,10 @@ from lavis_svp.runners.data import (
     TrainSampler,
     build_loader,
     epoch_permutation,
+    eval_loader,
+    train_loader,
     train_order,
+    workers_per_process,
 )
 from lavis_svp.runners.distributed import derive_seed, seed_all
 from lavis_svp.runners.options import check_ratios, ratio_weights, read_options
@@ -147,6 +153,82 @@ def test_a_sample_is_the_same_however_it_is_loaded(workers, batch):
     assert len(samples) == 21
     for (index, epoch), draws in samples.items():
         assert alone[SampleKey(index, epoch)] == (index, epoch, *draws)
+
+
+def with_noise(batch):
+    """What a batch is prepared with may draw random numbers."""
+    return [(*sample[:2], random.random()) for sample in batch]
+
+
+def test_batches_are_prepared_in_the_workers_and_do_not_depend_on_them():
+    data, found = {"train": Noise(), "val": Noise()}, []
+    for workers in (0, 2):
+        options = read_options(
+            {"task": "t", "output_dir": "o", "max_iters": 3, "batch_size_train": 2, "num_workers": workers}
+        )
+        loaders = [
+            train_loader(data, ShuffledOrder(7, 5), options, 0, False, prepare=with_noise),
+            eval_loader(data, "val", options, False, prepare=with_noise),
+        ]
+        assert [len(loader) for loader in loaders] == [3, 7]
+        found.append([list(loader) for loader in loaders])
+    assert found[0] == found[1] and len(found[0][0][0][0]) == 3  # index, epoch, and one number
+
+
+def test_a_data_set_without_a_collater_is_collated_by_torch():
+    data = torch.utils.data.TensorDataset(torch.arange(6.0))
+    (batch,) = build_loader(data, EvalSampler(6, 6), 0, 0, False)
+    assert torch.equal(batch[0], torch.arange(6.0))
+
+
+def test_workers_by_default(monkeypatch):
+    """As many as a GPU's process has cores, but few; on a CPU the model needs the cores itself."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [workers_per_process(torch.device(name)) for name in ("cpu", "cuda:0")] == [0, 4]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert workers_per_process(torch.device("cuda", 3)) == 2
+
+
+TOKENISING = """
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+import lavis_svp
+from lavis_svp.runners.data import EvalSampler, build_loader
+tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer.encode_batch(["a b"] * 64)  # in threads
+
+def prepare(batch):
+    return [len(one.ids) for one in tokenizer.encode_batch(["a b"] * 64)]
+
+data = torch.utils.data.TensorDataset(torch.zeros(4))
+assert list(build_loader(data, EvalSampler(4, 2), 0, 1, False, prepare)) == [[2] * 64] * 2
+import os
+assert "TOKENIZERS_PARALLELISM" not in os.environ
+"""
+
+
+def told(batch):
+    return os.environ.get("TOKENIZERS_PARALLELISM")
+
+
+@pytest.mark.parametrize("said", [None, "true"])
+def test_workers_tokenise_in_one_thread_unless_the_user_says_otherwise(monkeypatch, said):
+    """Several workers with several threads each would get in each other's way; and see the test below."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    if said:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", said)
+    batches = list(build_loader(Noise(), EvalSampler(7, 7), 0, 1, False, told))
+    assert batches == [said or "false"] and os.environ.get("TOKENIZERS_PARALLELISM") == said
+
+
+@pytest.mark.slow
+def test_tokenizers_do_not_warn_of_forked_workers():
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    done = subprocess.run([sys.executable, "-c", TOKENISING], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "huggingface/tokenizers" not in done.stderr
 
 
 def test_each_part_of_joined_data_is_set_to_its_own_epoch():

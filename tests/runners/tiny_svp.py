@@ -14,7 +14,7 @@ STEPS = 4
 
 
 def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
-    """Write the project YAML; the paper's form without aids, LoRA, two expressions per image."""
+    """Write the project YAML: the tiny recipe without its alignment stage, with LoRA, two expressions per image."""
     from omegaconf import OmegaConf
 
     image = {"image_size": 128}
@@ -34,14 +34,14 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
                 "train_embeddings": "all",
                 "gradient_checkpointing": True,
             },
-            "seg_prompt": {"state_norm": "none", "pointer": False, "pointer_position": False},
+            "seg_prompt": {"state_norm": "batch", "pointer": True, "pointer_position": True},
             "auxiliary_losses": {
-                "grounding": 0.0,
-                "word_alignment": 0.0,
+                "grounding": 1.0,
+                "word_alignment": 0.5,
                 "alignment_steps": 0,
-                "point_regression": 0.0,
+                "point_regression": 1.0,
             },
-            "visual_tokens": {"shuffle": False},
+            "visual_tokens": {"shuffle": True},
             "cache_features": False,
         },
         "datasets": {
@@ -50,7 +50,7 @@ def project(folder: Path, parts: dict[str, Path], data: Path) -> Path:
                     "train": {"name": "svp_image_train", **image},
                     "eval": {"name": "svp_image_eval", **image},
                 },
-                "sampling": {"expressions_per_image": 2, "max_expressions": 4},
+                "sampling": {"expressions_per_image": 2, "max_expressions": 4, "instances": True},
                 "build_info": {"root": str(data), "sizes": {"train": 8, "val": 2, "test": 2}},
             }
         },

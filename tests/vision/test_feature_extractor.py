@@ -177,7 +177,9 @@ def both_forms(samples):
     return {"image": image, "original_size": sizes}, {"image": pixels, "original_size": sizes}
 
 
-@pytest.mark.parametrize("superpixels", [{"name": "slic", "n_segments": 6}, {"name": "sam", "points_per_side": 2}, None])
+@pytest.mark.parametrize(
+    "superpixels", [{"name": "slic", "n_segments": 6}, {"name": "sam", "points_per_side": 2}, None]
+)
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 def test_bytes_give_the_same_bits_as_floats(make_extractor, both_forms, superpixels, fit):
     extractor = make_extractor(superpixels=superpixels, fit=fit, extra_channels=["sam", "colour"])
