@@ -5,53 +5,57 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # LAVIS is missing here on purpose: its pins cannot be met together with these (see requirements-lavis.txt). Without it
-# lavis_svp.superpixels, .projectors and .metrics work. Lower bounds say what the code needs; what is tested is
-# requirements.txt.
+# lavis_svp.superpixels, .projectors and .metrics work.
+# A lower bound is a release with which the fast tests pass, all others of this file at their bounds beside it:
+# run_scripts/test_lower_bounds.sh. What is tested daily is requirements.txt. A comment says what is missing below a
+# bound.
 CORE = [
     "filelock>=3.12",
     "numpy>=1.26",
     "omegaconf>=2.3",
-    "opencv-python-headless>=4.11",
+    "opencv-python-headless>=4.11.0.86",
     "peft>=0.13",
-    "pillow>=10",
+    "pillow>=10.1",  # ImageFont.load_default(size)
     "pycocotools>=2.0.7",
     "pyyaml>=6",
     "rich>=13",
-    "safetensors>=0.4",
+    "safetensors>=0.4.3",  # transformers 4.57 asks for it
     "scikit-image>=0.22",
-    "scipy>=1.11",
+    "scipy>=1.11.1",  # 1.11.0 was withdrawn
     "segment-anything>=1.0",
-    "timm>=1.0",
-    "tokenizers>=0.20",
+    "timm>=1.0.3",  # the first 1.0
+    "tokenizers>=0.22",  # transformers 4.57 asks for it
     "torch>=2.6",
-    "torchvision>=0.21",
+    "torchvision>=0.21",  # imported by segment-anything, which does not say so; torch 2.6's
     "tqdm>=4.66",
-    "transformers>=4.56,<5",  # dtype= of from_pretrained, DINOv3ViTModel
-    "webdataset>=0.2",
+    # 4.57: siglip2_vision_model, nested lists of images, layer_types of Qwen2-VL. 4.57.6: until 4.57.5 a configuration
+    # of Qwen2-VL is saved with the model_type of its language model. 5 moves what LAVIS imports.
+    "transformers>=4.57.6,<5",
+    "webdataset>=0.2.33",  # mtime= of TarWriter
 ]
 
 EXTRAS = {
-    # What `import lavis` needs; then `pip install --no-deps salesforce-lavis==1.0.2`.
+    # What LAVIS imports; then `pip install --no-deps salesforce-lavis==1.0.2`.
     "lavis": [
         "decord>=0.6",
         "einops>=0.7",
         "fairscale>=0.4.4",
-        "ftfy>=6",
+        "ftfy>=6",  # by its CLIP models only
         "iopath>=0.1.10",
-        "matplotlib>=3.8",
         "pandas>=2.2",
         "pycocoevalcap>=1.2",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.2",  # by T5's tokenizer; 0.2.0 crashes beside protobuf's library
         "spacy>=3.7",
     ],
     # Converting the embedded weights, and importing checkpoints of GLaMM and LISA.
-    "zoo": ["accelerate>=1.0", "gguf>=0.10", "onnx>=1.16", "sentencepiece>=0.2"],
+    "zoo": ["gguf>=0.10", "onnx>=1.16", "sentencepiece>=0.2.2"],
     # Read-outs and the no-target fit (lavis-svp probe).
     "probes": ["scikit-learn>=1.3"],
-    "deepspeed": ["deepspeed>=0.16"],
+    "deepspeed": ["deepspeed>=0.17.2"],  # torch_autocast
     # Curves and images besides log.txt (run.log_to).
     "log": ["tensorboard>=2.18"],
-    "dev": ["hypothesis>=6.100", "mypy>=1.13", "onnxruntime>=1.18", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    # Running the tests. What checks the code is only right in the exact version: requirements-dev.txt.
+    "dev": ["hypothesis>=6.100", "onnxruntime>=1.18", "pytest>=8", "pytest-xdist>=3.6.1"],
 }
 
 readme = Path(__file__).parent / "README.md"

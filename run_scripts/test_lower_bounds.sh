@@ -13,8 +13,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 VENV_MB=8000 # 6.7 GB when done, and what pip unpacks on the way
 
-# These hold the environment to requirements*.txt and constraints.txt, which is what is left aside here.
-PIN_TESTS=(test_environment_holds_the_pins test_constraints_hold_only_what_is_pulled_in)
+LEFT_OUT=(
+  # They hold the environment to requirements*.txt and constraints.txt.
+  tests/test_packaging.py::test_environment_holds_the_pins
+  tests/test_packaging.py::test_constraints_hold_only_what_is_pulled_in
+  # Bit for bit as recorded, with parts whose weights the pinned torch draws from a seed: torch 2.6 draws others.
+  tests/test_released_0_1.py::test_a_checkpoint_computes_the_same
+  tests/test_released_0_1.py::test_a_feature_cache_is_found_read_and_written_the_same
+)
 
 if help_wanted "$@"; then exit; fi
 
@@ -70,4 +76,4 @@ fetch_weights_and_photos
 cd "$root"
 say "Running the fast tests."
 "$python" -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile -m "not slow" -p no:cacheprovider \
-  "${PIN_TESTS[@]/#/--deselect=tests/test_packaging.py::}" "${arguments[@]}"
+  "${LEFT_OUT[@]/#/--deselect=}" "${arguments[@]}"

@@ -1,4 +1,4 @@
-"""Patches of LAVIS 1.0.2, which was not written for plugins, for a CPU, or for today's transformers (4.56 and 4.57).
+"""Patches of LAVIS 1.0.2, which was not written for plugins, for a CPU, or for today's transformers (4.57).
 
 Two of them come before LAVIS's import: :func:`load_opencv_before_decord` and :func:`restore_moved_names`.
 :func:`patch_lavis` applies the others after it. Each function says what LAVIS does without it.

@@ -268,7 +268,7 @@ class ReferringBuilder(SectionBuilder):
             folder = find_images(root, name, annotations.images(splits[0])[0].file_name, storage) if splits else root
         except MissingDataError as error:
             raise MissingDataError(
-                f"{error}\nSet datasets.{self.name}.build_info.images.storage, or put the images there: {command}"
+                f"{error} Set datasets.{self.name}.build_info.images.storage, or put the images there: {command}"
             ) from error
         return DataSource(annotations, ImageFolder(folder), origin=Origin(root, name, info.split_by))
 

@@ -124,8 +124,8 @@ def find_images(root: str | Path, name: str, file_name: str, images: str | Path 
     for folder in folders:
         if (folder / file_name).is_file():
             return folder
-    looked = "\n  ".join(str(folder) for folder in folders)
-    raise MissingDataError(f"No folder with the images of {name}: {file_name} is in none of\n  {looked}")
+    looked = ", ".join(str(folder) for folder in folders)
+    raise MissingDataError(f"There is no folder with the images of {name}: {file_name} is in none of {looked}.")
 
 
 def doctor_command(root: str | Path, name: str) -> str:

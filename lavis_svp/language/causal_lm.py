@@ -279,7 +279,7 @@ class LanguageModel(nn.Module):
 
     def product_dtype(self, device: torch.device) -> torch.dtype:
         """Number type of the products of attention on a device: autocast's, or without it ``compute_dtype``."""
-        if torch.is_autocast_enabled(device.type):
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
         return self.compute_dtype
 

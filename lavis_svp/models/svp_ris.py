@@ -146,6 +146,7 @@ class SvpRis(BaseModel):
         if options.trainable is not None:
             train_only(self, options.trainable)
             self.language.keep_trained_in_float32()
+            self.language.keep_trained_in_float32()
 
     @property
     def device(self) -> torch.device:

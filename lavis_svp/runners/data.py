@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import accumulate
@@ -259,6 +259,40 @@ def _log_shares(mixture: MixedOrder, names: list[str], options: RunOptions) -> N
 # ------------------------------------------------------------------------------------------------------- loaders
 
 
+class MicroBatch(list[Any]):
+    """The keys, or the samples, of one micro-batch of training, whose number in this process is ``micro_step``."""
+
+    def __init__(self, items: Iterable[Any], micro_step: int) -> None:
+        super().__init__(items)
+        self.micro_step = micro_step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MicroBatch, (list(self), self.micro_step)
+
+
+class SeededCollate:
+    """A collate function that seeds all generators by (seed, process, step, micro-step) when it has joined a batch.
+
+    What is then prepared of the batch, such as the wording of questions, draws what the training step itself would.
+
+    Args:
+        collate: joins samples to a batch.
+        seed: of the run.
+        rank: of the process.
+        accum_grad_iters: micro-steps of a step.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], seed: int, rank: int, accum_grad_iters: int) -> None:
+        self.collate, self.seed, self.rank, self.accum_grad_iters = collate, seed, rank, accum_grad_iters
+
+    def __call__(self, samples: Any) -> Any:
+        """The batch of some samples."""
+        batch = self.collate(samples)
+        if isinstance(samples, MicroBatch):
+            seed_all(self.seed, "step", self.rank, *divmod(samples.micro_step, self.accum_grad_iters))
+        return batch
+
+
 class SeededDataset(Dataset):
     """A data set whose samples are drawn with random generators seeded by (seed, epoch, index).
 
@@ -279,6 +313,11 @@ class SeededDataset(Dataset):
         self._set_epoch(self.dataset, key.sample, key.epoch)
         seed_all(self.seed, "sample", key.epoch, key.sample)
         return self.dataset[key.sample]
+
+    def __getitems__(self, keys: list[SampleKey]) -> list[Any]:
+        """The samples of a batch, as torch's loader asks for them."""
+        samples = [self[key] for key in keys]
+        return MicroBatch(samples, keys.micro_step) if isinstance(keys, MicroBatch) else samples
 
     def _set_epoch(self, dataset: Any, sample: int, epoch: int) -> None:
         if hasattr(dataset, "set_epoch") and self._epochs.get(id(dataset)) != epoch:
@@ -312,7 +351,8 @@ class TrainSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for micro_step in self.micro_steps:
             start = (micro_step * self.world_size + self.rank) * self.batch_size
-            yield [self.order.sample_at(position) for position in range(start, start + self.batch_size)]
+            keys = (self.order.sample_at(position) for position in range(start, start + self.batch_size))
+            yield MicroBatch(keys, micro_step)
 
 
 class EvalSampler(Sampler[list[SampleKey]]):
@@ -357,7 +397,8 @@ def train_loader(
         raise ValueError(f"There is no data to train on: run.train_splits is {list(options.train_splits)}.")
     first, last = first * options.accum_grad_iters, options.max_iters * options.accum_grad_iters
     sampler = TrainSampler(order, options.batch_size_train, first, last, options.rank, options.world_size)
-    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory, prepare)
+    draws = (options.seed, options.rank, options.accum_grad_iters)
+    return build_loader(datasets["train"], sampler, options.seed, options.num_workers, pin_memory, prepare, draws)
 
 
 def eval_loader(
@@ -391,6 +432,7 @@ def build_loader(
     num_workers: int,
     pin_memory: bool,
     prepare: Prepare | None = None,
+    draws: tuple[int, int, int] | None = None,
 ) -> BatchLoader:
     """Build the loader of a map-style data set with its own ``collater``; the sampler yields its batches.
 
@@ -401,8 +443,11 @@ def build_loader(
         num_workers: processes; 0: batches are made in this one.
         pin_memory: put the tensors into page-locked memory, for copies to CUDA.
         prepare: what else is done to a batch, in the worker; it must be picklable and hold no weights.
+        draws: seed, rank and ``accum_grad_iters`` of a training, for what ``prepare`` draws; see
+            :class:`SeededCollate`.
     """
     collate = getattr(dataset, "collater", None) or default_collate
+    collate = collate if draws is None else SeededCollate(collate, *draws)
     return BatchLoader(
         SeededDataset(dataset, seed),
         batch_sampler=sampler,
@@ -420,9 +465,9 @@ def workers_per_process(device: torch.device) -> int:
 
 @contextmanager
 def _serial_tokenizers(active: bool) -> Iterator[None]:
-    """Have processes that are forked now tokenise in one thread; without being told, each would print a warning.
+    """Have processes that are forked now tokenise in one thread each, unless the user says otherwise.
 
-    Hugging Face's tokenizers can be told by this variable alone.
+    Hugging Face's tokenizers can be told by this variable alone; older ones print a warning where it is not set.
     """
     if not active or _TOKENIZER_THREADS in os.environ:
         yield

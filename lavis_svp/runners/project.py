@@ -41,7 +41,7 @@ from lavis_svp.runners.deepspeed_config import read_config
 from lavis_svp.runners.distributed import limit_waiting, seed_all, set_numerics
 from lavis_svp.runners.options import read_options, resolve_device, stored_project, upgrade_project, with_defaults
 from lavis_svp.runners.runner_svp import RunnerSVP
-from lavis_svp.vision.feature_cache import prepare_features
+from lavis_svp.vision.feature_cache import check_augmentation, prepare_features
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, superpixel_cache
 from lavis_svp.zoo import check_name
 
@@ -248,6 +248,8 @@ def build_runner(config: Any) -> Any:
     config.pretty_print()
     task = setup_task(config)
     datasets = task.build_datasets(config)
+    if config.model_cfg.arch == "svp_ris":
+        check_augmentation(datasets, bool(config.model_cfg.get("cache_features")))
     seed_all(run.seed, "model")  # the same weights in every process, whatever the data sets drew
     model = task.build_model(with_dtypes(config, device))
     prepare_data(model, datasets, device)

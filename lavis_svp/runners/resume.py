@@ -23,6 +23,9 @@ HARMLESS = (
     "compile", "tf32",
 )  # fmt: skip
 """Keys of ``run:`` that do not change the computation, or within rounding only."""
+HARMLESS_OF_DATA = ".sampling.load_image"
+WHEN_ABSENT = {"model.language.dtype": "float32", "model.vision_encoder.dtype": "float32", "model.sam.dtype": "float32"}
+"""What keys that checkpoints of release 0.2 and before lack had meant."""
 
 
 def find_start(folder: Path, options: RunOptions) -> Path | None:
@@ -77,10 +80,10 @@ def read_resumable(path: Path) -> dict[str, Any]:
 
 def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Warn about settings that differ from those in the checkpoint: the run goes on, but is not the run it was."""
-    old, new = _flat(plain(stored_project(before))), _flat(now)
+    old, new = (WHEN_ABSENT | _flat(config) for config in (plain(stored_project(before)), now))
     ignored = {f"run.{key}" for key in HARMLESS}
     for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key) and key not in ignored:
+        if old.get(key) != new.get(key) and key not in ignored and not key.endswith(HARMLESS_OF_DATA):
             logging.warning("%s was %r when the checkpoint was made, and is %r now.", key, old.get(key), new.get(key))
 
 

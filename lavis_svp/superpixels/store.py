@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from lavis_svp.common.images import BrokenFileError
 from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap, from_png, to_png
@@ -90,7 +91,8 @@ class SuperpixelStore:
             embedding: for a generator that works on SAM embeddings.
 
         Raises:
-            FileNotFoundError, ValueError: they are missing or damaged, and there is nothing to make them from.
+            FileNotFoundError: they are missing, and there is nothing to make them from.
+            BrokenFileError: they are damaged, likewise.
         """
         path = self.path(image_key)
         source = embedding if self.generator is not None and self.generator.needs_embedding else image
@@ -99,7 +101,9 @@ class SuperpixelStore:
         except (FileNotFoundError, ValueError) as error:
             if self.generator is None or source is None:
                 if isinstance(error, ValueError):
-                    raise ValueError(f"{path} is damaged ({error}). Delete it and fill the store again.") from error
+                    raise BrokenFileError(
+                        f"{path} is damaged ({error}). Delete it and fill the store again."
+                    ) from error
                 raise FileNotFoundError(
                     f"No superpixels of image {image_key} at {path}. Fill the store first, or pass a generator and "
                     "the image (or its SAM embedding)."
@@ -190,7 +194,7 @@ def fill_store(
             must be a function at the top level of a module.
         workers: number of processes; generators that work on SAM embeddings always run in this one.
         progress: show a progress bar.
-        skip_broken: go on after an image that fails, and name it in the report; False = raise its error.
+        skip_broken: go on after an image whose file is broken, and name it in the report; False = raise its error.
 
     Raises:
         ValueError: the store has settings only, no generator.
@@ -232,7 +236,7 @@ def _compute(store: SuperpixelStore, load: Callable[[T], Any], skip_broken: bool
         made = time.perf_counter()
         store.put(key, regions)
     except Exception as error:
-        if skip_broken:
+        if skip_broken and isinstance(error, BrokenFileError):
             return key, f"{type(error).__name__}: {error}"
         error.add_note(f"(while making the superpixels of image {key})")
         raise
@@ -353,7 +357,7 @@ class SuperpixelShards:
 
         Raises:
             FileNotFoundError: the image is not in these shards.
-            ValueError: its shard is missing or damaged.
+            BrokenFileError: its shard is missing or damaged.
         """
         if image_key not in self.places:
             raise FileNotFoundError(
@@ -366,7 +370,7 @@ class SuperpixelShards:
                 shard.seek(offset)
                 return from_png(shard.read(size))
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise BrokenFileError(
                 f"{path} cannot be read at image {image_key} ({error}). Write the shards again."
             ) from error
 

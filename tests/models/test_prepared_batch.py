@@ -1,4 +1,4 @@
-"""What a loader's worker prepares of a batch: the model computes the same from it, and it holds what is needed alone."""
+"""What a loader's worker prepares of a batch: the model computes the same from it, and it holds only what is needed."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,10 @@ def test_every_bound_of_setup_py_becomes_an_exact_version() -> None:
     assert all(line.count("==") == 1 for line in lines)
     assert any(line.startswith("transformers==4.") for line in lines), "a bound with an upper end too"
     assert any(line.startswith("onnx==") for line in lines), "an extra's"
+
+
+def test_what_is_left_out_exists() -> None:
+    left_out = re.findall(r"^  (tests/\S+)::(\w+)$", (ROOT / SCRIPT).read_text(), re.MULTILINE)
+    assert left_out
+    for path, name in left_out:
+        assert f"def {name}(" in (ROOT / path).read_text()

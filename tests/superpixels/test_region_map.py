@@ -46,6 +46,19 @@ def test_from_labels_numbers_in_raster_order(labels: np.ndarray) -> None:
         assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x0, y0, x1, y1)
 
 
+@given(label_maps.filter(lambda labels: (labels >= 0).any()))
+def test_mirroring_mirrors_every_region_and_twice_gives_it_back(labels: np.ndarray) -> None:
+    known = {label: index for index, label in enumerate(sorted(set(labels[labels >= 0].tolist())))}
+    small = np.vectorize(lambda label: known.get(label, -1), otypes=[np.int64])(labels)
+    scores = np.arange(len(known)) / 10
+    regions = RegionMap.from_labels(small, levels=np.arange(len(known)) % 3, scores=scores)
+    twin = regions.mirrored()
+    for mask, score, level in zip(regions.masks(), regions.scores, regions.levels, strict=True):
+        (match,) = [index for index, other in enumerate(twin.masks()) if np.array_equal(other, mask[:, ::-1])]
+        assert twin.scores[match] == score and twin.levels[match] == level
+    assert np.array_equal(twin.mirrored().labels, regions.labels)
+
+
 def test_levels_and_scores_follow_their_label() -> None:
     regions = RegionMap.from_labels(np.array([[3, 3, 0], [-1, 0, 0]]), levels=[2, 9, 9, 0], scores=[0.5, 0, 0, 0.9])
     assert regions.labels.tolist() == [[0, 0, 1], [-1, 1, 1]]

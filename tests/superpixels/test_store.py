@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from lavis_svp.common.images import BadImageError, BrokenFileError
 from lavis_svp.superpixels import build_superpixels
 from lavis_svp.superpixels.region_map import from_png
 from lavis_svp.superpixels.store import (
@@ -56,13 +57,29 @@ def test_says_what_to_do_when_missing_or_damaged(tmp_path: Path) -> None:
         store.get(KEY)
     store.get(KEY, image_of(1))
     store.path(KEY).write_bytes(store.path(KEY).read_bytes()[:40])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(BrokenFileError, match="damaged"):
         store.get(KEY)
     assert store.get(KEY, image_of(1)).count == store.get(KEY).count == 36
     with pytest.raises(ValueError, match="key"):
         store.get("../../etc")
     with pytest.raises(ValueError, match="with the generator itself"):
         fill_store(SuperpixelStore(build_superpixels("grid").settings(), tmp_path), [], image_of)
+
+
+def test_filling_skips_broken_files_and_no_bugs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SuperpixelStore(build_superpixels("grid"), tmp_path)
+
+    def load(number: int) -> np.ndarray:
+        if number == 1:
+            raise BadImageError("cut off")
+        return image_of(number)
+
+    items = [(f"{number:064d}", number) for number in range(3)]
+    report = fill_store(store, items, load, workers=1, progress=False, skip_broken=True)
+    assert report.computed == 2 and list(report.broken) == [items[1][0]]
+    monkeypatch.setattr(type(store.generator), "segment_batch", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        fill_store(store, [(KEY, 5)], load, workers=1, progress=False, skip_broken=True)
 
 
 def test_refuses_a_folder_made_otherwise(tmp_path: Path) -> None:

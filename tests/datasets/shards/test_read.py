@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from lavis_svp.datasets.sources import Origin
 from lavis_svp.runners.data import EvalSampler, ShuffledOrder, TrainSampler, build_loader
 from lavis_svp.superpixels import build_superpixels
 from lavis_svp.superpixels.store import SuperpixelStore, write_shards
-from lavis_svp.vision.feature_cache import FeatureCache, open_features
+from lavis_svp.vision.feature_cache import FeatureCache, open_features, prepare_features
 
 
 def same(first, second):
@@ -249,6 +250,26 @@ def test_a_data_set_serves_them(filled, dataset):
     batch = data.collater([data[0], data[1]])
     assert [one.size for one in batch["region_map"]] == batch["original_size"]
     assert batch["frozen"][0]["patches"].shape == (4, 8)
+
+
+def test_shards_state_the_keys_of_their_images(pristine, parts, dataset):
+    """A store is looked through without reading a single image."""
+    data = dataset(pristine, train=False)
+    assert [data.stated_key(image) for image in data.annotation] == [
+        read_image(data.image_file(image)).key for image in data.annotation
+    ]
+    assert dataset(*parts).stated_key(parts[0].images("train")[0]) is None
+
+
+def test_a_store_serves_shards_too(pristine, dataset, own_cache):
+    generator = build_superpixels("grid", rows=2, cols=2)
+    extractor = types.SimpleNamespace(generator=generator, device=torch.device("cpu"), sam_side=32)
+    splits = {"train": dataset(pristine), "val": dataset(pristine, train=False, splits=("val",))}
+    prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache="fill")
+    for data in splits.values():
+        assert data[0]["region_map"].count == 4 and "image" in data[0]
+    keys = {sample["image_key"] for data in splits.values() for sample in map(data.sample, range(len(data)))}
+    assert set(splits["val"].superpixel_cache.keys()) == keys
 
 
 def test_shards_without_them_say_so(pristine):
