@@ -34,7 +34,8 @@ def resolve_dtype(name: str, device: torch.device | str | None = None) -> torch.
     kind = default_device().type if device is None else torch.device(device).type
     if kind != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    emulated_counts = False  # cards before Ampere compute bfloat16 in float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(emulated_counts) else torch.float16
 
 
 def default_device() -> torch.device:
