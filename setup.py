@@ -52,6 +52,8 @@ EXTRAS = {
     # Read-outs and the no-target fit (lavis-svp probe).
     "probes": ["scikit-learn>=1.3"],
     "deepspeed": ["deepspeed>=0.17.2"],  # torch_autocast
+    # model.language.quantization: 8bit or 4bit.
+    "quantize": ["bitsandbytes>=0.46"],
     # Curves and images besides log.txt (run.log_to).
     "log": ["tensorboard>=2.18"],
     # Running the tests. What checks the code is only right in the exact version: requirements-dev.txt.
@@ -62,7 +64,7 @@ readme = Path(__file__).parent / "README.md"
 
 setup(
     name="lavis-svp",
-    version="0.2.0",
+    version="0.3.0",
     description="Semantic superpixels as the visual tokens of a multimodal LLM, for referring segmentation in LAVIS",
     long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
     long_description_content_type="text/markdown",

@@ -254,7 +254,8 @@ class LogicalCuda(TorchDispatchMode):
         target = next((place for place in places if place is not None), None)
         computes = target is not None and name not in COPIES
         if kwargs.get("device") is not None:
-            target, plain_kwargs["device"] = self.device(kwargs["device"]), CPU
+            target = self.device(kwargs["device"])
+            plain_kwargs["device"] = kwargs["device"] if target is None else CPU
         if computes:
             self._check(name, args, kwargs, tensors, places)
         elif name in COPIES:

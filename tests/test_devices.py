@@ -194,6 +194,7 @@ def test_what_torch_says_of_its_devices(devices):
             assert torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
         with pytest.raises(RuntimeError, match="ordinal 2"):
             torch.zeros(1, device="cuda:2")
+        assert torch.tensor([1.0], device="meta").is_meta and torch.zeros(1, device="cpu").device.type == "cpu"
         x = torch.zeros(2, device=SECOND)
         assert x.is_cuda and not x.is_cpu and x.new_ones(1).device == x.device and "cuda:1" in repr(x)
         loader = torch.utils.data.DataLoader([torch.ones(2)] * 2, batch_size=2, pin_memory=True)

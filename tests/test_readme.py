@@ -1,7 +1,8 @@
 """The README: each of its commands and its Python run here, its folder picture is true, and it stays short.
 
-Two commands take hours: ``train.sh`` runs with fewer steps in tests/test_end_to_end.py, ``--stages`` in
-tests/cli/test_stages.py.
+Some commands take hours or need a GPU: ``train.sh`` runs with fewer steps in tests/test_end_to_end.py, ``--stages`` in
+tests/cli/test_stages.py, ``gpu_check.sh`` on the CPU in tests/benchmarks/test_gpu_check.py, and ``superpixels make
+--cfg-path`` on a small YAML in tests/cli/test_superpixels.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lavis_svp.cli.main import main
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 MAX_LINES = 130
-RUN_ELSEWHERE = ("run_scripts/test.sh", "run_scripts/train.sh")
+RUN_ELSEWHERE = ("run_scripts/test.sh", "run_scripts/train.sh", "run_scripts/gpu_check.sh", "--cfg-path")
 
 
 def blocks(language: str) -> list[str]:

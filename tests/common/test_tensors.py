@@ -11,7 +11,7 @@ from lavis_svp.common.tensors import CellEdges, cell_overlap, interval_overlap
 
 def random_edges(rng, cells):
     """Ascending cells with gaps, from outside the image to outside it."""
-    return torch.from_numpy(np.sort(rng.uniform(-0.3, 1.3, 2 * cells)).reshape(cells, 2) + np.array([[0.0, 1e-3]]))
+    return torch.from_numpy(np.sort(rng.uniform(-0.3, 1.3, 2 * cells)) + 1e-3 * np.arange(2 * cells)).reshape(cells, 2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -50,4 +50,4 @@ def test_a_host_of_transformers_stays_on_its_device(devices, request, image, hos
 
 def test_every_host_of_transformers_is_here(request):
     kinds = {request.getfixturevalue(host)[0].config.model_type for host in HOSTS}
-    assert kinds == set(list_hosts())
+    assert kinds == set(list_hosts()) - {"Blip2OPT", "Blip2T5"}  # LAVIS's are in blip2/
