@@ -125,6 +125,20 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, weights: Callable[[str]
 
 
 @pytest.fixture(scope="session")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """Folder of a random Llama whose matrices hold whole blocks of 64 numbers, as bitsandbytes wants them on a CPU."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide_llama")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    sizes: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    eos = tokenizer.eos_token_id
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=eos, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer as Vicuna, GLaMM and LISA ship it: ``tokenizer.model`` with byte fallback, no ``tokenizer.json``."""
     import json

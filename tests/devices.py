@@ -66,15 +66,18 @@ class HostWaits:
     Args:
         reads: results that the host needed from the device, each of which waits for all work that is queued.
         copies: host-to-device copies that return only when they are done: of pageable memory, or blocking ones.
+        transfers: all host-to-device copies, those of which nobody waits for too.
     """
 
     reads: list[Event] = field(default_factory=list)
     copies: list[Event] = field(default_factory=list)
+    transfers: list[Event] = field(default_factory=list)
 
     def table(self) -> str:
-        """Both lists, the same lines joined and counted, the most frequent first."""
+        """The lists, the same lines joined and counted, the most frequent first."""
         lines = []
-        for title, events in (("device to host", self.reads), ("blocking host to device", self.copies)):
+        titles = "device to host", "blocking host to device", "host to device"
+        for title, events in zip(titles, (self.reads, self.copies, self.transfers), strict=True):
             lines.append(f"{title}: {len(events)}")
             counts = collections.Counter(map(str, events))
             lines += [f"  {count:3d} {text}" for text, count in counts.most_common()]
@@ -292,6 +295,7 @@ class LogicalCuda(TorchDispatchMode):
             if not to_device:
                 self.note(self.waits.reads, "device to host", name)
         elif to_device and source.numel():
+            self.note(self.waits.transfers, "host to device", name)
             non_blocking = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
             if not self.is_pinned(source):
                 self.note(self.waits.copies, "pageable memory", name)
@@ -339,6 +343,7 @@ class LogicalCuda(TorchDispatchMode):
         if torch._C._current_graph_task_id() == -1:  # torch's backward has them on the device already
             for _ in hosts:
                 self.note(self.waits.copies, "indices from the host", name)
+                self.note(self.waits.transfers, "indices from the host", name)
         return {id(index) for index in hosts}
 
     # ---------------------------------------------------------------- page-locked memory

@@ -69,7 +69,8 @@ def merge(
 
     The folder appears under its name only after the model read back from it has been compared with the trained one, on
     ``device`` and in the number type that ``model.language.dtype`` means there: bfloat16 on most CUDA cards, unless
-    ``options`` set it.
+    ``options`` set it. Adapters that were trained on quantised weights (QLoRA) are merged into the named weights
+    without quantisation, and compared on them.
 
     Args:
         checkpoint: a checkpoint of ``svp_ris``, or a folder of which the newest is taken.
@@ -89,7 +90,7 @@ def merge(
         raise ValueError(f"{out} exists already; choose another --out, or delete it.")
     path = find_weights(checkpoint)
     place = checked_device(device, "--device")
-    section = model_section(path, cfg_path, options)
+    section = whole_language(model_section(path, cfg_path, options))
     model = SvpRis.from_config(section_with_dtypes(section, place)).to(place).eval()
     embedding_std = model.language.embedding_std  # of the named weights, before the trained ones are loaded
     model.load_checkpoint(str(path))
@@ -201,6 +202,17 @@ def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> A
         project = apply_option(project, option)
     weights_from_checkpoint(project)
     return project.model
+
+
+def whole_language(section: Any) -> Any:
+    """Copy a model section, with the language model whole on one device: not quantised, and without a device map.
+
+    An adapter cannot be merged into quantised matrices without rounding it to their few values.
+    """
+    quantisation = (section.get("language") or {}).get("quantization", "none")
+    if quantisation != "none":
+        print(f"Trained on {quantisation} weights; merged into the named weights without quantisation.", flush=True)
+    return OmegaConf.merge(section, {"language": {"quantization": "none", "device_map": None}})
 
 
 def merge_adapters(transformer: nn.Module) -> int:

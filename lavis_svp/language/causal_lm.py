@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lavis_svp.common.devices import DtypeName, check_dtype, resolve_dtype
+from lavis_svp.common.tensors import no_autocast
 from lavis_svp.language.prompts import SEG_TOKEN
 from lavis_svp.language.splice import SplicedBatch
 from lavis_svp.zoo import Weights, model_config, resolve
@@ -140,6 +141,31 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, bool]:
     return tokenizer, knew
 
 
+class ExactRotary(nn.Module):
+    """A model's rotary embedding with angles of whole float32 products, also where TF32 is on.
+
+    transformers multiplies frequencies and positions as matrices, outside of autocast, but TF32 still reaches them: it
+    keeps 11 binary digits of a position, and the angle at position 500 would be off by 0.1 radian.
+
+    Args:
+        rotary: transformers' module, with ``inv_freq``.
+    """
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Compute cosine and sine of the angles, each (R, L, d) in the number type of ``states`` (R, L, D)."""
+        angles = self.without_tf32 if states.device.type == "cuda" else self.rotary
+        return angles(states, *args, **kwargs)
+
+    def without_tf32(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Compute them on CUDA; see :meth:`forward`."""
+        with no_autocast(states.device):
+            return self.rotary(states, *args, **kwargs)
+
+
 class LanguageModel(nn.Module):
     """A decoder-only language model split into what the splice needs: embed, run, predict.
 
@@ -161,6 +187,7 @@ class LanguageModel(nn.Module):
 
     Raises:
         ModuleNotFoundError: ``quantization`` is on and bitsandbytes is not installed.
+        ValueError: ``num_layers`` does not fit the model, or ``device_map`` offloads one of its tables.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -191,6 +218,8 @@ class LanguageModel(nn.Module):
         self.embed_tokens: nn.Embedding = model.get_input_embeddings()
         tied = model.get_output_embeddings().weight is self.embed_tokens.weight
         self.output: nn.Linear | None = None if tied else model.get_output_embeddings()
+        if weights == "load":
+            _check_tables_are_here(self.embed_tokens, self.output)
         own_row = self.seg_id if knew_seg else None
         words = self.embed_tokens.weight if knew_seg else self.embed_tokens.weight[: self.seg_id]  # none of the padding
         self.added_embedding = nn.Parameter(_first_row(words, own_row))  # (1, D)
@@ -199,6 +228,9 @@ class LanguageModel(nn.Module):
             self.added_output = nn.Parameter(_first_row(self.output.weight, own_row))
         self.transformer: PreTrainedModel = model.model
         self.transformer.set_input_embeddings(nn.Identity())  # the table is kept once, here
+        for name, module in list(self.transformer.named_modules()):
+            if hasattr(module, "inv_freq"):
+                self.transformer.set_submodule(name, ExactRotary(module))
         self._set_trainable(options)
         for table in (self.embed_tokens, self.output):
             if table is not None:
@@ -257,6 +289,9 @@ class LanguageModel(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the transformer, and nothing of what surrounds it; the arguments are those of ``torch.compile``."""
+        for module in self.transformer.modules():
+            if isinstance(module, ExactRotary):  # a compiled graph would lose the switch of TF32
+                module.__dict__["without_tf32"] = torch.compiler.disable(module.without_tf32)
         self.transformer.compile(*args, **kwargs)
 
     @property
@@ -379,6 +414,17 @@ def _loading_settings(
         if device is not None:
             settings.setdefault("device_map", {"": torch.device(device)})
     return settings
+
+
+def _check_tables_are_here(embeddings: nn.Embedding, output: nn.Linear | None) -> None:
+    """Raise a ValueError if accelerate has offloaded a table: the row of ``[SEG]`` is made of it, and it is read whole."""
+    tables = {"embed_tokens": embeddings, "lm_head": output}
+    offloaded = [name for name, table in tables.items() if table is not None and table.weight.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"model.language.device_map offloads {' and '.join(offloaded)}, which must lie on a device: give a mapping "
+            "that names one for them."
+        )
 
 
 def _first_row(table: Tensor, own_row: int | None) -> Tensor:

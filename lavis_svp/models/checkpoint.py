@@ -120,6 +120,14 @@ def load_pretrained_parts(model: nn.Module, where: str | Path) -> set[str]:
             "The model section must describe the same architecture as the earlier stage's, except for parts it adds."
         )
     changed = {name for name, _ in model.named_parameters() if name in state and tensors_differ(own[name], state[name])}
+    rounded = [name for name in changed if own[name].element_size() < state[name].element_size()]
+    if rounded:
+        logging.warning(
+            "%d tensors that the earlier stage trained and this one freezes are rounded to the dtype of their part, and "
+            "so saved: %s. To keep them, set model.language.dtype: float32.",
+            len(rounded),
+            shorten(sorted(rounded)),
+        )
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

@@ -150,8 +150,8 @@ class SvpRis(BaseModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.parameters()).device
+        """Where the model is; ``language.device_map`` may have put the language model elsewhere."""
+        return self.extractor.device
 
     def maybe_autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision as LAVIS's models have it: on where the language model computes in 16 bits.
@@ -162,6 +162,15 @@ class SvpRis(BaseModel):
         if dtype == torch.float32 or not torch.amp.is_autocast_available(kind) or torch.is_autocast_enabled(kind):
             return contextlib.nullcontext()
         return torch.autocast(kind, dtype=dtype)
+
+    def float(self) -> SvpRis:
+        """Cast to float32, as LAVIS's loading does for a CPU; what ``dtype: auto`` has rounded stays rounded."""
+        if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in self.parameters()):
+            logging.warning(
+                "Weights that were read in 16 bits become float32, but stay rounded. For float32 from the start, set "
+                "dtype: float32 in model.language, model.vision_encoder and model.sam."
+            )
+        return super().float()
 
     def compile_parts(self) -> None:
         """Compile the three parts whose shapes repeat: language model, vision encoder and SAM's encoder."""

@@ -190,15 +190,18 @@ SamplingOrder = ShuffledOrder | MixedOrder
 # ------------------------------------------------------------------------------------ a run's data sets and order
 
 
+def used_splits(options: RunOptions) -> set[str]:
+    """The names of the splits that a run reads: those that it evaluates, and those that it trains on."""
+    return {*options.valid_splits, *options.test_splits, *(() if options.evaluate else options.train_splits)}
+
+
 def join_by_split(datasets: Mapping[str, Any], options: RunOptions) -> dict[str, Any]:
     """Join {name: {split: data set}} to {split: data set}, without the splits that this run does not use.
 
     Raises:
         ValueError: a split that no data set has, or that is evaluated and in several sets, or a stream.
     """
-    used = {*options.valid_splits, *options.test_splits}
-    if not options.evaluate:
-        used |= set(options.train_splits)
+    used = used_splits(options)
     by_split = reorg_datasets_by_split(datasets)
     missing = sorted(used - set(by_split))
     if missing:

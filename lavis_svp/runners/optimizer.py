@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common.checkpoints import WrongCheckpointError
-from lavis_svp.common.options import check_keys
+from lavis_svp.common.options import SetupError, check_keys
 from lavis_svp.common.transfer import move_to_device
 from lavis_svp.runners.distributed import seed_all
 from lavis_svp.runners.options import SCHEDULES, RunOptions
@@ -193,6 +193,20 @@ def autocast(device: torch.device, options: RunOptions) -> torch.autocast:
 def build_scaler(device: torch.device, options: RunOptions) -> torch.amp.GradScaler | None:
     """Build the loss scaler, which only fp16 needs; None otherwise."""
     return torch.amp.GradScaler(device.type) if options.amp and options.amp_dtype == "fp16" else None
+
+
+def check_loss_scaling(model: nn.Module, options: RunOptions) -> None:
+    """Refuse to train a model that computes in float16 without the loss scaling that ``run.amp`` brings.
+
+    Raises:
+        SetupError: small gradients would become 0, and nobody would notice.
+    """
+    dtype = getattr(getattr(model, "language", None), "compute_dtype", None)
+    if dtype is torch.float16 and not (options.amp and options.amp_dtype == "fp16"):
+        raise SetupError(
+            "The language model's weights are float16 (model.language.dtype), whose small gradients become 0 without "
+            "loss scaling: set run.amp: true and run.amp_dtype: fp16, or model.language.dtype: float32."
+        )
 
 
 def split_losses(output: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -36,7 +36,7 @@ from lavis_svp.common.options import SetupError, build_options, check_keys
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.builders import SectionBuilder
 from lavis_svp.models.config import ModelOptions, parse_model_options
-from lavis_svp.runners.data import workers_per_process
+from lavis_svp.runners.data import used_splits, workers_per_process
 from lavis_svp.runners.deepspeed_config import read_config
 from lavis_svp.runners.distributed import limit_waiting, seed_all, set_numerics
 from lavis_svp.runners.options import read_options, resolve_device, stored_project, upgrade_project, with_defaults
@@ -252,7 +252,9 @@ def build_runner(config: Any) -> Any:
         check_augmentation(datasets, bool(config.model_cfg.get("cache_features")))
     seed_all(run.seed, "model")  # the same weights in every process, whatever the data sets drew
     model = task.build_model(with_dtypes(config, device))
-    prepare_data(model, datasets, device)
+    used = used_splits(read_options(run))
+    used_data = {name: {s: one for s, one in splits.items() if s in used} for name, splits in datasets.items()}
+    prepare_data(model, used_data, device)
     limit_waiting()
     return registry.get_runner_class(run.runner)(cfg=config, job_id="", task=task, model=model, datasets=datasets)
 
@@ -290,7 +292,7 @@ def prepare_data(model: Any, datasets: Mapping[str, Mapping[str, Any]], device: 
 
     Args:
         model: its extractor moves to ``device``; the rest stays where it is, for the runner to place.
-        datasets: {name: {split: data set}}.
+        datasets: {name: {split: data set}}, the splits that the run reads; the others keep sending images.
         device: of the run.
     """
     extractor = getattr(model, "extractor", None)

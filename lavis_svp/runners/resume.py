@@ -24,8 +24,9 @@ HARMLESS = (
 )  # fmt: skip
 """Keys of ``run:`` that do not change the computation, or within rounding only."""
 HARMLESS_OF_DATA = ".sampling.load_image"
-WHEN_ABSENT = {"model.language.dtype": "float32", "model.vision_encoder.dtype": "float32", "model.sam.dtype": "float32"}
-"""What keys that checkpoints of release 0.2 and before lack had meant."""
+NEW_KEY = "run.deterministic"
+"""Checkpoints of release 0.2 and before lack it; what is frozen was always float32 then."""
+DTYPE_KEYS = ("model.language.dtype", "model.vision_encoder.dtype", "model.sam.dtype")
 
 
 def find_start(folder: Path, options: RunOptions) -> Path | None:
@@ -80,11 +81,21 @@ def read_resumable(path: Path) -> dict[str, Any]:
 
 def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Warn about settings that differ from those in the checkpoint: the run goes on, but is not the run it was."""
-    old, new = (WHEN_ABSENT | _flat(config) for config in (plain(stored_project(before)), now))
+    old, new = _flat(plain(stored_project(before))), _flat(now)
+    if new.get("model.arch") == "svp_ris":
+        old |= _dtypes(old, "auto" if NEW_KEY in old else "float32")
+        new |= _dtypes(new, "auto")
     ignored = {f"run.{key}" for key in HARMLESS}
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key) and key not in ignored and not key.endswith(HARMLESS_OF_DATA):
             logging.warning("%s was %r when the checkpoint was made, and is %r now.", key, old.get(key), new.get(key))
+
+
+def _dtypes(flat: Mapping[str, Any], when_absent: str) -> dict[str, str]:
+    """The ``dtype`` keys of a flat configuration, with what ``auto`` means on a CPU."""
+    auto = "float32" if flat.get("run.device") == "cpu" else "auto"
+    named = {key: str(flat.get(key, when_absent)) for key in DTYPE_KEYS}
+    return {key: auto if name == "auto" else name for key, name in named.items()}
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,6 +26,7 @@ from lavis_svp.runners.optimizer import (
     autocast,
     build_optimizer,
     build_scaler,
+    check_loss_scaling,
     check_same_groups,
     learning_rates,
 )
@@ -137,6 +138,8 @@ class RunnerSVP(RunnerBase):
             evaluated = {name: section for name, section in sections.items() if split in datasets[name]}
             self._protocols[split] = protocol_digest(cfg.run_cfg, evaluated, task_keys)
         self.loggers = Loggers()  # stays empty when only evaluating
+        if not self.options.evaluate:
+            check_loss_scaling(self._model, self.options)
         self._place_model()
 
     def _place_model(self) -> None:
@@ -290,7 +293,7 @@ class RunnerSVP(RunnerBase):
         """
         model = self.bare_model
         model.eval()
-        preparer = getattr(model, "batch_preparer", None)
+        preparer = None if getattr(self.task, "reads_raw_batches", False) else getattr(model, "batch_preparer", None)
         prepare = preparer(training=False) if preparer else None
         loader = eval_loader(self.datasets, split_name, self.options, pin_memory=self.cuda_enabled, prepare=prepare)
         seed_all(self.options.seed, "evaluation", self.options.rank, split_name)

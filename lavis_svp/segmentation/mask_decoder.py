@@ -70,10 +70,11 @@ class SegMaskDecoder(nn.Module):
             if kept.device == frequencies.device:
                 return kept
         height, width = self.prompt_encoder.image_embedding_size
-        y = (torch.arange(height, device=frequencies.device) + 0.5) / height
-        x = (torch.arange(width, device=frequencies.device) + 0.5) / width
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        dense = self.position_of(columns, rows).permute(2, 0, 1)[None]  # (1, 256, h, w)
+        with torch.inference_mode(False), torch.no_grad():  # a training may read what a prediction has kept
+            y = (torch.arange(height, device=frequencies.device) + 0.5) / height
+            x = (torch.arange(width, device=frequencies.device) + 0.5) / width
+            rows, columns = torch.meshgrid(y, x, indexing="ij")
+            dense = self.position_of(columns, rows).permute(2, 0, 1)[None]  # (1, 256, h, w)
         if type(dense) is Tensor:  # a fake tensor, of a dry run, is not for later
             self._dense = frequencies, version, dense
         return dense

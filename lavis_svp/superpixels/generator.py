@@ -83,11 +83,30 @@ class SuperpixelGenerator(ABC):
 
     def timed(self, source: Any) -> tuple[RegionMap, dict[str, float]]:
         """The result of :meth:`segment`, and the seconds of each stage by name."""
+        (regions,), seconds = self.timed_batch([source])
+        return regions, seconds
+
+    def timed_batch(self, sources: Sequence[Any]) -> tuple[list[RegionMap], dict[str, float]]:
+        """The results of several images, or embeddings, and the seconds of each stage by name, of all together."""
         self.wait()
         start = time.perf_counter()
-        regions = self.segment(source)
+        regions = self(embeddings=sources) if self.needs_embedding else self(sources)
         self.wait()
         return regions, {"superpixels": time.perf_counter() - start}
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether it computes on another device than the CPU, so that one process keeps it busy."""
+        return False
+
+    @property
+    def batch_size(self) -> int:
+        """How many images :meth:`timed_batch` should get together; the result does not depend on it."""
+        return 1
+
+    def prepare(self, image: np.ndarray) -> Any:
+        """What can be done to an image in a thread that reads ahead; :meth:`timed_batch` takes the result as well."""
+        return image
 
     def wait(self) -> None:  # noqa: B027  (most generators work on the CPU, where there is nothing to wait for)
         """Wait until the generator's device has done its work, so that a clock that is read next tells the truth."""

@@ -1,7 +1,7 @@
 """Superpixels on disk, keyed by image and settings, so that training never computes them twice.
 
 :class:`SuperpixelStore` is a folder with a file for each image, :func:`fill_store` makes what is missing in it (in one
-process or several, from where it stopped), and :func:`write_shards` packs it into webdataset shards, which
+process or several, or on a GPU, from where it stopped), and :func:`write_shards` packs it into webdataset shards, which
 :class:`SuperpixelShards` reads by key.
 """
 
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from lavis_svp.common.images import BrokenFileError
 from lavis_svp.common.paths import cache_root, write_file
+from lavis_svp.common.pipeline import read_compute_write
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap, from_png, to_png
 
@@ -192,7 +193,8 @@ def fill_store(
         items: (image_key, the argument of ``load``, e.g. a path); images already in the store are not loaded.
         load: returns the image (H, W, 3) uint8, or the SAM embedding. With several workers it runs in theirs, so it
             must be a function at the top level of a module.
-        workers: number of processes; generators that work on SAM embeddings always run in this one.
+        workers: number of processes; generators that work on SAM embeddings, or on a GPU, always run in this one. On a
+            GPU threads read ahead and write behind instead, and ``load`` runs in theirs.
         progress: show a progress bar.
         skip_broken: go on after an image whose file is broken, and name it in the report; False = raise its error.
 
@@ -203,8 +205,11 @@ def fill_store(
         raise ValueError("A store opened from settings alone cannot be filled: build it with the generator itself.")
     missing = {key: item for key, item in items if key not in store}
     job = functools.partial(_compute, store, load, skip_broken)
-    if workers <= 1 or store.generator.needs_embedding or len(missing) <= 1:
-        outcomes: Iterator[_Outcome] = map(job, missing.items())
+    outcomes: Iterator[_Outcome]
+    if store.generator.on_accelerator and not store.generator.needs_embedding:
+        outcomes = _on_accelerator(store, store.generator, load, skip_broken, missing)
+    elif workers <= 1 or store.generator.needs_embedding or len(missing) <= 1:
+        outcomes = map(job, missing.items())
     else:
         outcomes = _in_parallel(job, missing, workers)
     report = FillReport()
@@ -236,18 +241,78 @@ def _compute(store: SuperpixelStore, load: Callable[[T], Any], skip_broken: bool
         made = time.perf_counter()
         store.put(key, regions)
     except Exception as error:
-        if skip_broken and isinstance(error, BrokenFileError):
-            return key, f"{type(error).__name__}: {error}"
-        error.add_note(f"(while making the superpixels of image {key})")
-        raise
+        return key, _fault(error, skip_broken, key)
     return key, {"read": read - start, **seconds, "write": time.perf_counter() - made}
+
+
+def _fault(error: Exception, skip_broken: bool, *keys: str) -> str:
+    """The error of a broken file in words; any other is raised, with the keys of the images at hand."""
+    if skip_broken and isinstance(error, BrokenFileError):
+        return f"{type(error).__name__}: {error}"
+    error.add_note(f"(while making the superpixels of image {', '.join(keys)})")
+    raise error
+
+
+@dataclass
+class _InWork:
+    """An image on its way through :func:`_on_accelerator`."""
+
+    key: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    source: Any = None
+    regions: RegionMap | None = None
+    fault: str | None = None
+
+
+def _on_accelerator(
+    store: SuperpixelStore,
+    generator: SuperpixelGenerator,
+    load: Callable[[T], Any],
+    skip_broken: bool,
+    missing: Mapping[str, T],
+) -> Iterator[_Outcome]:
+    """Make and keep superpixels with one generator, which computes while threads read and write."""
+
+    def read(entry: tuple[str, T]) -> _InWork:
+        key, item = entry
+        start, one = time.perf_counter(), _InWork(key)
+        try:
+            one.source = generator.prepare(load(item))
+        except Exception as error:
+            one.fault = _fault(error, skip_broken, key)
+        one.seconds["read"] = time.perf_counter() - start
+        return one
+
+    def compute(batch: list[_InWork]) -> list[_InWork]:
+        whole = [one for one in batch if one.fault is None]
+        if not whole:
+            return batch
+        try:
+            made, seconds = generator.timed_batch([one.source for one in whole])
+        except Exception as error:
+            _fault(error, False, *(one.key for one in whole))
+        for one, regions in zip(whole, made, strict=True):
+            one.regions, one.source = regions, None
+            one.seconds |= {part: value / len(whole) for part, value in seconds.items()}
+        return batch
+
+    def write(one: _InWork) -> _Outcome:
+        if one.regions is None:
+            return one.key, str(one.fault)
+        start = time.perf_counter()
+        store.put(one.key, one.regions)
+        return one.key, {**one.seconds, "write": time.perf_counter() - start}
+
+    return read_compute_write(missing.items(), read, compute, write, generator.batch_size)
 
 
 def _in_parallel(
     job: Callable[[tuple[str, T]], _Outcome], missing: Mapping[str, T], workers: int
 ) -> Iterator[_Outcome]:
+    from lavis_svp.common.devices import cpus_per_process  # imports torch, which reading a store does not need
+
     # spawn: forking a process in which torch or BLAS threads run can deadlock
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cpus_per_process() // workers)
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), threads)) as pool:
         pending: set[Future[_Outcome]] = set()
         try:

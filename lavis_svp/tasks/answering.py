@@ -21,6 +21,7 @@ from lavis_svp.common.paths import write_file
 from lavis_svp.common.transfer import move_to_device
 from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.metrics.bootstrap import Bootstrap
+from lavis_svp.models.batch import PREPARED
 from lavis_svp.tasks.answer_scores import caption_scores, vqa_summary
 from lavis_svp.tasks.base import SvpTask, device_of, gather_records, result_folder
 
@@ -54,6 +55,11 @@ class AnswerTask(SvpTask, ABC):
 
     options_cls = AnswerEvalOptions
     options: AnswerEvalOptions
+
+    @property
+    def reads_raw_batches(self) -> bool:
+        """The blind baseline gives texts other images, which it cannot once a batch is prepared."""
+        return self.options.blind
 
     @abstractmethod
     def generation_settings(self) -> dict[str, Any]:
@@ -270,8 +276,7 @@ class ImageSwapper:
         swapped: dict[str, Any] = {key: [one[key] for one in chosen] for key in pool[0] if key != "id"}
         if "image" in swapped:
             swapped["image"] = torch.stack(swapped["image"])  # (B, 3, S, S) uint8, or (B, 4, S, S)
-        prepared = ("prepared",)  # made of the own images
-        return {**{key: value for key, value in samples.items() if key not in prepared}, **swapped}
+        return {**{key: value for key, value in samples.items() if key != PREPARED}, **swapped}
 
 
 def _as_list(value: Any) -> list[Any]:

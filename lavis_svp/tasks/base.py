@@ -54,6 +54,11 @@ class SvpTask(BaseTask):
         self._dataset: Any = None
         self._held_out: dict[str, Any] | None = None
 
+    @property
+    def reads_raw_batches(self) -> bool:
+        """Whether the evaluation needs batches as the data sets collate them, and not what a worker made of them."""
+        return False
+
     @classmethod
     def setup_task(cls, cfg: Any) -> SvpTask:
         """Build the task from a LAVIS configuration (its ``run_cfg``, ``model_cfg`` and ``datasets_cfg``).

@@ -25,6 +25,7 @@ from lavis_svp.common.transfer import move_to_device
 from lavis_svp.metrics import format_summary, merge_records, summary
 from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.metrics.records import MODES, Record, record_line
+from lavis_svp.models.batch import PREPARED
 from lavis_svp.tasks.base import SvpTask, device_of, gather_records, result_folder
 from lavis_svp.tasks.gallery import Gallery
 from lavis_svp.tasks.scoring import merge_modes, predictions_by_mode, score_image
@@ -107,7 +108,7 @@ class ReferringSegmentationTask(SvpTask):
             looks = {"desc": "Evaluating", "unit": "batch", "mininterval": 1, "disable": not is_main}
             for batch in tqdm(data_loader, **looks):
                 samples = move_to_device(batch, device)
-                self._inputs_cached = "frozen" in samples
+                self._inputs_cached = features_cached(samples)
                 for record, index, number, prediction in self._scored(model, samples):
                     truth = samples["masks"][index][number]
                     self._gallery.offer(record, partial(self._image, samples, index), prediction, truth)
@@ -181,6 +182,13 @@ class ReferringSegmentationTask(SvpTask):
 
     def _unfinished(self) -> Path:
         return result_folder("result_dir") / f"unfinished_rank{get_rank()}.jsonl"
+
+
+def features_cached(samples: Mapping[str, Any]) -> bool:
+    """Whether the frozen features of a batch, prepared or not, come from a cache."""
+    if PREPARED in samples:
+        return samples[PREPARED].tree.images.cached is not None
+    return "frozen" in samples
 
 
 def _for_log(result: Mapping[str, Any]) -> dict[str, float]:

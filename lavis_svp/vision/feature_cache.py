@@ -92,7 +92,7 @@ def prepare_features(
 
     Args:
         extractor: on the device on which it is to compute. Its settings name the caches.
-        datasets: of the run; all of their splits are prepared.
+        datasets: of the run; all of their splits are prepared, so leave out those that it does not read.
         cache_features: compute and serve the features, and the superpixels with them.
         superpixel_cache: ``read``: serve superpixels of the store, in which all must be; ``fill``: make the missing
             ones first; ``off``: the model makes them in each step, unless ``cache_features``.
@@ -122,7 +122,7 @@ def prepare_features(
     for one in work:
         one.list_files(rank, world)
     if superpixels is not None and superpixel_cache == "read":
-        _check_filled(work)
+        _check_filled(superpixels, work, world)
     for one in work:
         one.fill(extractor, rank, world)
     if world > 1:
@@ -280,17 +280,21 @@ def precomputed_of(split: Any, kind: Literal["superpixels", "features"]) -> Any:
     return getattr(split, f"stored_{kind}", None)
 
 
-def _check_filled(work: Sequence[_SplitWork]) -> None:
-    """Raise a FileNotFoundError if superpixels that are to be read are not there."""
-    counts, store = [], None
-    for one in work:
-        if one.superpixels is None:
-            continue
-        store = one.superpixels
-        missing = sum(key not in store for key in one.files)
-        if missing:
-            counts.append(f"{missing:,} of {len(one.files):,} images of {one.name}")
-    if store is not None and counts:
+def _check_filled(store: SuperpixelStore, work: Sequence[_SplitWork], world: int) -> None:
+    """Raise a FileNotFoundError, in every process the same, if superpixels that are to be read are not there."""
+    reads = [one for one in work if one.superpixels is not None]
+    own = [(sum(key not in store for key in one.files), len(one.files)) for one in reads]
+    shares = [own]
+    if world > 1:
+        shares = [own] * world
+        distributed.all_gather_object(shares, own)
+    totals = np.sum(shares, axis=0, dtype=np.int64).reshape(-1, 2)  # (splits, 2)
+    counts = [
+        f"{missing:,} of {images:,} images of {one.name}"
+        for one, (missing, images) in zip(reads, totals.tolist(), strict=True)
+        if missing
+    ]
+    if counts:
         raise FileNotFoundError(
             f"model.superpixels.cache is 'read', but {store.folder} has no superpixels of {', '.join(counts)}. Make "
             "them first: lavis-svp superpixels make --cfg-path YAML, with this run's YAML and --options; or set "

@@ -8,15 +8,13 @@ import hashlib
 import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,21 +27,16 @@ from lavis_svp.common.devices import cpus_per_process
 from lavis_svp.common.images import MIRRORED_SUFFIX, BrokenFileError, ImageFile, file_bytes, image_key, read_pixels
 from lavis_svp.common.options import build_options
 from lavis_svp.common.paths import cache_root, write_file, write_whole
+from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead, read_compute_write
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.superpixels.store import SuperpixelStore, fill_store, start_worker
 from lavis_svp.vision.feature_extractor import ExtractorConfig, FrozenFeatureExtractor, VisionFeatures
 from lavis_svp.vision.geometry import resize_to_sam_input
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 HEADER = "settings.json"
 MIN_IMAGES_FOR_WORKERS = 32  # from here on worker processes, which build the encoders anew, save time
 MAX_WORKERS = 8  # on a machine; each holds the encoders' weights, about a gigabyte
 GPU_BATCH = 8  # images that a GPU encodes together; on a CPU one at a time is as fast
-READERS = 8  # threads that read, decode and resize images, which Pillow does without Python's lock
-WRITERS = 2
-READ_AHEAD, WRITE_AHEAD = 4 * GPU_BATCH, 4  # images, and batches, that wait in memory
 
 
 class FeatureCache:
@@ -298,32 +291,19 @@ def _write_here(
 ) -> Iterator[str | None]:
     """Do the jobs in this process: threads read ahead and write behind while the extractor computes."""
 
-    def computed() -> Iterator[tuple[list[str | None], list[ComputedImage]]]:
-        while batch := list(islice(loaded, batch_size)):
-            images = [one for one in batch if isinstance(one, ResizedImage)]
-            yield [one if isinstance(one, str) else None for one in batch], writer.compute(images) if images else []
+    def compute(loaded: list[ResizedImage | str]) -> list[ComputedImage | str]:
+        images = [one for one in loaded if isinstance(one, ResizedImage)]
+        computed = iter(writer.compute(images) if images else [])
+        return [one if isinstance(one, str) else next(computed) for one in loaded]
 
-    def store(batch: tuple[list[str | None], list[ComputedImage]]) -> list[str | None]:
-        for one in batch[1]:
-            writer.store(one)
-        return batch[0]
+    def write(computed: ComputedImage | str) -> str | None:
+        if isinstance(computed, str):
+            return computed
+        writer.store(computed)
+        return None
 
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
-        load = functools.partial(_load, writer.extractor.sam_side, may_skip)
-        loaded = _ahead(readers, load, jobs, READ_AHEAD)
-        for faults in _ahead(writers, store, computed(), WRITE_AHEAD):
-            yield from faults
-
-
-def _ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], limit: int) -> Iterator[R]:
-    """The results for the items, in order; the pool works at most ``limit`` items ahead."""
-    pending: deque[Future[R]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > limit:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    load = functools.partial(_load, writer.extractor.sam_side, may_skip)
+    return read_compute_write(jobs, load, compute, write, batch_size)
 
 
 def _write_in_workers(
@@ -384,7 +364,7 @@ def keyed_files(split: Any, rank: int, world: int) -> Iterator[tuple[str, ImageF
             return None, f"{type(error).__name__}: {error}"
 
     with ThreadPoolExecutor(READERS) as readers:
-        for (file, _), (key, fault) in zip(share, _ahead(readers, key_of, share, READ_AHEAD), strict=True):
+        for (file, _), (key, fault) in zip(share, ahead(readers, key_of, share, READ_AHEAD), strict=True):
             _warn_of(file, fault)
             if key is not None:
                 yield key, file

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lavis_svp.common.devices import check_dtype, checked_device, resolve_dtype, wait_for
 from lavis_svp.common.paths import cache_root, write_file
@@ -25,11 +26,23 @@ from lavis_svp.vision.geometry import geometry_of, resize_to_sam_input, scaled_p
 from lavis_svp.vision.sam import SAFETENSORS, STRIDE, SamEncoder, build_sam
 from lavis_svp.zoo import resolve
 
+BATCH = 4
+"""Images whose masks are found together on a GPU: the host then waits four times for all of them."""
+
 
 class _Parts(NamedTuple):
     encoder: SamEncoder
     generator: SamSuperpixels
     process: int  # that loaded them
+
+
+class SamInputImage(NamedTuple):
+    """An image in SAM's input, as a thread that reads ahead makes it."""
+
+    pixels: Tensor
+    """(3, S, S) uint8 RGB, zeros in the padding."""
+    size: tuple[int, int]
+    """(H, W) of the image itself."""
 
 
 class SamImageSuperpixels(SuperpixelGenerator):
@@ -84,32 +97,49 @@ class SamImageSuperpixels(SuperpixelGenerator):
         """See :meth:`SuperpixelGenerator.wait`."""
         wait_for(self.device)
 
-    def embed(self, image: np.ndarray) -> SamEmbedding:
+    @property
+    def on_accelerator(self) -> bool:
+        """See :attr:`SuperpixelGenerator.on_accelerator`."""
+        return self.device.type != "cpu"
+
+    @property
+    def batch_size(self) -> int:
+        """See :attr:`SuperpixelGenerator.batch_size`; masks of the image's own size are too large for several."""
+        return BATCH if self.options.decisions == "low" else 1
+
+    def prepare(self, image: np.ndarray) -> SamInputImage:
+        """Resize one (H, W, 3) uint8 image to SAM's input."""
+        return SamInputImage(resize_to_sam_input(image, self.side), (image.shape[0], image.shape[1]))
+
+    def embed(self, image: np.ndarray | SamInputImage) -> SamEmbedding:
         """SAM's embedding of one (H, W, 3) uint8 image.
 
         Raises:
             ValueError: this process was forked and cannot use the device.
         """
-        size, side = (image.shape[0], image.shape[1]), self.side
-        (geometry,) = geometry_of(side, [size])
-        pixels = scaled_pixels(to_device(resize_to_sam_input(image, side)[None], self.device))  # (1, 3, S, S)
+        source = image if isinstance(image, SamInputImage) else self.prepare(image)
+        (geometry,) = geometry_of(self.side, [source.size])
+        pixels = scaled_pixels(to_device(source.pixels[None], self.device))  # (1, 3, S, S)
         embedding = self._parts().encoder(pixels, validity([geometry], self.device))[0]  # (256, S / 16, S / 16)
-        return SamEmbedding(embedding.float(), geometry.input_size, size, side)
+        return SamEmbedding(embedding.float(), geometry.input_size, source.size, self.side)
 
     def segment_batch(self, sources: Sequence[np.ndarray]) -> list[RegionMap]:
         """The superpixels of (H, W, 3) uint8 images, one after the other; raises what :meth:`embed` raises."""
         return [self._parts().generator(embeddings=[self.embed(image)])[0] for image in sources]
 
     @torch.inference_mode()
-    def timed(self, image: np.ndarray) -> tuple[RegionMap, dict[str, float]]:
-        """The superpixels of one image, and the seconds of the image encoder and of the superpixels."""
+    def timed_batch(self, sources: Sequence[np.ndarray | SamInputImage]) -> tuple[list[RegionMap], dict[str, float]]:
+        """The superpixels of some images, and the seconds of the image encoder and of the superpixels.
+
+        The encoder takes one image at a time, so that a map does not depend on the others in a batch.
+        """
         parts = self._parts()  # whose loading does not count
         self.wait()
         start = time.perf_counter()
-        embedding = self.embed(image)
+        embeddings = [self.embed(image) for image in sources]
         self.wait()
         encoded = time.perf_counter()
-        regions = parts.generator(embeddings=[embedding])[0]
+        regions = parts.generator(embeddings=embeddings)
         return regions, {"encode": encoded - start, "superpixels": time.perf_counter() - encoded}
 
     def _parts(self) -> _Parts:

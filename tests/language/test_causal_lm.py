@@ -308,13 +308,13 @@ def test_a_model_that_is_cast_whole_predicts(untied_llama, dtype):
     prefix, turns = make_turns(language)
     visual = torch.randn(2, 5, 32)
     exact = generate_answers(language, visual, [5, 2], prefix, turns)
-    frequencies = language.transformer.rotary_emb.inv_freq.clone()
+    frequencies = language.transformer.rotary_emb.rotary.inv_freq.clone()
     language.to(dtype)
     found = generate_answers(language, visual, [5, 2], prefix, turns)
     assert {parameter.dtype for parameter in language.parameters()} == {dtype}
     assert found.seg_states.dtype == dtype and language.logits(found.seg_states).dtype == torch.float32
     assert (found.seg_states.float() - exact.seg_states).abs().max() < 0.1
-    torch.testing.assert_close(language.transformer.rotary_emb.inv_freq, frequencies, rtol=0, atol=0)
+    torch.testing.assert_close(language.transformer.rotary_emb.rotary.inv_freq, frequencies, rtol=0, atol=0)
 
 
 def test_weights_are_never_loaded_in_float32_where_16_bits_are_asked_for(tiny_llama, monkeypatch):
@@ -401,23 +401,28 @@ def test_a_device_map_is_for_inference(tiny_llama):
     assert language.compute_dtype == torch.bfloat16
 
 
+def test_tf32_reaches_no_rotary_angle(tiny_llama, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    language, seen = make_language(tiny_llama).eval(), []
+    rotary = [module for module in language.transformer.modules() if hasattr(module, "inv_freq")]
+    for module in rotary:
+        module.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32))
+    with LogicalCuda(), torch.no_grad():
+        language.to("cuda")(torch.randn(1, 3, 32).cuda(), torch.zeros(1, 1, 3, 3).cuda(), torch.arange(3).cuda()[None])
+    assert seen == [False] and torch.backends.cuda.matmul.allow_tf32
+    assert not any("rotary" in name for name in language.state_dict())
+
+
+def test_a_table_that_is_offloaded_is_refused(untied_llama):
+    layers = {f"model.{name}": "cpu" for name in ("layers", "norm", "rotary_emb")}
+    with pytest.raises(ValueError, match="model.language.device_map offloads embed_tokens, which must lie on a device"):
+        make_language(untied_llama, device_map={**layers, "model.embed_tokens": "disk", "lm_head": "cpu"})
+
+
 def test_missing_bitsandbytes_is_said_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr("lavis_svp.language.causal_lm.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="quantization is 4bit, which needs bitsandbytes: pip install"):
         LanguageModel(LanguageOptions("nowhere", quantization="4bit"))
-
-
-@pytest.fixture(scope="module")
-def wide_llama(tiny_llama, tmp_path_factory):
-    """A random Llama whose matrices hold whole blocks of 64 numbers, as bitsandbytes wants them on a CPU."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("wide_llama")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

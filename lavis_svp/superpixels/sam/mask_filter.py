@@ -150,11 +150,6 @@ def score_masks(masks: DecodedMasks, options: SamSuperpixelOptions) -> ScoredMas
     return ScoredMasks(passes, pack(inside), areas, batched_mask_to_box(inside).long(), *masks[2:])
 
 
-def collect(parts: Sequence[ScoredMasks], width: int) -> Candidates:
-    """Copy the masks of one image that passed to the host; see :func:`collect_all`."""
-    return collect_all([parts], [width])[0]
-
-
 def collect_all(images: Sequence[Sequence[ScoredMasks]], widths: Sequence[int]) -> list[Candidates]:
     """Copy the masks of several images that passed to the host; it waits for the device twice, however many there are.
 

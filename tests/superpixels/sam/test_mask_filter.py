@@ -10,7 +10,7 @@ from segment_anything.utils.amg import remove_small_regions
 from lavis_svp.superpixels.sam.mask_filter import (
     Candidates,
     choose_masks,
-    collect,
+    collect_all,
     list_masks,
     pack,
     pack_on_device,
@@ -21,7 +21,8 @@ from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
 
 
 def screen(logits: torch.Tensor, ious: torch.Tensor, options: SamSuperpixelOptions) -> Candidates:
-    return collect([score_masks(list_masks(logits, ious, torch.arange(len(ious)), options), options)], logits.shape[-1])
+    scored = score_masks(list_masks(logits, ious, torch.arange(len(ious)), options), options)
+    return collect_all([[scored]], [logits.shape[-1]])[0]
 
 
 def candidates_of(*entries: tuple[tuple[slice, slice], float, int]) -> Candidates:

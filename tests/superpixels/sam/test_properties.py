@@ -14,7 +14,7 @@ from segment_anything.utils.amg import remove_small_regions
 
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.label_map import rasterize
-from lavis_svp.superpixels.sam.mask_filter import Candidates, choose_masks, collect, list_masks, score_masks
+from lavis_svp.superpixels.sam.mask_filter import Candidates, choose_masks, collect_all, list_masks, score_masks
 from lavis_svp.superpixels.sam.options import OverlapOrder, SamSuperpixelOptions, Unlabelled
 
 Scene = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -56,7 +56,8 @@ def scenes(draw: st.DrawFn) -> Scene:
 
 
 def screen(logits: torch.Tensor, ious: torch.Tensor, points: torch.Tensor, options: SamSuperpixelOptions) -> Candidates:
-    return collect([score_masks(list_masks(logits, ious, points, options), options)], logits.shape[-1])
+    scored = score_masks(list_masks(logits, ious, points, options), options)
+    return collect_all([[scored]], [logits.shape[-1]])[0]
 
 
 def regions_of(scene: Scene, options: SamSuperpixelOptions) -> RegionMap:
