@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 ROUNDS, WARM_UP = 15, 3
 WORKER = "worker"
+LOG_TAIL = 2000  # characters of a process's log that an error shows
 MARK = "before_after:"  # begins a line of a worker's answer; others are its log
 
 
@@ -36,12 +38,13 @@ class Checkout:
     """
 
     def __init__(self, folder: Path, form: str) -> None:
+        self.log = tempfile.TemporaryFile("w+")
         environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, __file__, WORKER, form],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.log,
             text=True,
             cwd=folder,
             env=environment,
@@ -66,7 +69,8 @@ class Checkout:
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return line.removeprefix(MARK).strip()
-        raise RuntimeError(f"The process of {self.process.args} ended without an answer.")
+        self.log.seek(0)
+        raise RuntimeError(f"The process in {self.process.args} ended: {self.log.read()[-LOG_TAIL:]}")
 
 
 def work(form: str) -> None:

@@ -107,7 +107,8 @@ class Row:
     def _batches(self) -> Iterator[Any]:
         runner = self.runner
         if "uncached" in self.options:
-            runner.datasets["train"].feature_cache = runner.datasets["train"].superpixel_cache = None
+            for part in runner.datasets["train"].datasets:  # LAVIS joins data sets, even a single one
+                part.feature_cache = part.superpixel_cache = None
         prepare = self.model.batch_preparer(training=True)
         yield from train_loader(runner.datasets, runner.order, runner.options, 0, pin_memory=False, prepare=prepare)
 
@@ -122,7 +123,10 @@ class Row:
 
     @torch.no_grad()
     def infer(self, samples: Any) -> dict[str, float]:
-        """Answer all expressions of a batch, the frozen half cached; seconds per image, whole and by part."""
+        """Answer all expressions of a collated batch, the frozen half cached; seconds per image, whole and by part.
+
+        They include the preparation of the batch, which a run's loader does in its workers.
+        """
         self.model.eval()
         start = time.perf_counter()
         self.model.predict_masks(samples)

@@ -3,7 +3,7 @@
 #
 #   bash run_scripts/gpu_check.sh [--device cuda:0] [--only SECTION ...] [--out FILE.json]
 #
-# `--device cpu` runs all of it in small, without a GPU.
+# `--device cpu` runs all of it at small size, without a GPU.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -45,7 +45,7 @@ def is_loopback(address: Any) -> bool:
 def autograd_without_threads() -> None:
     """Let autograd settle on no threads of its own, as it does at the first backward where there is only the CPU.
 
-    ``FakeTensorMode``, which the plan uses, makes believe that there is a CUDA device. A first backward after it would
+    ``FakeTensorMode``, which the plan uses, pretends that there is a CUDA device. A first backward after it would
     start a thread for that device, and from then on no forked child could run a backward. See torch's
     ``_ensureCUDADeviceGuardSet`` and https://github.com/pytorch/pytorch/wiki/Autograd-and-Fork.
     """

@@ -115,7 +115,8 @@ def parsed(path: Path, *options: str) -> dict[str, Any]:
     sections = config.datasets_cfg.items()
     datasets = {name: sends_images(builder_of(name)(section).settings()) for name, section in sections}
     model = without_new_defaults(flat_options(parse_model_options(config.model_cfg)))
-    return {"model": model, "run": plain(config.run_cfg), **datasets}
+    run = {key: value for key, value in plain(config.run_cfg).items() if key != "num_workers"}  # 0, now auto
+    return {"model": model, "run": run, **datasets}
 
 
 def keys_of(node: Any) -> Iterator[str]:

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 from PIL import ImageFile as PillowImageFile
 
+from lavis_svp.common.options import BrokenFileError
+
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
 _BITS_16 = 65535.0
@@ -22,10 +24,6 @@ _WHITE = 255
 
 MIRRORED_SUFFIX = "-mirrored"
 """Ends the key of a mirrored image, whose superpixels and features are not those of its original."""
-
-
-class BrokenFileError(ValueError):
-    """What is stored of one image is damaged: its file, its annotations, its superpixels or its features."""
 
 
 class BadImageError(BrokenFileError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.options import BrokenFileError
 from lavis_svp.datasets.masks import decode_segmentation
 
 if TYPE_CHECKING:  # readers of files must not wait for torch

@@ -15,9 +15,8 @@ from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.prompts import IGNORE, Turn
 from lavis_svp.language.splice import HostSequences, PredictingPlaces, SplicedBatch, splice
 
-STEPS_PER_READING = (
-    4  # tokens of every answer that a device makes before the host reads them and sees whether all ended
-)
+STEPS_PER_READING = 4
+"""Tokens of every answer that a device makes before the host reads them and sees whether all answers have ended."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,7 @@ def masks_on_host(
     answered: Sequence[bool],
     pointed: Tensor | None,
 ) -> HostMasks:
-    """Bring P masks to their images' sizes and to the host, in two transfers.
+    """Bring P masks to their images' sizes and to the host, in one transfer.
 
     Args:
         logits: (P, 4h, 4w) scores over SAM's input.
@@ -99,17 +100,21 @@ def masks_on_host(
         mask = (full > 0) if real else torch.zeros_like(full, dtype=torch.bool)
         area = mask.sum(dtype=torch.float32)
         probability = torch.where(mask, full.sigmoid(), torch.zeros_like(full)).sum()
-        inside.append(mask.flatten())
+        inside.append(mask.flatten().view(torch.uint8))
         numbers.append(probability / area.clamp_min(1))
     if not inside:
         return HostMasks([], [], None if pointed is None else [])
-    flat = torch.cat(inside).cpu().numpy().view(np.uint8)
     table = torch.stack(numbers)[None]  # (1, P)
     if pointed is not None:
         table = torch.cat([table, pointed[None].to(table)])  # (2, P); token indices are exact in float32
-    scores, *rest = table.tolist()
-    ends = np.cumsum([place.original_size[0] * place.original_size[1] for place in geometry])[:-1]
-    masks = [part.reshape(place.original_size) for part, place in zip(np.split(flat, ends), geometry, strict=True)]
+    head = table.flatten().view(torch.uint8)  # as bytes, before those of the masks
+    whole = torch.cat([head, *inside]).cpu().numpy()
+    scores, *rest = whole[: len(head)].view(np.float32).reshape(tuple(table.shape)).tolist()
+    ends = len(head) + np.cumsum([0, *(math.prod(place.original_size) for place in geometry)])
+    masks = [
+        whole[start:end].reshape(place.original_size)
+        for start, end, place in zip(ends[:-1], ends[1:], geometry, strict=True)
+    ]
     return HostMasks(masks, scores, [int(index) for index in rest[0]] if rest else None)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lavis_svp.common.options import check_weight, check_whole_number
 from lavis_svp.common.tensors import no_autocast
-from lavis_svp.common.transfer import to_device
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.projectors.layers import centroids
 from lavis_svp.projectors.types import VisualTokens
@@ -329,8 +328,7 @@ def token_places(vision: VisionFeatures, visual: VisualTokens) -> Tensor:
     if visual.assignment is None:
         raise ValueError("This projector does not report which patches its tokens come from; turn place_alignment off.")
     patches = centroids(visual.assignment.detach(), *vision.patches.coordinates())  # (B, T, 2)
-    spans = to_device(torch.tensor(vision.patches.grids) * torch.tensor(vision.extents), patches.device)  # (B, 2)
-    return (patches / spans[:, None]).clamp(0.0, 1.0).float()  # (B, T, 2)
+    return (patches / vision.on_grids.spans[:, None]).clamp(0.0, 1.0).float()  # (B, T, 2)
 
 
 def grid_iou(assignment: Tensor, mask_share: Tensor) -> Tensor:

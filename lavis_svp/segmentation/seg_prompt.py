@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_svp.common.tensors import no_autocast
-from lavis_svp.common.transfer import to_device
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.vision.feature_extractor import VisionFeatures
@@ -194,9 +193,7 @@ def token_positions(visual: VisualTokens, vision: VisionFeatures, mask_decoder: 
             "This projector does not report which patches its tokens come from; set seg_prompt.pointer_position: False."
         )
     row, column = vision.patches.coordinates()  # (B, N) each
-    covered = torch.tensor([place.extent for place in vision.geometry])
-    steps = covered / torch.tensor(vision.extents) / torch.tensor(vision.patches.grids).float()  # (B, 2)
-    step = to_device(steps, visual.tokens.device)  # one patch in SAM's input, as a share of its side
+    step = vision.on_grids.steps  # (B, 2), one patch in SAM's input, as a share of its side
     y = (row.to(step.device) + 0.5) * step[:, :1]  # (B, N)
     x = (column.to(step.device) + 0.5) * step[:, 1:]  # (B, N)
     encoded = mask_decoder.position_of(x, y)  # (B, N, 256)

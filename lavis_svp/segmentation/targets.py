@@ -39,7 +39,7 @@ class MaskTargets:
         low: at the low resolution (K, h', w') float32, the largest of the ``sizes``: the share of what the image shows
             in a cell that lies in the mask; 0 beyond the mask's own size.
         cells: at the low resolution (K, 2) int64, the ``sizes`` for the device.
-        original: else one (n, H, W) uint8 0/1 for each run of n masks in a row of images that lie alike.
+        original: else one (n, H, W) uint8 0/1 for each run of n masks in a row whose images have one geometry.
         geometry: how the images of each of these runs lie in SAM's input.
     """
 

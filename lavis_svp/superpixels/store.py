@@ -245,11 +245,11 @@ def _compute(store: SuperpixelStore, load: Callable[[T], Any], skip_broken: bool
     return key, {"read": read - start, **seconds, "write": time.perf_counter() - made}
 
 
-def _fault(error: Exception, skip_broken: bool, *keys: str) -> str:
-    """The error of a broken file in words; any other is raised, with the keys of the images at hand."""
+def _fault(error: Exception, skip_broken: bool, key: str) -> str:
+    """The error of a broken file in words; any other is raised, with the image's key."""
     if skip_broken and isinstance(error, BrokenFileError):
         return f"{type(error).__name__}: {error}"
-    error.add_note(f"(while making the superpixels of image {', '.join(keys)})")
+    error.add_note(f"(while making the superpixels of image {key})")
     raise error
 
 
@@ -290,7 +290,8 @@ def _on_accelerator(
         try:
             made, seconds = generator.timed_batch([one.source for one in whole])
         except Exception as error:
-            _fault(error, False, *(one.key for one in whole))
+            error.add_note(f"(while making the superpixels of images {', '.join(one.key for one in whole)})")
+            raise
         for one, regions in zip(whole, made, strict=True):
             one.regions, one.source = regions, None
             one.seconds |= {part: value / len(whole) for part, value in seconds.items()}

@@ -7,27 +7,23 @@ every projector gets them, not only those that see superpixels. benchmarks/repor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lavis_svp.common.tensors import interval_overlap, no_autocast
-from lavis_svp.common.transfer import to_device
+from lavis_svp.common.tensors import no_autocast
+from lavis_svp.common.transfer import Packed
 from lavis_svp.vision.geometry import SamInputGeometry, scaled_pixels
+from lavis_svp.vision.grid_places import Axes, Share, axes_of
 from lavis_svp.vision.types import Grid, PatchFeatures
 
 EXTRA_CHANNELS = {"sam": 256, "colour": 3}
 """Names and their numbers of channels."""
 COLOUR_MEAN, COLOUR_STD = 0.5, 0.25
 """Bring colours of 0..1 to about unit variance."""
-CACHED_AXES = 256  # area weights kept: two for each shape of image; 24 cells of 1024 pixels are 100 kB
-
-Share = tuple[float, float]
-"""Share (of height, of width) of SAM's input that a patch grid covers, from the top left corner."""
 
 
 def extra_width(names: Sequence[str]) -> int:
@@ -42,6 +38,7 @@ def append_channels(
     pixels: Tensor | None,
     covered: Sequence[Share],
     colours: Tensor | None = None,
+    axes: Mapping[str, Sequence[Axes]] | None = None,
 ) -> PatchFeatures:
     """Append channels to every patch, and so to each inner layer.
 
@@ -55,22 +52,25 @@ def append_channels(
         pixels: (B, 3, S, S) RGB in SAM's input, uint8 or float in 0..1; None where ``colours`` are given or not needed.
         covered: for each image, the share of SAM's input that its patch grid covers.
         colours: (B, N, 3) of :func:`patch_colours`, where they are known already.
+        axes: B area weights by the name of the channel, on the features' device; None: they are made here.
 
     Returns:
         features of width C + :func:`extra_width`.
     """
     if not names:
         return features
-    groups = []
+    groups, axes = [], axes or {}
     for name in names:
         if name == "sam":
-            group = on_grids(sam, features.grids, covered)  # (B, N, 256)
+            group = on_grids(sam, axes.get("sam") or _moved_axes(sam, features.grids, covered))  # (B, N, 256)
             group = functional.layer_norm(group, group.shape[2:])
         elif colours is not None:
             group = colours.float()  # (B, N, 3)
         else:
             assert pixels is not None
-            group = on_grids(_normalised(pixels), features.grids, covered)  # (B, N, 3)
+            group = on_grids(
+                _normalised(pixels), axes.get("colour") or _moved_axes(pixels, features.grids, covered)
+            )  # (B, N, 3)
         groups.append(group)
     size = features.patches.square().mean(2, keepdim=True).sqrt()  # (B, N, 1)
     added = torch.cat(groups, dim=2).to(features.patches) * size  # (B, N, A)
@@ -83,7 +83,7 @@ def append_channels(
 
 @dataclass(frozen=True)
 class PatchColours:
-    """Computes the channel ``colour`` of an image in a loader's worker, where the image itself stays behind.
+    """Computes the channel ``colour`` of an image in a loader's worker, so that the image itself need not be sent.
 
     Args:
         grid: (h, w) patches of the vision encoder.
@@ -127,33 +127,21 @@ def on_grid(channels: Tensor, grid: Grid, covered: Share) -> Tensor:
     Returns:
         (h * w, A) float32.
     """
-    return on_grids(channels[None], [grid], [covered])[0]
+    return on_grids(channels[None], _moved_axes(channels[None], [grid], [covered]))[0]
 
 
-def on_grids(channels: Tensor, grids: Sequence[Grid], covered: Sequence[Share]) -> Tensor:
-    """:func:`on_grid` of B maps (B, A, H, W) on grids of equal size: (B, h * w, A); the weights move in one copy."""
-    axes = [
-        axis_weights(cells, share, pixels)
-        for grid, shares in zip(grids, covered, strict=True)
-        for cells, share, pixels in zip(grid, shares, channels.shape[2:], strict=True)
-    ]
-    block = to_device(torch.cat([axis.flatten() for axis in axes]), channels.device)  # (all weights,)
-    parts = block.split([axis.numel() for axis in axes])
-    weights = [part.view(axis.shape) for part, axis in zip(parts, axes, strict=True)]  # (cells, pixels) each
+def on_grids(channels: Tensor, axes: Sequence[Axes]) -> Tensor:
+    """:func:`on_grid` of B maps (B, A, H, W) on grids of equal size, with their area weights: (B, h * w, A)."""
     with no_autocast(channels.device):
         means = [
             torch.einsum("hH,aHW,wW->hwa", rows, one.float(), columns).flatten(0, 1)  # (h * w, A)
-            for one, rows, columns in zip(channels, weights[::2], weights[1::2], strict=True)
+            for one, (rows, columns) in zip(channels, axes, strict=True)
         ]
     return torch.stack(means)  # (B, h * w, A)
 
 
-@lru_cache(maxsize=CACHED_AXES)
-def axis_weights(cells: int, share: float, pixels: int) -> Tensor:
-    """(cells, pixels) share of each cell that each of SAM's pixels covers, for cells over the first ``share`` of them.
-
-    The result is kept, on the CPU; do not change it.
-    """
-    with torch.inference_mode(False), torch.device("cpu"):
-        bounds = torch.arange(cells + 1, dtype=torch.float64) / cells * share
-        return interval_overlap(torch.stack([bounds[:-1], bounds[1:]], dim=1), pixels)  # (cells, pixels)
+def _moved_axes(channels: Tensor, grids: Sequence[Grid], covered: Sequence[Share]) -> list[Axes]:
+    """The area weights of B maps (B, A, H, W) on their device."""
+    axes = axes_of(grids, covered, (channels.shape[2], channels.shape[3]))
+    moved: list[Axes] = axes if channels.device.type == "cpu" else Packed(axes).to(channels.device).tree
+    return moved

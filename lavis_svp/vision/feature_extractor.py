@@ -15,7 +15,7 @@ from lavis_svp.common.devices import DtypeName, check_dtype, resolve_dtype
 from lavis_svp.common.options import check_whole_number, plain
 from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, check_superpixels, list_superpixels
-from lavis_svp.vision.backbone import AttentionName, FrozenModule, build_vision_encoder, image_shares
+from lavis_svp.vision.backbone import AttentionName, Fit, FrozenModule, build_vision_encoder, image_shares
 from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, PatchColours, append_channels, extra_width
 from lavis_svp.vision.families import family_of
 from lavis_svp.vision.geometry import (
@@ -27,8 +27,9 @@ from lavis_svp.vision.geometry import (
     scaled_pixels,
     validity,
 )
-from lavis_svp.vision.sam import build_sam
-from lavis_svp.vision.types import PatchFeatures
+from lavis_svp.vision.grid_places import GridPlaces, grid_places
+from lavis_svp.vision.sam import STRIDE, build_sam
+from lavis_svp.vision.types import Grid, PatchFeatures
 from lavis_svp.zoo import Weights
 
 SuperpixelCache = Literal["off", "read", "fill"]
@@ -143,18 +144,36 @@ class ImageInputs:
         cached: the features of all images: ``patches`` (B, N, C), ``valid`` (B, N) bool, ``sam`` (B, 256, h, w), the
             requested outputs of the encoder, and ``colour`` (B, N, 3) of :func:`.patch_colours`; None: none.
         region_maps: the superpixels of each image; None: none.
+        regions_known: whether nobody reads the region maps any more, because all that is made of them is known; they
+            are then neither sent nor made.
+        places: where each image lies on its patch grid, and the area weights of the extra channels that are maps;
+            None: not known yet.
     """
 
     pixels: Tensor | None
     geometry: list[SamInputGeometry]
     cached: dict[str, Tensor] | None
     region_maps: list[RegionMap] | None
+    regions_known: bool = False
+    places: GridPlaces | None = None
 
     def to(self, device: torch.device | str) -> ImageInputs:
         """The same with its tensors on ``device``."""
         pixels = None if self.pixels is None else to_device(self.pixels, device)
         cached = None if self.cached is None else {name: to_device(one, device) for name, one in self.cached.items()}
-        return dataclasses.replace(self, pixels=pixels, cached=cached)
+        places = None if self.places is None else self.places.to(device)
+        return dataclasses.replace(self, pixels=pixels, cached=cached, places=places)
+
+    def placed(self, grid: Grid, fit: Fit, extra_channels: Sequence[str]) -> ImageInputs:
+        """The same with their ``places`` on an encoder's (h, w) ``grid``; the other arguments are its options."""
+        side = self.geometry[0].side
+        maps = {"sam": side // STRIDE} if "sam" in extra_channels else {}
+        if "colour" in extra_channels and "colour" not in (self.cached or {}):
+            maps["colour"] = side
+        extents = image_shares([one.input_size for one in self.geometry], (side, side), fit)
+        covered = [(1.0, 1.0) if fit == "pad" else one.extent for one in self.geometry]
+        places = grid_places(self.geometry, extents, [grid] * len(extents), covered, maps)
+        return dataclasses.replace(self, places=places)
 
 
 def read_images(
@@ -236,6 +255,7 @@ class VisionFeatures:
         region_maps: superpixels of each image; None when the projector needs none.
         geometry: where each image lies in SAM's input.
         extents: share (of height, of width) of the patch grid that each image covers.
+        places: the same in tensors, on the features' device; None: not made yet, see :attr:`on_grids`.
     """
 
     patches: PatchFeatures
@@ -243,6 +263,15 @@ class VisionFeatures:
     region_maps: list[RegionMap] | None
     geometry: list[SamInputGeometry]
     extents: list[tuple[float, float]]
+    places: GridPlaces | None = None
+
+    @property
+    def on_grids(self) -> GridPlaces:
+        """Where the images lie on their patch grids, on the features' device."""
+        if self.places is None:
+            places = grid_places(self.geometry, self.extents, self.patches.grids)
+            self.places = places.to(self.patches.patches.device)
+        return self.places
 
     def sam_embedding(self, index: int) -> SamEmbedding:
         """SAM's embedding of one image, as the superpixel generators take it."""
@@ -325,16 +354,19 @@ class FrozenFeatureExtractor(FrozenModule):
             ValueError: see :func:`read_images`.
         """
         images = samples if isinstance(samples, ImageInputs) else self.read_images(samples)
+        encoder = self.config.encoder
+        if images.places is None:
+            images = images.placed(self.vision_encoder.grid, encoder.fit, encoder.extra_channels)
         images = images.to(self.device)
         vision = self._from_cache(images, images.cached) if images.cached is not None else self.encode(images)
-        vision.region_maps = images.region_maps
-        if vision.region_maps is None:
+        vision.region_maps, vision.places = images.region_maps, images.places
+        if vision.region_maps is None and not images.regions_known:
             vision.region_maps = self._make_superpixels(images, vision)
         # with `pad` the grid covers all of SAM's input, with `stretch` only the image's part
-        padded = self.config.encoder.fit == "pad"
-        covered = [(1.0, 1.0) if padded else one.extent for one in vision.geometry]
-        names, colours = self.config.encoder.extra_channels, (images.cached or {}).get("colour")
-        vision.patches = append_channels(vision.patches, names, vision.sam, images.pixels, covered, colours)
+        covered = [(1.0, 1.0) if encoder.fit == "pad" else one.extent for one in vision.geometry]
+        names, colours = encoder.extra_channels, (images.cached or {}).get("colour")
+        axes = vision.on_grids.axes
+        vision.patches = append_channels(vision.patches, names, vision.sam, images.pixels, covered, colours, axes)
         return vision
 
     @torch.no_grad()

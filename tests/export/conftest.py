@@ -8,12 +8,15 @@ PADDING = 40  # rows of a table beyond the tokenizer
 
 
 @pytest.fixture(scope="session")
-def language_folder(tmp_path_factory, tiny_llama, weights):
-    """language_folder(kind): tied, untied, qwen (tied, its table padded beyond the tokenizer), or the real smollm2."""
+def language_folder(tmp_path_factory, tiny_llama, wide_llama, weights):
+    """language_folder(kind): tied, untied, wide, qwen (tied, its table padded beyond the tokenizer), the real smollm2.
+
+    Matrices of "wide" are large enough for bitsandbytes.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    made = {"tied": tiny_llama}
+    made = {"tied": tiny_llama, "wide": wide_llama}
 
     def make(kind):
         if kind == "smollm2":

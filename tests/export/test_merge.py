@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
@@ -85,6 +86,26 @@ def test_the_exported_model_is_the_trained_one(make_model, language_folder, tmp_
     torch.testing.assert_close(scores[:, : expected.shape[1]], expected, atol=1e-4, rtol=1e-4)
     grown = model.language.seg_id + 1 if kind != "qwen" else model.language.embed_tokens.num_embeddings
     assert scores.shape[1] == grown
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_adapters_of_quantised_weights_are_merged_into_whole_ones(make_model, language_folder, tmp_path, capsys):
+    from lavis_svp.models.svp_ris import SvpRis
+
+    language = {"name": str(language_folder("wide")), **LORA}
+    quantised = {"quantization": "8bit", "device_map": {"": "cpu"}}
+    trained_model(make_model, tmp_path, language={**language, **quantised})
+    whole = make_model(language=language)
+    whole.load_checkpoint(str(tmp_path / "checkpoint_7.pth"))
+    out = tmp_path / "exported"
+    main(["merge", "--checkpoint", str(tmp_path), "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "Trained on 8bit weights" in said and "Merged 4 adapters" in said
+
+    section = OmegaConf.load(out / "svp.yaml").model
+    assert section.language.quantization == "none" and section.language.device_map is None
+    difference = compare(observe(whole.eval()), observe(SvpRis.from_config(section).eval()))
+    assert max(difference.tokens, difference.masks) < 1e-4 and difference.texts == 0
 
 
 def test_shards_and_other_precisions(make_model, language_folder, tmp_path, capsys):

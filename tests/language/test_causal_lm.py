@@ -401,8 +401,14 @@ def test_a_device_map_is_for_inference(tiny_llama):
     assert language.compute_dtype == torch.bfloat16
 
 
-def test_tf32_reaches_no_rotary_angle(tiny_llama, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+@pytest.fixture
+def tf32():
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_tf32_reaches_no_rotary_angle(tiny_llama, tf32):
     language, seen = make_language(tiny_llama).eval(), []
     rotary = [module for module in language.transformer.modules() if hasattr(module, "inv_freq")]
     for module in rotary:

@@ -211,7 +211,8 @@ def test_files_without_metadata_and_damaged_ones(tmp_path, trained):
 def test_every_pattern_is_of_an_option():
     from lavis_svp.models.checkpoint import INPUT_KEYS, ONLY_TRAINING, _matches
 
-    options = parse_model_options({**SECTION, "learning_rates": {"seg_prompt": 1e-3}})
+    superpixels = {"name": "sam", "cache": "off"}
+    options = parse_model_options({**SECTION, "superpixels": superpixels, "learning_rates": {"seg_prompt": 1e-3}})
     keys = [*flat_options(options), "learning_rates"]
     for pattern in (*ONLY_TRAINING, *INPUT_KEYS):
         assert any(_matches(key, (pattern,)) for key in keys), pattern

@@ -108,6 +108,22 @@ def test_mirrored_superpixels_are_those_of_the_mirrored_image(model, make_data, 
     assert compared
 
 
+def test_mirrored_samples_are_served_from_a_store_that_is_read(model, make_data, own_cache, monkeypatch):
+    """The store holds the superpixels of the images as they are; nothing is made any more."""
+    plain, mirrored = make_data(), make_data(hflip_prob=1.0)
+    prepare_features(model.extractor, {"a": {"train": plain}}, cache_features=False, superpixel_cache="fill")
+    monkeypatch.setattr(type(model.extractor.generator), "segment_batch", lambda *_: pytest.fail("made again"))
+    prepare_features(model.extractor, {"a": {"train": mirrored}}, cache_features=False, superpixel_cache="read")
+    compared = 0
+    for twin, one in ((mirrored[index], plain[index]) for index in range(IMAGES)):
+        turned = twin["image_key"] != one["image_key"]
+        labels = one["region_map"].labels
+        assert np.array_equal(twin["region_map"].labels, labels[:, ::-1] if turned else labels)
+        compared += turned
+    assert compared
+    assert all("region_map" in batch and "skipped" not in batch for batch in batches_of(mirrored))
+
+
 @pytest.mark.parametrize("cache_features", [False, True])
 def test_changes_of_colour_reach_the_model_or_are_refused(model, make_data, own_cache, cache_features):
     data = {"a": {"train": make_data(brightness=0.9)}}

@@ -1,4 +1,4 @@
-"""How often the host waits for the device: at most six times a step, four and one per four tokens a prediction.
+"""How often the host waits for the device, and how often it copies to it.
 
 The host reads at most six times of the device in a training step, and four times and once per four tokens in a
 prediction. It waits for no copy to the device. A batch that is prepared with its superpixels is one copy. The steps of

@@ -61,6 +61,8 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
         "language": {"name": str(parts / "llama")},
         "cache_features": False,
     }
+    if OmegaConf.select(project, "model.superpixels.cache") == "read":  # as tests/cli/test_superpixels.py does
+        model["superpixels"]["cache"] = "fill"
     datasets = {}
     for name in project.datasets:
         image = {split: {"image_size": SIDE} for split in ("train", "eval")}

@@ -272,8 +272,29 @@ def test_features_are_prepared_on_the_runs_device(tiny_run, monkeypatch):
     assert seen["extractor"] == {"meta"} and seen["language"] == {"cpu"}
 
 
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_only_the_splits_that_a_run_reads_are_prepared(tiny_run, monkeypatch, evaluate):
+    """An evaluation must not ask for the superpixels of the training images."""
+    prepared = {}
+
+    class Stop(Exception):
+        pass
+
+    def prepare(extractor, datasets, **options):
+        prepared.update(datasets)
+        raise Stop
+
+    monkeypatch.setattr(projects, "prepare_features", prepare)
+    run = tiny_run.run_cfg
+    run.evaluate, run.train_splits, run.valid_splits, run.test_splits = evaluate, ["train"], [], ["val"]
+    with pytest.raises(Stop):
+        projects.build_runner(tiny_run)
+    (by_split,) = prepared.values()
+    assert set(by_split) == ({"val"} if evaluate else {"train", "val"})
+
+
 def test_auto_dtypes_follow_the_runs_device(tiny_run, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     for part in ("language", "vision_encoder", "sam"):
         tiny_run.model_cfg[part].dtype = "auto"
     for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset as wds
 
 from lavis_svp.common.images import BadImageError, BrokenFileError
-from lavis_svp.superpixels import build_superpixels
+from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
+from lavis_svp.superpixels import store as store_module
 from lavis_svp.superpixels.region_map import from_png
 from lavis_svp.superpixels.store import (
     SHARD_INDEX,
@@ -123,6 +126,74 @@ def test_workers_give_the_same_as_one_process(tmp_path: Path) -> None:
     assert fill_store(stores[1], items, image_of, workers=2, progress=False).computed == 6
     for key, _ in items:
         assert stores[0].path(key).read_bytes() == stores[1].path(key).read_bytes()
+
+
+@pytest.fixture
+def accelerated(monkeypatch: pytest.MonkeyPatch) -> SuperpixelGenerator:
+    """A generator that is treated as one on a GPU, and takes three images together."""
+    generator = build_superpixels("voronoi", side=20)
+    monkeypatch.setattr(type(generator), "on_accelerator", property(lambda self: True))
+    monkeypatch.setattr(type(generator), "batch_size", property(lambda self: 3))
+    return generator
+
+
+def test_on_a_gpu_the_store_has_the_same_bytes(tmp_path: Path, accelerated: SuperpixelGenerator, monkeypatch) -> None:
+    """One process computes, in batches; threads read and write; broken images are named."""
+    threads: dict[str, set[int]] = {"read": set(), "compute": set(), "write": set()}
+    sizes = []
+    compute, put = type(accelerated).segment_batch, SuperpixelStore.put
+
+    def load(number: int) -> np.ndarray:
+        threads["read"].add(threading.get_ident())
+        if number == 4:
+            raise BadImageError("cut off")
+        return image_of(number)
+
+    def counted(self: SuperpixelGenerator, images: list[np.ndarray]) -> list[RegionMap]:
+        threads["compute"].add(threading.get_ident())
+        sizes.append(len(images))
+        return compute(self, images)
+
+    def watched(*given: Any) -> None:
+        threads["write"].add(threading.get_ident())
+        put(*given)
+
+    items = [(f"{number:064x}", number) for number in range(8)]
+    serial = SuperpixelStore(build_superpixels("voronoi", side=20), tmp_path / "serial")
+    for key, number in items:
+        serial.get(key, image_of(number))
+    monkeypatch.setattr(type(accelerated), "segment_batch", counted)
+    monkeypatch.setattr(SuperpixelStore, "put", watched)
+    store = SuperpixelStore(accelerated, tmp_path / "gpu")
+    report = fill_store(store, items, load, workers=4, progress=False, skip_broken=True)
+    assert report.computed == 7 and list(report.broken) == [items[4][0]] and sizes == [3, 2, 2]
+    assert set(report.seconds) == {"read", "superpixels", "write"} and min(report.seconds.values()) > 0
+    assert threads["compute"] == {threading.get_ident()}
+    assert not threads["compute"] & (threads["read"] | threads["write"])
+    for key in store.keys():
+        assert store.path(key).read_bytes() == serial.path(key).read_bytes()
+    assert fill_store(store, items[:3], load, progress=False).computed == 0
+    with pytest.raises(BadImageError) as failure:
+        fill_store(store, items, load, progress=False)
+    assert f"image {items[4][0]}" in failure.value.__notes__[0]
+
+
+def test_workers_share_the_cores_of_their_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun may have started several processes on the machine."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    started = []
+
+    def pool(workers: int, context: Any, initializer: Any, arguments: tuple[int, int]) -> None:
+        started.append((workers, arguments[1]))
+        raise InterruptedError
+
+    monkeypatch.setattr(store_module, "ProcessPoolExecutor", pool)
+    store = SuperpixelStore(build_superpixels("grid"), tmp_path)
+    with pytest.raises(InterruptedError):
+        fill_store(store, [("ab", 1), ("cd", 2)], image_of, workers=2, progress=False)
+    assert started == [(2, 4)]
 
 
 KILLED_PARENT = """

@@ -9,6 +9,7 @@ import torch
 from lavis_svp.common.images import image_key, read_pixels
 from lavis_svp.common.options import SetupError
 from lavis_svp.superpixels.store import SuperpixelStore
+from lavis_svp.vision import feature_cache
 from lavis_svp.vision.feature_cache import (
     CachedFeatures,
     FeatureCache,
@@ -219,6 +220,24 @@ def test_superpixels_are_filled_and_read(make_extractor, make_split, own_cache, 
     labels = store.get(key_of(splits["val"], "c.png")).labels
     assert labels.shape == fresh.region_maps[0].labels.shape or superpixels is GRID
     assert superpixels is GRID or (labels == fresh.region_maps[0].labels).all()
+
+
+def test_every_process_says_how_many_superpixels_are_missing_in_all(make_extractor, make_split, own_cache, monkeypatch):
+    """Each looks at its own share; only the share of this one is complete."""
+    extractor = make_extractor()
+    splits = {"train": make_split(["a.png", "b.png", "c.png"]), "val": make_split(["d.png"])}
+    prepare_features(
+        extractor, {"mine": {"train": make_split(["a.png"])}}, cache_features=False, superpixel_cache="fill"
+    )
+
+    def gather(shares, own):
+        assert own == [(1, 2), (1, 1)]  # a and c; d
+        shares[:] = [own, [(1, 1), (0, 0)]]
+
+    monkeypatch.setattr(feature_cache, "_rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(feature_cache.distributed, "all_gather_object", gather)
+    with pytest.raises(FileNotFoundError, match="2 of 3 images of mine .train., 1 of 1 images of mine .val."):
+        prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache="read")
 
 
 def test_switched_off_superpixels_stay_what_they_were(make_extractor, make_split, own_cache):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lavis_svp.superpixels.store import SuperpixelStore, fill_store
 from lavis_svp.vision import sam_superpixels
 from lavis_svp.vision.feature_extractor import (
     EncoderOptions,
@@ -145,3 +146,28 @@ def test_timed_tells_encoding_and_superpixels_apart(generator: SamImageSuperpixe
     regions, seconds = generator.timed(IMAGE)
     assert set(seconds) == {"encode", "superpixels"} and min(seconds.values()) > 0
     assert np.array_equal(regions.labels, generator([IMAGE])[0].labels)
+
+
+def test_a_store_filled_on_a_gpu_has_the_bytes_of_one_image_at_a_time(
+    generator: SamImageSuperpixels, tmp_path: Path, devices: Any
+) -> None:
+    """On a CPU that says it is one: several images in a batch, and nothing mixes devices."""
+    draws = np.random.default_rng(1)
+    images = [draws.integers(0, 256, (30 + 5 * number, 40, 3), dtype=np.uint8) for number in range(6)]
+    items = [(f"{number:064x}", number) for number in range(len(images))]
+    serial = SuperpixelStore(generator, tmp_path / "serial")
+    assert fill_store(serial, items, images.__getitem__, workers=1, progress=False).computed == 6
+    with devices.LogicalCuda() as cuda:
+        on_device = SamImageSuperpixels(side=128, device="cuda:1", encoder_dtype="float32", dtype="float32", **OPTIONS)
+        assert on_device.on_accelerator and on_device.batch_size > 1 and not generator.on_accelerator
+        store = SuperpixelStore(on_device, tmp_path / "device")
+        assert store.settings == serial.settings
+        report = fill_store(store, items, images.__getitem__, workers=2, progress=False)
+    cuda.check()
+    assert set(report.seconds) == {"read", "encode", "superpixels", "write"} and report.computed == 6
+    for key, _ in items:
+        assert store.path(key).read_bytes() == serial.path(key).read_bytes()
+
+
+def test_masks_of_the_images_own_size_are_found_one_image_at_a_time(generator: SamImageSuperpixels) -> None:
+    assert SamImageSuperpixels(side=128, preset="exact").batch_size == 1 < generator.batch_size

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from lavis_svp.common.devices import resolve_dtype, wait_for
 from lavis_svp.common.tensors import no_autocast
-from lavis_svp.common.transfer import to_device
+from lavis_svp.common.transfer import Packed
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.decoder import PlainDecoder, PointDecoder
@@ -38,7 +38,9 @@ from lavis_svp.superpixels.sam.mask_filter import (
 )
 from lavis_svp.superpixels.sam.options import LEVELS, SamSuperpixelOptions, preset_options
 from lavis_svp.superpixels.sam.prompts import first_pass, grid_points, point_tokens, uncovered_points
-from lavis_svp.superpixels.sam.resize import to_image
+from lavis_svp.superpixels.sam.resize import ToImage, to_image
+
+T = TypeVar("T")
 
 LOW_RES_STRIDE = 4
 """Pixels of SAM's input frame per pixel of the decoder's logits."""
@@ -52,35 +54,51 @@ FULL_SIZE_GROUP = 8
 _DECODERS: dict[str, type[PointDecoder]] = {"factored": FactoredDecoder, "plain": PlainDecoder}
 
 
+class _Constants(NamedTuple):
+    """What the device reads of an image's size and the options."""
+
+    points: Tensor  # (n^2, 2) float32, the grid's points in SAM's frame
+    to_image: ToImage | None  # for masks at the image's own size
+    level_bonus: Tensor  # (3,) float32
+
+    @classmethod
+    def of(cls, embedding: SamEmbedding, options: SamSuperpixelOptions) -> _Constants:
+        """Make them on the CPU."""
+        resize, side = None, embedding.side
+        if options.decisions == "full":
+            resize = to_image(side, side // LOW_RES_STRIDE, embedding.input_size, embedding.original_size, "cpu")
+        points = grid_points(embedding.input_size, options.points_per_side)  # (n^2, 2)
+        return cls(points, resize, torch.tensor(options.level_bonus))
+
+
 class _PromptedImage:
     """One image and its two passes of point prompts: (1) a sparse grid, (2) the points that no mask covers yet."""
 
-    def __init__(self, embedding: SamEmbedding, decoder: PointDecoder, options: SamSuperpixelOptions) -> None:
+    def __init__(
+        self, embedding: SamEmbedding, decoder: PointDecoder, options: SamSuperpixelOptions, constants: _Constants
+    ) -> None:
         weight = decoder.mask_decoder.mask_tokens.weight
         self.decoder, self.options, self.device = decoder, options, weight.device
         self.tokens_per_image = embedding.embedding[0].numel()
         rows, columns = (-(-length // LOW_RES_STRIDE) for length in embedding.input_size)
         self.logits_size = self.mask_size = rows, columns  # (h, w)
-        self.to_image = None
-        if options.decisions == "full":
-            side, sizes = embedding.side, (embedding.input_size, embedding.original_size)
-            self.to_image = to_image(side, side // LOW_RES_STRIDE, *sizes, weight.device)
+        self.to_image = constants.to_image
+        if self.to_image is not None:
             self.logits_size, self.mask_size = self.to_image.needed, embedding.original_size
         self.scale = math.prod(embedding.original_size) / math.prod(self.mask_size)  # image pixels per mask pixel
         self.image_state = decoder.image(embedding.embedding.to(weight))
-        points = to_device(grid_points(embedding.input_size, options.points_per_side), weight.device)  # (n^2, 2)
-        self.tokens = point_tokens(decoder.prompt_encoder, points)  # (n^2, 2, C)
-        self.level_bonus = to_device(torch.tensor(options.level_bonus), weight.device)  # (3,)
+        self.tokens = point_tokens(decoder.prompt_encoder, constants.points)  # (n^2, 2, C)
+        self.level_bonus = constants.level_bonus
 
-    def run(self, points: np.ndarray) -> list[ScoredMasks]:
-        """Prompt these points of the grid, at least one.
+    def run(self, points: Tensor) -> list[ScoredMasks]:
+        """Prompt these points of the grid, (m,) int64 numbers on the device, at least one.
 
         Returns:
             one ``ScoredMasks`` per decoder call.
         """
         parts: list[ScoredMasks] = []
         size = max(1, self.options.prompts_per_call(self.device.type) * FULL_GRID // self.tokens_per_image)
-        for chunk in to_device(torch.from_numpy(points), self.device).split(size):
+        for chunk in points.split(size):
             logits, ious = self.decoder.decode(self.image_state, self.tokens[chunk], self.logits_size)
             masks = list_masks(logits, ious, chunk, self.options, self.level_bonus)
             parts.append(score_masks(masks, self.options) if self.to_image is None else self._at_full_size(masks))
@@ -215,7 +233,8 @@ class SamSuperpixels(SuperpixelGenerator):
     ) -> list[ChosenMasks]:
         """Find the masks of several images that go into their region maps; ``options`` replace the generator's own.
 
-        With ``decisions: low`` the host waits for the device four times, however many images there are.
+        With ``decisions: low`` the host waits for the device twice, and the device gets two copies, however many
+        images there are.
 
         Raises:
             ValueError: as :meth:`segment_batch`.
@@ -228,19 +247,27 @@ class SamSuperpixels(SuperpixelGenerator):
         points = first_pass(options.points_per_side, options.first_stride)
         with no_autocast(self.device):  # `dtype` decides which products may be bfloat16
             decoder = self.point_decoder()
-            images = [_PromptedImage(embedding, decoder, options) for embedding in embeddings]
+            constants = [_Constants.of(embedding, options) for embedding in embeddings]
+            first, constants = self._moved((torch.from_numpy(points), constants))
+            images = [_PromptedImage(one, decoder, options, its) for one, its in zip(embeddings, constants, strict=True)]
             widths = [image.mask_size[1] for image in images]
-            found = collect_all([image.run(points) for image in images], widths)
+            found = collect_all([image.run(first) for image in images], widths)
             for embedding, masks in zip(embeddings, found, strict=True):
                 if len(masks) == 0:  # as all are where a number is not finite: every prompt attends to every cell
                     self._check_finite(embedding)
             uncovered = [image.uncovered(masks, points) for image, masks in zip(images, found, strict=True)]
-            again = [index for index, others in enumerate(uncovered) if len(others)]
+            again = [index for index, numbers in enumerate(uncovered) if len(numbers)]
             if again:
-                second = [images[index].run(uncovered[index]) for index in again]
-                for index, others in zip(again, collect_all(second, [widths[i] for i in again]), strict=True):
-                    found[index] = Candidates.concatenate([found[index], others])
+                others = self._moved([torch.from_numpy(uncovered[index]) for index in again])
+                second = [images[index].run(numbers) for index, numbers in zip(again, others, strict=True)]
+                for index, more in zip(again, collect_all(second, [widths[i] for i in again]), strict=True):
+                    found[index] = Candidates.concatenate([found[index], more])
         return [choose_masks(masks, options, image.scale) for masks, image in zip(found, images, strict=True)]
+
+    def _moved(self, tree: T) -> T:
+        """A tree with its tensors on the device, in one copy."""
+        moved: T = tree if self.device.type == "cpu" else Packed(tree).to(self.device).tree
+        return moved
 
     def _check(self, embedding: SamEmbedding) -> None:
         side, grid = embedding.side, tuple(embedding.embedding.shape[1:])
