@@ -23,15 +23,15 @@ CORE = [
     "scikit-image>=0.22",
     "scipy>=1.11.1",  # 1.11.0 was withdrawn
     "segment-anything>=1.0",
-    "timm>=1.0.3",  # the first 1.0
+    "timm>=1.0.21",  # TinyVit on the meta device, which lavis-svp plan uses
     "tokenizers>=0.22",  # transformers 4.57 asks for it
-    "torch>=2.6",
-    "torchvision>=0.21",  # imported by segment-anything, which does not say so; torch 2.6's
+    "torch>=2.8",  # without a GPU, deepspeed does not import beside the triton of torch 2.7
+    "torchvision>=0.23",  # the one for torch 2.8; segment-anything imports it, which its wheel does not say
     "tqdm>=4.66",
     # 4.57: siglip2_vision_model, nested lists of images, layer_types of Qwen2-VL. 4.57.6: until 4.57.5 a configuration
     # of Qwen2-VL is saved with the model_type of its language model. 5 moves what LAVIS imports.
     "transformers>=4.57.6,<5",
-    "webdataset>=0.2.33",  # mtime= of TarWriter
+    "webdataset>=0.2.96",  # mtime= of TarWriter (0.2.33), empty_check= of WebDataset
 ]
 
 EXTRAS = {
@@ -51,7 +51,7 @@ EXTRAS = {
     "zoo": ["gguf>=0.10", "onnx>=1.16", "sentencepiece>=0.2.2"],
     # Read-outs and the no-target fit (lavis-svp probe).
     "probes": ["scikit-learn>=1.3"],
-    "deepspeed": ["deepspeed>=0.17.2"],  # torch_autocast
+    "deepspeed": ["deepspeed>=0.19.7"],  # below: faults under ZeRO-3, with gloo, and beside torch_autocast
     # model.language.quantization: 8bit or 4bit.
     "quantize": ["bitsandbytes>=0.46"],
     # Curves and images besides log.txt (run.log_to).

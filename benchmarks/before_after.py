@@ -38,7 +38,7 @@ class Checkout:
     """
 
     def __init__(self, folder: Path, form: str) -> None:
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
         environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, __file__, WORKER, form],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import platform
 import re
@@ -15,7 +14,7 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 import lavis_svp  # noqa: F401  (before LAVIS)
 from lavis_svp.common.devices import wait_for
 from lavis_svp.common.paths import cache_root
-from lavis_svp.common.transfer import Packed, move_to_device, received
+from lavis_svp.common.transfer import Packed, move_to_device
 from lavis_svp.runners.training_log import peak_memory
 
 PROGRESS = "progress: "
@@ -305,12 +304,7 @@ def _train(check: Check, name: str, amp: bool) -> list[float]:
     """Do the steps; the losses of those after the alignment stage."""
     steps, aligned = (4, 1) if check.small else (30, 8)
     trainer = Trainer(check, name, steps, aligned, [f"run.amp={amp}", "run.amp_dtype=bf16"])
-    losses, seconds = [], []
-    for step in range(steps):
-        measured = trainer.step(step)
-        losses.append(measured["loss"])
-        seconds.append(measured["seconds"])
-        check.say(f"{name}, step {step + 1} of {steps}: loss {measured['loss']:.3f}, {measured['seconds']:.2f} s")
+    losses, seconds = trainer.run(check)
     after = losses[aligned:]
     third = max(1, len(after) // 3)
     check.add(f"{name}: losses that are not finite", sum(not math.isfinite(one) for one in losses), at_most=0)
@@ -320,7 +314,6 @@ def _train(check: Check, name: str, amp: bool) -> list[float]:
     check.add(f"{name}: training", trainer.batch / statistics.median(seconds[aligned:]), "images/s")
     if not check.small:
         check.add(f"{name}: peak memory", trainer.peak, "GB")
-        (check.folder / "peak.json").write_text(json.dumps(trainer.peak))
     return after
 
 
@@ -340,20 +333,28 @@ class Trainer:
         from lavis_svp.runners.project import build_config, build_runner, read_project
         from lavis_svp.runners.training_log import TrainingMeter
 
-        self.device = check.device
-        self.options = [*_recipe(check, name, steps, aligned), *options]
+        self.device, self.name, self.steps = check.device, name, steps
         peak_memory(self.device)
-        self.runner = build_runner(build_config(read_project(PROJECT, self.options)))
-        self.batch = self.runner.options.batch_size_train
+        project = read_project(PROJECT, [*_recipe(check, name, steps, aligned), *options])
+        self.runner = runner = build_runner(build_config(project))
+        self.batch = runner.options.batch_size_train
         self.meter = TrainingMeter(self.device)
-        self.stepper = self.runner.make_stepper(self.meter)
-        on_cuda = self.device.type == "cuda"
-        prepare = self.runner.bare_model.batch_preparer(training=True)
-        runner = self.runner
-        loader = train_loader(runner.datasets, runner.order, runner.options, 0, pin_memory=on_cuda, prepare=prepare)
-        self.batches: Iterator[Any] = iter(loader) if hasattr(loader, "__next__") else received(loader)
-        self.runner.model.train()
+        self.stepper = runner.make_stepper(self.meter)
+        prepare, pins = runner.bare_model.batch_preparer(training=True), self.device.type == "cuda"
+        loader = train_loader(runner.datasets, runner.order, runner.options, 0, pin_memory=pins, prepare=prepare)
+        self.batches = iter(loader)
+        runner.model.train()
         self.peak = 0.0
+
+    def run(self, check: Check) -> tuple[list[float], list[float]]:
+        """All steps: the loss and the seconds of each."""
+        losses, seconds = [], []
+        for step in range(self.steps):
+            measured = self.step(step)
+            losses.append(measured["loss"])
+            seconds.append(measured["seconds"])
+            check.say(f"{self.name}, step {step + 1} of {self.steps}: loss {losses[-1]:.3f}, {seconds[-1]:.2f} s")
+        return losses, seconds
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step: its losses, and its ``seconds``."""
@@ -399,18 +400,16 @@ def _recipe(check: Check, name: str, steps: int, aligned: int) -> list[str]:
 def _compare_with_plan(check: Check) -> None:
     from lavis_svp.plan.settings import from_project
 
-    options, settings = from_project(PROJECT, _recipe(check, "plan", 30, 8))
-    check.add("peak memory that `plan` says", _planned(check, options, settings), "GB")
+    check.add("peak memory that `plan` says", _planned(*from_project(PROJECT, _recipe(check, "plan", 30, 8))), "GB")
 
 
-def _planned(check: Check, options: Any, settings: Any) -> float:
+def _planned(options: Any, settings: Any) -> float:
     """Peak memory of one card that the plan of a run says, in GB."""
     from lavis_svp.plan.estimate import Assumptions, make_plan
     from lavis_svp.plan.settings import Gpu
 
-    card = Gpu("this", 1.0, 1.0, "")
-    tokens = LARGE_REGIONS[0] * LARGE_REGIONS[1]
-    return make_plan(options, settings, card, 1, Assumptions(tokens=tokens)).memory.peak / GIGABYTE
+    assumptions = Assumptions(tokens=math.prod(LARGE_REGIONS))
+    return make_plan(options, settings, Gpu("this", 1.0, 1.0, ""), 1, assumptions).memory.peak / GIGABYTE
 
 
 def zero2(check: Check) -> None:
@@ -419,15 +418,9 @@ def zero2(check: Check) -> None:
         metadata.version("deepspeed")
     except metadata.PackageNotFoundError:
         raise Skip("deepspeed is not installed") from None
-    steps = 3
     options = ["run.runner=runner_deepspeed", f"run.deepspeed_config={ZERO2}", "run.amp=True", "run.amp_dtype=bf16"]
-    trainer = Trainer(check, "zero2", steps, 1, options)
-    losses, seconds = [], []
-    for step in range(steps):
-        measured = trainer.step(step)
-        losses.append(measured["loss"])
-        seconds.append(measured["seconds"])
-        check.say(f"step {step + 1} of {steps}: loss {measured['loss']:.3f}")
+    trainer = Trainer(check, "zero2", 3, 1, options)
+    losses, seconds = trainer.run(check)
     check.add("losses that are not finite", sum(not math.isfinite(one) for one in losses), at_most=0)
     check.add("training", trainer.batch / seconds[-1], "images/s")
     if not check.small:
@@ -449,9 +442,8 @@ def waits(check: Check) -> None:
     model = trainer.runner.bare_model.eval()
     samples = _samples(2, model.options.sam.side)
     maps = model.extractor(move_to_device(samples, check.device)).region_maps
-    batch = model.batch_preparer(training=False)({**samples, "region_map": maps})
-    batch = move_to_device(batch, check.device)
-    model.predict_masks(batch)
+    batch = move_to_device(model.batch_preparer(training=False)({**samples, "region_map": maps}), check.device)
+    model.predict_masks(batch)  # the first one makes constants
     count = _synchronisations(lambda: model.predict_masks(batch))
     check.add("waits of a prediction", count, at_most=MOST_WAITS["prediction"])
 
@@ -479,7 +471,7 @@ def large(check: Check) -> None:
     options = _large_options(check)
     batch = 2
     run = {"task": "referring_segmentation", "output_dir": "output", "batch_size_train": batch, "amp": True}
-    planned = _planned(check, options, training_settings({**run, "max_iters": 1}, {}))
+    planned = _planned(options, training_settings({**run, "max_iters": 1}, {}))
     check.add("peak memory that `plan` says", planned, "GB")
     if not check.small:
         free = torch.cuda.mem_get_info(check.device)[0] / GIGABYTE
@@ -544,6 +536,7 @@ def _large_options(check: Check) -> Any:
 def _with_random_weights(model: nn.Module, device: torch.device) -> Any:
     """A model from the meta device, on a device: random matrices, norms that start as the identity."""
     config = model.language.config
+    base = float(getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"])
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "lora_B" not in name:
@@ -553,7 +546,7 @@ def _with_random_weights(model: nn.Module, device: torch.device) -> Any:
     for name, buffer in model.named_buffers():
         if name.endswith("inv_freq"):
             width = 2 * len(buffer)
-            buffer.copy_(_rotary_base(config) ** (-torch.arange(0, width, 2, device=device) / width))
+            buffer.copy_(base ** (-torch.arange(0, width, 2, device=device) / width))
         elif name.endswith(("std", "running_var")):
             buffer.fill_(0.25)
         elif buffer.is_floating_point():
@@ -561,10 +554,6 @@ def _with_random_weights(model: nn.Module, device: torch.device) -> Any:
         else:
             buffer.zero_()
     return model
-
-
-def _rotary_base(config: Any) -> float:
-    return float(getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"])
 
 
 def _prompts(model: Any) -> Any:
@@ -596,10 +585,9 @@ def _prompts(model: Any) -> Any:
 
 def _random_samples(batch: int, side: int) -> dict[str, Any]:
     """Images of noise, each with three expressions and a mask for each."""
-    rng = np.random.default_rng(0)
     size = (side * 3 // 4, side)
     image = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
-    image[:, :, : size[0]] = torch.from_numpy(rng.integers(0, 256, (batch, 3, *size), np.uint8))
+    image[:, :, : size[0]] = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
     mask = np.zeros(size, np.uint8)
     mask[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = 1
     texts = ["the red cup on the left", "the person in front", "the dog behind the chair"]

@@ -1,11 +1,13 @@
-"""Measure the data loader: images in a folder against the same images in shards.
+"""Measure the data loader: a folder against shards, and what a run loads now against what it loaded before.
 
-    python benchmarks/loader.py           about five minutes on two cores, into results/loader.json
+    python benchmarks/loader.py           about two minutes on two cores, into results/loader.json
     python benchmarks/loader.py --quick   a few images, once, not stored
 
 Images of COCO's size with COCO's number of objects and three sentences each are drawn from the seed. "bytes" reads
 image files and masks only, with the files dropped from the page cache first ("cold") or not; "samples" are whole
-training batches at the tiny model's side through torch's DataLoader. The last line is JSON.
+training batches at the tiny model's side through torch's DataLoader. "floats" is the loader of release 0.2: four planes
+of floats, and a batch that a worker hands over array by array; "prepared" makes all that the model's host does with a
+batch in the worker, superpixels read from a store included. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +27,25 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from results import store
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import lavis_svp  # noqa: F401  (before LAVIS)
+from lavis_svp.common.transfer import SharedBatch
 from lavis_svp.datasets.custom_formats import CocoExpressions
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.write import Conversion, convert
 from lavis_svp.datasets.sources import DataSource, ImageFolder
-from lavis_svp.runners.data import SampleKey, build_loader, epoch_permutation
+from lavis_svp.models.svp_ris import SvpRis
+from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
+from lavis_svp.runners.data import Prepare, SampleKey, SeededDataset, build_loader, epoch_permutation
+from lavis_svp.superpixels import build_superpixels
+from lavis_svp.superpixels.store import SuperpixelStore
 from lavis_svp.tasks.base import run_facts
 from lavis_svp.vision.geometry import to_sam_input
 
@@ -43,11 +54,13 @@ SIZE = (480, 640)  # (H, W), COCO's most frequent
 OBJECTS = 7  # COCO's mean
 SENTENCES = 3
 SIDE = 384
+GRID = {"rows": 6, "cols": 7}  # superpixels: about as many as SAM's
 BATCH = 4
-IMAGES, SAMPLES = 400, 400
-PER_SHARD = 20  # several times the window of near-sequential reading
-REPEATS = 7
+IMAGES, SAMPLES = 200, 60
+PER_SHARD = 10  # several times the window of near-sequential reading
+REPEATS = 5
 FORMS = ("folder", "shards", "shards, near-sequential")
+BEFORE, PREPARED = "folder, floats", "folder, prepared"
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -76,21 +89,46 @@ def draw(folder: Path, count: int) -> Path:
     return folder / "instances.json"
 
 
-frame = partial(to_sam_input, side=SIDE)
+before = partial(to_sam_input, side=SIDE)
+"""What made the "image" of a sample in release 0.2: (4, S, S) floats."""
 
 
-def forms(folder: Path, images: int) -> dict[str, ReferringDataset]:
-    """The same data set three times."""
+@dataclass
+class Form:
+    """A data set, and how its batches are made: ``prepare`` in the worker, or ``plain``, array by array."""
+
+    dataset: ReferringDataset
+    prepare: Prepare | None = None
+    plain: bool = False
+
+
+def preparer() -> Prepare:
+    """What a training of the tiny model does to a batch in the loader's workers."""
+    section = OmegaConf.load(SvpRis.default_config_path("tiny")).model
+    changes = {"load_finetuned": False, "superpixels": {"name": "grid", "grid": GRID}}
+    return SvpRis.from_config(OmegaConf.merge(section, changes)).batch_preparer(training=True)
+
+
+def forms(folder: Path, images: int) -> dict[str, Form]:
+    """The same data in every form."""
     source, store = CocoExpressions(draw(folder, images)), ImageFolder(folder)
     convert(Conversion(source, store, {"drawn": SEED}, images_per_shard=PER_SHARD), folder / "shards")
     shards = ShardSource(folder / "shards")
+    resize = SvpImageEvalProcessor(ImageEvalOptions(SIDE))
 
-    def make(source: Any, store: Any, shuffle: str) -> ReferringDataset:
+    def make(source: Any, store: Any, shuffle: str = "global", vis_processor: Any = resize) -> ReferringDataset:
         options = SamplingOptions(shuffle=shuffle, skip_broken=False)
-        return ReferringDataset(DataSource(source, store), train=True, vis_processor=frame, options=options)
+        return ReferringDataset(DataSource(source, store), train=True, vis_processor=vis_processor, options=options)
 
     sources = [(source, store, "global"), (shards, shards, "global"), (shards, shards, "shards")]
-    return {name: make(*given) for name, given in zip(FORMS, sources, strict=True)}
+    found = {name: Form(make(*given)) for name, given in zip(FORMS, sources, strict=True)}
+    found[BEFORE] = Form(make(source, store, vis_processor=before), plain=True)
+    found[PREPARED] = Form(make(source, store), prepare=preparer())
+    superpixels = SuperpixelStore(build_superpixels("grid", **GRID), folder / "superpixels")
+    found[PREPARED].dataset.superpixel_cache = superpixels
+    for index in range(images):  # fills the store
+        found[PREPARED].dataset.sample(index)
+    return found
 
 
 def order_of(dataset: ReferringDataset, epoch: int) -> np.ndarray:
@@ -123,42 +161,70 @@ def read_bytes(dataset: ReferringDataset, epoch: int) -> float:
     return len(order) / (time.perf_counter() - start)
 
 
-def read_samples(dataset: ReferringDataset, epoch: int, workers: int, samples: int) -> float:
-    """Images a second, when a DataLoader makes whole batches."""
-    order = order_of(dataset, epoch)[:samples]
-    keys = [[SampleKey(int(one), epoch) for one in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
+def loader_of(form: Form, batches: list[list[SampleKey]], workers: int) -> Any:
+    """The loader of a run; with ``plain`` that of release 0.2."""
+    if form.plain:
+        data = SeededDataset(form.dataset, SEED)
+        return DataLoader(data, batch_sampler=batches, collate_fn=form.dataset.collater, num_workers=workers)
+    return build_loader(form.dataset, batches, SEED, workers, pin_memory=False, prepare=form.prepare)
+
+
+def batches_of(form: Form, epoch: int, samples: int) -> list[list[SampleKey]]:
+    """The keys of an epoch's first batches."""
+    order = order_of(form.dataset, epoch)[:samples]
+    return [[SampleKey(int(one), epoch) for one in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
+
+
+def read_samples(form: Form, epoch: int, workers: int, samples: int) -> float:
+    """Images a second, when a DataLoader makes whole batches; its workers have started."""
+    batches = batches_of(form, epoch, samples + BATCH)
+    loaded = iter(loader_of(form, batches, workers))
+    next(loaded)
     start = time.perf_counter()
-    for _ in build_loader(dataset, keys, SEED, workers, pin_memory=False):
+    for _ in loaded:
         pass
-    return len(order) / (time.perf_counter() - start)
+    return (len(batches) - 1) * BATCH / (time.perf_counter() - start)
 
 
-def measure(folder: Path, images: int, samples: int, repeats: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Form -> way to measure -> median and runs; the forms take turns, so that a busy moment hits all of them."""
-    datasets = forms(folder, images)
+def sample_bytes(form: Form) -> float:
+    """Bytes of a sample that cross from a worker to the main process."""
+    batches = batches_of(form, 0, 4 * BATCH)
+    return statistics.fmean(SharedBatch(batch).nbytes / BATCH for batch in loader_of(form, batches, 0))
 
-    def cold(dataset: ReferringDataset, epoch: int) -> float:
+
+def measure(
+    folder: Path, images: int, samples: int, repeats: int
+) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, float]]:
+    """Form -> way to measure -> median and runs; the forms take turns, so that a busy moment hits all of them.
+
+    And form -> kilobytes of a sample.
+    """
+    made = forms(folder, images)
+
+    def cold(form: Form, epoch: int) -> float:
         drop_from_memory(folder)
-        return read_bytes(dataset, epoch)
+        return read_bytes(form.dataset, epoch)
 
-    ways: dict[str, Callable[[ReferringDataset, int], float]] = {
+    ways: dict[str, Callable[[Form, int], float]] = {
         "bytes, cold": cold,
-        "bytes": read_bytes,
-        "samples, 0 workers": lambda dataset, epoch: read_samples(dataset, epoch, 0, samples),
-        "samples, 2 workers": lambda dataset, epoch: read_samples(dataset, epoch, 2, samples),
+        "bytes": lambda form, epoch: read_bytes(form.dataset, epoch),
+        "samples, 0 workers": lambda form, epoch: read_samples(form, epoch, 0, samples),
+        "samples, 2 workers": lambda form, epoch: read_samples(form, epoch, 2, samples),
     }
-    runs: dict[str, dict[str, list[float]]] = {form: {way: [] for way in ways} for form in datasets}
+    runs: dict[str, dict[str, list[float]]] = {form: {} for form in made}
     for epoch in tqdm(range(repeats), desc="measuring"):
         for way, work in ways.items():
-            for form in np.roll(list(datasets), epoch):  # each comes first in turn
-                runs[form][way].append(work(datasets[form], epoch))
-    return {
+            for form in np.roll(list(made), epoch):  # each comes first in turn
+                if form in FORMS or way.startswith("samples"):
+                    runs[form].setdefault(way, []).append(work(made[form], epoch))
+    rows = {
         form: {
             way: {"median": round(statistics.median(values), 1), "runs": [round(value, 1) for value in values]}
             for way, values in by_way.items()
         }
         for form, by_way in runs.items()
     }
+    return rows, {name: round(sample_bytes(form) / 1e3, 1) for name, form in made.items()}
 
 
 def main() -> None:
@@ -171,7 +237,7 @@ def main() -> None:
     images, samples, repeats = (40, 8, 1) if args.quick else (IMAGES, SAMPLES, REPEATS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = measure(folder, images, samples, repeats)
+        rows, kilobytes = measure(folder, images, samples, repeats)
         sizes = [path.stat().st_size for path in folder.glob("*.jpg")]
     folder_row, shard_row, near_row = (rows[form] for form in FORMS)
     summary = {
@@ -179,12 +245,21 @@ def main() -> None:
         for label, row in (("shards", shard_row), ("near_sequential", near_row))
         for way, column in (("cold", "bytes, cold"), ("bytes", "bytes"), ("samples", "samples, 0 workers"))
     }
+    for workers in (0, 2):
+        column = f"samples, {workers} workers"
+        for label, form in (("floats", BEFORE), ("prepared", PREPARED)):
+            ratios = [
+                now / one for now, one in zip(folder_row[column]["runs"], rows[form][column]["runs"], strict=True)
+            ]
+            summary[f"folder_over_{label}_{workers}_workers"] = round(statistics.median(ratios), 3)
+    summary["floats_over_folder_bytes_per_sample"] = round(kilobytes[BEFORE] / kilobytes["folder"], 2)
     if not args.quick:
         run = run_facts() | {"seed": SEED, "repeats": repeats, "images": images, "samples": samples, "size": SIZE}
         run |= {"kilobytes": statistics.fmean(sizes) / 1e3}
         run["machine"]["load"] = load
-        store("loader", {"run": run, "summary": summary, "images_per_second": rows})
-    print(json.dumps(rows if args.quick else summary))
+        content = {"images_per_second": rows, "kilobytes_per_sample": kilobytes}
+        store("loader", {"run": run, "summary": summary, **content})
+    print(json.dumps([rows, kilobytes, summary] if args.quick else summary))
 
 
 if __name__ == "__main__":

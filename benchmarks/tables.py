@@ -102,17 +102,18 @@ def loader() -> str:
     content = load("loader")
     run, forms = content["run"], content["images_per_second"]
     columns = list(next(iter(forms.values())))
-    rows = [
-        [form, *(f"{by[c]['median']:.0f} ({min(by[c]['runs']):.0f}–{max(by[c]['runs']):.0f})" for c in columns)]
-        for form, by in forms.items()
-    ]
+    rows = []
+    for form, by in forms.items():
+        runs = [by.get(column, {}).get("runs", []) for column in columns]
+        cells = [f"{statistics.median(one):.0f} ({min(one):.0f}–{max(one):.0f})" if one else "–" for one in runs]
+        rows.append([form, *cells, number(content["kilobytes_per_sample"][form], 0)])
     facts = (
         f"Medians of {run['repeats']} interleaved runs (smallest to largest) over {run['images']} images of "
         f"{run['size'][1]} x {run['size'][0]} pixels, {run['kilobytes']:.0f} kB each; `{run['command']}`, "
         f"{run['date'][:10]}, {run['machine']['cpus']} CPUs, load average {run['machine']['load']:.1f} when it began, "
         f"seed {run['seed']}. Result line: `{json.dumps(content['summary'])}`"
     )
-    return "\n\n".join([table(["images a second", *columns], rows), facts])
+    return "\n\n".join([table(["images a second", *columns, "kB a sample"], rows), facts])
 
 
 def runner() -> str:

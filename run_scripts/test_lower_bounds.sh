@@ -17,9 +17,13 @@ LEFT_OUT=(
   # They hold the environment to requirements*.txt and constraints.txt.
   tests/test_packaging.py::test_environment_holds_the_pins
   tests/test_packaging.py::test_constraints_hold_only_what_is_pulled_in
-  # Bit for bit as recorded, with parts whose weights the pinned torch draws from a seed: torch 2.6 draws others.
+  # Bit for bit as recorded, with parts whose weights the pinned torch draws from a seed: torch 2.8 draws others.
   tests/test_released_0_1.py::test_a_checkpoint_computes_the_same
   tests/test_released_0_1.py::test_a_feature_cache_is_found_read_and_written_the_same
+  tests/runners/test_released_checkpoints.py::test_an_old_training_goes_on
+  # Pillow before 13 cannot read the YCbCr TIFF that it writes.
+  "tests/common/test_images.py::test_modes[pillow-YCbCr]"
+  "tests/common/test_images.py::test_modes[after lavis-YCbCr]"
 )
 
 if help_wanted "$@"; then exit; fi

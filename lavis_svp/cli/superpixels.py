@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from lavis_svp.cli.common import add_command, add_device_option, add_old_flag, command_parser, user_errors
 from lavis_svp.common.images import ImageFile, image_key, read_pixels
+from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead
 from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
 from lavis_svp.superpixels.evaluation import summarise
@@ -74,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "a project YAML, whose model says which superpixels and whose data sets say of which images"
     add("--cfg-path", type=Path, metavar="YAML", help=text)
     add("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
-    add("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
+    add("--workers", type=int, default=2, help="processes on the CPU; on a GPU one runs (default: %(default)s)")
     text = "print a store's settings, and how many regions its images have and how much they cover"
     add_command(commands, "info", info, text, "superpixels info superpixels/sam-<digest>", [store])
     text = "draw the superpixels of a store on contact sheets, to look through"
@@ -241,5 +243,7 @@ def image_files(sources: Sequence[Path]) -> list[Path]:
 
 def with_keys(files: Sequence[F], progress: bool = True) -> Iterator[tuple[str, F]]:
     """Read image files for their keys; yields (key, file)."""
-    for path in tqdm(files, desc="reading images", unit="image", disable=not progress, leave=False):
-        yield image_key(path.read_bytes()), path
+    with ThreadPoolExecutor(READERS) as readers:
+        keys = ahead(readers, lambda path: image_key(path.read_bytes()), files, READ_AHEAD)
+        shown = tqdm(keys, "reading images", len(files), unit="image", disable=not progress, leave=False)
+        yield from zip(shown, files, strict=True)

@@ -417,7 +417,7 @@ def _loading_settings(
 
 
 def _check_tables_are_here(embeddings: nn.Embedding, output: nn.Linear | None) -> None:
-    """Raise a ValueError if accelerate has offloaded a table: the row of ``[SEG]`` is made of it, and it is read whole."""
+    """Raise a ValueError if accelerate has offloaded a table: ``[SEG]``'s row is made of it, and it is read whole."""
     tables = {"embed_tokens": embeddings, "lm_head": output}
     offloaded = [name for name, table in tables.items() if table is not None and table.weight.is_meta]
     if offloaded:

@@ -1,4 +1,7 @@
-"""From LAVIS's ``samples`` to token ids: expressions with masks, questions with answers, captions, or all of them."""
+"""From LAVIS's ``samples`` to all that a CPU can prepare of a batch: images, superpixels, sequences and targets.
+
+The texts of a batch are expressions with masks, questions with answers, captions, or all of them.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,16 @@ from torch import Tensor
 
 from lavis_svp.common.transfer import Packed
 from lavis_svp.language.prompts import PromptBuilder, Turn
-from lavis_svp.language.splice import PredictingPlaces, SplicedBatch
+from lavis_svp.language.splice import PredictingPlaces, SplicedBatch, splice
 from lavis_svp.models.config import ModelOptions
-from lavis_svp.projectors.types import Superpixels
+from lavis_svp.projectors.types import MaskSize, Superpixels
 from lavis_svp.segmentation.targets import AuxiliaryTargets, MaskTargets, auxiliary_targets, mask_targets
 from lavis_svp.superpixels.region_map import RegionMap
+from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE
 from lavis_svp.vision.feature_extractor import ImageInputs, read_images
 from lavis_svp.vision.geometry import SamInputGeometry
 from lavis_svp.vision.types import Grid
 
-LOGIT_STRIDE = 4
-"""Pixels of SAM's input per pixel of the decoder's logits, along a side."""
 ANSWER_KEYS = ("text_output", "answer")
 """LAVIS's names of a question's target: the first one of its instruction-tuned models, the second of its VQA sets."""
 
@@ -217,11 +219,13 @@ class PreparedBatch:
         images: what the feature extractor reads.
         superpixels: of the images, where they are known and the projector reads them.
         texts: what is learned from; none for a batch to predict.
+        sequences: the texts laid out with room for a visual token for each of the ``superpixels``; None where the
+            superpixels are not known, or a text does not fit.
         decoded: the K of the P expressions with a target whose masks are decoded.
         decoded_index: (K,) the same for the device.
         masks: K target masks.
         auxiliary: what the auxiliary losses compare with.
-        lacks_regions: whether ``auxiliary`` is empty, because the superpixels are not known yet.
+        lacks_regions: whether the superpixels are not known yet, and so nothing that depends on them.
         raw_masks: P masks (H, W) 0/1, as long as targets may have to be made of them: without ``auxiliary``, and where
             texts may turn out to be too long.
         raw_instances: the images' annotated objects, without ``auxiliary``.
@@ -230,6 +234,7 @@ class PreparedBatch:
     images: ImageInputs
     superpixels: Superpixels | None = None
     texts: TrainingTexts = field(default_factory=lambda: TrainingTexts([], []))
+    sequences: SplicedBatch | None = None
     decoded: list[int] = field(default_factory=list)
     decoded_index: Tensor | None = None
     masks: MaskTargets = field(default_factory=lambda: MaskTargets([]))
@@ -238,6 +243,11 @@ class PreparedBatch:
     raw_masks: list[np.ndarray] = field(default_factory=list)
     raw_instances: Sequence[Mapping[str, Any] | None] | None = None
 
+    def sequences_for(self, counts: list[int]) -> SplicedBatch | None:
+        """The sequences, if they were laid out for these numbers of visual tokens of each image."""
+        host = None if self.superpixels is None else self.superpixels.host
+        return self.sequences if host is not None and host.counts == counts else None
+
 
 PREPARED = "prepared"
 """Sample key of a batch that a loader's worker has prepared."""
@@ -245,6 +255,28 @@ PREPARED = "prepared"
 COVERED_KEYS = ("image", "frozen")
 """Sample keys that ``prepared`` makes unnecessary; in training, those of :data:`TRAINING_KEYS` as well."""
 TRAINING_KEYS = ("region_map", "masks", "instances", "candidates")
+
+
+def patch_superpixels(
+    region_maps: Sequence[RegionMap] | None,
+    geometry: Sequence[SamInputGeometry],
+    grid: Grid,
+    padded: bool,
+    mask_size: MaskSize,
+) -> Superpixels | None:
+    """The superpixels of B images in the frame of their patches; None without region maps.
+
+    Args:
+        region_maps: of the images.
+        geometry: where each lies in SAM's input.
+        grid: the (h, w) patch grid.
+        padded: whether the grid covers all of SAM's input (``fit: pad``), not the image alone.
+        mask_size: of the superpixels' masks, see ``Superpixels``.
+    """
+    if region_maps is None:
+        return None
+    extents = [place.extent if padded else (1.0, 1.0) for place in geometry]
+    return Superpixels.from_region_maps(region_maps, [grid] * len(extents), extents, mask_size)
 
 
 @dataclass
@@ -263,6 +295,7 @@ class BatchPreparer:
         reads_superpixels: whether the projector does.
         mask_size: of the superpixels' masks, see ``Superpixels``.
         max_length: longest sequence that the language model reads.
+        seg_id: id of ``[SEG]``.
         training: whether batches are learned from, or predicted.
     """
 
@@ -271,8 +304,9 @@ class BatchPreparer:
     grid: Grid
     outputs: Sequence[str]
     reads_superpixels: bool
-    mask_size: tuple[int, int] | None
+    mask_size: MaskSize
     max_length: int
+    seg_id: int
     training: bool
 
     def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,33 +324,61 @@ class BatchPreparer:
         Raises:
             ValueError: what :func:`parse_targets` and ``read_images`` refuse, or a mask of another size than its image.
         """
-        options = self.options
-        images = read_images(samples, options.sam.side, self.outputs, options.vision_encoder.extra_channels)
-        batch = PreparedBatch(images, superpixels=self.superpixels(images.geometry, images.region_maps))
+        options, encoder = self.options, self.options.vision_encoder
+        images = read_images(samples, options.sam.side, self.outputs, encoder.extra_channels)
+        images = images.placed(self.grid, encoder.fit, encoder.extra_channels)
+        batch = PreparedBatch(images, lacks_regions=self.reads_superpixels)
+        if self.training:
+            targets = parse_targets(samples)
+            batch.texts = tokenize_texts(targets, self.prompts, options.layout)
+            masks = [targets.masks[image][index] for image, index in batch.texts.segs]
+            batch.raw_masks = [mask for mask in masks if mask is not None]
+            batch.raw_instances = samples.get("instances")
+            self._add_masks(batch)
+        known = images.region_maps is not None or not self.reads_superpixels
+        return self.with_regions(batch, images.region_maps) if known else batch
+
+    def with_regions(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> PreparedBatch:
+        """The batch with its superpixels, and in training with the sequences and targets that depend on them.
+
+        Args:
+            batch: without these.
+            region_maps: of its images; None only where the projector reads none.
+        """
+        encoder = self.options.vision_encoder
+        superpixels = None
+        if self.reads_superpixels:
+            superpixels = patch_superpixels(
+                region_maps, batch.images.geometry, self.grid, encoder.fit == "pad", self.mask_size
+            )
+        batch = replace(batch, superpixels=superpixels, lacks_regions=False)
         if not self.training:
             return batch
-        targets = parse_targets(samples)
-        batch.texts = tokenize_texts(targets, self.prompts, options.layout)
-        masks = [targets.masks[image][index] for image, index in batch.texts.segs]
-        batch.raw_masks = [mask for mask in masks if mask is not None]
-        batch.raw_instances = samples.get("instances")
-        self._add_masks(batch)
-        batch.lacks_regions = self.reads_superpixels and images.region_maps is None
-        if not batch.lacks_regions:
-            batch.auxiliary, batch.raw_instances = self.auxiliary(batch, images.region_maps), None
-            if not self._may_be_too_long(batch):
-                batch.raw_masks = []
+        batch.auxiliary, batch.raw_instances = self.auxiliary(batch, region_maps), None
+        if superpixels is not None and superpixels.host is not None:
+            sequences = self.splice(batch.texts, superpixels.host.counts)
+            batch.sequences = None if sequences.dropped else sequences
+        if not self._may_be_too_long(batch, region_maps):
+            batch.raw_masks = []
+            batch.images = replace(batch.images, region_maps=None, regions_known=True)
         return batch
 
-    def superpixels(
-        self, geometry: Sequence[SamInputGeometry], region_maps: Sequence[RegionMap] | None
-    ) -> Superpixels | None:
-        """The superpixels of B images in the frame of the patches; None where the projector reads none."""
-        if region_maps is None or not self.reads_superpixels:
-            return None
-        padded = self.options.vision_encoder.fit == "pad"  # the grid then covers all of SAM's input
-        extents = [place.extent if padded else (1.0, 1.0) for place in geometry]
-        return Superpixels.from_region_maps(region_maps, [self.grid] * len(extents), extents, self.mask_size)
+    def splice(self, texts: TrainingTexts, counts: list[int]) -> SplicedBatch:
+        """The texts laid out with room for these numbers of visual tokens; those that do not fit are cut or left out.
+
+        Args:
+            texts: of B images.
+            counts: B numbers of visual tokens.
+        """
+        return splice(
+            self.prompts.prefix_ids(),
+            counts,
+            texts.turns,
+            self.options.layout,
+            self.max_length,
+            seg_id=self.seg_id,
+            shorten=True,
+        )
 
     def auxiliary(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> AuxiliaryTargets:
         """What the auxiliary losses compare with, once the superpixels are known."""
@@ -351,7 +413,7 @@ class BatchPreparer:
     def _add_masks(self, batch: PreparedBatch) -> None:
         options, images = self.options, [image for image, _ in batch.texts.segs]
         rows = first_of_each_image(images, options.sam.max_masks_per_image)
-        cells = options.sam.side // LOGIT_STRIDE
+        cells = options.sam.side // LOW_RES_STRIDE
         batch.masks = mask_targets(
             [batch.raw_masks[row] for row in rows],
             [batch.images.geometry[images[row]] for row in rows],
@@ -360,9 +422,9 @@ class BatchPreparer:
         )
         batch.decoded, batch.decoded_index = rows, torch.tensor(rows, dtype=torch.long)
 
-    def _may_be_too_long(self, batch: PreparedBatch) -> bool:
+    def _may_be_too_long(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> bool:
         """Whether texts might have to be left out, however many visual tokens an image may get."""
-        regions = [one.count for one in batch.images.region_maps or ()] if self.reads_superpixels else []
+        regions = [one.count for one in region_maps or ()] if self.reads_superpixels else []
         visual = max([self.grid[0] * self.grid[1], *regions]) + len(self.prompts.prefix_ids())
         return any(visual + sum(len(turn.ids) for turn in row) > self.max_length for row in batch.texts.turns)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from lavis_svp.models.batch import (
     PreparedBatch,
     TokenizedBatch,
     as_lists,
+    patch_superpixels,
     step_number,
 )
 from lavis_svp.models.checkpoint import check_config_compatible, find_weights, load_pretrained_parts, read_weights
@@ -146,7 +146,6 @@ class SvpRis(BaseModel):
         if options.trainable is not None:
             train_only(self, options.trainable)
             self.language.keep_trained_in_float32()
-            self.language.keep_trained_in_float32()
 
     @property
     def device(self) -> torch.device:
@@ -223,8 +222,8 @@ class SvpRis(BaseModel):
         with self.maybe_autocast():
             inputs = self.prepare(samples, training=True)  # what the CPU makes of a batch, on the device
             vision = self.extractor(inputs.images)  # frozen: patches (B, N, C), SAM embedding (B, 256, h, w), regions
+            inputs = self.with_regions(inputs, vision, training=True)  # what depends on superpixels made just now
             visual = self.visual_tokens(vision, inputs.superpixels)  # superpixels -> projector: (B, T, D)
-            inputs = self.with_auxiliary_targets(inputs, vision)
             token_losses = self.auxiliary_losses.token_losses(vision, visual, inputs.auxiliary, self.language)
             if self.auxiliary_losses.in_alignment_stage(step_number(samples)):  # the projector alone learns
                 no_words = 0.0 * visual.tokens.sum()  # where nothing is named, the projector still gets a gradient
@@ -276,6 +275,7 @@ class SvpRis(BaseModel):
         with self.maybe_autocast():
             inputs = self.prepare(samples, training=False)
             vision = self.extractor(inputs.images)
+            inputs = self.with_regions(inputs, vision, training=False)
             return EncodedImages(vision, self.visual_tokens(vision, inputs.superpixels))
 
     def visual_tokens(self, vision: VisionFeatures, superpixels: Superpixels | None = None) -> VisualTokens:
@@ -286,10 +286,17 @@ class SvpRis(BaseModel):
             superpixels: of the images, on the device; None: they are made of the region maps, if there are any.
         """
         if superpixels is None:
-            superpixels = self.batch_preparer(False).superpixels(vision.geometry, vision.region_maps)
-            superpixels = None if superpixels is None else self._moved(superpixels)
+            superpixels = self._moved(self.superpixels_of(vision))
         visual = self.projector(vision.patches, superpixels)
         return visual.shuffled() if self.training and self.options.visual_tokens.shuffle else visual
+
+    def superpixels_of(self, vision: VisionFeatures) -> Superpixels | None:
+        """The superpixels of B images, on the CPU; None where there are none, or the projector reads none."""
+        if "superpixels" not in self.projector.requires:
+            return None
+        padded = self.options.vision_encoder.fit == "pad"
+        grid = self.extractor.vision_encoder.grid
+        return patch_superpixels(vision.region_maps, vision.geometry, grid, padded, self.projector.mask_size)
 
     def batch_preparer(self, training: bool) -> BatchPreparer:
         """What prepares batches in a loader's workers, to learn from or to predict."""
@@ -302,6 +309,7 @@ class SvpRis(BaseModel):
             reads_superpixels="superpixels" in projector.requires,
             mask_size=projector.mask_size,
             max_length=self.language.max_length,
+            seg_id=self.language.seg_id,
             training=training,
         )
 
@@ -321,11 +329,11 @@ class SvpRis(BaseModel):
         moved: T = tree if self.device.type == "cpu" else Packed(tree).to(self.device).tree
         return moved
 
-    def with_auxiliary_targets(self, inputs: PreparedBatch, vision: VisionFeatures) -> PreparedBatch:
-        """Complete a batch whose superpixels have just been made by what the auxiliary losses compare with."""
+    def with_regions(self, inputs: PreparedBatch, vision: VisionFeatures, training: bool) -> PreparedBatch:
+        """Complete a batch whose superpixels have just been made by all that depends on them, in one copy."""
         if not inputs.lacks_regions:
             return inputs
-        return replace(inputs, auxiliary=self._moved(self.batch_preparer(True).auxiliary(inputs, vision.region_maps)))
+        return self._moved(self.batch_preparer(training).with_regions(inputs, vision.region_maps))
 
     def tokenize(self, inputs: PreparedBatch, visual: VisualTokens, vision: VisionFeatures) -> TokenizedBatch:
         """Lay out the texts of a batch with room for the visual tokens; texts that do not fit are cut or left out.
@@ -338,19 +346,12 @@ class SvpRis(BaseModel):
         Raises:
             ValueError: the texts hold more or fewer ``[SEG]`` than there are expressions with a target.
         """
-        sequences = splice(
-            self.prompt_builder.prefix_ids(),
-            visual.counts,
-            inputs.texts.turns,
-            self.options.layout,
-            self.language.max_length,
-            self.device,
-            seg_id=self.language.seg_id,
-            shorten=True,
-        )
-        if sequences.dropped:
-            inputs = self.batch_preparer(True).without(inputs, sequences.dropped, vision.region_maps)
-            inputs = self._moved(inputs)
+        sequences = inputs.sequences_for(visual.counts)
+        if sequences is None:  # not every projector makes a token for each superpixel
+            preparer = self.batch_preparer(True)
+            sequences = preparer.splice(inputs.texts, visual.counts).to(self.device)
+            if sequences.dropped:
+                inputs = self._moved(preparer.without(inputs, sequences.dropped, vision.region_maps))
         return TokenizedBatch(sequences, inputs)
 
     def make_seg_prompts(self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor) -> SegPrompts:

@@ -24,6 +24,8 @@ from lavis_svp.vision.feature_extractor import superpixel_cache
 
 FP32 = 4
 HALF = 2
+QUANTISED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a matrix
+BLOCK = 64  # weights that share a float32 scale in 4 bits; in 8 bits a row of the matrix does
 BUCKET = 500_000_000  # DeepSpeed's default reduce_bucket_size and allgather_bucket_size, elements
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's default stage3_max_live_parameters, elements
 CONTEXT = 1.5e9  # CUDA context, NCCL and cuBLAS workspaces: an assumption
@@ -74,9 +76,11 @@ def memory_per_gpu(
         for names in (model.replicated_modules, model.unsharded_modules)
     )
     encoders, language_weights = half_weights(model)
-    states = state_bytes(
-        counts.total, counts.trained, training, num_gpus, replicated, unsharded, encoders, language_weights
-    )
+    quantised, held = quantised_weights(model.language)
+    language_weights = max(0, language_weights - quantised)
+    rest = counts.total - quantised
+    states = state_bytes(rest, counts.trained, training, num_gpus, replicated, unsharded, encoders, language_weights)
+    states = (states[0] + held, *states[1:])
     rows, length = sequences(model.options.layout, tokens, text, training.expressions)
     images = training.batch_size
     width = FP32 if training.dtype == "fp32" else HALF
@@ -98,6 +102,18 @@ def half_weights(model: SvpRis) -> tuple[int, int]:
     language = [] if options.language.dtype == "float32" else model.language.parameters()
     frozen = sum(parameter.numel() for parameter in language if not parameter.requires_grad)
     return sum(parameter.numel() for module in in_half for parameter in module.parameters()), frozen
+
+
+def quantised_weights(language: LanguageModel) -> tuple[int, float]:
+    """How many weights bitsandbytes quantises (the transformer's matrices), and their bytes with their scales."""
+    if language.options.quantization == "none":
+        return 0, 0.0
+    modules = language.transformer.named_modules()
+    linear = (module for name, module in modules if isinstance(module, nn.Linear) and "lora_" not in name)
+    shapes = [module.weight.shape for module in linear]
+    count = sum(rows * columns for rows, columns in shapes)
+    scales = sum(rows for rows, _ in shapes) if language.options.quantization == "8bit" else count / BLOCK
+    return count, count * QUANTISED[language.options.quantization] + scales * FP32
 
 
 def state_bytes(

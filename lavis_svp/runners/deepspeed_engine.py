@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from lavis_svp.runners.deepspeed_config import optimizer_place, zero_stage
+from lavis_svp.runners.deepspeed_config import DeepSpeedConfigError, optimizer_place, zero_stage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides the count of its steps
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed compiles it on CPUs, a minute at first use; gloo does without
@@ -44,6 +44,15 @@ def join_processes(backend: str, on_cpu: bool, local_rank: int) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
+def check_weights_can_be_sharded(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Raise a DeepSpeedConfigError if ZeRO-3, which shards and offloads weights, would have to cut quantised ones."""
+    if zero_stage(config) == 3 and not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise DeepSpeedConfigError(
+            "ZeRO-3 and offload_param cannot shard quantised weights: set model.language.quantization to none, or "
+            "zero_optimization.stage in run.deepspeed_config to 2."
+        )
+
+
 def build_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -54,12 +63,13 @@ def build_engine(
     """Give a model and its optimizer to DeepSpeed.
 
     Args:
-        model: the model, in fp32; DeepSpeed brings it to the device after casting it.
+        model: the model; what trains is in fp32, what is frozen in any number type. DeepSpeed brings it to the device
+            after casting both to ``amp_dtype`` where the configuration has one; quantised weights stay.
         optimizer: over its trainable parameters; replaced by DeepSpeed's AdamW for CPUs where the state is offloaded.
         config: the result of :func:`~lavis_svp.runners.deepspeed_config.engine_config`.
         device: where the model will run.
-        replicated: names of children that stay whole, in fp32, in every process: a frozen module that is read from the
-            outside, such as SAM, gains nothing from being cast or sharded.
+        replicated: names of children that stay whole, and in their own number type, in every process: a frozen module
+            that is read from the outside, such as SAM, gains nothing from being cast or sharded.
 
     Returns:
         The engine; its ``module`` is ``model``.

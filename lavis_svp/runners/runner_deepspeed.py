@@ -19,6 +19,7 @@ from lavis_svp.runners.deepspeed_engine import (
     adamw_state,
     broadcast_buffers,
     build_engine,
+    check_weights_can_be_sharded,
     full_weight,
     gathered_parameters,
     join_processes,
@@ -50,7 +51,8 @@ class RunnerDeepSpeed(RunnerSVP):
 
     Raises:
         ImportError: no deepspeed.
-        DeepSpeedConfigError: the YAML and DeepSpeed's configuration contradict each other.
+        DeepSpeedConfigError: the YAML and DeepSpeed's configuration contradict each other, or the model has quantised
+            weights and ZeRO-3 is to shard them.
     """
 
     def _place_model(self) -> None:
@@ -60,6 +62,7 @@ class RunnerDeepSpeed(RunnerSVP):
         if self.options.evaluate:
             super()._place_model()
             return
+        check_weights_can_be_sharded(self._model, self.engine_config)
         join_processes("nccl" if self.cuda_enabled else "gloo", not self.cuda_enabled, self.options.gpu)
         if self.options.compile:
             compile_parts(self._model)

