@@ -295,6 +295,7 @@ class BatchPreparer:
         reads_superpixels: whether the projector does.
         mask_size: of the superpixels' masks, see ``Superpixels``.
         max_length: longest sequence that the language model reads.
+        max_tokens: most visual tokens that an image gets if the projector reads no superpixels.
         seg_id: id of ``[SEG]``.
         training: whether batches are learned from, or predicted.
     """
@@ -306,6 +307,7 @@ class BatchPreparer:
     reads_superpixels: bool
     mask_size: MaskSize
     max_length: int
+    max_tokens: int
     seg_id: int
     training: bool
 
@@ -425,7 +427,7 @@ class BatchPreparer:
     def _may_be_too_long(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> bool:
         """Whether texts might have to be left out, however many visual tokens an image may get."""
         regions = [one.count for one in region_maps or ()] if self.reads_superpixels else []
-        visual = max([self.grid[0] * self.grid[1], *regions]) + len(self.prompts.prefix_ids())
+        visual = max([self.max_tokens, *regions]) + len(self.prompts.prefix_ids())
         return any(visual + sum(len(turn.ids) for turn in row) > self.max_length for row in batch.texts.turns)
 
 

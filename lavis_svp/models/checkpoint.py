@@ -123,8 +123,8 @@ def load_pretrained_parts(model: nn.Module, where: str | Path) -> set[str]:
     rounded = [name for name in changed if own[name].element_size() < state[name].element_size()]
     if rounded:
         logging.warning(
-            "%d tensors that the earlier stage trained and this one freezes are rounded to the dtype of their part, and "
-            "so saved: %s. To keep them, set model.language.dtype: float32.",
+            "%d tensors that the earlier stage trained and this one freezes are rounded to the dtype of their part and "
+            "saved so: %s. Keep them exactly by model.language.dtype: float32.",
             len(rounded),
             shorten(sorted(rounded)),
         )

@@ -300,15 +300,16 @@ class SvpRis(BaseModel):
 
     def batch_preparer(self, training: bool) -> BatchPreparer:
         """What prepares batches in a loader's workers, to learn from or to predict."""
-        projector = self.projector
+        projector, grid = self.projector, self.extractor.vision_encoder.grid
         return BatchPreparer(
             options=self.options,
             prompts=self.prompt_builder,
-            grid=self.extractor.vision_encoder.grid,
+            grid=grid,
             outputs=tuple(self.extractor.config.outputs),
             reads_superpixels="superpixels" in projector.requires,
             mask_size=projector.mask_size,
             max_length=self.language.max_length,
+            max_tokens=max(projector.num_tokens(grid) or 0, grid[0] * grid[1]),
             seg_id=self.language.seg_id,
             training=training,
         )
