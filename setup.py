@@ -51,7 +51,7 @@ EXTRAS = {
     "zoo": ["gguf>=0.10", "onnx>=1.16", "sentencepiece>=0.2.2"],
     # Read-outs and the no-target fit (lavis-svp probe).
     "probes": ["scikit-learn>=1.3"],
-    "deepspeed": ["deepspeed>=0.19.7"],  # below: faults under ZeRO-3, with gloo, and beside torch_autocast
+    "deepspeed": ["deepspeed>=0.19.8"],  # below: faults under ZeRO-3, with gloo, beside torch_autocast, with NaN
     # model.language.quantization: 8bit or 4bit.
     "quantize": ["bitsandbytes>=0.46"],
     # Curves and images besides log.txt (run.log_to).

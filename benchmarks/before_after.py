@@ -1,7 +1,8 @@
 """Time the training steps and the inference of two checkouts of this repository in turn: before a change, and after.
 
-    python benchmarks/before_after.py BEFORE               all forms, twenty minutes, into results/before_after.json
-    python benchmarks/before_after.py BEFORE --forms svp   one of them
+    python benchmarks/before_after.py BEFORE               all forms, half an hour, into results/before_after.json
+    python benchmarks/before_after.py BEFORE --jobs 2      two forms at a time, each on a core of its own
+    python benchmarks/before_after.py BEFORE --forms svp   one of them, not stored
 
 A form is a row of projects/svp/comparison/ or a rung of benchmarks/step_times.py, each built by the checkout's own
 step_times.py in a process of its own. The two processes take turns, step by step, on the same images, so that whatever
@@ -17,13 +18,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from results import ROOT, store
 from tqdm import tqdm
 
-ROUNDS, WARM_UP = 15, 3
+ROUNDS, WARM_UP = 9, 2
 WORKER = "worker"
 LOG_TAIL = 2000  # characters of a process's log that an error shows
 MARK = "before_after:"  # begins a line of a worker's answer; others are its log
@@ -127,11 +130,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="another checkout")
     parser.add_argument("--forms", nargs="+", default=[*row_names(), *RUNGS])
+    parser.add_argument("--jobs", type=int, default=1, help="forms at a time (default: %(default)s)")
     args = parser.parse_args()
-    found = {form: compare(args.before.resolve(), form) for form in args.forms}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        compared = pool.map(partial(compare, args.before.resolve()), args.forms)
+        found = dict(zip(args.forms, compared, strict=True))
     commit = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
     before = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
-    content = {"run": {**run_facts(), "command": "python benchmarks/before_after.py BEFORE", "before": before,
+    content = {"run": {**run_facts(), "command": f"python benchmarks/before_after.py BEFORE --jobs {args.jobs}", "before": before,
                        "rounds": ROUNDS, "warm_up": WARM_UP}, "seconds": found}  # fmt: skip
     if args.forms == [*row_names(), *RUNGS]:
         store("before_after", content)

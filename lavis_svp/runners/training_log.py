@@ -33,6 +33,8 @@ from lavis_svp.runners.options import RunOptions, log_targets
 CPU = torch.device("cpu")
 GIGABYTE = 1e9
 KILOBYTE = 1024  # the unit of ru_maxrss on Linux
+SHORTENED = "shortened_texts"
+"""Statistic of a micro-batch that is counted, not averaged: texts that were too long and were cut or left out."""
 SHOWN = ("lr", "grad_norm", "images_per_second")  # in the progress bar, with the losses
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 WIDTH = 110  # columns of the table of parameters
@@ -58,12 +60,15 @@ class TrainingMeter:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._images = self._expressions = 0
-        self._skipped = 0  # since this process started
+        self._skipped = self._shortened = 0  # since this process started
         self._named: set[str] = set()
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Take the losses and statistics of a micro-batch; tensors stay on their device until :meth:`collect`."""
         for name, value in values.items():
+            if name == SHORTENED:
+                self._shortened += int(value)
+                continue
             tensor = torch.as_tensor(value).detach().float()
             self._sums[name] = self._sums[name] + tensor if name in self._sums else tensor
             self._counts[name] += 1
@@ -89,7 +94,7 @@ class TrainingMeter:
             The same in every process: the means of the added values, over micro-batches and processes;
             ``images_per_second`` and ``expressions_per_second`` of all processes, over the timed sections alone;
             ``time_<section>``: seconds per step, mean over the processes; ``memory_gb``: the most of any process;
-            ``skipped_samples``: of all processes, since they started.
+            ``skipped_samples``, and ``shortened_texts`` if there were any: of all processes, since they started.
         """
         local = {
             "sums": {name: (total, self._counts[name]) for name, total in on_host(self._sums).items()},
@@ -97,6 +102,7 @@ class TrainingMeter:
             "images": self._images,
             "expressions": self._expressions,
             "skipped": self._skipped,
+            "shortened": self._shortened,
             "memory": peak_memory(self._device),
         }
         self._sums, self._counts = {}, defaultdict(int)
@@ -111,12 +117,14 @@ class TrainingMeter:
         seconds = {name: sum(one["seconds"].get(name, 0.0) for one in everyone) / len(everyone) for name in sections}
         worked = sum(seconds.values())
         totals = {name: sum(one[name] for one in everyone) for name in ("images", "expressions")}
+        shortened = sum(one["shortened"] for one in everyone)
         return {
             **means,
             **{f"{name}_per_second": total / worked for name, total in totals.items() if total and worked},
             **{f"time_{name}": value / max(1, steps) for name, value in seconds.items()},
             "memory_gb": max(one["memory"] for one in everyone),
             "skipped_samples": sum(one["skipped"] for one in everyone),
+            **({SHORTENED: shortened} if shortened else {}),
         }
 
 

@@ -324,6 +324,7 @@ def test_processes_are_joined(monkeypatch):
         "images": 10,
         "expressions": 0,
         "skipped": 2,
+        "shortened": 0,
         "memory": 1e9,
     }
     monkeypatch.setattr("lavis_svp.runners.training_log.gather", lambda mine: [mine, others])
@@ -451,3 +452,13 @@ def test_memory_is_this_processs_peak():
     block = bytearray(300_000_000)
     block[::4096] = b"1" * len(block[::4096])
     assert 0.01 < before < peak_memory(CPU)
+
+
+def test_texts_that_were_too_long_are_counted():
+    meter = TrainingMeter()
+    meter.add({"loss": 1.0})
+    assert "shortened_texts" not in meter.collect(1)
+    for number in (2, 0, 1):
+        meter.add({"loss": 1.0, "shortened_texts": number})
+    assert meter.collect(1)["shortened_texts"] == 3
+    assert meter.collect(1)["shortened_texts"] == 3  # since the start
