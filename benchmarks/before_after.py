@@ -137,8 +137,9 @@ def main() -> None:
         found = dict(zip(args.forms, compared, strict=True))
     commit = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
     before = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
-    content = {"run": {**run_facts(), "command": f"python benchmarks/before_after.py BEFORE --jobs {args.jobs}", "before": before,
-                       "rounds": ROUNDS, "warm_up": WARM_UP}, "seconds": found}  # fmt: skip
+    command = f"python benchmarks/before_after.py BEFORE --jobs {args.jobs}"
+    run = {**run_facts(), "command": command, "before": before, "rounds": ROUNDS, "warm_up": WARM_UP}
+    content = {"run": run, "seconds": found}
     if args.forms == [*row_names(), *RUNGS]:
         store("before_after", content)
     for form, kinds in found.items():

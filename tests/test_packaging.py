@@ -42,13 +42,17 @@ def test_environment_holds_the_pins() -> None:
     assert {name: version(name) for name in DIRECT} == DIRECT
 
 
+APART = ("bitsandbytes",)
+"""Installed by who needs it: transformers imports it wherever it is, which takes time and prints a line."""
+
+
 def test_constraints_hold_only_what_is_pulled_in() -> None:
     constraints = pins("constraints.txt")
     assert not set(constraints) & set(DIRECT), "pinned twice"
     assert {name: version(name) for name in constraints} == constraints
 
 
-@pytest.mark.parametrize("bound", BOUNDS, ids=str)
+@pytest.mark.parametrize("bound", [bound for bound in BOUNDS if bound.name not in APART], ids=str)
 def test_bounds_admit_the_pins(bound: Requirement) -> None:
     pinned = DIRECT[canonicalize_name(bound.name)]
     assert any(clause.operator == ">=" for clause in bound.specifier), "run_scripts/test_lower_bounds.sh needs a bound"
@@ -123,7 +127,7 @@ def test_every_dependency_is_imported() -> None:
     names = {name for path in files for name in pattern.findall(path.read_text(encoding="utf-8"))}
     distributions = packages_distributions()
     used = {canonicalize_name(owner) for name in names for owner in distributions.get(name, [])}
-    declared = {bound for bound in BOUNDS if "dev" not in str(bound.marker)}
+    declared = {bound for bound in BOUNDS if "dev" not in str(bound.marker) and bound.name not in APART}
     assert {str(bound) for bound in declared if canonicalize_name(bound.name) not in used} == set()
 
 
