@@ -2,7 +2,7 @@
 
     python benchmarks/before_after.py BEFORE               all forms, half an hour, into results/before_after.json
     python benchmarks/before_after.py BEFORE --jobs 2      two forms at a time, each on a core of its own
-    python benchmarks/before_after.py BEFORE --forms svp   one of them, not stored
+    python benchmarks/before_after.py BEFORE --forms svp   one of them
 
 A form is a row of projects/svp/comparison/ or a rung of benchmarks/step_times.py, each built by the checkout's own
 step_times.py in a process of its own. The two processes take turns, step by step, on the same images, so that whatever
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -146,11 +147,10 @@ def main() -> None:
         found = dict(zip(args.forms, compared, strict=True))
     commit = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
     before = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
-    command = f"python benchmarks/before_after.py BEFORE --jobs {args.jobs}"
+    command = shlex.join(["python", "benchmarks/before_after.py", "BEFORE", "--forms", *args.forms])
     run = {**run_facts(), "command": command, "before": before, "rounds": ROUNDS, "warm_up": WARM_UP}
     content = {"run": run, "seconds": found}
-    if args.forms == [*row_names(), *RUNGS]:
-        store("before_after", content)
+    store("before_after", content)
     for form, kinds in found.items():
         print(f"{form}: " + ", ".join(f"{kind} {values['ratio']:.3f}" for kind, values in kinds.items()))
     print(json.dumps(found))

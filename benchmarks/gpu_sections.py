@@ -303,7 +303,7 @@ def training(check: Check) -> None:
 def _train(check: Check, name: str, amp: bool) -> list[float]:
     """Do the steps; the losses of those after the alignment stage."""
     steps, aligned = (4, 1) if check.small else (30, 8)
-    trainer = Trainer(check, name, steps, aligned, [f"run.amp={amp}", "run.amp_dtype=bf16"])
+    trainer = Trainer(check, name, steps, aligned, [f"run.amp={amp}", "run.amp_dtype=bf16", f"run.tf32={amp}"])
     losses, seconds = trainer.run(check)
     after = losses[aligned:]
     third = max(1, len(after) // 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lavis_svp.common.checkpoints import WrongCheckpointError
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.transfer import Packed
 from lavis_svp.runners.optimizer import (
     MAX_SKIPPED_UPDATES,
@@ -21,6 +23,7 @@ from lavis_svp.runners.optimizer import (
     autocast,
     build_optimizer,
     build_scaler,
+    check_loss_scaling,
     check_same_groups,
     learning_rates,
     lr_factor,
@@ -280,3 +283,18 @@ def test_everything_of_a_batch_goes_to_the_device():
     batch = stepper.next_samples(iter([samples]), 2, 0)
     assert batch["image"].device.type == "meta" and batch["prepared"].tree["x"].device.type == "meta"
     assert batch["iters"] == 2 and isinstance(batch["masks"][0], np.ndarray)
+
+
+@pytest.mark.parametrize(("dtype", "amp", "amp_dtype"), [("float16", False, "fp16"), ("float16", True, "bf16")])
+def test_float16_weights_do_not_train_without_loss_scaling(dtype, amp, amp_dtype):
+    model = SimpleNamespace(language=SimpleNamespace(compute_dtype=getattr(torch, dtype)))
+    options = RunOptions(task="t", output_dir="o", amp=amp, amp_dtype=amp_dtype)
+    with pytest.raises(SetupError, match="run.amp_dtype: fp16"):
+        check_loss_scaling(model, options)
+
+
+@pytest.mark.parametrize(("dtype", "amp"), [("float16", True), ("bfloat16", False), ("float32", False)])
+def test_other_weights_do(dtype, amp):
+    model = SimpleNamespace(language=SimpleNamespace(compute_dtype=getattr(torch, dtype)))
+    check_loss_scaling(model, RunOptions(task="t", output_dir="o", amp=amp, amp_dtype="fp16"))
+    check_loss_scaling(SimpleNamespace(), RunOptions(task="t", output_dir="o"))
