@@ -53,7 +53,7 @@ EXTRAS = {
     "probes": ["scikit-learn>=1.3"],
     "deepspeed": ["deepspeed>=0.19.8"],  # below: faults under ZeRO-3, with gloo, beside torch_autocast, with NaN
     # model.language.quantization: 8bit or 4bit.
-    "quantize": ["bitsandbytes>=0.46"],
+    "quantize": ["bitsandbytes>=0.47"],  # 8bit on a CPU
     # Curves and images besides log.txt (run.log_to).
     "log": ["tensorboard>=2.18"],
     # Running the tests. What checks the code is only right in the exact version: requirements-dev.txt.

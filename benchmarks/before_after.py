@@ -119,13 +119,15 @@ def compare(before: Path, form: str) -> dict[str, Any]:
                     times[kind][name].append(seconds)
     for checkout in checkouts.values():
         checkout.close()
-    return {
+    found = {
         kind: {
             **{name: statistics.median(seconds) for name, seconds in by_name.items()},
             "ratio": statistics.median(b / a for a, b in zip(by_name["before"], by_name["after"], strict=True)),
         }
         for kind, by_name in times.items()
     }
+    tqdm.write(f"{form}: {json.dumps(found)}")
+    return found
 
 
 def main() -> None:
