@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lavis_svp.common.files import BadFileError
+
 DIGEST = "digest"  # entry of a checkpoint: content_digest of all others
 KEYS = ("model", "optimizer", "scaler", "config", "iters")
 NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
@@ -31,7 +33,7 @@ DEEPSPEED_READER = "deepspeed.utils.zero_to_fp32.get_fp32_state_dict_from_zero_c
 # ------------------------------------------------------------------------------------------------------ errors
 
 
-class CorruptCheckpointError(ValueError):
+class CorruptCheckpointError(BadFileError):
     """A file that is no complete checkpoint."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageFile as PillowImageFile
 
-from lavis_svp.common.options import BrokenFileError
+from lavis_svp.common.files import BrokenFileError
 
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112

@@ -23,10 +23,6 @@ PositiveInt = Annotated[int, "at least 1"]
 """The type of an options field that :func:`check_fields` holds to whole numbers of at least 1."""
 
 
-class BrokenFileError(ValueError):
-    """What is stored of one image is damaged: its file, its annotations, its superpixels or its features."""
-
-
 class SetupError(ValueError):
     """The parts of a run do not fit together, for which no single sample is to blame, so it is never skipped over."""
 

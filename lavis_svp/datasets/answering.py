@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lavis_svp.common.files import relative_name
 from lavis_svp.common.images import MIRRORED_SUFFIX
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets.mirroring import mirror_text
 from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.datasets.referring import ReferringDataset
-from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, Expression, Instance, ReferredImage, relative_name
+from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, Expression, Instance, ReferredImage
 from lavis_svp.datasets.targets import Placement
 
 CAPTION_KIND = "caption"

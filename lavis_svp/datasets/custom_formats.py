@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lavis_svp.common.files import relative_name
 from lavis_svp.common.images import read_image
 from lavis_svp.common.options import check_keys
 from lavis_svp.datasets.refcoco import RefCOCO, load_instances, load_json
-from lavis_svp.datasets.sources import BadAnnotationError, Instance, ReferredImage, relative_name
+from lavis_svp.datasets.sources import BadAnnotationError, Instance, ReferredImage
 
 DEFAULT_SPLIT = "train"
 LINE_KEYS = ("image", "id", "split", "expressions", "instances")

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lavis_svp.common.files import BadFileError, relative_name
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.datasets.sources import AnnotationSource, Expression, Instance, ReferredImage, SplitCounts, relative_name
+from lavis_svp.datasets.sources import AnnotationSource, Expression, Instance, ReferredImage, SplitCounts
 
 NO_TARGET = -1
 """The annotation id that gRefCOCO gives to an expression that fits nothing in the image."""
@@ -173,7 +174,7 @@ def _load_references(path: Path) -> list[dict[str, Any]]:
     return references
 
 
-class UnsafePickleError(ValueError):
+class UnsafePickleError(BadFileError):
     """The pickle would import something; nothing of it was imported or run."""
 
 

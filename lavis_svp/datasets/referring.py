@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lavis_svp.common.images import MIRRORED_SUFFIX, BrokenFileError, ImageFile, LoadedImage, read_image
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import MIRRORED_SUFFIX, ImageFile, LoadedImage, read_image
 from lavis_svp.common.options import SetupError
 from lavis_svp.datasets import sampling
 from lavis_svp.datasets.mirroring import can_mirror, mirror_text

@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lavis_svp.common.options import BrokenFileError
+from lavis_svp.common.files import BrokenFileError
 from lavis_svp.datasets.masks import decode_segmentation
 
 if TYPE_CHECKING:  # readers of files must not wait for torch
@@ -230,16 +230,3 @@ class DataSource:
     superpixels: PrecomputedSuperpixels | None = None
     features: PrecomputedFeatures | None = None
     origin: Origin | None = None
-
-
-def relative_name(name: str, where: str = "") -> str:
-    """Return a file name of an annotation file if it stays within its folder.
-
-    Raises:
-        ValueError: the name is absolute or has ".."; the message begins with ``where``.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        prefix = f"{where}: " if where else ""
-        raise ValueError(f"{prefix}{name!r} leads out of its folder; give paths relative to it")
-    return name

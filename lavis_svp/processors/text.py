@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from lavis.common.registry import registry
 from lavis.processors.base_processor import BaseProcessor
 
-from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.files import BrokenFileError
 from lavis_svp.common.options import check_keys, plain
 
 _BRACKETS = str.maketrans(dict.fromkeys("<>[]", " "))

@@ -21,17 +21,15 @@ from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.tasks import setup_task
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from lavis_svp.common.checkpoints import (
-    CorruptCheckpointError,
     WrongCheckpointError,
     load_trained_state,
     newest_checkpoint,
     read_checkpoint,
 )
 from lavis_svp.common.devices import resolve_dtype
-from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.files import BadFileError, read_yaml
 from lavis_svp.common.options import SetupError, build_options, check_keys
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.builders import SectionBuilder
@@ -48,7 +46,7 @@ from lavis_svp.zoo import check_name
 ROOTS = ("model", "datasets", "run")
 
 SETUP_ERRORS = (
-    OSError, ImportError, UnknownNameError, SetupError, BrokenFileError, WrongCheckpointError, CorruptCheckpointError,
+    OSError, ImportError, UnknownNameError, SetupError, BadFileError, WrongCheckpointError,
 )  # fmt: skip
 """What :func:`build_runner` raises where data, weights or a package are missing or broken, and not the code."""
 
@@ -80,12 +78,9 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
         ValueError: options that cannot be read, a root that is unknown or missing, or a removed option in use.
     """
     path = Path(cfg_path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"There is no configuration at {path} (current directory: {Path.cwd()}).")
-    try:
-        content = OmegaConf.load(path)
-    except YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(path)
     if not OmegaConf.is_dict(content):
         raise ValueError(f"{path} is no project: it must have the roots {', '.join(ROOTS)}.")
     project: Any = upgrade_project(content)

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.files import BrokenFileError
 from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.common.pipeline import read_compute_write
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator

@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lavis_svp.common.devices import cpus_per_process
-from lavis_svp.common.images import MIRRORED_SUFFIX, BrokenFileError, ImageFile, file_bytes, image_key, read_pixels
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import MIRRORED_SUFFIX, ImageFile, file_bytes, image_key, read_pixels
 from lavis_svp.common.options import build_options
 from lavis_svp.common.paths import cache_root, write_file, write_whole
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead, read_compute_write

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from lavis_svp.common.images import BadImageError, BrokenFileError, as_image, make_upright, read_image
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import BadImageError, as_image, make_upright, read_image
 
 COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lavis_svp  # noqa: F401  (adapts LAVIS, so it goes before it)
-from lavis_svp.common.images import BadImageError, BrokenFileError
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import BadImageError
 from lavis_svp.common.options import SetupError
 from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.datasets.refcoco import RefCOCO

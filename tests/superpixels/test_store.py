@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from lavis_svp.common.images import BadImageError, BrokenFileError
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import BadImageError
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 from lavis_svp.superpixels import store as store_module
 from lavis_svp.superpixels.region_map import from_png

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.common.images import BrokenFileError, image_key, read_pixels
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import image_key, read_pixels
 from lavis_svp.superpixels.store import SuperpixelStore
 from lavis_svp.vision import feature_store
 from lavis_svp.vision.feature_cache import precompute_features

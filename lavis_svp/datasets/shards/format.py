@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_svp.common.images import BrokenFileError
+from lavis_svp.common.files import BrokenFileError
 from lavis_svp.common.paths import write_file
 from lavis_svp.datasets.masks import encode_mask
 from lavis_svp.datasets.sources import Expression, Instance, ReferredImage

@@ -17,7 +17,8 @@ from safetensors.torch import load
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from lavis_svp.common.images import BrokenFileError, decode_image, file_bytes
+from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.images import decode_image, file_bytes
 from lavis_svp.common.options import SetupError
 from lavis_svp.common.paths import write_whole
 from lavis_svp.datasets.shards.format import (
