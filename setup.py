@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 # run_scripts/test_lower_bounds.sh. What is tested daily is requirements.txt. A comment says what is missing below a
 # bound.
 CORE = [
-    "filelock>=3.12",
+    "filelock>=3.16",
     "numpy>=1.26",
     "omegaconf>=2.3",
     "opencv-python-headless>=4.11.0.86",

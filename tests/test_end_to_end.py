@@ -97,6 +97,7 @@ def test_evaluation_from_the_checkpoint_alone_gives_the_same_scores(trained):
         str(folder / "out/checkpoint_5.pth"),
         "--options",
         f"run.output_dir={again}",
+        f"datasets.refshapes_seg.build_info.root={folder / 'data'}",  # a checkpoint names no folders
         folder=folder,
     )
     second = json.loads(next((again / "result").glob("test_*.summary.json")).read_text())

@@ -42,6 +42,7 @@ from lavis_svp.runners.options import stored_project, upgrade_project
 from lavis_svp.runners.project import build_config, config_to_evaluate, read_project
 from lavis_svp.runners.resume import warn_of_changes
 from lavis_svp.superpixels import RegionMap, build_superpixels, list_superpixels
+from lavis_svp.superpixels.region_map import from_png
 from lavis_svp.superpixels.store import SuperpixelStore, open_store
 from lavis_svp.vision.feature_cache import FeatureCache, FeatureWriter, open_features
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor
@@ -465,7 +466,10 @@ def test_a_superpixel_store_is_found_read_and_written_the_same(name, tmp_path):
     assert {file: image_key(path.read_bytes()) for file, path in IMAGES.items()} == KEYS
     for file, key in KEYS.items():
         made.get(key, read_pixels(IMAGES[file]))
-    assert contents(made.folder) == contents(DATA / "superpixels" / found.folder.name)
+    written, before = contents(made.folder), contents(DATA / "superpixels" / found.folder.name)
+    assert written.pop("settings.json") == before.pop("settings.json")
+    regions, expected = ({name: as_json(from_png(png)) for name, png in of.items()} for of in (written, before))
+    assert regions == expected  # the PNG has a checksum of its own now
 
 
 def test_a_feature_cache_is_found_read_and_written_the_same(with_parts, tmp_path):
@@ -515,7 +519,14 @@ def test_shards_are_written_the_same(tmp_path):
     features = shutil.copytree(DATA / "features", tmp_path / "features") / EXPECTED["stores"]["features"]["folder"]
     command = ["shards", "convert", "--out", str(tmp_path / "shards"), "--superpixels", str(store)]
     assert main([*command, "--jsonl", str(DATA / "pictures/expressions.jsonl"), "--features", str(features)]) == 0
-    assert contents(tmp_path / "shards") == contents(DATA / "shards")
+    made, before = ShardSource(tmp_path / "shards"), ShardSource(DATA / "shards")
+    assert made.index.settings == before.index.settings
+    for one, other in zip(made.index.samples, before.index.samples, strict=True):
+        assert (one.key, one.shard, one.image, one.image_key) == (other.key, other.shard, other.image, other.image_key)
+        content = {name: one.member(made.folder, name).read_bytes() for name in one.members}
+        expected = {name: other.member(before.folder, name).read_bytes() for name in other.members}
+        pairs = [as_json(from_png(of.pop("superpixels.png"))) for of in (content, expected)]
+        assert content == expected and pairs[0] == pairs[1]  # the PNG has a checksum of its own now
 
 
 def test_the_tiny_model_s_caches_keep_their_names(weights, tmp_path):

@@ -101,7 +101,8 @@ def user_errors(kinds: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[No
     try:
         yield
     except kinds as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error).encode(errors="backslashreplace").decode()  # a broken name in an argument cannot be printed
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

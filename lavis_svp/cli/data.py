@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_svp.cli.common import add_command, add_old_flag, command_parser, user_errors
+from lavis_svp.common.images import MAX_IMAGE_PIXELS
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSource
 from lavis_svp.datasets.layout import PUBLIC, SPECS, MissingDataError, annotation_files, doctor_command, find_images
@@ -63,10 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_old_flag(sub, "--pictures-per-shard", "images_per_shard", int)
     sub.add_argument("--superpixels", type=Path, help="a store (<generator>-<digest>) or superpixel shards to pack in")
     sub.add_argument("--features", type=Path, help="a cache of frozen features (features/<digest>) to pack in")
+    text = "pack also files to which links lead out of the images' folder; otherwise they are errors"
+    sub.add_argument("--follow-links", action="store_true", help=text)
     sub.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; exit code 1")
+    limit = "height times width of the largest image that is read (default: %(default)s)"
+    sub.add_argument("--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=limit)
     text = "read every byte of a folder of shards and name every fault; exit code 1 if there is one"
     sub = add_command(verbs, "validate", run_validate, text, "data shards validate shards/mine")
     sub.add_argument("folder", type=Path)
+    sub.add_argument("--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=limit)
     text = "print what a folder of shards holds, and what it was made from"
     add_command(verbs, "info", run_info, text, "data shards info shards/mine").add_argument("folder", type=Path)
 
@@ -78,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", **data_folder)
     for split, count in DEFAULT_SIZES.items():
         sub.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="another seed gives other images (%(default)s)")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other images, in a root of their own (%(default)s)"
+    )
     text = "write a few real photos with hand-written expressions in RefCOCO's format, for testing"
     add_command(commands, "photos", run_photos, text, "data photos --root data").add_argument("--root", **data_folder)
     return parser
@@ -134,7 +142,7 @@ def open_source(args: argparse.Namespace) -> tuple[DataSource, Mapping[str, obje
         ValueError: a file is damaged, or the options do not fit together.
     """
     if args.jsonl is not None:
-        jsonl = JsonlSource(args.jsonl, args.images)
+        jsonl = JsonlSource(args.jsonl, args.images, args.follow_links)
         return DataSource(jsonl, ImageFolder(jsonl.folder)), _identity("jsonl", args.jsonl)
     if args.coco is not None:
         if args.images is None:
@@ -170,7 +178,15 @@ def run_convert(args: argparse.Namespace) -> int:
     kinds = ((SuperpixelExtra, args.superpixels), (FeatureExtra, args.features))
     extras = [kind(folder) for kind, folder in kinds if folder is not None]
     plan = Conversion(
-        source.annotations, source.images, identity, args.splits, args.images_per_shard, extras, args.skip_broken
+        source.annotations,
+        source.images,
+        identity,
+        args.splits,
+        args.images_per_shard,
+        extras,
+        args.skip_broken,
+        args.follow_links,
+        args.max_image_pixels,
     )
     index = convert(plan, args.out)
     print(f"{len(index.samples):,} images in {len(index.shards):,} shards in {args.out}")
@@ -183,7 +199,7 @@ def run_validate(args: argparse.Namespace) -> int:
     """``shards validate``: read everything, name every fault."""
     from lavis_svp.datasets.shards.validate import validate
 
-    report = validate(args.folder)
+    report = validate(args.folder, max_image_pixels=args.max_image_pixels)
     print(report.text())
     return int(bool(report.faults))
 
@@ -196,7 +212,7 @@ def run_info(args: argparse.Namespace) -> int:
     index = source.index
     for split in source.splits():
         _, images, expressions = source.counts(split)
-        names = {sample.shard for sample in index.samples if sample.image["split"] == split}
+        names = {sample.shard for sample in index.samples if sample.image.split == split}
         size = sum(index.shards[name]["bytes"] for name in names) / 1e6
         print(f"{split}: {images:,} images, {expressions:,} expressions, {len(names):,} shards, {size:,.1f} MB")
     if index.left_out:

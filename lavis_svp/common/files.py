@@ -13,8 +13,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -22,10 +23,11 @@ from omegaconf import OmegaConf
 from lavis_svp.common.paths import write_file
 
 MAX_YAML_BYTES = 10_000_000
-MAX_YAML_DEPTH = 100
+MAX_YAML_DEPTH = 32
 MAX_YAML_NODES = 1_000_000  # with every alias written out, which a few lines of aliases can double and double again
 MAX_QUOTED = 200  # characters of an underlying error in a message
 
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")  # a NUL, and what would break the line of a message
 _NO_SUM = "0" * 64
 _SUM = re.compile(rb'^\{\s*"sha256": "([0-9a-f]{64})"')
 
@@ -48,7 +50,7 @@ def one_line(error: BaseException | str) -> str:
 # ------------------------------------------------------------------------------------------------ regular files
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file to read its bytes, never one that has no end or that blocks, as FIFOs and devices do.
 
     Raises:
@@ -94,14 +96,14 @@ def relative_name(name: str, where: str = "") -> str:
     """Return a file name out of a file if it stays, as it is written, within the folder that it is relative to.
 
     Raises:
-        ValueError: the name is empty, absolute, has ".." or a NUL; the message begins with ``where``.
+        BadFileError: the name is empty, absolute, has ".." or control characters; the message begins with ``where``.
     """
     path = PurePosixPath(name)
     prefix = f"{where}: " if where else ""
-    if not path.parts or "\0" in name:
-        raise ValueError(f"{prefix}{name!r} cannot name a file")
+    if not path.parts or _CONTROL.search(name):
+        raise BadFileError(f"{prefix}{name!r} cannot name a file")
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{prefix}{name!r} leads out of its folder; give paths relative to it")
+        raise BadFileError(f"{prefix}{name!r} leads out of its folder; give paths relative to it")
     return name
 
 

@@ -19,6 +19,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 T = TypeVar("T")
+_KINDS: Mapping[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a text"),
+    bool: (bool, "true or false"),
+}
 PositiveInt = Annotated[int, "at least 1"]
 """The type of an options field that :func:`check_fields` holds to whole numbers of at least 1."""
 
@@ -181,7 +187,7 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
         where: the section's place in the YAML, for messages.
 
     Raises:
-        ValueError: an unknown key, or a section that is not a mapping.
+        ValueError: an unknown key, a value of another kind than its field's, or a section that is not a mapping.
     """
     given = {} if values is None else plain(values)
     if not isinstance(given, Mapping):
@@ -198,7 +204,23 @@ def build_options(cls: type[T], values: Mapping[str, Any] | DictConfig | None, w
         kind = _without_none(hints[key]) if value is not None else hints[key]
         nested = dataclasses.is_dataclass(kind) and not dataclasses.is_dataclass(value)
         built[key] = build_options(kind, value, f"{where}.{key}") if nested else value
-    return cls(**built)
+    try:
+        options = cls(**built)  # the class's own checks come first: they know more
+    except (TypeError, AttributeError) as error:  # one of them, on a value of a kind that it does not expect
+        _check_kinds(built, hints, where)
+        raise ValueError(f"{where} has a value of a wrong kind ({type(error).__name__}: {error}).") from error
+    _check_kinds(built, hints, where)
+    return options
+
+
+def _check_kinds(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Raise a ValueError, which names the key, unless each value is None or of its field's plain kind."""
+    for key, value in values.items():
+        kind = _without_none(hints[key])
+        allowed, words = _KINDS.get(kind, (object, "")) if isinstance(kind, type) else (object, "")
+        odd_bool = isinstance(value, bool) and kind in (int, float)
+        if value is not None and (odd_bool or not isinstance(value, allowed)):
+            raise ValueError(f"{where}.{key} must be {words}, got {value!r}.")
 
 
 def _without_none(hint: Any) -> Any:

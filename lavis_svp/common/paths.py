@@ -30,6 +30,11 @@ def write_whole(path: Path) -> Iterator[Path]:
     try:
         yield draft
         os.replace(draft, path)
+    except OSError as error:
+        # a write to an open file, e.g. onto a full disk, does not know its name; errors in our own words have no errno
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UnknownNameError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
+    return UnknownNameError(f"Unknown {kind} {str(name)!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 
 class Registry(Generic[T]):

@@ -87,13 +87,23 @@ def load_state(path: str | Path, mend: str = "Fetch it again.") -> dict[str, Ten
     path = Path(path)
     if path.suffix == ".safetensors":
         return load_tensors(path, mend)
-    with open_regular(path) as file:  # refuses what has no end
-        zipped = zipfile.is_zipfile(file)
     try:
         with file_errors(path, mend):
+            with open_regular(path) as file:  # refuses what has no end
+                zipped = zipfile.is_zipfile(file)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (FileNotFoundError, PermissionError):
+        raise
     except OSError as error:  # mmap of a damaged archive
         raise BadFileError(f"{path} is damaged or of another kind ({one_line(error)}). {mend}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadFileError(f"{path} holds something else than a mapping of names to tensors.")
+    if hollow := [name for name, value in state.items() if not has_its_numbers(value)]:
+        raise BadFileError(f"{path} stores fewer numbers than {hollow[0]} has, or none one by one. {mend}")
     return dict(state)
+
+
+def has_its_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is no more than was read: by strides of 0 a small file can ask for all memory once copied."""
+    plain = tensor.layout is torch.strided and not tensor.is_meta
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

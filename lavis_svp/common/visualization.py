@@ -28,6 +28,7 @@ SIDE = 256  # default longest side of an image in a panel, in pixels
 GAP = 8
 FONT_SIZE = 14
 MAX_LINES = 4  # of a caption before it is cut; an expression may be 2,000 words long
+MAX_CAPTION = 10_000  # characters of a caption that are looked at; Pillow refuses to measure words of a million
 GOLDEN_RATIO = 0.618034
 
 
@@ -106,10 +107,8 @@ def panel(
         side: longest side of each image in pixels; small images are enlarged to it.
 
     Raises:
-        ValueError: ``image`` is not (H, W, 3) uint8.
+        ValueError: ``image`` is not (H, W, 3) uint8, or empty.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"An image to draw on is (H, W, 3) uint8, got {image.shape} {image.dtype}.")
     small = _fit(image, side)
     cells = [("image", small)]
     if labels is not None:
@@ -176,7 +175,7 @@ def _lay_out(cells: Sequence[tuple[str, np.ndarray]], caption: str, side: int) -
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Break text into at most ``MAX_LINES`` lines that fit; a cut is marked by an ellipsis."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in text[:MAX_CAPTION].splitlines():
         current = ""
         for word in paragraph.split():
             word = _shorten(word, font, width)
@@ -204,6 +203,8 @@ def _shorten(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 def _fit(image: np.ndarray, side: int) -> np.ndarray:
     """The image with its longest side ``side`` and at least one pixel in the other."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"An image to draw on is (H, W, 3) uint8 and not empty, got {image.shape} {image.dtype}.")
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_svp.common.files import relative_name
+from lavis_svp.common.files import BadFileError, file_errors, read_json
 from lavis_svp.common.images import MIRRORED_SUFFIX
 from lavis_svp.common.registry import unknown_name
+from lavis_svp.datasets.fields import by_id, file_name, image_size, items, mapping, shown, text, whole_number
 from lavis_svp.datasets.mirroring import mirror_text
-from lavis_svp.datasets.refcoco import load_json
+from lavis_svp.datasets.refcoco import MEND
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, Expression, Instance, ReferredImage
 from lavis_svp.datasets.targets import Placement
@@ -132,29 +133,29 @@ def read_vqa(questions: Path, annotations: Path | None, split: str) -> list[Refe
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file is damaged or lacks something, or a question has no answers.
+        BadFileError: a file is damaged or lacks something, a question has no answers, or an id stands for two.
     """
-    content = _mapping(questions, "questions")
+    content = _read(questions, "questions")
     answers = {} if annotations is None else _by_question(annotations)
     grouped: dict[int, list[Expression]] = {}
     images: dict[int, tuple[str, tuple[int, int]]] = {}
-    for question in content["questions"]:
-        where = f"{questions}, question {question.get('question_id')}"
-        number, image_id = _number(question, "question_id", where), _number(question, "image_id", where)
-        subtype, name = content.get("data_subtype"), question.get("image")
-        if not subtype and not name:
-            raise ValueError(
-                f"{questions} has neither data_subtype nor a question's image: its images cannot be named."
-            )
-        name = name or COCO_NAME.format(subtype=subtype, image_id=image_id)
-        images[image_id] = (relative_name(name, where), _size(question))
-        if annotations is not None and number not in answers:
-            raise ValueError(f"{where} has no answers in {annotations}. Do the files belong together?")
-        kind, words = answers.get(number, ("question", ()))
-        text = str(question.get("question") or "").strip()
-        if not text:
-            raise ValueError(f"{where} is empty.")
-        grouped.setdefault(image_id, []).append(Expression(str(number), text, kind, (), answers=words))
+    with file_errors(questions, MEND):
+        for number, question in by_id(content, "questions", str(questions), "question_id").items():
+            where = f"{questions}, question {number}"
+            image_id = whole_number(question, "image_id", where)
+            place = (_image_name(question, image_id, content, where), _size(question, where))
+            if images.setdefault(image_id, place) != place:
+                raise BadFileError(
+                    f"{where} has image {image_id} as {shown(place)}, another one as {shown(images[image_id])} "
+                    "(name and size)."
+                )
+            if annotations is not None and number not in answers:
+                raise BadFileError(f"{where} has no answers in {annotations}. Do the files belong together?")
+            kind, words = answers.get(number, ("question", ()))
+            asked = text(question, "question", where, "").strip()
+            if not asked:
+                raise BadFileError(f"{where} is empty.")
+            grouped.setdefault(image_id, []).append(Expression(str(number), asked, kind, (), answers=words))
     return [ReferredImage(one, *images[one], split, tuple(grouped[one])) for one in sorted(grouped)]
 
 
@@ -167,55 +168,66 @@ def read_captions(path: Path, split: str) -> list[ReferredImage]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged or lacks something.
+        BadFileError: the file is damaged or lacks something.
     """
-    content = _mapping(path, "images", "annotations")
+    content = _read(path, "images", "annotations")
     captions: dict[int, list[str]] = {}
-    for annotation in content["annotations"]:
-        where = f"{path}, annotation {annotation.get('id')}"
-        text = str(annotation.get("caption") or "").strip()
-        if not text:
-            raise ValueError(f"{where} has no caption.")
-        captions.setdefault(_number(annotation, "image_id", where), []).append(text)
-    images = {_number(image, "id", f"{path}, images"): image for image in content["images"]}
-    unknown = sorted(set(captions) - set(images))
-    if unknown:
-        raise ValueError(f"{path} has captions of images {unknown[:5]}, which are not among its images.")
     found = []
-    for number, texts in sorted(captions.items()):
-        name = relative_name(str(images[number]["file_name"]), f"{path}, image {number}")
-        expression = Expression(str(number), "", CAPTION_KIND, (), answers=tuple(texts))
-        found.append(ReferredImage(number, name, _size(images[number]), split, (expression,)))
+    with file_errors(path, MEND):
+        for place, annotation in enumerate(content["annotations"]):
+            where = f"{path}, annotation {shown(mapping(annotation, f'{path}, annotation {place}').get('id'))}"
+            words = text(annotation, "caption", where, "").strip()
+            if not words:
+                raise BadFileError(f"{where} has no caption.")
+            captions.setdefault(whole_number(annotation, "image_id", where), []).append(words)
+        images = by_id(content, "images", str(path))
+        unknown = sorted(set(captions) - set(images))
+        if unknown:
+            raise BadFileError(f"{path} has captions of images {unknown[:5]}, which are not among its images.")
+        for number, texts in sorted(captions.items()):
+            where = f"{path}, image {number}"
+            name, size = file_name(images[number], "file_name", where), _size(images[number], where)
+            expression = Expression(str(number), "", CAPTION_KIND, (), answers=tuple(texts))
+            found.append(ReferredImage(number, name, size, split, (expression,)))
     return found
 
 
 def _by_question(path: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
     """{question id: (type, answers)}."""
     answers = {}
-    for annotation in _mapping(path, "annotations")["annotations"]:
-        where = f"{path}, question {annotation.get('question_id')}"
-        words = tuple(str(one["answer"]) for one in annotation.get("answers", ()) if str(one.get("answer", "")).strip())
-        if not words:
-            raise ValueError(f"{where} has no answers.")
-        number = _number(annotation, "question_id", where)
-        answers[number] = (str(annotation.get("question_type") or "question"), words)
+    content = _read(path, "annotations")
+    with file_errors(path, MEND):
+        for number, annotation in by_id(content, "annotations", str(path), "question_id").items():
+            where = f"{path}, question {number}"
+            found = [text(mapping(one, where), "answer", where, "") for one in items(annotation, "answers", where)]
+            words = tuple(one for one in found if one)
+            if not words:
+                raise BadFileError(f"{where} has no answers.")
+            answers[number] = (text(annotation, "question_type", where, "question"), words)
     return answers
 
 
-def _mapping(path: Path, *keys: str) -> Mapping[str, Any]:
-    content = load_json(path)
+def _read(path: Path, *keys: str) -> Mapping[str, Any]:
+    content = read_json(path, MEND)
     missing = [key for key in keys if not isinstance(content, Mapping) or not isinstance(content.get(key), list)]
     if missing:
-        raise ValueError(f"{path} lacks the list {' and '.join(missing)}; is it the right file?")
+        raise BadFileError(f"{path} lacks the list {' and '.join(missing)}; is it the right file?")
     return content
 
 
-def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
-    return (int(entry["height"]), int(entry["width"])) if "height" in entry and "width" in entry else ANY_SIZE
+def _image_name(question: Mapping[str, Any], image_id: int, content: Mapping[str, Any], where: str) -> str:
+    """The question's own ``image``, or COCO's name."""
+    if question.get("image"):
+        return file_name(question, "image", where)
+    subtype = text(content, "data_subtype", where, "")
+    if not subtype:
+        raise BadFileError(
+            f"{where}: there is neither data_subtype of the file nor 'image' of the question, so that its image "
+            "cannot be named."
+        )
+    name = {"image": COCO_NAME.format(subtype=subtype, image_id=image_id)}
+    return file_name(name, "image", where)
 
 
-def _number(entry: Mapping[str, Any], key: str, where: str) -> int:
-    try:
-        return int(entry[key])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{where}: {key} is {entry.get(key)!r}; it must be a number.") from None
+def _size(entry: Mapping[str, Any], where: str) -> tuple[int, int]:
+    return image_size(entry, where) if "height" in entry and "width" in entry else ANY_SIZE

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from lavis.common.registry import registry
 
+from lavis_svp.common.files import BadFileError, read_json
 from lavis_svp.datasets.answering import AnsweringDataset, TextSource, read_captions, read_vqa
 from lavis_svp.datasets.builders import (
     DATA_FOLDER,
@@ -18,9 +19,11 @@ from lavis_svp.datasets.builders import (
     below_cache_root,
     config_files,
     make_refshapes,
+    name_links,
 )
+from lavis_svp.datasets.fields import is_text
 from lavis_svp.datasets.layout import MissingDataError, annotation_files, find_images
-from lavis_svp.datasets.refcoco import RefCOCO, load_json
+from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.refshapes.build import NAME
 from lavis_svp.datasets.refshapes.questions import (
     ANSWERS,
@@ -140,6 +143,7 @@ class AnsweringBuilder(SectionBuilder):
             if len(files) > 1:  # questions and answers
                 dataset.coco_fmt_qust_file, dataset.coco_fmt_anno_file = map(str, files)
             datasets[split] = dataset
+        name_links(datasets.values())
         return datasets
 
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -198,9 +202,10 @@ class VqaFilesBuilder(AnsweringBuilder):
         path = self.settings().build_info.answer_list
         if path is None:
             return None
-        answers = load_json(below_cache_root(path))
-        if not isinstance(answers, list) or not answers or not all(isinstance(one, str) for one in answers):
-            raise ValueError(f"{path} must hold a JSON list of answers.")
+        file = below_cache_root(path)
+        answers = read_json(file)
+        if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
+            raise BadFileError(f"{file} must hold a JSON list of answers.")
         return answers
 
 

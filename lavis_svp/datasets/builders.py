@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +28,7 @@ DATA_FOLDER = "data"
 """The usual root of all data sets, below LAVIS's cache root."""
 
 LAVIS_SPLITS = ("train", "val", "test")
+_LINKS_SHOWN = 5  # of the images that a warning is about
 
 T = TypeVar("T")
 
@@ -85,8 +87,8 @@ class RefShapesBuildInfo(BuildInfo):
     Args:
         sizes: images per split; None = those of the data set on disk, else the generator's own. Splits left out are
             empty.
-        seed: of the images and expressions.
-        scene: what images and expressions look like; other scenes need a ``root`` of their own.
+        seed: of the images and expressions; another one needs a ``root`` of its own.
+        scene: what images and expressions look like; likewise.
     """
 
     sizes: dict[str, int] | None = None
@@ -252,7 +254,9 @@ class ReferringBuilder(SectionBuilder):
         else:
             source = self._open_shards(info, below_cache_root(info.shards), superpixels)
             superpixels = source.superpixels or superpixels  # those of the shards are made as the section states
-        return {name: self.build_dataset(source, name, one.splits, superpixels) for name, one in splits.items()}
+        built = {name: self.build_dataset(source, name, one.splits, superpixels) for name, one in splits.items()}
+        name_links(built.values())
+        return built
 
     def _open_files(self, info: BuildInfo, splits: list[str]) -> DataSource:
         name = self._spec_name()
@@ -375,11 +379,23 @@ def make_refshapes(
     root: Path, sizes: Mapping[str, int] | None, seed: int, scene: RefShapesConfig | None = None
 ) -> None:
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
-    from lavis_svp.datasets.refcoco_writer import manifest_path, read_manifest
-    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, NAME, build_refshapes
+    from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, build_refshapes, made_sizes
 
-    made = read_manifest(manifest_path(root, NAME)).get("sizes")
-    build_refshapes(root, sizes or made or DEFAULT_SIZES, seed, scene)
+    build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene)
+
+
+def name_links(datasets: Iterable[ReferringDataset]) -> None:
+    """Warn once of images that links lead to out of their folder: whoever made the links chose what is read."""
+    named: dict[Path, set[str]] = {}
+    for dataset in datasets:
+        store = dataset.source.images
+        if isinstance(store, ImageFolder):
+            named.setdefault(store.folder, set()).update(image.file_name for image in dataset.annotation)
+    for folder, names in named.items():
+        links = ImageFolder(folder).links_out(names)
+        if links:
+            shown = ", ".join(links[:_LINKS_SHOWN]) + (" ..." if len(links) > _LINKS_SHOWN else "")
+            logging.warning("%s: links lead %s images out of this folder: %s", folder, f"{len(links):,}", shown)
 
 
 def below_cache_root(path: str) -> Path:

@@ -5,15 +5,23 @@ Run lengths are decoded here rather than by pycocotools, whose C code trusts the
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from lavis_svp.common.files import one_line
+from lavis_svp.datasets.fields import shown
+
 MIN_POLYGON = 6
 """Numbers of the smallest polygon with an area: three points."""
 
+MAX_OUTLINE = 4_000_000
+"""Pixels that the outline of one polygon may run through; pycocotools takes 100 bytes for each."""
+
+_FARTHEST = 2  # sides of the image that a point may lie outside of it
 _RUN_BITS = 5
 _SIGN_BIT = 0x10
 _MORE_BIT = 0x20
@@ -37,7 +45,8 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         (H, W) uint8, 1 = object; all zero for an empty segmentation.
 
     Raises:
-        ValueError: a run-length code of another size, a damaged code, or something that is no segmentation.
+        ValueError: a run-length code of another size, a damaged code, a point far outside of the image, or something
+            that is no segmentation.
     """
     mask = np.zeros(size, np.uint8)
     if segmentation is None or (isinstance(segmentation, Sequence | Mapping) and not segmentation):
@@ -45,7 +54,9 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, Mapping):
         return _decode_runs(segmentation, size)
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
-        raise ValueError(f"A segmentation is a list or a mapping, got {type(segmentation).__name__}: {segmentation!r}.")
+        raise ValueError(
+            f"A segmentation is a list or a mapping, got {type(segmentation).__name__}: {shown(segmentation)}."
+        )
     if isinstance(segmentation[0], int | float):  # one polygon without the list around it
         segmentation = [segmentation]
     for part in segmentation:
@@ -61,16 +72,29 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 def _fill_polygon(polygon: Any, size: tuple[int, int]) -> np.ndarray:
     try:
-        points = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"A polygon is a flat list of numbers ({error}), got {str(polygon)[:80]}.") from error
-    if points.ndim != 1 or points.size % 2 or not np.isfinite(points).all():
-        raise ValueError(
-            f"A polygon is a flat list of finite x, y pairs, got shape {points.shape}: {str(polygon)[:80]}."
-        )
+        points = np.asarray(polygon)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"A polygon is a flat list of numbers ({one_line(error)}), got {shown(polygon)}.") from error
+    numbers = points.dtype.kind in "iuf"  # no texts, no numbers beyond float64
+    if points.ndim != 1 or points.size % 2 or not numbers or not np.isfinite(points).all():
+        raise ValueError(f"A polygon is a flat list of finite x, y pairs, got {shown(polygon)}, shape {points.shape}.")
     if points.size < MIN_POLYGON:
         return np.zeros(size, np.uint8)
     height, width = size
+    points = points.astype(np.float64)
+    # pycocotools walks along the outline, however far it leads, and keeps every step
+    low, high = float(points.min()), float(points.max())
+    margin = _FARTHEST * max(size)
+    if low < -margin or high > max(size) + margin:
+        raise ValueError(
+            f"A polygon's points lie in or near its image of {height}x{width} (height x width) pixels; these span "
+            f"{low:.6g} to {high:.6g}. Correct or remove it."
+        )
+    if (high - low) * points.size > MAX_OUTLINE:  # it may be too long
+        corners = points.reshape(-1, 2)
+        outline = np.abs(corners - np.roll(corners, 1, 0)).max(1).sum()
+        if outline > MAX_OUTLINE:
+            raise ValueError(f"A polygon's outline of {outline:,.0f} pixels is too long; the limit is {MAX_OUTLINE:,}.")
     (code,) = coco_mask.frPyObjects([points.tolist()], height, width)
     return _decode_runs(code, size)
 
@@ -78,11 +102,11 @@ def _fill_polygon(polygon: Any, size: tuple[int, int]) -> np.ndarray:
 def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Decode a run-length code of either form."""
     if "size" not in code or "counts" not in code:
-        raise ValueError(f"A run-length code needs 'size' and 'counts', got the keys {sorted(map(str, code))}.")
+        raise ValueError(f"A run-length code needs 'size' and 'counts', got the keys {shown(sorted(map(str, code)))}.")
     try:
-        height, width = (int(side) for side in code["size"])
+        height, width = map(operator.index, code["size"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"A run-length code's size is [height, width], got {code['size']!r}.") from error
+        raise ValueError(f"A run-length code's size is [height, width], got {shown(code['size'])}.") from error
     if (height, width) != tuple(size):
         raise ValueError(
             f"The mask is {height}x{width} (height x width), the image {size[0]}x{size[1]}. "
@@ -93,12 +117,12 @@ def _decode_runs(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
         runs = _unpack_counts(counts)
     else:
         try:
-            runs = np.asarray(counts, np.int64)
+            runs = np.asarray(counts)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"A run-length code's counts are whole numbers: {error}.") from error
-        if runs.ndim != 1:
-            kind = type(counts).__name__
-            raise ValueError(f"A run-length code's counts are one list, got {kind} {str(counts)[:40]}.")
+            raise ValueError(f"A run-length code's counts are whole numbers: {one_line(error)}.") from error
+        if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
+            raise ValueError(f"A run-length code's counts are one list of whole numbers, got {shown(counts)}.")
+        runs = runs.astype(np.int64)
     # each on its own first: the sum of huge runs wraps round
     if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(

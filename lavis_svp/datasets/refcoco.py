@@ -5,19 +5,34 @@ Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the plugin's own data sets; ``la
 
 from __future__ import annotations
 
-import json
+import io
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.common.files import BadFileError, relative_name
+from lavis_svp.common.files import BadFileError, file_errors, one_line, read_json, read_regular
 from lavis_svp.common.registry import unknown_name
+from lavis_svp.datasets.fields import (
+    by_id,
+    file_name,
+    image_size,
+    is_whole_number,
+    items,
+    mapping,
+    shown,
+    text,
+    texts,
+    whole_number,
+)
 from lavis_svp.datasets.sources import AnnotationSource, Expression, Instance, ReferredImage, SplitCounts
 
 NO_TARGET = -1
 """The annotation id that gRefCOCO gives to an expression that fits nothing in the image."""
+
+MEND = "Download it again."
 
 
 class RefCOCO(AnnotationSource):
@@ -29,7 +44,7 @@ class RefCOCO(AnnotationSource):
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or the two do not fit together; the message names the reference.
+        BadFileError: a file is damaged, or holds what no annotation is; the message names the file and the entry.
     """
 
     def __init__(self, instances_path: str | Path, refs_path: str | Path) -> None:
@@ -37,18 +52,18 @@ class RefCOCO(AnnotationSource):
         self._index(load_instances(self.instances_path), _load_references(self.refs_path))
 
     def _index(self, content: Mapping[str, Any], references: list[dict[str, Any]]) -> None:
-        """Keep the content of both files; readers of other formats bring theirs into this one."""
-        self._images = {int(image["id"]): image for image in content["images"]}
-        self._categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-        self._annotations = {int(annotation["id"]): annotation for annotation in content["annotations"]}
+        """Keep the checked content of both files; readers of other formats bring theirs into this one."""
+        self._images = {image["id"]: image for image in content["images"]}
+        self._categories = {category["id"]: category["name"] for category in content["categories"]}
+        self._annotations = {annotation["id"]: annotation for annotation in content["annotations"]}
         self._of_image: dict[int, list[int]] = {}
         for annotation_id in sorted(self._annotations):
-            self._of_image.setdefault(int(self._annotations[annotation_id]["image_id"]), []).append(annotation_id)
+            self._of_image.setdefault(self._annotations[annotation_id]["image_id"], []).append(annotation_id)
         self._references = references
 
     def splits(self) -> list[str]:
         """Names of all splits in the references, sorted."""
-        return sorted({str(reference["split"]) for reference in self._references})
+        return sorted({reference["split"] for reference in self._references})
 
     def counts(self, split: str) -> SplitCounts:
         """How much ``split`` holds, references included; zeros if the references do not have it."""
@@ -64,15 +79,17 @@ class RefCOCO(AnnotationSource):
 
         Raises:
             UnknownNameError: no reference has this split.
-            ValueError: a reference names an image or an annotation that does not exist, or has an empty sentence.
+            BadFileError: a reference names an image or an annotation that does not exist, or has an empty sentence.
         """
         chosen = [reference for reference in self._references if reference["split"] == split]
         if not chosen:
             raise unknown_name(f"split of {self.refs_path}", split, self.splits())
         grouped: dict[int, list[Expression]] = {}
         seen: Counter[str] = Counter()
-        for reference in sorted(chosen, key=lambda reference: int(reference["ref_id"])):
-            grouped.setdefault(int(reference["image_id"]), []).extend(self._expressions(reference, seen))
+        for reference in sorted(chosen, key=lambda reference: reference["ref_id"]):
+            expressions = list(self._expressions(reference, seen))
+            if expressions:
+                grouped.setdefault(reference["image_id"], []).extend(expressions)
         return [self._image(image_id, split, grouped[image_id]) for image_id in sorted(grouped)]
 
     def instances(self, image: ReferredImage) -> list[Instance]:
@@ -81,46 +98,50 @@ class RefCOCO(AnnotationSource):
         for annotation_id in self._of_image.get(image.image_id, []):
             annotation = self._annotations[annotation_id]
             category = self._categories.get(annotation.get("category_id"), "")
-            attributes = tuple(str(word) for word in annotation.get("attributes") or ())
+            words = annotation.get("attributes")
+            # some tools write a mapping of flags, which does not describe the object
+            attributes = tuple(words) if isinstance(words, list) else ()
             instances.append(Instance(annotation_id, category, attributes, annotation.get("segmentation")))
         return instances
+
+    def where(self, image: ReferredImage) -> str:
+        """Names the annotation file and an image."""
+        return f"{self.instances_path}: {image.file_name}"
 
     def _image(self, image_id: int, split: str, expressions: list[Expression]) -> ReferredImage:
         # the file name of ``instances.json``: that of the references carries a suffix and names no file
         image = self._images[image_id]
-        name = relative_name(str(image["file_name"]), f"{self.instances_path}: image {image_id}")
-        size = (int(image["height"]), int(image["width"]))
-        return ReferredImage(image_id, name, size, split, tuple(expressions))
+        return ReferredImage(image_id, image["file_name"], (image["height"], image["width"]), split, tuple(expressions))
 
     def _expressions(self, reference: Mapping[str, Any], seen: Counter[str]) -> Iterable[Expression]:
         where = f"{self.refs_path}: reference {reference['ref_id']}"
-        image_id = int(reference["image_id"])
+        image_id = reference["image_id"]
         if image_id not in self._images:
-            raise ValueError(f"{where} is about image {image_id}, which {self.instances_path} does not have.")
+            raise BadFileError(f"{where} is about image {image_id}, which {self.instances_path} does not have.")
         targets = self._targets(reference, where)
         for sentence in reference["sentences"]:
-            text = str(sentence.get("sent") or "").strip() or str(sentence.get("raw") or "").strip()
-            if not text:
-                raise ValueError(f"{where}, sentence {sentence.get('sent_id')}: the expression is empty.")
+            at = f"{where}, sentence {sentence['sent_id']}"
+            words = (text(sentence, "sent", at, "") or text(sentence, "raw", at, "")).strip()
+            if not words:
+                raise BadFileError(f"{at}: the expression is empty.")
             name = f"{reference['ref_id']}-{sentence['sent_id']}"
             seen[name] += 1  # gRefCOCO repeats some ids
-            candidates = sentence.get("candidates")
             yield Expression(
                 expression_id=name if seen[name] == 1 else f"{name}-{seen[name]}",
-                text=text,
-                kind=str(sentence.get("kind") or ("expression" if targets else "no_target")),
+                text=words,
+                kind=text(sentence, "kind", at, "expression" if targets else "no_target"),
                 targets=targets,
-                candidates=None if candidates is None else tuple(int(candidate) for candidate in candidates),
+                candidates=_candidates(sentence, at),
             )
 
     def _targets(self, reference: Mapping[str, Any], where: str) -> tuple[int, ...]:
         raw = reference["ann_id"]
-        ids = [int(one) for one in (raw if isinstance(raw, list | tuple) else [raw]) if int(one) != NO_TARGET]
+        ids = [one for one in (raw if isinstance(raw, list | tuple) else [raw]) if one != NO_TARGET]
         for annotation_id in ids:
             annotation = self._annotations.get(annotation_id)
-            if annotation is None or int(annotation["image_id"]) != int(reference["image_id"]):
+            if annotation is None or annotation["image_id"] != reference["image_id"]:
                 has = "no such annotation" if annotation is None else f"it under image {annotation['image_id']}"
-                raise ValueError(
+                raise BadFileError(
                     f"{where} names annotation {annotation_id} of image {reference['image_id']}; "
                     f"{self.instances_path} has {has}. Do the two files belong to the same release?"
                 )
@@ -135,43 +156,89 @@ def split_images(refs_path: str | Path) -> dict[str, Counter[int]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged.
+        BadFileError: it is damaged.
     """
     splits: dict[str, Counter[int]] = {}
     for reference in _load_references(Path(refs_path)):
-        images = splits.setdefault(str(reference["split"]), Counter())
-        images[int(reference["image_id"])] += len(reference["sentences"])
+        splits.setdefault(reference["split"], Counter())[reference["image_id"]] += len(reference["sentences"])
     return splits
 
 
 def load_instances(path: Path) -> dict[str, Any]:
-    """Load a COCO ``instances.json``; a ValueError if it is damaged or another kind of file."""
-    content = load_json(path)
-    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, Mapping) else ())
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it is no COCO instances file.")
-    return dict(content)
+    """Load a COCO ``instances.json`` and check all that this package reads of it, but for the segmentations.
 
+    Returns:
+        its content; in "images", "annotations" and "categories" each id stands once.
 
-def load_json(path: Path) -> Any:
-    """Load a JSON file; a ValueError that names it if it is truncated or not JSON."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            raise ValueError(f"{path} is truncated or not JSON ({error}). Download it again.") from error
+    Raises:
+        FileNotFoundError: no such file.
+        BadFileError: it is damaged or another kind of file, two entries share an id, an image has no size or a name
+            that leads out of its folder, or an annotation is of an unknown category; the message names the entry.
+    """
+    content = read_json(path, MEND)
+    with file_errors(path, MEND):
+        missing = {"images", "annotations", "categories"} - set(content if isinstance(content, Mapping) else ())
+        if missing:
+            raise BadFileError(f"{path} lacks {', '.join(sorted(missing))}; it is no COCO instances file.")
+        images, annotations, categories = (
+            by_id(content, kind, str(path)) for kind in ("images", "annotations", "categories")
+        )
+        for number, image in images.items():
+            file_name(image, "file_name", f"{path}: image {number}")
+            image_size(image, f"{path}: image {number}")
+        for number, category in categories.items():
+            text(category, "name", f"{path}: category {number}")
+        for number, annotation in annotations.items():
+            whole_number(annotation, "image_id", f"{path}: annotation {number}")
+            category_id = annotation.get("category_id")
+            if category_id is not None and not (is_whole_number(category_id) and category_id in categories):
+                raise BadFileError(
+                    f"{path}: annotation {number} is of category {shown(category_id)}, which the file does not have."
+                )
+            if isinstance(annotation.get("attributes"), list):
+                texts(annotation, "attributes", f"{path}: annotation {number}")
+        lists = {"images": images, "annotations": annotations, "categories": categories}
+        return {**content, **{kind: list(entries.values()) for kind, entries in lists.items()}}
 
 
 def _load_references(path: Path) -> list[dict[str, Any]]:
-    references = load_json(path) if path.suffix == ".json" else load_plain_pickle(path)
+    """Load a file of references; a BadFileError unless their ids are numbers and they have what this package reads."""
+    references = read_json(path, MEND) if path.suffix == ".json" else load_plain_pickle(path)
     if not isinstance(references, list):
-        raise ValueError(f"{path} must hold a list of references, it holds a {type(references).__name__}.")
-    needed = ("ref_id", "ann_id", "image_id", "split", "sentences")
-    for number, reference in enumerate(references):
-        missing = [key for key in needed if not isinstance(reference, dict) or key not in reference]
-        if missing:
-            raise ValueError(f"{path}: reference number {number} lacks {', '.join(missing)}.")
+        raise BadFileError(f"{path} must hold a list of references, it holds a {type(references).__name__}.")
+    if not references:
+        raise BadFileError(f"{path} holds no reference. {MEND}")
+    with file_errors(path, MEND):
+        for number, reference in enumerate(references):
+            _check_reference(reference, f"{path}: reference number {number}")
     return references
+
+
+def _check_reference(reference: Any, where: str) -> None:
+    needed = ("ref_id", "ann_id", "image_id", "split", "sentences")
+    missing = [key for key in needed if not isinstance(reference, dict) or key not in reference]
+    if missing:
+        raise BadFileError(f"{where} lacks {', '.join(missing)}.")
+    whole_number(reference, "ref_id", where)
+    whole_number(reference, "image_id", where)
+    text(reference, "split", where)
+    raw = reference["ann_id"]
+    for annotation_id in raw if isinstance(raw, list | tuple) else (raw,):
+        if not is_whole_number(annotation_id) and not (type(annotation_id) is int and annotation_id == NO_TARGET):
+            raise BadFileError(
+                f"{where}: 'ann_id' must be an annotation's id, or a list of these, it has {shown(annotation_id)}."
+            )
+    for sentence in items(reference, "sentences", where):
+        whole_number(mapping(sentence, f"{where}, a sentence"), "sent_id", where)
+
+
+def _candidates(sentence: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
+    candidates = sentence.get("candidates")
+    if candidates is None:
+        return None
+    if not isinstance(candidates, list | tuple) or not all(map(is_whole_number, candidates)):
+        raise BadFileError(f"{where}: 'candidates' must be a list of annotations' ids, it is {shown(candidates)}.")
+    return tuple(candidates)
 
 
 class UnsafePickleError(BadFileError):
@@ -184,19 +251,55 @@ def load_plain_pickle(path: str | Path) -> Any:
     RefCOCO's ``refs(*).p`` come from Python 2: their byte strings are read as Latin-1 text.
 
     Raises:
+        FileNotFoundError: no such file.
         UnsafePickleError: the pickle names a class or function; the message states which. It is not run.
-        ValueError: the file is truncated or is not a pickle.
+        BadFileError: the file is truncated, is not a pickle, or would take more memory than its size explains.
     """
-    with open(path, "rb") as file:
-        try:
-            return _PlainUnpickler(file, path).load()
-        except UnsafePickleError:
-            raise
-        # Damaged pickles raise nearly anything: the opcodes then index and call at random.
-        except Exception as error:
-            raise ValueError(
-                f"{path} is truncated or not a pickle ({type(error).__name__}: {error}). Download it again."
-            ) from error
+    content = read_regular(path)
+    _check_pickle(content, path)
+    try:
+        return _PlainUnpickler(io.BytesIO(content), path).load()
+    except UnsafePickleError:
+        raise
+    # Damaged pickles raise nearly anything: the opcodes then index and call at random.
+    except Exception as error:
+        raise BadFileError(f"{path} is truncated or not a pickle ({one_line(error)}). {MEND}") from error
+
+
+_PLAIN_CODES = re.compile(
+    rb"(?:[(012)NQRabdelosu}\]\x81\x88\x89\x8f-\x94\x97\x98]|[Khq\x80\x82].|[M\x83]..|[Jj\x84].{4}|[G\x95].{8}"
+    rb"|[FILPSVg][^\n]*+\n|[ci][^\n]*+\n[^\n]*+\n|p\d{1,7}\n|r...\x00)*+",
+    re.DOTALL,
+)
+"""Codes of a pickle with their arguments, but for those with a length, tuples, and places in the memo from 2^24 on."""
+
+_LENGTHS = {b"\x8a": 1, b"\x8b": 4, b"T": 4, b"U": 1, b"B": 4, b"C": 1, b"\x8e": 8, b"\x96": 8, b"\x8c": 1}
+_LENGTHS |= {b"X": 4, b"\x8d": 8}
+"""Codes whose argument follows its length, and the bytes of the length."""
+
+_TUPLES = (b"t", b"\x85", b"\x86", b"\x87")
+_MAX_TUPLES = 20
+"""RefCOCO's files have none. Each may lie in the next one twice, and to hash the last takes 2^20 steps then."""
+
+
+def _check_pickle(content: bytes, path: str | Path) -> None:
+    """Refuse a pickle of a few bytes that takes the memory or the stack of the process; 0.3 s for RefCOCO's 20 MB."""
+    place, tuples = 0, 0
+    while True:
+        place = _PLAIN_CODES.match(content, place).end()  # type: ignore[union-attr]  # it matches nothing at least
+        code = content[place : place + 1]
+        if code in _LENGTHS:
+            start = place + 1 + _LENGTHS[code]
+            place = start + int.from_bytes(content[place + 1 : start], "little")
+        elif code in _TUPLES and tuples < _MAX_TUPLES:
+            place, tuples = place + 1, tuples + 1
+        elif code in (*_TUPLES, b"p", b"r"):
+            raise BadFileError(
+                f"{path} is no pickle of references: at byte {place} it asks for far more memory than its size "
+                f"explains, or has over {_MAX_TUPLES:,} tuples. {MEND} Your own references can be JSON instead."
+            )
+        else:
+            return  # the end, or a damaged place, at which the unpickler stops as well
 
 
 def _bytes_of_latin1(text: str, encoding: str) -> bytes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from lavis_svp.common.files import BadFileError, read_json
 from lavis_svp.common.paths import write_file
 
 SPLIT_BY = "svp"
@@ -50,12 +52,38 @@ def manifest_path(root: Path, name: str) -> Path:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A record of what was made; empty if there is none or it is damaged, so that everything is made anew."""
+    """A record of what was made; empty if there is none or it is damaged."""
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError):
+        stored = read_json(path)
+    except (OSError, BadFileError):
         return {}
     return stored if isinstance(stored, dict) else {}
+
+
+def own_manifest(path: Path, keys: Iterable[str], files: Iterable[Path]) -> dict[str, Any]:
+    """The record of what was made, before anything is written; it vouches for the files that are there.
+
+    Args:
+        path: of the record.
+        keys: that one of ours has.
+        files: that are to be written or deleted.
+
+    Returns:
+        the record; empty if there is none, and none of the files.
+
+    Raises:
+        BadFileError: one of the files is there, but no record of ours, so it may be somebody's own.
+    """
+    stored = read_manifest(path)
+    if set(keys) <= stored.keys():
+        return stored
+    found = next((file for file in (path, *files) if os.path.lexists(file)), None)
+    if found is not None:
+        raise BadFileError(
+            f"{found} is there, but {path} does not say that lavis-svp made it, so nothing is written over it. Give "
+            f"another root, or move {found.parent} away."
+        )
+    return {}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -150,7 +150,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         """An image of this data set, (H, W, 3) uint8, upright; a ValueError if there is none or it is damaged."""
         if (image_id, split) not in self._by_id:
             raise ValueError(f"This data set has no image {image_id} in split '{split}'.")
-        return read_image(self.image_file(self._by_id[image_id, split])).pixels
+        return read_image(self.image_file(self._by_id[image_id, split]), self.options.max_image_pixels).pixels
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
         """The order in which an epoch visits the items, if ``sampling.shuffle`` is "shards".
@@ -220,7 +220,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
         wants_mirror = self.train and rng.random() < getattr(self.vis_processor, "hflip_prob", 0.0)
         mirrored = wants_mirror and all(map(can_mirror, texts + answers))
         file = self.image_file(image)
-        loaded = read_image(file)
+        loaded = read_image(file, self.options.max_image_pixels)
         placement = Placement(image, loaded, mirrored, file)
         annotations = self.source.annotations
         sample: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from lavis_svp.common.images import MAX_IMAGE_PIXELS
 from lavis_svp.common.options import PositiveInt, check_fields, check_whole_number
 
 EvaluationProtocol = Literal["all", "glamm3"]
@@ -41,6 +42,8 @@ class SamplingOptions:
         shuffle: training: "global" = over the whole data set; "shards" = within a few shards at a time, for disks that
             are slow at random access. For images in folders it is only another random order.
         shuffle_shards: for "shards": how many shards are open at a time.
+        max_image_pixels: height times width of the largest image that is read; a larger one is a broken sample. An
+            image takes some ten bytes of memory a pixel in each worker; above 178,956,970 Pillow refuses, too.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"expressions_per_picture": "expressions_per_image"}
@@ -54,6 +57,7 @@ class SamplingOptions:
     skip_broken: bool = True
     shuffle: Literal["global", "shards"] = "global"
     shuffle_shards: PositiveInt = 4
+    max_image_pixels: PositiveInt = MAX_IMAGE_PIXELS
 
     def __post_init__(self) -> None:
         check_whole_number("seed", self.seed, 0)

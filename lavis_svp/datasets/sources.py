@@ -6,15 +6,18 @@ To add a format: subclass :class:`AnnotationSource` (three methods), put it into
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.files import BrokenFileError, is_outside, one_line
+from lavis_svp.datasets.fields import shown
 from lavis_svp.datasets.masks import decode_segmentation
 
 if TYPE_CHECKING:  # readers of files must not wait for torch
@@ -24,7 +27,7 @@ if TYPE_CHECKING:  # readers of files must not wait for torch
     from lavis_svp.superpixels.region_map import RegionMap
 
 ANY_SIZE = (0, 0)
-"""Size of an image whose annotations do not state it; only images without masks may have it."""
+"""Size of an image whose annotations do not state it; only images whose texts are answered in words may have it."""
 
 
 class BadAnnotationError(BrokenFileError):
@@ -121,6 +124,10 @@ class AnnotationSource(ABC):
         images = self.images(split) if split in self.splits() else []
         return SplitCounts(None, len(images), sum(len(image.expressions) for image in images))
 
+    def where(self, image: ReferredImage) -> str:
+        """Names an image in messages; readers of one annotation file name that, too."""
+        return image.file_name
+
     def mask(self, image: ReferredImage, instance: Instance) -> np.ndarray:
         """The mask of one object, (H, W) uint8 in {0, 1}.
 
@@ -129,23 +136,31 @@ class AnnotationSource(ABC):
         """
         try:
             return decode_segmentation(instance.segmentation, image.size)
-        except ValueError as error:
-            raise BadAnnotationError(f"{image.file_name}, annotation {instance.annotation_id}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # ValueErrors in words, and whatever else impossible values lead to
+            text = str(error) if isinstance(error, ValueError) else one_line(error)
+            raise BadAnnotationError(f"{self.where(image)}, annotation {instance.annotation_id}: {text}") from error
 
     def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
         """The union of an expression's targets, (H, W) uint8 in {0, 1}; all zero if it has none.
 
         Raises:
-            BadAnnotationError: the image lacks a target, or see :meth:`mask`.
+            BadAnnotationError: the image lacks a target, the targets cover no pixel, or see :meth:`mask`.
         """
         mask = np.zeros(image.size, np.uint8)  # (H, W)
         objects = {one.annotation_id: one for one in self.instances(image)} if expression.targets else {}
         for annotation_id in expression.targets:
             if annotation_id not in objects:
                 raise BadAnnotationError(
-                    f"{image.file_name} has no annotation {annotation_id}, which an expression names."
+                    f"{self.where(image)} has no annotation {annotation_id}, which an expression names."
                 )
             mask |= self.mask(image, objects[annotation_id])
+        if expression.targets and not mask.any():
+            raise BadAnnotationError(
+                f"{self.where(image)}, expression {expression.expression_id}: the mask of its annotations "
+                f"{shown(list(expression.targets))} is empty. Draw it, or let the expression have no target."
+            )
         return mask
 
 
@@ -172,6 +187,26 @@ class ImageFolder:
     def shard(self, image: ReferredImage) -> int:
         """Always 0: every file is as near as any other."""
         return 0
+
+    def links_out(self, file_names: Iterable[str]) -> list[str]:
+        """Those of some files that links lead out of the folder; each folder is listed once, no file is opened."""
+        by_parent: dict[PurePosixPath, list[str]] = defaultdict(list)
+        for name in file_names:
+            by_parent[PurePosixPath(name).parent].append(name)
+        found = []
+        for parent, names in by_parent.items():
+            place = self.folder / parent
+            if not place.is_dir():
+                continue
+            if is_outside(place, self.folder):
+                found += names
+                continue
+            with os.scandir(place) as entries:
+                links = {entry.name for entry in entries if entry.is_symlink()}
+            found += [
+                name for name in names if Path(name).name in links and is_outside(self.folder / name, self.folder)
+            ]
+        return sorted(found)
 
 
 class SuperpixelLookup(Protocol):

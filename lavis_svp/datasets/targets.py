@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lavis_svp.common.images import ImageFile, LoadedImage, make_upright
+from lavis_svp.datasets.fields import shown
 from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, BadAnnotationError, Expression, ReferredImage
 
 
@@ -30,7 +31,8 @@ class Placement:
     def __init__(self, image: ReferredImage, loaded: LoadedImage, mirrored: bool, file: ImageFile) -> None:
         self.size = loaded.pixels.shape[:2]
         self.mirrored = mirrored
-        if image.size not in (loaded.stored_size, self.size, ANY_SIZE):
+        words_only = all(one.answers is not None for one in image.expressions)
+        if image.size not in (loaded.stored_size, self.size) and not (words_only and image.size == ANY_SIZE):
             raise BadAnnotationError(
                 f"{file} is {self.size[0]}x{self.size[1]} (height x width), but its masks are "
                 f"{image.size[0]}x{image.size[1]}. Use the images that were annotated, in their original size."
@@ -84,5 +86,7 @@ def candidate_indices(
     index = {one.annotation_id: number for number, one in enumerate(source.instances(image))}
     unknown = {name for one in candidates for name in one or () if name not in index}
     if unknown:
-        raise BadAnnotationError(f"{image.file_name} has no annotations {sorted(unknown)}, named as candidates.")
+        raise BadAnnotationError(
+            f"{source.where(image)} has no annotations {shown(sorted(unknown))}, named as candidates."
+        )
     return [[index[name] for name in one or ()] for one in candidates]

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 from omegaconf import OmegaConf
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import lavis_svp.models  # noqa: F401  (LAVIS and the registrations)
 from lavis_svp.common.checkpoints import read_checkpoint
 from lavis_svp.common.devices import checked_device
+from lavis_svp.common.tensor_files import load_tensors, save_tensors
 from lavis_svp.export.parity import compare, observe
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.checkpoint import find_weights
@@ -102,8 +102,7 @@ def merge(
     try:
         merged = merge_adapters(model.language.transformer)
         write_language_folder(model.language, work, getattr(torch, dtype), shard_size)
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in svp_state(model).items()}
-        save_file(state, work / SVP_WEIGHTS)
+        save_tensors(work / SVP_WEIGHTS, {name: tensor.detach().clone() for name, tensor in svp_state(model).items()})
         exported = exported_section(section, model, out.resolve(), embedding_std)
         computed = str(next(model.language.transformer.parameters()).dtype).removeprefix("torch.")
         tolerance = max(TOLERANCES[dtype], TOLERANCES.get(computed, 0.0))  # type: ignore[call-overload]
@@ -112,7 +111,9 @@ def merge(
         del model
         unmoved = {**exported, "language": {**exported["language"], "name": str(work)}, "load_finetuned": False}
         again = SvpRis.from_config(section_with_dtypes(OmegaConf.create(unmoved), place)).to(place).eval()
-        rows = seg_row_difference(again, load_file(work / SVP_WEIGHTS))  # the folder's own, as other programs read it
+        rows = seg_row_difference(
+            again, load_tensors(work / SVP_WEIGHTS)
+        )  # the folder's own, as other programs read it
         again.load_checkpoint(str(work / SVP_WEIGHTS))
         difference = compare(before, observe(again))
         del again
@@ -197,7 +198,7 @@ def model_section(path: Path, cfg_path: str | None, options: Sequence[str]) -> A
     stored = read_checkpoint(path).get("config")
     if stored is None:
         raise ValueError(f"{path} holds no configuration; set --cfg-path to the project YAML.")
-    project = stored_project(stored)
+    project = stored_project(stored, path)
     for option in dot_list(options):
         project = apply_option(project, option)
     weights_from_checkpoint(project)
@@ -261,7 +262,7 @@ def write_language_folder(language: LanguageModel, folder: Path, dtype: torch.dt
     table = with_row(language.embed_tokens.weight, language.seg_id, language.added_embedding)
     config.vocab_size = len(table)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     inner = {**language.transformer.state_dict(), "embed_tokens.weight": table}
     model.model.load_state_dict({name: tensor.to(dtype) for name, tensor in inner.items()}, assign=True)
     head = model.get_output_embeddings()

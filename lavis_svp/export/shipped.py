@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
 import lavis_svp.zoo
 from lavis_svp.common.checkpoints import read_checkpoint
 from lavis_svp.common.devices import checked_device
+from lavis_svp.common.files import file_errors, read_json
+from lavis_svp.common.tensor_files import save_tensors
 from lavis_svp.export.merge import configured_options, model_section
 from lavis_svp.export.parity import compare, observe
 from lavis_svp.metrics.records import write_json
@@ -86,7 +87,7 @@ def ship(
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.stem}.{os.getpid()}.tmp.safetensors")
     try:
-        save_file(state, unfinished, metadata)
+        save_tensors(unfinished, state, metadata)
         weights = {"load_finetuned": True, "finetuned": str(unfinished)}
         again = SvpRis.from_config(section_with_dtypes(OmegaConf.merge(section, weights), place)).to(place).eval()
         loaded = again.checkpoint_state()
@@ -172,7 +173,8 @@ def _command_of(folder: Path) -> str:
     summaries = sorted(folder.glob(SUMMARY), key=lambda path: path.stat().st_mtime)
     if not summaries:
         raise ValueError(f"No summary in {folder / 'result'} holds the command of the training; set --command.")
-    command: str = json.loads(summaries[-1].read_text(encoding="utf-8"))["run"]["command"]
+    with file_errors(summaries[-1], "Set --command."):
+        command: str = read_json(summaries[-1])["run"]["command"]
     return command
 
 

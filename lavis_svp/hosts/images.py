@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 
+from lavis_svp.common.files import one_line
+from lavis_svp.common.images import BadImageError, strict_decoding
 from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.projectors.types import Extent
@@ -30,8 +33,23 @@ NO_VIDEOS = "A swapped projector works on images, not on videos: pass the frames
 
 
 def as_arrays(images: ImageInput) -> list[np.ndarray]:
-    """Convert any ``images`` argument of a Hugging Face processor to a flat list of (H, W, 3) uint8 RGB arrays."""
-    return [np.asarray(to_pil_image(image).convert("RGB")) for image in make_flat_list_of_images(images)]
+    """Convert any ``images`` argument of a Hugging Face processor to a flat list of (H, W, 3) uint8 RGB arrays.
+
+    Raises:
+        BadImageError: an image that was opened, but whose file is damaged, or an image without pixels.
+        ValueError: something else than images.
+    """
+    arrays = []
+    for number, image in enumerate(make_flat_list_of_images(images)):
+        name = getattr(image, "filename", "") or f"Image {number}"
+        if 0 in getattr(image, "size" if isinstance(image, Image.Image) else "shape", ()):
+            raise BadImageError(f"{name} has no pixels.")
+        try:
+            with strict_decoding():
+                arrays.append(np.asarray(to_pil_image(image).convert("RGB")))
+        except OSError as error:  # Pillow reads an opened file only now
+            raise BadImageError(f"{name} is not a readable image ({one_line(error)}).") from error
+    return arrays
 
 
 def field_of_view(image_processor: Any, height: int, width: int) -> Box:

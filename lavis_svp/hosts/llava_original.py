@@ -13,9 +13,8 @@ else. So the superpixels are two more channels of the images, which are stacked,
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from transformers import AutoConfig
 
 from lavis_svp.common.images import nearest
 from lavis_svp.common.paths import write_whole
+from lavis_svp.common.tensor_files import load_state
 from lavis_svp.common.transfer import to_device
 from lavis_svp.hosts.images import as_arrays, build_generator, crop_to_box, field_of_view, tower_features, tower_grid
 from lavis_svp.hosts.swap import SwapConfig
@@ -36,6 +36,7 @@ from lavis_svp.projectors.baselines.mlp import MlpProjector
 from lavis_svp.projectors.types import MaskSize
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.vision.types import ENCODER_OUTPUTS
+from lavis_svp.zoo import read_published
 
 LLAVA_TYPE = re.compile(r"linear|identity|mlp(\d+)x_gelu")
 """LLaVA's own values of ``mm_projector_type``; the number counts the linear layers."""
@@ -96,7 +97,7 @@ def llava_swap_config(config: Any) -> SwapConfig:
     """
     grid = getattr(config, "mm_projector_grid", None)
     if grid is None:
-        tower = AutoConfig.from_pretrained(config.mm_vision_tower)
+        tower = read_published(AutoConfig.from_pretrained, config.mm_vision_tower)
         grid = tower_grid(getattr(tower, "vision_config", tower))
     return SwapConfig(
         name=config.mm_projector_type,
@@ -393,18 +394,13 @@ def load_mm_projector(path: str | Path, projector: nn.Module) -> list[str]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file holds other things than tensors, or tensors of another projector; the message lists what
-            differs.
+        BadFileError: the file is damaged, or holds other things than tensors.
+        ValueError: it holds tensors of another projector; the message lists what differs.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No projector at {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a file of tensors, or is damaged: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold a mapping of names to tensors.")
+    state = load_state(path)
     weights = {key.split(PREFIX, 1)[1]: value for key, value in state.items() if PREFIX in key}
     expected = {key: tuple(value.shape) for key, value in projector.state_dict().items()}
     as_head = {f"{HEAD}{key}": value for key, value in weights.items()}

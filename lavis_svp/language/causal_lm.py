@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from lavis_svp.common.devices import DtypeName, check_dtype, resolve_dtype
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.tensors import no_autocast
 from lavis_svp.language.prompts import SEG_TOKEN
 from lavis_svp.language.splice import SplicedBatch
-from lavis_svp.zoo import Weights, model_config, resolve
+from lavis_svp.zoo import Weights, load_published, model_config, read_published, resolve
 
 TUNINGS = ("full", "lora", "frozen")
 EMBEDDINGS = ("all", "added")
@@ -125,9 +126,10 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, bool]:
         The tokenizer, and whether it had ``[SEG]`` before: then the model's tables hold a trained row for it.
 
     Raises:
+        BadFileError: see :func:`~lavis_svp.zoo.published.read_published`.
         ValueError: the tokenizer splits ``[SEG]`` or does not give it back (a known cause of blank masks in peers).
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    tokenizer = read_published(AutoTokenizer.from_pretrained, resolve(name))
     knew = SEG_TOKEN in tokenizer.get_vocab()
     if not knew:
         tokenizer.add_tokens([AddedToken(SEG_TOKEN, lstrip=False, rstrip=False, normalized=False, special=False)])
@@ -188,6 +190,8 @@ class LanguageModel(nn.Module):
     Raises:
         ModuleNotFoundError: ``quantization`` is on and bitsandbytes is not installed.
         ValueError: ``num_layers`` does not fit the model, or ``device_map`` offloads one of its tables.
+        BadFileError: see :func:`~lavis_svp.zoo.published.load_published`; or the tokenizer has words that the model's
+            table lacks.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -202,10 +206,11 @@ class LanguageModel(nn.Module):
         if weights == "load":
             settings = _loading_settings(options, dtype, device)
             self.tokenizer, knew_seg = load_tokenizer(options.name)
-            model = AutoModelForCausalLM.from_pretrained(resolve(options.name), **settings)
+            model = load_published(AutoModelForCausalLM, resolve(options.name), **settings)
         else:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(model_config(options.name), dtype=dtype)
+                config = model_config(options.name)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         if options.num_layers is not None:
             _cut_layers(model, options.num_layers)
         self.config = model.config
@@ -220,6 +225,12 @@ class LanguageModel(nn.Module):
         self.output: nn.Linear | None = None if tied else model.get_output_embeddings()
         if weights == "load":
             _check_tables_are_here(self.embed_tokens, self.output)
+            words_of_files = self.vocabulary if knew_seg else self.seg_id
+            if words_of_files > self.embed_tokens.num_embeddings:
+                raise BadFileError(
+                    f"The tokenizer of '{options.name}' has ids up to {words_of_files - 1}, but the model's table has "
+                    f"{self.embed_tokens.num_embeddings} rows: they do not belong together. Fetch them again."
+                )
         own_row = self.seg_id if knew_seg else None
         words = self.embed_tokens.weight if knew_seg else self.embed_tokens.weight[: self.seg_id]  # none of the padding
         self.added_embedding = nn.Parameter(_first_row(words, own_row))  # (1, D)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from lavis_svp.common.registry import Registry
 IGNORE = -100  # the label that cross-entropy skips
 SEG_TOKEN = "[SEG]"
 IMAGE_MARKER = "<image>"
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 VICUNA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -233,9 +235,9 @@ class PromptBuilder:
         Raises:
             ValueError: an empty expression, or a turn longer than ``max_turn_tokens``.
         """
-        if not expression.strip():
-            raise ValueError("The expression is empty; say what to segment.")
         wording, words = self.options.questions[question], self._escaped(expression)
+        if not words:
+            raise ValueError("The expression is empty; say what to segment.")
         turn = self._tokenize(
             wording.format(expression=words), _span(wording, "{expression}", words), answer, index=index, first=first
         )
@@ -305,7 +307,8 @@ class PromptBuilder:
         )
 
     def _escaped(self, text: str) -> str:
-        return escape_special_tokens(text.strip(), self.special)
+        readable = _LONE_SURROGATES.sub(" ", text)  # halves of characters, which no tokenizer takes
+        return escape_special_tokens(readable.strip(), self.special)
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, up to the end-of-text token."""

@@ -1,15 +1,19 @@
 """The record of one scored expression: its fields, joining the records of several processes, and files of records.
 
-Records are stored as JSON lines; a file is written whole or not at all.
+Records are stored as JSON lines, the metrics of a split as JSON; a file is written whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis_svp.common.files import BadFileError, one_line, parse_json, read_json, read_regular
 from lavis_svp.common.paths import write_file
 
 Record = dict[str, Any]
@@ -24,20 +28,51 @@ REQUIRED = (
     "intersection", "union", "pred_area", "gt_area",
 )  # fmt: skip
 
+COUNTS = ("intersection", "union", "pred_area", "gt_area")  # pixels
+FLAGS = ("has_target", "answered")
+TEXTS = ("expression_id", "mode")
+NUMBERS = (
+    "score", "tokens", "pick_correct", "ceiling_single", "ceiling_union", "baseline_random", "baseline_attribute", "ms",
+)  # fmt: skip
+"""The fields that are computed with or compared, by their kind; a number, or a flag in its place, may be None."""
+MOST_PIXELS = 2**53  # of a count, which scores take as float64
+
 MODES = ("generative", "teacher_forced")
 
 SHOWN_IDS = 5
 
 
 def check_records(records: Iterable[Record]) -> None:
-    """Raise a ValueError that names the record and its missing fields, unless all have those of ``REQUIRED``."""
+    """Check the fields of records.
+
+    Raises:
+        BadFileError: a record lacks fields of ``REQUIRED``, or has a value of another kind; names the record.
+    """
     for number, record in enumerate(records):
+        name = f"Record {number} ({record.get('expression_id', 'no expression_id')})"
         missing = [key for key in REQUIRED if key not in record]
         if missing:
-            raise ValueError(
-                f"Record {number} ({record.get('expression_id', 'no expression_id')}) lacks {', '.join(missing)}. "
-                "Is this a result file of the referring_segmentation task?"
+            raise BadFileError(
+                f"{name} lacks {', '.join(missing)}. Is this a result file of the referring_segmentation task?"
             )
+        forced = record.get("teacher_forced")  # the fields that differ in that mode, see records_of_mode
+        if forced is not None and not isinstance(forced, dict):
+            raise BadFileError(f"{name}: teacher_forced is {forced!r}; it must hold fields of a record.")
+        for key, value in (*record.items(), *(forced or {}).items()):
+            if not _is_of_its_kind(key, value):
+                raise BadFileError(f"{name}: {key} cannot be {one_line(repr(value))}.")
+
+
+def _is_of_its_kind(key: str, value: Any) -> bool:
+    if key in COUNTS:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_PIXELS
+    if key in FLAGS:
+        return isinstance(value, bool)
+    if key in TEXTS:
+        return isinstance(value, str)
+    if key in NUMBERS:
+        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+    return not (key in REQUIRED and isinstance(value, dict | list))  # they are keys of groups
 
 
 def records_of_mode(records: Iterable[Record], mode: str) -> list[Record]:
@@ -121,18 +156,30 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object; the message names the file and the line.
+        BadFileError: a line is not a JSON object; the message names the file and the line.
     """
     records = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {number}: {error}. The run may have been interrupted; evaluate again."
-                ) from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number}: a record is a JSON object, got {line.strip()[:60]!r}.")
-            records.append(record)
+    for number, line in enumerate(read_regular(path).splitlines(), 1):
+        where = f"{path}, line {number}"
+        record = parse_json(line, where, "The run may have been interrupted; evaluate again.")
+        if not isinstance(record, dict):
+            raise BadFileError(f"{where}: a record is a JSON object, got {line.strip()[:60]!r}.")
+        records.append(record)
     return records
+
+
+def read_metrics(path: Path) -> dict[str, Any] | None:
+    """The metrics of a finished evaluation; None without any. What is torn or foreign is passed over with a warning."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        metrics = read_json(path, "")
+        if not isinstance(metrics, dict):
+            raise BadFileError(f"{path} holds no metrics.")
+        score = metrics.get("agg_metrics", 0.0)
+        if not isinstance(score, int | float):
+            raise BadFileError(f"{path} holds no metrics: agg_metrics is {score!r}.")
+    except (BadFileError, FileNotFoundError) as error:  # the latter: a link that leads nowhere
+        logging.warning("%s It is passed over.", str(error).strip())
+        return None
+    return metrics

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lavis_svp.common.checkpoints import (
@@ -24,7 +23,9 @@ from lavis_svp.common.checkpoints import (
     shorten,
     tensors_differ,
 )
+from lavis_svp.common.files import BadFileError, parse_json
 from lavis_svp.common.options import build_options
+from lavis_svp.common.tensor_files import load_tensors
 from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.models.param_groups import checkpoint_state, is_adapter, part_of, starts_random
 from lavis_svp.projectors.base import PROJECTORS
@@ -84,8 +85,13 @@ def find_weights(where: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's ``model`` entry, or of a safetensors file; only these are read."""
-    return load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
+    """The tensors of a checkpoint's ``model`` entry, or of a safetensors file; only these are read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadFileError: it is damaged, or holds something else than tensors by their names.
+    """
+    return load_tensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)["model"]
 
 
 def load_pretrained_parts(model: nn.Module, where: str | Path) -> set[str]:
@@ -180,7 +186,7 @@ def check_config_compatible(options: ModelOptions, path: Path) -> None:
     Raises:
         WrongCheckpointError: the weights are those of another architecture, or of options that this version does not
             know; the message lists the keys.
-        CorruptCheckpointError: the file cannot be read.
+        BadFileError: the file cannot be read.
     """
     stored = read_metadata(path).get(MODEL_KEY) if path.suffix == ".safetensors" else None
     if stored is None:
@@ -188,9 +194,11 @@ def check_config_compatible(options: ModelOptions, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # released weights keep the option names of their time
-            trained = parse_model_options(json.loads(stored))
+            trained = parse_model_options(parse_json(stored, f"'{MODEL_KEY}' in the metadata of {path}"))
         before, now = flat_options(trained), flat_options(options)
-    except (ValueError, KeyError) as error:
+    except BadFileError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise WrongCheckpointError(f"{path} was trained by another version of lavis_svp: {error}") from error
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not only_training(key)]
     differences = {key: f"model.{key}: {before.get(key)!r} in training, {now.get(key)!r} now" for key in differing}

@@ -89,8 +89,9 @@ class ModelOptions:
         if self.layout not in LAYOUTS:
             raise ValueError(f"model.layout is '{self.layout}'; known: {', '.join(LAYOUTS)}.")
         for section in ("superpixels", "projector"):
-            if "name" not in getattr(self, section):
-                raise ValueError(f"model.{section} needs a 'name'.")
+            given = getattr(self, section)
+            if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+                raise ValueError(f"model.{section} needs a 'name', got {given!r}.")
         check_superpixel_section(self.superpixels)
         projector = dict(self.projector)
         name = projector.pop("name")

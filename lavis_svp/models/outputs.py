@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,15 +21,26 @@ from lavis_svp.vision.geometry import SamInputGeometry, logits_to_original
 
 @dataclass
 class EncodedImages:
-    """Frozen features and visual tokens of B images."""
+    """Frozen features and visual tokens of B images.
+
+    Args:
+        vision: the frozen features.
+        visual: the visual tokens.
+        errors: what is wrong with an image, by its index; it was read as zeros, and its answers are void.
+    """
 
     vision: VisionFeatures
     visual: VisualTokens
+    errors: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> list[int]:
         """Number of valid visual tokens of each image."""
         return self.visual.counts
+
+    def rooms(self, length: int) -> list[int]:
+        """How many of ``length`` positions are left behind the visual tokens of each image."""
+        return [length - count for count in self.counts]
 
 
 @dataclass
@@ -47,6 +58,8 @@ class MaskPrediction:
         tokens: number of visual tokens that the language model read.
         low_logits: (4h, 4w) scores over SAM's input, on the model's device.
         geometry: the image's place in SAM's input.
+        error: why there is no answer: the image or the expression cannot be read. The mask is empty then, the text
+            too. None: all is well.
     """
 
     mask: np.ndarray
@@ -58,11 +71,42 @@ class MaskPrediction:
     tokens: int
     low_logits: Tensor
     geometry: SamInputGeometry
+    error: str | None = None
 
     @cached_property
     def logits(self) -> np.ndarray:
         """(H, W) float32 before thresholding at 0, also where the model emitted no ``[SEG]``; read when asked for."""
         return logits_to_original(self.low_logits[None], self.geometry)[0].float().cpu().numpy()
+
+    def failed(self, error: str) -> MaskPrediction:
+        """What stands in place of this prediction where the image or the expression cannot be read."""
+        return replace(
+            self,
+            mask=np.zeros_like(self.mask),
+            score=0.0,
+            answered=False,
+            text="",
+            pick=None,
+            region_map=None,
+            low_logits=torch.zeros_like(self.low_logits),
+            error=error,
+        )
+
+
+class NoAnswer(str):
+    """The empty answer in words to a text or an image that cannot be read.
+
+    Args:
+        error: why it cannot.
+    """
+
+    error: str
+
+    def __new__(cls, error: str) -> NoAnswer:
+        """An empty text that knows the error."""
+        answer = super().__new__(cls)
+        answer.error = error
+        return answer
 
 
 @dataclass
@@ -72,11 +116,13 @@ class HostMasks:
     Args:
         masks: P masks (H, W) uint8 0/1.
         scores: P mean probabilities inside the masks.
+        finite: P times whether all logits of the mask are finite numbers.
         pointed: P indices of the visual tokens that the pointer scores best; None without a pointer.
     """
 
     masks: list[np.ndarray]
     scores: list[float]
+    finite: list[bool]
     pointed: list[int] | None
 
 
@@ -103,19 +149,20 @@ def masks_on_host(
         inside.append(mask.flatten().view(torch.uint8))
         numbers.append(probability / area.clamp_min(1))
     if not inside:
-        return HostMasks([], [], None if pointed is None else [])
-    table = torch.stack(numbers)[None]  # (1, P)
+        return HostMasks([], [], [], None if pointed is None else [])
+    finite = logits.isfinite().flatten(1).all(1)  # (P,)
+    table = torch.stack([torch.stack(numbers), finite.float()])  # (2, P)
     if pointed is not None:
-        table = torch.cat([table, pointed[None].to(table)])  # (2, P); token indices are exact in float32
+        table = torch.cat([table, pointed[None].to(table)])  # (3, P); token indices are exact in float32
     head = table.flatten().view(torch.uint8)  # as bytes, before those of the masks
     whole = torch.cat([head, *inside]).cpu().numpy()
-    scores, *rest = whole[: len(head)].view(np.float32).reshape(tuple(table.shape)).tolist()
+    scores, flags, *rest = whole[: len(head)].view(np.float32).reshape(tuple(table.shape)).tolist()
     ends = len(head) + np.cumsum([0, *(math.prod(place.original_size) for place in geometry)])
     masks = [
         whole[start:end].reshape(place.original_size)
         for start, end, place in zip(ends[:-1], ends[1:], geometry, strict=True)
     ]
-    return HostMasks(masks, scores, [int(index) for index in rest[0]] if rest else None)
+    return HostMasks(masks, scores, [flag > 0 for flag in flags], [int(index) for index in rest[0]] if rest else None)
 
 
 def pointed_tokens(prompts: SegPrompts, visual: VisualTokens, image_index: Sequence[int] | Tensor) -> Tensor | None:

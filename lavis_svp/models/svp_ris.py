@@ -22,14 +22,13 @@ from lavis_svp.common.registry import unknown_name
 from lavis_svp.common.transfer import Packed
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
-from lavis_svp.language.prompts import PromptBuilder
+from lavis_svp.language.prompts import PromptBuilder, Turn
 from lavis_svp.language.splice import splice
 from lavis_svp.models.batch import (
     PREPARED,
     BatchPreparer,
     PreparedBatch,
     TokenizedBatch,
-    as_lists,
     patch_superpixels,
     step_number,
 )
@@ -38,6 +37,7 @@ from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region, masks_on_host, pointed_tokens
 from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
 from lavis_svp.models.text_generation import TextGenerator
+from lavis_svp.models.texts import AskedTexts, ask, texts_by_image
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses
@@ -207,7 +207,7 @@ class SvpRis(BaseModel):
                 ``image``, (B, 3, S, S) uint8 RGB at the top left of SAM's square input of side S, with
                 ``original_size``, or (B, 4, S, S) float RGB and a channel that is 1 where the image is; ``text_input``
                 B lists of expressions; ``masks`` B lists of (H, W) 0/1 arrays; or questions, captions and their words,
-                see :func:`~lavis_svp.models.batch.parse_targets`; optional ``has_target``, ``instances``,
+                see :func:`~lavis_svp.models.texts.parse_targets`; optional ``has_target``, ``instances``,
                 ``region_map``, ``frozen`` (cached features). And LAVIS's ``epoch``, ``num_iters_per_epoch``,
                 ``iters``, which place the step in the alignment stage.
 
@@ -250,33 +250,40 @@ class SvpRis(BaseModel):
         """Segment every expression.
 
         Args:
-            samples: ``image`` as for :meth:`forward`, or a prepared batch; ``text_input`` B expressions, or B lists.
+            samples: ``image`` as for :meth:`forward`, or a prepared batch; ``text_input`` B expressions, or B lists, or
+                one expression for all images.
             mode: ``generative`` (the model writes its answer; no ``[SEG]``, no mask) or ``teacher_forced`` (the answer
                 with ``[SEG]`` is given, as GLaMM's and LISA's evaluations do).
             encoded: what :meth:`encode` made of the samples, to answer them in several modes; None: it is made here.
 
         Returns:
-            for each image a list with one prediction per expression.
+            for each image a list with one prediction per expression. An image that holds NaN or infinite numbers, and
+            an expression that is empty or too long, spoil no other answer: their own say so in ``error``.
 
         Raises:
-            ValueError: the mode is unknown, or an expression is empty or too long.
+            ValueError: the mode is unknown, or the batch is none: other numbers of images than of sizes or texts, types
+                or ranges that no processor gives.
         """
         if mode not in MODES:
             raise unknown_name("prediction mode", mode, MODES)
         with self.maybe_autocast():
             encoded = self.encode(samples) if encoded is None else encoded
-            answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), mode)  # [SEG] states (P, D)
+            asked = self.ask_expressions(encoded, samples)
+            answers = self.answer_expressions(encoded, asked.turns, mode)  # [SEG] states (P, D)
             seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
             logits = self.mask_decoder(encoded.vision.sam, seg_prompts.sparse, answers.images)  # (P, 4h, 4w)
-        return self._predictions(encoded, answers, seg_prompts, logits)
+        return self._predictions(encoded, asked, answers, seg_prompts, logits)
 
     def encode(self, samples: Mapping[str, Any]) -> EncodedImages:
-        """Compute the frozen features of a batch (or take them from ``samples``) and its visual tokens."""
+        """Compute the frozen features of a batch (or take them from ``samples``) and its visual tokens.
+
+        Images that are not finite are read as zeros; ``errors`` of the result names them.
+        """
         with self.maybe_autocast():
             inputs = self.prepare(samples, training=False)
             vision = self.extractor(inputs.images)
             inputs = self.with_regions(inputs, vision, training=False)
-            return EncodedImages(vision, self.visual_tokens(vision, inputs.superpixels))
+            return EncodedImages(vision, self.visual_tokens(vision, inputs.superpixels), inputs.images.errors)
 
     def visual_tokens(self, vision: VisionFeatures, superpixels: Superpixels | None = None) -> VisualTokens:
         """Project patch features, pooled by superpixels where the projector uses them, to (B, T, D) tokens.
@@ -369,19 +376,28 @@ class SvpRis(BaseModel):
             point = self.mask_decoder.point_token  # (256,)
         return self.seg_prompt(seg_states, image_index, encoded.visual, positions, point)
 
-    def answer_expressions(self, encoded: EncodedImages, expressions: list[list[str]], mode: str) -> Answers:
+    def ask_expressions(self, encoded: EncodedImages, samples: Mapping[str, Any]) -> AskedTexts:
+        """Render the expressions of a batch, ``text_input``, with the answer that holds ``[SEG]``.
+
+        Args:
+            encoded: B images.
+            samples: as for :meth:`predict_masks`.
+        """
+        builder, answer = self.prompt_builder, self.options.prompt.answers[0]
+        return ask(
+            texts_by_image(samples, len(encoded.counts)),
+            lambda text, index: builder.segmentation_turn(text, answer, index=index),
+            encoded.rooms(self.language.max_length - len(builder.prefix_ids())),
+        )
+
+    def answer_expressions(self, encoded: EncodedImages, turns: list[list[Turn]], mode: str) -> Answers:
         """Answer every expression, and find the states that predict ``[SEG]``.
 
         Args:
             encoded: B images.
-            expressions: B lists.
+            turns: B lists of expressions with the answer that holds ``[SEG]``.
             mode: as for :meth:`predict_masks`.
         """
-        answer = self.options.prompt.answers[0]
-        turns = [
-            [self.prompt_builder.segmentation_turn(text, answer, index=index) for index, text in enumerate(row)]
-            for row in expressions
-        ]
         prefix, tokens = self.prompt_builder.prefix_ids(), encoded.visual.tokens
         if mode == "generative":
             bias = seg_logit_bias(
@@ -413,7 +429,7 @@ class SvpRis(BaseModel):
         return {"loss": total, **losses, "stats": stats}
 
     def _predictions(
-        self, encoded: EncodedImages, answers: Answers, prompts: SegPrompts, logits: Tensor
+        self, encoded: EncodedImages, asked: AskedTexts, answers: Answers, prompts: SegPrompts, logits: Tensor
     ) -> list[list[MaskPrediction]]:
         """Bring (P, 4h, 4w) logits to the images' own sizes, and collect the predictions of each image."""
         images, answered = answers.images, answers.answered
@@ -424,19 +440,21 @@ class SvpRis(BaseModel):
         predictions: list[list[MaskPrediction]] = [[] for _ in encoded.counts]
         for row, index in enumerate(images):
             token = None if host.pointed is None else host.pointed[row]
-            predictions[index].append(
-                MaskPrediction(
-                    mask=host.masks[row],
-                    score=host.scores[row],
-                    answered=answered[row],
-                    text=self.prompt_builder.decode(answers.ids[row]),
-                    pick=chosen_region(encoded, index, token, host.masks[row]) if answered[row] else None,
-                    region_map=None if maps is None else maps[index],
-                    tokens=encoded.counts[index],
-                    low_logits=logits[row],
-                    geometry=geometry[row],
-                )
+            prediction = MaskPrediction(
+                mask=host.masks[row],
+                score=host.scores[row],
+                answered=answered[row],
+                text=self.prompt_builder.decode(answers.ids[row]),
+                pick=chosen_region(encoded, index, token, host.masks[row]) if answered[row] else None,
+                region_map=None if maps is None else maps[index],
+                tokens=encoded.counts[index],
+                low_logits=logits[row],
+                geometry=geometry[row],
             )
+            error = encoded.errors.get(index) or asked.errors.get((index, answers.expressions[row]))
+            if error is None and not host.finite[row]:
+                error = f"The model's scores for image {index} of the batch are NaN or infinite"
+            predictions[index].append(prediction if error is None else prediction.failed(error))
         return predictions
 
     # ---------------------------------------------------------------- answers in words, as LAVIS's tasks call them
@@ -471,7 +489,8 @@ class SvpRis(BaseModel):
             samples: as for :meth:`predict_masks`.
         """
         encoded = self.encode(samples)
-        answers = self.answer_expressions(encoded, as_lists(samples["text_input"]), "generative")
+        asked = self.ask_expressions(encoded, samples).checked()
+        answers = self.answer_expressions(encoded, asked.turns, "generative")
         logits = self.language.logits(answers.seg_states)  # (P, V)
         scores = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index).scores  # (P, T)
         return first_word_evidence(logits, self.language.seg_id, scores, answers.image_index, answers.expression)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,11 +11,10 @@ from lavis_svp.common.registry import unknown_name
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers, rank_answers
 from lavis_svp.language.prompts import PromptBuilder, Turn
-from lavis_svp.models.batch import as_lists
-from lavis_svp.models.outputs import EncodedImages
+from lavis_svp.models.outputs import EncodedImages, NoAnswer
+from lavis_svp.models.texts import STAND_IN, AskedTexts, ask, texts_by_image
 
 INFERENCE_METHODS = ("generate", "rank")
-PLACEHOLDER_ANSWER = "?"  # stands where a turn needs an answer and only its prompt is used
 
 
 class TextGenerator:
@@ -65,7 +64,8 @@ class TextGenerator:
             temperature: belongs to sampling; it has no effect.
 
         Returns:
-            B texts, or B lists of texts where ``text_input`` has lists.
+            B texts, or B lists of texts where ``text_input`` has lists. The answer to a text or an image that cannot be
+            read is a :class:`~lavis_svp.models.outputs.NoAnswer`.
 
         Raises:
             ValueError: a value is not supported.
@@ -74,11 +74,11 @@ class TextGenerator:
         _require("num_beams", num_beams, 1)
         _require("repetition_penalty", repetition_penalty, 1)
         _require("num_captions", num_captions, 1)
-        texts, flat = _texts_by_image(samples.get("prompt", samples.get("text_input", "")), len(encoded.counts))
-        is_prompt = "prompt" in samples
-        turns = [[self._prompt_turn(text, index, is_prompt) for index, text in enumerate(row)] for row in texts]
-        answers = self._decode(encoded, self._generate(encoded, turns, max_length, min_length))
-        return [row[0] for row in answers] if flat else answers
+        key = "prompt" if "prompt" in samples else "text_input"
+        given = {"text_input": "", **samples}
+        asked = self._ask(encoded, given, key, lambda text, index: self._prompt_turn(text, index, key == "prompt"))
+        answers = self._decode(encoded, asked, self._generate(encoded, asked.turns, max_length, min_length))
+        return _as_given(answers, given[key])
 
     def predict_answers(
         self,
@@ -111,7 +111,8 @@ class TextGenerator:
             unknown: any other option, which is an error.
 
         Returns:
-            B answers, or B lists of answers where ``text_input`` has lists.
+            B answers, or B lists of answers where ``text_input`` has lists. The answer to a text or an image that
+            cannot be read is a :class:`~lavis_svp.models.outputs.NoAnswer`.
 
         Raises:
             ValueError: a value or method is not supported, or ``rank`` has no ``answer_list``.
@@ -128,25 +129,34 @@ class TextGenerator:
                 "inference_method 'rank' chooses from a list, but the data set has none (answer_list). "
                 "Set run.inference_method to generate."
             )
-        questions, flat = _texts_by_image(samples["text_input"], len(encoded.counts))
+        asked = self._ask(
+            encoded, samples, "text_input", lambda text, index: self._question_turn(text, STAND_IN, prompt, index)
+        )
         if inference_method == "rank" and answer_list:
             answers = [
-                [self._rank(encoded, index, question, prompt, answer_list, num_ans_candidates) for question in row]
-                for index, row in enumerate(questions)
+                [
+                    self._rank(encoded, index, question, prompt, answer_list, num_ans_candidates)
+                    if (failed := self._failed(encoded, asked, index, number)) is None
+                    else failed
+                    for number, question in enumerate(row)
+                ]
+                for index, row in enumerate(texts_by_image(samples, len(encoded.counts)))
             ]
         else:
-            turns = [
-                [self._question_turn(text, PLACEHOLDER_ANSWER, prompt, index) for index, text in enumerate(row)]
-                for row in questions
-            ]
-            answers = self._decode(encoded, self._generate(encoded, turns, max_len, min_len))
-        return [row[0] for row in answers] if flat else answers
+            answers = self._decode(encoded, asked, self._generate(encoded, asked.turns, max_len, min_len))
+        return _as_given(answers, samples["text_input"])
+
+    def _ask(
+        self, encoded: EncodedImages, samples: Mapping[str, Any], key: str, make_turn: Callable[[str, int], Turn]
+    ) -> AskedTexts:
+        rooms = encoded.rooms(self.language.max_length - len(self.prompts.prefix_ids()))
+        return ask(texts_by_image(samples, len(encoded.counts), key), make_turn, rooms)
 
     def _prompt_turn(self, text: str, index: int, is_prompt: bool) -> Turn:
         if is_prompt:
-            return self.prompts.text_turn(text, PLACEHOLDER_ANSWER, wording=None, index=index)
+            return self.prompts.text_turn(text, STAND_IN, wording=None, index=index)
         if not text.strip():
-            return self.prompts.text_turn("", PLACEHOLDER_ANSWER, index=index)
+            return self.prompts.text_turn("", STAND_IN, index=index)
         return self.prompts.segmentation_turn(text, self.prompts.options.answers[0], index=index)
 
     def _question_turn(self, question: str, answer: str, prompt: str, index: int) -> Turn:
@@ -177,22 +187,23 @@ class TextGenerator:
             min_new_tokens,
         )
 
-    def _decode(self, encoded: EncodedImages, answers: Answers) -> list[list[str]]:
+    def _decode(self, encoded: EncodedImages, asked: AskedTexts, answers: Answers) -> list[list[str]]:
         texts: list[list[str]] = [[] for _ in encoded.counts]
-        for ids, index in zip(answers.ids, answers.images, strict=True):
-            texts[index].append(self.prompts.decode(ids))
+        for ids, index, number in zip(answers.ids, answers.images, answers.expressions, strict=True):
+            failed = self._failed(encoded, asked, index, number)
+            texts[index].append(self.prompts.decode(ids) if failed is None else failed)
         return texts
 
+    def _failed(self, encoded: EncodedImages, asked: AskedTexts, index: int, number: int) -> NoAnswer | None:
+        """The answer to a text that cannot be asked, or about an image that cannot be read; None for any other."""
+        error = encoded.errors.get(index) or asked.errors.get((index, number))
+        return None if error is None else NoAnswer(error)
 
-def _texts_by_image(texts: Any, images: int) -> tuple[list[list[str]], bool]:
-    """A list of texts for each image, and whether each image had a single text outside of a list.
 
-    A single text is put to every image, as LAVIS's models do.
-    """
-    by_image = [texts] * images if isinstance(texts, str) else texts
-    if len(by_image) != images:
-        raise ValueError(f"The batch has {images} images but {len(by_image)} texts; give one text or list each.")
-    return as_lists(by_image), isinstance(by_image[0], str)
+def _as_given(answers: list[list[str]], texts: Any) -> list[Any]:
+    """A text for each image where the batch had a text for each, or one for all; else the lists."""
+    flat = isinstance(texts, str) or all(isinstance(one, str) for one in texts)
+    return [row[0] for row in answers] if flat else answers
 
 
 def _require(name: str, value: Any, supported: Any) -> None:

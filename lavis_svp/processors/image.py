@@ -33,8 +33,8 @@ class ImageEvalOptions:
     image_size: int = 1024
 
     def __post_init__(self) -> None:
-        if self.image_size < 16 or self.image_size % 16:
-            raise ValueError(f"image_size must be a positive multiple of 16 (SAM's patch), got {self.image_size}.")
+        if not isinstance(self.image_size, int) or self.image_size < 16 or self.image_size % 16:
+            raise ValueError(f"image_size must be a positive multiple of 16 (SAM's patch), got {self.image_size!r}.")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class ImageTrainOptions(ImageEvalOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in (*_COLOUR_OPTIONS, "hflip_prob"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
 def jitter_colors(image: np.ndarray, options: ImageTrainOptions, rng: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from lavis.common.registry import registry
 from lavis.processors.base_processor import BaseProcessor
 
-from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.files import BrokenFileError, one_line
 from lavis_svp.common.options import check_keys, plain
 
 _BRACKETS = str.maketrans(dict.fromkeys("<>[]", " "))
@@ -30,9 +30,9 @@ def clean_expression(text: str) -> str:
     as one. The words inside stay. The length is not limited here; the language side decides on that.
 
     Raises:
-        EmptyTextError: nothing is left of it.
+        EmptyTextError: nothing is left of it, or it is no text.
     """
-    spaced = visible_text(unicodedata.normalize("NFKC", text).lower())
+    spaced = visible_text(unicodedata.normalize("NFKC", _checked(text)).lower())
     cleaned = spaced.rstrip(_TRAILING) or spaced
     if not cleaned:
         raise EmptyTextError(f"The expression is empty ({text!r}). Name what to look for, as in 'the cat on the left'.")
@@ -41,10 +41,16 @@ def clean_expression(text: str) -> str:
 
 def clean_question(text: str) -> str:
     """Clean a question like :func:`clean_expression`, but keep capitals and the mark at the end."""
-    cleaned = visible_text(text)
+    cleaned = visible_text(_checked(text))
     if not cleaned:
         raise EmptyTextError(f"The question is empty ({text!r}).")
     return cleaned
+
+
+def _checked(text: Any) -> str:
+    if not isinstance(text, str):
+        raise EmptyTextError(f"An expression or a question is a text, got {one_line(repr(text))}.")
+    return text
 
 
 def visible_text(text: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.common.options import check_keys, plain
+from lavis_svp.common.files import BadFileError, read_json
+from lavis_svp.common.options import SetupError, check_keys, plain
 from lavis_svp.runners.options import SCHEDULES, RunOptions
 
 AUTO = "auto"  # Hugging Face's word for a value that follows from the training's own settings
@@ -25,12 +25,13 @@ OWNED = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
     "fp16", "torch_autocast", "optimizer", "scheduler",
 )  # fmt: skip
+BLOCKS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")  # those that are read here
 AUTOCAST_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULERS = {"WarmupDecayLR": "linear", "WarmupCosineLR": "cosine", "WarmupLR": "constant"}
 
 
-class DeepSpeedConfigError(ValueError):
+class DeepSpeedConfigError(SetupError):
     """The run section and DeepSpeed's configuration contradict each other, or one of them cannot be read."""
 
 
@@ -59,9 +60,9 @@ def read_config(user_config: Any, project: Path | None = None) -> dict[str, Any]
                 f"run.deepspeed_config names '{user_config}', which is no file (looked at {looked} ...)."
             )
         try:
-            user_config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DeepSpeedConfigError(f"{path} is not JSON: {error}.") from error
+            user_config = read_json(path, "Mend it, or leave run.deepspeed_config out for ZeRO-2.")
+        except BadFileError as error:
+            raise DeepSpeedConfigError(str(error)) from error
     if not isinstance(user_config, Mapping):
         raise DeepSpeedConfigError(
             f"run.deepspeed_config must be a mapping or a JSON file, got {type(user_config).__name__}: {user_config!r}."
@@ -84,6 +85,9 @@ def engine_config(options: RunOptions, user_config: Mapping[str, Any]) -> dict[s
         ValueError: a key that DeepSpeed does not know at the top level.
     """
     check_keys(user_config, (*FREE_BLOCKS, *OWNED), "run.deepspeed_config")
+    for name in BLOCKS:
+        if not isinstance(user_config.get(name) or {}, Mapping):
+            raise DeepSpeedConfigError(f"run.deepspeed_config.{name} is {user_config[name]!r}; it must be a mapping.")
     problems = _contradictions(options, user_config)
     if problems:
         raise DeepSpeedConfigError(

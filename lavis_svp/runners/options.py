@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
 from lavis_svp.common.devices import checked_device
+from lavis_svp.common.files import BadFileError, file_errors
 from lavis_svp.common.options import check_keys, check_whole_number, plain, upgrade_keys, upgrade_section
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "linear_warmup_cosine_lr": "cosine"}
@@ -117,7 +119,7 @@ class RunOptions:
         }  # fmt: skip
         for minimum, keys in at_least.items():
             for key in keys:
-                if getattr(self, key) < minimum:
+                if not getattr(self, key) >= minimum:  # also for NaN
                     raise ValueError(f"run.{key} is {getattr(self, key)}; it must be at least {minimum}.")
         if self.max_iters and self.warmup_steps > self.max_iters:
             raise ValueError(f"run.warmup_steps ({self.warmup_steps}) exceeds run.max_iters ({self.max_iters}).")
@@ -206,11 +208,13 @@ def _convert(key: str, kind: Any, value: Any) -> Any:
             return (value,) if isinstance(value, str) else tuple(value or ())
         if kind not in simple:
             return value
+        if kind == "str" and not isinstance(value, str | int | float):
+            raise ValueError
         converted = simple[kind](value)
         if isinstance(value, bool) != (kind == "bool") or (kind == "int" and converted != float(value)):
             raise ValueError
         return converted
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"run.{key} is {value!r}; it must be of type {kind}.") from None
 
 
@@ -334,19 +338,87 @@ def upgrade_project(project: Any, arch: str | None = None) -> Any:
     return project if content == content | upgraded else OmegaConf.create(content | upgraded)
 
 
-def stored_project(config: Any) -> Any:
-    """The project that a checkpoint holds, in today's keys; without warnings, since nobody can edit a checkpoint."""
+# ------------------------------------------------------------------------------- the configuration in a checkpoint
+
+STORED_MODEL_LEFT_OUT = ("pretrained", "finetuned")
+"""Paths or addresses of other weights: those of the model type count."""
+STORED_SECTION_KEYS = ("type", "data_type", "vis_processor", "text_processor", "superpixels", "sampling")
+STORED_RUN_KEYS = (
+    "task", "runner", "device", "seed", "valid_splits", "test_splits", "batch_size_eval", "num_workers", "amp",
+    "amp_dtype", "deterministic", "tf32", "compile", *LAVIS_KEYS,
+)  # fmt: skip
+"""Keys of ``run:`` that a checkpoint decides on; with the ``RUN_KEYS`` of its task."""
+
+
+def upgraded_config(config: Any) -> dict[str, Any]:
+    """The configuration that a checkpoint holds, in today's keys, with nothing in it resolved.
+
+    There are no warnings of old keys, since nobody can edit a checkpoint.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        project = upgrade_project(OmegaConf.create(config))
-        if project.get("run") is not None:
-            project.run = upgrade_run(project.run)
-    return project
+        content: Any = OmegaConf.to_container(upgrade_project(OmegaConf.create(config)), resolve=False)
+        if content.get("run") is not None:
+            content["run"] = upgrade_run(content["run"])
+    return dict(content)
+
+
+def stored_project(config: Any, where: str | Path = "The checkpoint") -> Any:
+    """The project that a checkpoint holds, as far as a file may decide: the model, the data sets' names, the task.
+
+    Nothing in it says where anything is read or written: roots, folders, addresses and the weights of earlier stages
+    are left out, so that those of the packaged YAMLs count.
+
+    Args:
+        config: the checkpoint's ``config``.
+        where: the checkpoint, for messages.
+
+    Raises:
+        BadFileError: it is no configuration, uses a removed option, or refers to other values by ``${...}``, which
+            could read the environment.
+    """
+    mend = "Use it with its project YAML (--cfg-path)."
+    with file_errors(f"The configuration in {where}", mend):
+        content = upgraded_config(config)
+        model, run = dict(content["model"]), dict(content.get("run") or {})
+        task = registry.mapping["task_name_mapping"].get(run.get("task"))
+        keys = (*STORED_RUN_KEYS, *getattr(task, "RUN_KEYS", ()))
+        datasets = {
+            name: {key: section[key] for key in STORED_SECTION_KEYS if key in section}
+            for name, section in (content.get("datasets") or {}).items()
+        }
+        for section in datasets.values():
+            if isinstance(section.get("superpixels"), dict):
+                section["superpixels"].pop("root", None)  # a folder that is written to
+        project = {
+            "model": {key: value for key, value in model.items() if key not in STORED_MODEL_LEFT_OUT},
+            "datasets": datasets,
+            "run": {key: run[key] for key in keys if key in run},
+        }
+        refuse_interpolations(project, where, mend)
+        return OmegaConf.create(project)
+
+
+def refuse_interpolations(node: Any, where: str | Path, mend: str, name: str = "") -> None:
+    """Refuse a configuration, in plain Python, that has OmegaConf's ``${...}`` in a value or a key.
+
+    Raises:
+        BadFileError: names the key.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise BadFileError(f"In the configuration in {where}, {name} is {node!r}, which is not followed. {mend}")
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            refuse_interpolations(str(key), where, mend, f"a key in {name or 'it'}")
+            refuse_interpolations(value, where, mend, f"{name}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            refuse_interpolations(value, where, mend, f"{name}[{index}]")
 
 
 def _options_class(get: Callable[[str], Any], name: Any) -> Any:
     """The options dataclass of a registered model or builder; None where it has none or is unknown."""
     try:
         return getattr(get(name), "options_cls", None)
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: the name is a list or a mapping
         return None  # build_config names what is unknown

@@ -10,7 +10,8 @@ import copy
 import dataclasses
 import logging
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.tasks import setup_task
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lavis_svp.common.checkpoints import (
     WrongCheckpointError,
@@ -29,15 +31,23 @@ from lavis_svp.common.checkpoints import (
     read_checkpoint,
 )
 from lavis_svp.common.devices import resolve_dtype
-from lavis_svp.common.files import BadFileError, read_yaml
-from lavis_svp.common.options import SetupError, build_options, check_keys
+from lavis_svp.common.files import BadFileError, check_yaml, one_line, read_yaml
+from lavis_svp.common.options import SetupError, build_options, check_keys, plain
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.builders import SectionBuilder
 from lavis_svp.models.config import ModelOptions, parse_model_options
 from lavis_svp.runners.data import used_splits, workers_per_process
 from lavis_svp.runners.deepspeed_config import read_config
 from lavis_svp.runners.distributed import limit_waiting, seed_all, set_numerics
-from lavis_svp.runners.options import read_options, resolve_device, stored_project, upgrade_project, with_defaults
+from lavis_svp.runners.options import (
+    read_options,
+    resolve_device,
+    stored_project,
+    upgrade_project,
+    upgraded_config,
+    with_defaults,
+)
+from lavis_svp.runners.resume import lock_folder
 from lavis_svp.runners.runner_svp import RunnerSVP
 from lavis_svp.vision.feature_cache import check_augmentation, prepare_features
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, superpixel_cache
@@ -66,6 +76,25 @@ class ProjectConfig(Config):
         registry.register("configuration", self)
 
 
+@contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Turn what a configuration of the wrong structure drives OmegaConf, LAVIS or us into, to a one-line ValueError.
+
+    Errors that name the fault themselves, and those of missing files and packages, stay as they are.
+
+    Args:
+        where: the configuration's name, for the message.
+    """
+    try:
+        yield
+    except (UnknownNameError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+            raise
+        raise ValueError(f"{where} cannot be used: {one_line(error)}.") from error
+
+
 def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     """Read a project YAML and lay the options over it; keys of release 0.1 become today's, with a warning.
 
@@ -83,16 +112,33 @@ def read_project(cfg_path: str | Path, options: Sequence[str] = ()) -> Any:
     content = read_yaml(path)
     if not OmegaConf.is_dict(content):
         raise ValueError(f"{path} is no project: it must have the roots {', '.join(ROOTS)}.")
-    project: Any = upgrade_project(content)
-    for option in dot_list(options):
-        project = apply_option(project, option)
-    check_keys(project, ROOTS, f"the roots of {path}")
+    with config_errors(str(path)):
+        project: Any = upgrade_project(content)
+        for option in dot_list(options):
+            project = apply_option(project, option)
+        check_sections(project, str(path))
+        config = project.run.get("deepspeed_config")
+        if isinstance(config, str):  # the file's content makes a checkpoint's config complete
+            project.run.deepspeed_config = read_config(config, path)
+    return project
+
+
+def check_sections(project: Any, where: str) -> None:
+    """Check that a project has its roots, and that they and the data sets' sections are mappings.
+
+    Raises:
+        ValueError: names what is missing, unknown or no mapping; ``where`` is the project's name.
+    """
+    check_keys(project, ROOTS, f"the roots of {where}")
     missing = [root for root in ROOTS if project.get(root) is None]
     if missing:
-        raise ValueError(f"{path} has no section {', '.join(missing)}. A project YAML has: {', '.join(ROOTS)}.")
-    if isinstance(project.run.get("deepspeed_config"), str):  # the file's content makes a checkpoint's config complete
-        project.run.deepspeed_config = read_config(project.run.deepspeed_config, path)
-    return project
+        raise ValueError(f"{where} has no section {', '.join(missing)}. A project YAML has: {', '.join(ROOTS)}.")
+    sections = {root: project.get(root) for root in ROOTS}
+    if OmegaConf.is_dict(sections["datasets"]):
+        sections |= {f"datasets.{name}": section for name, section in sections["datasets"].items()}
+    for name, section in sections.items():
+        if not OmegaConf.is_dict(section):
+            raise ValueError(f"In {where}, {name} is {section!r}; it must be a mapping.")
 
 
 def apply_option(project: Any, option: str) -> Any:
@@ -101,8 +147,9 @@ def apply_option(project: Any, option: str) -> Any:
     Raises:
         ValueError: the key goes through a value that has no such keys, as ``run.test_splits.val`` goes through a list.
     """
-    key = option.partition("=")[0]
+    key, _, value = option.partition("=")
     try:
+        check_yaml(value)
         change = OmegaConf.from_dotlist([option])
         upgraded = upgrade_project(change, OmegaConf.select(project, "model.arch"))
         if upgraded is not change:
@@ -114,8 +161,8 @@ def apply_option(project: Any, option: str) -> Any:
             OmegaConf.update(project, key, new, merge=False)
             return project
         return OmegaConf.merge(project, change)
-    except (TypeError, KeyError) as error:  # OmegaConf's own are of these kinds
-        raise ValueError(f"--options {option} does not fit the YAML: {error}") from error
+    except Exception as error:  # PyYAML's, OmegaConf's, and what they do not catch
+        raise ValueError(f"--options {one_line(option)} does not fit the YAML: {one_line(error)}") from error
 
 
 def dot_list(options: Sequence[str]) -> list[str]:
@@ -139,10 +186,26 @@ def build_config(project: Any) -> ProjectConfig:
     Raises:
         KeyError: an unknown model, model type, data set, data set type, task or runner, or an unknown part of a model
             or data set; lists the known ones.
-        ValueError: an unknown key, an impossible value, a removed option in use, or a runner of LAVIS's for svp_ris.
+        ValueError: an unknown key, an impossible value, a ``${...}`` that leads nowhere, a removed option in use, or a
+            runner of LAVIS's for svp_ris.
     """
+    with config_errors("The configuration"):
+        plain(project)  # everything is resolved sooner or later
+        return _build_config(project)
+
+
+def _build_config(project: Any) -> ProjectConfig:
+    check_sections(project, "the configuration")
+    names = {"model.arch": project.model.get("arch"), "model.model_type": project.model.get("model_type")}
+    names |= {f"datasets.{name}.type": section.get("type") for name, section in project.datasets.items()}
+    names |= {f"run.{key}": project.run.get(key) for key in ("task", "runner")}
+    for key, value in names.items():
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key} is {plain(value)!r}; it must be a name.")
     if not project.model.get("arch") or not project.model.get("model_type"):
         raise ValueError("The model section needs arch (a registered model) and model_type (one of its types).")
+    if not project.datasets:
+        raise ValueError("The section datasets names no data set.")
     name = project.run.get("runner", "runner_svp")
     runner = registry.get_runner_class(name)
     owners = [runner] if project.run.get("task") is None else [runner, registry.get_task_class(project.run.task)]
@@ -162,13 +225,18 @@ def build_config(project: Any) -> ProjectConfig:
         run["num_workers"] = workers_per_process(device)
     config = ProjectConfig(project, run)
     if project.model.arch == "svp_ris":
-        options = parse_model_options(config.model_cfg)
-        for part in (options.language, options.vision_encoder, options.sam):
-            check_name(part.name)
+        with config_errors("The section model"):
+            options = parse_model_options(config.model_cfg)
+            for part in ("language", "vision_encoder", "sam"):
+                name = getattr(options, part).name
+                if not isinstance(name, str):
+                    raise ValueError(f"model.{part}.name is {name!r}; it must be a name or a path.")
+                check_name(name)
     for dataset, section in config.datasets_cfg.items():
         builder = registry.get_builder_class(dataset)
         if issubclass(builder, SectionBuilder):
-            builder(section).build_processors()
+            with config_errors(f"The section datasets.{dataset}"):
+                builder(section).build_processors()
     for owner in owners[1:]:
         if hasattr(owner, "options_cls"):
             build_options(owner.options_cls, run.get("eval"), "run.eval")
@@ -181,7 +249,8 @@ def config_to_evaluate(
     """Choose the checkpoint to evaluate and make the configuration.
 
     Args:
-        cfg_path: a project YAML; None takes the configuration that is stored in the checkpoint.
+        cfg_path: a project YAML; None takes the configuration that is stored in the checkpoint, as far as
+            :func:`~lavis_svp.runners.options.stored_project` does: results then go to the checkpoint's folder.
         checkpoint: a file, or a folder of which the newest is taken; None takes the newest of ``run.output_dir``.
         options: laid over the configuration, as for :func:`read_project`.
 
@@ -191,6 +260,7 @@ def config_to_evaluate(
     Raises:
         FileNotFoundError: no such checkpoint, or none in that folder.
         ValueError: neither a YAML nor a checkpoint.
+        BadFileError: a damaged checkpoint, or a configuration in it that cannot be used.
     """
     path = Path(checkpoint) if checkpoint else None
     if path is not None and path.is_dir():
@@ -202,17 +272,60 @@ def config_to_evaluate(
     elif path is None:
         raise ValueError("Name a project YAML, a checkpoint, or both.")
     else:
-        project = stored_project(read_checkpoint(path)["config"])
-        for option in dot_list(options):
-            project = apply_option(project, option)
+        return path, _config_in_checkpoint(path, options)
     project.run.evaluate = True
     if path is None and project.run.get("output_dir"):
-        path = newest_checkpoint(Path(project.run.output_dir))
+        path = newest_checkpoint(Path(str(project.run.output_dir)))
     if path is not None:
         if not path.exists():
             raise FileNotFoundError(f"There is no checkpoint at {path}.")
         weights_from_checkpoint(project)
     return path, build_config(project)
+
+
+def _config_in_checkpoint(path: Path, options: Sequence[str]) -> ProjectConfig:
+    stored = stored_config(path)
+    project = stored_project(stored, path)
+    project.run.output_dir = str(path.parent)
+    for option in dot_list(options):
+        project = apply_option(project, option)
+    check_sections(project, str(path))
+    project.run.evaluate = True
+    weights_from_checkpoint(project)
+    config = build_config(project)
+    left_out = _left_out(upgraded_config(stored), config)
+    if left_out:
+        logging.warning(
+            "The values of %s in %s are not used: a checkpoint does not decide where anything is read or written. Set "
+            "what you need by --options, or name the project YAML by --cfg-path.",
+            ", ".join(left_out),
+            path,
+        )
+    return config
+
+
+def stored_config(path: Path) -> Any:
+    """The configuration that a checkpoint holds, as it is; use :func:`stored_project` on it.
+
+    Raises:
+        FileNotFoundError, CorruptCheckpointError: see :func:`~lavis_svp.common.checkpoints.read_checkpoint`.
+        BadFileError: it holds none.
+    """
+    contents = read_checkpoint(path)
+    if "config" not in contents:
+        raise BadFileError(f"{path} holds no configuration. Name its project YAML by --cfg-path.")
+    return contents["config"]
+
+
+def _left_out(stored: Mapping[str, Any], config: ProjectConfig) -> list[str]:
+    """Keys of a stored configuration that say what is evaluated, and that have another value now."""
+    now = config.to_dict()
+    names = [f"model.{key}" for key in ("pretrained", "finetuned") if now["model"].get(f"load_{key}")]
+    pairs = {name: (stored["model"].get(name[6:]), now["model"].get(name[6:])) for name in names}
+    for name, section in now["datasets"].items():
+        before, after = (one.get("build_info") or {} for one in (stored["datasets"].get(name, {}), section))
+        pairs |= {f"datasets.{name}.build_info.{key}": (value, after.get(key)) for key, value in before.items()}
+    return [name for name, (before, after) in pairs.items() if before is not None and before != after]
 
 
 def weights_from_checkpoint(project: Any) -> None:
@@ -230,10 +343,15 @@ def weights_from_checkpoint(project: Any) -> None:
 def build_runner(config: Any) -> Any:
     """Join the processes, seed, and build the task, the data sets, the model and the LAVIS runner of a configuration.
 
-    The output folder is ``run.output_dir`` itself, so that the same command finds it again.
+    The output folder is ``run.output_dir`` itself, so that the same command finds it again. The run keeps other runs
+    out of it as long as the runner lives.
+
+    Raises:
+        FolderInUseError: another run writes to that folder.
     """
     run = config.run_cfg
     dist_utils.init_distributed_mode(run)
+    lock = lock_folder(Path(run.output_dir))  # the preparation may take hours: another run is told now
     device = resolve_device(run.device, run.gpu, run.world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what LAVIS's own tasks call `.cuda()` goes there, too
@@ -251,7 +369,9 @@ def build_runner(config: Any) -> Any:
     used_data = {name: {s: one for s, one in splits.items() if s in used} for name, splits in datasets.items()}
     prepare_data(model, used_data, device)
     limit_waiting()
-    return registry.get_runner_class(run.runner)(cfg=config, job_id="", task=task, model=model, datasets=datasets)
+    runner = registry.get_runner_class(run.runner)(cfg=config, job_id="", task=task, model=model, datasets=datasets)
+    runner.lock = lock  # LAVIS's own runners take none
+    return runner
 
 
 def with_dtypes(config: Any, device: torch.device) -> Any:

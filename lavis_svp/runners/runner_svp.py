@@ -17,6 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_svp.common import checkpoints
+from lavis_svp.common.files import file_errors
 from lavis_svp.common.options import plain
 from lavis_svp.common.transfer import move_to_device
 from lavis_svp.runners.data import eval_loader, join_by_split, train_loader, train_order, workers_per_process
@@ -31,7 +32,14 @@ from lavis_svp.runners.optimizer import (
     learning_rates,
 )
 from lavis_svp.runners.options import RunOptions, read_options, resolve_device
-from lavis_svp.runners.resume import ResultStore, find_start, protocol_digest, read_resumable, warn_of_changes
+from lavis_svp.runners.resume import (
+    ResultStore,
+    find_start,
+    lock_folder,
+    protocol_digest,
+    read_resumable,
+    warn_of_changes,
+)
 from lavis_svp.runners.training_log import (
     Loggers,
     TrainingLog,
@@ -115,10 +123,12 @@ class RunnerSVP(RunnerBase):
 
     Raises:
         ValueError: impossible options, or a split that no data set has.
+        FolderInUseError: another run writes to ``output_dir``.
     """
 
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str = "") -> None:
         super().__init__(cfg, task, model, datasets, job_id)
+        self.lock = lock_folder(Path(self.output_dir))
         self.options = read_options(cfg.run_cfg)
         if self.options.num_workers == "auto":
             self.options = dataclasses.replace(self.options, num_workers=workers_per_process(self.device))
@@ -231,7 +241,8 @@ class RunnerSVP(RunnerBase):
             return 0
         contents = read_resumable(path)
         self.restore(contents, path)
-        warn_of_changes(contents["config"], self.config.to_dict())
+        with file_errors(f"The configuration in {path}"):
+            warn_of_changes(contents["config"], self.config.to_dict())
         logging.info("Resume at step %d from %s", contents["iters"], path)
         return int(contents["iters"])
 
@@ -374,9 +385,10 @@ class RunnerSVP(RunnerBase):
         """
         checkpoints.load_trained_state(self.bare_model, contents["model"], path)
         check_same_groups(self.optimizer.state_dict(), contents["optimizer"], path)
-        self.optimizer.load_state_dict(contents["optimizer"])
-        if self.scaler and contents["scaler"]:
-            self.scaler.load_state_dict(contents["scaler"])
+        with file_errors(f"The optimizer's state in {path}"):
+            self.optimizer.load_state_dict(contents["optimizer"])
+            if self.scaler and contents["scaler"]:
+                self.scaler.load_state_dict(contents["scaler"])
 
     def training_state(self) -> dict[str, Any]:
         """Collect model, optimizer and scaler state; every process must call it, only the main one's result is used."""

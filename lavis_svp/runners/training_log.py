@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from lavis_svp.common.checkpoints import TENSORBOARD, WANDB_ID
 from lavis_svp.common.devices import wait_for
+from lavis_svp.common.paths import write_file
 from lavis_svp.runners.distributed import gather, is_main
 from lavis_svp.runners.options import RunOptions, log_targets
 
@@ -37,6 +38,7 @@ SHORTENED = "shortened_texts"
 """Statistic of a micro-batch that is counted, not averaged: texts that were too long and were cut or left out."""
 SHOWN = ("lr", "grad_norm", "images_per_second")  # in the progress bar, with the losses
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
+RUN_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # of W&B
 WIDTH = 110  # columns of the table of parameters
 
 
@@ -313,9 +315,10 @@ class WandbLogger:
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], wandb: Any = None) -> None:
         self._wandb = wandb or importlib.import_module("wandb")
         file = folder / WANDB_ID
-        if not file.is_file():
-            file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
-        run_id = file.read_text(encoding="utf-8").strip()
+        run_id = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+        if not RUN_ID.fullmatch(run_id):  # none yet, or torn
+            run_id = uuid.uuid4().hex[:12]
+            write_file(file, f"{run_id}\n")
         self._run = self._wandb.init(
             project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder), config=dict(config)
         )

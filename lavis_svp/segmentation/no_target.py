@@ -12,6 +12,7 @@ This is no part of the paper. ``lavis-svp probe no-target`` fits both numbers.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, read_metadata
+from lavis_svp.common.files import file_errors, parse_json, read_json
 from lavis_svp.common.options import build_options
 from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
 from lavis_svp.segmentation.seg_prompt import SegPromptOptions
@@ -44,6 +46,9 @@ class NoTargetOptions:
     evidence: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in (("bias", self.bias), ("evidence", self.evidence)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"model.no_target.{name} must be a finite number, got {value!r}.")
         if self.evidence < 0:
             raise ValueError(f"model.no_target.evidence is {self.evidence}: a clear choice would speak against [SEG].")
 
@@ -120,14 +125,16 @@ def stored_calibration(path: Path) -> NoTargetOptions:
         path: the weights; only a ``.safetensors`` file can have metadata.
 
     Raises:
-        CorruptCheckpointError: the file cannot be read.
+        BadFileError: the file cannot be read, or the entry is not JSON.
         WrongCheckpointError: the entry is no calibration that this version knows.
     """
     stored = read_metadata(path).get(CALIBRATION_KEY) if path.suffix == ".safetensors" else None
     if stored is None:
         return NoTargetOptions()
+    where = f"'{CALIBRATION_KEY}' in the metadata of {path}"
+    content = parse_json(stored, where)
     try:
-        return build_options(NoTargetOptions, json.loads(stored), f"'{CALIBRATION_KEY}' in the metadata of {path}")
+        return build_options(NoTargetOptions, content, where)
     except (ValueError, TypeError) as error:
         raise WrongCheckpointError(f"{path} was calibrated by another version of lavis_svp: {error}") from error
 
@@ -136,13 +143,11 @@ def read_fit(path: Path) -> str:
     """The metadata's entry for the calibration that ``lavis-svp probe no-target`` wrote.
 
     Raises:
-        ValueError: the file is no such result.
+        FileNotFoundError, OSError: it cannot be read.
+        BadFileError: the file is no such result.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))[CALIBRATION_KEY]
-        fitted = build_options(NoTargetOptions, content, str(path))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of `lavis-svp probe no-target`: {error!r}") from error
+    with file_errors(path, "Make it by `lavis-svp probe no-target`."):
+        fitted = build_options(NoTargetOptions, read_json(path)[CALIBRATION_KEY], str(path))
     return json.dumps(asdict(fitted))
 
 

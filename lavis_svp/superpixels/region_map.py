@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 from scipy import ndimage
 
+from lavis_svp.common.files import BadFileError, file_errors, one_line
 from lavis_svp.common.images import nearest, strict_decoding
 
 UNKNOWN_LEVEL = -1
 """Level of a region that does not come from SAM's decoder (whose levels are 0 subpart, 1 part, 2 whole)."""
 
+MAX_PNG_PIXELS = 1 << 24
+"""Of the largest label map in a PNG, 4096 x 4096; reading it takes 0.7 GB."""
+
 _PNG_TEXT_KEY = "lavis_svp"
+_PNG_SUM_KEY = "lavis_svp_crc32"
 _PNG_MAX_REGIONS = np.iinfo(np.uint16).max
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_WORD = 4  # bytes of a chunk's length, of its name and of its checksum
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +96,14 @@ class RegionMap:
             raise ValueError(
                 f"A label map is a non-empty (H, W) array of integers, got {labels.dtype} of shape {labels.shape}."
             )
-        present, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-        inside = present >= 0
-        if not inside.any():
+        if labels.max() < 0:
             raise ValueError(
                 "No region in the label map: every label is negative. For an image without any region, use whole_image."
             )
-        order = np.argsort(first[inside])  # raster order of first pixels
-        source = present[inside][order]  # new id -> old label
-        new_ids = np.full(len(present), -1, np.int32)
-        new_ids[np.flatnonzero(inside)[order]] = np.arange(len(source), dtype=np.int32)
-        renumbered = new_ids[inverse].reshape(labels.shape)  # (H', W')
+        if _is_numbered(labels):
+            renumbered, source = labels.astype(np.int32), np.arange(int(labels.max()) + 1)
+        else:
+            renumbered, source = _renumber(labels)
         return cls(
             renumbered,
             *_areas_and_boxes(renumbered, len(source)),
@@ -202,6 +209,23 @@ def _areas_and_boxes(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     return areas, boxes
 
 
+def _is_numbered(labels: np.ndarray) -> bool:
+    """Whether labels (H', W') are -1 and ids in raster order already, as in every stored map; no sorting is needed."""
+    highest = np.maximum.accumulate(labels.ravel())  # (H' * W',)
+    return bool(labels.min() >= -1 and highest[0] <= 0 and (highest[1:] - highest[:-1] <= 1).all())
+
+
+def _renumber(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H', W') int32 with ids in raster order, -1 = none, and the old label of each id (S,)."""
+    present, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    inside = present >= 0
+    order = np.argsort(first[inside])  # raster order of first pixels
+    source = present[inside][order]  # new id -> old label
+    new_ids = np.full(len(present), -1, np.int32)
+    new_ids[np.flatnonzero(inside)[order]] = np.arange(len(source), dtype=np.int32)
+    return new_ids[inverse].reshape(labels.shape), source  # (H', W'), (S,)
+
+
 def _pick(
     name: str, values: Sequence[float] | np.ndarray | None, source: np.ndarray, dtype: type, default: float
 ) -> np.ndarray:
@@ -220,37 +244,94 @@ def to_png(regions: RegionMap) -> bytes:
     """Encode a region map as one small grey PNG.
 
     A pixel is region id + 1, or 0 for no region, in 8 bits up to 255 regions, else in 16; a text chunk holds levels and
-    scores unless all are unknown. :func:`from_png` computes areas and boxes.
+    scores unless all are unknown, and another a CRC-32 of everything. :func:`from_png` computes areas and boxes.
 
     Raises:
-        ValueError: more than 65,535 regions.
+        ValueError: more than 65,535 regions, or than ``MAX_PNG_PIXELS`` pixels.
     """
     if regions.count > _PNG_MAX_REGIONS:
         raise ValueError(f"A PNG holds at most {_PNG_MAX_REGIONS} regions, this map has {regions.count}.")
+    if regions.labels.size > MAX_PNG_PIXELS:
+        raise ValueError(f"A PNG holds at most {MAX_PNG_PIXELS:,} pixels, this map has {regions.labels.size:,}.")
     dtype = np.uint8 if regions.count <= np.iinfo(np.uint8).max else np.uint16
-    info = PngImagePlugin.PngInfo()
+    pixels = (regions.labels + 1).astype(dtype)
+    info, text = PngImagePlugin.PngInfo(), ""
     if (regions.levels != UNKNOWN_LEVEL).any() or (regions.scores != 1).any():
-        values = {"levels": regions.levels.tolist(), "scores": regions.scores.tolist()}
-        info.add_text(_PNG_TEXT_KEY, json.dumps(values), zip=True)
+        text = json.dumps({"levels": regions.levels.tolist(), "scores": regions.scores.tolist()})
+        info.add_text(_PNG_TEXT_KEY, text, zip=True)
+    info.add_text(_PNG_SUM_KEY, _checksum(pixels, text))
     buffer = io.BytesIO()
-    Image.fromarray((regions.labels + 1).astype(dtype)).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
-def from_png(data: bytes) -> RegionMap:
+def from_png(data: bytes, where: str | Path = "The PNG of regions", mend: str = "") -> RegionMap:
     """Decode a PNG of :func:`to_png` (or any grey PNG of region ids + 1, which are numbered anew in raster order).
 
+    Args:
+        data: the file's bytes. The checksums of its chunks are compared, and that of :func:`to_png` where it is there
+            (since release 0.3).
+        where: names it in messages.
+        mend: what to do with a damaged one, a sentence for the message.
+
     Raises:
-        ValueError: not a grey PNG, damaged, or without any region.
+        BadFileError: not a grey PNG, damaged, too large, or without any region.
     """
     try:
-        with strict_decoding(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            text = getattr(image, "text", {}).get(_PNG_TEXT_KEY)
-            values = np.asarray(image)
-    except (OSError, SyntaxError) as error:  # PIL reports a damaged chunk as a SyntaxError
-        raise ValueError(f"Not a readable PNG of regions ({len(data)} bytes): {error}") from error
-    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16, np.int32):
-        raise ValueError(f"A PNG of regions is grey with 8 or 16 bits, this one is {values.shape} {values.dtype}.")
-    known = json.loads(text) if text else {}
-    return RegionMap.from_labels(values.astype(np.int32) - 1, known.get("levels"), known.get("scores"))
+        with file_errors(where, mend):
+            check_png(data)
+            with strict_decoding(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                if image.width * image.height > MAX_PNG_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, the limit is {MAX_PNG_PIXELS:,}")
+                image.load()
+                texts = getattr(image, "text", {})
+                pixels = np.asarray(image)
+            if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16, np.int32):
+                raise ValueError(f"a PNG of regions is grey with 8 or 16 bits, not {pixels.shape} {pixels.dtype}")
+            text, stated = texts.get(_PNG_TEXT_KEY, ""), texts.get(_PNG_SUM_KEY)
+            if stated is not None and stated != _checksum(pixels, text):
+                raise ValueError("the regions do not match their checksum")
+            known = json.loads(text) if text else {}
+            levels, scores = _numbers(known, "levels", np.iinfo(np.int8).max), _numbers(known, "scores")
+            return RegionMap.from_labels(pixels.astype(np.int32) - 1, levels, scores)
+    except OSError as error:  # Pillow's, of damaged pixels
+        raise BadFileError(f"{where} is damaged or of another kind ({one_line(error)}). {mend}".rstrip()) from error
+
+
+def check_png(data: bytes) -> None:
+    """Compare the CRC-32 of every chunk of a PNG, which Pillow does not for pixels; nothing is decoded.
+
+    Raises:
+        ValueError: no PNG, cut off, or damaged.
+    """
+    if not data.startswith(_PNG_SIGNATURE):
+        raise ValueError(f"its {len(data)} bytes are no PNG")
+    view, place, kind = memoryview(data), len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        content = place + 2 * _PNG_WORD
+        end = content + int.from_bytes(view[place : place + _PNG_WORD], "big")
+        if end + _PNG_WORD > len(data):
+            raise ValueError(f"its {len(data)} bytes are cut off")
+        kind = bytes(view[place + _PNG_WORD : content])
+        if zlib.crc32(view[place + _PNG_WORD : end]) != int.from_bytes(view[end : end + _PNG_WORD], "big"):
+            raise ValueError(f"its chunk {kind!r} does not match its checksum")
+        place = end + _PNG_WORD
+
+
+def _checksum(pixels: np.ndarray, text: str) -> str:
+    """CRC-32 of a PNG's pixels (H', W'), whatever their number of bits, and of its levels and scores; hexadecimal."""
+    total = zlib.crc32(f"{pixels.shape}{text}".encode())
+    return f"{zlib.crc32(np.ascontiguousarray(pixels, '<u2').data, total):08x}"
+
+
+def _numbers(known: Any, name: str, largest: float = float(np.finfo(np.float32).max)) -> np.ndarray | None:
+    """The levels (whole numbers) or scores in a PNG's text; None where there are none."""
+    if not isinstance(known, dict):
+        raise ValueError("its text is no mapping")
+    if known.get(name) is None:
+        return None
+    values = np.asarray(known[name])
+    kinds = "i" if isinstance(largest, int) else "if"
+    if values.dtype.kind not in kinds or not (np.abs(values) <= largest).all():
+        raise ValueError(f"its {name} are no numbers, or too large")
+    return values

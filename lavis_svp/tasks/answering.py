@@ -17,17 +17,19 @@ from lavis.common.registry import registry
 from tqdm import tqdm
 
 from lavis_svp.common.devices import wait_for
+from lavis_svp.common.files import file_errors, read_json
 from lavis_svp.common.paths import write_file
 from lavis_svp.common.transfer import move_to_device
-from lavis_svp.datasets.refcoco import load_json
 from lavis_svp.metrics.bootstrap import Bootstrap
 from lavis_svp.models.batch import PREPARED
+from lavis_svp.models.outputs import NoAnswer
 from lavis_svp.tasks.answer_scores import caption_scores, vqa_summary
 from lavis_svp.tasks.base import SvpTask, device_of, gather_records, result_folder
 
 Answer = dict[str, Any]
 """One text of one image and the model's answer to it."""
 
+MEND = "Fetch the annotations again."
 IMAGE_KEYS = ("image", "region_map", "frozen", "original_size")
 """Keys of a batch that hold what the model sees of an image."""
 
@@ -88,6 +90,7 @@ class AnswerTask(SvpTask, ABC):
         return [
             {"id": name, "image_id": int(samples["image_id"][index]), "file_name": samples["file_name"][index]}
             | {"kind": kind, "question": question, "answer": answer, "ms": ms}
+            | _error_of(answer, f"Text {name} of {samples['file_name'][index]}")
             for index, answers in enumerate(generated)
             for name, kind, question, answer in zip(
                 samples["expression_ids"][index],
@@ -189,7 +192,8 @@ class SvpVqaTask(AnswerTask):
             logging.warning("This split has no file of true answers: nothing is scored.")
             return {"overall": {"n": len(answers)}}, {"agg_metrics": 0.0}
         by_question = {int(one["id"]): one for one in answers}
-        annotations = {int(one["question_id"]): one for one in load_json(files[1])["annotations"]}
+        with file_errors(files[1], MEND):
+            annotations = {int(one["question_id"]): one for one in read_json(files[1])["annotations"]}
         unknown = [number for number in by_question if number not in annotations]
         if unknown:
             raise ValueError(f"{files[1]} has no answers to the questions {unknown[:3]}.")
@@ -236,9 +240,10 @@ class SvpCaptioningTask(AnswerTask):
         """COCO's scores; ``agg_metrics`` is CIDEr + BLEU-4, as in LAVIS."""
         (file,) = self.ground_truth()
         references: dict[int, list[str]] = {one["image_id"]: [] for one in answers}
-        for annotation in load_json(file)["annotations"]:
-            if annotation["image_id"] in references:
-                references[annotation["image_id"]].append(annotation["caption"])
+        with file_errors(file, MEND):
+            for annotation in read_json(file)["annotations"]:
+                if annotation["image_id"] in references:
+                    references[annotation["image_id"]].append(str(annotation["caption"]))
         coco = caption_scores(references, {one["image_id"]: one["answer"] for one in answers})
         result = {"overall": {"n": len(answers), **coco["scores"]}, **coco}
         scores = {"agg_metrics": coco["scores"]["CIDEr"] + coco["scores"]["Bleu_4"], **coco["scores"]}
@@ -277,6 +282,14 @@ class ImageSwapper:
         if "image" in swapped:
             swapped["image"] = torch.stack(swapped["image"])  # (B, 3, S, S) uint8, or (B, 4, S, S)
         return {**{key: value for key, value in samples.items() if key != PREPARED}, **swapped}
+
+
+def _error_of(answer: str, where: str) -> dict[str, str]:
+    """What a record has more where there is no answer; it is logged as well."""
+    if not isinstance(answer, NoAnswer):
+        return {}
+    logging.warning("%s was not answered: %s", where, answer.error)
+    return {"error": answer.error}
 
 
 def _as_list(value: Any) -> list[Any]:

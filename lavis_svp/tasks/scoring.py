@@ -17,6 +17,7 @@ from lavis_svp.common.devices import wait_for
 from lavis_svp.metrics.masks import attribute_reader_iou, mask_counts, pick_correct, random_object_iou
 from lavis_svp.metrics.records import Record
 from lavis_svp.models.outputs import MaskPrediction
+from lavis_svp.models.texts import text_lists
 from lavis_svp.superpixels.evaluation import single_ceiling, union_ceiling
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.tasks.base import device_of
@@ -63,7 +64,7 @@ def predictions_by_mode(
     if len(modes) > 1 and takes_encoded:
         encoded, encoding = _timed(lambda: model.encode(samples), device)
         shared = {"encoded": encoded}
-    expected = [len(texts) for texts in samples["text_input"]]
+    expected = [len(texts) for texts in text_lists(samples["text_input"], "text_input")]
     answers = []
     for mode in modes:
         predictions, seconds = _timed(functools.partial(model.predict_masks, samples, mode=mode, **shared), device)
@@ -123,6 +124,9 @@ def _score_expression(
         region_scores = _region_scores(regions, prediction.pick, target)
     except ValueError as error:
         raise ValueError(where + str(error)) from error
+    failure = getattr(prediction, "error", None)  # other models' predictions may have none
+    if failure is not None:
+        logging.warning("%sit was not answered, which counts as an empty mask: %s", where, failure)
     if counts.pred_area and not prediction.answered:
         raise ValueError(f"{where}the model answered without [SEG], yet gave a mask of {counts.pred_area} pixels.")
     if bool(samples["has_target"][index][number]) != (counts.gt_area > 0):
@@ -146,6 +150,7 @@ def _score_expression(
         **region_scores,
         **_baselines(samples, index, number),
         "ms": ms,
+        **({} if failure is None else {"error": failure}),
     }
 
 

@@ -19,7 +19,7 @@ from lavis_svp.common.options import check_keys
 from lavis_svp.common.transfer import to_device
 from lavis_svp.vision.families import VisionFamily, family_of, with_published_colors
 from lavis_svp.vision.types import ENCODER_OUTPUTS, Grid, PatchFeatures
-from lavis_svp.zoo import Weights, model_config, resolve
+from lavis_svp.zoo import Weights, load_published, model_config, read_published, resolve
 
 Fit = Literal["stretch", "pad"]
 AttentionName = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -227,6 +227,7 @@ def build_vision_encoder(
     Raises:
         UnknownNameError: no such weights, or a kind of model that is not supported.
         ValueError: see :class:`VisionEncoder`.
+        BadFileError: see :func:`~lavis_svp.zoo.published.load_published`.
         ImportError: "flash_attention_2" without the package flash-attn.
     """
     if weights == "none":
@@ -236,9 +237,9 @@ def build_vision_encoder(
         with torch.device("meta"):
             return VisionEncoder(family.model(config).to(dtype), family, side, fit, layer, levels, outputs)
     source = resolve(name_or_path)
-    family = with_published_colors(family_of(AutoConfig.from_pretrained(source)), source)
+    family = with_published_colors(family_of(read_published(AutoConfig.from_pretrained, source)), source)
     attention = "sdpa" if attn_implementation == "auto" else attn_implementation
-    network = family.model.from_pretrained(source, attn_implementation=attention, dtype=dtype)
+    network = load_published(family.model, source, attn_implementation=attention, dtype=dtype)
     return VisionEncoder(network, family, side, fit, layer, levels, outputs)
 
 

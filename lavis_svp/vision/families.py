@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from lavis_svp.common.files import BadFileError, one_line, read_json
 from lavis_svp.common.registry import unknown_name
 
 Color = tuple[float, float, float]
@@ -140,7 +139,7 @@ def with_published_colors(family: VisionFamily, source: str | os.PathLike[str]) 
         source: a local folder or a hub id.
 
     Raises:
-        ValueError: the file is damaged, or its colours are not three numbers.
+        BadFileError: the file is damaged, or its colours are not three finite numbers, or one divides by zero.
     """
     try:
         file = cached_file(source, IMAGE_PROCESSOR_NAME)
@@ -148,13 +147,17 @@ def with_published_colors(family: VisionFamily, source: str | os.PathLike[str]) 
         return family
     if file is None:
         return family
+    settings = read_json(file, "Download it again.")
     try:
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
         colors = []
         for field, usual in (("image_mean", family.mean), ("image_std", family.std)):
             published = settings.get(field)
             red, green, blue = (float(value) for value in (usual if published is None else published))
             colors.append((red, green, blue))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not say how to normalise images ({error}). Download it again.") from error
+        if not np.isfinite(colors).all() or min(colors[1]) <= 0:
+            raise ValueError(f"mean and deviation {colors}")
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise BadFileError(
+            f"{file} does not say how to normalise images ({one_line(error)}). Download it again."
+        ) from error
     return replace(family, mean=colors[0], std=colors[1])

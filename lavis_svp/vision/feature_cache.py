@@ -13,22 +13,27 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, distributed
 
+from lavis_svp.common.files import BrokenFileError
 from lavis_svp.common.images import MIRRORED_SUFFIX, ImageFile
 from lavis_svp.common.options import SetupError
 from lavis_svp.common.paths import cache_root
+from lavis_svp.superpixels import RegionMap
+from lavis_svp.superpixels.generator import SamEmbedding
 from lavis_svp.superpixels.store import SuperpixelStore, check_settings
 from lavis_svp.vision.extra_channels import PatchColours
-from lavis_svp.vision.feature_extractor import (
-    FrozenFeatureExtractor,
-    SuperpixelCache,
-)
+from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, SuperpixelCache
 from lavis_svp.vision.feature_store import (
+    SUPERPIXELS,
+    CacheRepair,
     FeatureCache,
     FeatureWriter,
     ImageJob,
+    Layout,
+    check_layout,
     fill_features,
     fill_superpixels,
     keyed_files,
+    max_pixels_of,
     may_skip_broken,
     open_features,
 )
@@ -61,22 +66,75 @@ class CachedFeatures:
         colours: makes the extra channel ``colour``, which no cache holds; None: that channel is off.
         side: S, SAM's input side in pixels.
         needs_image: samples must hold the image as well, since the model makes superpixels of it.
+        layout: names and shapes that features must have.
+        repair: makes damaged features again; None: that is an error.
     """
 
-    def __init__(self, features: Any, colours: PatchColours | None, side: int, needs_image: bool = False) -> None:
+    def __init__(
+        self,
+        features: Any,
+        colours: PatchColours | None,
+        side: int,
+        needs_image: bool = False,
+        layout: Layout | None = None,
+        repair: CacheRepair | None = None,
+    ) -> None:
         self.features, self.colours, self.side, self.needs_image = features, colours, side, needs_image
+        self.layout, self.repair = layout or {}, repair
 
     def get(self, image_key: str, image: np.ndarray) -> Mapping[str, Tensor] | None:
         """The features of an image (H, W, 3) uint8 with this key; None where there are none.
 
         Raises:
-            BrokenFileError: their file is damaged.
+            BrokenFileError: their file is damaged, and nothing makes it again.
         """
-        features: Mapping[str, Tensor] | None = self.features.get(image_key)
+        try:
+            features = self._checked(image_key)
+        except BrokenFileError as error:
+            if self.repair is None:
+                raise
+            self.repair(image_key, image, error)
+            features = self._checked(image_key)
         if features is None or self.colours is None:
             return features
         geometry = geometry_of(self.side, [image.shape[:2]])[0]
         return {**features, "colour": self.colours(resize_to_sam_input(image, self.side), geometry)}  # (N, 3)
+
+    def _checked(self, image_key: str) -> Mapping[str, Tensor] | None:
+        features: Mapping[str, Tensor] | None = self.features.get(image_key)
+        if features is not None:
+            own = isinstance(self.features, FeatureCache)
+            where = self.features.path(image_key) if own else f"What came with the data of image {image_key}"
+            check_layout(features, self.layout, where)
+        return features
+
+
+class CachedSuperpixels(SuperpixelStore):
+    """A store of superpixels that a data set reads; what is damaged is made again, what is missing is an error.
+
+    Args:
+        store: the filled one.
+        repair: makes damaged superpixels again.
+    """
+
+    def __init__(self, store: SuperpixelStore, repair: CacheRepair) -> None:
+        super().__init__(store.settings, store.folder.parent)
+        self.repair = repair
+
+    def get(self, image_key: str, image: np.ndarray | None = None, embedding: SamEmbedding | None = None) -> RegionMap:
+        """The superpixels of an image (H, W, 3) uint8 with this key; ``embedding`` is not used.
+
+        Raises:
+            FileNotFoundError: there are none.
+            BrokenFileError: they are damaged, and ``image`` is None.
+        """
+        try:
+            return super().get(image_key)
+        except BrokenFileError as error:
+            if image is None:
+                raise
+            self.repair(image_key, image, error)
+            return super().get(image_key)
 
 
 def prepare_features(
@@ -89,6 +147,7 @@ def prepare_features(
     """Have the data sets serve features and superpixels; what is missing is computed, by each process its share.
 
     What came with the data (in shards) is used if it is what this extractor would make, and is not computed again.
+    What was stored before is read; what is damaged is made again with a warning, now and when a data set finds it.
 
     Args:
         extractor: on the device on which it is to compute. Its settings name the caches.
@@ -123,11 +182,14 @@ def prepare_features(
         one.list_files(rank, world)
     if superpixels is not None and superpixel_cache == "read":
         _check_filled(superpixels, work, world)
+    done: set[tuple[str, str]] = set()
     for one in work:
-        one.fill(extractor, rank, world)
+        one.fill(extractor, rank, world, done)
     if world > 1:
         distributed.barrier()
-    served = None if superpixels is None else SuperpixelStore(superpixels.settings, superpixels.folder.parent)
+    served = None
+    if superpixels is not None:
+        served = CachedSuperpixels(superpixels, CacheRepair(FeatureWriter(extractor, None, superpixels)))
     for split in _splits(datasets):
         stored = precomputed_of(split, "superpixels")
         if served is not None:
@@ -165,10 +227,18 @@ def _attach_features(extractor: FrozenFeatureExtractor, datasets: Datasets, feat
             )  # fmt: skip
         needs_image = reads_images and any(split.superpixel_cache is None for split in joined.values())
         for name, split in joined.items():
+            own = features if found[name] is features else None  # what came with the data is not made again
             split.feature_cache = (
                 None
                 if without
-                else CachedFeatures(found[name], extractor.patch_colours, extractor.sam_side, needs_image)
+                else CachedFeatures(
+                    found[name],
+                    extractor.patch_colours,
+                    extractor.sam_side,
+                    needs_image,
+                    extractor.feature_layout(),
+                    None if own is None else CacheRepair(FeatureWriter(extractor, own, None)),
+                )
             )
 
 
@@ -187,18 +257,33 @@ class _SplitWork:
         if self.features is not None or self.superpixels is not None:
             self.files = dict(keyed_files(self.split, rank, world))
 
-    def fill(self, extractor: FrozenFeatureExtractor, rank: int, world: int) -> None:
-        """Make and store what is missing."""
-        generator, superpixels = extractor.generator, self.superpixels
+    def fill(self, extractor: FrozenFeatureExtractor, rank: int, world: int, done: set[tuple[str, str]]) -> None:
+        """Make and store what is missing or damaged.
+
+        Args:
+            extractor: computes it.
+            rank: of this process.
+            world: number of processes.
+            done: key and part of what other splits have stored or checked in this process; these are added to it.
+        """
+        generator, superpixels, may_skip = extractor.generator, self.superpixels, may_skip_broken(self.split)
+        max_pixels = max_pixels_of(self.split)
         from_embedding = superpixels if generator is not None and generator.needs_embedding else None
         if superpixels is not None and from_embedding is None:
-            fill_superpixels(superpixels, self.files, rank, world, may_skip_broken(self.split))
+            files = {key: file for key, file in self.files.items() if (key, SUPERPIXELS) not in done}
+            made = fill_superpixels(superpixels, files, rank, world, may_skip, max_pixels)
+            done |= {(key, SUPERPIXELS) for key in made}
         if from_embedding is not None or self.features is not None:
-            jobs = [ImageJob(file, key) for key, file in self.files.items()]
-            if self.features is not None and getattr(self.split, "mirrors", False):
-                jobs += [ImageJob(job.file, job.key + MIRRORED_SUFFIX, True) for job in jobs]
             writer = FeatureWriter(extractor, self.features, from_embedding)
-            fill_features(writer, jobs, rank, world, may_skip_broken(self.split))
+            keys = list(self.files.items())
+            if self.features is not None and getattr(self.split, "mirrors", False):
+                keys += [(key + MIRRORED_SUFFIX, file) for key, file in keys]
+            jobs = []
+            for key, file in keys:
+                parts = frozenset(part for part in writer.parts(key) if (key, part) not in done)
+                jobs.append(ImageJob(file, key, key.endswith(MIRRORED_SUFFIX), parts, max_pixels))
+            stored = fill_features(writer, [job for job in jobs if job.parts], rank, world, may_skip)
+            done |= {(job.key, part) for job in stored for part in job.parts}
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -283,7 +368,7 @@ def precomputed_of(split: Any, kind: Literal["superpixels", "features"]) -> Any:
 def _check_filled(store: SuperpixelStore, work: Sequence[_SplitWork], world: int) -> None:
     """Raise a FileNotFoundError, in every process the same, if superpixels that are to be read are not there."""
     reads = [one for one in work if one.superpixels is not None]
-    own = [(sum(key not in store for key in one.files), len(one.files)) for one in reads]
+    own = [(sum(not store.path(key).is_file() for key in one.files), len(one.files)) for one in reads]
     shares = [own]
     if world > 1:
         shares = [own] * world

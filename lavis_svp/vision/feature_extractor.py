@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -28,11 +29,12 @@ from lavis_svp.vision.geometry import (
     validity,
 )
 from lavis_svp.vision.grid_places import GridPlaces, grid_places
-from lavis_svp.vision.sam import STRIDE, build_sam
+from lavis_svp.vision.sam import EMBEDDING_WIDTH, STRIDE, build_sam
 from lavis_svp.vision.types import Grid, PatchFeatures
 from lavis_svp.zoo import Weights
 
 SuperpixelCache = Literal["off", "read", "fill"]
+RANGE_TOLERANCE = 0.01  # by which an image in floats may leave 0..1: rounding in 16 bits, antialiasing
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class ImageInputs:
             are then neither sent nor made.
         places: where each image lies on its patch grid, and the area weights of the extra channels that are maps;
             None: not known yet.
+        errors: what is wrong with an image, by its index: zeros stand in its place, so that the others are computed.
     """
 
     pixels: Tensor | None
@@ -156,6 +159,7 @@ class ImageInputs:
     region_maps: list[RegionMap] | None
     regions_known: bool = False
     places: GridPlaces | None = None
+    errors: dict[int, str] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> ImageInputs:
         """The same with its tensors on ``device``."""
@@ -177,7 +181,11 @@ class ImageInputs:
 
 
 def read_images(
-    samples: Mapping[str, Any], side: int, outputs: Sequence[str] = (), extra_channels: Sequence[str] = ()
+    samples: Mapping[str, Any],
+    side: int,
+    outputs: Sequence[str] = (),
+    extra_channels: Sequence[str] = (),
+    keep_broken: bool = False,
 ) -> ImageInputs:
     """Read what the extractor needs of a batch; images that nothing needs are left out.
 
@@ -189,15 +197,32 @@ def read_images(
         side: S, SAM's input side in pixels.
         outputs: those of :meth:`FrozenFeatureExtractor.request_outputs`.
         extra_channels: of :data:`EXTRA_CHANNELS`.
+        keep_broken: for predictions: an image with NaN or infinite numbers in its pixels or cached features is replaced
+            by zeros, and its entry in ``errors`` says so.
 
     Raises:
-        ValueError: images of another size than ``side``, no image and no features, or features without one of
-            ``outputs``.
+        ValueError: no image, images of another size than ``side``, type or range; no image and no features, or features
+            without one of ``outputs``; more or fewer entries of a list than images; or NaN or infinite numbers in an
+            image, unless ``keep_broken``.
     """
     image, region_maps = samples.get("image"), samples.get("region_map")
     region_maps = list(region_maps) if region_maps is not None and all(one is not None for one in region_maps) else None
     cached = _stacked(samples.get("frozen"), outputs, extra_channels)
-    pixels, geometry = _read_pixels(image, samples.get("original_size"), samples.get("input_size"), side)
+    pixels, geometry, not_finite = _read_pixels(image, samples.get("original_size"), samples.get("input_size"), side)
+    if not geometry:
+        raise ValueError("The batch has no images.")
+    for key in ("region_map", "frozen"):
+        if samples.get(key) is not None and len(samples[key]) != len(geometry):
+            raise ValueError(f"There are {len(geometry)} images, but {len(samples[key])} entries in {key}.")
+    errors = {index: f"{_name(samples, index)} has NaN or infinite pixels" for index in not_finite}
+    for index in _not_finite(cached) if keep_broken else ():  # half a millisecond an image, too much for training
+        errors[index] = f"{_name(samples, index)} has NaN or infinite cached features"
+    if errors and not keep_broken:
+        raise ValueError("; ".join(errors.values()) + ". Compute them again, or leave the image out.")
+    if cached is not None:
+        for index in errors:
+            for tensor in (cached[name] for name in cached if name != "valid"):
+                tensor[index] = 0  # they were stacked just now: nobody else's
     has_colour = "colour" not in extra_channels or (cached is not None and "colour" in cached)
     if cached is not None and has_colour and region_maps is not None:
         pixels = None
@@ -206,7 +231,23 @@ def read_images(
         raise ValueError(
             f"The samples hold no images, and their {lacking} are not cached: let the data set load images."
         )
-    return ImageInputs(pixels, geometry, cached, region_maps)
+    return ImageInputs(pixels, geometry, cached, region_maps, errors=errors)
+
+
+def _name(samples: Mapping[str, Any], index: int) -> str:
+    """An image's name in a message: its place in the batch, and its file where the samples say it."""
+    files = samples.get("file_name")
+    known = isinstance(files, list | tuple) and index < len(files)
+    return f"Image {index} of the batch ({files[index]})" if known and files else f"Image {index} of the batch"
+
+
+def _not_finite(cached: Mapping[str, Tensor] | None) -> list[int]:
+    """The images whose cached features hold NaN or infinite numbers: their sums tell."""
+    if cached is None:
+        return []
+    floats = [one for one in cached.values() if one.is_floating_point()]
+    sums = [torch.stack([image.sum(dtype=torch.float32) for image in one]) for one in floats]  # whole: 50 times faster
+    return [index for index, total in enumerate(torch.stack(sums).sum(0).tolist()) if not math.isfinite(total)]
 
 
 def _stacked(
@@ -216,33 +257,61 @@ def _stacked(
     found = [entry for entry in entries or () if entry is not None]
     if not found or len(found) < len(entries or ()):
         return None
-    if lacking := [name for name in outputs if any(name not in entry for entry in found)]:
+    names = ["patches", "valid", "sam", *outputs]
+    if lacking := [name for name in names if any(name not in entry for entry in found)]:
         raise ValueError(
             f"The projector needs {' and '.join(lacking)}, which the cached features lack. They were "
             "computed for another projector: remove them, or fill a cache with this model "
             "(model.cache_features: true)."
         )
-    names = ["patches", "valid", "sam", *outputs]
     if "colour" in extra_channels and all(entry.get("colour") is not None for entry in found):
         names.append("colour")
-    return {name: torch.stack([torch.as_tensor(entry[name]) for entry in found]) for name in names}
+    tensors = {name: [torch.as_tensor(entry[name]) for entry in found] for name in names}
+    for name, rows in tensors.items():
+        if len(shapes := {tuple(row.shape) for row in rows}) > 1:
+            raise ValueError(f"The cached features of a batch have {name} of different shapes: {sorted(shapes)}.")
+    return {name: torch.stack(rows) for name, rows in tensors.items()}
 
 
 def _read_pixels(
     image: Tensor | None, original_sizes: Any, input_sizes: Any, side: int
-) -> tuple[Tensor | None, list[SamInputGeometry]]:
-    """The RGB of an image tensor in either form, and where the images lie in SAM's input."""
+) -> tuple[Tensor | None, list[SamInputGeometry], list[int]]:
+    """The RGB of an image tensor in either form, where the images lie in SAM's input, and which are not finite.
+
+    An image that is not finite is replaced by zeros that fill SAM's input.
+    """
     if image is None:
-        return None, geometry_of(side, original_sizes, input_sizes)
-    if image.dtype == torch.uint8 and tuple(image.shape[1:]) == (3, side, side):
-        return image, geometry_of(side, original_sizes, input_sizes)
-    if image.dtype == torch.uint8 or tuple(image.shape[1:]) != (4, side, side):
+        return None, geometry_of(side, original_sizes, input_sizes), []
+    is_tensor = isinstance(image, Tensor)
+    kind = f"{tuple(image.shape)} {image.dtype}" if is_tensor else type(image).__name__
+    channels = VALID_CHANNEL if is_tensor and image.dtype == torch.uint8 else VALID_CHANNEL + 1
+    known = is_tensor and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not known or tuple(image.shape[1:]) != (channels, side, side):
         raise ValueError(
             f"image must be (B, 4, {side}, {side}) float or (B, 3, {side}, {side}) uint8 from the svp_image processors "
-            f"with image_size {side} (= model.sam.side), got {tuple(image.shape)} {image.dtype}."
+            f"with image_size {side} (= model.sam.side), got {kind}."
         )
+    if image.dtype == torch.uint8:
+        geometry = geometry_of(side, original_sizes, input_sizes)
+        if len(geometry) != len(image):
+            raise ValueError(f"There are {len(image)} images, but {len(geometry)} entries in original_size.")
+        return image, geometry, []
+    image = image.float()  # 16 bits cannot count a thousand valid pixels
+    pairs = [torch.stack(one.aminmax()) for one in image]
+    extremes = torch.stack(pairs).tolist() if pairs else []  # B of (lowest, highest), NaN where there is any
+    not_finite = [index for index, pair in enumerate(extremes) if not all(map(math.isfinite, pair))]
+    for index, (low, high) in enumerate(extremes):
+        if index not in not_finite and not -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE:
+            raise ValueError(
+                f"A float image must lie in 0..1, image {index} of the batch spans {low:.4g} to {high:.4g}. Take it "
+                "from the svp_image processors, or divide 0..255 by 255; the encoders' own normalisation comes later."
+            )
+    if not_finite:
+        blank = torch.zeros_like(image[0])
+        blank[VALID_CHANNEL] = 1
+        image = torch.stack([blank if index in not_finite else one for index, one in enumerate(image)])
     geometry = read_geometry(image[:, VALID_CHANNEL], original_sizes)
-    return image[:, :VALID_CHANNEL], geometry
+    return image[:, :VALID_CHANNEL], geometry, not_finite
 
 
 @dataclass
@@ -414,6 +483,20 @@ class FrozenFeatureExtractor(FrozenModule):
     def requested_outputs(self, patches: PatchFeatures) -> dict[str, Tensor]:
         """The requested outputs, optional fields of ``patches``, by name."""
         return {name: getattr(patches, name) for name in self.config.outputs}
+
+    def feature_layout(self) -> dict[str, tuple[int | None, ...]]:
+        """Names and shapes of what :meth:`encode` gives of one image, as a cache holds it; None: any length."""
+        h, w = self.vision_encoder.grid
+        cells, levels = self.sam_side // STRIDE, len(self.config.encoder.levels)
+        layout: dict[str, tuple[int | None, ...]] = {
+            "patches": (h * w, self.vision_encoder.dim),
+            "valid": (h * w,),
+            "sam": (EMBEDDING_WIDTH, cells, cells),
+            "levels": (levels, h * w, self.vision_encoder.dim),
+            "cls_attention": (h * w,),
+            "keys": (h * w, None),
+        }
+        return {name: layout[name] for name in ("patches", "valid", "sam", *self.config.outputs)}
 
     def settings(self) -> dict[str, Any]:
         """All that the cached features depend on, JSON-able: the options, and digests of the weights behind them.

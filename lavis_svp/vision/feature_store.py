@@ -18,17 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from lavis_svp.common.devices import cpus_per_process
-from lavis_svp.common.files import BrokenFileError
-from lavis_svp.common.images import MIRRORED_SUFFIX, ImageFile, file_bytes, image_key, read_pixels
-from lavis_svp.common.options import build_options
-from lavis_svp.common.paths import cache_root, write_file, write_whole
+from lavis_svp.common.files import BadFileError, BrokenFileError, read_json, read_regular
+from lavis_svp.common.images import (
+    MAX_IMAGE_PIXELS,
+    MIRRORED_SUFFIX,
+    ImageFile,
+    checked_key,
+    file_bytes,
+    image_key,
+    read_pixels,
+)
+from lavis_svp.common.options import SetupError, build_options
+from lavis_svp.common.paths import write_file
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead, read_compute_write
+from lavis_svp.common.tensor_files import load_tensors, save_tensors
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.superpixels.store import SuperpixelStore, fill_store, start_worker
 from lavis_svp.vision.feature_extractor import ExtractorConfig, FrozenFeatureExtractor, VisionFeatures
@@ -38,21 +45,28 @@ HEADER = "settings.json"
 MIN_IMAGES_FOR_WORKERS = 32  # from here on worker processes, which build the encoders anew, save time
 MAX_WORKERS = 8  # on a machine; each holds the encoders' weights, about a gigabyte
 GPU_BATCH = 8  # images that a GPU encodes together; on a CPU one at a time is as fast
+NAMED_FAULTS = 3  # damaged files whose faults one warning tells
+PATIENCE_SECONDS = 2  # after which the reading of what is stored shows how far it is
+
+FEATURES, SUPERPIXELS = "features", "superpixels"
+EVERYTHING = frozenset({FEATURES, SUPERPIXELS})
+"""The parts of what is stored of an image."""
+Layout = Mapping[str, tuple[int | None, ...]]
+"""Names and shapes of an image's features; None: any length."""
 
 
 class FeatureCache:
-    """One safetensors file per image, in a folder named by the settings' digest.
+    """One safetensors file per image, with a checksum, in a folder named by the settings' digest.
 
     Files: ``patches`` (N, C) float16, ``valid`` (N,) bool, ``sam`` (256, h, w) float16, and the further outputs of the
     encoder that the projector requires, in float16 but for ``cls_attention``, whose numbers are small. Half precision
     costs features a relative error of about 5e-4.
 
+    A header that is not what the folder's name says is written again.
+
     Args:
         root: folder that holds the caches of all settings.
         settings: everything the features depend on, JSON-able.
-
-    Raises:
-        ValueError: the folder belongs to other settings.
     """
 
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
@@ -60,39 +74,61 @@ class FeatureCache:
         text = _header_text(settings)
         self.folder = Path(root) / _digest(text)
         header = self.folder / HEADER
-        if not header.is_file():
+        try:
+            if read_regular(header) != text.encode():
+                raise BadFileError(f"{header} has other settings than its folder's name says.")
+        except FileNotFoundError:
             write_file(header, text)
-        elif header.read_text() != text:
-            raise ValueError(f"{header} holds other settings than these; delete {self.folder} or use another root.")
+        except BadFileError as error:
+            logging.warning("%s It is written again.", error)
+            write_file(header, text)
 
     def path(self, image_key: str) -> Path:
-        """Where the features of an image are."""
-        return self.folder / image_key[:2] / f"{image_key}.safetensors"
+        """Where the features of an image are; a ValueError if the key cannot name a file."""
+        return self.folder / image_key[:2] / f"{checked_key(image_key)}.safetensors"
 
     def get(self, image_key: str, image: np.ndarray | None = None) -> dict[str, Tensor] | None:
         """Features of an image, None when there are none; ``image`` is not used.
 
         Raises:
-            BrokenFileError: their file is damaged; it is removed, so that the next start computes it again.
+            BrokenFileError: their file is damaged.
         """
-        path = self.path(image_key)
-        if not path.is_file():
-            return None
         try:
-            return load_file(path)
-        except SafetensorError as error:
-            path.unlink(missing_ok=True)
-            raise BrokenFileError(
-                f"{path} was damaged ({error}). It is removed; the next start makes it again."
-            ) from None
+            return load_tensors(self.path(image_key), "The next start of a run on this image makes it again.")
+        except FileNotFoundError:
+            return None
+        except BadFileError as error:
+            raise BrokenFileError(str(error)) from error
 
     def put(
         self, image_key: str, patches: Tensor, valid: Tensor, sam: Tensor, outputs: Mapping[str, Tensor] | None = None
     ) -> None:
         """Store one image's features; ``outputs`` are its optional fields of ``PatchFeatures``, by name."""
         tensors = {"patches": patches, "valid": valid, "sam": sam, **(outputs or {})}
-        with write_whole(self.path(image_key)) as draft:
-            save_file({name: _as_stored(name, tensor).cpu().contiguous() for name, tensor in tensors.items()}, draft)
+        save_tensors(self.path(image_key), {name: _as_stored(name, tensor) for name, tensor in tensors.items()})
+
+
+def check_layout(features: Mapping[str, Tensor], layout: Layout, where: str | Path) -> None:
+    """Refuse stored features that lack something, or have other shapes than the extractor makes.
+
+    Args:
+        features: of one image.
+        layout: see :meth:`~lavis_svp.vision.feature_extractor.FrozenFeatureExtractor.feature_layout`.
+        where: names them in the message.
+
+    Raises:
+        BrokenFileError: names what is wrong.
+    """
+    for name, shape in layout.items():
+        found = tuple(features[name].shape) if name in features else None
+        if (
+            found is None
+            or len(found) != len(shape)
+            or any(n not in (None, m) for n, m in zip(shape, found, strict=True))
+        ):
+            expected = str(shape).replace("None", "*")
+            kind = "no tensor of this name" if found is None else f"shape {found}"
+            raise BrokenFileError(f"{where} is damaged: {name} should be {expected}, there is {kind}.")
 
 
 def _as_stored(name: str, tensor: Tensor) -> Tensor:
@@ -107,19 +143,17 @@ def open_features(folder: str | Path) -> FeatureCache:
 
     Raises:
         FileNotFoundError: not such a folder.
-        ValueError: its header is damaged, or does not belong to its name.
+        BadFileError: its header is damaged, or does not belong to its name.
     """
     folder = Path(folder)
     header = folder / HEADER
     if not header.is_file():
         caches = ", ".join(sorted(str(inner.parent) for inner in folder.glob(f"*/{HEADER}"))) or "none"
         raise FileNotFoundError(f"{folder} is no cache of features ({HEADER} is missing). Caches in it: {caches}.")
-    try:
-        settings = dict(json.loads(header.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{header} is damaged ({error}). Delete the folder {folder}.") from error
-    if _digest(_header_text(settings)) != folder.resolve().name:
-        raise ValueError(f"{header} has other settings than its folder's name says. Was {folder} renamed?")
+    mend = f"Start a run with this cache, which writes it again, or delete {folder}."
+    settings = read_json(header, mend)
+    if not isinstance(settings, dict) or _digest(_header_text(settings)) != folder.resolve().name:
+        raise BadFileError(f"{header} has other settings than its folder's name says. Was {folder} renamed? {mend}")
     return FeatureCache(folder.resolve().parent, settings)
 
 
@@ -139,16 +173,18 @@ class ResizedImage:
         key: names it in the caches.
         pixels: (3, S, S) uint8 RGB in SAM's input.
         size: (H, W) of the image itself.
+        parts: what is to be made of it, as far as the writer stores it.
     """
 
     key: str
     pixels: Tensor
     size: tuple[int, int]
+    parts: frozenset[str] = EVERYTHING
 
 
 @dataclass(frozen=True)
 class ComputedImage:
-    """What is stored of an image: its features by name, as the cache holds them, and perhaps its superpixels."""
+    """What is stored of an image: its features by name, as the cache holds them, or none; perhaps its superpixels."""
 
     key: str
     features: Mapping[str, Tensor]
@@ -169,9 +205,28 @@ class FeatureWriter:
     ) -> None:
         self.extractor, self.features, self.superpixels = extractor, features, superpixels
 
-    def is_stored(self, key: str) -> bool:
-        """Whether everything of an image is there."""
-        return (self.features is None or self.features.path(key).is_file()) and not self._lacks_superpixels(key)
+    def parts(self, key: str) -> frozenset[str]:
+        """What is stored here of an image; the superpixels of a mirrored one are its original's, mirrored."""
+        has_superpixels = self.superpixels is not None and not key.endswith(MIRRORED_SUFFIX)
+        kinds = {FEATURES: self.features is not None, SUPERPIXELS: has_superpixels}
+        return frozenset(part for part, stored in kinds.items() if stored)
+
+    def lacking(self, job: ImageJob) -> tuple[frozenset[str], list[str]]:
+        """Read what is stored of an image, and say which of the job's parts are to be made.
+
+        Returns:
+            the parts that are missing or damaged, and what is wrong with damaged features.
+        """
+        lacking, faults = set(), []
+        for part in sorted(job.parts & self.parts(job.key)):
+            try:
+                stored = self._has_features(job.key) if part == FEATURES else self._has_superpixels(job.key)
+            except BrokenFileError as error:
+                stored = False
+                faults.append(str(error))
+            if not stored:
+                lacking.add(part)
+        return frozenset(lacking), faults
 
     def write(self, pixels: np.ndarray, key: str) -> None:
         """Compute and store the features of one (H, W, 3) uint8 image."""
@@ -193,55 +248,88 @@ class FeatureWriter:
         tensors = {name: _as_stored(name, tensor).cpu() for name, tensor in tensors.items()}
         computed = []
         for index, one in enumerate(images):
-            features = {name: tensor[index] for name, tensor in tensors.items()}
-            computed.append(ComputedImage(one.key, features, self._regions(one.key, vision, index)))
+            parts = one.parts & self.parts(one.key)
+            features = {name: tensor[index] for name, tensor in tensors.items()} if FEATURES in parts else {}
+            regions = self._regions(vision, index) if SUPERPIXELS in parts else None
+            computed.append(ComputedImage(one.key, features, regions))
         return computed
 
     def store(self, computed: ComputedImage) -> None:
         """Write what :meth:`compute` gave for an image."""
-        if self.features is not None:
+        if self.features is not None and computed.features:
             outputs = dict(computed.features)
             patches, valid, sam = (outputs.pop(name) for name in ("patches", "valid", "sam"))
             self.features.put(computed.key, patches, valid, sam, outputs)
         if self.superpixels is not None and computed.regions is not None:
             self.superpixels.put(computed.key, computed.regions)
 
-    def _regions(self, key: str, vision: VisionFeatures, index: int) -> RegionMap | None:
+    def _regions(self, vision: VisionFeatures, index: int) -> RegionMap | None:
         generator = self.extractor.generator
-        if generator is None or not self._lacks_superpixels(key):
-            return None
-        return generator(embeddings=[vision.sam_embedding(index)])[0]
+        return None if generator is None else generator(embeddings=[vision.sam_embedding(index)])[0]
 
-    def _lacks_superpixels(self, key: str) -> bool:
-        """Whether superpixels of an image are to be made; those of a mirrored one are its original's, mirrored."""
-        return self.superpixels is not None and not key.endswith(MIRRORED_SUFFIX) and key not in self.superpixels
+    def _has_features(self, key: str) -> bool:
+        assert self.features is not None
+        features = self.features.get(key)
+        if features is not None:
+            check_layout(features, self.extractor.feature_layout(), self.features.path(key))
+        return features is not None
+
+    def _has_superpixels(self, key: str) -> bool:
+        assert self.superpixels is not None
+        return key in self.superpixels  # which warns of a damaged file
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """An image to compute: its file, its key, and whether it is mirrored."""
+    """An image to compute.
+
+    Args:
+        file: of the image.
+        key: names it in the caches.
+        mirrored: compute the mirrored image.
+        parts: what is to be made, as far as the writer stores it.
+        max_pixels: see :func:`~lavis_svp.common.images.read_image`.
+    """
 
     file: ImageFile
     key: str
     mirrored: bool = False
+    parts: frozenset[str] = EVERYTHING
+    max_pixels: int = MAX_IMAGE_PIXELS
 
 
 def fill_superpixels(
-    superpixels: SuperpixelStore, files: Mapping[str, ImageFile], rank: int, world: int, may_skip: bool
-) -> None:
-    """Make missing superpixels from the images themselves."""
+    superpixels: SuperpixelStore,
+    files: Mapping[str, ImageFile],
+    rank: int,
+    world: int,
+    may_skip: bool,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> set[str]:
+    """Make missing and damaged superpixels from the images themselves; returns the keys that the store now has."""
     few = len(files) < MIN_IMAGES_FOR_WORKERS
     workers = 1 if few else min(cpus_per_process(), max(1, MAX_WORKERS // world))
-    report = fill_store(superpixels, files.items(), read_pixels, workers, progress=rank == 0, skip_broken=may_skip)
+    load = functools.partial(read_pixels, max_pixels=max_pixels)
+    report = fill_store(superpixels, files.items(), load, workers, progress=rank == 0, skip_broken=may_skip)
     for key, error in report.broken.items():
         _warn_of(files[key], error)
+    return set(files) - set(report.broken)
 
 
-def fill_features(writer: FeatureWriter, jobs: Sequence[ImageJob], rank: int, world: int, may_skip: bool) -> None:
-    """Make missing features, and superpixels from SAM's embedding where the writer stores them."""
-    missing = [job for job in jobs if not writer.is_stored(job.key)]
+def fill_features(
+    writer: FeatureWriter, jobs: Sequence[ImageJob], rank: int, world: int, may_skip: bool
+) -> list[ImageJob]:
+    """Make missing and damaged features, and superpixels from SAM's embedding where the writer stores them.
+
+    What is stored is read, to find damaged files. On a CPU everything is computed in one thread (of several processes):
+    other numbers of threads round otherwise, and what is made again is to be what it was.
+
+    Returns:
+        the jobs whose parts are all stored now; the others' images are broken.
+    """
+    missing = _missing(writer, jobs, rank)
     if not missing:
-        return
+        return list(jobs)
     what = "superpixels" if writer.features is None else "frozen features"
     place = writer.superpixels if writer.features is None else writer.features
     assert place is not None
@@ -249,24 +337,44 @@ def fill_features(writer: FeatureWriter, jobs: Sequence[ImageJob], rank: int, wo
     on_cpu = writer.extractor.device.type == "cpu"
     cpus = cpus_per_process()
     workers = min(cpus, max(1, MAX_WORKERS // world)) if on_cpu else 1
+    threads = 1 if on_cpu else max(torch.get_num_threads(), cpus if world > 1 else 1)  # torchrun gives a process one
     faults: Iterator[str | None]
+    broken = set()
     if workers == 1 or len(missing) < MIN_IMAGES_FOR_WORKERS:
         faults = _write_here(writer, may_skip, missing, 1 if on_cpu else GPU_BATCH)
     else:
         faults = _write_in_workers(writer, may_skip, missing, workers)
     bar = tqdm(faults, what, len(missing), unit="image", mininterval=2, disable=rank != 0)
-    with _torch_threads(cpus if world > 1 else 1):
+    with _torch_threads(threads):
         for job, fault in zip(missing, bar, strict=True):
             _warn_of(job.file, fault)
+            if fault is not None:
+                broken.add(job.key)
+    return [job for job in jobs if job.key not in broken]
+
+
+def _missing(writer: FeatureWriter, jobs: Sequence[ImageJob], rank: int) -> list[ImageJob]:
+    """The jobs that have something left to do, with these parts; warns of damaged files. Threads read the files."""
+    missing, faults = [], []
+    with ThreadPoolExecutor(READERS) as readers:
+        states = ahead(readers, writer.lacking, jobs, READ_AHEAD)
+        hidden = rank != 0
+        bar = tqdm(states, "checking what is stored", len(jobs), unit="image", delay=PATIENCE_SECONDS, disable=hidden)
+        for job, (parts, found) in zip(jobs, bar, strict=True):
+            faults += found
+            if parts:
+                missing.append(dataclasses.replace(job, parts=parts))
+    if faults:
+        more = f" And {len(faults) - NAMED_FAULTS:,} more." if len(faults) > NAMED_FAULTS else ""
+        first = " ".join(faults[:NAMED_FAULTS])
+        logging.warning("Features of %d images are damaged and made again now: %s%s", len(faults), first, more)
+    return missing
 
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use at least ``count`` threads: torchrun starts every process with one."""
+    """Let torch use ``count`` threads."""
     before = torch.get_num_threads()
-    if count <= before:
-        yield
-        return
     torch.set_num_threads(count)
     try:
         yield
@@ -277,14 +385,14 @@ def _torch_threads(count: int) -> Iterator[None]:
 def _load(side: int, may_skip: bool, job: ImageJob) -> ResizedImage | str:
     """Read an image; returns its fault instead if it is broken and the data set may skip it."""
     try:
-        image = read_pixels(job.file)
+        image = read_pixels(job.file, job.max_pixels)
     except BrokenFileError as error:
         if not may_skip:
             raise
         return f"{type(error).__name__}: {error}"
     if job.mirrored:
         image = np.ascontiguousarray(image[:, ::-1])
-    return ResizedImage(job.key, resize_to_sam_input(image, side), (image.shape[0], image.shape[1]))
+    return ResizedImage(job.key, resize_to_sam_input(image, side), (image.shape[0], image.shape[1]), job.parts)
 
 
 def _write_here(
@@ -311,9 +419,7 @@ def _write_in_workers(
     writer: FeatureWriter, may_skip: bool, jobs: Sequence[ImageJob], workers: int
 ) -> Iterator[str | None]:
     """Do the jobs in worker processes on the CPU, one thread each: two do more on small tensors than two threads."""
-    config = json.dumps(dataclasses.asdict(writer.extractor.config), sort_keys=True)
-    folder = None if writer.features is None else writer.features.folder
-    work = functools.partial(_write_in_worker, (config, writer.superpixels is not None, folder), may_skip)
+    work = functools.partial(_write_in_worker, WriterOrigin.of(writer), may_skip)
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (os.getpid(), 1)) as pool:
         try:
             yield from pool.map(work, jobs)
@@ -322,8 +428,35 @@ def _write_in_workers(
             raise
 
 
-def _write_in_worker(origin: tuple[str, bool, Path | None], may_skip: bool, job: ImageJob) -> str | None:
-    writer = _writer_of(*origin)
+@dataclass(frozen=True)
+class WriterOrigin:
+    """What another process builds a :class:`FeatureWriter` on the CPU from.
+
+    Args:
+        config: the extractor's, as JSON.
+        features: the cache's folder; None: it stores no features.
+        superpixels: the store's folder, likewise.
+    """
+
+    config: str
+    features: Path | None
+    superpixels: Path | None
+
+    @classmethod
+    def of(cls, writer: FeatureWriter) -> WriterOrigin:
+        """The origin of a writer."""
+        extractor = writer.extractor
+        parts = {"encoder": extractor.vision_encoder.network, "sam": extractor.sam_encoder}
+        own = dataclasses.asdict(extractor.config)
+        for name, part in parts.items():  # `auto` means something else on another device
+            own[name]["dtype"] = str(next(part.parameters()).dtype).removeprefix("torch.")
+        config = json.dumps(own, sort_keys=True)
+        folders = [None if one is None else one.folder for one in (writer.features, writer.superpixels)]
+        return cls(config, *folders)
+
+
+def _write_in_worker(origin: WriterOrigin, may_skip: bool, job: ImageJob) -> str | None:
+    writer = writer_of(origin)
     image = _load(writer.extractor.sam_side, may_skip, job)
     if isinstance(image, str):
         return image
@@ -332,19 +465,64 @@ def _write_in_worker(origin: tuple[str, bool, Path | None], may_skip: bool, job:
     return None
 
 
+@functools.lru_cache(maxsize=2)  # for features, and for superpixels
+def writer_of(origin: WriterOrigin) -> FeatureWriter:
+    """A process's own writer, built when it is first asked for.
+
+    Raises:
+        SetupError: what it makes would not belong into the folders.
+    """
+    extractor = _extractor_of(origin.config)
+    writer = FeatureWriter(extractor, None, None)
+    if origin.features is not None:
+        writer.features = FeatureCache(origin.features.parent, extractor.settings())
+        _check_folder(writer.features.folder, origin.features)
+    if origin.superpixels is not None and extractor.generator is not None:
+        writer.superpixels = SuperpixelStore(extractor.generator, origin.superpixels.parent)
+        _check_folder(writer.superpixels.folder, origin.superpixels)
+    return writer
+
+
 @functools.lru_cache(maxsize=1)
-def _writer_of(config: str, with_superpixels: bool, folder: Path | None) -> FeatureWriter:
-    """A worker's own writer, built at its first image; it must write into the cache ``folder``."""
-    extractor = build_options(ExtractorConfig, json.loads(config), "extractor").build("cpu")
-    features = None if folder is None else FeatureCache(cache_root() / "features", extractor.settings())
-    if features is not None and folder is not None and features.folder != folder:
-        raise RuntimeError(
-            f"The frozen weights of this model are not those that their names load ({features.folder.name}, not "
-            f"{folder.name}): they were changed after loading. Name files that hold them in the model's YAML."
+def _extractor_of(config: str) -> FrozenFeatureExtractor:
+    return build_options(ExtractorConfig, json.loads(config), "extractor").build("cpu")
+
+
+def _check_folder(found: Path, expected: Path) -> None:
+    if found != expected:
+        raise SetupError(
+            f"The frozen weights of this model are not those that their names load ({found.name}, not "
+            f"{expected.name}): they were changed after loading. Name files that hold them in the model's YAML."
         )
-    generator = extractor.generator
-    superpixels = SuperpixelStore(generator) if with_superpixels and generator is not None else None
-    return FeatureWriter(extractor, features, superpixels)
+
+
+class CacheRepair:
+    """Makes damaged features or superpixels of an image again, in any process, as they were made on a CPU.
+
+    A run reads everything that is stored before it starts; this is for what is damaged later. It builds encoders of its
+    own, on the CPU, because a loader's worker cannot use those on a GPU; their results differ by the rounding.
+
+    Args:
+        writer: what stores the files.
+    """
+
+    def __init__(self, writer: FeatureWriter) -> None:
+        self._origin = WriterOrigin.of(writer)
+
+    def __call__(self, key: str, image: np.ndarray, fault: BrokenFileError) -> None:
+        """Make all parts of the writer again of one (H, W, 3) uint8 image, because of a fault, of which it warns.
+
+        Raises:
+            SetupError: see :func:`writer_of`.
+        """
+        logging.warning("Made again now: %s", fault)
+        with _torch_threads(1):
+            writer = writer_of(self._origin)
+            generator = writer.extractor.generator
+            if writer.superpixels is None or generator is None or generator.needs_embedding:
+                writer.write(image, key)
+            else:
+                writer.superpixels.put(key, generator.segment(image))
 
 
 def keyed_files(split: Any, rank: int, world: int) -> Iterator[tuple[str, ImageFile]]:
@@ -354,11 +532,12 @@ def keyed_files(split: Any, rank: int, world: int) -> Iterator[tuple[str, ImageF
         images.setdefault(split.image_file(image), image)
     share = list(images.items())[rank::world]
     stated = getattr(split, "stated_key", lambda image: None)
+    max_pixels = max_pixels_of(split)
 
     def key_of(item: tuple[ImageFile, Any]) -> tuple[str | None, str | None]:
         """The key, or the fault of the file."""
         try:
-            return stated(item[1]) or image_key(file_bytes(item[0])), None
+            return stated(item[1]) or image_key(file_bytes(item[0], max_pixels)), None
         except BrokenFileError as error:
             if not may_skip_broken(split):
                 raise
@@ -374,6 +553,11 @@ def keyed_files(split: Any, rank: int, world: int) -> Iterator[tuple[str, ImageF
 def may_skip_broken(split: Any) -> bool:
     """Whether the data set itself skips samples whose files are broken, as training does by default."""
     return getattr(split, "train", False) and split.options.skip_broken
+
+
+def max_pixels_of(split: Any) -> int:
+    """The limit of an image's pixels that a data set has as ``sampling.max_image_pixels``."""
+    return int(getattr(getattr(split, "options", None), "max_image_pixels", MAX_IMAGE_PIXELS))
 
 
 def _warn_of(file: ImageFile, error: str | None) -> None:

@@ -15,10 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from lavis_svp.common.files import one_line
 from lavis_svp.common.tensors import cell_overlap, no_autocast
 
 VALID_CHANNEL = 3
 """Index of the validity channel of an image tensor (4, S, S): RGB, then 1 where the image is."""
+
+MAX_MASK_PIXELS = 1_000_000_000
+"""Most pixels of an ``original_size``: a mask of that size takes 4 GB while it is made."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +91,41 @@ def geometry_of(
         input_sizes: their sizes in SAM's input; None: those that :func:`sam_input_size` gives.
 
     Raises:
-        ValueError: both are None.
+        ValueError: both are None, their numbers differ, or one is no (H, W) in whole pixels of at least 1.
     """
     if original_sizes is None and input_sizes is None:
         raise ValueError("An image without a validity channel needs its size: give original_size, (H, W) of each.")
-    inputs, originals = _whole_sizes(input_sizes), _whole_sizes(original_sizes)
+    inputs, originals = _whole_sizes(input_sizes, "input_size"), _whole_sizes(original_sizes, "original_size")
     if inputs is None:
         inputs = [sam_input_size(height, width, side) for height, width in originals or ()]
+    if originals is not None and len(originals) != len(inputs):
+        raise ValueError(f"There are {len(inputs)} images, but {len(originals)} entries in original_size.")
+    for index, size in enumerate(inputs):
+        if max(size) > side:
+            raise ValueError(f"input_size[{index}] is {size}, which does not fit into SAM's input of side {side}.")
     pairs = zip(inputs, inputs if originals is None else originals, strict=True)
     return [SamInputGeometry(side, input_size, original_size) for input_size, original_size in pairs]
 
 
-def _whole_sizes(sizes: Sequence[Any] | Tensor | None) -> list[tuple[int, int]] | None:
-    rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes  # one transfer where they are on a device
-    return None if rows is None else [(int(height), int(width)) for height, width in rows]
+def _whole_sizes(sizes: Sequence[Any] | Tensor | None, name: str) -> list[tuple[int, int]] | None:
+    if sizes is None:
+        return None
+    try:
+        rows = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)  # one transfer where they are on a device
+        pairs = [(int(height), int(width)) for height, width in rows]
+        wrong = [
+            index
+            for index, (pair, row) in enumerate(zip(pairs, rows, strict=True))
+            if min(pair) < 1 or pair[0] * pair[1] > MAX_MASK_PIXELS or pair != (row[0], row[1])
+        ]
+    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{name} must hold (H, W) of each image, in pixels; got {one_line(repr(sizes))}.") from error
+    if wrong:
+        raise ValueError(
+            f"{name}[{wrong[0]}] is {rows[wrong[0]]}; it must be (H, W), two whole numbers of pixels of at least 1, "
+            f"and {MAX_MASK_PIXELS:,} pixels at most."
+        )
+    return pairs
 
 
 def read_geometry(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[SamInputGeometry]:
@@ -111,12 +136,19 @@ def read_geometry(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[S
         original_sizes: B sizes (H, W) of the images; None: the sizes that they have in SAM's input.
 
     Raises:
-        ValueError: an image without a valid pixel.
+        ValueError: an image without a valid pixel, or whose valid pixels are no rectangle of ones at the top left.
     """
-    sizes = torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1).tolist()  # B of (h_in, w_in)
-    for index, size in enumerate(sizes):
-        if min(size) < 1:
+    sums = [valid[:, :, 0].sum(1), valid[:, 0].sum(1), valid.sum((1, 2))]
+    sizes = []
+    for index, (height, width, area) in enumerate(torch.stack(sums, dim=1).tolist()):  # B of (h_in, w_in, pixels)
+        if not area:
             raise ValueError(f"Image {index} has no valid pixel in its fourth channel.")
+        if height * width != area or height != int(height) or width != int(width):
+            raise ValueError(
+                f"Image {index} must have 1 in its fourth channel where the image is, a rectangle at the top left, and "
+                f"0 elsewhere; its first column sums to {height:g}, its first row to {width:g}, all of it to {area:g}."
+            )
+        sizes.append((height, width))
     return geometry_of(valid.shape[-1], original_sizes, sizes)
 
 

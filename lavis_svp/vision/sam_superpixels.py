@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lavis_svp.common.devices import check_dtype, checked_device, resolve_dtype, wait_for
-from lavis_svp.common.paths import cache_root, write_file
+from lavis_svp.common.files import read_checked_json, write_checked_json
+from lavis_svp.common.paths import cache_root
 from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator
 from lavis_svp.superpixels.sam.generator import SamSuperpixels, sam_settings
@@ -186,13 +187,13 @@ def checkpoint_identity(file: Path, side: int) -> tuple[str, str]:
     status = file.stat()
     key = json.dumps([str(file.resolve()), status.st_size, status.st_mtime_ns, side])
     kept = cache_root() / "superpixels" / "checkpoints" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads(kept.read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what cannot be used is computed again
+        content = read_checked_json(kept)
         return str(content["encoder"]), str(content["weights"])
     sam = build_sam(file, side)
     settings = SamSuperpixels(sam.prompt_encoder, sam.mask_decoder, sam.identity).settings()
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
-        write_file(kept, json.dumps({"checkpoint": key, **{name: settings[name] for name in ("encoder", "weights")}}))
+        write_checked_json(kept, {"checkpoint": key, **{name: settings[name] for name in ("encoder", "weights")}})
     return settings["encoder"], settings["weights"]
 
 

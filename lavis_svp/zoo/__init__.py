@@ -2,6 +2,7 @@
 
 from lavis_svp.zoo.architectures import PUBLISHED, Weights, model_config
 from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, list_weights
+from lavis_svp.zoo.published import load_published, read_published
 from lavis_svp.zoo.shipped import ShippedWeights, list_shipped, shipped_file, verify_shipped
 from lavis_svp.zoo.store import DownloadError, HashMismatchError, check_name, fetch, is_cached, resolve, verify
 
@@ -18,7 +19,9 @@ __all__ = [
     "is_cached",
     "list_shipped",
     "list_weights",
+    "load_published",
     "model_config",
+    "read_published",
     "resolve",
     "shipped_file",
     "verify",

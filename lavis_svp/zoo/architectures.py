@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.zoo.entries import list_weights
+from lavis_svp.zoo.published import read_published
 from lavis_svp.zoo.store import is_cached, weights_folder
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def model_config(name_or_path: str | PathLike[str]) -> PretrainedConfig:
 
     Raises:
         FileNotFoundError: the local folder has no ``config.json``.
+        BadFileError: it is damaged, or of a kind that transformers does not know.
         UnknownNameError: the name is none of these; the message says how to give a configuration.
     """
     from transformers import AutoConfig
@@ -119,14 +121,14 @@ def model_config(name_or_path: str | PathLike[str]) -> PretrainedConfig:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} has no config.json, which describes its model.")
-        return AutoConfig.from_pretrained(folder)
+        return read_published(AutoConfig.from_pretrained, folder)
     if name in {entry.name for entry in list_weights()} and is_cached(name):
-        return AutoConfig.from_pretrained(weights_folder(name))
+        return read_published(AutoConfig.from_pretrained, weights_folder(name))
     if name in PUBLISHED:
         return AutoConfig.for_model(PUBLISHED[name].model_type, **PUBLISHED[name].values)
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
+        return read_published(AutoConfig.from_pretrained, name, local_files_only=True)
+    except OSError:
         error = unknown_name("architecture", name, PUBLISHED)
         raise type(error)(
             f"{error} For another model give a local folder that holds its config.json (weights are not needed), "

@@ -201,7 +201,7 @@ def convert_smollm2(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder, name = (source / GGUF_FILE).parent, GGUF_FILE.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
     for key in ("_model_name_or_path", "unk_token_id"):  # GGUF's, unknown to a Llama's configuration
         delattr(model.config, key)
     model.save_pretrained(target)

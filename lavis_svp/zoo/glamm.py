@@ -8,6 +8,7 @@ such as GLaMM-GranD-Pretrained, begins with a language model and a mask decoder 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_svp.common.files import BadFileError, file_errors, one_line, read_json
+
+MEND = "Fetch it again."
 LANGUAGE_FOLDER, SVP_FILE, RECORD = "language", "svp.safetensors", "import.json"
 SEG_TOKEN = "[SEG]"
 EMBEDDINGS, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -74,16 +78,22 @@ def import_glamm(
     Raises:
         FileNotFoundError: a part of the source is missing.
         FileExistsError: ``target`` exists.
-        ValueError: a file holds more than tensors, a tensor is unknown or missing, or the id of ``[SEG]`` is unknown.
+        BadFileError: a file is damaged or holds more than tensors, or a tensor is unknown, missing or of another form.
+        ValueError: the id of ``[SEG]`` is unknown.
     """
     import torch
     from safetensors.torch import save_file
     from tqdm import tqdm
 
+    from lavis_svp.common.tensor_files import load_state, save_tensors
+
     if target.exists():
         raise FileExistsError(f"{target} exists already: give another folder, or delete it.")
     files = weight_files(source)
     config = _json(source / "config.json")
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise BadFileError(f"{source / 'config.json'}: num_hidden_layers is {layers!r}, no whole number. {MEND}")
     vocabulary = _vocabulary(source)
     added = added_tokens(source, vocabulary)
     seg_id = added.get(SEG_TOKEN) if seg_id is None else seg_id
@@ -101,7 +111,7 @@ def import_glamm(
         index: dict[str, str] = {}
         for number, file in enumerate(tqdm(files, desc="files", disable=not progress), start=1):
             kept = {}
-            for name, tensor in read_tensors(file).items():
+            for name, tensor in load_state(file).items():
                 new_name = sort_tensor(name, report, with_projector)
                 if new_name is None:
                     continue
@@ -116,12 +126,12 @@ def import_glamm(
             index |= dict.fromkeys(kept, shard)
             if kept:
                 save_file(kept, language / shard, metadata={"format": "pt"})
-        _check_complete(report, int(config["num_hidden_layers"]), source)
+        _check_complete(report, layers, source)
         report.rows = {
             token: f"row {number}: " + ("to svp.safetensors" if number == seg_id else "dropped, no prompt here uses it")
             for token, number in {**added, SEG_TOKEN: seg_id}.items()
         }
-        save_file({name: tensor.contiguous() for name, tensor in svp.items()}, work / SVP_FILE)
+        save_tensors(work / SVP_FILE, svp)
         _write(language / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
         _write(language / "config.json", _llama_config(config, vocabulary))
         shutil.copyfile(source / "tokenizer.model", language / "tokenizer.model")
@@ -137,7 +147,7 @@ def sort_tensor(name: str, report: ImportReport, with_projector: bool) -> str | 
     """Record the destination of a tensor and return its new name; None if it is dropped.
 
     Raises:
-        ValueError: GLaMM and LISA have no such tensor.
+        BadFileError: GLaMM and LISA have no such tensor.
     """
     if LANGUAGE.fullmatch(name):
         report.language.append(name)
@@ -151,7 +161,7 @@ def sort_tensor(name: str, report: ImportReport, with_projector: bool) -> str | 
             report.dropped[name] = reason
             return None
     hint = "Merge its adapters first." if "lora_" in name or name.startswith("base_model.") else ""
-    raise ValueError(f"GLaMM's and LISA's published checkpoints have no tensor '{name}'. {hint}".strip())
+    raise BadFileError(f"GLaMM's and LISA's published checkpoints have no tensor '{name}'. {hint}".strip())
 
 
 def weight_files(source: Path) -> list[Path]:
@@ -159,14 +169,15 @@ def weight_files(source: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are none, or a file of the index is missing.
-        ValueError: the index names files outside the folder.
+        BadFileError: the index is damaged, or names files outside the folder.
     """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = source / f"{stem}.{ending}.index.json", source / f"{stem}.{ending}"
         if index.is_file():
-            names = sorted(set(_json(index)["weight_map"].values()))
-            if any(Path(name).name != name for name in names):
-                raise ValueError(f"{index} names files outside its folder.")
+            with file_errors(index, MEND):
+                names = sorted(set(_json(index)["weight_map"].values()))
+                if any(not name or "\0" in name or Path(name).name != name for name in names):
+                    raise BadFileError(f"{index} names files outside its folder.")
             missing = [name for name in names if not (source / name).is_file()]
             if missing:
                 raise FileNotFoundError(f"{source} lacks {', '.join(missing)}, which its index names.")
@@ -176,38 +187,17 @@ def weight_files(source: Path) -> list[Path]:
     raise FileNotFoundError(f"{source} holds neither model.safetensors nor pytorch_model.bin, nor an index of parts.")
 
 
-def read_tensors(file: Path) -> Mapping[str, Any]:
-    """Read the tensors of a file; code in it is refused, not executed.
-
-    Raises:
-        ValueError: the file is damaged or holds something else.
-    """
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is damaged or holds more than tensors; nothing in it was run: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{file} does not hold a mapping of names to tensors.")
-    return state
-
-
 def added_tokens(source: Path, vocabulary: int) -> dict[str, int]:
     """Read the tokens beyond the tokenizer's own vocabulary, with their ids."""
     tokens: dict[str, int] = {}
-    if (source / "added_tokens.json").is_file():
-        tokens |= _json(source / "added_tokens.json")
-    if (source / "tokenizer_config.json").is_file():
-        decoder = _json(source / "tokenizer_config.json").get("added_tokens_decoder", {})
-        tokens |= {entry["content"]: int(number) for number, entry in decoder.items()}
+    own, config = source / "added_tokens.json", source / "tokenizer_config.json"
+    if own.exists():
+        with file_errors(own, MEND):
+            tokens |= {token: operator.index(number) for token, number in _json(own).items()}
+    if config.exists():
+        with file_errors(config, MEND):
+            decoder = _json(config).get("added_tokens_decoder", {})
+            tokens |= {str(entry["content"]): int(number) for number, entry in decoder.items()}
     return {token: number for token, number in sorted(tokens.items(), key=lambda pair: pair[1]) if number >= vocabulary}
 
 
@@ -218,13 +208,19 @@ def _vocabulary(source: Path) -> int:
     path = source / "tokenizer.model"
     if not path.is_file():
         raise FileNotFoundError(f"{source} has no tokenizer.model (sentencepiece), as GLaMM and LISA have.")
-    return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
+    with file_errors(path, MEND):
+        try:
+            return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
+        except OSError as error:  # what sentencepiece makes of a damaged file
+            raise BadFileError(f"{path} is damaged or of another kind ({one_line(error)}). {MEND}") from error
 
 
 def _split_table(name: str, table: Any, vocabulary: int, seg_id: int) -> tuple[Any, Any]:
     """Split a table into the rows of the tokenizer's own vocabulary (V, D) and that of ``[SEG]`` (1, D)."""
     if len(table) <= seg_id:
-        raise ValueError(f"{name} has {len(table)} rows, none for {SEG_TOKEN} at id {seg_id}: give the right --seg-id.")
+        raise BadFileError(
+            f"{name} has {len(table)} rows, none for {SEG_TOKEN} at id {seg_id}: give the right --seg-id."
+        )
     return table[:vocabulary].clone(), table[seg_id : seg_id + 1].clone()
 
 
@@ -236,7 +232,7 @@ def _check_complete(report: ImportReport, layers: int, source: Path) -> None:
     parts = {new_name.split(".")[0] for new_name in report.renamed.values()}
     missing += sorted({"readout", "mask_head"} - parts)
     if missing:
-        raise ValueError(f"{source} lacks {', '.join(missing)}: is it a whole checkpoint of GLaMM or LISA?")
+        raise BadFileError(f"{source} lacks {', '.join(missing)}: is it a whole checkpoint of GLaMM or LISA?")
 
 
 def _llama_config(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
@@ -275,9 +271,10 @@ def report_lines(report: ImportReport) -> Iterator[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path.name} in {path.parent}.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, MEND)
+    if not isinstance(content, dict):
+        raise BadFileError(f"{path} holds no mapping. {MEND}")
+    return content
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

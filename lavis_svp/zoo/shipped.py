@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavis_svp.common.files import BadFileError, read_json
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.zoo.store import sha256_of
 
@@ -93,17 +93,28 @@ def get_shipped(name: str) -> ShippedWeights:
 
 
 def shipped_file(name: str) -> Path:
-    """Return the path of shipped weights; a FileNotFoundError says how to get a missing file."""
+    """Return the path of shipped weights, after comparing the file with the sha256 in its record, where there is one.
+
+    Raises:
+        FileNotFoundError: there is no file; the message says how to get it.
+        BadFileError: it is not the file of the record.
+    """
     entry = get_shipped(name)
     if not entry.file.is_file():
         raise FileNotFoundError(entry.absent)
+    stated = (read_record(name) or {}).get("sha256")
+    if stated is not None and sha256_of(entry.file) != stated:
+        raise BadFileError(
+            f"{entry.file} is not the file that {entry.record.name} describes: sha256 {stated} is expected. Install "
+            "the package again, or take the file from the repository."
+        )
     return entry.file
 
 
 def read_record(name: str) -> dict[str, Any] | None:
     """Read the record: ``size``, ``sha256`` and the file's metadata; None if it is missing or unreadable."""
     try:
-        record = json.loads(get_shipped(name).record.read_text(encoding="utf-8"))
+        record = read_json(get_shipped(name).record)
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

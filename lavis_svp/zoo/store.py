@@ -5,8 +5,10 @@ A converted folder appears whole or not at all, and processes that need the same
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,13 +17,14 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from lavis_svp.common.files import BadFileError, read_json, relative_name
 from lavis_svp.common.paths import cache_root
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, get_entry, list_weights
@@ -38,7 +41,7 @@ class DownloadError(FileNotFoundError):
     """The archive could not be downloaded; the message says why and what to do."""
 
 
-class HashMismatchError(ValueError):
+class HashMismatchError(BadFileError):
     """A file is not the pinned one; the message has both hashes."""
 
 
@@ -100,8 +103,9 @@ def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
 def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
     """Return the folder of the converted weights, after downloading and converting them if necessary.
 
-    The archive stays in ``<root>/downloads``, so that an interrupted conversion or a new version needs no second
-    download; users may delete it. Of two processes that fetch at the same time, the second waits.
+    Its files are compared with the hashes of their conversion, once in a process; where one differs, they are made
+    again, with a warning. The archive stays in ``<root>/downloads``, so that an interrupted conversion or a new version
+    needs no second download; users may delete it. Of two processes that fetch at the same time, the second waits.
 
     Args:
         name: a name of the zoo.
@@ -116,7 +120,7 @@ def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
     """
     entry = get_entry(name)
     folder = weights_folder(name, root)
-    if is_cached(name, root):
+    if is_cached(name, root) and not _changed_files(name, root):
         return folder
 
     def say(line: str) -> None:
@@ -125,7 +129,10 @@ def fetch(name: str, root: Path | None = None, progress: bool = True) -> Path:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / f".{name}.lock", say):
-        if not is_cached(name, root):  # another process may have made it in the meantime
+        changed = _changed_files(name, root) if is_cached(name, root) else []
+        for fault in changed:
+            logging.warning("%s. '%s' is made again.", fault, name)
+        if changed or not is_cached(name, root):  # another process may have made it in the meantime
             _make(entry, folder, say)
     return folder
 
@@ -146,14 +153,35 @@ def verify(name: str, root: Path | None = None) -> list[str]:
     record = _read_record(folder)
     if record is None:
         return [f"{folder} has not been fetched"]
+    return _faults(folder, record, sha256_of)
+
+
+def _faults(folder: Path, record: Mapping[str, Any], sha256: Callable[[Path], str]) -> list[str]:
     faults = []
     for file, info in record["files"].items():
         path = folder / file
         if not path.is_file():
             faults.append(f"{path} is missing")
-        elif (actual := sha256_of(path)) != info["sha256"]:
+        elif (actual := sha256(path)) != info["sha256"]:
             faults.append(f"{path} has changed: expected sha256 {info['sha256']}, got {actual}")
     return faults
+
+
+def _changed_files(name: str, root: Path | None) -> list[str]:
+    """A line for each file of complete weights that differs from its record; each file is read once in a process."""
+    folder = weights_folder(name, root)
+    record = _read_record(folder)
+    return [] if record is None else _faults(folder, record, _sha256_once)
+
+
+def _sha256_once(path: Path) -> str:
+    status = path.stat()
+    return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache
+def _sha256_of_version(path: Path, size: int, changed: int) -> str:
+    return sha256_of(path)
 
 
 @contextmanager
@@ -223,12 +251,16 @@ def _write_record(entry: WeightEntry, folder: Path) -> None:
 
 
 def _read_record(folder: Path) -> dict | None:
-    """Read the folder's ``source.json``; None if it is missing or unreadable."""
+    """Read the folder's ``source.json``; None if it is missing or cannot be used."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / RECORD)
+        for file, info in record["files"].items():
+            if not {"size", "sha256"} <= info.keys():
+                return None
+            relative_name(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else None
+    return record
 
 
 # ---------------------------------------------------------------- download and extraction
@@ -245,8 +277,7 @@ def check_sha256(path: Path, expected: str, advice: str) -> None:
     actual = sha256_of(path)
     if actual != expected:
         raise HashMismatchError(
-            f"{path.name} is not the file that was pinned.\n"
-            f"  expected sha256 {expected}\n  actual sha256   {actual}\n{advice}"
+            f"{path.name} is not the file that was pinned: expected sha256 {expected}, got {actual}. {advice}"
         )
 
 
@@ -297,10 +328,10 @@ def _run_client(entry: PublishedArchive, folder: Path, target: Path) -> None:
     # The client's progress goes to this terminal; its errors are kept for the message.
     result = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True, check=False)
     if result.returncode or not (folder / entry.archive).is_file():
-        errors = result.stderr.strip()[-800:] or "(no message)"
+        errors = " ".join(result.stderr.split())[-800:] or "no message"
         raise DownloadError(
-            f"{entry.source} could not be downloaded (exit code {result.returncode}). The client's message:\n{errors}\n"
-            f"Check the network and run again, {otherwise}"
+            f"{entry.source} could not be downloaded (exit code {result.returncode}; the client says: {errors}). Check "
+            f"the network and run again, {otherwise}"
         )
 
 

@@ -46,7 +46,7 @@ def test_json(result_files, capsys):
 def test_a_missing_and_a_strange_file(tmp_path, capsys):
     strange = tmp_path / "strange.jsonl"
     strange.write_text('{"a": 1}\n')
-    for path, message in [(tmp_path / "no", "No such file"), (strange, "lacks expression_id")]:
+    for path, message in [(tmp_path / "no", "There is no file"), (strange, "lacks expression_id")]:
         with pytest.raises(SystemExit) as stop:
             main([str(path)])
         assert stop.value.code == 2

@@ -92,3 +92,11 @@ def test_what_it_does_not_take(started, capsys, given: str, words: str) -> None:
     with pytest.raises(SystemExit) as end:
         started("ablation", *given.split())
     assert end.value.code == 2 and re.search(words, capsys.readouterr().err)
+
+
+def test_a_torn_result_is_none(tmp_path, caplog) -> None:
+    result = tmp_path / "result"
+    result.mkdir()
+    (result / "metrics_test_9.json").write_text('{"giou_macro": 0.')
+    (result / "metrics_test_x.json").write_text("{}")
+    assert rows.result_of(tmp_path) is None and "metrics_test_9.json" in caplog.text

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
+
+from lavis_svp.cli import segment
+from lavis_svp.models.outputs import NoAnswer
 
 
 def run(*arguments, cwd):
@@ -20,7 +26,6 @@ def test_without_a_checkpoint_it_says_how_to_make_one(tmp_path):
 
 
 def test_the_default_is_the_shipped_weights_and_their_absence_is_told(tmp_path, monkeypatch, capsys):
-    from lavis_svp.cli import segment
     from lavis_svp.zoo import shipped
 
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
@@ -41,3 +46,44 @@ def test_the_shipped_weights_segment_at_once(tmp_path):
 def test_without_an_expression_it_shows_the_usage(tmp_path):
     result = run(cwd=tmp_path)
     assert result.returncode == 2 and "EXPRESSION" in result.stderr.upper()
+
+
+class SetModel:
+    """Answers with what was set."""
+
+    options = SimpleNamespace(sam=SimpleNamespace(side=64))
+
+    def __init__(self, error):
+        self.error = error
+
+    def predict_masks(self, samples):
+        return [[SimpleNamespace(error=self.error)]]
+
+    def predict_answers(self, samples, **options):
+        return [NoAnswer(self.error)]
+
+
+@pytest.mark.parametrize("flags", [[], ["--question"]])
+def test_no_answer_is_an_error(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.setattr(segment, "_shipped_model", lambda place: SetModel("it is too long"))
+    monkeypatch.setattr(segment, "_trained_model", lambda path, place: SetModel("it is too long"))
+    with pytest.raises(SystemExit) as stop:
+        segment.main(["the red circle", *flags, "--device", "cpu", "--out", str(tmp_path / "demo.png")])
+    assert stop.value.code == 2 and "error: it is too long\n" in capsys.readouterr().err
+    assert not (tmp_path / "demo.png").exists()
+
+
+@pytest.mark.parametrize(("limit", "message"), [("99", "max-image-pixels"), ("many", "invalid int value")])
+def test_the_limit_of_pixels_is_an_option(tmp_path, capsys, limit, message):
+    Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as stop:
+        segment.main([str(tmp_path / "a.png"), "the red circle", "--max-image-pixels", limit, "--device", "cpu"])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_configuration_is_told(tmp_path, capsys):
+    torch.save({"model": {}}, tmp_path / "a.pth")
+    with pytest.raises(SystemExit) as stop:
+        segment.main(["cup", "--checkpoint", str(tmp_path / "a.pth"), "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "a.pth" in said and "Traceback" not in said

@@ -79,6 +79,9 @@ def test_finished_stages_are_not_run_again(chain, capsys):
     (folder / YAMLS[0].stem / "checkpoint_4.pth").unlink()
     run()
     assert [call[3] for call in calls()] == [str(YAMLS[0])]
+    (folder / YAMLS[1].stem / "result/metrics_test_4.json").write_text('{"giou')  # torn
+    run()
+    assert [call[3] for call in calls()] == [str(YAMLS[1])]
 
 
 @pytest.mark.parametrize(("mark", "code", "said"), [("fails", 7, "ended with code 7"), ("idle", 1, "wrote no")])

@@ -151,6 +151,43 @@ def test_a_broken_image_is_named_and_left_out(tmp_path: Path, images: Path, caps
     assert "3 images made" in captured.out and "left out:" in captured.err and "bad.png" in captured.err
 
 
+def test_what_cannot_be_read_or_is_too_large_is_named_and_left_out(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also FIFOs, dangling links, and folders that are called like images."""
+    os.mkfifo(images / "fifo.png")
+    (images / "gone.png").symlink_to(images / "nothing.png")
+    (images / "folder.png").mkdir()
+    Image.new("RGB", (61, 40)).save(images / "large.png")
+    make = ["make", str(images), "--store", str(tmp_path / "stores"), "--workers", "1", *GRID]
+    assert main([*make, "--max-image-pixels", "2400"]) == 1
+    captured = capsys.readouterr()
+    left_out = [line for line in captured.err.splitlines() if line.startswith("left out:")]
+    assert "3 images made" in captured.out and len(left_out) == 3
+    for name, reason in (("fifo.png", "FIFO"), ("gone.png", "no image file"), ("large.png", "= 2,440 pixels")):
+        assert any(name in line and reason in line for line in left_out)
+    (store,) = (tmp_path / "stores").iterdir()
+    sheets = ["sheets", str(store), str(images), "--out", str(tmp_path / "sheets"), "--width", "64"]
+    assert main(sheets) == 1 and "fifo.png" in capsys.readouterr().err
+
+
+def test_damaged_superpixels_are_made_again_or_named(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = filled(tmp_path, images)
+    path = next(store.glob("??/*.png"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+    capsys.readouterr()
+    for command in (["info", str(store)], ["sheets", str(store), str(images), "--out", str(tmp_path / "sheets")]):
+        with pytest.raises(SystemExit):
+            main(command)
+        error = capsys.readouterr().err
+        assert f"error: {path} is damaged" in error and "superpixels make" in error
+    filled(tmp_path, images)
+    assert "1 images made, 2 were there already" in capsys.readouterr().out and path.read_bytes() == whole
+
+
 def test_sheets_and_shards(tmp_path: Path, images: Path) -> None:
     store = filled(tmp_path, images)
     arguments = [str(store), str(images), "--out", str(tmp_path / "sheets"), "--per-sheet", "2", "--width", "64"]
@@ -183,17 +220,26 @@ def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights) -> N
         (["draw", "{in}/a.png", "--out", "x.png", "--device", "gpu"], "--device is 'gpu'"),
         (["make", "{in}/notes.txt", "--generator", "grid"], ""),
         (["info", "{in}"], "no store of superpixels"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "rows={"], "rows={ is not YAML"),
+        (
+            ["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--width", "0"],
+            "--width: must be at least 1",
+        ),
+        (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--max-image-pixels", "99"], "limit is 99"),
+        (["draw", "{in}/fifo.png", "--out", "x.png", "--generator", "grid"], "fifo.png is a FIFO"),
+        (["make", "{in}/fifo.png", "--generator", "grid"], "left out: {in}/fifo.png: BadImageError"),
     ],
 )
 def test_bad_input_ends_with_a_message(
     images: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], own_cache: Path
 ) -> None:
+    os.mkfifo(images / "fifo.png")
     try:
         code = main([argument.replace("{in}", str(images)) for argument in arguments])
     except SystemExit as stop:
         code = stop.code
     assert code in (1, 2)
-    assert message in capsys.readouterr().err
+    assert message.replace("{in}", str(images)) in capsys.readouterr().err
 
 
 def test_borders_of_the_drawing_lie_on_the_image(images: Path) -> None:

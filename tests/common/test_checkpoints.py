@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import pickle
+import resource
+import signal
+import threading
 
 import pytest
 import torch
@@ -25,8 +30,10 @@ from lavis_svp.common.checkpoints import (
     remove_unfinished,
     save_checkpoint,
     set_aside,
+    set_foreign_aside,
     trained_state,
 )
+from lavis_svp.common.files import BadFileError
 
 
 class Net(nn.Module):
@@ -193,3 +200,119 @@ def test_a_run_of_shards_alone_does_not_start_anew_silently(tmp_path):
     with pytest.raises(ShardedCheckpointError, match=r"checkpoint_3\.shards"):
         newest_checkpoint(tmp_path)
     assert newest_checkpoint(save(tmp_path, 4).parent) == tmp_path / "checkpoint_4.pth"
+
+
+# ---------------------------------------------------------------------------------- several writers, full disks
+
+
+def test_two_saves_at_once_leave_one_whole_file(tmp_path, monkeypatch):
+    """Each waits for the other before its file is renamed."""
+    path, sync, together = tmp_path / "checkpoint_1.pth", os.fsync, threading.Barrier(2, timeout=10)
+    failed = []
+
+    def fsync(handle):
+        if not os.path.isdir(f"/proc/self/fd/{handle}"):
+            together.wait()
+        sync(handle)
+
+    def save_it(value):
+        try:
+            save_checkpoint(path, {"model": {"a": torch.full((1000,), value)}})
+        except OSError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    threads = [threading.Thread(target=save_it, args=(value,)) for value in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(read_checkpoint(path)["model"]["a"].unique()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def _save_on_a_full_disk(path, told):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        save_checkpoint(path, {"model": {"a": torch.zeros(100_000)}})
+    except BaseException as error:
+        told.send((isinstance(error, OSError), str(error)))
+
+
+def test_a_full_disk_names_the_checkpoint_and_leaves_the_older_one(tmp_path):
+    path = tmp_path / "checkpoint_1.pth"
+    save_checkpoint(path, {"model": {"a": torch.ones(3)}})
+    before = path.read_bytes()
+    hear, tell = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_save_on_a_full_disk, args=(path, tell))
+    child.start()
+    child.join()
+    was_os_error, said = hear.recv()
+    assert was_os_error and str(path) in said, said
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+# ----------------------------------------------------------------------------------------- torn and foreign files
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"iters": "5"},
+        {"iters": -5},
+        {"iters": True},
+        {"model": [1, 2]},
+        {"model": {"a": 5}},
+        {"optimizer": 5},
+        {"optimizer": {"state": {}, "param_groups": [5]}},
+        {"config": "model"},
+        {"scaler": 1.0},
+    ],
+)
+def test_entries_of_another_kind_are_no_checkpoint(tmp_path, entries):
+    torch.save({"model": {}, **entries}, tmp_path / "checkpoint_5.pth")  # without a digest
+    with pytest.raises(CorruptCheckpointError, match=f"checkpoint_5.*'{next(iter(entries))}'"):
+        read_checkpoint(tmp_path / "checkpoint_5.pth")
+
+
+def test_what_is_no_file_is_passed_over_and_set_aside(tmp_path, caplog):
+    sound = save(tmp_path, 4)
+    (tmp_path / "checkpoint_8.pth").mkdir()
+    (tmp_path / "checkpoint_9.pth").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "checkpoint_10.pth")
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(tmp_path) == sound
+    assert all(f"checkpoint_{number}.pth" in caplog.text for number in (8, 9, 10))
+    (tmp_path / "earlier-2").mkdir()
+    assert {path.name for path in set_foreign_aside(tmp_path)} == {f"checkpoint_{number}.pth" for number in (8, 9, 10)}
+    assert numbered_checkpoints(tmp_path) == [sound] and len(list((tmp_path / "earlier-3").iterdir())) == 3
+    assert set_foreign_aside(tmp_path) == []
+
+
+def test_the_next_earlier_folder_is_after_all_others(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "earlier-2").mkdir()
+    assert set_aside(tmp_path) == tmp_path / "earlier-3"
+
+
+def test_a_folder_or_a_device_is_no_checkpoint(tmp_path):
+    (tmp_path / "folder.pth").mkdir()
+    os.mkfifo(tmp_path / "fifo.pth")
+    for path in (tmp_path / "folder.pth", tmp_path / "fifo.pth"):
+        with pytest.raises(BadFileError, match=path.name):
+            read_checkpoint(path)
+
+
+def test_left_overs_of_killed_saves_are_removed_and_nothing_else(tmp_path):
+    for name in (
+        f".checkpoint_1.pth.{'a' * 32}.tmp",
+        f"result/.metrics_val_1.json.{'0' * 32}.tmp",
+        ".mine.tmp",
+        "a.tmp",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".mine.tmp", "a.tmp"}

@@ -52,3 +52,37 @@ def test_a_dataclass_names_its_own_old_keys():
         assert build_options(Options, {"per_picture": 5, "dead": None}, "sampling").per_image == 5
     with pytest.raises(ValueError, match="Unknown key 'per_pictur'"):
         build_options(Options, {"per_pictur": 5}, "sampling")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    count: int = 1
+    rate: float | None = 0.5
+    name: str = "a"
+    on: bool = False
+    fields: tuple[str, ...] = ("x",)
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.rate < 0 or not len(self.fields):
+            raise ValueError("negative")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": "3"}, r"here.count must be a whole number, got '3'"),
+        ({"count": True}, "here.count must be a whole number"),
+        ({"rate": "x"}, "here.rate must be a number, got 'x'"),
+        ({"name": 5}, "here.name must be a text"),
+        ({"on": "yes"}, "here.on must be true or false"),
+        ({"fields": 5}, "here has a value of a wrong kind"),
+    ],
+)
+def test_a_value_of_another_kind_is_told(values, message):
+    with pytest.raises(ValueError, match=message):
+        build_options(Kinds, values, "here")
+
+
+def test_whole_numbers_are_numbers_and_none_is_what_the_class_makes_of_it():
+    assert build_options(Kinds, {"rate": 1}, "here").rate == 1
+    assert build_options(Kinds, {"rate": None, "name": None}, "here").name is None

@@ -14,6 +14,7 @@ from lavis_svp.common.visualization import (
     draw_regions,
     panel,
     region_colours,
+    regions_panel,
     save_png,
 )
 
@@ -82,7 +83,11 @@ def test_panel_of_nothing_found_and_no_superpixels(image):
     assert panel(image, None, nothing, nothing, "", side=64).width == 3 * 64 + 4 * GAP
 
 
-@pytest.mark.parametrize("caption", ["word " * 2000, "w" * 5000, "<image> [SEG]", "naïve 猫\nIoU 0.50", ""])
+@pytest.mark.parametrize(
+    "caption",
+    ["word " * 2000, "w" * 5000, "<image> [SEG]", "naïve 猫\nIoU 0.50", "", "w" * 10**6, "\ud800"],
+    ids=lambda text: repr(text[:9]),
+)
 def test_captions_stay_within_the_sheet(image, caption):
     labels = np.zeros((30, 40), np.int32)
     sheet = panel(image, labels, labels, None, caption, side=64)
@@ -91,8 +96,11 @@ def test_captions_stay_within_the_sheet(image, caption):
 
 
 def test_other_arrays_than_images_are_refused(image):
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, got \(30, 40, 3\) float64"):
+    with pytest.raises(ValueError, match=r"uint8 and not empty, got \(30, 40, 3\) float64"):
         panel(image / 255, None, np.zeros((30, 40)))
+    for bad in (image / 255, image[:0], image[..., 0]):
+        with pytest.raises(ValueError, match=r"uint8 and not empty, got \("):
+            regions_panel(bad, np.zeros((30, 40), np.int32))
     with pytest.raises(ValueError, match=r"\(H, W\), got shape \(1, 30, 40\)"):
         draw_mask(image, np.zeros((1, 30, 40)))
 

@@ -106,7 +106,7 @@ def refcoco_refs():
         ref(5, OTHER, 3, "train", "the dog", first_sentence=20),
         ref(6, OTHER, 3, "val", "a dog", first_sentence=21),
         ref(8, CROWD, 7, "testA", "the people", first_sentence=22),
-        ref(9, EMPTY, 7, "testB", "nothing drawn", first_sentence=23),
+        ref(9, DOG, 7, "testB", "the dog again", first_sentence=23),
     ]
 
 

@@ -12,6 +12,7 @@ from lavis.common.registry import registry
 from omegaconf import OmegaConf
 from PIL import Image
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.answering import AnsweringDataset, TextSource, read_captions, read_vqa
 from lavis_svp.datasets.layout import MissingDataError
@@ -283,12 +284,23 @@ def test_captions_by_image(write):
         (lambda q, a: q["questions"][0].update(image_id="x"), "image_id is 'x'"),
         (lambda q, a: q["questions"][0].update(image="../x.jpg"), "leads out"),
         (lambda q, a: q.pop("data_subtype"), "neither data_subtype"),
+        (lambda q, a: q["questions"].append(q["questions"][0] | {"question": "?"}), "have the question_id 420"),
+        (lambda q, a: a["annotations"].append(a["annotations"][0] | {"answers": []}), "have the question_id 420"),
+        (lambda q, a: q["questions"].append(5), "entry 3 of 'questions' must be a JSON object"),
+        (lambda q, a: q["questions"][0].update(question=[1]), "question 420: 'question' must be a text"),
+        (lambda q, a: q["questions"][0].update(image="other.jpg"), "question 42[01] has image 42 as .*other"),
+        (lambda q, a: q["questions"][0].update(height=0, width=0), "question 420 is 0x0"),
+        (lambda q, a: q["questions"][0].update(question_id=float("inf")), "question_id is inf"),
+        (lambda q, a: q.update(data_subtype=[]), "'data_subtype' must be a text"),
+        (lambda q, a: a["annotations"][0].update(answers=5), "question 420: 'answers' must be a list"),
+        (lambda q, a: a["annotations"][0].update(answers=[5]), "question 420 must be a JSON object"),
+        (lambda q, a: a["annotations"][0].update(answers=[{"answer": 2}]), "question 420: 'answer' must be a text"),
     ],
 )
 def test_a_damaged_file_is_told(write, change, message):
     questions, annotations = json.loads(json.dumps(QUESTIONS)), json.loads(json.dumps(ANNOTATIONS))
     change(questions, annotations)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BadFileError, match=message):
         read_vqa(write("q.json", questions), write("a.json", annotations), "train")
 
 
@@ -301,10 +313,14 @@ def test_a_damaged_file_is_told(write, change, message):
             {"images": [{"id": 5, "file_name": "a"}], "annotations": [{"id": 1, "image_id": 5}]},
             "annotation 1 has no caption",
         ),
+        ({"images": [5], "annotations": []}, "entry 0 of 'images' must be a JSON object"),
+        ({"images": [], "annotations": [5]}, "annotation 0 must be a JSON object"),
+        ({"images": [{"id": 5}], "annotations": [{"image_id": 5, "caption": "x"}]}, "image 5: 'file_name' must be"),
+        ({"images": [{"id": 5, "file_name": "a"}, {"id": 5, "file_name": "b"}], "annotations": []}, "have the id 5"),
     ],
 )
 def test_damaged_captions_are_told(write, content, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BadFileError, match=message):
         read_captions(write("c.json", content), "train")
 
 

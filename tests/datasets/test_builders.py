@@ -135,6 +135,16 @@ def test_three_ways_to_say_where(all_data, tmp_path, monkeypatch):
         assert len(built("refcoco_seg", "val", **{"build_info.root": root})["test"]) == 1
 
 
+def test_links_out_of_the_images_folder_are_named_once(all_data, tmp_path, caplog):
+    """In one warning, though several splits read the image."""
+    (image,) = (all_data / "images/mscoco/images/train2014").glob("*7.jpg")
+    image.rename(tmp_path / "elsewhere.jpg")
+    image.symlink_to(tmp_path / "elsewhere.jpg")
+    built("refcoco_seg", **{"build_info.root": all_data})
+    (warning,) = [record.getMessage() for record in caplog.records if "links" in record.getMessage()]
+    assert "train2014: links lead 1 images out of this folder: COCO_train2014_000000000007.jpg" in warning
+
+
 def test_missing_data_names_the_doctor(tmp_path):
     with pytest.raises(MissingDataError, match=r"refs\(unc\).p.*lavis-svp data doctor --root .* --dataset refcoco"):
         built("refcoco_seg", **{"build_info.root": tmp_path})

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from lavis_svp.cli.data import main
+from lavis_svp.common.files import BadFileError
+from lavis_svp.common.images import BadImageError, read_image
 from lavis_svp.datasets.custom_formats import CocoExpressions, JsonlSource
 from lavis_svp.datasets.shards.read import ShardSource
+from lavis_svp.datasets.sources import ANY_SIZE, BadAnnotationError
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 BOX = [[2, 2, 10, 2, 10, 8, 2, 8]]
@@ -69,7 +72,7 @@ def test_everything_it_can_say(write):
 
 BAD_LINES = [
     ('{"image": ', "Expecting value"),
-    ("[1]", "a line is a JSON object"),
+    ("[1]", "a line must be a JSON object"),
     ({"expressions": [{"text": "x", "targets": []}]}, "'image' must be a text"),
     ({"image": "photos/a.jpg", "expressions": []}, "at least one expression"),
     ({"image": "photos/a.jpg", "expresions": []}, "did you mean 'expressions'"),
@@ -93,11 +96,59 @@ BAD_LINES = [
 ]
 
 
+BAD_LINES += [
+    ("[" * 100_000, "the line is truncated or not JSON"),
+    ({"image": 5, "expressions": []}, "'image' must be a text"),
+    ({"image": "a\0.jpg", "expressions": []}, "cannot name a file"),
+    ({"image": "a\ud800.jpg", "expressions": []}, "'image' must be a text"),
+    ({"image": "photos/a.jpg", "id": 2**63, "expressions": []}, "id is a number from 0 on"),
+    ({"image": "photos/a.jpg", "split": 5, "expressions": []}, "'split' must be a text"),
+    ({"image": "photos/a.jpg", "expressions": [5]}, "expression 0 must be a JSON object"),
+    ({"image": "photos/a.jpg", "instances": [5], "expressions": []}, "an instance must be a JSON object"),
+    ({"image": "photos/a.jpg", "instances": 5, "expressions": []}, "'instances' must be a list"),
+    ({"image": "photos/a.jpg", "expressions": [{"text": "x", "kind": [], "targets": []}]}, "'kind' must be a text"),
+]
+
+
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
 def test_a_wrong_line_is_named(write, line, message):
     good = {"image": "photos/a.jpg", "expressions": [{"text": "the box", "segmentation": BOX}]}
-    with pytest.raises(ValueError, match=rf"data.jsonl:2: .*{message}"):
+    with pytest.raises(BadFileError, match=rf"data.jsonl:2: .*{message}") as caught:
         JsonlSource(write(good, line))
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line(write):
+    path = write({"image": "photos/a.jpg", "expressions": [{"text": "the box", "segmentation": BOX}]})
+    path.write_bytes(path.read_bytes() + b'{"image": "\xff\xfe"}\n')
+    with pytest.raises(BadFileError, match="data.jsonl:2: .*UnicodeDecodeError"):
+        JsonlSource(path)
+
+
+def test_a_bomb_among_the_images_does_not_stop_the_reading(write, tmp_path):
+    """Its header alone is read here; reading the image says what is wrong."""
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
+    line = {"image": "bomb.png", "expressions": [{"text": "x", "segmentation": BOX}]}
+    (image,) = JsonlSource(write(line)).images("train")
+    assert image.size == ANY_SIZE
+    with pytest.raises(BadImageError, match="196,000,000|too many pixels"):
+        read_image(tmp_path / image.file_name)
+
+
+def test_mask_images_out_of_the_folder(write, tmp_path):
+    source = write({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": "mask.png"}]})
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "photos").rename(folder / "photos")
+    (folder / "mask.png").symlink_to(tmp_path / "cup.png")
+    for follow, said in ((True, None), (False, "mask.png is a link out of")):
+        read = JsonlSource(source, folder, follow_links=follow)
+        (image,) = read.images("train")
+        if said is None:
+            assert read.target_mask(image, image.expressions[0]).sum() == 16
+        else:
+            with pytest.raises(BadAnnotationError, match=said):
+                read.target_mask(image, image.expressions[0])
 
 
 def test_an_empty_file(write):
@@ -237,4 +288,25 @@ def test_a_coco_file_name_that_leads_out(tmp_path, content, name):
     for image in content["images"]:
         image["file_name"] = name
     with pytest.raises(ValueError, match="leads out of its folder"):
+        CocoExpressions(write_coco(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": -1}, "id is -1"),
+        ({"expressions": [5]}, "annotation 102 must have a text"),
+        ({"expressions": "\ud800"}, "annotation 102 must have a text"),
+        ({"image_id": float("inf")}, "annotation 102: image_id is inf"),
+    ],
+)
+def test_wrong_coco_files(tmp_path, content, change, message):
+    content["annotations"][0] |= change
+    with pytest.raises(BadFileError, match=f"instances.json: .*{message}"):
+        CocoExpressions(write_coco(tmp_path, content))
+
+
+def test_a_split_that_is_no_text(tmp_path, content):
+    content["images"][0]["split"] = 5
+    with pytest.raises(BadFileError, match="image 7: 'split' must be a text"):
         CocoExpressions(write_coco(tmp_path, content))

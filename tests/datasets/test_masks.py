@@ -1,5 +1,8 @@
 """Segmentations decode to {0, 1} masks, exactly as pycocotools decodes them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,8 +88,30 @@ def test_other_size_names_both():
         ({"size": [40, 60], "counts": [2**62, 2**62, 2**62, 2**62 + 2400]}, "must cover"),  # int64: their sum is 2400
         ({"size": [40, 60], "counts": [10**30]}, "whole numbers"),
         ({"size": [40, 60], "counts": None}, "whole numbers"),
+        ({"size": [40, 60], "counts": [10.5, 2389.5]}, "whole numbers"),
+        ({"size": [40, 60], "counts": ["10", "2390"]}, "whole numbers"),
+        ({"size": [40.9, 60], "counts": [2400]}, r"size is \[height, width\]"),
+        ([[1, 1, 9, 1, 9, 1e6]], "in or near its image of 40x60.*span 1 to 1e.06"),
+        ([[1, 1, 9, 1, 9, -1e308]], "in or near its image"),
+        ([[1, 1, 9, 1, 9, 10**400]], "flat list of finite"),
+        ([[1, 1, 9, 1, 9, "9"]], "flat list of finite"),
+        ([[-100, -100, 160, 160] * 10_000], "outline of 5,200,000 pixels is too long"),
     ],
 )
 def test_damaged_segmentations(damaged, message):
     with pytest.raises(ValueError, match=message):
         decode_segmentation(damaged, SIZE)
+
+
+def test_a_point_far_out_does_not_kill_the_process():
+    """In a child, since pycocotools walks along the outline: 20 GB and SIGSEGV for one coordinate of 1e9."""
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "from lavis_svp.datasets.masks import decode_segmentation\n"
+        "for far in (1e9, 2.0**31, 1e30, 1e308):\n"
+        "    try: decode_segmentation([[1, 1, 9, 1, 9, far]], (40, 60))\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr[-500:]
+    assert len(run.stdout.splitlines()) == 4

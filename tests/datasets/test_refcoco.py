@@ -4,16 +4,20 @@ import collections
 import json
 import os
 import pickle
+import pickletools
 import random
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets.layout import annotation_files
-from lavis_svp.datasets.refcoco import RefCOCO, UnsafePickleError, load_plain_pickle
+from lavis_svp.datasets.refcoco import RefCOCO, UnsafePickleError, _check_pickle, load_plain_pickle
+from lavis_svp.datasets.sources import BadAnnotationError
 
 
 def read(root, name="refcoco", split_by=None):
@@ -54,9 +58,9 @@ def test_file_name_comes_from_the_instances(refcoco_root):
 
 def test_masks_of_every_form(refcoco_root, handmade):
     source = read(refcoco_root)
-    (crowd,), (empty,) = source.images("testA"), source.images("testB")
+    (crowd,) = source.images("testA")
     np.testing.assert_array_equal(source.target_mask(crowd, crowd.expressions[0]), handmade.block(30, 0, 40, 60))
-    assert source.target_mask(empty, empty.expressions[0]).sum() == 0
+    assert source.mask(crowd, source.instances(crowd)[-1]).sum() == 0
     image = source.images("train")[1]
     cat, dog = source.target_mask(image, image.expressions[0]), source.target_mask(image, image.expressions[3])
     assert cat.max() == 1 and cat.dtype == np.uint8
@@ -205,6 +209,128 @@ def test_no_instances(tmp_path, handmade, content, message):
         read(tmp_path)
 
 
+def change_annotation(**values):
+    return lambda content, refs: content["annotations"][0].update(values)
+
+
+def change_image(**values):
+    return lambda content, refs: content["images"][0].update(values)
+
+
+def change_reference(**values):
+    return lambda content, refs: refs[0].update(values)
+
+
+def change_sentence(**values):
+    return lambda content, refs: refs[0]["sentences"][0].update(values)
+
+
+DEEP = json.loads("[" * 400 + "]" * 400)
+SHARED = []  # repr() of it would be as long as 2^60
+for _ in range(60):
+    SHARED = [SHARED, SHARED]
+
+WRONG = [
+    (lambda c, r: c["annotations"].append(c["annotations"][0] | {"segmentation": []}), "'annotations' have the id 102"),
+    (lambda c, r: c["images"].append(c["images"][0] | {"file_name": "other.jpg"}), "'images' have the id 7"),
+    (lambda c, r: c["categories"].append({"id": 1, "name": "bus"}), "'categories' have the id 1"),
+    (lambda c, r: c["annotations"].insert(0, 5), "entry 0 of 'annotations' must be a JSON object"),
+    (lambda c, r: c.update(images={}), "'images' must be a list"),
+    (change_annotation(id=-1), "entry 0 of 'annotations': id is -1; it must be a whole number"),
+    (change_annotation(id=102.0), "id is 102.0"),
+    (change_annotation(id=True), "id is True"),
+    (change_annotation(id=2**63), "id is 9223372036854775808"),
+    (change_annotation(image_id="7"), "annotation 102: image_id is '7'"),
+    (change_annotation(category_id="18"), "annotation 102 is of category '18', which the file does not have"),
+    (change_annotation(category_id=99), "annotation 102 is of category 99"),
+    (change_annotation(category_id=[]), r"annotation 102 is of category \[\]"),
+    (change_annotation(attributes=["red", 5]), "annotation 102: 'attributes' must hold texts, it holds 5"),
+    (change_image(height=0, width=0), "image 7 is 0x0"),
+    (change_image(height=float("inf")), "image 7: height is inf"),
+    (change_image(height=2**20, width=2**20), "image 7 is 1048576x1048576"),
+    (change_image(file_name=7), "image 7: 'file_name' must be a text"),
+    (change_image(file_name=None), "image 7: 'file_name' must be a text"),
+    (change_image(file_name="../../secret.jpg"), "image 7: .*out of its folder"),
+    (change_image(file_name="a\ud800.jpg"), "image 7: 'file_name' must be a text"),
+    (change_image(file_name=DEEP), "image 7: 'file_name' must be a text"),
+    (change_image(id=float("nan")), "entry 0 of 'images': id is nan"),
+    (lambda c, r: c["categories"][0].pop("name"), "category 1: 'name' must be a text"),
+    (change_reference(ref_id="12"), "reference number 0: ref_id is '12'"),
+    (change_reference(image_id=None), "reference number 0: image_id is None"),
+    (change_reference(ann_id=-2), "'ann_id' must be an annotation's id.*-2"),
+    (change_reference(ann_id=[102, "101"]), "'ann_id' must be an annotation's id.*'101'"),
+    (change_reference(ann_id=10**300), "'ann_id' must be an annotation's id"),
+    (change_reference(split=3), "'split' must be a text"),
+    (change_reference(sentences={}), "'sentences' must be a list"),
+    (change_reference(sentences=[5]), "a sentence must be a JSON object"),
+    (change_sentence(sent_id=None), "sent_id is None"),
+    (change_sentence(sent=5), "reference 12, sentence 30: 'sent' must be a text"),
+    (change_sentence(sent=SHARED), "reference 12, sentence 30: 'sent' must be a text"),
+    (change_sentence(kind=["x"]), "sentence 30: 'kind' must be a text"),
+    (change_sentence(candidates=5), "'candidates' must be a list"),
+    (change_sentence(candidates=[None]), "'candidates' must be a list"),
+    (lambda c, r: r.clear(), "holds no reference"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_wrong_annotations_are_errors_of_one_line(tmp_path, handmade, change, message):
+    refs, content = handmade.refcoco_refs(), handmade.instances()
+    change(content, refs)
+    handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p", content)
+    with pytest.raises(BadFileError, match=message) as caught:
+        read(tmp_path).images("train")
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600 and re.search(r"instances\.json|refs\(unc\)\.p", said)
+
+
+def test_copies_of_an_entry_and_foreign_attributes_are_read(tmp_path, handmade):
+    content = handmade.instances()
+    content["annotations"] += [dict(content["annotations"][0])]
+    content["annotations"][1]["attributes"] = {"occluded": False}  # as CVAT writes flags
+    handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p", content)
+    source = read(tmp_path)
+    found = source.instances(source.images("train")[1])
+    assert [one.annotation_id for one in found] == [101, 102, 103, 104] and found[0].words == ["cat"]
+
+
+def test_images_without_an_expression_are_left_out(tmp_path, handmade):
+    refs = [handmade.ref(1, handmade.CAT, 7, "train"), handmade.ref(2, handmade.OTHER, 3, "train", "dog")]
+    handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
+    assert [image.image_id for image in read(tmp_path).images("train")] == [3]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [None, [], [[]], [[70, 50, 80, 50, 80, 55]], {"size": [40, 60], "counts": [2400]}],
+    ids=["none", "empty", "no point", "outside", "zeros"],
+)
+def test_a_target_without_a_pixel_is_an_error(tmp_path, handmade, segmentation):
+    content = handmade.instances()
+    content["annotations"][0]["segmentation"] = segmentation
+    handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p", content)
+    source = read(tmp_path)
+    image = source.images("train")[1]
+    with pytest.raises(BadAnnotationError, match=r"000007.jpg, expression 12-30: .*annotations \[102\] is empty"):
+        source.target_mask(image, image.expressions[3])
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"images": ' + "[" * 200_000 + "]" * 200_000 + "}"])
+def test_json_nested_without_end(tmp_path, handmade, content):
+    where = handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p")
+    (where / "instances.json").write_text(content)
+    with pytest.raises(BadFileError, match="instances.json is truncated or not JSON"):
+        read(tmp_path)
+
+
+def test_a_fifo_is_refused(tmp_path, handmade):
+    where = handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p")
+    (where / "refs(unc).p").unlink()
+    os.mkfifo(where / "refs(unc).p")
+    with pytest.raises(BadFileError, match="a FIFO, a socket or a device"):
+        RefCOCO(where / "instances.json", where / "refs(unc).p")
+
+
 def test_needs_neither_lavis_nor_torch():
     script = "import sys, lavis_svp.datasets.refcoco; print([m for m in ('lavis', 'torch', 'PIL') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -279,6 +405,37 @@ def test_outside_objects_are_refused(tmp_path):
     path.write_bytes(b"Psomewhere\n.")
     with pytest.raises(UnsafePickleError, match="somewhere"):
         load_plain_pickle(path)
+
+
+BOMBS = [
+    b"\x80\x02]r\x00\x00\x00\x7f.",  # a place in the memo of 2^31
+    b"(lp99999999\n.",
+    b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x01ur\xff\xff\xff\x7f.",
+    b"c__builtin__\nset\n]r\x00\x00\x00\x7f.",
+    b"\x80\x02}K\x01" + b"\x85" * 1_000_000 + b"K\x01s.",  # the hash of a tuple in a tuple in a ...
+]
+
+
+@pytest.mark.parametrize("content", BOMBS)
+def test_small_pickles_that_would_fill_memory_or_stack(tmp_path, content):
+    path = tmp_path / "refs.p"
+    path.write_bytes(content)
+    with pytest.raises(BadFileError, match="refs.p is no pickle of references"):
+        load_plain_pickle(path)
+
+
+def test_the_check_of_pickles_knows_every_code():
+    """What it did not know would end it, and a bomb behind that would pass."""
+    for one in pickletools.opcodes:
+        count = 0 if one.arg is None else one.arg.n
+        argument = b"\x00" * max(count, 0)
+        if count < -1:
+            argument = b"\x00" * {-2: 1, -3: 4, -4: 4, -5: 8}[count]
+        elif count == -1:
+            argument = b"1\n" * (2 if "pair" in one.arg.name else 1)
+        if one.name != "STOP":
+            with pytest.raises(BadFileError):
+                _check_pickle(one.code.encode("latin1") + argument + b"p99999999\n", one.name)
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04", pickle.dumps([1, 2, "three"])[:-4]])

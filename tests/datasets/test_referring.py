@@ -1,5 +1,6 @@
 """The data set: every expression once, masks that fit, draws that repeat, samples as the model takes them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from lavis_svp.datasets.layout import annotation_files, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.sampling import SamplingOptions
-from lavis_svp.datasets.sources import DataSource, ImageFolder
+from lavis_svp.datasets.sources import ANY_SIZE, BadAnnotationError, DataSource, ImageFolder
 from lavis_svp.processors.text import clean_expression
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.vision.geometry import resize_to_sam_input, sam_input_size, to_sam_input
@@ -119,7 +120,7 @@ def test_workers_give_what_the_main_process_gives(refcoco_root):
 def test_several_splits_follow_each_other(refcoco_root):
     dataset = make(refcoco_root, splits=("testA", "testB"))
     assert [dataset[i]["split"] for i in range(2)] == ["testA", "testB"]
-    assert dataset[1]["masks"][0].sum() == 0 and dataset[1]["has_target"] == [True]
+    assert dataset[1]["masks"][0].sum() == 150 and dataset[1]["has_target"] == [True]
 
 
 def test_mirroring(refcoco_root):
@@ -338,6 +339,49 @@ def test_candidates_become_indices(tmp_path, handmade):
     handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
     with pytest.raises(ValueError, match=r"no annotations \[201\]"):
         make(tmp_path)[0]
+
+
+@pytest.mark.parametrize("wrong", [{"segmentation": []}, {"segmentation": [[1, 1, 9, 1, 9, 1e9]]}])
+def test_a_wrong_mask_is_skipped_in_training_and_named_in_evaluation(tmp_path, handmade, wrong):
+    content = handmade.instances()
+    content["annotations"][0] |= wrong  # the dog of image 7
+    handmade.write_annotations(tmp_path, "refcoco", handmade.refcoco_refs(), "refs(unc).p", content)
+    handmade.write_train2014(tmp_path)
+    sample = make(tmp_path, train=True, expressions_per_image=5)[1]
+    assert sample["image_id"] == 3 and "000007.jpg" in sample["skipped"][0]
+    with pytest.raises(BadAnnotationError, match="000007.jpg, (expression 12-30|annotation 102): "):
+        make(tmp_path)[1]
+
+
+def test_an_unstated_size_is_for_texts_alone(refcoco_root):
+    """(0, 0) gave masks without a pixel."""
+    dataset = make(refcoco_root)
+    dataset.annotation = [dataclasses.replace(one, size=ANY_SIZE) for one in dataset.annotation]
+    with pytest.raises(BadAnnotationError, match="20x30 .*but its masks are 0x0"):
+        dataset[0]
+
+
+def test_images_over_the_limit_of_pixels_are_broken_samples(refcoco_root):
+    assert make(refcoco_root, max_image_pixels=2400)[1]["original_size"] == (40, 60)
+    small = make(refcoco_root, train=True, max_image_pixels=2399)
+    assert small[1]["image_id"] == 3 and "sampling.max_image_pixels" in small[1]["skipped"][0]
+    with pytest.raises(BadImageError, match="2,400 pixels, the limit is 2,399"):
+        small.pixels(7, "train")
+
+
+def test_links_out_of_the_folder(tmp_path):
+    folder, outside = tmp_path / "images", tmp_path / "outside"
+    for place in (folder / "sub", outside):
+        place.mkdir(parents=True)
+        (place / "a.jpg").write_bytes(b"a")
+    (folder / "b.jpg").symlink_to(outside / "a.jpg")
+    (folder / "c.jpg").symlink_to(folder / "sub/a.jpg")
+    (folder / "far").symlink_to(outside)
+    (tmp_path / "whole").symlink_to(folder)
+    names = ["b.jpg", "c.jpg", "sub/a.jpg", "far/a.jpg", "missing/a.jpg"]
+    assert ImageFolder(folder).links_out(names) == ImageFolder(tmp_path / "whole").links_out(names) == [
+        "b.jpg", "far/a.jpg"
+    ]  # fmt: skip
 
 
 def test_pixels_by_id_and_split(refcoco_root):

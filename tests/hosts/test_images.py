@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
+from lavis_svp.common.images import BadImageError
 from lavis_svp.hosts.images import (
     as_arrays,
     build_generator,
@@ -150,3 +151,15 @@ def test_the_edge_that_fills_no_patch_is_not_seen(llava):
     features = tower_features(tower, pixels, -2, tower_swap())
     cut = tower_features(tower, pixels[..., :48, :48], -2, tower_swap())
     assert features.grids == [(6, 6)] and torch.equal(features.patches, cut.patches)
+
+
+def test_images_that_cannot_be_decoded_are_named(tmp_path):
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(whole)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(BadImageError, match=r"cut\.png"):
+        as_arrays([Image.open(whole), Image.open(cut)])
+    for empty in (Image.new("RGB", (0, 5)), np.zeros((0, 5, 3), np.uint8), torch.zeros(3, 5, 0)):
+        with pytest.raises(BadImageError, match="Image 1 has no pixels"):
+            as_arrays([Image.open(whole), empty] if isinstance(empty, Image.Image) else [np.ones((5, 5, 3)), empty])

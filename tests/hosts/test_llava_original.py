@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.hosts.llava_original import (
     RaggedImages,
     SuperpixelImageProcessor,
@@ -495,6 +496,19 @@ class Payload:
 def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write({"mm_projector.0.weight": Payload()}, tmp_path / "evil.bin")
-    with pytest.raises(ValueError, match="not a file of tensors"):
+    with pytest.raises(ValueError, match="is damaged or of another kind"):
         load_mm_projector(tmp_path / "evil.bin", build_projector_of())
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_named(tmp_path, zipped):
+    path = tmp_path / "mm_projector.bin"
+    state = {f"mm_projector.{name}": tensor for name, tensor in build_projector_of().state_dict().items()}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:-30], b"PK\x03\x04" + bytes(100), b"\x80\x02" + b"\xff" * 90):
+        path.write_bytes(content)
+        with pytest.raises(BadFileError) as caught:
+            load_mm_projector(path, build_projector_of())
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.metrics.records import (
     check_records,
     merge_records,
+    read_metrics,
     read_records,
     records_of_mode,
     write_json,
@@ -90,3 +92,38 @@ def test_a_broken_line_is_named(tmp_path, line, message):
     path.write_text('{"expression_id": "a"}\n' + line)
     with pytest.raises(ValueError, match=message):
         read_records(path)
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b'["x"]', b"[" * 100_000, b"5"])
+def test_a_damaged_line_is_named(tmp_path, make_record, line):
+    path = write_records(tmp_path / "records.jsonl", [make_record("a")])
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(BadFileError, match=r"records\.jsonl, line 2") as error:
+        read_records(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"intersection": "3"}, {"union": -1}, {"pred_area": 1.5}, {"gt_area": 10**400}, {"has_target": 1},
+        {"answered": None}, {"mode": ["generative"]}, {"image_id": {}}, {"score": "high"}, {"ms": float("nan")},
+        {"teacher_forced": 5}, {"teacher_forced": {"union": None}},
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_named_with_its_record(make_record, field):
+    named = "union" if "union" in str(field) else next(iter(field))
+    with pytest.raises(BadFileError, match=rf"Record 1 \(b\).*{named}"):
+        check_records([make_record("a"), {**make_record("b"), **field}])
+
+
+def test_torn_and_foreign_metrics_are_passed_over_by_name(tmp_path, caplog):
+    assert read_metrics(tmp_path / "metrics_val_1.json") is None and not caplog.text
+    for number, content in enumerate((b'{"agg_metrics": 0.', b"[1]", b'{"agg_metrics": "high"}', b"\xff", b"")):
+        path = tmp_path / f"metrics_val_{number}.json"
+        path.write_bytes(content)
+        assert read_metrics(path) is None and path.name in caplog.text
+    (tmp_path / "metrics_val_9.json").mkdir()
+    assert read_metrics(tmp_path / "metrics_val_9.json") is None
+    path.write_text('{"agg_metrics": 0.5}')
+    assert read_metrics(path) == {"agg_metrics": 0.5}

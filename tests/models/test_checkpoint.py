@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from lavis_svp.common.checkpoints import CorruptCheckpointError, WrongCheckpointError, read_metadata, save_checkpoint
-from lavis_svp.models.checkpoint import check_config_compatible, flat_options, model_json, only_training
+from lavis_svp.common.files import BadFileError
+from lavis_svp.models.checkpoint import check_config_compatible, flat_options, model_json, only_training, read_weights
 from lavis_svp.models.config import parse_model_options
 
 STAGE1 = {
@@ -34,7 +35,10 @@ def shake(model):
 
 def save(folder, model, iters=3):
     folder.mkdir(exist_ok=True)
-    save_checkpoint(folder / f"checkpoint_{iters}.pth", {"model": model.checkpoint_state(), "optimizer": {"x": 1}})
+    save_checkpoint(
+        folder / f"checkpoint_{iters}.pth",
+        {"model": model.checkpoint_state(), "optimizer": {"state": {}, "param_groups": []}},
+    )
     return folder
 
 
@@ -217,3 +221,37 @@ def test_every_pattern_is_of_an_option():
     for pattern in (*ONLY_TRAINING, *INPUT_KEYS):
         assert any(_matches(key, (pattern,)) for key in keys), pattern
     assert only_training("auxiliary_losses.grounding") and not only_training("visual_tokens.norm")
+
+
+@pytest.mark.parametrize("cut", [0, 8, 200, -1])
+def test_a_damaged_file_of_an_earlier_stage_is_named(tmp_path, cut):
+    path = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(BadFileError) as error:
+        read_weights(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_state_of_dense_tensors_is_named(tmp_path):
+    path = tmp_path / "checkpoint_1.pth"
+    eye = torch.eye(2)
+    for state in ([1], {"x": 1}, {"x": eye.to_sparse()}, {"x": eye.to("meta")}, {"x": eye[0, :1].expand(10**12)}):
+        torch.save({"model": state}, path)
+        with pytest.raises(BadFileError, match="checkpoint_1.pth"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "{", "[]", "3", "null", "[" * 200_000, '{"projector": 3}', '{"projector": {"name": []}}', '{"superpixels": []}',
+        '{"language": {"lora": []}}', '{"sam": {"side": "x"}}', '{"learning_rates": 3}', '{"prompt": {"answers": 3}}',
+    ],
+)  # fmt: skip
+def test_a_model_section_that_cannot_be_is_named(tmp_path, stored):
+    path = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"model": stored})
+    with pytest.raises((BadFileError, WrongCheckpointError), match=r"weights\.safetensors") as error:
+        check(path)
+    assert "\n" not in str(error.value)

@@ -128,10 +128,10 @@ def test_texts_that_do_not_fit_are_left_out_with_their_masks_and_counted(make_mo
         torch.testing.assert_close(found[name], value)
 
 
-def test_a_text_that_is_too_long_for_a_turn_is_cut_in_training_and_an_error_in_prediction(make_model, batch):
+def test_a_text_that_is_too_long_for_a_turn_is_cut_in_training_and_has_no_answer_in_prediction(make_model, batch):
     model = make_model(language={"max_turn_tokens": 24})
     long = {**batch, "text_input": [["the red cup " * 30, "a cat", "a star"], ["the circle"]]}
     output = model(long)
     assert torch.isfinite(output["loss"]) and output["stats"]["shortened_texts"] == 1
-    with pytest.raises(ValueError, match="max_turn_tokens"):
-        model.eval().predict_masks(long)
+    first, *others = (one.error for row in model.eval().predict_masks(long) for one in row)
+    assert "max_turn_tokens" in first and others == [None] * 3

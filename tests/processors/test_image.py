@@ -65,7 +65,12 @@ def test_color_changes_repeat_and_keep_the_geometry():
 
 @pytest.mark.parametrize("name", ["svp_image_train", "svp_image_eval"])
 @pytest.mark.parametrize(
-    ("options", "message"), [({"image_size": 100}, "multiple of 16"), ({"imagesize": 64}, "did you mean 'image_size'")]
+    ("options", "message"),
+    [
+        ({"image_size": 100}, "multiple of 16"),
+        ({"image_size": "64"}, "multiple of 16"),
+        ({"imagesize": 64}, "did you mean 'image_size'"),
+    ],
 )
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message):
@@ -73,8 +78,9 @@ def test_bad_options(name, options, message):
 
 
 def test_hflip_prob_is_a_probability():
-    with pytest.raises(ValueError, match="hflip_prob"):
-        processor("svp_image_train", hflip_prob=2)
+    for value in (2, "often", float("nan")):
+        with pytest.raises(ValueError, match="hflip_prob"):
+            processor("svp_image_train", hflip_prob=value)
     assert processor("svp_image_train", hflip_prob=0.5).hflip_prob == 0.5
 
 

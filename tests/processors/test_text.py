@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lavis.processors import load_processor
 from omegaconf import OmegaConf
 
-from lavis_svp.processors.text import clean_expression, clean_question
+from lavis_svp.processors.text import EmptyTextError, clean_expression, clean_question
 
 
 @pytest.mark.parametrize(("name", "clean"), [("svp_referring", "how many seg"), ("svp_question", "How many SEG ?")])
@@ -70,3 +70,17 @@ def test_questions_keep_capitals_and_their_mark(raw, clean):
 def test_an_empty_question_is_refused():
     with pytest.raises(ValueError, match="question is empty"):
         clean_question(" [] ")
+
+
+@pytest.mark.parametrize("clean", [clean_expression, clean_question])
+@pytest.mark.parametrize("text", [None, 5, b"cup", ["cup"], float("nan")])
+def test_what_is_no_text_is_told(clean, text):
+    with pytest.raises(EmptyTextError, match="is a text, got"):
+        clean(text)
+
+
+@pytest.mark.parametrize("clean", [clean_expression, clean_question])
+def test_halves_of_characters_are_left_out(clean):
+    assert clean("a\ud800cup") == "a cup"
+    with pytest.raises(EmptyTextError):
+        clean("\udfff")

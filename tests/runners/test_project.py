@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from omegaconf import OmegaConf
 
 from lavis_svp.cli import evaluate, train
 from lavis_svp.cli.common import user_errors
+from lavis_svp.common.checkpoints import save_checkpoint
+from lavis_svp.common.files import BadFileError
 from lavis_svp.runners import project as projects
 
 from lavis.tasks.base_task import BaseTask  # isort: skip
@@ -304,3 +307,128 @@ def test_auto_dtypes_follow_the_runs_device(tiny_run, monkeypatch):
     assert tiny_run.model_cfg.language.dtype == "auto"  # the checkpoint's configuration
     tiny_run.model_cfg.language.dtype = "float16"
     assert projects.with_dtypes(tiny_run, torch.device("cpu")).model_cfg.language.dtype == "float16"
+
+
+# ------------------------------------------------------------------------- what a checkpoint's configuration decides
+
+
+@pytest.fixture
+def stored(tmp_path, project):
+    """stored(**{"run.x": 1, ...}) -> a checkpoint whose configuration has these values."""
+
+    def make(**changes):
+        config = configure(project).to_dict()
+        for key, value in changes.items():
+            *above, name = key.split(".")
+            section = config
+            for part in above:
+                section = section.setdefault(part, {})
+            section[name] = value
+        path = tmp_path / "run" / "checkpoint_3.pth"
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(path, {"model": {}, "config": config, "iters": 3})
+        return path
+
+    return make
+
+
+def test_a_stored_configuration_names_no_folders(stored, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SVP_SECRET", "hunter2")
+    path = stored(**{
+        "run.output_dir": "/anywhere/${oc.env:SVP_SECRET}", "run.dist_url": "tcp://evil:1", "run.resume": "/x.pth",
+        "run.wandb_project": "theirs", "run.toy_key": 4, "run.batch_size_eval": 5, "model.pretrained": "http://evil/x.pth",
+        "model.finetuned": "/x.pth", "model.load_finetuned": True, "model.dropout": 0.3,
+        "datasets.toy_data.build_info": {"root": "/victim", "annotations": {"url": "http://evil"}},
+        "datasets.toy_data.sampling": {"seed": 3}, "datasets.toy_data.superpixels": {"root": "/victim", "side": 64},
+    })  # fmt: skip
+    found, config = projects.config_to_evaluate(None, path.parent)
+    assert found == path
+    run, model, data = config.run_cfg, config.model_cfg, config.datasets_cfg.toy_data
+    assert run.output_dir == str(path.parent) and run.dist_url == "env://" and run.resume == "auto"
+    assert run.wandb_project == "lavis-svp" and run.evaluate
+    assert (run.task, run.toy_key, run.batch_size_eval, model.dropout) == ("toy_task", 4, 5, 0.3)
+    assert "pretrained" not in model and "finetuned" not in model
+    assert "build_info" not in data and data.sampling.seed == 3 and dict(data.superpixels) == {"side": 64}
+    words = str(config.to_dict()) + caplog.text
+    assert not any(word in words for word in ("victim", "evil", "hunter2", "anywhere"))
+    (line,) = [line for line in caplog.messages if "are not used" in line]
+    assert "datasets.toy_data.build_info.root" in line and "model.finetuned" in line and "--options" in line
+    _, config = projects.config_to_evaluate(None, path, [f"run.output_dir={tmp_path}"])
+    assert config.run_cfg.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["model.dropout", "run.toy_key", "datasets.toy_data.type", "run.task"])
+def test_a_stored_configuration_refers_to_nothing(stored, key):
+    path = stored(**{key: "${oc.env:HOME}"})
+    with pytest.raises(BadFileError, match=rf"{key} is '\$\{{oc\.env:HOME\}}'.*--cfg-path") as error:
+        projects.config_to_evaluate(None, path)
+    assert str(path) in str(error.value) and os.environ["HOME"] not in str(error.value).replace(str(path), "")
+
+
+@pytest.mark.parametrize("config", [None, {}, {"model": 5, "datasets": {}, "run": {}}, {"run": {"a": "${"}}])
+def test_what_is_no_stored_configuration_is_named(tmp_path, config, toy):
+    path = tmp_path / "checkpoint_3.pth"
+    torch.save({"model": {}, **({} if config is None else {"config": config})}, path)
+    with pytest.raises(BadFileError, match=r"checkpoint_3\.pth.*--cfg-path") as error:
+        projects.config_to_evaluate(None, path)
+    assert "\n" not in str(error.value)
+
+
+# ----------------------------------------------------------------------- a configuration of the wrong structure
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "run=1", "model=5", "model.arch=[toy]", "model.model_type={a: 1}", "datasets=[toy_data]", "datasets=null",
+        "datasets.toy_data=5", "datasets.toy_data.type=[default]", "run.task=[a]", "run.runner={a: b}",
+        "run.seed=${oc.env:SVP_NOT_SET}", "run.output_dir=${nope", "run.output_dir=[a]", "run.max_iters=1e400",
+        "run.init_lr=.nan", "run.task='", "run.task=*a", "run.valid_splits.a=1",
+        "run.max_iters=!!python/object/apply:os.system ['echo hi']", "run.seed=${run.seed}",
+        pytest.param(f"run.task={DEEP}", id="deep"), pytest.param(f"run.task={{a: {DEEP}}}", id="deeper"),
+    ],
+)  # fmt: skip
+def test_an_option_of_the_wrong_structure_is_named_in_one_line(project, option):
+    with pytest.raises(ValueError) as error:
+        configure(project, option)
+    message, key = str(error.value), option.partition("=")[0]
+    assert "\n" not in message and len(message) < 1000
+    assert key in message or key.split(".")[-1] in message
+
+
+def test_a_section_of_the_wrong_structure_is_named(tmp_path, project):
+    base = project.read_text()
+    for name, content in {
+        "deep": f"model: {DEEP}", "tag": "model: !!python/object/apply:os.system [echo]", "bytes": "\x00",
+        "roots": base.replace("model:", "modle:"), "list": "model: [a]\ndatasets: {}\nrun: {}",
+    }.items():  # fmt: skip
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"{name}.yaml") as error:
+            configure(path)
+        assert "\n" not in str(error.value)
+
+
+def test_paths_that_are_no_yaml_end_the_command_with_a_line(tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "fifo.yaml", tmp_path / "bytes.yaml", tmp_path / "no.yaml", "x" * 5000):
+        for command in (train, evaluate):
+            with pytest.raises(SystemExit) as end:
+                command.main(["--cfg-path", str(path)])
+            said = capsys.readouterr().err.splitlines()
+            assert end.value.code == 2 and len(said) == 1 and said[0].startswith("error: ") and str(path) in said[0]
+
+
+def test_a_checkpoint_that_cannot_be_evaluated_ends_the_command_with_a_line(tmp_path, capsys, toy):
+    os.mkfifo(tmp_path / "fifo.pth")
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
+    torch.save({"model": 5}, tmp_path / "other.pth")
+    for name in ("fifo.pth", "torn.pth", "other.pth", "no.pth"):
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(["--checkpoint", str(tmp_path / name)])
+        said = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and len(said) == 1 and name in said[0]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
+import socket
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from lavis_svp.runners.resume import ResultStore, protocol_digest
+from lavis_svp.common.checkpoints import save_checkpoint
+from lavis_svp.runners.resume import FolderInUseError, ResultStore, lock_folder, protocol_digest, warn_of_changes
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +80,42 @@ def test_two_processes_killed_end_the_same(tmp_path, run_toy, final_state, same_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "stored"),
+    [
+        ("model.cache_features=true", "features/*/*/*.safetensors"),
+        ("model.superpixels.cache=fill", "superpixels/*/*/*.png"),
+    ],
+)
+def test_killed_at_any_time_with_flipped_bits_in_the_caches_ends_the_same(
+    tmp_path, own_cache, run_svp, same_training, option, stored
+):
+    options = ("run.runner=runner_svp", "run.distributed=false", "model.visual_tokens.shuffle=false", option)
+    start = time.monotonic()
+    whole = run_svp(tmp_path / "whole", *options, processes=1)
+    duration = time.monotonic() - start
+    files = sorted(own_cache.glob(stored))
+    assert len(files) >= 8
+    chance = random.Random(0)
+    for path in files:
+        flip_a_bit(path, chance)
+    run_svp(tmp_path / "killed", *options, kill="micro:3", processes=1)
+    assert "damaged" in (tmp_path / "killed/log").read_text()
+    for _ in range(2):
+        files[chance.randrange(len(files))].unlink(missing_ok=True)
+        for path in [path for path in files if path.exists()][:: chance.randint(1, 3)]:
+            flip_a_bit(path, chance)
+        run_svp(tmp_path / "killed", *options, after=chance.uniform(0.1, 0.7) * duration, processes=1)
+    same_training(run_svp(tmp_path / "killed", *options, processes=1), whole)
+
+
+def flip_a_bit(path, chance):
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
 def test_fp16_loss_scale_is_continued(tmp_path, run_toy, final_state, same_training):
     options = ("run.amp=True", "run.amp_dtype=fp16", "run.eval_every=0")
     run_toy(tmp_path / "whole", *options)
@@ -119,3 +161,119 @@ def test_the_best_is_the_earliest_of_the_highest_until_now(tmp_path):
     assert store.best("val", 40, "a") == (0.9, 40)
     store.path("val", 35).write_text('{"agg_metrics": 0.95}')  # of an older release
     assert store.best("val", 40, "a") == (0.95, 35)
+
+
+# ------------------------------------------------------------------------------------------- torn and foreign files
+
+
+def test_torn_and_foreign_files_are_passed_over(tmp_path, run_toy, final_state, same_training, reference, undisturbed):
+    assert run_toy(tmp_path, kill="micro:30") == [-9]
+    out = tmp_path / "out"
+    damaged = out / "result/metrics_val_4.json"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    (out / "checkpoint_12.pth").mkdir()
+    (out / "checkpoint_11.pth").symlink_to(tmp_path / "gone")
+    (out / "checkpoint_10.pth").write_bytes(b"PK")
+    (out / "earlier-2").mkdir()
+    run_toy(tmp_path)
+    same_training(final_state(tmp_path), reference)
+    best = [torch.load(f / "out/checkpoint_best.pth", weights_only=True) for f in (tmp_path, undisturbed)]
+    same_training(*best)
+    said = (tmp_path / "log").read_text()
+    assert all(name in said for name in ("metrics_val_4.json", "checkpoint_12", "checkpoint_11", "checkpoint_10"))
+    assert (out / "earlier-3/checkpoint_12.pth").is_dir()
+
+
+def test_a_score_that_is_none_is_no_best(tmp_path, caplog):
+    store = ResultStore(tmp_path)
+    store.write("val", 4, {"agg_metrics": 0.5}, "a")
+    for iters, content in ((5, "{"), (6, '{"agg_metrics": "1.0"}'), (7, '{"agg_metrics": NaN}'), ("x", "{}")):
+        (tmp_path / f"metrics_val_{iters}.json").write_text(content)
+    assert store.best("val", 9, "a") == (0.5, 4)
+    assert store.read("val", 5, "a") is None and "metrics_val_5.json" in caplog.text
+
+
+def test_a_foreign_checkpoint_names_what_is_wrong(tmp_path, run_toy):
+    run_toy(tmp_path, "run.max_iters=3", "run.eval_every=0")
+    path = tmp_path / "out/checkpoint_3.pth"
+    contents = torch.load(path, weights_only=True)
+    del contents["digest"]
+    for group in contents["optimizer"]["param_groups"]:
+        group["params"] = group["params"][:1]
+    save_checkpoint(path, contents)
+    assert run_toy(tmp_path, check=False) == [1]
+    assert f"error: The optimizer's state in {path}" in (tmp_path / "log").read_text()
+
+
+def test_the_log_does_not_hold_what_an_old_configuration_refers_to(caplog, monkeypatch):
+    monkeypatch.setenv("SVP_SECRET", "hunter2")
+    old = {
+        "model": {"arch": "toy"},
+        "datasets": {},
+        "run": {"task": "t", "output_dir": "x", "seed": "${oc.env:SVP_SECRET}"},
+    }
+    warn_of_changes(old, {"model": {"arch": "toy"}, "run": {"task": "t", "output_dir": "x", "seed": 1}})
+    assert "run.seed was" in caplog.text and "hunter2" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- two runs in one folder
+
+
+def _hold(folder, told):
+    lock = lock_folder(folder)
+    told.send(os.getpid())
+    told.recv()
+    del lock
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """A process that holds the lock of ``tmp_path / "out"``, and its number."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path / "out", theirs))
+    process.start()
+    assert ours.recv() == process.pid
+    yield process
+    process.kill()
+
+
+def test_a_second_run_is_told_who_has_the_folder(tmp_path, run_toy, other_run):
+    with pytest.raises(FolderInUseError, match=rf"process {other_run.pid}, host {socket.gethostname()}, started 20"):
+        lock_folder(tmp_path / "out")
+    assert run_toy(tmp_path, check=False) == [1]
+    said = (tmp_path / "log").read_text()
+    assert f"error: Another run writes to {tmp_path / 'out'} (process {other_run.pid}" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", ".run.json"}
+
+
+def test_two_processes_are_both_told(tmp_path, run_toy, other_run):
+    assert 0 not in run_toy(tmp_path, processes=2, check=False)
+    assert (tmp_path / "log").read_text().count("error: Another run writes to") >= 1
+
+
+def test_a_killed_run_gives_the_folder_free(tmp_path, other_run):
+    other_run.kill()
+    other_run.join()
+    lock = lock_folder(tmp_path / "out")
+    assert json.loads((tmp_path / "out/.run.json").read_text())["pid"] == os.getpid()
+    assert lock_folder(tmp_path / "out") is lock  # runs of one process, one after another
+    (tmp_path / "out/.run.json").write_text("torn")
+    del lock
+    lock_folder(tmp_path / "out")
+
+
+def test_a_run_waits_for_the_loader_processes_of_a_killed_one(tmp_path, other_run):
+    """They share its lock; here the holder itself stands for them."""
+    holder = tmp_path / "out/.run.json"
+    gone = multiprocessing.get_context("fork").Process(target=int)
+    gone.start()
+    gone.join()
+    holder.write_text(json.dumps({**json.loads(holder.read_text()), "pid": gone.pid}))
+    context = multiprocessing.get_context("fork")
+    waiting = context.Process(target=lock_folder, args=(tmp_path / "out",))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    other_run.kill()
+    waiting.join(20)
+    assert waiting.exitcode == 0

@@ -35,7 +35,7 @@ def test_what_a_run_leaves_behind(finished):
     out = finished / "out"
     assert {path.name for path in out.iterdir()} == {
         "checkpoint_3.pth", "checkpoint_4.pth", "checkpoint_best.pth", "log.txt", "evaluate.txt", "result",
-        "tensorboard",
+        "tensorboard", ".lock", ".run.json",
     }  # fmt: skip
     contents = torch.load(out / "checkpoint_4.pth", weights_only=True)
     assert set(contents) == {"model", "optimizer", "scaler", "config", "iters", "digest"} and contents["iters"] == 4
@@ -49,9 +49,10 @@ def test_what_a_run_leaves_behind(finished):
 
 
 def test_a_finished_run_does_nothing_again_and_says_so(finished, run_toy):
-    before = {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*") if path.name != "log.txt"}
+    written = ("log.txt", ".run.json")  # by every run
+    before = {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*") if path.name not in written}
     run_toy(finished, *QUICK)
-    after = {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*") if path.name != "log.txt"}
+    after = {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*") if path.name not in written}
     assert {path for path in after if path.is_file() and after[path] != before.get(path)} == set()
     said = (finished / "log").read_text()
     assert "nothing is left to train" in said and "evaluated already" in said

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lavis_svp.common.checkpoints import WrongCheckpointError
+from lavis_svp.common.files import BadFileError
 from lavis_svp.models.checkpoint import only_training
 from lavis_svp.models.config import parse_model_options
 from lavis_svp.segmentation.no_target import CALIBRATION_KEY, NoTargetOptions, read_fit, stored_calibration
@@ -100,15 +101,21 @@ def test_weights_without_calibration_add_nothing(tmp_path):
     assert stored_calibration(tmp_path / "a.pth") == NoTargetOptions()
 
 
-@pytest.mark.parametrize("entry", ["[1]", "{", '{"bias": 1, "slope": 2}', '{"evidence": "much"}'])
+@pytest.mark.parametrize("entry", ["[1]", '{"bias": 1, "slope": 2}', '{"evidence": "much"}', '{"bias": NaN}'])
 def test_a_calibration_that_is_none_is_refused(tmp_path, entry):
     with pytest.raises(WrongCheckpointError, match="another version"):
         stored_calibration(saved(tmp_path / "odd.safetensors", **{CALIBRATION_KEY: entry}))
 
 
-@pytest.mark.parametrize("content", ["{}", '{"presence": 3}', "no json"])
+@pytest.mark.parametrize("entry", ["{", "[" * 200_000])
+def test_a_calibration_that_is_damaged_is_refused(tmp_path, entry):
+    with pytest.raises(BadFileError, match=r"metadata of .*odd.safetensors is truncated or not JSON"):
+        stored_calibration(saved(tmp_path / "odd.safetensors", **{CALIBRATION_KEY: entry}))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"presence": 3}', "no json", "[" * 200_000, "[]", "\udcff"])
 def test_only_the_probe_s_result_calibrates(tmp_path, content):
     path = tmp_path / "other.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="no-target"):
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BadFileError, match="other.json"):
         read_fit(path)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import zlib
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.superpixels.region_map import RegionMap, from_png, to_png
 
 label_maps = arrays(
@@ -131,3 +134,102 @@ def test_bad_bytes_are_refused(lenient: bool, monkeypatch: pytest.MonkeyPatch) -
     for bad in (b"", b"no png", data[: len(data) // 2], colour.getvalue()):
         with pytest.raises(ValueError, match="PNG of regions"):
             from_png(bad)
+
+
+# ------------------------------------------------------------------------------------------------ damaged PNGs
+
+PLAIN = RegionMap.from_labels(np.kron(np.random.default_rng(3).integers(-1, 30, (16, 16)), np.ones((8, 8), int)))
+SCORED = RegionMap.from_labels(PLAIN.labels, np.arange(PLAIN.count) % 3, np.linspace(0, 1, PLAIN.count))
+
+
+def old_png(regions: RegionMap, text: str | None = None, **options: int) -> bytes:
+    """A PNG as releases before 0.3 wrote it: without a checksum of its own."""
+    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    if text is not None:
+        info.add_text("lavis_svp", text, zip=True)
+    Image.fromarray((regions.labels + 1).astype(np.uint8)).save(buffer, "PNG", pnginfo=info, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [to_png(PLAIN), to_png(SCORED), old_png(PLAIN), old_png(PLAIN, compress_level=0)],
+    ids=["plain", "scored", "before 0.3", "uncompressed"],
+)
+def test_no_flipped_bit_gives_other_regions(data: bytes) -> None:
+    """Pillow does not compare the checksum of the pixels' chunk."""
+    right = from_png(data)
+    bits = np.random.default_rng(0).choice(len(data) * 8, 400, replace=False)
+    for bit in bits.tolist():
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            regions = from_png(bytes(damaged), Path("ab.png"), "Make it again.")
+        except BadFileError as error:
+            assert "ab.png" in str(error) and "Make it again." in str(error) and "\n" not in str(error)
+            continue
+        for field in ("labels", "levels", "scores"):
+            assert np.array_equal(getattr(right, field), getattr(regions, field)), bit
+
+
+def test_cut_off_anywhere() -> None:
+    data = to_png(SCORED)
+    for length in range(0, len(data), 7):
+        with pytest.raises(BadFileError, match="cut off|are no PNG"):
+            from_png(data[:length])
+
+
+def test_other_pixels_or_scores_under_the_same_checksum_are_found() -> None:
+    """Also where the chunks are whole, as after another program saved the file."""
+    with Image.open(io.BytesIO(to_png(SCORED))) as image:
+        texts, pixels = dict(image.text), np.array(image)
+    assert zlib.crc32(texts["lavis_svp"].encode()) and len(texts["lavis_svp_crc32"]) == 8
+
+    def saved(values: np.ndarray, **changed: str) -> bytes:
+        info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+        for name, text in {**texts, **changed}.items():
+            info.add_text(name, text)
+        Image.fromarray(values).save(buffer, "PNG", pnginfo=info)
+        return buffer.getvalue()
+
+    assert from_png(saved(pixels)).count == from_png(saved(pixels.astype(np.uint16))).count == SCORED.count
+    other = pixels.copy()
+    other[-1, -1] = other[0, 0]
+    for data in (saved(other), saved(pixels, lavis_svp=texts["lavis_svp"].replace("0.", "1.", 1)), saved(pixels.T)):
+        with pytest.raises(BadFileError, match="do not match their checksum"):
+            from_png(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "3",
+        '{"levels": 3}',
+        '{"levels": "abc"}',
+        '{"levels": []}',
+        '{"levels": [[1], [2, 3]]}',
+        '{"levels": {"a": 1}}',
+        '{"levels": [' + "1000," * 40 + "1000]}",
+        '{"levels": [' + "0.5," * 40 + "0.5]}",
+        '{"scores": [' + "null," * 40 + "null]}",
+        '{"scores": [' + '"a",' * 40 + '"a"]}',
+        '{"scores": [' + "NaN," * 40 + "NaN]}",
+        '{"scores": [' + "1e999," * 40 + "1e999]}",
+        '{"scores": [' + "1e300," * 40 + "1e300]}",
+        '{"scores": [' + "1" * 500 + "]}",
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:22],
+)
+def test_odd_levels_and_scores_are_named_in_one_line(text: str) -> None:
+    with pytest.raises(BadFileError, match=r"^ab\.png is damaged or of another kind .*\.$"):
+        from_png(old_png(RegionMap.whole_image((3, 3)), text), "ab.png")
+
+
+def test_a_png_that_would_fill_the_memory_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (4097, 4097), 1).save(buffer, "PNG", compress_level=1)
+    with pytest.raises(BadFileError, match="4097 x 4097 pixels, the limit is 16,777,216"):
+        from_png(buffer.getvalue())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from lavis_svp.common.files import BrokenFileError
+from lavis_svp.common.files import BadFileError, BrokenFileError
 from lavis_svp.common.images import BadImageError
 from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
 from lavis_svp.superpixels import store as store_module
@@ -96,7 +98,7 @@ def test_refuses_a_folder_made_otherwise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="made with other settings .rows: 5 there, 6 wanted"):
         SuperpixelStore(grid, tmp_path)
     header.write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(BadFileError, match="truncated or not JSON"):
         SuperpixelStore(grid, tmp_path)
     header.unlink()
     with pytest.raises(ValueError, match="no settings.json"):
@@ -274,7 +276,7 @@ def test_refusals(store: SuperpixelStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Write the shards again"):
         SuperpixelShards(folder).get(KEYS[4])
     (folder / SHARD_INDEX).write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(BadFileError, match="truncated or not JSON"):
         SuperpixelShards(folder)
     (folder / SHARD_INDEX).unlink()
     with pytest.raises(FileNotFoundError, match="interrupted"):
@@ -291,3 +293,107 @@ def test_a_store_opens_by_its_folder(store: SuperpixelStore, tmp_path: Path) -> 
     renamed = store.folder.rename(store.folder.with_name("mine"))
     with pytest.raises(ValueError, match="Was it renamed"):
         open_store(renamed)
+
+
+# ------------------------------------------------------------------------------------------------ damaged files
+
+
+def flip(path: Path, bit: int = 8 * 48) -> None:
+    """Flip a bit of a file, by default one of the pixels of a small PNG."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_file_is_made_again_with_a_warning(store: SuperpixelStore, caplog: pytest.LogCaptureFixture) -> None:
+    right = store.path(KEYS[2]).read_bytes()
+    flip(store.path(KEYS[2]), 8 * (len(right) - 20))
+    assert KEYS[2] not in store and KEYS[1] in store
+    assert f"{store.path(KEYS[2])} is damaged" in caplog.text
+    caplog.clear()
+    items = [(key, number) for number, key in enumerate(KEYS)]
+    with caplog.at_level(logging.WARNING):
+        assert fill_store(store, items, image_of, workers=1, progress=False).computed == 1
+    assert store.path(KEYS[2]).read_bytes() == right and str(store.path(KEYS[2])) in caplog.text
+    flip(store.path(KEYS[2]), 8 * (len(right) - 20))
+    caplog.clear()
+    store.get(KEYS[2], image_of(2))
+    assert store.path(KEYS[2]).read_bytes() == right
+    assert "Made again now" in caplog.text and str(store.path(KEYS[2])) in caplog.text
+
+
+def test_what_cannot_be_made_again_is_an_error_with_file_and_remedy(store: SuperpixelStore, tmp_path: Path) -> None:
+    path = store.path(KEYS[2])
+    flip(path)
+    reader = open_store(store.folder)
+    for read in (lambda: reader.get(KEYS[2]), lambda: write_shards(reader, tmp_path / "shards", progress=False)):
+        with pytest.raises(BadFileError, match=r"lavis-svp superpixels make") as failure:
+            read()
+        assert str(path) in str(failure.value) and "\n" not in str(failure.value)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BrokenFileError, match="FIFO"):
+        reader.get(KEYS[2])
+    assert KEYS[2] not in store
+
+
+def test_foreign_files_in_a_store_are_no_keys(store: SuperpixelStore) -> None:
+    for name in ("ab/my cup.png", "zz/abcd.png", "ab/ü.png"):
+        path = store.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert store.keys() == KEYS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "3",
+        "null",
+        '{"format": 1, "settings": 3}',
+        '{"format": 1}',
+        '{"format": [], "settings": {}}',
+        "[" * 10**5,
+    ],
+    ids=lambda text: text[:30],
+)
+def test_odd_headers_are_named_in_one_line(store: SuperpixelStore, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for path in (store.folder / "settings.json", folder / SHARD_INDEX):
+        path.write_text(content)
+    for read in (lambda: open_store(store.folder), lambda: SuperpixelShards(folder)):
+        with pytest.raises(BadFileError, match=r"\.json (is damaged|is truncated|has format)") as failure:
+            read()
+        assert "make it again" in str(failure.value).lower() and "\n" not in str(failure.value)
+
+
+def test_damaged_shards_and_places_are_broken_files(store: SuperpixelStore, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_shards(store, folder, progress=False)
+    index, shard = folder / SHARD_INDEX, folder / "superpixels-000000.tar"
+    number, offset, size, _ = SuperpixelShards(folder).places[KEYS[1]]
+    whole = shard.read_bytes()
+    swapped = bytearray(whole)  # another image's whole PNG, of the same length, at this place
+    other = SuperpixelShards(folder).places[KEYS[2]]
+    swapped[offset : offset + size] = whole[other[1] : other[1] + size]
+    for damage in (lambda: flip(shard, 8 * (offset + 50)), lambda: shard.write_bytes(bytes(swapped)), shard.unlink):
+        damage()
+        with pytest.raises(BrokenFileError, match="superpixels shards") as failure:
+            SuperpixelShards(folder).get(KEYS[1])
+        assert KEYS[1] in str(failure.value) and str(folder) in str(failure.value) and "\n" not in str(failure.value)
+        shard.write_bytes(whole)
+
+    flip(index, 8 * (len(index.read_bytes()) - 9))
+    with pytest.raises(BadFileError, match="sha256|not JSON"):
+        SuperpixelShards(folder)
+
+    content = {"format": 1, "settings": store.settings, "places": {KEYS[1]: [number, offset, size]}}
+    index.write_text(json.dumps(content))  # as before release 0.3
+    assert np.array_equal(SuperpixelShards(folder).get(KEYS[1]).labels, store.get(KEYS[1]).labels)
+    for place in (None, [], [0, offset], [0, -5, size], [0, 1e30, size], [0, 10**30, size], ["../a", offset, size]):
+        index.write_text(json.dumps(content | {"places": {KEYS[1]: place}}))
+        with pytest.raises(BrokenFileError, match="superpixels shards") as failure:
+            SuperpixelShards(folder).get(KEYS[1])
+        assert KEYS[1] in str(failure.value) and "\n" not in str(failure.value)

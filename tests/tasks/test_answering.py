@@ -13,6 +13,8 @@ import lavis_svp  # noqa: F401
 # isort: split
 from lavis.common.registry import registry
 
+from lavis_svp.common.files import BadFileError
+from lavis_svp.models.outputs import NoAnswer
 from lavis_svp.tasks import answer_scores, answering
 from lavis_svp.tasks.answering import AnswerEvalOptions, ImageSwapper, SvpCaptioningTask, SvpVqaTask
 
@@ -230,3 +232,32 @@ def test_laviss_own_captioning_task_runs(folders):
     result = task.valid_step(model, batch([0, 2], captions=True))
     assert result == [{"caption": CAPTIONS[index], "image_id": index} for index in (0, 2)]
     assert task.after_evaluation(result, "test", 0) == {"agg_metrics": 0.0}  # its own scores need a download
+
+
+def test_a_text_without_an_answer_is_logged_and_recorded(folders, vqa_truth, caplog):
+    class Failing(SeeingModel):
+        def predict_answers(self, samples, **kwargs):
+            first, *others = super().predict_answers(samples, **kwargs)
+            return [[NoAnswer("too long"), *first[1:]], *others]
+
+    task = SvpVqaTask()
+    first, second, third = task.valid_step(Failing(), batch([0, 1]))
+    assert first["answer"] == "" and first["error"] == "too long"
+    assert "error" not in second and "error" not in third
+    assert "Text 1 of 0.png was not answered: too long" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "[]", '{"annotations": [5]}', '{"annotations": [{"question_id": "x"}]}', "{}"]
+)
+def test_damaged_true_answers_are_named(folders, vqa_truth, content):
+    vqa_truth[1].write_text(content)
+    with pytest.raises(BadFileError, match="a.json"):
+        evaluated(SvpVqaTask(), Split(["1", "2"], vqa_truth), [batch([0])])
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"annotations": [5]}', '{"annotations": [{"image_id": 0}]}'])
+def test_damaged_true_captions_are_named(folders, caption_truth, content):
+    caption_truth[0].write_text(content)
+    with pytest.raises(BadFileError, match="c.json"):
+        evaluated(SvpCaptioningTask(), Split(["0"], caption_truth), [batch([0], captions=True)])

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -183,3 +183,25 @@ def test_times_include_what_the_device_has_queued(monkeypatch):
     model.weight = torch.nn.Parameter(torch.ones(1, device="meta"))
     predictions_by_mode(model, {"text_input": [["x", "y"]]}, ["generative"])
     assert waits == ["meta", "meta"]
+
+
+def test_an_expression_without_an_answer_is_logged_and_counts_as_an_empty_mask(batch, answers, caplog):
+    @dataclass
+    class Failed(type(answers[0][0])):
+        error: str = "Image 0 has NaN"
+
+    given = answers[0][0]
+    failed = Failed(mask=0 * given.mask, answered=False, text="", score=0.0)
+    (record,) = score_image(batch, 0, [failed], "generative", 1)
+    assert record["error"] == "Image 0 has NaN" and record["pred_area"] == record["intersection"] == 0
+    assert "p0e0 of 0.png: it was not answered" in caplog.text
+    assert "error" not in score_image(batch, 0, [given], "generative", 1)[0]
+
+
+def test_letters_are_not_counted_as_expressions():
+    class OneForAll(torch.nn.Module):
+        def predict_masks(self, samples, mode):
+            return [["an answer"] for _ in samples["text_input"]]
+
+    ((_, rows, _),) = predictions_by_mode(OneForAll(), {"text_input": ["cup", "cat"]}, ["generative"])
+    assert rows == [["an answer"]] * 2

@@ -1,11 +1,13 @@
 """What data sets serve: features and superpixels as the model would compute them, and what came with the data."""
 
+import pickle
 import types
 
 import numpy as np
 import pytest
 import torch
 
+from lavis_svp.common.files import BrokenFileError
 from lavis_svp.common.images import image_key, read_pixels
 from lavis_svp.common.options import SetupError
 from lavis_svp.superpixels.store import SuperpixelStore
@@ -192,6 +194,111 @@ def test_images_are_sent_beside_features_where_superpixels_are_made_of_them(
     split.superpixel_cache = regions
     attach_precomputed(extractor, {"any": {"train": split}})
     assert split.feature_cache.needs_image == needed
+
+
+# ---------------------------------------------------------------- what is damaged after the start
+
+
+@pytest.mark.parametrize("superpixels", [GRID, SAM], ids=["grid", "sam"])
+def test_what_is_damaged_on_the_way_is_made_again_in_any_process(
+    make_extractor, make_split, own_cache, caplog, superpixels
+):
+    """A loader's worker has the data set alone; it may have been sent to it as bytes."""
+    extractor, split = make_extractor({"keys"}, superpixels), make_split(["a.png"], mirrors=True)
+    precompute_features(extractor, {"any": {"train": split}})
+    features, regions = (pickle.loads(pickle.dumps(cache)) for cache in (split.feature_cache, split.superpixel_cache))
+    key, pixels = key_of(split, "a.png"), read_pixels(split.image_file("a.png"))
+    given = {key: pixels, f"{key}-mirrored": pixels[:, ::-1]}
+    paths = [features.features.path(one) for one in given] + [regions.path(key)]
+    whole = [path.read_bytes() for path in paths]
+    flipped = bytearray(whole[0])
+    flipped[len(flipped) // 2] ^= 1
+    for path, content in zip(paths, [flipped, b"half", whole[2][:-20]], strict=True):
+        path.write_bytes(content)
+    with pytest.raises(BrokenFileError, match=str(paths[2])):
+        regions.get(key)  # there is no image to make them of
+    expected = [split.feature_cache.get(one, given[one]) for one in given]
+    assert [features.get(one, given[one]).keys() for one in given] == [one.keys() for one in expected]
+    assert (regions.get(key, pixels).labels == split.superpixel_cache.get(key).labels).all()
+    assert [path.read_bytes() for path in paths] == whole
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [any(str(path) in line for line in told) for path in paths] == [True] * 3
+    assert all(line.startswith("Made again now: ") for line in told) and len(told) == 3
+
+
+def test_what_is_missing_on_the_way_is_an_error(make_extractor, make_split, own_cache):
+    extractor, split = make_extractor(superpixels=SAM), make_split(["a.png"])
+    precompute_features(extractor, {"any": {"train": split}})
+    pixels = read_pixels(split.image_file("a.png"))
+    assert split.feature_cache.get("0" * 64, pixels) is None
+    with pytest.raises(FileNotFoundError, match="Fill the store first"):
+        split.superpixel_cache.get("0" * 64, pixels)
+
+
+def test_other_weights_than_the_names_load_repair_nothing(make_extractor, make_split, own_cache):
+    """It would be stored among what the model's own weights made."""
+    extractor, split = make_extractor(superpixels=None), make_split(["a.png"])
+    with torch.no_grad():
+        next(extractor.vision_encoder.parameters()).add_(1)
+    precompute_features(extractor, {"any": {"train": split}})
+    key = key_of(split, "a.png")
+    path = split.feature_cache.features.path(key)
+    path.write_bytes(b"damaged")
+    with pytest.raises(SetupError, match="changed after loading"):
+        split.feature_cache.get(key, read_pixels(split.image_file("a.png")))
+    assert path.read_bytes() == b"damaged"
+
+
+class Given(Stored):
+    def __init__(self, settings, entry):
+        super().__init__(settings)
+        self.entry = entry
+
+    def get(self, key):
+        return self.entry
+
+
+@pytest.mark.parametrize("fault", ["lacks", "shape"])
+def test_features_that_came_with_the_data_are_checked_and_never_made_again(make_extractor, make_split, fault):
+    extractor = make_extractor(superpixels=None)
+    entry = {name: torch.zeros(shape) for name, shape in extractor.feature_layout().items()}
+    given = Given(extractor.settings(), entry)
+    split = make_split(["a.png"], stored_features=given)
+    attach_precomputed(extractor, {"any": {"train": split}})
+    assert split.feature_cache.get("ab12", None) is entry
+    given.entry = {name: tensor for name, tensor in entry.items() if name != "sam"}
+    if fault == "shape":
+        given.entry["sam"] = torch.zeros(256, 1, 1)
+    with pytest.raises(
+        BrokenFileError, match=r"came with the data of image ab12 is damaged: sam should be \(256, 8, 8\)"
+    ):
+        split.feature_cache.get("ab12", None)
+
+
+@pytest.mark.slow
+def test_workers_of_a_loader_make_again_what_is_damaged(make_extractor, make_split, own_cache):
+    """Forked ones, from a process that has computed with several threads."""
+    extractor, split = make_extractor(superpixels=SAM), make_split(["a.png", "b.png"])
+    torch.set_num_threads(2)
+    precompute_features(extractor, {"any": {"train": split}})
+    whole = {path: path.read_bytes() for path in own_cache.rglob("*.*") if path.suffix in (".safetensors", ".png")}
+    for path in whole:
+        path.write_bytes(b"damaged")
+    files = [split.image_file(name) for name in split.annotation[:2]]
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(files)
+
+        def __getitem__(self, index):
+            pixels = read_pixels(files[index])
+            key = image_key(files[index].read_bytes())
+            return split.feature_cache.get(key, pixels)["sam"], split.superpixel_cache.get(key, pixels).count
+
+    loaded = torch.utils.data.DataLoader(Samples(), num_workers=2, multiprocessing_context="fork", timeout=120)
+    assert len(list(loaded)) == 2
+    torch.set_num_threads(1)
+    assert {path: path.read_bytes() for path in whole} == whole
 
 
 # ---------------------------------------------------------------- model.superpixels.cache

@@ -316,3 +316,28 @@ def test_compiling_keeps_the_names_of_tensors(make_extractor, samples):
     assert isinstance(inputs := extractor.read_images(samples), ImageInputs)
     torch.testing.assert_close(extractor(inputs).sam, expected.sam)
     assert extractor.vision_encoder.network._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"side": [56, 84]}, {"fit": "pad", "extra_channels": ["sam"]}])
+def test_the_layout_is_that_of_what_is_encoded(make_extractor, samples, options):
+    extractor = make_extractor(OUTPUTS, None, levels=[0, -1], **options)
+    made = extractor.encode(extractor.read_images(samples))
+    outputs = extractor.requested_outputs(made.patches)
+    found = {"patches": made.patches.patches, "valid": made.patches.valid, "sam": made.sam, **outputs}
+    layout = extractor.feature_layout()
+    assert set(layout) == set(found)
+    for name, tensor in found.items():
+        shape = tuple(tensor.shape[1:])
+        assert layout[name] == (shape if name != "keys" else (shape[0], None))
+
+
+def test_cached_features_of_another_form_are_named(make_extractor):
+    extractor = make_extractor(superpixels=None)
+    whole = {name: torch.zeros(shape) for name, shape in extractor.feature_layout().items()}
+    sizes = [(96, 128)] * 2
+    for name in whole:
+        part = {key: tensor for key, tensor in whole.items() if key != name}
+        with pytest.raises(ValueError, match=f"The projector needs {name}, which the cached features lack"):
+            extractor.read_images({"frozen": [whole, part], "original_size": sizes})
+        with pytest.raises(ValueError, match=f"{name} of different shapes"):
+            extractor.read_images({"frozen": [whole, {**part, name: whole[name][:1]}], "original_size": sizes})

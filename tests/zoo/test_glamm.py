@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavis_svp.cli.zoo import main
+from lavis_svp.common.files import BadFileError
 from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
 from lavis_svp.vision.sam import build_mask_decoder
 from lavis_svp.zoo.glamm import import_glamm
@@ -161,7 +162,7 @@ def test_wrong_folders_are_told_and_leave_nothing(tmp_path, sentencepiece_folder
             import_glamm(folder, tmp_path / "out", progress=False)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
-    attempt(lambda s: {**s, "model.layers.0.x": Harmful(tmp_path / "it_ran")}, message="nothing in it was run")
+    attempt(lambda s: {**s, "model.layers.0.x": Harmful(tmp_path / "it_ran")}, message=r"pytorch_model\.bin is damaged")
     attempt(lambda s: {**s, "base_model.model.lora_A.weight": torch.ones(1)}, message="Merge its adapters")
     attempt(lambda s: {n: t for n, t in s.items() if n != "model.norm.weight"}, message=r"lacks model\.norm\.weight")
     attempt(lambda s: {n: t for n, t in s.items() if "text_hidden" not in n}, message="lacks readout")
@@ -181,3 +182,34 @@ def test_safetensors_parts_and_ids_from_the_tokenizers_config(tmp_path, sentence
     config["added_tokens_decoder"] = {"1": {"content": "<s>"}, str(BASE + 4): {"content": "[SEG]"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     assert import_glamm(folder, tmp_path / "out", progress=False).seg_id == BASE + 4
+
+
+@pytest.mark.parametrize("name", ["config.json", "added_tokens.json", "tokenizer_config.json", "index"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 200_000, '{"weight_map": [], "[SEG]": "x"}', '{"weight_map": {"a": 1}}']
+)
+def test_damaged_json_is_named(tmp_path, sentencepiece_folder, name, content):
+    state = {} if name != "index" else {"model.norm.weight": torch.zeros(1), "lm_head.weight": torch.zeros(1)}
+    folder = write_folder(tmp_path / "source", state, GLAMM_TOKENS, sentencepiece_folder, files=1 + (name == "index"))
+    name = "pytorch_model.bin.index.json" if name == "index" else name
+    (folder / name).write_text(content)
+    if name in ("added_tokens.json", "tokenizer_config.json") and "weight_map" in content:
+        content = '{"[SEG]": "x", "added_tokens_decoder": {"x": {}}}'
+        (folder / name).write_text(content)
+    with pytest.raises(BadFileError) as caught:
+        import_glamm(folder, tmp_path / "out", progress=False)
+    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_tokenizer_and_damaged_weights_are_named(tmp_path, sentencepiece_folder):
+    state = glamm_state("model.grounding_encoder", GLAMM_TOKENS)
+    folder = write_folder(tmp_path / "source", state, GLAMM_TOKENS, sentencepiece_folder, files=1)
+    for name in ("pytorch_model.bin", "tokenizer.model"):
+        whole = (folder / name).read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"\x80" * 500, whole[:20] + b"\xff" * 40 + whole[60:]):
+            (folder / name).write_bytes(content)
+            with pytest.raises(BadFileError) as caught:
+                import_glamm(folder, tmp_path / "out", progress=False)
+            assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
+        (folder / name).write_bytes(whole)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lavis_svp.cli import zoo as command
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.models.checkpoint import find_weights
 from lavis_svp.zoo import shipped
@@ -67,3 +68,14 @@ def test_a_result_names_the_weights_that_it_is_of(file):
     assert facts == {"name": NAME, "sha256": sha256_of(file)}
     assert shipped.shipped_facts({"load_finetuned": False, "finetuned": NAME}) is None
     assert shipped.shipped_facts({"load_finetuned": True, "finetuned": "a.pth"}) is None
+
+
+def test_a_flipped_bit_is_found_when_the_file_is_loaded(file):
+    whole = file.read_bytes()
+    for position in (0, 350, len(whole) - 1):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(BadFileError, match=rf"{file}.*sha256"):
+            find_weights(NAME)
+    for record in ("{", "[" * 200_000):  # nothing to compare with
+        file.with_suffix(".json").write_text(record)
+        assert find_weights(NAME) == file

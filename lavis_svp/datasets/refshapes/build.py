@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lavis_svp.common.files import BadFileError
+from lavis_svp.common.options import SetupError
 from lavis_svp.datasets import refcoco_writer
+from lavis_svp.datasets.fields import mapping, shown
 from lavis_svp.datasets.refshapes.config import (
     ANNOTATIONS_PER_IMAGE,
     GENERATOR_VERSION,
@@ -29,6 +33,7 @@ DEFAULT_SIZES = {"train": 1600, "val": 60, "test": 200}
 _IMAGES_PER_SPLIT = 1_000_000
 _SENTENCES_PER_IMAGE = 64
 _MAX_ATTEMPTS = 300
+_IMAGE_NAME = re.compile(rf"({'|'.join(SPLITS)})_[0-9]{{6}}\.png")
 _CONTENT_STREAM = 0
 _PAINT_STREAM = 1
 
@@ -71,17 +76,17 @@ def make_image(seed: int, split: str, index: int, config: RefShapesConfig) -> Sh
         the image; it is the same however many others are made.
 
     Raises:
-        ValueError: an unknown split, or settings under which no scene gives enough expressions.
+        SetupError: an unknown split, or settings under which no scene gives enough expressions.
     """
     if split not in SPLITS:
-        raise ValueError(f"RefShapes has no split '{split}'. Splits: {', '.join(SPLITS)}.")
+        raise SetupError(f"RefShapes has no split '{split}'. Splits: {', '.join(SPLITS)}.")
     rng = _generator(seed, split, index, _CONTENT_STREAM)
     for _ in range(_MAX_ATTEMPTS):
         scene = sample_scene(rng, config)
         expressions = sample_expressions(scene, rng, split, config) if scene else None
         if scene and expressions:
             return ShapesImage(split, index, scene, tuple(expressions))
-    raise ValueError(
+    raise SetupError(
         f"No scene in {_MAX_ATTEMPTS} gives {config.min_quota(split)} expressions ({split} image {index}, "
         f"seed {seed}). Ask for fewer, allow more objects, or lower the margins: {config}."
     )
@@ -105,8 +110,8 @@ def build_refshapes(
 ) -> Path:
     """Make RefShapes in RefCOCO format, or return at once if it is there already.
 
-    Interrupted work goes on where it stopped. Another seed, generator version or setting makes every
-    image anew; other sizes keep the images that are in both.
+    Interrupted work goes on where it stopped. Another generator version makes every image anew; other sizes keep the
+    images that are in both. What is there and is not RefShapes of this seed and these settings is never touched.
 
     Args:
         root: data folder; ``<root>/refshapes/`` and ``<root>/images/refshapes/`` are made in it.
@@ -119,25 +124,34 @@ def build_refshapes(
         ``<root>/refshapes``.
 
     Raises:
-        ValueError: an unknown split, a size or seed below 0, or settings that no scene can meet.
+        SetupError: an unknown split, a size or seed below 0, or settings that no scene can meet; or RefShapes of
+            another seed or other settings is there.
+        BadFileError: files are there that RefShapes' manifest does not vouch for.
         FileNotFoundError: scikit-image's photos are missing.
     """
     root, config = Path(root), config or RefShapesConfig()
     counts = _checked_sizes(sizes)
     if seed < 0:
-        raise ValueError(f"RefShapes' seed must be 0 or more, got {seed}.")
+        raise SetupError(f"RefShapes' seed must be 0 or more, got {seed}.")
     settings = json.loads(json.dumps(asdict(config)))  # as the manifest gives them back: tuples are lists
     source = {"generator_version": GENERATOR_VERSION, "seed": seed, "config": settings}
     manifest = {**source, "sizes": counts, "complete": True}
     folder, manifest_file = refcoco_writer.images_folder(root, NAME), refcoco_writer.manifest_path(root, NAME)
-    stored = refcoco_writer.read_manifest(manifest_file)
+    annotations = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    stored = refcoco_writer.own_manifest(manifest_file, manifest, (*annotations, *found))
+    for what in ("seed", "config"):
+        if stored and stored[what] != source[what]:
+            raise SetupError(
+                f"{root / NAME} holds RefShapes of another {what} ({shown(stored[what])} there, {shown(source[what])} "
+                f"wanted), which is not drawn over. Give another root, or move it and {folder} away."
+            )
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
     names = {_file_name(*job) for job in jobs}
-    present = {path.name for path in folder.glob("*.png")}
-    annotations = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))
+    present = {path.name for path in found if _IMAGE_NAME.fullmatch(path.name)}
     if stored == manifest and names == present and all(path.is_file() for path in annotations):
         return root / NAME
-    keep = names if {key: stored.get(key) for key in source} == source else set()
+    keep = names if stored.get("generator_version") == GENERATOR_VERSION else set()
     for name in present - keep:
         (folder / name).unlink(missing_ok=True)
     refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
@@ -161,11 +175,27 @@ def _file_name(split: str, index: int) -> str:
     return f"{split}_{index:06d}.png"
 
 
+def made_sizes(root: Path) -> dict[str, int] | None:
+    """The sizes of the RefShapes below a data folder; None if there is none.
+
+    Raises:
+        BadFileError: its manifest states impossible ones.
+    """
+    path = refcoco_writer.manifest_path(root, NAME)
+    sizes = refcoco_writer.read_manifest(path).get("sizes")
+    if sizes is None:
+        return None
+    try:
+        return _checked_sizes(mapping(sizes, "sizes"))
+    except ValueError as error:
+        raise BadFileError(f"{path} is damaged: {error} Give another root, or move {root / NAME} away.") from error
+
+
 def _checked_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     unknown = [split for split in sizes if split not in SPLITS]
     if unknown:
-        raise ValueError(f"RefShapes has no split {unknown}. Splits: {', '.join(SPLITS)}.")
-    checked = {split: int(sizes.get(split, 0)) for split in SPLITS}
-    if any(not 0 <= count < _IMAGES_PER_SPLIT for count in checked.values()):
-        raise ValueError(f"RefShapes' sizes must be from 0 to {_IMAGES_PER_SPLIT - 1}, got {checked}.")
+        raise SetupError(f"RefShapes has no split {unknown}. Splits: {', '.join(SPLITS)}.")
+    checked = {split: sizes.get(split, 0) for split in SPLITS}
+    if not all(type(count) is int and 0 <= count < _IMAGES_PER_SPLIT for count in checked.values()):
+        raise SetupError(f"RefShapes' sizes must be from 0 to {_IMAGES_PER_SPLIT - 1}, got {shown(checked)}.")
     return checked

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lavis_svp.common.options import SetupError
 from lavis_svp.datasets.refcoco import load_instances
-from lavis_svp.datasets.refcoco_writer import instances_path, read_manifest, write_json
+from lavis_svp.datasets.refcoco_writer import instances_path, own_manifest, write_json
 from lavis_svp.datasets.refshapes.build import NAME, split_of
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES, COLORS, SPLITS, RefShapesConfig
 from lavis_svp.datasets.refshapes.expressions import Description
@@ -364,17 +365,19 @@ def build_answers(root: Path, seed: int = 0) -> Path:
 
     Raises:
         FileNotFoundError: RefShapes is not there.
-        ValueError: a seed below 0.
+        SetupError: a seed below 0.
+        BadFileError: files are there that the manifest does not vouch for.
     """
     if seed < 0:
-        raise ValueError(f"The seed of RefShapes' questions must be 0 or more, got {seed}.")
+        raise SetupError(f"The seed of RefShapes' questions must be 0 or more, got {seed}.")
     digest = hashlib.sha256(instances_path(root, NAME).read_bytes()).hexdigest()
     made_from = {"version": ANSWERS_VERSION, "seed": seed, "instances": digest}
     folder = root / NAME / "answers"
     paths = [path(root, split) for split in SPLITS for path in (questions_path, annotations_path, captions_path)]
-    if read_manifest(folder / "manifest.json") == made_from and all(path.is_file() for path in paths):
+    manifest = folder / "manifest.json"
+    if own_manifest(manifest, made_from, paths) == made_from and all(path.is_file() for path in paths):
         return folder
-    (folder / "manifest.json").unlink(missing_ok=True)
+    write_json(manifest, {**made_from, "complete": False})
     facts = read_facts(root)
     for split in SPLITS:
         own = [one for one in facts if one.split == split]
@@ -382,7 +385,7 @@ def build_answers(root: Path, seed: int = 0) -> Path:
         write_json(questions_path(root, split), questions)
         write_json(annotations_path(root, split), annotations)
         write_json(captions_path(root, split), _caption_content(own))
-    write_json(folder / "manifest.json", made_from)
+    write_json(manifest, made_from)
     return folder
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from lavis_svp.common.images import read_image
 from lavis_svp.datasets.refshapes.config import COLORS, RefShapesConfig
 from lavis_svp.datasets.refshapes.scene import Scene, SceneObject
 
@@ -40,8 +40,7 @@ def load_photo(name: str) -> np.ndarray:
             f"scikit-image's wheel has no {name} (looked at {path}). Install the pinned version: "
             "pip install scikit-image==0.26.0"
         )
-    with Image.open(path) as image:
-        photo = np.asarray(image.convert("RGB"))
+    photo = read_image(path).pixels
     photo.setflags(write=False)
     return photo
 

@@ -8,6 +8,9 @@ A record is ``{"image_id", "file_name", "size": [H, W], "split", "image_key": sh
 "text", "kind", "targets": [annotation ids], "candidates": [annotation ids] or null}], "instances": [{"annotation_id",
 "category", "attributes", "segmentation": {"size", "counts"}}]}``. Masks are COCO's compressed run lengths, in the frame
 in which the image is stored.
+
+Nothing in these files is trusted: each member is compared with its CRC-32, the index with the sha256 in it (older ones
+have none), and every value with its type.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import json
 import os
 import re
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,8 +26,26 @@ from typing import Any
 
 import numpy as np
 
-from lavis_svp.common.files import BrokenFileError
-from lavis_svp.common.paths import write_file
+from lavis_svp.common.files import (
+    BadFileError,
+    BrokenFileError,
+    file_errors,
+    one_line,
+    open_regular,
+    read_checked_json,
+    write_checked_json,
+)
+from lavis_svp.datasets.fields import (
+    by_id,
+    file_name,
+    image_size,
+    is_whole_number,
+    mapping,
+    shown,
+    text,
+    texts,
+    whole_number,
+)
 from lavis_svp.datasets.masks import encode_mask
 from lavis_svp.datasets.sources import Expression, Instance, ReferredImage
 
@@ -42,6 +62,8 @@ OTHER_IMAGE = "picture"  # as release 0.1 wrote it
 
 _SPLIT = re.compile(r"[0-9A-Za-z_+-]{1,64}")
 _SHARD = re.compile(r"[0-9A-Za-z_+-]{1,64}-[0-9]{6}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MEND = "Convert again into an empty folder."
 
 
 class BrokenShardError(BrokenFileError):
@@ -94,14 +116,14 @@ class ShardMember:
         """
         content = b""
         try:
-            with open(self.shard, "rb") as file:
+            with open_regular(self.shard) as file:
                 # never read more than there is: the index may state any size, and memory is taken first
                 available = os.fstat(file.fileno()).st_size - self.offset
                 if available > 0:
                     file.seek(self.offset)
                     content = file.read(min(self.size, available))
-        except OSError as error:
-            raise BrokenShardError(f"{self} cannot be read ({type(error).__name__}: {error}).") from error
+        except (OSError, BadFileError) as error:
+            raise BrokenShardError(f"{self} cannot be read ({one_line(error)}). Copy or convert it again.") from error
         if len(content) != self.size:
             raise BrokenShardError(
                 f"{self} has {len(content)} bytes of {self.size}: the shard was cut off. Copy or convert it again."
@@ -130,21 +152,46 @@ def image_record(image: ReferredImage, image_key: str) -> dict[str, Any]:
     return {**place, "image_key": image_key, "expressions": expressions}
 
 
-def image_of(record: Mapping[str, Any]) -> ReferredImage:
-    """Read the image out of a record; a KeyError, TypeError or ValueError if it is damaged."""
-    height, width = record["size"]
+def image_of(record: Mapping[str, Any], where: str) -> ReferredImage:
+    """Read the image out of a record.
+
+    Raises:
+        BadFileError: a value is of the wrong kind; begins with ``where``. Other damage raises whatever comes of it, so
+            call it within :func:`~lavis_svp.common.files.file_errors`.
+    """
     expressions = tuple(
         Expression(
-            str(one["id"]),
-            str(one["text"]),
-            str(one["kind"]),
-            tuple(map(int, one["targets"])),
-            None if one["candidates"] is None else tuple(map(int, one["candidates"])),
+            text(one, "id", where),
+            text(one, "text", where),
+            text(one, "kind", where),
+            _annotation_ids(one, "targets", where),
+            None if one["candidates"] is None else _annotation_ids(one, "candidates", where),
         )
         for one in record["expressions"]
     )
-    size = (int(height), int(width))
-    return ReferredImage(int(record["image_id"]), str(record["file_name"]), size, str(record["split"]), expressions)
+    height, width = record["size"]
+    return ReferredImage(
+        whole_number(record, "image_id", where),
+        file_name(record, "file_name", where),
+        image_size({"height": height, "width": width}, where),
+        text(record, "split", where),
+        expressions,
+    )
+
+
+def sha256_of(entry: Mapping[str, Any], key: str, where: str) -> str:
+    """The sha256 of a key, by which caches name their files; a BadFileError if it is none."""
+    value = text(entry, key, where)
+    if not _SHA256.fullmatch(value):
+        raise BadFileError(f"{where}: '{key}' must be a sha256 in hexadecimal, it is {shown(value)}.")
+    return value
+
+
+def _annotation_ids(entry: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
+    values = entry[key]
+    if not isinstance(values, list) or not all(map(is_whole_number, values)):
+        raise BadFileError(f"{where}: '{key}' must be a list of annotations' ids, it is {shown(values)}.")
+    return tuple(values)
 
 
 def instance_records(instances: Sequence[Instance], masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -160,13 +207,12 @@ def instance_records(instances: Sequence[Instance], masks: Sequence[np.ndarray])
     ]
 
 
-def instances_of(record: Mapping[str, Any]) -> list[Instance]:
-    """Read the objects out of a record; a KeyError, TypeError or ValueError if it is damaged."""
+def instances_of(record: Mapping[str, Any], where: str) -> list[Instance]:
+    """Read the objects out of a record; errors are those of :func:`image_of`, and two objects of one id."""
+    instances = {"instances": record["instances"]}
     return [
-        Instance(
-            int(one["annotation_id"]), str(one["category"]), tuple(map(str, one["attributes"])), one["segmentation"]
-        )
-        for one in record["instances"]
+        Instance(number, text(one, "category", where, ""), texts(one, "attributes", where), one["segmentation"])
+        for number, one in by_id(instances, "instances", where, "annotation_id").items()
     ]
 
 
@@ -184,12 +230,14 @@ class Sample:
         shard: the shard's file name.
         members: extension -> [offset, size, CRC-32].
         image: its record without instances.
+        image_key: sha256 of the image's file.
     """
 
     key: str
     shard: str
     members: dict[str, list[int]]
-    image: dict[str, Any]
+    image: ReferredImage
+    image_key: str
 
     def member(self, folder: Path, extension: str) -> ShardMember:
         """The place of one member; a KeyError if there is none."""
@@ -199,7 +247,7 @@ class Sample:
     @property
     def extension(self) -> str:
         """Of the image's member."""
-        return image_extension(self.image["file_name"])
+        return image_extension(self.image.file_name)
 
 
 @dataclass
@@ -227,14 +275,11 @@ class ShardIndex:
             "settings": self.settings,
             "shards": self.shards,
             "left_out": self.left_out,
-            "samples": [[one.key, one.shard, one.members, one.image] for one in self.samples],
+            "samples": [
+                [one.key, one.shard, one.members, image_record(one.image, one.image_key)] for one in self.samples
+            ],
         }
-        write_json(folder / INDEX, content)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, as a whole or not at all."""
-    write_file(path, json.dumps(content, sort_keys=True, ensure_ascii=False))
+        write_checked_json(folder / INDEX, content)
 
 
 def read_index(folder: str | Path) -> ShardIndex:
@@ -242,40 +287,59 @@ def read_index(folder: str | Path) -> ShardIndex:
 
     Raises:
         FileNotFoundError: the folder holds no shards, or their conversion did not end.
-        ValueError: the index is damaged, or of another format.
+        BadFileError: the index is damaged, or of another format; names the file, and the sample.
     """
     path = Path(folder) / INDEX
-    if not path.is_file():
+    try:
+        content = read_checked_json(path, _MEND)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: no shards here, or their conversion was interrupted. `lavis-svp data shards convert` "
             "makes them, and goes on where it stopped."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["format"]
-        if version != FORMAT:
-            raise ValueError(f"it has format {version}, this version reads {FORMAT}")
-        samples = [Sample(str(key), str(shard), members, image) for key, shard, members, image in content["samples"]]
-        index = ShardIndex(content["settings"], content["shards"], samples, content["left_out"])
-        _check(index)
-        return index
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged or none of ours ({type(error).__name__}: {error}). Convert again into an empty folder."
-        ) from error
+        ) from None
+    with file_errors(path, _MEND):
+        if content["format"] != FORMAT:
+            raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
+        index = ShardIndex(content["settings"], content["shards"], left_out=content["left_out"])
+        _check_shards(index, str(path))
+        rows = list(content["samples"])
+    keys: set[str] = set()
+    for number, row in enumerate(rows):
+        where = f"{path}, sample {number}"
+        with file_errors(where, _MEND):
+            sample = _read_sample(row, index.shards, where)
+            if sample.key in keys:
+                raise ValueError(f"sample {sample.key} is there twice")
+        keys.add(sample.key)
+        index.samples.append(sample)
+    return index
 
 
-def _check(index: ShardIndex) -> None:
-    """Refuse names that lead out of the folder, and impossible places."""
-    for name in {*index.shards, *(sample.shard for sample in index.samples)}:
-        if not _SHARD.fullmatch(name) or name not in index.shards:
-            raise ValueError(f"{name!r} is not the name of one of its shards")
-    repeated = [key for key, count in Counter(sample.key for sample in index.samples).items() if count > 1]
-    if repeated:
-        raise ValueError(f"sample {repeated[0]} is there twice")
-    for sample in index.samples:
-        if not {RECORD, sample.extension} <= set(sample.members):
-            raise ValueError(f"sample {sample.key} lacks its image or its record")
-        for place in sample.members.values():
-            if len(place) != 3 or not all(isinstance(number, int) and number >= 0 for number in place):
-                raise ValueError(f"sample {sample.key} has the impossible place {place}")
+def _check_shards(index: ShardIndex, where: str) -> None:
+    """Refuse names that lead out of the folder, and values of other types than are written."""
+    for name in ("source", "superpixels", "features"):
+        mapping(index.settings.get(name) or {}, f"{where}: the setting '{name}'")
+    for name, shard in index.shards.items():
+        if not _SHARD.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a shard")
+        whole_number(shard, "bytes", f"{where}: {name}")
+        sha256_of(shard, "sha256", f"{where}: {name}")
+    for one in index.left_out:
+        for key in ("file_name", "split", "reason"):
+            text(one, key, f"{where}: 'left_out'")
+
+
+def _read_sample(row: Any, shards: Mapping[str, Any], where: str) -> Sample:
+    """Read one entry of the index; errors are those of :func:`image_of`."""
+    key, shard, members, record = row
+    if shard not in shards:
+        raise ValueError(f"{shard!r} is not the name of one of its shards")
+    sample = Sample(key, shard, members, image_of(record, where), sha256_of(record, "image_key", where))
+    if key != sample_key(sample.image.split, sample.image.image_id):
+        raise ValueError(f"the key {key!r} is not that of image {sample.image.image_id} of '{sample.image.split}'")
+    if not {RECORD, sample.extension} <= members.keys():
+        raise ValueError(f"sample {key} lacks its image or its record")
+    for place in members.values():
+        if len(place) != 3 or not all(type(number) is int and number >= 0 for number in place):
+            raise ValueError(f"sample {key} has the impossible place {place}")
+    return sample

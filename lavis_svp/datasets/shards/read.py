@@ -6,17 +6,18 @@ no faster: 3,900 images a second against 5,900 by the index (docs/data.md).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from lavis_svp.common.files import BadFileError, one_line, parse_json
 from lavis_svp.common.images import MIRRORED_SUFFIX
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets.layout import SPECS
 from lavis_svp.datasets.shards.format import (
@@ -26,12 +27,21 @@ from lavis_svp.datasets.shards.format import (
     BrokenShardError,
     Sample,
     ShardMember,
-    image_of,
     instances_of,
     read_index,
 )
-from lavis_svp.datasets.sources import AnnotationSource, DataSource, Instance, Origin, ReferredImage
+from lavis_svp.datasets.sources import (
+    AnnotationSource,
+    BadAnnotationError,
+    DataSource,
+    Expression,
+    Instance,
+    Origin,
+    ReferredImage,
+)
 from lavis_svp.superpixels.region_map import RegionMap, from_png
+
+_MEND = "Copy or convert the shard again."
 
 
 class ShardSource(AnnotationSource):
@@ -43,7 +53,7 @@ class ShardSource(AnnotationSource):
         folder: holds ``index.json``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
+        FileNotFoundError, BadFileError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -52,9 +62,8 @@ class ShardSource(AnnotationSource):
         self._images: dict[str, list[ReferredImage]] = {}
         self._samples: dict[tuple[str, int], Sample] = {}
         for sample in self.index.samples:
-            image = image_of(sample.image)
-            self._images.setdefault(image.split, []).append(image)
-            self._samples[image.split, image.image_id] = sample
+            self._images.setdefault(sample.image.split, []).append(sample.image)
+            self._samples[sample.image.split, sample.image.image_id] = sample
         self._shard_numbers = {name: number for number, name in enumerate(sorted(self.index.shards))}
         self._last: tuple[str, list[Instance]] | None = None
 
@@ -74,11 +83,17 @@ class ShardSource(AnnotationSource):
         if self._last is None or self._last[0] != sample.key:  # a data set reads one record several times in a row
             member = sample.member(self.folder, RECORD)
             content = member.read_bytes()
-            try:
-                self._last = (sample.key, instances_of(json.loads(content)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise BrokenShardError(f"{member} is no record of an image ({error}). Convert it again.") from error
+            with _shard_errors(member):
+                self._last = (sample.key, instances_of(parse_json(content, str(member), _MEND), str(member)))
         return self._last[1]
+
+    def target_mask(self, image: ReferredImage, expression: Expression) -> np.ndarray:
+        """See :meth:`AnnotationSource.target_mask`; a BadAnnotationError names the shard as well."""
+        try:
+            return super().target_mask(image, expression)
+        except BadAnnotationError as error:
+            sample = self._sample(image)
+            raise BadAnnotationError(f"{sample.key} in {self.folder / sample.shard}: {error}") from error
 
     def file(self, image: ReferredImage) -> ShardMember:
         """The place of an image's file."""
@@ -87,8 +102,7 @@ class ShardSource(AnnotationSource):
 
     def key(self, image: ReferredImage) -> str:
         """The sha256 of an image's file, as the index states it."""
-        key: str = self._sample(image).image["image_key"]
-        return key
+        return self._sample(image).image_key
 
     def shard(self, image: ReferredImage) -> int:
         """Number of the shard that an image is in."""
@@ -98,11 +112,23 @@ class ShardSource(AnnotationSource):
         return self._samples[image.split, image.image_id]
 
 
+@contextmanager
+def _shard_errors(member: ShardMember) -> Iterator[None]:
+    """Turn whatever the content of a member drives its reader into a BrokenShardError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # as in file_errors
+        text = str(error) if isinstance(error, BadFileError) else f"{member} is damaged ({one_line(error)}). {_MEND}"
+        raise BrokenShardError(text) from error
+
+
 class _Stored:
     """Members of one kind by image key, and the settings that they were made with.
 
     Raises:
-        ValueError: the shards were made without this kind.
+        SetupError: the shards were made without this kind.
     """
 
     kind: ClassVar[str]
@@ -111,12 +137,12 @@ class _Stored:
     def __init__(self, source: ShardSource) -> None:
         settings = source.index.settings.get(self.kind)
         if settings is None:
-            raise ValueError(
+            raise SetupError(
                 f"The shards in {source.folder} were made without {self.kind} (--{self.kind} of their conversion)."
             )
         self.settings: Mapping[str, Any] = settings
         self._members: dict[str, ShardMember] = {
-            sample.image["image_key"]: sample.member(source.folder, self.extension)
+            sample.image_key: sample.member(source.folder, self.extension)
             for sample in source.index.samples
             if self.extension in sample.members
         }
@@ -139,10 +165,8 @@ class ShardSuperpixels(_Stored):
             raise FileNotFoundError(f"The shards hold no superpixels of image {image_key}.")
         member = self._members[key]
         content = member.read_bytes()
-        try:
-            regions = from_png(content)
-        except ValueError as error:
-            raise BrokenShardError(f"{member}: {error}") from error
+        with _shard_errors(member):
+            regions = from_png(content, str(member), _MEND)
         if key == image_key:
             return regions
         return regions.mirrored()
@@ -161,10 +185,9 @@ class ShardFeatures(_Stored):
         member = self._members.get(image_key)
         if member is None:
             return None
-        try:
-            return load(member.read_bytes())
-        except SafetensorError as error:
-            raise BrokenShardError(f"{member} holds no features ({error}). Convert it again.") from error
+        content = member.read_bytes()
+        with _shard_errors(member):
+            return load(content)  # compared with the member's CRC-32: its own need not be
 
 
 def open_shards(folder: str | Path, use_stored: bool = True, origin: Origin | None = None) -> DataSource:
@@ -176,17 +199,17 @@ def open_shards(folder: str | Path, use_stored: bool = True, origin: Origin | No
         origin: the published data set that they must be; None = they may be any.
 
     Raises:
-        FileNotFoundError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
-        ValueError: likewise; or they were made from another data set or partition than ``origin``.
+        FileNotFoundError, BadFileError: see :func:`~lavis_svp.datasets.shards.format.read_index`.
+        SetupError: they were made from another data set or partition than ``origin``.
     """
     source = ShardSource(folder)
     if origin is not None:
         expected = (origin.dataset, origin.split_by or SPECS[origin.dataset].split_by[0])
-        made_from = source.index.settings.get("source", {})
+        made_from = source.index.settings.get("source") or {}
         own = (made_from.get("dataset"), made_from.get("split_by"))
         if own != expected:
             made = f"{own[0]} ({own[1]})" if own[0] else str(made_from.get("format"))
-            raise ValueError(
+            raise SetupError(
                 f"The shards in {source.folder} were made from {made}, not from {expected[0]} ({expected[1]}). For "
                 "your own data use the builder referring_shards_seg."
             )

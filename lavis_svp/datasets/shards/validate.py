@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from tqdm import tqdm
 
-from lavis_svp.common.images import decode_image
-from lavis_svp.datasets.shards.format import FEATURES, RECORD, SUPERPIXELS, Sample, image_of, image_record, to_bytes
+from lavis_svp.common.files import BadFileError, file_errors, parse_json
+from lavis_svp.common.images import MAX_IMAGE_PIXELS, decode_image
+from lavis_svp.common.tensor_files import parse_tensors
+from lavis_svp.datasets.shards.format import FEATURES, RECORD, SUPERPIXELS, Sample, image_record, to_bytes
 from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.write import check_shape, file_sum
 from lavis_svp.datasets.targets import Placement
@@ -47,15 +46,16 @@ class Report:
         return "\n".join([*lines, *(f"! {fault}" for fault in self.faults)])
 
 
-def validate(folder: str | Path, progress: bool = True) -> Report:
+def validate(folder: str | Path, progress: bool = True, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Report:
     """Compare every byte with the index's sums, and decode every image, mask, superpixel map and feature.
 
     Args:
         folder: of the shards.
         progress: show a progress bar.
+        max_image_pixels: height times width of the largest image that is read; a larger one is a fault.
 
     Raises:
-        FileNotFoundError, ValueError: the index itself cannot be read.
+        FileNotFoundError, BadFileError: the index itself cannot be read.
     """
     source, report = ShardSource(folder), Report()
     samples: dict[str, list[Sample]] = {name: [] for name in source.index.shards}
@@ -71,7 +71,7 @@ def validate(folder: str | Path, progress: bool = True) -> Report:
         for name, expected in source.index.shards.items():
             report.faults += _check_shard(source.folder / name, expected, samples[name])
             for sample in samples[name]:
-                _check_sample(source, sample, report)
+                _check_sample(source, sample, report, max_image_pixels)
                 bar.update()
     return report
 
@@ -84,27 +84,32 @@ def _check_shard(path: Path, expected: dict[str, Any], samples: list[Sample]) ->
         return [f"{path.name} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written"]
     if file_sum(path) != expected["sha256"]:
         return [f"{path.name} is not what was written: its sha256 differs"]
-    with tarfile.open(path) as archive:
-        found = {member.name: [member.offset_data, member.size] for member in archive}
+    try:
+        with file_errors(path.name), tarfile.open(path, "r:") as archive:
+            found = {member.name: [member.offset_data, member.size] for member in archive}
+    except BadFileError as error:
+        return [str(error)]
     expected_members = {f"{one.key}.{name}": place[:2] for one in samples for name, place in one.members.items()}
     differ = sorted(name for name in {*found, *expected_members} if found.get(name) != expected_members.get(name))
     return [f"{path.name} and the index do not agree about {', '.join(differ[:5])}"] if differ else []
 
 
-def _check_sample(source: ShardSource, sample: Sample, report: Report) -> None:
-    image = image_of(sample.image)
+def _check_sample(source: ShardSource, sample: Sample, report: Report, max_image_pixels: int) -> None:
+    image = sample.image
     report.images[image.split] += 1
     report.expressions[image.split] += len(image.expressions)
     try:
         file = source.file(image)
-        loaded = decode_image(file.read_bytes(), str(file))
-        if loaded.key != sample.image["image_key"]:
+        loaded = decode_image(file.read_bytes(), str(file), max_image_pixels)
+        if loaded.key != sample.image_key:
             raise ValueError(f"{file}: its sha256 is not the index's image_key")
         Placement(image, loaded, False, file)
-        record = json.loads(sample.member(source.folder, RECORD).read_bytes())
-        expected = image_record(image, sample.image["image_key"])
-        if {name: record[name] for name in expected} != json.loads(to_bytes(expected)):
-            raise ValueError("its record and the index do not agree")
+        member = sample.member(source.folder, RECORD)
+        expected = image_record(image, sample.image_key)
+        with file_errors(str(member)):
+            record = parse_json(member.read_bytes(), str(member))
+            if to_bytes({name: record[name] for name in expected}) != to_bytes(expected):
+                raise ValueError("its record and the index do not agree")
         for instance in source.instances(image):
             source.mask(image, instance)
             report.masks += 1
@@ -113,8 +118,10 @@ def _check_sample(source: ShardSource, sample: Sample, report: Report) -> None:
         size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
         if SUPERPIXELS in sample.members:
             member = sample.member(source.folder, SUPERPIXELS)
-            check_shape(from_png(member.read_bytes()).size, size, image.file_name)
+            check_shape(from_png(member.read_bytes(), str(member)).size, size, image.file_name)
         if FEATURES in sample.members:
-            load(sample.member(source.folder, FEATURES).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        report.faults.append(f"{sample.shard}, {sample.key} ({sample.image['file_name']}): {error}")
+            member = sample.member(source.folder, FEATURES)
+            parse_tensors(member.read_bytes(), str(member))
+    except (OSError, ValueError) as error:
+        fault = f"{sample.shard}, {sample.key} ({image.file_name}): {error}"
+        report.faults.append(" ".join(fault.split()))

@@ -12,15 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from lavis_svp.common.files import BrokenFileError
-from lavis_svp.common.images import decode_image, file_bytes
+from lavis_svp.common.files import (
+    BadFileError,
+    BrokenFileError,
+    file_errors,
+    is_outside,
+    one_line,
+    open_regular,
+    parse_json,
+    read_checked_json,
+    read_regular,
+    write_checked_json,
+)
+from lavis_svp.common.images import MAX_IMAGE_PIXELS, BadImageError, decode_image, file_bytes
 from lavis_svp.common.options import SetupError
 from lavis_svp.common.paths import write_whole
+from lavis_svp.common.tensor_files import parse_tensors
 from lavis_svp.datasets.shards.format import (
     FEATURES,
     IMAGES_PER_SHARD,
@@ -31,19 +41,21 @@ from lavis_svp.datasets.shards.format import (
     Sample,
     ShardIndex,
     image_extension,
+    image_of,
     image_record,
     instance_records,
     read_index,
     sample_key,
+    sha256_of,
     shard_name,
     to_bytes,
-    write_json,
 )
-from lavis_svp.datasets.sources import AnnotationSource, BadAnnotationError, ImageStore, ReferredImage
-from lavis_svp.datasets.targets import Placement
+from lavis_svp.datasets.sources import AnnotationSource, ImageFolder, ImageStore, ReferredImage
+from lavis_svp.datasets.targets import Placement, target_masks
 from lavis_svp.superpixels.region_map import to_png
 from lavis_svp.superpixels.store import SHARD_INDEX, SuperpixelShards, SuperpixelStore, open_store
 
+_MEND = "Convert into an empty folder."
 _ROUNDING = 1.5
 """Cells by which a side of a region map may be off: it is rounded, at a resolution that was rounded."""
 
@@ -60,6 +72,8 @@ class Conversion:
         images_per_shard: at most so many in each shard; a shard holds images of one split.
         extras: what else goes into each sample.
         skip_broken: leave out an image whose files are broken, and name it in the index; False = stop.
+        follow_links: pack files to which links lead out of the images' folder; False = such an image is broken.
+        max_image_pixels: height times width of the largest image that is read; a larger one is broken.
     """
 
     source: AnnotationSource
@@ -69,10 +83,14 @@ class Conversion:
     images_per_shard: int = IMAGES_PER_SHARD
     extras: Sequence[SuperpixelExtra | FeatureExtra] = ()
     skip_broken: bool = False
+    follow_links: bool = False
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     def __post_init__(self) -> None:
         if self.images_per_shard < 1:
             raise ValueError(f"images_per_shard must be at least 1, got {self.images_per_shard}.")
+        if self.splits and len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"A split is named twice: {', '.join(self.splits)}.")
 
     def settings(self) -> dict[str, Any]:
         """All that the shards' content depends on."""
@@ -106,8 +124,9 @@ def convert(plan: Conversion, folder: str | Path, progress: bool = True) -> Shar
         The index; ``left_out`` names the images that were skipped.
 
     Raises:
-        ValueError: the folder holds other shards; or, without ``skip_broken``, an image or mask cannot be read.
-        SetupError: a store of superpixels or features lacks an image.
+        BadFileError: the folder holds other files; or, without ``skip_broken``, an image or mask cannot be read.
+        SetupError: the folder holds shards of other settings; or a store of superpixels or features lacks an image, or
+            what it holds of one is damaged.
     """
     folder = Path(folder)
     settings = plan.settings()
@@ -123,7 +142,7 @@ def convert(plan: Conversion, folder: str | Path, progress: bool = True) -> Shar
                 index.left_out += _write_shard(plan, path, images, bar)
                 samples = scan(path)
                 sums[name] = file_sum(path)
-                write_json(folder / UNFINISHED, {"settings": settings, "sums": sums})
+                write_checked_json(folder / UNFINISHED, {"settings": settings, "sums": sums})
             else:
                 bar.update(len(images))
             if samples:
@@ -137,62 +156,60 @@ def convert(plan: Conversion, folder: str | Path, progress: bool = True) -> Shar
 
 
 def file_sum(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
+    """sha256 of a file; errors are those of :func:`lavis_svp.common.files.open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def scan(path: Path) -> list[Sample]:
-    """Read a whole shard: its samples with the places and sums of their members; a ValueError if it is damaged."""
+    """Read a whole shard: its samples with the places and sums of their members; a BadFileError if it is damaged."""
     members: dict[str, dict[str, list[int]]] = {}
     records: dict[str, dict[str, Any]] = {}
-    with tarfile.open(path) as archive:
+    size = path.stat().st_size
+    with file_errors(path), tarfile.open(path, "r:") as archive:
         for member in archive:
             key, _, extension = member.name.partition(".")
             file = archive.extractfile(member)
-            if file is None:
-                raise ValueError(f"{path}: {member.name} is no file")
+            # a sparse member, or one that is cut off, states any size, and memory is taken first
+            if file is None or member.issparse() or member.offset_data + member.size > size:
+                raise ValueError(f"{member.name} is no file, or is cut off")
             content = file.read()
-            if len(content) != member.size:
-                raise ValueError(f"{path}: {member.name} is cut off")
             members.setdefault(key, {})[extension] = [member.offset_data, member.size, zlib.crc32(content)]
             if extension == RECORD:
-                records[key] = json.loads(content)
-    if set(records) != set(members):
-        raise ValueError(f"{path} holds samples without a record: {sorted(set(members) - set(records))[:5]}")
-    for record in records.values():
-        record.pop("instances", None)
-    return [Sample(key, path.name, places, records[key]) for key, places in members.items()]
+                records[key] = parse_json(content, f"{member.name} in {path}")
+        samples = []
+        for key, places in members.items():
+            record, where = records[key], f"{key}.{RECORD} in {path}"
+            image, image_key = image_of(record, where), sha256_of(record, "image_key", where)
+            samples.append(Sample(key, path.name, places, image, image_key))
+        return samples
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     """Make sure that the folder is this conversion's, mark it so, and return the sha256 of each finished shard."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.tmp"):
-        left.unlink()  # of a conversion that was killed
     unfinished = folder / UNFINISHED
     stored, sums = settings, {}
     if unfinished.is_file():
-        try:
-            content = json.loads(unfinished.read_text())
+        content = read_checked_json(unfinished, _MEND)
+        with file_errors(unfinished, _MEND):
             stored, sums = dict(content["settings"]), dict(content["sums"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{unfinished} is damaged ({error}). Convert into an empty folder.") from error
     elif (folder / INDEX).is_file():
         before = read_index(folder)
         stored, sums = before.settings, {name: shard["sha256"] for name, shard in before.shards.items()}
     elif any(folder.glob("*.tar")):
-        raise ValueError(f"{folder} holds tar files of unknown origin. Convert into an empty folder.")
+        raise BadFileError(f"{folder} holds tar files of unknown origin. {_MEND}")
     if stored != settings:
         differences = [
             f"{name}: {str(stored.get(name))[:200]} in the folder, {str(settings.get(name))[:200]} wanted"
             for name in sorted({*stored, *settings})
             if stored.get(name) != settings.get(name)
         ]
-        raise ValueError(
-            f"{folder} holds shards made with other settings ({'; '.join(differences)}). Convert into an empty folder."
-        )
-    write_json(unfinished, {"settings": settings, "sums": sums})
+        raise SetupError(f"{folder} holds shards made with other settings ({'; '.join(differences)}). {_MEND}")
+    for name in ("*.tar", INDEX, UNFINISHED):
+        for left in folder.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a conversion that was killed
+    write_checked_json(unfinished, {"settings": settings, "sums": sums})
     return sums
 
 
@@ -200,7 +217,10 @@ def _finished(path: Path, images: Sequence[ReferredImage], known: str | None) ->
     """The samples of a shard that needs no writing; None if it does: it is absent, changed, or lacks an image."""
     if known is None or not path.is_file() or file_sum(path) != known:
         return None
-    samples = scan(path)
+    try:
+        samples = scan(path)
+    except BadFileError:
+        return None
     whole = {sample.key for sample in samples} == {sample_key(one.split, one.image_id) for one in images}
     return samples if whole else None
 
@@ -228,15 +248,21 @@ def _write_shard(plan: Conversion, path: Path, images: Sequence[ReferredImage], 
 def _members(plan: Conversion, image: ReferredImage) -> dict[str, bytes]:
     """Extension -> bytes of one sample, everything checked."""
     file = plan.images.file(image)
-    content = file_bytes(file)
-    loaded = decode_image(content, str(file))
-    Placement(image, loaded, False, file)  # the masks fit
+    if isinstance(plan.images, ImageFolder) and not plan.follow_links:
+        path = plan.images.folder / image.file_name
+        if is_outside(path, plan.images.folder):
+            raise BadImageError(
+                f"{path} leads out of its folder, to {os.path.realpath(path)}, so it is not packed. Put the image "
+                "itself there, or convert with --follow-links."
+            )
+    content = file_bytes(file, plan.max_image_pixels)
+    loaded = decode_image(content, str(file), plan.max_image_pixels)
+    placement = Placement(image, loaded, False, file)  # the masks fit
+    # each target is there, and not empty
+    target_masks(plan.source, placement, [one for one in image.expressions if one.targets])
     instances = plan.source.instances(image)
-    missing = {target for one in image.expressions for target in one.targets} - {one.annotation_id for one in instances}
-    if missing:
-        raise BadAnnotationError(
-            f"{image.file_name} has expressions about annotations that it lacks: {sorted(missing)}."
-        )
+    for expression in image.expressions:
+        plan.source.target_mask(image, expression)  # refuses one that is empty
     masks = [plan.source.mask(image, one) for one in instances]
     record = image_record(image, loaded.key) | {"instances": instance_records(instances, masks)}
     size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
@@ -251,7 +277,7 @@ class SuperpixelExtra:
         folder: ``<store>/<generator>-<digest>``, or what ``lavis-svp superpixels shards`` wrote.
 
     Raises:
-        FileNotFoundError, ValueError: the folder is neither, or damaged.
+        FileNotFoundError, BadFileError: the folder is neither, or damaged.
     """
 
     kind = "superpixels"
@@ -271,14 +297,16 @@ class SuperpixelExtra:
             name: of the image, for messages.
 
         Raises:
-            SetupError: the store lacks this image; the message states how to fill it.
+            SetupError: the store lacks this image, they are damaged, or another image's; says how to fill it.
         """
-        if image_key not in self.store:
+        try:
+            regions = self.store.get(image_key)
+        except (FileNotFoundError, BadFileError) as error:
             raise SetupError(
-                f"{self.store.folder} has no superpixels of {name} (key {image_key}). Fill it: lavis-svp superpixels "
-                f"make IMAGES --store {self.store.folder.parent}, with the options that it was made with."
-            )
-        regions = self.store.get(image_key)
+                f"{self.store.folder} has no readable superpixels of {name} (key {image_key}; {one_line(error)}). "
+                f"Fill it: lavis-svp superpixels make IMAGES --store {self.store.folder.parent}, with the options that "
+                "it was made with."
+            ) from error
         check_shape(regions.size, size, name)
         return to_png(regions)
 
@@ -292,12 +320,12 @@ def check_shape(regions: tuple[int, int], image: tuple[int, int], name: str) -> 
         name: of the image, for the message.
 
     Raises:
-        ValueError: the proportions differ by more than the rounding of both sides up to whole cells.
+        SetupError: the proportions differ by more than the rounding of both sides up to whole cells.
     """
     if abs(regions[0] * image[1] - regions[1] * image[0]) > _ROUNDING * max(image):
-        raise ValueError(
+        raise SetupError(
             f"The superpixels of {name} are {regions}, the image is {image} (height, width): another image's, or "
-            "of another orientation."
+            "of another orientation. Make them again."
         )
 
 
@@ -308,7 +336,7 @@ class FeatureExtra:
         folder: ``features/<digest>`` in the plugin's cache folder.
 
     Raises:
-        FileNotFoundError, ValueError: the folder is no such cache, or damaged.
+        FileNotFoundError, BadFileError: the folder is no such cache, or damaged.
     """
 
     kind = "features"
@@ -322,12 +350,13 @@ class FeatureExtra:
 
     def content(self, image_key: str, size: tuple[int, int], name: str) -> bytes:
         """The features of an image, as bytes; see :meth:`SuperpixelExtra.content`."""
+        path = self.cache.path(image_key)
         try:
-            content = self.cache.path(image_key).read_bytes()
-            load(content)  # a damaged file is found now
-        except (FileNotFoundError, SafetensorError) as error:
+            content = read_regular(path)
+            parse_tensors(content, path)  # a damaged file is found now
+        except (FileNotFoundError, BadFileError) as error:
             raise SetupError(
-                f"{self.cache.folder} has no readable features of {name} (key {image_key}; {error}). Fill it by "
-                "training or evaluating on these images with a model that has cache_features: true."
+                f"{self.cache.folder} has no readable features of {name} (key {image_key}; {one_line(error)}). Fill it "
+                "by training or evaluating on these images with a model that has cache_features: true."
             ) from error
         return content

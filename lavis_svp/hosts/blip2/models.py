@@ -40,6 +40,7 @@ from lavis_svp.hosts.blip2.parts import (
 )
 from lavis_svp.hosts.swap import HOSTS, SwapConfig, SwapOptions, log_untrained
 from lavis_svp.projectors import VisualTokens
+from lavis_svp.zoo import load_published, read_published
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
 
@@ -88,8 +89,9 @@ class Blip2OPTSvp(ProjectedBlip2, Blip2OPT):
         """Build from the ``model`` section of a configuration, and load the weights that the section names."""
         options = read_blip2_options(Blip2OPTOptions, cfg)
         vision = build_vision(options)
-        language = OPTForCausalLM.from_pretrained(options.opt_model, dtype=DTYPES[options.lm_precision])
-        tokenizer = AutoTokenizer.from_pretrained(options.opt_model, use_fast=False)  # the fast one lacks OPT's start
+        language = load_published(OPTForCausalLM, options.opt_model, dtype=DTYPES[options.lm_precision])
+        # the fast tokenizer lacks OPT's start
+        tokenizer = read_published(AutoTokenizer.from_pretrained, options.opt_model, use_fast=False)
         swap = blip2_swap_config(vision, language, options)
         model = cls(vision, language, tokenizer, swap, options)
         model.load_checkpoint_from_config(cfg)
@@ -184,12 +186,12 @@ class Blip2T5Svp(ProjectedBlip2, Blip2T5):
         """Build from the ``model`` section of a configuration, and load the weights that the section names."""
         options = read_blip2_options(Blip2T5Options, cfg)
         vision = build_vision(options)
-        config = T5Config.from_pretrained(options.t5_model)
+        config = read_published(T5Config.from_pretrained, options.t5_model)
         config.dense_act_fn = "gelu"  # as LAVIS, whose projections were trained with it; T5's own is gelu_new
-        language = T5ForConditionalGeneration.from_pretrained(
-            options.t5_model, config=config, dtype=DTYPES[options.lm_precision]
+        language = load_published(
+            T5ForConditionalGeneration, options.t5_model, config=config, dtype=DTYPES[options.lm_precision]
         )
-        tokenizer = T5TokenizerFast.from_pretrained(options.t5_model)
+        tokenizer = read_published(T5TokenizerFast.from_pretrained, options.t5_model)
         swap = blip2_swap_config(vision, language, options)
         model = cls(vision, language, tokenizer, swap, options)
         model.load_checkpoint_from_config(cfg)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.photos import build, build_photos
 from lavis_svp.datasets.photos.build import load_expressions
@@ -97,6 +98,23 @@ def test_the_reader_reads_it(downloads, tmp_path):
         assert list(expression.candidates) == [ids[index] for index in written.candidates]
         assert (data.target_mask(image, expression).sum() == 0) == (written.target is None)
         assert (tmp_path / "data/images/photos" / image.file_name).is_file()
+
+
+def test_files_of_unknown_origin_are_never_touched(downloads, tmp_path):
+    path = tmp_path / "data/images/photos/voc.png"
+    path.parent.mkdir(parents=True)
+    path.write_text("somebody's own")
+    with pytest.raises(BadFileError, match=rf"{path} is there, but .*manifest.json does not say"):
+        build_photos(tmp_path / "data", downloads, progress=False)
+    assert path.read_text() == "somebody's own"
+
+
+def test_interrupted_work_goes_on(downloads, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(build.refcoco_writer.DatasetWriter, "write", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_photos(tmp_path, downloads, progress=False)
+    assert (build_photos(tmp_path, downloads, progress=False) / "instances.json").is_file()
 
 
 def test_made_once_and_again_when_an_expression_changes(downloads, tmp_path, monkeypatch):

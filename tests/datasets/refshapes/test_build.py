@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from lavis_svp.cli.data import main
+from lavis_svp.common.files import BadFileError
+from lavis_svp.common.options import SetupError
 from lavis_svp.datasets import refcoco_writer
 from lavis_svp.datasets.masks import decode_segmentation
 from lavis_svp.datasets.refcoco import RefCOCO
@@ -80,14 +82,56 @@ def test_what_was_deleted_comes_back(tmp_path, damage):
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"config": RefShapesConfig(overlap_share=1.0)}, {"sizes": {"train": 1, "test": 2}}]
-)
-def test_other_settings_replace_what_is_there(tmp_path, change):
+def test_other_sizes_replace_what_is_there(tmp_path):
     build_refshapes(tmp_path / "a", SIZES, progress=False)
-    build_refshapes(tmp_path / "a", **{"sizes": SIZES, **change}, progress=False)
-    build_refshapes(tmp_path / "b", **{"sizes": SIZES, **change}, progress=False)
+    for root in ("a", "b"):
+        build_refshapes(tmp_path / root, {"train": 1, "test": 2}, progress=False)
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [({"seed": 1}, "seed"), ({"config": RefShapesConfig(overlap_share=1.0)}, "config")]
+)
+def test_other_settings_never_replace_what_is_there(tmp_path, change, what):
+    build_refshapes(tmp_path, SIZES, progress=False)
+    before = everything(tmp_path)
+    with pytest.raises(SetupError, match=f"{tmp_path}.* of another {what} .*another root"):
+        build_refshapes(tmp_path, SIZES, **change, progress=False)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["images/refshapes/a.png", "refshapes/instances.json", "refshapes/refs(svp).p"])
+@pytest.mark.parametrize("manifest", [None, "{}", '{"seed"', "[" * 200_000])
+def test_files_of_unknown_origin_are_never_touched(tmp_path, name, manifest):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("somebody's own")
+    if manifest is not None:
+        (tmp_path / "refshapes").mkdir(exist_ok=True)
+        (tmp_path / "refshapes/manifest.json").write_text(manifest)
+    before = everything(tmp_path)
+    with pytest.raises(BadFileError, match=f"{tmp_path}.*does not say that lavis-svp made it"):
+        build_refshapes(tmp_path, SIZES, progress=False)
+    assert everything(tmp_path) == before
+
+
+def test_other_images_beside_its_own_are_left_alone(tmp_path, monkeypatch):
+    build_refshapes(tmp_path, SIZES, progress=False)
+    (tmp_path / "images/refshapes/mine.png").write_text("somebody's own")
+    before = everything(tmp_path)
+    build_refshapes(tmp_path, {**SIZES, "test": 3}, progress=False)
+    build_refshapes(tmp_path, SIZES, progress=False)
+    assert everything(tmp_path) == before
+    monkeypatch.setattr(build, "make_image", lambda *_: pytest.fail("made again"))
+    build_refshapes(tmp_path, SIZES, progress=False)
+
+
+@pytest.mark.parametrize("sizes", ["[1]", '{"train": "x"}', '{"train": 1e999}', '{"holiday": 3}', '{"test": -1}'])
+def test_impossible_sizes_in_a_manifest_are_named(tmp_path, sizes):
+    path = tmp_path / "refshapes/manifest.json"
+    path.parent.mkdir()
+    path.write_text(f'{{"sizes": {sizes}}}')
+    with pytest.raises(BadFileError, match=str(path)):
+        build.made_sizes(tmp_path)
 
 
 def test_another_generator_version_replaces_what_is_there(tmp_path, monkeypatch):
@@ -156,7 +200,7 @@ def test_bad_sizes_and_seeds_are_refused(tmp_path):
         build_refshapes(tmp_path, {"testA": 1})
     with pytest.raises(ValueError, match="sizes"):
         build_refshapes(tmp_path, {"test": -1})
-    with pytest.raises(ValueError, match="seed"):
+    with pytest.raises(SetupError, match="seed"):
         build_refshapes(tmp_path, {"test": 1}, seed=-1)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.datasets.answering import read_captions, read_vqa
-from lavis_svp.datasets.refshapes import build_refshapes
+from lavis_svp.datasets.refshapes import build_refshapes, questions
 from lavis_svp.datasets.refshapes.config import COLORS, SHAPES, SIZES, TEXTURES
 from lavis_svp.datasets.refshapes.questions import (
     ANSWERS,
@@ -267,6 +269,27 @@ def test_made_once_and_anew_for_another_seed_or_other_images(root, tmp_path):
     build_refshapes(tmp_path, {"train": 2}, progress=False)
     build_answers(tmp_path, seed=0)
     assert len(read_vqa(questions_path(tmp_path, "train"), annotations_path(tmp_path, "train"), "train")) == 2
+
+
+def test_files_of_unknown_origin_are_never_touched(tmp_path):
+    build_refshapes(tmp_path, {"train": 1}, progress=False)
+    path = captions_path(tmp_path, "test")
+    path.parent.mkdir()
+    path.write_text("somebody's own")
+    with pytest.raises(BadFileError, match="does not say that lavis-svp made it"):
+        build_answers(tmp_path)
+    assert path.read_text() == "somebody's own" and list(path.parent.iterdir()) == [path]
+
+
+def test_interrupted_work_goes_on(root, tmp_path, monkeypatch):
+    shutil.copytree(root / "refshapes", tmp_path / "refshapes", ignore=shutil.ignore_patterns("answers"))
+    with monkeypatch.context() as patch:
+        patch.setattr(questions, "_caption_content", lambda facts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_answers(tmp_path)
+    build_answers(tmp_path)
+    for path in (root / "refshapes/answers").iterdir():
+        assert (tmp_path / "refshapes/answers" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_negative_seed_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """A converted RefCOCO tree, and helpers to damage copies of it."""
 
+import json
 import shutil
 import types
+import zlib
 
 import pytest
 
@@ -73,6 +75,29 @@ def damage():
         path.write_bytes(path.read_bytes()[:size])
 
     return types.SimpleNamespace(flip=flip, cut=cut)
+
+
+@pytest.fixture
+def forge():
+    """index(folder, change) calls ``change(content)`` and writes the index without a sum, as release 0.2 did;
+    member(folder, number, extension, content) puts other bytes, with their own CRC-32, in place of a member."""
+
+    def index(folder, change):
+        content = json.loads((folder / "index.json").read_text())
+        content.pop("sha256", None)
+        change(content)
+        (folder / "index.json").write_text(json.dumps(content))
+
+    def member(folder, number, extension, content):
+        def change(index_content):
+            _, shard, members, _ = index_content["samples"][number]
+            path = folder / shard
+            members[extension] = [path.stat().st_size, len(content), zlib.crc32(content)]
+            path.write_bytes(path.read_bytes() + content)
+
+        index(folder, change)
+
+    return types.SimpleNamespace(index=index, member=member)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lavis_svp.cli.data import main
 from lavis_svp.datasets.shards.read import ShardSource
@@ -66,12 +67,13 @@ def test_validate_names_each_fault(shards, damage, capsys, fault, message):
     assert sum(any(key in line for key in keys) for line in said.splitlines()) == lost
 
 
-def test_an_index_that_disagrees_is_a_fault(shards, capsys):
-    content = json.loads((shards / "index.json").read_text())
-    key, _, _, image = content["samples"][3]
-    image["expressions"][0]["text"] = "something else"
-    content["samples"][4][3]["image_key"] = "0" * 64
-    (shards / "index.json").write_text(json.dumps(content))
+def test_an_index_that_disagrees_is_a_fault(shards, forge, capsys):
+    def change(content):
+        content["samples"][3][3]["expressions"][0]["text"] = "something else"
+        content["samples"][4][3]["image_key"] = "0" * 64
+
+    key = ShardSource(shards).index.samples[3].key
+    forge.index(shards, change)
     code, said, _ = run(capsys, "validate", shards)
     assert code == 1 and f"{key} (" in said and "its record and the index do not agree" in said
     assert "its sha256 is not the index's image_key" in said and "2 faults" in said
@@ -83,12 +85,34 @@ def test_an_index_that_disagrees_is_a_fault(shards, capsys):
         (("--dataset", "refcoco"), "--root"),
         (("--dataset", "refcoco", "--root", "/nowhere"), "lavis-svp data doctor --root"),
         (("--coco", "x.json"), "--images"),
-        (("--jsonl", "nowhere.jsonl"), "No such file"),
+        (("--jsonl", "nowhere.jsonl"), "There is no file nowhere.jsonl"),
     ],
 )
 def test_wrong_usage(tmp_path, capsys, arguments, message):
     code, _, error = run(capsys, "convert", "--out", tmp_path, *arguments)
     assert code == 2 and message in error
+
+
+def test_a_limit_of_pixels(tree, tmp_path, capsys):
+    convert = ("convert", "--out", tmp_path, "--dataset", "refcocog", "--root", tree, "--max-image-pixels", 1000)
+    code, _, error = run(capsys, *convert)
+    assert code == 2 and "COCO_train2014" in error and "1,000" in error
+    assert run(capsys, *convert[:-2])[0] == 0
+    code, said, _ = run(capsys, "validate", tmp_path, "--max-image-pixels", 1000)
+    assert code == 1 and "\n! train-000000.tar, train-" in said
+
+
+def test_links_are_packed_only_if_they_are_to_be(tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (9, 7)).save(tmp_path / "secret.png")
+    (folder / "0.png").symlink_to(tmp_path / "secret.png")
+    expressions = [{"text": "the cup", "segmentation": [[1, 1, 5, 1, 5, 5]]}]
+    (folder / "data.jsonl").write_text(json.dumps({"image": "0.png", "expressions": expressions}))
+    convert = ("convert", "--out", tmp_path / "out", "--jsonl", folder / "data.jsonl")
+    code, _, error = run(capsys, *convert)
+    assert code == 2 and "secret.png" in error and "--follow-links" in error
+    assert run(capsys, *convert, "--follow-links")[0] == 0
 
 
 def test_unfinished_shards_are_no_shards(tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Reading by the index: the very samples of the folder form, over ranks, workers and interruptions."""
 
 import json
+import math
+import os
 import pickle
+import shutil
 import types
 
 import numpy as np
@@ -10,18 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.images import read_image
 from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.common.tensor_files import save_tensors
 from lavis_svp.datasets.shards.format import INDEX, BrokenShardError, ShardMember
 from lavis_svp.datasets.shards.read import ShardFeatures, ShardSource, ShardSuperpixels, open_shards
 from lavis_svp.datasets.shards.validate import validate
 from lavis_svp.datasets.shards.write import FeatureExtra, SuperpixelExtra, check_shape, convert
-from lavis_svp.datasets.sources import Origin
+from lavis_svp.datasets.sources import BadAnnotationError, Origin
 from lavis_svp.runners.data import EvalSampler, ShuffledOrder, TrainSampler, build_loader
 from lavis_svp.superpixels import build_superpixels
-from lavis_svp.superpixels.store import SuperpixelStore, write_shards
+from lavis_svp.superpixels.store import SuperpixelStore, open_store, write_shards
 from lavis_svp.vision.feature_cache import FeatureCache, open_features, prepare_features
+from lavis_svp.vision.feature_extractor import EncoderOptions, ExtractorConfig, SamOptions
 
 
 def same(first, second):
@@ -96,30 +102,127 @@ def test_unknown_split(pristine):
         ("samples", 3, "damaged"),
     ],
 )
-def test_a_wrong_index_is_refused(shards, key, value, message):
-    content = json.loads((shards / INDEX).read_text())
-    (shards / INDEX).write_text(json.dumps(content | {key: value}))
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_index_is_refused(shards, forge, key, value, message):
+    forge.index(shards, lambda content: content.update({key: value}))
+    with pytest.raises(BadFileError, match=message):
         ShardSource(shards)
 
 
-def test_impossible_places_and_repeated_keys(shards):
-    content = json.loads((shards / INDEX).read_text())
-    first = content["samples"][0]
+def test_impossible_places_and_repeated_keys(shards, forge):
+    first = json.loads((shards / INDEX).read_text())["samples"][0]
     for samples, message in (([first, first], "twice"), ([[first[0], first[1], {}, first[3]]], "lacks its image")):
-        (shards / INDEX).write_text(json.dumps(content | {"samples": samples}))
-        with pytest.raises(ValueError, match=message):
+        forge.index(shards, lambda content, samples=samples: content.update(samples=samples))
+        with pytest.raises(BadFileError, match=message):
             ShardSource(shards)
     first[2]["json"] = [-1, 5, 0]
-    (shards / INDEX).write_text(json.dumps(content | {"samples": [first]}))
-    with pytest.raises(ValueError, match="impossible place"):
+    forge.index(shards, lambda content: content.update(samples=[first]))
+    with pytest.raises(BadFileError, match="impossible place"):
         ShardSource(shards)
+
+
+def test_a_changed_bit_of_an_index_is_found(shards):
+    written, before = (shards / INDEX).read_bytes(), ShardSource(shards).index
+    rng = np.random.default_rng(0)
+    for place, bit in zip(rng.integers(0, len(written), 60), rng.integers(0, 8, 60), strict=True):
+        content = bytearray(written)
+        content[place] ^= 1 << bit
+        (shards / INDEX).write_bytes(content)
+        try:
+            assert ShardSource(shards).index == before, f"byte {place}, bit {bit}"
+        except BadFileError as error:
+            assert str(shards / INDEX) in str(error)
+
+
+WRONG_RECORDS = [
+    ("image_id", math.inf, "image_id is inf; it must be a whole number"),
+    ("image_id", -1, "image_id is -1; it must be a whole number"),
+    ("image_id", 10**6, "the key .* is not that of image 1000000"),
+    ("size", [0, 0], "is 0x0"),
+    ("size", [math.inf, 3], "height is inf"),
+    ("size", None, "TypeError"),
+    ("split", 3, "'split' must be a text"),
+    ("file_name", ["a.jpg"], "'file_name' must be a text"),
+    ("file_name", "../../a.jpg", "leads out of its folder"),
+    ("image_key", "../../../stolen", "'image_key' must be a sha256"),
+    ("expressions", {"text": "a cup"}, "sample 0 is damaged"),
+    ("expressions", [{"id": "1", "text": "a", "kind": "b", "targets": [-1], "candidates": None}], "'targets' must be"),
+    ("expressions", [{"id": "1", "text": "a", "kind": "b", "targets": [], "candidates": ["x"]}], "'candidates' must"),
+    ("expressions", [{"id": 1, "text": "a", "kind": "b", "targets": [], "candidates": None}], "'id' must be a text"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG_RECORDS)
+def test_a_wrong_record_in_the_index_is_named(shards, forge, key, value, message):
+    forge.index(shards, lambda content: content["samples"][0][3].update({key: value}))
+    with pytest.raises(BadFileError, match=message) as caught:
+        ShardSource(shards)
+    assert f"{shards / INDEX}, sample 0" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("shards", ["a.tar"]), ("shards", {"train-000000.tar": 3}), ("left_out", [{}]), ("settings", 3)],
+)
+def test_other_wrong_parts_of_an_index_are_named(shards, forge, key, value):
+    forge.index(shards, lambda content: content.update({key: value}))
+    with pytest.raises(BadFileError, match=str(shards / INDEX)):
+        open_shards(shards)
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"\xff\xfe", b"", b"[]"])
+def test_an_index_that_is_none(shards, content):
+    (shards / INDEX).write_bytes(content)
+    with pytest.raises(BadFileError, match=str(shards / INDEX)):
+        ShardSource(shards)
+
+
+def test_what_is_no_file_is_not_waited_for(shards):
+    source = ShardSource(shards)
+    member = source.file(source.images("val")[0])
+    for path in (member.shard, shards / INDEX):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(BrokenShardError, match="a FIFO"):
+        member.read_bytes()
+    with pytest.raises(BadFileError, match="a FIFO"):
+        ShardSource(shards)
+
+
+TWICE = {"annotation_id": 1, "category": "cup", "attributes": [], "segmentation": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b"[" * 200_000,
+        b"[]",
+        b'{"instances": 3}',
+        b'{"instances": [{"annotation_id": 1e999}]}',
+        json.dumps({"instances": [TWICE, {**TWICE, "category": "bowl"}]}).encode(),
+        json.dumps({"instances": [{**TWICE, "attributes": "red"}]}).encode(),
+    ],
+)
+def test_a_wrong_record_in_a_shard_is_named(shards, forge, content):
+    forge.member(shards, 0, "json", content)
+    source = ShardSource(shards)
+    with pytest.raises(BrokenShardError, match=rf"{source.index.samples[0].key}.json in {shards}"):
+        source.instances(source.index.samples[0].image)
+    assert any(source.index.samples[0].key in fault for fault in validate(shards, progress=False).faults)
+
+
+def test_a_target_that_its_image_lacks_is_named_with_the_shard(shards, forge):
+    forge.index(shards, lambda content: content["samples"][0][3]["expressions"][0].update(targets=[9]))
+    source = ShardSource(shards)
+    sample = source.index.samples[0]
+    with pytest.raises(BadAnnotationError, match=rf"^{sample.key} in {shards}/.*\.tar: .* no annotation 9"):
+        source.target_mask(sample.image, sample.image.expressions[0])
 
 
 @pytest.mark.parametrize("member", ["jpg", "json"])
 def test_a_flipped_byte_is_found_when_it_is_read(shards, damage, dataset, member):
     source = ShardSource(shards)
-    sample = next(one for one in source.index.samples if one.image["split"] == "val")
+    sample = next(one for one in source.index.samples if one.key.startswith("val"))
     damage.flip(shards / sample.shard, sample.members[member][0] + 20)
     with pytest.raises(BrokenShardError, match=rf"{sample.key}.{member} in .*{sample.shard} is not what was written"):
         dataset(source, train=False, splits=("val",))[0]
@@ -190,6 +293,27 @@ def test_they_come_out_as_they_went_in(filled, stores, images):
     assert open_shards(filled, use_stored=False).superpixels is None
 
 
+@pytest.mark.parametrize(
+    ("extension", "content"),
+    [
+        ("features.safetensors", b"\0" * 20),
+        ("features.safetensors", (2**63).to_bytes(8, "little") + b"{}"),
+        ("features.safetensors", (200_000).to_bytes(8, "little") + b"[" * 200_000),
+        ("superpixels.png", b"x"),
+        ("superpixels.png", b""),
+    ],
+)
+def test_damaged_superpixels_and_features_are_named(filled, forge, tmp_path, extension, content):
+    folder = shutil.copytree(filled, tmp_path / "shards")
+    forge.member(folder, 0, extension, content)
+    opened = open_shards(folder)
+    sample = opened.annotations.index.samples[0]
+    stored = opened.superpixels if extension.endswith("png") else opened.features
+    with pytest.raises(BrokenShardError, match=rf"{sample.key}.{extension} in {folder}"):
+        stored.get(sample.image_key)
+    assert any(sample.key in fault for fault in validate(folder, progress=False).faults)
+
+
 def test_a_mirrored_image_has_mirrored_superpixels_and_no_features(filled, stores, images):
     opened, key = open_shards(filled), next(iter(images))
     mirrored = opened.superpixels.get(key + "-mirrored")
@@ -218,6 +342,21 @@ def test_missing_ones_name_the_command(plan, stores, tmp_path):
     ):
         with pytest.raises(SetupError, match=command):
             convert(plan(splits=["train"], extras=[extra], skip_broken=True), tmp_path / extra.kind, progress=False)
+
+
+def test_damaged_ones_name_the_command_and_are_never_packed(plan, stores, images, tmp_path):
+    key = next(iter(images))
+    features = shutil.copytree(stores[1].folder, tmp_path / stores[1].folder.name)
+    superpixels = shutil.copytree(stores[0].folder, tmp_path / stores[0].folder.name)
+    save_tensors(open_features(features).path(key), {"patches": torch.ones(4, 8), "sam": torch.zeros(256, 2, 2)})
+    for path, place in ((open_features(features).path(key), -4), (open_store(superpixels).path(key), -30)):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+    for extra, command in ((SuperpixelExtra(superpixels), "superpixels make"), (FeatureExtra(features), "cache_feat")):
+        with pytest.raises(SetupError, match=rf"{key}.*{command}"):
+            settings = plan(splits=["val", "testA"], extras=[extra], skip_broken=True)
+            convert(settings, tmp_path / extra.kind, progress=False)
 
 
 def test_superpixels_of_another_size(plan, parts, stores, images, tmp_path):
@@ -263,7 +402,14 @@ def test_shards_state_the_keys_of_their_images(pristine, parts, dataset):
 
 def test_a_store_serves_shards_too(pristine, dataset, own_cache):
     generator = build_superpixels("grid", rows=2, cols=2)
-    extractor = types.SimpleNamespace(generator=generator, device=torch.device("cpu"), sam_side=32)
+    extractor = types.SimpleNamespace(
+        generator=generator,
+        device=torch.device("cpu"),
+        sam_side=32,
+        config=ExtractorConfig(EncoderOptions(), SamOptions(), None),
+        vision_encoder=types.SimpleNamespace(network=torch.nn.Linear(1, 1)),
+        sam_encoder=torch.nn.Linear(1, 1),
+    )
     splits = {"train": dataset(pristine), "val": dataset(pristine, train=False, splits=("val",))}
     prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache="fill")
     for data in splits.values():

@@ -2,16 +2,19 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import webdataset as wds
 from PIL import Image
 
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.images import BadImageError
 from lavis_svp.datasets.shards import write
 from lavis_svp.datasets.shards.format import INDEX, UNFINISHED
 from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.validate import validate
+from lavis_svp.datasets.sources import ImageFolder
 
 
 def content(folder):
@@ -108,6 +111,41 @@ def test_foreign_tars_are_refused(plan, tmp_path):
     (tmp_path / "mine.tar").write_bytes(b"")
     with pytest.raises(ValueError, match="unknown origin"):
         write.convert(plan(), tmp_path, progress=False)
+
+
+def test_other_tool_s_files_are_left_alone(plan, pristine, tmp_path):
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / ".train-000000.tar.0.tmp").write_text("of a conversion that was killed")
+    write.convert(plan(), tmp_path, progress=False)
+    assert content(tmp_path) == content(pristine) | {".notes.tmp": b"mine"}
+
+
+def test_a_changed_note_of_what_is_finished_is_refused(plan, tmp_path):
+    write._claim(tmp_path, plan().settings())
+    note = tmp_path / UNFINISHED
+    note.write_bytes(note.read_bytes().replace(b"refcoco", b"rcfcoco"))
+    with pytest.raises(BadFileError, match=f"{note} is not what was written"):
+        write.convert(plan(), tmp_path, progress=False)
+
+
+def test_a_split_is_named_once(plan):
+    with pytest.raises(ValueError, match="twice"):
+        plan(splits=["val", "val"])
+
+
+def test_links_out_of_the_folder_are_not_packed(plan, parts, pristine, tmp_path):
+    source, images = parts
+    copied = ImageFolder(shutil.copytree(images.folder, tmp_path / "images"))
+    inside, outside = (copied.folder / one.file_name for one in source.images("train")[:2])
+    for link, target in ((inside, copied.folder / "moved"), (outside, tmp_path / "elsewhere")):
+        link.rename(target)
+        link.symlink_to(target)
+    with pytest.raises(BadImageError, match=rf"{outside.name} leads out .*elsewhere.*--follow-links"):
+        write.convert(plan(images=copied), tmp_path / "out", progress=False)
+    index = write.convert(plan(images=copied, skip_broken=True), tmp_path / "out", progress=False)
+    assert [one["file_name"] for one in index.left_out] == [source.images("train")[1].file_name]
+    write.convert(plan(images=copied, follow_links=True), tmp_path / "out", progress=False)
+    assert content(tmp_path / "out") == content(pristine)
 
 
 class Broken:

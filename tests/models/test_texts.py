@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_svp.models.batch import parse_targets
+from lavis_svp.models.texts import parse_targets
 
 MASK = np.ones((4, 4), np.uint8)
 
