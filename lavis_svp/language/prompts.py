@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import Registry
 
 IGNORE = -100  # the label that cross-entropy skips
@@ -277,6 +280,36 @@ class PromptBuilder:
         span = _span(asked, "{question}", words) if words else (0, 0)
         turn = self._tokenize(text, span, self._escaped(answer), index=index, first=first)
         return self._checked(dataclasses.replace(turn, answer_can_be_cut=True), words, shorten)
+
+    def check_wordings(self, room: int) -> None:
+        """Refuse wordings that leave no room for a word of the user's, which no step of training could cut any further.
+
+        Args:
+            room: the most tokens that a turn may have: ``max_turn_tokens``, or what an image's visual tokens leave of
+                the longest sequence.
+
+        Raises:
+            SetupError: names the wording, its tokens and the room.
+        """
+        options, answer = self.options, max(self.options.answers, key=len)
+        wordings: list[tuple[str, str, Callable[..., Turn]]] = [
+            ("questions", one, partial(self.segmentation_turn, "a", answer, question=number))
+            for number, one in enumerate(options.questions)
+        ]
+        for key, words in (("vqa_questions", "a"), ("caption_questions", "")):
+            wordings += [
+                (key, one, partial(self.text_turn, words, "a", wording=number))
+                for number, one in enumerate(getattr(options, key))
+            ]
+        for key, wording, make_turn in wordings:
+            try:
+                make_turn(shorten=True).fitted(room)
+            except ValueError as error:
+                raise SetupError(
+                    f"model.prompt.{key}: {wording!r} leaves no room for a word of the user's: a turn may have "
+                    f"{max(room, 0)} tokens beside the visual tokens. Shorten the wording, raise "
+                    "model.language.max_length or max_turn_tokens, or set a lower model.superpixels.max_superpixels."
+                ) from error
 
     def _tokenize(self, question: str, span: tuple[int, int], answer: str, *, index: int, first: bool) -> Turn:
         """Tokenise a question in its final wording, whose characters ``span`` are the user's, with its answer."""

@@ -143,6 +143,7 @@ class SvpRis(BaseModel):
         self.mask_losses = MaskLosses()
         self.aids = AuxiliaryLosses(options.auxiliary_losses)
         self._kept_in_checkpoint: set[str] = set()  # parameters that an earlier stage trained
+        self._checked_wordings = False
         if options.trainable is not None:
             train_only(self, options.trainable)
             self.language.keep_trained_in_float32()
@@ -306,8 +307,18 @@ class SvpRis(BaseModel):
         return patch_superpixels(vision.region_maps, vision.geometry, grid, padded, self.projector.mask_size)
 
     def batch_preparer(self, training: bool) -> BatchPreparer:
-        """What prepares batches in a loader's workers, to learn from or to predict."""
+        """What prepares batches in a loader's workers, to learn from or to predict.
+
+        Raises:
+            SetupError: to learn from, where the most visual tokens of an image leave no room for a text.
+        """
         projector, grid = self.projector, self.extractor.vision_encoder.grid
+        if training and not self._checked_wordings:
+            generator = self.extractor.generator
+            most = projector.num_tokens(grid) if generator is None else generator.region_limit
+            left = self.language.max_length - len(self.prompt_builder.prefix_ids()) - (most or 0)
+            self.prompt_builder.check_wordings(min(left, self.prompt_builder.max_turn_tokens))
+            self._checked_wordings = True
         return BatchPreparer(
             options=self.options,
             prompts=self.prompt_builder,

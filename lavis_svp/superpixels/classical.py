@@ -113,6 +113,11 @@ class FelzenszwalbSuperpixels(ClassicalGenerator):
         if self.close and self.close % 2 == 0:
             raise ValueError(f"{self.name}: close must be odd (or 0 for none), got {self.close}.")
 
+    @property
+    def region_limit(self) -> int | None:
+        """See :attr:`SuperpixelGenerator.region_limit`."""
+        return self.max_regions
+
     def label(self, image: np.ndarray) -> np.ndarray:
         """Shrink, close dark texture, cut the graph, merge."""
         working = self.working_image(image)
@@ -150,6 +155,11 @@ class SlicSuperpixels(ClassicalGenerator):
         super().__post_init__()
         if self.compactness <= 0:
             raise ValueError(f"{self.name}: compactness must be greater than 0, got {self.compactness}.")
+
+    @property
+    def region_limit(self) -> int | None:
+        """See :attr:`SuperpixelGenerator.region_limit`."""
+        return self.max_regions
 
     def label(self, image: np.ndarray) -> np.ndarray:
         """Shrink, cluster, and merge if the options say so."""

@@ -104,6 +104,11 @@ class SuperpixelGenerator(ABC):
         """How many images :meth:`timed_batch` should get together; the result does not depend on it."""
         return 1
 
+    @property
+    def region_limit(self) -> int | None:
+        """The most regions that an image gets; None: its options set no limit."""
+        return None
+
     def prepare(self, image: np.ndarray) -> Any:
         """What can be done to an image in a thread that reads ahead; :meth:`timed_batch` takes the result as well."""
         return image

@@ -283,10 +283,11 @@ def _read_pixels(
     if image is None:
         return None, geometry_of(side, original_sizes, input_sizes), []
     is_tensor = isinstance(image, Tensor)
-    kind = f"{tuple(image.shape)} {image.dtype}" if is_tensor else type(image).__name__
+    kind = f"{tuple(image.shape)} {image.dtype} {image.layout} on {image.device}" if is_tensor else type(image).__name__
     channels = VALID_CHANNEL if is_tensor and image.dtype == torch.uint8 else VALID_CHANNEL + 1
     known = is_tensor and (image.dtype == torch.uint8 or image.is_floating_point())
-    if not known or tuple(image.shape[1:]) != (channels, side, side):
+    dense = is_tensor and image.layout == torch.strided and not image.is_meta
+    if not known or not dense or tuple(image.shape[1:]) != (channels, side, side):
         raise ValueError(
             f"image must be (B, 4, {side}, {side}) float or (B, 3, {side}, {side}) uint8 from the svp_image processors "
             f"with image_size {side} (= model.sam.side), got {kind}."

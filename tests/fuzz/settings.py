@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.damage import damaged_bytes, damaged_tree, odd_values
+from tests.fuzz.damage import as_json, damaged_bytes, damaged_tree, deep_json, odd_values
 from tests.fuzz.files import Files, listed, odd_places
 from tests.fuzz.outcomes import Case, Target
 
@@ -29,7 +29,10 @@ def build(folder: Path) -> list[Target]:
     folder.mkdir(parents=True)
     (folder / YAML).write_text(PROJECT.read_text())
     files = Files(folder)
-    return [*_yaml(files), _options(files), _own_options(), *_stored(folder / "checkpoint")]
+    return [
+        *_yaml(files), _options(files), _own_options(), *_deepspeed(folder / "deepspeed"),
+        *_stored(folder / "checkpoint"),
+    ]  # fmt: skip
 
 
 def as_command(read: Callable[[], Any]) -> Any:
@@ -166,6 +169,24 @@ def _own_options() -> Target:
 
     cases = [Case(text[:60], functools.partial(as_command, functools.partial(kinds_of, text))) for text in texts]
     return listed("options of superpixels", cases)
+
+
+def _deepspeed(folder: Path) -> list[Target]:
+    """The JSON that ``run.deepspeed_config`` names."""
+    from lavis_svp.runners.deepspeed_config import read_config
+
+    folder.mkdir()
+    config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
+    (folder / "ds.json").write_bytes(as_json(config))
+    files = Files(folder)
+
+    def read() -> Any:
+        return as_command(lambda: read_config(str(folder / "ds.json"), folder / YAML))
+
+    cases = [files.case(label, {"ds.json": content}, read, ("ds.json",)) for label, content in deep_json()]
+    cases += [files.case(what, {"ds.json": place}, read, ("ds.json",)) for what, place in odd_places(folder).items()]
+    damaged = files.damaged("ds.json", read, damaged_bytes)
+    return [Target("DeepSpeed's configuration: bytes", 100, damaged), listed("DeepSpeed's configuration: JSON", cases)]
 
 
 def _stored(folder: Path) -> list[Target]:

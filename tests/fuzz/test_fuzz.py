@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("annotations", "stores", "weights", "pictures", "settings", "door")
 SLICE = 2  # inputs of each target in the default suite
 THOUSANDS = 4000  # inputs of all targets together in the slow one
 

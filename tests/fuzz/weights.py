@@ -1,4 +1,4 @@
-"""Readers of weights: safetensors and torch's files, checkpoints, SAM, GLaMM, LLaVA, folders of models; pickles."""
+"""Readers of files of weights: safetensors and torch's, checkpoints, projectors; harmful pickles for all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import random
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tests.fuzz.damage import as_json, damaged_bytes, damaged_tree, deep_json, f
 from tests.fuzz.files import Files, listed, odd_places, warnings_are_errors
 from tests.fuzz.outcomes import Case, Target
 from tests.fuzz.payloads import PROTOCOLS, calls, raw, wrapped
-from tests.fuzz.settings import as_command
 
 Read = Callable[[Path], Any]
 OPTIMIZER = {"state": {0: {"step": 4.0}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
@@ -36,7 +34,6 @@ def build(folder: Path) -> list[Target]:
         *_torch_files(folder / "torch"),
         *_checkpoints(folder / "checkpoints"),
         *_projectors(folder / "projectors"),
-        *_folders(folder / "models"),
         *_pickles(folder / "pickles", canary),
     ]
 
@@ -67,7 +64,7 @@ def state_readers() -> dict[str, Read]:
     return readers
 
 
-def _placed(files: Files, read: Callable[[], Any]) -> Callable[[], Any]:
+def placed(files: Files, read: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         files.place({})
         return read()
@@ -93,14 +90,12 @@ def _safetensors(folder: Path) -> list[Target]:
         targets.append(
             Target(
                 f"safetensors, {name}: bytes", 200, files.damaged("foreign.safetensors", foreign, damaged_bytes),
-                intact=_placed(files, foreign),
+                intact=placed(files, foreign),
             )
         )  # fmt: skip
     own = functools.partial(state_readers()["load_state"], folder / "own.safetensors")
     one_bit = files.damaged("own.safetensors", own, lambda content, rng: (flipped(content, rng), "one bit"))
-    targets.append(
-        Target("safetensors with a checksum: one bit", 300, one_bit, summed=True, intact=_placed(files, own))
-    )
+    targets.append(Target("safetensors with a checksum: one bit", 300, one_bit, summed=True, intact=placed(files, own)))
     headers = [
         files.case(f"{name}: {label}", {"foreign.safetensors": content}, functools.partial(
             read, folder / "foreign.safetensors"), ("foreign.safetensors",))
@@ -196,7 +191,7 @@ def _torch_files(folder: Path) -> list[Target]:
             targets.append(
                 Target(
                     f"{kind} .pth, {name}: bytes", count, files.damaged(f"{kind}.pth", one, damaged_bytes),
-                    intact=_placed(files, one),
+                    intact=placed(files, one),
                 )
             )  # fmt: skip
     contents = {
@@ -278,7 +273,7 @@ def _checkpoints(folder: Path) -> list[Target]:
     targets = [
         Target(
             f"checkpoint {what}: bytes", 300, files.damaged(name, functools.partial(read, name), damaged_bytes),
-            intact=_placed(files, functools.partial(read, name)), summed=summed,
+            intact=placed(files, functools.partial(read, name)), summed=summed,
         )
         for what, (name, summed) in rows.items()
     ]  # fmt: skip
@@ -286,7 +281,7 @@ def _checkpoints(folder: Path) -> list[Target]:
     return [
         *targets,
         Target("checkpoint: entries, resumed", 250, fields),
-        Target("checkpoints of a folder: the newest damaged", 100, passed_over, intact=_placed(files, newest)),
+        Target("checkpoints of a folder: the newest damaged", 100, passed_over, intact=placed(files, newest)),
     ]
 
 
@@ -350,160 +345,14 @@ def _projectors(folder: Path) -> list[Target]:
     ]  # fmt: skip
     summed = "crc32" in metadata
     return [
-        Target("projector: bytes", 250, files.damaged(own.name, read, damaged_bytes), intact=_placed(files, read),
+        Target("projector: bytes", 250, files.damaged(own.name, read, damaged_bytes), intact=placed(files, read),
                summed=summed),
-        Target("projector: its settings", 300, fields, intact=_placed(files, read)),
+        Target("projector: its settings", 300, fields, intact=placed(files, read)),
         listed("projector: nested settings", nested),
         Target("LLaVA's projector: bytes", 200, files.damaged(theirs.name, read_theirs, damaged_bytes),
-               intact=_placed(files, read_theirs)),
+               intact=placed(files, read_theirs)),
         listed("LLaVA's projector: odd contents", odd),
     ]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------- folders of models
-
-
-def _folders(folder: Path) -> list[Target]:
-    """Language model, vision encoder and a GLaMM checkpoint as folders, each of their files damaged."""
-    import torch
-    from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
-
-    from lavis_svp import zoo
-
-    language, vision, glamm = folder / "llama", folder / "dinov2", folder / "glamm"
-    tokenizer = AutoTokenizer.from_pretrained(
-        zoo.fetch("smollm2_135m_instruct", progress=False), trust_remote_code=False
-    )
-    sizes: dict[str, Any] = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(language)
-    tokenizer.save_pretrained(language)
-    torch.manual_seed(0)
-    dino = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
-    Dinov2Model(dino).save_pretrained(vision)
-    _write_glamm(glamm)
-    targets = []
-    for name, where, read, count in (
-        ("language model", language, _read_language, 150),
-        ("vision encoder", vision, _read_vision, 250),
-        ("GLaMM's folder", glamm, _import_glamm, 250),
-    ):
-        files = Files(where)
-        targets.append(
-            Target(
-                f"{name}: its files", count, functools.partial(_folder_case, files, functools.partial(read, where)),
-                intact=_placed(files, functools.partial(read, where)), seconds=40,
-            )
-        )  # fmt: skip
-        cases = []
-        for file in sorted(files.intact):
-            if file.endswith((".json", ".model", ".bin", ".safetensors")):
-                odd = {**dict(deep_json()), "nothing": None, "a list": b"[]"}
-                cases += [
-                    files.case(f"{file}: {label}", {file: content}, functools.partial(read, where), (file, where.name))
-                    for label, content in odd.items()
-                ]
-        cases += _own_code(files, functools.partial(read, where), where)
-        targets.append(listed(f"{name}: nested JSON, own code", cases, seconds=40))
-    return targets
-
-
-def _own_code(files: Files, read: Callable[[], Any], where: Path) -> list[Case]:
-    """A folder that asks to run its own code."""
-    if "config.json" not in files.intact:
-        return []
-    config = json.loads(files.intact["config.json"])
-    code = b"open('canary', 'w').close()\nfrom transformers import LlamaConfig as Own, LlamaForCausalLM as Model\n"
-    mapped = {"auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Model", "AutoModelForCausalLM": "own.Model"}}
-    cases = []
-    for label, change in {"a known type": {}, "an unknown type": {"model_type": "unknown_thing"}}.items():
-        content = as_json({**config, **mapped, **change})
-        cases.append(files.case(f"auto_map, {label}", {"config.json": content, "own.py": code}, read, (where.name,)))
-    if "tokenizer_config.json" in files.intact:
-        tokenizer = {
-            **json.loads(files.intact["tokenizer_config.json"]),
-            "auto_map": {"AutoTokenizer": ["own.Own", None]},
-        }
-        for kind in ({}, {"tokenizer_class": "Own"}):
-            change = {"tokenizer_config.json": as_json({**tokenizer, **kind}), "own.py": code}
-            cases.append(files.case(f"auto_map of the tokenizer {kind}", change, read, (where.name,)))
-    return cases
-
-
-def _folder_case(files: Files, read: Callable[[], Any], rng: random.Random, number: int) -> Case:
-    name = rng.choice(sorted(files.intact))
-    content = files.intact[name]
-    if name.endswith(".json") and len(content) < 100_000 and rng.random() < 0.6:
-        changed, label = damaged_tree(json.loads(content), rng)
-        damaged = as_json(changed)
-    else:
-        damaged, label = damaged_bytes(content, rng)
-    return files.case(f"{name}: {label}", {name: damaged}, read, (name, files.folder.name))
-
-
-def _read_language(folder: Path) -> Any:
-    from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
-
-    model = LanguageModel(LanguageOptions(name=str(folder)))
-    return dict(model.state_dict())
-
-
-def _read_vision(folder: Path) -> Any:
-    from lavis_svp.vision.backbone import build_vision_encoder
-
-    return dict(build_vision_encoder(str(folder), side=28).state_dict())
-
-
-def _import_glamm(folder: Path) -> Any:
-    from lavis_svp.common.tensor_files import load_tensors
-    from lavis_svp.zoo.glamm import import_glamm
-
-    target = folder.parent / "imported"
-    shutil.rmtree(target, ignore_errors=True)
-    as_command(lambda: import_glamm(folder, target, progress=False))
-    return dict(load_tensors(target / "svp.safetensors"))
-
-
-def _write_glamm(folder: Path) -> None:
-    """A GLaMM checkpoint of width 8: names, index, config and tokenizer as published."""
-    import torch
-    from sentencepiece import SentencePieceTrainer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from lavis_svp.vision.sam import build_mask_decoder
-
-    base, width, tokens = 300, 8, ["<im_start>", "<im_end>", "<bbox>", "<point>", "[SEG]", "<p>", "</p>"]
-    folder.mkdir(parents=True)
-    text = "A chat between a curious human and an artificial intelligence assistant about the red cup on the left."
-    (folder / "text.txt").write_text("\n".join([text, *text.split()] * 20))
-    SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=base, model_type="bpe",
-        byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
-    )  # fmt: skip
-    for leftover in ("text.txt", "tokenizer.vocab"):
-        (folder / leftover).unlink()
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    state = {n: t.half() for n, t in LlamaForCausalLM(LlamaConfig(vocab_size=base + 7, **sizes)).state_dict().items()}
-    decoder = build_mask_decoder().state_dict()
-    state |= {f"model.grounding_encoder.mask_decoder.{name}": value.half() for name, value in decoder.items()}
-    for part, (rows, columns) in {"0": (width, width), "2": (256, width)}.items():
-        state[f"model.text_hidden_fcs.0.{part}.weight"] = torch.randn(rows, columns).half()
-        state[f"model.text_hidden_fcs.0.{part}.bias"] = torch.randn(rows).half()
-    names, index = sorted(state), {}
-    for number in range(2):
-        part = f"pytorch_model-{number + 1:05d}-of-00002.bin"
-        torch.save({name: state[name] for name in names[number::2]}, folder / part)
-        index |= dict.fromkeys(names[number::2], part)
-    for name, content in {
-        "pytorch_model.bin.index.json": {"metadata": {"total_size": 1}, "weight_map": index},
-        "added_tokens.json": {token: base + place for place, token in enumerate(tokens)},
-        "config.json": {
-            **sizes, "architectures": ["GLaMMForCausalLM"], "model_type": "llava", "vocab_size": base + 7,
-            "max_position_embeddings": 64,
-        },
-        "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True},
-    }.items():  # fmt: skip
-        (folder / name).write_bytes(as_json(content))
 
 
 # ------------------------------------------------------------------------------------------------------ pickles

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from transformers import AddedToken
 
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.language.causal_lm import load_tokenizer
 from lavis_svp.language.prompts import (
@@ -179,3 +180,18 @@ def test_a_long_question_and_a_long_answer_both_fit(tokenizer):
 def test_what_cannot_be_cut_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="cannot be cut to 8"):
         PromptBuilder(tokenizer, PromptOptions(), 8).segmentation_turn("the red cup", "It is [SEG].", shorten=True)
+
+
+def test_wordings_without_room_for_a_word_are_refused_before_training(tokenizer):
+    options = PromptOptions(questions=("Find {expression}.", "word " * 40 + "{expression}"))
+    builder = PromptBuilder(tokenizer, options, 256)
+    longest = len(builder.segmentation_turn("a", max(options.answers, key=len), question=1).ids)
+    builder.check_wordings(longest)
+    for room, wording in ((longest - 1, "word word"), (0, "Find"), (-50, "Find")):
+        with pytest.raises(SetupError, match=f"model.prompt.questions: '{wording}.* {max(room, 0)} tokens"):
+            builder.check_wordings(room)
+    with pytest.raises(SetupError, match="model.prompt.questions: 'word word"):
+        PromptBuilder(tokenizer, options, 30).check_wordings(30)
+    with pytest.raises(SetupError, match="model.prompt.caption_questions"):
+        options = PromptOptions(caption_questions=("word " * 40,))
+        PromptBuilder(tokenizer, options, 256).check_wordings(longest - 10)

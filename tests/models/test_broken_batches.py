@@ -164,6 +164,8 @@ SIZES = [(96, 128), (128, 128)]
         (lambda b: {"image": b["image"].bool()}, "torch.bool"),
         (lambda b: {"image": b["image"].numpy()}, "got ndarray"),
         (lambda b: {"image": list(b["image"])}, "got list"),
+        (lambda b: {"image": b["image"].to_sparse()}, "torch.sparse_coo"),
+        (lambda b: {"image": b["image"].to("meta")}, "on meta"),
         (lambda b: {"image": b["image"][:0], "original_size": [], "text_input": []}, "no images"),
         (lambda b: {"image": b["image"] * torch.tensor([1, 1, 1, 0.5])[:, None, None]}, "fourth channel"),
         (lambda b: {"image": b["image"].flip(2)}, "fourth channel"),

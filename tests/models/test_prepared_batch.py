@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lavis_svp.common.options import SetupError
 from lavis_svp.common.transfer import SharedBatch
 from lavis_svp.models.batch import PREPARED
 
@@ -52,6 +53,14 @@ def test_a_prepared_batch_trains_the_same(make_model, batch, form):
     expected, found = losses_of(model, batch), losses_of(model, ready)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(("form", "limit"), [("paper", 40), ("patches", 100)])
+def test_too_little_room_for_text_is_told_before_the_first_step(make_model, form, limit):
+    model = make_model(**FORMS[form], language={"max_length": limit})
+    model.batch_preparer(False)
+    with pytest.raises(SetupError, match="leaves no room for a word"):
+        model.batch_preparer(True)
 
 
 @pytest.mark.parametrize("form", FORMS)

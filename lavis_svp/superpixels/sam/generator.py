@@ -206,6 +206,11 @@ class SamSuperpixels(SuperpixelGenerator):
         return [rasterize(chosen, dataclasses.replace(self.options, granularity=value)) for value in granularities]
 
     @property
+    def region_limit(self) -> int | None:
+        """See :attr:`SuperpixelGenerator.region_limit`."""
+        return self.options.max_superpixels
+
+    @property
     def device(self) -> torch.device:
         """Where the decoder is, and so the generator runs."""
         return self.mask_decoder.mask_tokens.weight.device
