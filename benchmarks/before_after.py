@@ -3,6 +3,7 @@
     python benchmarks/before_after.py BEFORE               all forms, half an hour, into results/before_after.json
     python benchmarks/before_after.py BEFORE --jobs 2      two forms at a time, each on a core of its own
     python benchmarks/before_after.py BEFORE --forms svp   one of them
+    python benchmarks/before_after.py BEFORE --forms loader    how fast data are read, into reading_before_after.json
 
 A form is a row of projects/svp/comparison/ or a rung of benchmarks/step_times.py, each built by the checkout's own
 step_times.py in a process of its own. The two processes take turns, step by step, on the same images, so that whatever
@@ -25,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from results import ROOT, store
 from tqdm import tqdm
 
@@ -39,6 +41,9 @@ FEW_IMAGES = (
     ),
 )
 """So that features are computed in two minutes; a step takes as long with more images to choose from."""
+LOADER = "loader"
+"""The form that reads data and does not step: what loader.py times, in both checkouts."""
+READING_IMAGES, READING_SAMPLES = 100, 40
 MARK = "before_after:"  # begins a line of a worker's answer; others are its log
 
 
@@ -51,8 +56,9 @@ class Checkout:
     """
 
     def __init__(self, folder: Path, form: str) -> None:
+        own = ROOT if form == LOADER else folder  # loader.py of today reads with either package
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
-        environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{folder}:{own / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-P", __file__, WORKER, form],  # -P: the checkout's step_times.py, not this folder's
             stdin=subprocess.PIPE,
@@ -65,7 +71,7 @@ class Checkout:
         self._answer()
 
     def seconds(self, what: str) -> float:
-        """Do a ``step`` or ``infer``; the seconds that it took."""
+        """Do a ``step`` or ``infer``, or read in one of the loader's forms and ways; the seconds that it took."""
         assert self.process.stdin is not None
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
@@ -105,10 +111,35 @@ def work(form: str) -> None:
         print(f"{MARK} {seconds}", flush=True)
 
 
+def work_loader() -> None:
+    """Make the loader's forms with the checkout's package, and read as standard input says: ``form|workers``."""
+    import loader
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        made = loader.forms(Path(name), READING_IMAGES)
+        print(f"{MARK} ready", flush=True)
+        for epoch, line in enumerate(sys.stdin):
+            form, workers = line.strip().split("|")
+            if workers == "bytes":
+                rate = loader.read_bytes(made[form].dataset, epoch)
+            else:
+                rate = loader.read_samples(made[form], epoch, int(workers), READING_SAMPLES)
+            print(f"{MARK} {1 / rate}", flush=True)
+
+
+def reading_kinds() -> list[str]:
+    """The forms of loader.py that a run of today has, and how each is read."""
+    from loader import CACHED, FORMS, PREPARED
+
+    samples = [f"{form}|{workers}" for form in (*FORMS, PREPARED, CACHED) for workers in ("0", "2")]
+    return [*(f"{form}|bytes" for form in FORMS), *samples]
+
+
 def compare(before: Path, form: str) -> dict[str, Any]:
     """Time a form in both checkouts in turn."""
     checkouts = {"before": Checkout(before, form), "after": Checkout(ROOT, form)}
-    kinds = ("step", "infer")
+    kinds = reading_kinds() if form == LOADER else ["step", "infer"]
     times: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in checkouts} for kind in kinds}
     for turn in tqdm(range(ROUNDS + WARM_UP), desc=form, unit="round"):
         for kind in kinds:
@@ -133,7 +164,7 @@ def compare(before: Path, form: str) -> dict[str, Any]:
 def main() -> None:
     """Read the command line."""
     if sys.argv[1:2] == [WORKER]:
-        work(sys.argv[2])
+        work_loader() if sys.argv[2] == LOADER else work(sys.argv[2])
         return
     from step_times import RUNGS, row_names
 
@@ -152,7 +183,7 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/before_after.py", "BEFORE", "--forms", *args.forms])
     run = {**run_facts(), "command": command, "before": before, "rounds": ROUNDS, "warm_up": WARM_UP}
     content = {"run": run, "seconds": found}
-    store("before_after", content)
+    store("reading_before_after" if args.forms == [LOADER] else "before_after", content)
     for form, kinds in found.items():
         print(f"{form}: " + ", ".join(f"{kind} {values['ratio']:.3f}" for kind, values in kinds.items()))
     print(json.dumps(found))

@@ -7,7 +7,8 @@ Images of COCO's size with COCO's number of objects and three sentences each are
 image files and masks only, with the files dropped from the page cache first ("cold") or not; "samples" are whole
 training batches at the tiny model's side through torch's DataLoader. "floats" is the loader of release 0.2: four planes
 of floats, and a batch that a worker hands over array by array; "prepared" makes all that the model's host does with a
-batch in the worker, superpixels read from a store included. The last line is JSON.
+batch in the worker, superpixels read from a store included; "cached" reads the features of the tiny model, too, in
+place of sending images. The last line is JSON. `before_after.py BEFORE --forms loader` runs two checkouts in turn.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from lavis_svp.runners.data import Prepare, SampleKey, SeededDataset, build_load
 from lavis_svp.superpixels import build_superpixels
 from lavis_svp.superpixels.store import SuperpixelStore
 from lavis_svp.tasks.base import run_facts
+from lavis_svp.vision.feature_cache import CachedFeatures
+from lavis_svp.vision.feature_store import FeatureCache
 from lavis_svp.vision.geometry import to_sam_input
 
 SEED = 0
@@ -60,7 +63,8 @@ IMAGES, SAMPLES = 200, 60
 PER_SHARD = 10  # several times the window of near-sequential reading
 REPEATS = 5
 FORMS = ("folder", "shards", "shards, near-sequential")
-BEFORE, PREPARED = "folder, floats", "folder, prepared"
+BEFORE, PREPARED, CACHED = "folder, floats", "folder, prepared", "folder, cached"
+FEATURES = {"patches": (729, 384), "valid": (729,), "sam": (256, 24, 24)}  # of the tiny model
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -102,11 +106,11 @@ class Form:
     plain: bool = False
 
 
-def preparer() -> Prepare:
-    """What a training of the tiny model does to a batch in the loader's workers."""
+def tiny_model() -> SvpRis:
+    """The tiny model with superpixels that cost nothing: its preparer is what a training does in the workers."""
     section = OmegaConf.load(SvpRis.default_config_path("tiny")).model
     changes = {"load_finetuned": False, "superpixels": {"name": "grid", "grid": GRID}}
-    return SvpRis.from_config(OmegaConf.merge(section, changes)).batch_preparer(training=True)
+    return SvpRis.from_config(OmegaConf.merge(section, changes))
 
 
 def forms(folder: Path, images: int) -> dict[str, Form]:
@@ -123,11 +127,18 @@ def forms(folder: Path, images: int) -> dict[str, Form]:
     sources = [(source, store, "global"), (shards, shards, "global"), (shards, shards, "shards")]
     found = {name: Form(make(*given)) for name, given in zip(FORMS, sources, strict=True)}
     found[BEFORE] = Form(make(source, store, vis_processor=before), plain=True)
-    found[PREPARED] = Form(make(source, store), prepare=preparer())
+    model = tiny_model()
+    found[PREPARED] = Form(make(source, store), prepare=model.batch_preparer(training=True))
     superpixels = SuperpixelStore(build_superpixels("grid", **GRID), folder / "superpixels")
     found[PREPARED].dataset.superpixel_cache = superpixels
-    for index in range(images):  # fills the store
-        found[PREPARED].dataset.sample(index)
+    found[CACHED] = Form(make(source, store), prepare=found[PREPARED].prepare)
+    found[CACHED].dataset.superpixel_cache = superpixels
+    features = FeatureCache(folder / "features", {"drawn": SEED})
+    for index in range(images):  # fills the store and the cache
+        key = found[PREPARED].dataset.sample(index)["image_key"]
+        patches, valid, sam = (torch.rand(shape) for shape in FEATURES.values())
+        features.put(key, patches, valid > 0, sam)
+    found[CACHED].dataset.feature_cache = CachedFeatures(features, model.extractor.patch_colours, SIDE)
     return found
 
 
@@ -247,7 +258,7 @@ def main() -> None:
     }
     for workers in (0, 2):
         column = f"samples, {workers} workers"
-        for label, form in (("floats", BEFORE), ("prepared", PREPARED)):
+        for label, form in (("floats", BEFORE), ("prepared", PREPARED), ("cached", CACHED)):
             ratios = [
                 now / one for now, one in zip(folder_row[column]["runs"], rows[form][column]["runs"], strict=True)
             ]

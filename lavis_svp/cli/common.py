@@ -90,6 +90,23 @@ def add_device_option(parser: argparse.ArgumentParser, default: str | None = "au
     parser.add_argument("--device", default=default, help=f"{text} (default: {usual})")
 
 
+def at_least_one(text: str) -> int:
+    """Parse an option's whole number from 1 on; argparse puts the option's name before the message."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got '{text}'")
+    return int(text)
+
+
+def add_max_image_pixels(parser: argparse.ArgumentParser, of_datasets: bool = False) -> None:
+    """Add ``--max-image-pixels``; with ``of_datasets`` it is None where it is not given, and their own limit counts."""
+    from lavis_svp.common.images import MAX_IMAGE_PIXELS  # imports numpy, which other commands do not need
+
+    usual = f"that of the YAML's data sets, or {MAX_IMAGE_PIXELS}" if of_datasets else MAX_IMAGE_PIXELS
+    text = f"height times width of the largest image that is read (default: {usual})"
+    default = None if of_datasets else MAX_IMAGE_PIXELS
+    parser.add_argument("--max-image-pixels", type=at_least_one, default=default, metavar="N", help=text)
+
+
 @contextmanager
 def user_errors(kinds: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
     """End the command with one line and exit code 2 if the block raises an error that the user's input causes.

@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.cli.common import add_command, add_old_flag, command_parser, user_errors
-from lavis_svp.common.images import MAX_IMAGE_PIXELS
+from lavis_svp.cli.common import (
+    add_command,
+    add_max_image_pixels,
+    add_old_flag,
+    at_least_one,
+    command_parser,
+    user_errors,
+)
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSource
 from lavis_svp.datasets.layout import PUBLIC, SPECS, MissingDataError, annotation_files, doctor_command, find_images
@@ -60,19 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--text-key", default=TEXT_KEY, help="with --coco: the annotations' key with expressions")
     sub.add_argument("--splits", nargs="+", help="default: all")
     text = "largest number of images in a shard (default: %(default)s)"
-    sub.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD, metavar="N", help=text)
-    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", int)
+    sub.add_argument("--images-per-shard", type=at_least_one, default=IMAGES_PER_SHARD, metavar="N", help=text)
+    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", at_least_one)
     sub.add_argument("--superpixels", type=Path, help="a store (<generator>-<digest>) or superpixel shards to pack in")
     sub.add_argument("--features", type=Path, help="a cache of frozen features (features/<digest>) to pack in")
     text = "pack also files to which links lead out of the images' folder; otherwise they are errors"
     sub.add_argument("--follow-links", action="store_true", help=text)
     sub.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read; exit code 1")
-    limit = "height times width of the largest image that is read (default: %(default)s)"
-    sub.add_argument("--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=limit)
+    add_max_image_pixels(sub)
     text = "read every byte of a folder of shards and name every fault; exit code 1 if there is one"
     sub = add_command(verbs, "validate", run_validate, text, "data shards validate shards/mine")
     sub.add_argument("folder", type=Path)
-    sub.add_argument("--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=limit)
+    add_max_image_pixels(sub)
     text = "print what a folder of shards holds, and what it was made from"
     add_command(verbs, "info", run_info, text, "data shards info shards/mine").add_argument("folder", type=Path)
 

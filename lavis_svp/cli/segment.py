@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lavis_svp.cli.common import add_device_option, command_parser, user_errors
+from lavis_svp.cli.common import add_device_option, add_max_image_pixels, command_parser, user_errors
 from lavis_svp.common.images import MAX_IMAGE_PIXELS
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, metavar="FILE", help=text)
     text, path = "the PNG to write (default: %(default)s)", Path("output/demo.png")
     add("--out", type=Path, default=path, metavar="FILE", help=text)
-    text = "height times width of the largest image to read (default: %(default)s)"
-    add("--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=text)
+    add_max_image_pixels(parser)
     add_device_option(parser)
     return parser
 

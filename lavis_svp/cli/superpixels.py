@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 import yaml
 from tqdm import tqdm
 
-from lavis_svp.cli.common import add_command, add_device_option, add_old_flag, command_parser, user_errors
+from lavis_svp.cli.common import (
+    add_command,
+    add_device_option,
+    add_max_image_pixels,
+    add_old_flag,
+    at_least_one,
+    command_parser,
+    user_errors,
+)
 from lavis_svp.common.files import BrokenFileError, check_yaml, one_line
 from lavis_svp.common.images import MAX_IMAGE_PIXELS, ImageFile, file_bytes, image_key, read_pixels
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead
@@ -55,8 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)")
     add_device_option(generator)
     limit = argparse.ArgumentParser(add_help=False)
-    text = "height times width of the largest image to read (default: %(default)s)"
-    limit.add_argument("--max-image-pixels", type=positive, default=MAX_IMAGE_PIXELS, metavar="N", help=text)
+    add_max_image_pixels(limit)
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
 
@@ -65,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = add_command(commands, "draw", draw, text, example, [generator, limit]).add_argument
     add("image", type=Path, help="the image file")
     add("--out", type=Path, required=True, help="the PNG to write")
-    add("--width", type=positive, default=480, help="longest side of the drawn image (default: %(default)s)")
+    add("--width", type=at_least_one, default=480, help="longest side of the drawn image (default: %(default)s)")
     text = (
         "make the superpixels of all images that are not in the store yet: of image files, or of all data sets of a\n"
         "project YAML, as its model would make them; under torchrun each process takes its share and its GPU; exit\n"
@@ -76,14 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
         "  torchrun --nproc-per-node 8 -m lavis_svp.cli superpixels make --cfg-path "
         "projects/svp/train/stage1_vicuna7b.yaml"
     )
-    add = add_command(commands, "make", make, text, example, [generator]).add_argument
-    text = "height times width of the largest image to read (default: that of the YAML's data sets, or 89,478,485)"
-    add("--max-image-pixels", type=positive, metavar="N", help=text)
+    sub = add_command(commands, "make", make, text, example, [generator])
+    add_max_image_pixels(sub, of_datasets=True)
+    add = sub.add_argument
     add("images", type=Path, nargs="*", help="image files, or folders with images in any depth")
     text = "a project YAML, whose model says which superpixels and whose data sets say of which images"
     add("--cfg-path", type=Path, metavar="YAML", help=text)
     add("--store", type=Path, help="folder of stores (default: the package's cache, where training looks)")
-    add("--workers", type=positive, default=2, help="processes on the CPU; on a GPU one runs (default: %(default)s)")
+    text = "processes on the CPU; on a GPU one runs (default: %(default)s)"
+    add("--workers", type=at_least_one, default=2, help=text)
     text = "print a store's settings, and how many regions its images have and how much they cover"
     add_command(commands, "info", info, text, "superpixels info superpixels/sam-<digest>", [store])
     text = "draw the superpixels of a store on contact sheets, to look through"
@@ -91,24 +99,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = add_command(commands, "sheets", sheets, text, example, [store, limit]).add_argument
     add("images", type=Path, nargs="+", help="the image files, or folders with them")
     add("--out", type=Path, required=True, help="folder of the sheets")
-    add("--per-sheet", type=positive, default=12, help="images on a sheet (default: %(default)s)")
-    add("--width", type=positive, default=256, help="longest side of a drawn image (default: %(default)s)")
+    add("--per-sheet", type=at_least_one, default=12, help="images on a sheet (default: %(default)s)")
+    add("--width", type=at_least_one, default=256, help="longest side of a drawn image (default: %(default)s)")
     text = "pack a store into webdataset shards: few large files, for file systems that suffer from many small ones"
     example = "superpixels shards superpixels/sam-<digest> --out shards"
     sub = add_command(commands, "shards", shards, text, example, [store])
     sub.add_argument("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
     text = "largest number of images in a shard (default: %(default)s)"
-    sub.add_argument("--images-per-shard", type=positive, default=10_000, metavar="N", help=text)
-    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", positive)
+    sub.add_argument("--images-per-shard", type=at_least_one, default=10_000, metavar="N", help=text)
+    add_old_flag(sub, "--pictures-per-shard", "images_per_shard", at_least_one)
     return parser
-
-
-def positive(text: str) -> int:
-    """Parse a whole number from 1 on; argparse names the option in its message."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -214,6 +214,7 @@ def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[
     from lavis_svp.models.config import parse_model_options
     from lavis_svp.runners.project import build_config, read_project
     from lavis_svp.vision.feature_extractor import generator_options
+    from lavis_svp.vision.feature_store import max_pixels_of
     from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
 
     project = read_project(args.cfg_path, args.options)
@@ -234,8 +235,7 @@ def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[
     if len(lacking) < len(splits):
         print(f"{len(splits) - len(lacking)} of {len(splits)} splits hold superpixels in their shards already")
     files = list(dict.fromkeys(split.image_file(image) for split in lacking for image in split.annotation))
-    limits = [getattr(getattr(split, "options", None), "max_image_pixels", MAX_IMAGE_PIXELS) for split in lacking]
-    return generator, files, max(limits, default=MAX_IMAGE_PIXELS)
+    return generator, files, max(map(max_pixels_of, lacking), default=MAX_IMAGE_PIXELS)
 
 
 def own_device(name: str) -> str:

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lavis_svp.common.files import BadFileError, one_line, open_regular
+from lavis_svp.common.files import BadFileError, one_line, open_regular, shown
+from lavis_svp.common.options import is_whole_number
 from lavis_svp.common.paths import write_whole
 from lavis_svp.common.tensor_files import has_its_numbers
 
@@ -110,8 +111,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CorruptCheckpointError(f"{path} is damaged: its content does not match the digest in it.")
     for key, is_right in _KINDS.items():
         if key in contents and not is_right(contents[key]):
-            value = contents[key]
-            found = one_line(repr(value)) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            found = shown(contents[key])
             raise CorruptCheckpointError(f"{path} is not a LAVIS checkpoint: its '{key}' cannot be {found}.")
     return contents
 
@@ -120,10 +120,6 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(tensor, Tensor) and has_its_numbers(tensor) for tensor in value.values()
     )
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_optimizer_state(value: Any) -> bool:
@@ -136,7 +132,7 @@ def _is_optimizer_state(value: Any) -> bool:
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "model": _is_state,
-    "iters": _is_step,
+    "iters": is_whole_number,
     "optimizer": _is_optimizer_state,
     "config": lambda value: isinstance(value, Mapping),
     "scaler": lambda value: value is None or isinstance(value, Mapping),

@@ -6,10 +6,12 @@ says what is trusted and what is not.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ MAX_YAML_NODES = 1_000_000  # with every alias written out, which a few lines of
 MAX_QUOTED = 200  # characters of an underlying error in a message
 
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")  # a NUL, and what would break the line of a message
+_OF_CONTENT = (None, errno.EINVAL)  # of the OSErrors that damaged bytes cause: Pillow's; those of mmap in torch
 _NO_SUM = "0" * 64
 _SUM = re.compile(rb'^\{\s*"sha256": "([0-9a-f]{64})"')
 
@@ -45,6 +48,14 @@ def one_line(error: BaseException | str) -> str:
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]} ..."
+
+
+def shown(value: Any) -> str:
+    """A value as a part of a one-line message: short, however deep or long it is."""
+    try:
+        return one_line(reprlib.repr(value))
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__}"
 
 
 # ------------------------------------------------------------------------------------------------ regular files
@@ -111,21 +122,26 @@ def relative_name(name: str, where: str = "") -> str:
 
 
 @contextmanager
-def file_errors(where: str | Path, mend: str = "") -> Iterator[None]:
+def file_errors(where: object, mend: str = "", kind: type[BadFileError] = BadFileError) -> Iterator[None]:
     """Turn whatever a damaged file drives its reader into a one-line :class:`BadFileError` that names the file.
 
     Args:
-        where: the file, and the place in it.
+        where: the file, and the place in it; as text.
         mend: what to do, a sentence.
+        kind: of the error; a BadFileError of another kind becomes one of this, with its message.
 
-    Missing files, lacking permissions and full memory stay the errors that they are, as does a BadFileError.
+    Missing files, lacking permissions, failing disks and full memory stay the errors that they are.
     """
     try:
         yield
-    except (BadFileError, OSError, MemoryError):
+    except (kind, FileNotFoundError, PermissionError, MemoryError):
         raise
+    except BadFileError as error:
+        raise kind(str(error)) from error
     except Exception as error:  # a reader of damaged bytes may raise nearly anything
-        raise BadFileError(f"{where} is damaged or of another kind ({one_line(error)}). {mend}".rstrip()) from error
+        if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
+            raise
+        raise kind(f"{where} is damaged or of another kind ({one_line(error)}). {mend}".rstrip()) from error
 
 
 def parse_json(content: bytes | str, where: str | Path, mend: str = "Fetch or make it again.") -> Any:

@@ -112,7 +112,7 @@ def file_bytes(file: ImageFile, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
         MissingImageError: there is none.
         BadImageError: it cannot be read, is too large, a folder, a FIFO or a device.
     """
-    with _file_errors(file):
+    with _reading_errors(file):
         if isinstance(file, Path):
             return read_regular(file, _MAX_BYTES_PER_PIXEL * max_pixels)
         return file.read_bytes()
@@ -130,7 +130,7 @@ def open_image(file: str | Path | ImageFile, max_pixels: int = MAX_IMAGE_PIXELS)
         MissingImageError, BadImageError: see :func:`read_image`; also for what Pillow raises within the block.
     """
     source = Path(file) if isinstance(file, str) else file
-    with _file_errors(source):
+    with _reading_errors(source):
         stream = open_regular(source) if isinstance(source, Path) else io.BytesIO(source.read_bytes())
     with stream, _opened(stream, str(source), max_pixels) as image:
         yield image
@@ -158,7 +158,7 @@ def read_pixels(file: str | Path | ImageFile, max_pixels: int = MAX_IMAGE_PIXELS
 
 
 @contextmanager
-def _file_errors(file: ImageFile) -> Iterator[None]:
+def _reading_errors(file: ImageFile) -> Iterator[None]:
     """Turn what reading a file raises into a :class:`BadImageError` that names it; a damaged shard's error stays."""
     try:
         yield

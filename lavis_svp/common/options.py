@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +25,7 @@ _KINDS: Mapping[Any, tuple[Any, str]] = {
     str: (str, "a text"),
     bool: (bool, "true or false"),
 }
+MAX_INT64 = 2**63 - 1
 PositiveInt = Annotated[int, "at least 1"]
 """The type of an options field that :func:`check_fields` holds to whole numbers of at least 1."""
 
@@ -59,16 +60,25 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
         raise ValueError(f"Unknown key {', '.join(hints)} in {where}. Known keys: {', '.join(known_keys)}.")
 
 
+def is_whole_number(value: Any, least: int = 0, most: int = MAX_INT64) -> TypeGuard[int]:
+    """Whether a value is a whole number in a range; no text is one, nor are 1.0 and true."""
+    return type(value) is int and least <= value <= most
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a finite number that a float can hold; true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def check_whole_number(where: str, value: Any, minimum: int) -> None:
     """Raise a ValueError, which names the key ``where``, unless ``value`` is a whole number of at least ``minimum``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    if not is_whole_number(value, minimum):
         raise ValueError(f"{where} must be a whole number of at least {minimum}, got {value!r}.")
 
 
 def check_weight(where: str, value: Any) -> None:
     """Raise a ValueError, which names the key ``where``, unless ``value`` is a finite number of at least 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
+    if not is_number(value) or value < 0:
         raise ValueError(f"{where} must be a number of at least 0, got {value!r}.")
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from lavis_svp.common.files import BadFileError, file_errors, one_line, open_regular
+from lavis_svp.common.files import BadFileError, file_errors, open_regular
 from lavis_svp.common.paths import write_whole
 
 CHECKSUM = "crc32"  # the metadata's entry
@@ -43,12 +43,9 @@ def load_tensors(path: str | Path, mend: str = "Fetch or make it again.") -> dic
         BadFileError: it is damaged, no safetensors file, or its content does not match the checksum.
     """
     open_regular(path).close()  # refuses what has no end
-    try:
-        with file_errors(path, mend), safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping, only keys())
-            stated = (file.metadata() or {}).get(CHECKSUM)
-    except OSError as error:  # a file too short to be mapped
-        raise BadFileError(f"{path} is damaged or of another kind ({one_line(error)}). {mend}") from error
+    with file_errors(path, mend), safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping, only keys())
+        stated = (file.metadata() or {}).get(CHECKSUM)
     return _checked(tensors, stated, path, mend)
 
 
@@ -87,16 +84,12 @@ def load_state(path: str | Path, mend: str = "Fetch it again.") -> dict[str, Ten
     path = Path(path)
     if path.suffix == ".safetensors":
         return load_tensors(path, mend)
-    try:
-        with file_errors(path, mend):
-            with open_regular(path) as file:  # refuses what has no end
-                zipped = zipfile.is_zipfile(file)
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError as error:  # mmap of a damaged archive
-        raise BadFileError(f"{path} is damaged or of another kind ({one_line(error)}). {mend}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    with file_errors(path, mend):
+        with open_regular(path) as file:  # refuses what has no end
+            zipped = zipfile.is_zipfile(file)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadFileError(f"{path} holds something else than a mapping of names to tensors.")
     if hollow := [name for name, value in state.items() if not has_its_numbers(value)]:
         raise BadFileError(f"{path} stores fewer numbers than {hollow[0]} has, or none one by one. {mend}")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_svp.common.files import BadFileError, file_errors, read_json
+from lavis_svp.common.files import BadFileError, file_errors, read_json, shown
 from lavis_svp.common.images import MIRRORED_SUFFIX
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.datasets.fields import by_id, file_name, image_size, items, mapping, shown, text, whole_number
+from lavis_svp.datasets.fields import by_id, file_name, image_size, items, mapping, text, whole_number
 from lavis_svp.datasets.mirroring import mirror_text
 from lavis_svp.datasets.refcoco import MEND
 from lavis_svp.datasets.referring import ReferringDataset

@@ -19,7 +19,7 @@ from lavis_svp.datasets.builders import (
     below_cache_root,
     config_files,
     make_refshapes,
-    name_links,
+    warn_of_links,
 )
 from lavis_svp.datasets.fields import is_text
 from lavis_svp.datasets.layout import MissingDataError, annotation_files, find_images
@@ -143,7 +143,7 @@ class AnsweringBuilder(SectionBuilder):
             if len(files) > 1:  # questions and answers
                 dataset.coco_fmt_qust_file, dataset.coco_fmt_anno_file = map(str, files)
             datasets[split] = dataset
-        name_links(datasets.values())
+        warn_of_links(datasets.values())
         return datasets
 
     def files(self) -> dict[str, tuple[Path, ...]]:

@@ -255,7 +255,7 @@ class ReferringBuilder(SectionBuilder):
             source = self._open_shards(info, below_cache_root(info.shards), superpixels)
             superpixels = source.superpixels or superpixels  # those of the shards are made as the section states
         built = {name: self.build_dataset(source, name, one.splits, superpixels) for name, one in splits.items()}
-        name_links(built.values())
+        warn_of_links(built.values())
         return built
 
     def _open_files(self, info: BuildInfo, splits: list[str]) -> DataSource:
@@ -384,7 +384,7 @@ def make_refshapes(
     build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene)
 
 
-def name_links(datasets: Iterable[ReferringDataset]) -> None:
+def warn_of_links(datasets: Iterable[ReferringDataset]) -> None:
     """Warn once of images that links lead to out of their folder: whoever made the links chose what is read."""
     named: dict[Path, set[str]] = {}
     for dataset in datasets:

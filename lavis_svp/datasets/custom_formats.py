@@ -24,10 +24,11 @@ from lavis_svp.common.files import (
     open_regular,
     parse_json,
     read_json,
+    shown,
 )
-from lavis_svp.common.images import BadImageError, open_image, read_image
-from lavis_svp.common.options import check_keys
-from lavis_svp.datasets.fields import file_name, is_text, is_whole_number, items, mapping, shown, text, texts
+from lavis_svp.common.images import MAX_IMAGE_PIXELS, BadImageError, open_image, read_image
+from lavis_svp.common.options import check_keys, is_whole_number
+from lavis_svp.datasets.fields import MAX_PIXELS, file_name, is_text, items, mapping, text, texts
 from lavis_svp.datasets.refcoco import MEND, RefCOCO, load_instances
 from lavis_svp.datasets.sources import BadAnnotationError, Instance, ReferredImage
 
@@ -93,8 +94,9 @@ class JsonlSource(RefCOCO):
         path = self.folder / instance.segmentation
         if not self.follow_links and is_outside(path, self.folder):
             raise BadAnnotationError(f"{path} is a link out of {self.folder}. Copy the file, or follow links.")
-        mask = read_image(path).pixels.any(2).astype(np.uint8)  # (H, W)
-        if _partly_transparent(path):  # shown white, it would count as the object
+        limit = max(MAX_IMAGE_PIXELS, image.size[0] * image.size[1])  # its image, read before, was held to the options'
+        mask = read_image(path, limit).pixels.any(2).astype(np.uint8)  # (H, W)
+        if _partly_transparent(path, limit):  # shown white, it would count as the object
             raise BadAnnotationError(
                 f"{path} is transparent in part, so its object is not clear. Save it without alpha."
             )
@@ -244,8 +246,8 @@ def _reference(number: int, targets: int | list[int], image_id: int, split: str,
     return {"ref_id": number, "ann_id": targets, "image_id": image_id, "split": split, "sentences": sentences}
 
 
-def _partly_transparent(path: Path) -> bool:
-    with open_image(path) as image:
+def _partly_transparent(path: Path, max_pixels: int) -> bool:
+    with open_image(path, max_pixels) as image:
         alpha = "A" in image.getbands() or "transparency" in image.info
         return alpha and bool((np.asarray(image.convert("RGBA").getchannel("A")) < _OPAQUE).any())
 
@@ -253,7 +255,7 @@ def _partly_transparent(path: Path) -> bool:
 def _size(path: Path) -> tuple[int, int]:
     """(H, W) of an image as stored, from its header."""
     try:
-        with open_image(path) as image:
+        with open_image(path, MAX_PIXELS) as image:  # not decoded; the data set's limit counts when it is read
             return image.height, image.width
     except BadImageError:
         return _UNREADABLE

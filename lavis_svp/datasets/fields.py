@@ -6,25 +6,14 @@ and the place in it.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from lavis_svp.common.files import BadFileError, one_line, relative_name
-
-MAX_ID = 2**63 - 1
-"""Ids travel in int64 tensors."""
+from lavis_svp.common.files import BadFileError, relative_name, shown
+from lavis_svp.common.options import is_whole_number
 
 MAX_PIXELS = 2**30
 """Of an annotated image: more than any image has, and few enough for a mask in memory."""
-
-
-def shown(value: Any) -> str:
-    """A value as a part of a message: short, however deep or long it is."""
-    try:
-        return one_line(reprlib.repr(value))
-    except ValueError:  # a whole number of thousands of digits
-        return f"a {type(value).__name__}"
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -74,16 +63,19 @@ def is_text(value: Any) -> TypeGuard[str]:
 
 
 def whole_number(entry: Mapping[str, Any], key: str, where: str) -> int:
-    """The whole number from 0 to ``MAX_ID`` of a key."""
+    """The whole number of a key, from 0 on, that an int64 tensor can hold."""
     value = entry.get(key)
     if not is_whole_number(value):
         raise BadFileError(f"{where}: {key} is {shown(value)}; it must be a whole number from 0 on.")
     return value
 
 
-def is_whole_number(value: Any) -> TypeGuard[int]:
-    """Whether it can be an id; no text is one, nor are 1.0 and true."""
-    return type(value) is int and 0 <= value <= MAX_ID
+def annotation_ids(entry: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
+    """The ids in the list of a key, which must be there."""
+    values = entry.get(key)
+    if not isinstance(values, list | tuple) or not all(map(is_whole_number, values)):
+        raise BadFileError(f"{where}: '{key}' must be a list of annotations' ids, it is {shown(values)}.")
+    return tuple(values)
 
 
 def image_size(entry: Mapping[str, Any], where: str) -> tuple[int, int]:

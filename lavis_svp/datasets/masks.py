@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from lavis_svp.common.files import one_line
-from lavis_svp.datasets.fields import shown
+from lavis_svp.common.files import one_line, shown
 
 MIN_POLYGON = 6
 """Numbers of the smallest polygon with an area: three points."""

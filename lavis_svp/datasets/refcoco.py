@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.common.files import BadFileError, file_errors, one_line, read_json, read_regular
+from lavis_svp.common.files import BadFileError, file_errors, one_line, read_json, read_regular, shown
+from lavis_svp.common.options import is_whole_number
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets.fields import (
+    annotation_ids,
     by_id,
     file_name,
     image_size,
-    is_whole_number,
     items,
     mapping,
-    shown,
     text,
     texts,
     whole_number,
@@ -131,7 +131,7 @@ class RefCOCO(AnnotationSource):
                 text=words,
                 kind=text(sentence, "kind", at, "expression" if targets else "no_target"),
                 targets=targets,
-                candidates=_candidates(sentence, at),
+                candidates=None if sentence.get("candidates") is None else annotation_ids(sentence, "candidates", at),
             )
 
     def _targets(self, reference: Mapping[str, Any], where: str) -> tuple[int, ...]:
@@ -224,21 +224,12 @@ def _check_reference(reference: Any, where: str) -> None:
     text(reference, "split", where)
     raw = reference["ann_id"]
     for annotation_id in raw if isinstance(raw, list | tuple) else (raw,):
-        if not is_whole_number(annotation_id) and not (type(annotation_id) is int and annotation_id == NO_TARGET):
+        if not is_whole_number(annotation_id, NO_TARGET):
             raise BadFileError(
                 f"{where}: 'ann_id' must be an annotation's id, or a list of these, it has {shown(annotation_id)}."
             )
     for sentence in items(reference, "sentences", where):
         whole_number(mapping(sentence, f"{where}, a sentence"), "sent_id", where)
-
-
-def _candidates(sentence: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
-    candidates = sentence.get("candidates")
-    if candidates is None:
-        return None
-    if not isinstance(candidates, list | tuple) or not all(map(is_whole_number, candidates)):
-        raise BadFileError(f"{where}: 'candidates' must be a list of annotations' ids, it is {shown(candidates)}.")
-    return tuple(candidates)
 
 
 class UnsafePickleError(BadFileError):
@@ -258,9 +249,9 @@ def load_plain_pickle(path: str | Path) -> Any:
     content = read_regular(path)
     _check_pickle(content, path)
     try:
-        return _PlainUnpickler(io.BytesIO(content), path).load()
-    except UnsafePickleError:
-        raise
+        return _PlainUnpickler(io.BytesIO(content)).load()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{path} {error}") from None
     # Damaged pickles raise nearly anything: the opcodes then index and call at random.
     except Exception as error:
         raise BadFileError(f"{path} is truncated or not a pickle ({one_line(error)}). {MEND}") from error
@@ -305,7 +296,7 @@ def _check_pickle(content: bytes, path: str | Path) -> None:
 def _bytes_of_latin1(text: str, encoding: str) -> bytes:
     """Python 3 writes bytes into old pickle protocols as a call of ``_codecs.encode(text, 'latin1')``."""
     if encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"The pickle names the text encoding '{encoding}'; plain data needs latin1 only.")
+        raise UnsafePickleError(f"names the text encoding '{encoding}'; plain data needs latin1 only.")
     return text.encode("latin1")
 
 
@@ -319,18 +310,17 @@ _PLAIN_CALLS = {
 class _PlainUnpickler(pickle.Unpickler):
     """Refuses every global but those that plain containers and bytes need."""
 
-    def __init__(self, file: Any, path: str | Path) -> None:
+    def __init__(self, file: Any) -> None:
         super().__init__(file, fix_imports=True, encoding="latin1")
-        self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module
         if (module, name) not in _PLAIN_CALLS:
             raise UnsafePickleError(
-                f"{self._path} would import {module}.{name}, which a file of references has no use for. "
+                f"would import {module}.{name}, which a file of references has no use for. "
                 "It was not run. Do not open this file with pickle; get it from a source you trust."
             )
         return _PLAIN_CALLS[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise UnsafePickleError(f"{self._path} refers to an outside object ({pid!r}); a file of references does not.")
+        raise UnsafePickleError(f"refers to an outside object ({pid!r}); a file of references does not.")

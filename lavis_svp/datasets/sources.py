@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lavis_svp.common.files import BrokenFileError, is_outside, one_line
-from lavis_svp.datasets.fields import shown
+from lavis_svp.common.files import BrokenFileError, is_outside, one_line, shown
 from lavis_svp.datasets.masks import decode_segmentation
 
 if TYPE_CHECKING:  # readers of files must not wait for torch

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lavis_svp.common.files import shown
 from lavis_svp.common.images import ImageFile, LoadedImage, make_upright
-from lavis_svp.datasets.fields import shown
 from lavis_svp.datasets.sources import ANY_SIZE, AnnotationSource, BadAnnotationError, Expression, ReferredImage
 
 
@@ -31,8 +31,8 @@ class Placement:
     def __init__(self, image: ReferredImage, loaded: LoadedImage, mirrored: bool, file: ImageFile) -> None:
         self.size = loaded.pixels.shape[:2]
         self.mirrored = mirrored
-        words_only = all(one.answers is not None for one in image.expressions)
-        if image.size not in (loaded.stored_size, self.size) and not (words_only and image.size == ANY_SIZE):
+        fits = image.size in (loaded.stored_size, self.size)
+        if not fits and not (image.size == ANY_SIZE and all(one.answers is not None for one in image.expressions)):
             raise BadAnnotationError(
                 f"{file} is {self.size[0]}x{self.size[1]} (height x width), but its masks are "
                 f"{image.size[0]}x{image.size[1]}. Use the images that were annotated, in their original size."

@@ -42,7 +42,8 @@ def as_arrays(images: ImageInput) -> list[np.ndarray]:
     arrays = []
     for number, image in enumerate(make_flat_list_of_images(images)):
         name = getattr(image, "filename", "") or f"Image {number}"
-        if 0 in getattr(image, "size" if isinstance(image, Image.Image) else "shape", ()):
+        shape = image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())
+        if 0 in shape:
             raise BadImageError(f"{name} has no pixels.")
         try:
             with strict_decoding():

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from lavis_svp.common.checkpoints import WrongCheckpointError
 from lavis_svp.common.images import nearest
 from lavis_svp.common.paths import write_whole
 from lavis_svp.common.tensor_files import load_state
@@ -395,7 +396,7 @@ def load_mm_projector(path: str | Path, projector: nn.Module) -> list[str]:
     Raises:
         FileNotFoundError: the file does not exist.
         BadFileError: the file is damaged, or holds other things than tensors.
-        ValueError: it holds tensors of another projector; the message lists what differs.
+        WrongCheckpointError: it holds tensors of another projector; the message lists what differs.
     """
     path = Path(path)
     if not path.is_file():
@@ -412,7 +413,7 @@ def load_mm_projector(path: str | Path, projector: nn.Module) -> list[str]:
     reshaped = sorted(key for key in weights.keys() & expected.keys() if tuple(weights[key].shape) != expected[key])
     if unexpected or reshaped or (missing and weights is not as_head):
         shapes = [f"{key} {tuple(weights[key].shape)} for {expected[key]}" for key in reshaped]
-        raise ValueError(
+        raise WrongCheckpointError(
             f"{path} does not fit this projector. Missing: {missing or 'none'}; unexpected: {unexpected or 'none'}; "
             f"other shape: {shapes or 'none'}."
         )

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lavis_svp.common.devices import DtypeName, check_dtype, resolve_dtype
-from lavis_svp.common.files import BadFileError
+from lavis_svp.common.files import BadFileError, file_errors
 from lavis_svp.common.tensors import no_autocast
 from lavis_svp.language.prompts import SEG_TOKEN
 from lavis_svp.language.splice import SplicedBatch
@@ -126,17 +126,22 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, bool]:
         The tokenizer, and whether it had ``[SEG]`` before: then the model's tables hold a trained row for it.
 
     Raises:
-        BadFileError: see :func:`~lavis_svp.zoo.published.read_published`.
-        ValueError: the tokenizer splits ``[SEG]`` or does not give it back (a known cause of blank masks in peers).
+        BadFileError: see :func:`~lavis_svp.zoo.published.read_published`; or the tokenizer splits ``[SEG]`` or does not
+            give it back (a known cause of blank masks in peers).
     """
     tokenizer = read_published(AutoTokenizer.from_pretrained, resolve(name))
+    with file_errors(f"The tokenizer of '{name}'"):
+        return _with_seg_token(tokenizer, name)
+
+
+def _with_seg_token(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[PreTrainedTokenizerBase, bool]:
     knew = SEG_TOKEN in tokenizer.get_vocab()
     if not knew:
         tokenizer.add_tokens([AddedToken(SEG_TOKEN, lstrip=False, rstrip=False, normalized=False, special=False)])
     seg_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
     ids = tokenizer(f"It is {SEG_TOKEN}.", add_special_tokens=False)["input_ids"]
     if ids.count(seg_id) != 1 or SEG_TOKEN not in tokenizer.decode(ids):
-        raise ValueError(
+        raise BadFileError(
             f"The tokenizer of '{name}' does not keep {SEG_TOKEN} as one token: id {seg_id}, text became {ids}, "
             f"which reads '{tokenizer.decode(ids)}'."
         )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.common.files import BadFileError, one_line, parse_json, read_json, read_regular
+from lavis_svp.common.files import BadFileError, parse_json, read_json, read_regular, shown
+from lavis_svp.common.options import is_number, is_whole_number
 from lavis_svp.common.paths import write_file
 
 Record = dict[str, Any]
@@ -57,21 +57,21 @@ def check_records(records: Iterable[Record]) -> None:
             )
         forced = record.get("teacher_forced")  # the fields that differ in that mode, see records_of_mode
         if forced is not None and not isinstance(forced, dict):
-            raise BadFileError(f"{name}: teacher_forced is {forced!r}; it must hold fields of a record.")
+            raise BadFileError(f"{name}: teacher_forced is {shown(forced)}; it must hold fields of a record.")
         for key, value in (*record.items(), *(forced or {}).items()):
             if not _is_of_its_kind(key, value):
-                raise BadFileError(f"{name}: {key} cannot be {one_line(repr(value))}.")
+                raise BadFileError(f"{name}: {key} cannot be {shown(value)}.")
 
 
 def _is_of_its_kind(key: str, value: Any) -> bool:
     if key in COUNTS:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_PIXELS
+        return is_whole_number(value, most=MOST_PIXELS)
     if key in FLAGS:
         return isinstance(value, bool)
     if key in TEXTS:
         return isinstance(value, str)
     if key in NUMBERS:
-        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+        return value is None or isinstance(value, bool) or is_number(value)
     return not (key in REQUIRED and isinstance(value, dict | list))  # they are keys of groups
 
 
@@ -178,7 +178,7 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
             raise BadFileError(f"{path} holds no metrics.")
         score = metrics.get("agg_metrics", 0.0)
         if not isinstance(score, int | float):
-            raise BadFileError(f"{path} holds no metrics: agg_metrics is {score!r}.")
+            raise BadFileError(f"{path} holds no metrics: agg_metrics is {shown(score)}.")
     except (BadFileError, FileNotFoundError) as error:  # the latter: a link that leads nowhere
         logging.warning("%s It is passed over.", str(error).strip())
         return None

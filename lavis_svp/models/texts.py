@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lavis_svp.common.files import one_line
+from lavis_svp.common.files import shown
 from lavis_svp.language.prompts import PromptBuilder, Turn
+
+STAND_IN = "?"
+"""Stands where a turn needs a text that nobody reads: in place of one that cannot be asked, and of an answer."""
 
 ANSWER_KEYS = ("text_output", "answer")
 """LAVIS's names of a question's target: the first one of its instruction-tuned models, the second of its VQA sets."""
@@ -137,9 +140,7 @@ def _rows(values: Any, name: str) -> list[list[Any]]:
     try:
         return [list(row) for row in values]
     except TypeError as error:
-        raise ValueError(
-            f"{name} must hold a list for each image of the batch; got {one_line(repr(values))}."
-        ) from error
+        raise ValueError(f"{name} must hold a list for each image of the batch; got {shown(values)}.") from error
 
 
 def _checked_mask(mask: Any) -> np.ndarray | None:
@@ -166,39 +167,15 @@ def text_lists(texts: Any, name: str, or_none: bool = False) -> list[list[Any]]:
         ValueError: anything else, a single text among it: its letters are no texts.
     """
     if isinstance(texts, str) or not isinstance(texts, list | tuple | np.ndarray):
-        raise ValueError(
-            f"{name} must be a list with a text, or a list of texts, for each image; got {one_line(repr(texts))}."
-        )
+        raise ValueError(f"{name} must be a list with a text, or a list of texts, for each image; got {shown(texts)}.")
     rows: list[list[Any]] = []
     for index, item in enumerate(texts):
         row = [item] if isinstance(item, str) else item
         if not isinstance(row, list | tuple | np.ndarray) or not all(
             isinstance(text, str) or (or_none and text is None) for text in row
         ):
-            raise ValueError(f"{name}[{index}] must be a text or a list of texts; got {one_line(repr(item))}.")
+            raise ValueError(f"{name}[{index}] must be a text or a list of texts; got {shown(item)}.")
         rows.append(list(row))
-    return rows
-
-
-def texts_by_image(samples: Mapping[str, Any], images: int, key: str = "text_input") -> list[list[str]]:
-    """The texts to answer about each of a batch's images.
-
-    A single text is put to every image, as LAVIS's models do.
-
-    Args:
-        samples: the batch.
-        images: B, their number.
-        key: of the texts: one, or B, or B lists.
-
-    Raises:
-        ValueError: there are none, they are no texts, or there are more or fewer than images.
-    """
-    if key not in samples:
-        raise ValueError(f"There is nothing to answer: the batch has no {key}; it has: {', '.join(samples)}.")
-    texts = [samples[key]] * images if isinstance(samples[key], str) else samples[key]
-    rows = text_lists(texts, key)
-    if len(rows) != images:
-        raise ValueError(f"The batch has {images} images but {len(rows)} texts in {key}; give one text or list each.")
     return rows
 
 
@@ -258,8 +235,29 @@ def build_training_turn(
     return prompts.segmentation_turn(text, answer_text, question=question, index=index, first=first, shorten=True)
 
 
-STAND_IN = "?"
-"""Stands where a turn needs a text that nobody reads: in place of one that cannot be asked, and of an answer."""
+# ------------------------------------------------------------------------------------------------ texts to answer
+
+
+def texts_by_image(samples: Mapping[str, Any], images: int, key: str = "text_input") -> list[list[str]]:
+    """The texts to answer about each of a batch's images.
+
+    A single text is put to every image, as LAVIS's models do.
+
+    Args:
+        samples: the batch.
+        images: B, their number.
+        key: of the texts: one, or B, or B lists.
+
+    Raises:
+        ValueError: there are none, they are no texts, or there are more or fewer than images.
+    """
+    if key not in samples:
+        raise ValueError(f"There is nothing to answer: the batch has no {key}; it has: {', '.join(samples)}.")
+    texts = [samples[key]] * images if isinstance(samples[key], str) else samples[key]
+    rows = text_lists(texts, key)
+    if len(rows) != images:
+        raise ValueError(f"The batch has {images} images but {len(rows)} texts in {key}; give one text or list each.")
+    return rows
 
 
 @dataclass
@@ -277,7 +275,8 @@ class AskedTexts:
 
     def checked(self) -> AskedTexts:
         """The same; a ValueError if a text cannot be asked."""
-        for (image, index), error in self.errors.items():
+        if self.errors:
+            (image, index), error = next(iter(self.errors.items()))
             raise ValueError(f"Text {index} of image {image}: {error}")
         return self
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from lavis.common.registry import registry
 from lavis.processors.base_processor import BaseProcessor
 
-from lavis_svp.common.files import BrokenFileError, one_line
+from lavis_svp.common.files import BrokenFileError, shown
 from lavis_svp.common.options import check_keys, plain
 
 _BRACKETS = str.maketrans(dict.fromkeys("<>[]", " "))
@@ -49,7 +49,7 @@ def clean_question(text: str) -> str:
 
 def _checked(text: Any) -> str:
     if not isinstance(text, str):
-        raise EmptyTextError(f"An expression or a question is a text, got {one_line(repr(text))}.")
+        raise EmptyTextError(f"An expression or a question is a text, got {shown(text)}.")
     return text
 
 

@@ -60,9 +60,12 @@ def read_config(user_config: Any, project: Path | None = None) -> dict[str, Any]
                 f"run.deepspeed_config names '{user_config}', which is no file (looked at {looked} ...)."
             )
         try:
-            user_config = read_json(path, "Mend it, or leave run.deepspeed_config out for ZeRO-2.")
+            content = read_json(path, "Mend it, or leave run.deepspeed_config out for ZeRO-2.")
         except BadFileError as error:
             raise DeepSpeedConfigError(str(error)) from error
+        if not isinstance(content, Mapping):
+            raise DeepSpeedConfigError(f"{path}, which run.deepspeed_config names, must be a JSON object.")
+        return dict(content)
     if not isinstance(user_config, Mapping):
         raise DeepSpeedConfigError(
             f"run.deepspeed_config must be a mapping or a JSON file, got {type(user_config).__name__}: {user_config!r}."

@@ -381,6 +381,8 @@ def stored_project(config: Any, where: str | Path = "The checkpoint") -> Any:
     with file_errors(f"The configuration in {where}", mend):
         content = upgraded_config(config)
         model, run = dict(content["model"]), dict(content.get("run") or {})
+        if not isinstance(model.get("arch"), str):
+            raise BadFileError(f"The configuration in {where} names no model (model.arch). {mend}")
         task = registry.mapping["task_name_mapping"].get(run.get("task"))
         keys = (*STORED_RUN_KEYS, *getattr(task, "RUN_KEYS", ()))
         datasets = {

@@ -40,6 +40,7 @@ from lavis_svp.runners.data import used_splits, workers_per_process
 from lavis_svp.runners.deepspeed_config import read_config
 from lavis_svp.runners.distributed import limit_waiting, seed_all, set_numerics
 from lavis_svp.runners.options import (
+    STORED_MODEL_LEFT_OUT,
     read_options,
     resolve_device,
     stored_project,
@@ -320,10 +321,14 @@ def stored_config(path: Path) -> Any:
 def _left_out(stored: Mapping[str, Any], config: ProjectConfig) -> list[str]:
     """Keys of a stored configuration that say what is evaluated, and that have another value now."""
     now = config.to_dict()
-    names = [f"model.{key}" for key in ("pretrained", "finetuned") if now["model"].get(f"load_{key}")]
-    pairs = {name: (stored["model"].get(name[6:]), now["model"].get(name[6:])) for name in names}
+    pairs = {
+        f"model.{key}": (stored["model"].get(key), now["model"].get(key))
+        for key in STORED_MODEL_LEFT_OUT
+        if now["model"].get(f"load_{key}")
+    }
     for name, section in now["datasets"].items():
-        before, after = (one.get("build_info") or {} for one in (stored["datasets"].get(name, {}), section))
+        infos = [one.get("build_info") for one in (stored["datasets"].get(name, {}), section)]
+        before, after = (info if isinstance(info, Mapping) else {} for info in infos)
         pairs |= {f"datasets.{name}.build_info.{key}": (value, after.get(key)) for key, value in before.items()}
     return [name for name, (before, after) in pairs.items() if before is not None and before != after]
 

@@ -12,7 +12,6 @@ This is no part of the paper. ``lavis-svp probe no-target`` fits both numbers.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from lavis_svp.common.checkpoints import WrongCheckpointError, read_metadata
 from lavis_svp.common.files import file_errors, parse_json, read_json
-from lavis_svp.common.options import build_options
+from lavis_svp.common.options import build_options, is_number
 from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
 from lavis_svp.segmentation.seg_prompt import SegPromptOptions
 
@@ -47,7 +46,7 @@ class NoTargetOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("bias", self.bias), ("evidence", self.evidence)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 raise ValueError(f"model.no_target.{name} must be a finite number, got {value!r}.")
         if self.evidence < 0:
             raise ValueError(f"model.no_target.evidence is {self.evidence}: a clear choice would speak against [SEG].")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from scipy import ndimage
 
-from lavis_svp.common.files import BadFileError, file_errors, one_line
+from lavis_svp.common.files import file_errors
 from lavis_svp.common.images import nearest, strict_decoding
 
 UNKNOWN_LEVEL = -1
@@ -277,25 +277,22 @@ def from_png(data: bytes, where: str | Path = "The PNG of regions", mend: str = 
     Raises:
         BadFileError: not a grey PNG, damaged, too large, or without any region.
     """
-    try:
-        with file_errors(where, mend):
-            check_png(data)
-            with strict_decoding(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                if image.width * image.height > MAX_PNG_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels, the limit is {MAX_PNG_PIXELS:,}")
-                image.load()
-                texts = getattr(image, "text", {})
-                pixels = np.asarray(image)
-            if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16, np.int32):
-                raise ValueError(f"a PNG of regions is grey with 8 or 16 bits, not {pixels.shape} {pixels.dtype}")
-            text, stated = texts.get(_PNG_TEXT_KEY, ""), texts.get(_PNG_SUM_KEY)
-            if stated is not None and stated != _checksum(pixels, text):
-                raise ValueError("the regions do not match their checksum")
-            known = json.loads(text) if text else {}
-            levels, scores = _numbers(known, "levels", np.iinfo(np.int8).max), _numbers(known, "scores")
-            return RegionMap.from_labels(pixels.astype(np.int32) - 1, levels, scores)
-    except OSError as error:  # Pillow's, of damaged pixels
-        raise BadFileError(f"{where} is damaged or of another kind ({one_line(error)}). {mend}".rstrip()) from error
+    with file_errors(where, mend):
+        check_png(data)
+        with strict_decoding(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PNG_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, the limit is {MAX_PNG_PIXELS:,}")
+            image.load()
+            texts = getattr(image, "text", {})
+            pixels = np.asarray(image)
+        if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16, np.int32):
+            raise ValueError(f"a PNG of regions is grey with 8 or 16 bits, not {pixels.shape} {pixels.dtype}")
+        text, stated = texts.get(_PNG_TEXT_KEY, ""), texts.get(_PNG_SUM_KEY)
+        if stated is not None and stated != _checksum(pixels, text):
+            raise ValueError("the regions do not match their checksum")
+        known = json.loads(text) if text else {}
+        levels, scores = _numbers(known, "levels", np.iinfo(np.int8).max), _numbers(known, "scores")
+        return RegionMap.from_labels(pixels.astype(np.int32) - 1, levels, scores)
 
 
 def check_png(data: bytes) -> None:

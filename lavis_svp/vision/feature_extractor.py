@@ -27,6 +27,7 @@ from lavis_svp.vision.geometry import (
     read_geometry,
     scaled_pixels,
     validity,
+    validity_sums,
 )
 from lavis_svp.vision.grid_places import GridPlaces, grid_places
 from lavis_svp.vision.sam import EMBEDDING_WIDTH, STRIDE, build_sam
@@ -236,9 +237,9 @@ def read_images(
 
 def _name(samples: Mapping[str, Any], index: int) -> str:
     """An image's name in a message: its place in the batch, and its file where the samples say it."""
-    files = samples.get("file_name")
+    files: Any = samples.get("file_name")
     known = isinstance(files, list | tuple) and index < len(files)
-    return f"Image {index} of the batch ({files[index]})" if known and files else f"Image {index} of the batch"
+    return f"Image {index} of the batch" + (f" ({files[index]})" if known else "")
 
 
 def _not_finite(cached: Mapping[str, Tensor] | None) -> list[int]:
@@ -282,37 +283,51 @@ def _read_pixels(
     """
     if image is None:
         return None, geometry_of(side, original_sizes, input_sizes), []
-    is_tensor = isinstance(image, Tensor)
-    kind = f"{tuple(image.shape)} {image.dtype} {image.layout} on {image.device}" if is_tensor else type(image).__name__
-    channels = VALID_CHANNEL if is_tensor and image.dtype == torch.uint8 else VALID_CHANNEL + 1
-    known = is_tensor and (image.dtype == torch.uint8 or image.is_floating_point())
-    dense = is_tensor and image.layout == torch.strided and not image.is_meta
-    if not known or not dense or tuple(image.shape[1:]) != (channels, side, side):
-        raise ValueError(
-            f"image must be (B, 4, {side}, {side}) float or (B, 3, {side}, {side}) uint8 from the svp_image processors "
-            f"with image_size {side} (= model.sam.side), got {kind}."
-        )
+    _check_image(image, side)
     if image.dtype == torch.uint8:
         geometry = geometry_of(side, original_sizes, input_sizes)
         if len(geometry) != len(image):
             raise ValueError(f"There are {len(image)} images, but {len(geometry)} entries in original_size.")
         return image, geometry, []
-    image = image.float()  # 16 bits cannot count a thousand valid pixels
-    pairs = [torch.stack(one.aminmax()) for one in image]
-    extremes = torch.stack(pairs).tolist() if pairs else []  # B of (lowest, highest), NaN where there is any
-    not_finite = [index for index, pair in enumerate(extremes) if not all(map(math.isfinite, pair))]
-    for index, (low, high) in enumerate(extremes):
-        if index not in not_finite and not -RANGE_TOLERANCE <= low <= high <= 1 + RANGE_TOLERANCE:
+    return _read_floats(image.float(), original_sizes)  # 16 bits cannot count a thousand valid pixels
+
+
+def _check_image(image: Any, side: int) -> None:
+    kind, fits = type(image).__name__, False
+    if isinstance(image, Tensor):
+        kind = f"{tuple(image.shape)} {image.dtype} {image.layout} on {image.device}"
+        channels = VALID_CHANNEL if image.dtype == torch.uint8 else VALID_CHANNEL + 1
+        known = image.dtype == torch.uint8 or image.is_floating_point()
+        dense = image.layout == torch.strided and not image.is_meta
+        fits = known and dense and tuple(image.shape[1:]) == (channels, side, side)
+    if not fits:
+        raise ValueError(
+            f"image must be (B, 4, {side}, {side}) float or (B, 3, {side}, {side}) uint8 from the svp_image processors "
+            f"with image_size {side} (= model.sam.side), got {kind}."
+        )
+
+
+def _read_floats(image: Tensor, original_sizes: Any) -> tuple[Tensor, list[SamInputGeometry], list[int]]:
+    """What :func:`_read_pixels` gives of images (B, 4, S, S); from a device in one transfer."""
+    rgb, side = image[:, :VALID_CHANNEL], image.shape[-1]
+    if not len(image):
+        return rgb, [], []
+    extremes = torch.stack([torch.stack(one.aminmax()) for one in image])  # (B, 2), NaN where there is any
+    sums, not_finite = [], []
+    numbers = torch.cat([extremes, validity_sums(image[:, VALID_CHANNEL])], dim=1)  # (B, 5)
+    for index, (low, high, *own_sums) in enumerate(numbers.tolist()):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            not_finite.append(index)
+            own_sums = [side, side, side * side]
+        elif low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
             raise ValueError(
                 f"A float image must lie in 0..1, image {index} of the batch spans {low:.4g} to {high:.4g}. Take it "
                 "from the svp_image processors, or divide 0..255 by 255; the encoders' own normalisation comes later."
             )
+        sums.append(own_sums)
     if not_finite:
-        blank = torch.zeros_like(image[0])
-        blank[VALID_CHANNEL] = 1
-        image = torch.stack([blank if index in not_finite else one for index, one in enumerate(image)])
-    geometry = read_geometry(image[:, VALID_CHANNEL], original_sizes)
-    return image[:, :VALID_CHANNEL], geometry, not_finite
+        rgb = rgb.index_fill(0, torch.tensor(not_finite, device=rgb.device), 0.0)
+    return rgb, read_geometry(sums, side, original_sizes), not_finite
 
 
 @dataclass

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lavis_svp.common.devices import cpus_per_process
-from lavis_svp.common.files import BadFileError, BrokenFileError, read_json, read_regular
+from lavis_svp.common.files import BadFileError, BrokenFileError, file_errors, read_json, read_regular
 from lavis_svp.common.images import (
     MAX_IMAGE_PIXELS,
     MIRRORED_SUFFIX,
@@ -93,12 +93,12 @@ class FeatureCache:
         Raises:
             BrokenFileError: their file is damaged.
         """
+        path = self.path(image_key)
         try:
-            return load_tensors(self.path(image_key), "The next start of a run on this image makes it again.")
+            with file_errors(path, kind=BrokenFileError):
+                return load_tensors(path, "The next start of a run on this image makes it again.")
         except FileNotFoundError:
             return None
-        except BadFileError as error:
-            raise BrokenFileError(str(error)) from error
 
     def put(
         self, image_key: str, patches: Tensor, valid: Tensor, sam: Tensor, outputs: Mapping[str, Tensor] | None = None

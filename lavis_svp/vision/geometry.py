@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lavis_svp.common.files import one_line
+from lavis_svp.common.files import shown
 from lavis_svp.common.tensors import cell_overlap, no_autocast
 
 VALID_CHANNEL = 3
@@ -119,7 +119,7 @@ def _whole_sizes(sizes: Sequence[Any] | Tensor | None, name: str) -> list[tuple[
             if min(pair) < 1 or pair[0] * pair[1] > MAX_MASK_PIXELS or pair != (row[0], row[1])
         ]
     except (TypeError, ValueError, OverflowError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{name} must hold (H, W) of each image, in pixels; got {one_line(repr(sizes))}.") from error
+        raise ValueError(f"{name} must hold (H, W) of each image, in pixels; got {shown(sizes)}.") from error
     if wrong:
         raise ValueError(
             f"{name}[{wrong[0]}] is {rows[wrong[0]]}; it must be (H, W), two whole numbers of pixels of at least 1, "
@@ -128,19 +128,26 @@ def _whole_sizes(sizes: Sequence[Any] | Tensor | None, name: str) -> list[tuple[
     return pairs
 
 
-def read_geometry(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[SamInputGeometry]:
-    """Read each image's place off the validity channel; from a device in one transfer.
+def validity_sums(valid: Tensor) -> Tensor:
+    """The sums of validity channels (B, S, S) in their first column, in their first row, and in all: (B, 3)."""
+    return torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1), valid.sum((1, 2))], dim=1)
+
+
+def read_geometry(
+    sums: Sequence[Sequence[float]], side: int, original_sizes: Sequence[Any] | None
+) -> list[SamInputGeometry]:
+    """Read each image's place off its validity channel, which is 1 where the image is, top-left.
 
     Args:
-        valid: (B, S, S), 1 where the image is, top-left.
+        sums: B rows of :func:`validity_sums`, on the host.
+        side: S, SAM's input side in pixels.
         original_sizes: B sizes (H, W) of the images; None: the sizes that they have in SAM's input.
 
     Raises:
         ValueError: an image without a valid pixel, or whose valid pixels are no rectangle of ones at the top left.
     """
-    sums = [valid[:, :, 0].sum(1), valid[:, 0].sum(1), valid.sum((1, 2))]
     sizes = []
-    for index, (height, width, area) in enumerate(torch.stack(sums, dim=1).tolist()):  # B of (h_in, w_in, pixels)
+    for index, (height, width, area) in enumerate(sums):
         if not area:
             raise ValueError(f"Image {index} has no valid pixel in its fourth channel.")
         if height * width != area or height != int(height) or width != int(width):
@@ -149,7 +156,7 @@ def read_geometry(valid: Tensor, original_sizes: Sequence[Any] | None) -> list[S
                 f"0 elsewhere; its first column sums to {height:g}, its first row to {width:g}, all of it to {area:g}."
             )
         sizes.append((height, width))
-    return geometry_of(valid.shape[-1], original_sizes, sizes)
+    return geometry_of(side, original_sizes, sizes)
 
 
 def validity(geometry: Sequence[SamInputGeometry], device: torch.device | str = "cpu") -> Tensor:

@@ -324,8 +324,8 @@ def _checkpoint_errors(path: Path) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # shapes of a damaged file: ValueError, RuntimeError, KeyError, ZeroDivisionError ...
-        told = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise BadFileError(f"{path} is not a SAM checkpoint that can be used: {one_line(str(told))}.") from error
+        told = one_line(str(error) if isinstance(error, ValueError) else error)
+        raise BadFileError(f"{path} is not a SAM checkpoint that can be used: {told}.") from error
 
 
 def _split(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

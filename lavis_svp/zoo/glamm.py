@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_svp.common.files import BadFileError, file_errors, one_line, read_json
+from lavis_svp.common.files import BadFileError, file_errors, read_json
 
 MEND = "Fetch it again."
 LANGUAGE_FOLDER, SVP_FILE, RECORD = "language", "svp.safetensors", "import.json"
@@ -116,7 +116,7 @@ def import_glamm(
                 if new_name is None:
                     continue
                 if name in (EMBEDDINGS, OUTPUT):
-                    kept[name], row = _split_table(name, tensor, vocabulary, seg_id)
+                    kept[name], row = _split_table(f"{source}: {name}", tensor, vocabulary, seg_id)
                     svp["language.added_embedding" if name == EMBEDDINGS else "language.added_output"] = row
                 elif name in report.renamed:
                     svp[new_name] = tensor.clone()
@@ -209,10 +209,7 @@ def _vocabulary(source: Path) -> int:
     if not path.is_file():
         raise FileNotFoundError(f"{source} has no tokenizer.model (sentencepiece), as GLaMM and LISA have.")
     with file_errors(path, MEND):
-        try:
-            return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
-        except OSError as error:  # what sentencepiece makes of a damaged file
-            raise BadFileError(f"{path} is damaged or of another kind ({one_line(error)}). {MEND}") from error
+        return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
 
 
 def _split_table(name: str, table: Any, vocabulary: int, seg_id: int) -> tuple[Any, Any]:

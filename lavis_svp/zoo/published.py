@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lavis_svp.common.files import BadFileError, one_line, read_json
+from lavis_svp.common.files import BadFileError, one_line, read_json, shown
 
 T = TypeVar("T")
 CONFIG, ADAPTER, GENERATION_CODE = "config.json", "adapter_config.json", "custom_generate/generate.py"
 MAX_LAYERS = 10_000  # of a model: a damaged number would build layers until the memory is full
 MEND = "Fetch it again, or name another model."
-_SWITCH = "trust_remote_code"  # what transformers would have one set, in its errors
 
 
 def read_published(read: Callable[..., T], source: str | os.PathLike[str], **settings: Any) -> T:
@@ -35,7 +34,7 @@ def read_published(read: Callable[..., T], source: str | os.PathLike[str], **set
     """
     with _errors_of(source):
         _check_files(source, **settings)
-        return read(source, **settings, **{_SWITCH: False})
+        return read(source, **settings, trust_remote_code=False)
 
 
 def load_published(model: Any, source: str | os.PathLike[str], **settings: Any) -> Any:
@@ -58,7 +57,7 @@ def load_published(model: Any, source: str | os.PathLike[str], **settings: Any) 
     with _errors_of(source):
         _check_files(source)
         _refuse_orders(source)
-        loaded, info = model.from_pretrained(source, output_loading_info=True, **settings, **{_SWITCH: False})
+        loaded, info = model.from_pretrained(source, output_loading_info=True, **settings, trust_remote_code=False)
         missing = sorted(info["missing_keys"])
         if missing:  # transformers gives them random values, with a warning
             listed = one_line(", ".join(missing))
@@ -79,7 +78,7 @@ def _check_files(source: str | os.PathLike[str], **settings: Any) -> None:
     for section in (config, *(part for part in config.values() if isinstance(part, Mapping))):
         for key, value in section.items():
             if key.endswith(("layers", "depth", "n_layer")) and isinstance(value, int) and value > MAX_LAYERS:
-                raise BadFileError(f"{path}: {key} is {one_line(str(value))}, the limit is {MAX_LAYERS:,}. {MEND}")
+                raise BadFileError(f"{path}: {key} is {shown(value)}, the limit is {MAX_LAYERS:,}. {MEND}")
             if "attn_implementation" in key and "/" in str(value):  # the form of a kernel's id
                 raise BadFileError(f"{path} names code to fetch, {key}: {one_line(str(value))}. Delete that entry.")
 
@@ -119,7 +118,7 @@ def _errors_of(source: str | os.PathLike[str]) -> Iterator[None]:
 
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        if _SWITCH in str(error):
+        if "trust_remote_code" in str(error):  # what transformers would have one set
             raise BadFileError(
                 f"{source} needs code of its own, which is never run here. Name a model whose kind transformers has."
             ) from error

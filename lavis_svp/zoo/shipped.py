@@ -9,7 +9,7 @@ from typing import Any
 
 from lavis_svp.common.files import BadFileError, read_json
 from lavis_svp.common.registry import unknown_name
-from lavis_svp.zoo.store import sha256_of
+from lavis_svp.zoo.store import sha256_of, sha256_once
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
@@ -103,7 +103,7 @@ def shipped_file(name: str) -> Path:
     if not entry.file.is_file():
         raise FileNotFoundError(entry.absent)
     stated = (read_record(name) or {}).get("sha256")
-    if stated is not None and sha256_of(entry.file) != stated:
+    if stated is not None and sha256_once(entry.file) != stated:
         raise BadFileError(
             f"{entry.file} is not the file that {entry.record.name} describes: sha256 {stated} is expected. Install "
             "the package again, or take the file from the repository."

@@ -171,10 +171,11 @@ def _changed_files(name: str, root: Path | None) -> list[str]:
     """A line for each file of complete weights that differs from its record; each file is read once in a process."""
     folder = weights_folder(name, root)
     record = _read_record(folder)
-    return [] if record is None else _faults(folder, record, _sha256_once)
+    return [] if record is None else _faults(folder, record, sha256_once)
 
 
-def _sha256_once(path: Path) -> str:
+def sha256_once(path: Path) -> str:
+    """The sha256 of a file, which a process reads once, unless its size or its time changes."""
     status = path.stat()
     return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
 

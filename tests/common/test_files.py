@@ -1,5 +1,6 @@
 """Files that nobody vouches for: what is opened, how deep it is read, and that what was written is what is read."""
 
+import errno
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from lavis_svp.common.files import (
     read_regular,
     read_yaml,
     relative_name,
+    shown,
     write_checked_json,
 )
 
@@ -77,17 +79,38 @@ def test_one_line():
     assert len(one_line("x" * 10_000)) < MAX_QUOTED + 10
 
 
-@pytest.mark.parametrize("error", [KeyError("a"), IndexError(), AttributeError("x"), RecursionError(), UnicodeError()])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("a"), IndexError(), AttributeError("x"), RecursionError(), UnicodeError(), OSError("Pillow's"),
+     OSError(errno.EINVAL, "of mmap")],
+)  # fmt: skip
 def test_whatever_a_damaged_file_raises_becomes_one_line(error):
     with pytest.raises(BadFileError, match=r"^refs\.p is damaged .* Fetch it\.$"), file_errors("refs.p", "Fetch it."):
         raise error
 
 
-@pytest.mark.parametrize("error", [BrokenFileError("one"), PermissionError("two"), MemoryError("three")])
+@pytest.mark.parametrize(
+    "error", [BrokenFileError("one"), PermissionError("two"), MemoryError("three"), OSError(errno.EIO, "four")]
+)
 def test_other_errors_stay_as_they_are(error):
     with pytest.raises(type(error)) as caught, file_errors("refs.p"):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), BadFileError("b")])
+def test_errors_of_a_stated_kind(error):
+    told = "^b$" if isinstance(error, BadFileError) else r"^refs\.p is damaged"
+    with pytest.raises(BrokenFileError, match=told), file_errors("refs.p", kind=BrokenFileError):
+        raise error
+
+
+SHOWN = {"text": "a" * 10_000, "deep": [[[[[1] * 9] * 9] * 9] * 9], "long": 10**5000, "lines": {"a": "\n"}}
+
+
+@pytest.mark.parametrize("value", SHOWN.values(), ids=SHOWN)
+def test_a_shown_value_is_short(value):
+    assert 0 < len(shown(value)) < MAX_QUOTED + 10 and "\n" not in shown(value)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from lavis_svp.common.options import build_options, upgrade_keys
+from lavis_svp.common.options import build_options, is_number, is_whole_number, upgrade_keys
 
 RENAMED = {"aids": "auxiliary_losses", "auxiliary_losses.token_norm": "visual_tokens.norm"}
 REMOVED = {"readout.pointer_mask": False}
@@ -86,3 +86,12 @@ def test_a_value_of_another_kind_is_told(values, message):
 def test_whole_numbers_are_numbers_and_none_is_what_the_class_makes_of_it():
     assert build_options(Kinds, {"rate": 1}, "here").rate == 1
     assert build_options(Kinds, {"rate": None, "name": None}, "here").name is None
+
+
+def test_numbers_are_told_from_what_looks_like_them():
+    assert [value for value in (0, 7, 2**63 - 1, 2**63, -1, 1.0, True, "1", None) if is_whole_number(value)] == [
+        0, 7, 2**63 - 1,
+    ]  # fmt: skip
+    assert is_whole_number(-1, least=-1) and not is_whole_number(9, most=8)
+    numbers = (0, -1.5, 10**300, 10**400, float("nan"), float("inf"), True, "1", None)
+    assert [value for value in numbers if is_number(value)] == [0, -1.5, 10**300]

@@ -135,6 +135,18 @@ def test_a_bomb_among_the_images_does_not_stop_the_reading(write, tmp_path):
         read_image(tmp_path / image.file_name)
 
 
+def test_an_image_above_the_usual_limit_has_its_size_and_mask(write, tmp_path):
+    """``sampling.max_image_pixels`` decides whether it is read."""
+    picture = Image.new("1", (9500, 9500))
+    picture.paste(1, (2, 3, 12, 8))
+    picture.save(tmp_path / "large.png")
+    line = {"image": "large.png", "expressions": [{"text": "x", "segmentation": "large.png"}]}
+    source = JsonlSource(write(line))
+    (image,) = source.images("train")
+    assert image.size == (9500, 9500)
+    assert source.target_mask(image, image.expressions[0]).sum() == 50
+
+
 def test_mask_images_out_of_the_folder(write, tmp_path):
     source = write({"image": "photos/a.jpg", "expressions": [{"text": "x", "segmentation": "mask.png"}]})
     folder = tmp_path / "inside"

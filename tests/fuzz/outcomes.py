@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import hashlib
-import linecache
 import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -111,11 +111,13 @@ def documented(error: BaseException, api: bool) -> bool:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether the innermost line is a ``raise`` of the package's own."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames or f"/{PACKAGE}/" not in frames[-1].filename:
+    """Whether the innermost instruction is a ``raise`` of the package's own."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    if step is None or f"/{PACKAGE}/" not in step.tb_frame.f_code.co_filename:
         return False
-    return linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip().startswith("raise")
+    return dis.opname[step.tb_frame.f_code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
 
 
 def judge_error(error: BaseException, case: Case, api: bool) -> str:

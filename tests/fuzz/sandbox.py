@@ -33,6 +33,7 @@ CHANGES = ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 GIGABYTE = 2**30
 CANARY = "canary"
+LONGEST = 300  # characters of an error in the report
 FAULT = 99  # the child's exit code where the fuzzer itself fails
 Job = tuple[Target, range]
 """A target and the numbers of its inputs."""
@@ -178,7 +179,8 @@ class Sandbox:
             content = fingerprint(case.read())
         except Exception as error:
             result.outcome = judge_error(error, case, target.api)
-            result.error, result.place = f"{type(error).__name__}: {error}"[:300], place_of(error)
+            text = f"{type(error).__name__}: {error}".replace(f"{self.folder}{os.sep}", "")
+            result.error, result.place = text[:LONGEST], place_of(error)
         else:
             wanted = expected if case.expected is None else fingerprint(case.expected)
             if case.must_refuse:

@@ -55,7 +55,7 @@ def test_a_prepared_batch_trains_the_same(make_model, batch, form):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize(("form", "limit"), [("paper", 40), ("patches", 100)])
+@pytest.mark.parametrize(("form", "limit"), [("paper", 20), ("patches", 20)])
 def test_too_little_room_for_text_is_told_before_the_first_step(make_model, form, limit):
     model = make_model(**FORMS[form], language={"max_length": limit})
     model.batch_preparer(False)

@@ -22,9 +22,14 @@ from lavis_svp.vision.geometry import (
     scaled_pixels,
     to_sam_input,
     validity,
+    validity_sums,
 )
 
 SIDE = 64
+
+
+def place_of(valid, original_sizes):
+    return read_geometry(validity_sums(valid).tolist(), valid.shape[-1], original_sizes)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (427, 640), (33, 17), (64, 64), (1, 1), (20, 800), (800, 20), (1, 5000)])
@@ -55,18 +60,18 @@ def test_geometry_is_read_from_the_validity_channel():
     valid = torch.zeros(2, 8, 8)
     valid[0, :6, :8] = 1
     valid[1, :8, :3] = 1
-    geometry = read_geometry(valid, [(60, 80), (16, 6)])
+    geometry = place_of(valid, [(60, 80), (16, 6)])
     assert geometry == [SamInputGeometry(8, (6, 8), (60, 80)), SamInputGeometry(8, (8, 3), (16, 6))]
     assert geometry[0].extent == (0.75, 1.0)
-    assert read_geometry(valid, None)[0].original_size == (6, 8)
+    assert place_of(valid, None)[0].original_size == (6, 8)
     with pytest.raises(ValueError, match="Image 0"):
-        read_geometry(valid * 0, None)
+        place_of(valid * 0, None)
 
 
 def test_pixels_come_back_from_both_forms_of_an_image():
     photo = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
     image = to_sam_input(photo, 8)[None]
-    geometry = read_geometry(image[:, 3], None)
+    geometry = place_of(image[:, 3], None)
     small = resize_to_sam_input(photo, 8)[None]
     for pixels in (image[:, :3], small):
         assert (image_pixels(pixels, geometry)[0] == photo).all()
@@ -79,7 +84,7 @@ def test_geometry_follows_from_sizes_alone():
     assert geometry == geometry_of(64, torch.tensor(sizes)) and [place.original_size for place in geometry] == sizes
     for size, place in zip(sizes, geometry, strict=True):
         image = to_sam_input(np.zeros((*size, 3), np.uint8), 64)
-        assert read_geometry(image[3:], [size]) == [place]
+        assert place_of(image[3:], [size]) == [place]
     assert geometry_of(64, None, [(48, 64)]) == [SamInputGeometry(64, (48, 64), (48, 64))]
     with pytest.raises(ValueError, match="original_size"):
         geometry_of(64, None)

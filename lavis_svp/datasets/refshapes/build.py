@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lavis_svp.common.files import BadFileError
+from lavis_svp.common.files import BadFileError, shown
 from lavis_svp.common.options import SetupError
 from lavis_svp.datasets import refcoco_writer
-from lavis_svp.datasets.fields import mapping, shown
+from lavis_svp.datasets.fields import mapping
 from lavis_svp.datasets.refshapes.config import (
     ANNOTATIONS_PER_IMAGE,
     GENERATOR_VERSION,

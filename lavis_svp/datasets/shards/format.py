@@ -33,15 +33,16 @@ from lavis_svp.common.files import (
     one_line,
     open_regular,
     read_checked_json,
+    shown,
     write_checked_json,
 )
+from lavis_svp.common.options import is_whole_number
 from lavis_svp.datasets.fields import (
+    annotation_ids,
     by_id,
     file_name,
     image_size,
-    is_whole_number,
     mapping,
-    shown,
     text,
     texts,
     whole_number,
@@ -164,8 +165,8 @@ def image_of(record: Mapping[str, Any], where: str) -> ReferredImage:
             text(one, "id", where),
             text(one, "text", where),
             text(one, "kind", where),
-            _annotation_ids(one, "targets", where),
-            None if one["candidates"] is None else _annotation_ids(one, "candidates", where),
+            annotation_ids(one, "targets", where),
+            None if one["candidates"] is None else annotation_ids(one, "candidates", where),
         )
         for one in record["expressions"]
     )
@@ -185,13 +186,6 @@ def sha256_of(entry: Mapping[str, Any], key: str, where: str) -> str:
     if not _SHA256.fullmatch(value):
         raise BadFileError(f"{where}: '{key}' must be a sha256 in hexadecimal, it is {shown(value)}.")
     return value
-
-
-def _annotation_ids(entry: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
-    values = entry[key]
-    if not isinstance(values, list) or not all(map(is_whole_number, values)):
-        raise BadFileError(f"{where}: '{key}' must be a list of annotations' ids, it is {shown(values)}.")
-    return tuple(values)
 
 
 def instance_records(instances: Sequence[Instance], masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -340,6 +334,6 @@ def _read_sample(row: Any, shards: Mapping[str, Any], where: str) -> Sample:
     if not {RECORD, sample.extension} <= members.keys():
         raise ValueError(f"sample {key} lacks its image or its record")
     for place in members.values():
-        if len(place) != 3 or not all(type(number) is int and number >= 0 for number in place):
+        if len(place) != 3 or not all(map(is_whole_number, place)):
             raise ValueError(f"sample {key} has the impossible place {place}")
     return sample

@@ -6,8 +6,7 @@ no faster: 3,900 images a second against 5,900 by the index (docs/data.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors.torch import load
 from torch import Tensor
 
-from lavis_svp.common.files import BadFileError, one_line, parse_json
+from lavis_svp.common.files import file_errors, parse_json
 from lavis_svp.common.images import MIRRORED_SUFFIX
 from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import unknown_name
@@ -83,7 +82,7 @@ class ShardSource(AnnotationSource):
         if self._last is None or self._last[0] != sample.key:  # a data set reads one record several times in a row
             member = sample.member(self.folder, RECORD)
             content = member.read_bytes()
-            with _shard_errors(member):
+            with file_errors(member, _MEND, BrokenShardError):
                 self._last = (sample.key, instances_of(parse_json(content, str(member), _MEND), str(member)))
         return self._last[1]
 
@@ -110,18 +109,6 @@ class ShardSource(AnnotationSource):
 
     def _sample(self, image: ReferredImage) -> Sample:
         return self._samples[image.split, image.image_id]
-
-
-@contextmanager
-def _shard_errors(member: ShardMember) -> Iterator[None]:
-    """Turn whatever the content of a member drives its reader into a BrokenShardError."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # as in file_errors
-        text = str(error) if isinstance(error, BadFileError) else f"{member} is damaged ({one_line(error)}). {_MEND}"
-        raise BrokenShardError(text) from error
 
 
 class _Stored:
@@ -165,7 +152,7 @@ class ShardSuperpixels(_Stored):
             raise FileNotFoundError(f"The shards hold no superpixels of image {image_key}.")
         member = self._members[key]
         content = member.read_bytes()
-        with _shard_errors(member):
+        with file_errors(member, _MEND, BrokenShardError):
             regions = from_png(content, str(member), _MEND)
         if key == image_key:
             return regions
@@ -186,7 +173,7 @@ class ShardFeatures(_Stored):
         if member is None:
             return None
         content = member.read_bytes()
-        with _shard_errors(member):
+        with file_errors(member, _MEND, BrokenShardError):
             return load(content)  # compared with the member's CRC-32: its own need not be
 
 

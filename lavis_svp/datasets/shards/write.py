@@ -258,11 +258,8 @@ def _members(plan: Conversion, image: ReferredImage) -> dict[str, bytes]:
     content = file_bytes(file, plan.max_image_pixels)
     loaded = decode_image(content, str(file), plan.max_image_pixels)
     placement = Placement(image, loaded, False, file)  # the masks fit
-    # each target is there, and not empty
-    target_masks(plan.source, placement, [one for one in image.expressions if one.targets])
+    target_masks(plan.source, placement, [one for one in image.expressions if one.targets])  # all there, none empty
     instances = plan.source.instances(image)
-    for expression in image.expressions:
-        plan.source.target_mask(image, expression)  # refuses one that is empty
     masks = [plan.source.mask(image, one) for one in instances]
     record = image_record(image, loaded.key) | {"instances": instance_records(instances, masks)}
     size = (loaded.pixels.shape[0], loaded.pixels.shape[1])
