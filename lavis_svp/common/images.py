@@ -22,8 +22,12 @@ from lavis_svp.common.files import BadFileError, BrokenFileError, one_line, open
 MAX_IMAGE_PIXELS = 89_478_485
 """Pixels of the largest image that is read where nothing else is said: those from which Pillow warns of a bomb."""
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-"""The formats that are read, by Pillow's names: none that starts a program (EPS, WMF) or has no signature (TGA)."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+"""The formats that are read, by Pillow's names, HEIF where a plugin is registered: none that starts a program, and none
+without a signature (TGA), as which a damaged file of another format would be taken."""
+
+PROGRAM_FORMATS = ("EPS", "WMF")
+"""Formats for which Pillow starts a program, or asks the system, once it decodes an opened image."""
 
 _MAX_BYTES_PER_PIXEL = 16  # four channels of 32 bits; a larger file is refused before it fills the memory
 _STRIP_PIXELS = 1 << 22  # converted at a time, so that large images need no large arrays of floats
@@ -227,8 +231,8 @@ def as_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = MA
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "The image")
         opened = isinstance(source, PillowImageFile.ImageFile)  # Pillow decodes such a one only now
-        if opened and source.format not in (*IMAGE_FORMATS, "MPO"):  # MPO: several images in a JPEG
-            raise BadImageError(f"{name} is {source.format}; the formats {', '.join(IMAGE_FORMATS)} are read.")
+        if opened and source.format in PROGRAM_FORMATS:
+            raise BadImageError(f"{name} is {source.format}, for which Pillow would start a program. Convert it.")
         _check_size(source, name, max_pixels if opened else source.width * source.height)
         with _decoding_errors(name), strict_decoding():
             source.load()

@@ -24,6 +24,7 @@ _KINDS: Mapping[Any, tuple[Any, str]] = {
     float: (int | float, "a number"),
     str: (str, "a text"),
     bool: (bool, "true or false"),
+    dict: (Mapping, "a mapping"),
 }
 MAX_INT64 = 2**63 - 1
 PositiveInt = Annotated[int, "at least 1"]
@@ -227,6 +228,7 @@ def _check_kinds(values: Mapping[str, Any], hints: Mapping[str, Any], where: str
     """Raise a ValueError, which names the key, unless each value is None or of its field's plain kind."""
     for key, value in values.items():
         kind = _without_none(hints[key])
+        kind = typing.get_origin(kind) or kind  # dict[str, Any] is a dict
         allowed, words = _KINDS.get(kind, (object, "")) if isinstance(kind, type) else (object, "")
         odd_bool = isinstance(value, bool) and kind in (int, float)
         if value is not None and (odd_bool or not isinstance(value, allowed)):

@@ -95,7 +95,7 @@ class JsonlSource(RefCOCO):
         if not self.follow_links and is_outside(path, self.folder):
             raise BadAnnotationError(f"{path} is a link out of {self.folder}. Copy the file, or follow links.")
         limit = max(MAX_IMAGE_PIXELS, image.size[0] * image.size[1])  # its image, read before, was held to the options'
-        mask = read_image(path, limit).pixels.any(2).astype(np.uint8)  # (H, W)
+        mask = _drawn(path, limit)
         if _partly_transparent(path, limit):  # shown white, it would count as the object
             raise BadAnnotationError(
                 f"{path} is transparent in part, so its object is not clear. Save it without alpha."
@@ -244,6 +244,14 @@ class CocoExpressions(RefCOCO):
 def _reference(number: int, targets: int | list[int], image_id: int, split: str, sentences: list[dict]) -> dict:
     """An entry of RefCOCO's file of references."""
     return {"ref_id": number, "ann_id": targets, "image_id": image_id, "split": split, "sentences": sentences}
+
+
+def _drawn(path: Path, max_pixels: int) -> np.ndarray:
+    """Where a mask image is not 0, (H, W) uint8 in {0, 1}; scaled to 8 bits, a 1 of 16 bits would be black."""
+    with open_image(path, max_pixels) as image:
+        if image.mode.startswith(("I", "F")):
+            return np.not_equal(np.asarray(image), 0).astype(np.uint8)  # (H, W)
+    return read_image(path, max_pixels).pixels.any(2).astype(np.uint8)  # (H, W)
 
 
 def _partly_transparent(path: Path, max_pixels: int) -> bool:

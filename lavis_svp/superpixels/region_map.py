@@ -20,8 +20,8 @@ from lavis_svp.common.images import nearest, strict_decoding
 UNKNOWN_LEVEL = -1
 """Level of a region that does not come from SAM's decoder (whose levels are 0 subpart, 1 part, 2 whole)."""
 
-MAX_PNG_PIXELS = 1 << 24
-"""Of the largest label map in a PNG, 4096 x 4096; reading it takes 0.7 GB."""
+MAX_PNG_PIXELS = 1 << 25
+"""Of the largest label map in a PNG, 33 million: a map of a camera's own resolution; reading it takes 1.4 GB."""
 
 _PNG_TEXT_KEY = "lavis_svp"
 _PNG_SUM_KEY = "lavis_svp_crc32"

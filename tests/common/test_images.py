@@ -320,11 +320,19 @@ def test_no_format_that_starts_a_program(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     path = tmp_path / "cat.jpg"
     Image.fromarray(COLORS).save(path, "EPS")
-    for read in (read_image, as_image, lambda file: as_image(Image.open(file))):
-        with pytest.raises(BadImageError, match=r"cat\.jpg is .*PNG, JPEG"):
+    reads = {read_image: "PNG, JPEG", as_image: "PNG, JPEG", lambda file: as_image(Image.open(file)): "start a program"}
+    for read, reason in reads.items():
+        with pytest.raises(BadImageError, match=rf"cat\.jpg is .*{reason}"):
             read(path)
     assert not (tmp_path / "ran").exists()
     assert not {"EPS", "WMF", "TGA"} & set(IMAGE_FORMATS)
+
+
+def test_what_a_caller_has_opened_is_taken_in_any_other_format(tmp_path):
+    Image.fromarray(COLORS).save(tmp_path / "a.tga")
+    np.testing.assert_array_equal(as_image(Image.open(tmp_path / "a.tga")), COLORS)
+    with pytest.raises(BadImageError, match="in none of the formats"):
+        read_image(tmp_path / "a.tga")
 
 
 def test_images_without_pixels():

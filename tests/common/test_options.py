@@ -61,6 +61,7 @@ class Kinds:
     name: str = "a"
     on: bool = False
     fields: tuple[str, ...] = ("x",)
+    section: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.rate < 0 or not len(self.fields):
@@ -75,6 +76,7 @@ class Kinds:
         ({"rate": "x"}, "here.rate must be a number, got 'x'"),
         ({"name": 5}, "here.name must be a text"),
         ({"on": "yes"}, "here.on must be true or false"),
+        ({"section": [{"root": "/x"}]}, "here.section must be a mapping"),
         ({"fields": 5}, "here has a value of a wrong kind"),
     ],
 )

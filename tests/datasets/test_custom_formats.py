@@ -322,3 +322,16 @@ def test_a_split_that_is_no_text(tmp_path, content):
     content["images"][0]["split"] = 5
     with pytest.raises(BadFileError, match="image 7: 'split' must be a text"):
         CocoExpressions(write_coco(tmp_path, content))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32])
+def test_the_numbers_of_a_mask_image_need_not_be_white(write, tmp_path, kind):
+    """Labels 1 and 2 of 65,535 are black once an image is scaled to 8 bits."""
+    mask = np.zeros((20, 30), kind)
+    mask[5:9, 3:7] = [1, 2, 1, 2]
+    Image.fromarray(mask).save(tmp_path / "labels.tif")
+    source = JsonlSource(
+        write({"image": "photos/a.jpg", "expressions": [{"text": "the box", "segmentation": "labels.tif"}]})
+    )
+    (image,) = source.images("train")
+    assert np.array_equal(source.target_mask(image, image.expressions[0]), mask > 0)
