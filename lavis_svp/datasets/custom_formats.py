@@ -250,8 +250,8 @@ def _drawn(path: Path, max_pixels: int) -> np.ndarray:
     """Where a mask image is not 0, (H, W) uint8 in {0, 1}; scaled to 8 bits, a 1 of 16 bits would be black."""
     with open_image(path, max_pixels) as image:
         if image.mode.startswith(("I", "F")):
-            return np.not_equal(np.asarray(image), 0).astype(np.uint8)  # (H, W)
-    return read_image(path, max_pixels).pixels.any(2).astype(np.uint8)  # (H, W)
+            return np.array(np.asarray(image) != 0, np.uint8)  # (H, W)
+    return np.array(read_image(path, max_pixels).pixels.any(2), np.uint8)  # (H, W)
 
 
 def _partly_transparent(path: Path, max_pixels: int) -> bool:

@@ -47,9 +47,8 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         ValueError: a run-length code of another size, a damaged code, a point far outside of the image, or something
             that is no segmentation.
     """
-    mask = np.zeros(size, np.uint8)
     if segmentation is None or (isinstance(segmentation, Sequence | Mapping) and not segmentation):
-        return mask
+        return np.zeros(size, np.uint8)
     if isinstance(segmentation, Mapping):
         return _decode_runs(segmentation, size)
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
@@ -58,9 +57,19 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         )
     if isinstance(segmentation[0], int | float):  # one polygon without the list around it
         segmentation = [segmentation]
-    for part in segmentation:
-        mask |= _decode_runs(part, size) if isinstance(part, Mapping) else _fill_polygon(part, size)
-    return mask
+    return united(
+        [_decode_runs(part, size) if isinstance(part, Mapping) else _fill_polygon(part, size) for part in segmentation]
+    )
+
+
+def united(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """The union of K >= 1 masks (H, W) uint8 of {0, 1}; a single one itself, not a copy."""
+    if len(masks) == 1:
+        return masks[0]
+    union = masks[0].copy()
+    for mask in masks[1:]:
+        union |= mask
+    return union
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
