@@ -178,7 +178,7 @@ def test_two_stages_of_the_real_model_and_their_export(tmp_path):
     options = [f"{key}={value}" for key, value in {**SMALL, "model.aids.alignment_steps": 0}.items()]
     arguments = ["--stages", *YAMLS, "--output-root", tmp_path, "--options", *options]
     said = run("lavis_svp.stages", *arguments)
-    fresh = next(line for line in said.splitlines() if "starts fresh:" in line)
+    fresh = next(line for line in said.splitlines() if "randomly initialised:" in line)
     assert "projector.sspe " in fresh and "LoRA 16 tensors" in fresh and "projector.head" not in fresh
     assert "language.transformer (LoRA)" in said
     folders = [tmp_path / yaml.stem for yaml in YAMLS]
