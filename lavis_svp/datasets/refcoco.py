@@ -6,6 +6,7 @@ Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and the plugin's own data sets; ``la
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import re
 from collections import Counter
@@ -77,6 +78,8 @@ class RefCOCO(AnnotationSource):
     def images(self, split: str) -> list[ReferredImage]:
         """The images of one split by ascending id, their expressions by reference id, then in the file's order.
 
+        References without a sentence are left out, with a warning.
+
         Raises:
             UnknownNameError: no reference has this split.
             BadFileError: a reference names an image or an annotation that does not exist, or has an empty sentence.
@@ -86,10 +89,18 @@ class RefCOCO(AnnotationSource):
             raise unknown_name(f"split of {self.refs_path}", split, self.splits())
         grouped: dict[int, list[Expression]] = {}
         seen: Counter[str] = Counter()
+        empty = []
         for reference in sorted(chosen, key=lambda reference: reference["ref_id"]):
             expressions = list(self._expressions(reference, seen))
             if expressions:
                 grouped.setdefault(reference["image_id"], []).extend(expressions)
+            else:
+                empty.append(reference["ref_id"])
+        if empty:
+            logging.warning(
+                "%s: %d references of '%s' have no sentence and are left out, such as %s.",
+                self.refs_path, len(empty), split, empty[0],
+            )  # fmt: skip
         return [self._image(image_id, split, grouped[image_id]) for image_id in sorted(grouped)]
 
     def instances(self, image: ReferredImage) -> list[Instance]:

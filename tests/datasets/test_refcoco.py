@@ -444,3 +444,11 @@ def test_damaged_files_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="refs.p is truncated or not a pickle"):
         load_plain_pickle(path)
+
+
+def test_references_without_a_sentence_are_named(tmp_path, handmade, caplog):
+    refs = handmade.refcoco_refs()
+    next(one for one in refs if one["ref_id"] == 5)["sentences"] = []
+    handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p", handmade.instances())
+    assert ids(read(tmp_path).images("train")) == ["4-10", "4-11", "4-12", "12-30", "12-31"]
+    assert "1 references of 'train' have no sentence and are left out, such as 5." in caplog.text

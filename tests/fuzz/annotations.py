@@ -156,7 +156,7 @@ class Annotations:
 
 def build(folder: Path) -> list[Target]:
     """All targets of annotations."""
-    import lavis_svp  # noqa: F401
+    import lavis_svp  # noqa: F401  (registers everything with LAVIS)
 
     known = Annotations(folder / FOLDER.strip("/"))
     targets = [*_bytes(known), *_fields(known), _nested(known), _ids(known), _masks(known), _places(known, folder)]

@@ -19,7 +19,7 @@ EXPRESSIONS = ["the red cup", "the circle"]
 
 def build(folder: Path) -> list[Target]:
     """All targets of the model."""
-    import lavis_svp  # noqa: F401
+    import lavis_svp  # noqa: F401  (registers everything with LAVIS)
 
     door = Door(folder / "door")
     return [door.expressions(), door.texts(), door.tensors(), door.training()]

@@ -19,7 +19,7 @@ from tests.fuzz.weights import placed, tensors
 
 def build(folder: Path) -> list[Target]:
     """All targets of whole models."""
-    import lavis_svp  # noqa: F401
+    import lavis_svp  # noqa: F401  (registers everything with LAVIS)
 
     folder = folder / "models"
     folder.mkdir(parents=True)

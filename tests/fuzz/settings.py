@@ -23,7 +23,7 @@ DEEP = 200_000
 
 def build(folder: Path) -> list[Target]:
     """All targets of settings."""
-    import lavis_svp  # noqa: F401
+    import lavis_svp  # noqa: F401  (registers everything with LAVIS)
 
     folder = folder / "settings"
     folder.mkdir(parents=True)

@@ -37,7 +37,7 @@ def one_flip(content: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 def build(folder: Path) -> list[Target]:
     """All targets of stored files."""
-    import lavis_svp  # noqa: F401
+    import lavis_svp  # noqa: F401  (registers everything with LAVIS)
 
     folder = folder / "stores"
     return [*_pngs(), *_superpixel_stores(folder), *_features(folder), *_shards(folder), *_results(folder)]

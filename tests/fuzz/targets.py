@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.fuzz.outcomes import Target
 
-GROUPS = ("annotations", "stores", "weights", "models", "pictures", "settings", "door")
+GROUPS = ("annotations", "stores", "weights", "models", "images", "settings", "door")
 
 
 def build_targets(folder: Path, only: Sequence[str] | None = None) -> list[Target]:

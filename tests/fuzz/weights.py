@@ -25,7 +25,7 @@ LENGTH = 8  # bytes of the length of a safetensors header
 
 def build(folder: Path) -> list[Target]:
     """All targets of weights."""
-    import lavis_svp  # noqa: F401
+    import lavis_svp  # noqa: F401  (registers everything with LAVIS)
 
     canary, folder = folder / "canary", folder / "weights"
     folder.mkdir(parents=True)
