@@ -89,6 +89,20 @@ def weights() -> Callable[[str], Path]:
     return lambda name: zoo.fetch(name, progress=False)
 
 
+@pytest.fixture(scope="session")
+def random_head(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a small boundary head with random weights, for MobileSAM's embeddings."""
+    import torch
+
+    from lavis_svp.superpixels.one_pass.head import BoundaryHead
+    from lavis_svp.superpixels.one_pass.weights import HeadFacts, save_head
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("head") / "head.safetensors"
+    save_head(path, BoundaryHead(coarse=8, width=8, fine=4, affinities=2), HeadFacts("tiny_vit", (128,)))
+    return str(path)
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for this test alone; returns what ``cache_root()`` then is."""

@@ -88,9 +88,9 @@ def test_the_folder_picture_is_true():
     named = set(re.findall(r"([a-z_]+)/", picture))
     assert rooms <= named, f"missing in the README's picture: {sorted(rooms - named)}"
     top = {"lavis_svp", "projects", "run_scripts", "docs", "benchmarks", "tests"}
-    inner = {"svp", "baselines", "sam", "train", "eval", "ablation", "comparison", "deepspeed", "results", "reports"}
-    assert named == rooms | top | inner
-    for folder in ("superpixels/sam", "projectors/svp", "projectors/baselines"):
+    inner = {"svp", "baselines", "sam", "one_pass", "train", "eval", "ablation", "comparison", "deepspeed"}
+    assert named == rooms | top | inner | {"results", "reports"}
+    for folder in ("superpixels/one_pass", "superpixels/sam", "projectors/svp", "projectors/baselines"):
         assert (ROOT / "lavis_svp" / folder).is_dir()
 
 

@@ -81,7 +81,10 @@ REMOVED = {  # rows of the ablation whose options are gone, and how the error be
     "order_random": "model.projector ('svp').token_order is 'random'",
     "positions_centroid": "model.language.visual_positions is 'centroid'",
 }
-MOVED = {"refshapes_absence_tiny": "refshapes_no_target_tiny"}  # YAMLs that have another name now
+MOVED = {  # YAMLs that have another name now
+    "refshapes_absence_tiny": "refshapes_no_target_tiny",
+    "refshapes_tiny": "refshapes_tiny_long",
+}
 SAME_AS_DEFAULT = "order_raster"  # a row whose removed option had the value that is left
 RENAMED = {
     "aids": "auxiliary_losses", "token_norm": "visual_tokens.norm", "shuffle_tokens": "visual_tokens.shuffle",
@@ -91,8 +94,8 @@ RENAMED = {
 }  # fmt: skip
 
 
-NEW_DEFAULTS = ("language.dtype", "vision_encoder.dtype", "sam.dtype", "superpixels.cache")
-"""Keys that packaged YAMLs have set since, to what release 0.1 did, or to read superpixels that it made anew."""
+NEW_DEFAULTS = ("language.dtype", "vision_encoder.dtype", "sam.dtype", "superpixels.cache", "superpixels.name")
+"""Keys that YAMLs have set since, to what release 0.1 did, to read superpixels that it made anew, or quick ones."""
 
 
 def without_new_defaults(options: dict[str, Any]) -> dict[str, Any]:

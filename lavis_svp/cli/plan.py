@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", type=int, help="training images, where the data sets' sizes are unknown")
     add_old_flag(parser, "--pictures", "images", int)
     add("--tokens", type=int, help="superpixels per image (default: 40, the paper's mean)")
-    add("--prompts", type=int, help="point prompts per image for the superpixels")
+    add("--prompts", type=int, help="point prompts per image, for superpixels 'sam'")
     add("--expression-words", type=int, help="words of an expression (default: 5)")
     add("--utilisation", "--mfu", type=float, help="share of the GPU's peak that a step reaches (default: 0.35)")
     add("--many", type=int, help="expressions per image in the columns for many expressions (default: 8)")

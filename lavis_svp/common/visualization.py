@@ -125,6 +125,33 @@ def regions_panel(image: np.ndarray, labels: np.ndarray, caption: str = "", side
     return _lay_out([("image", small), _region_cell(small, labels)], caption, side)
 
 
+def cuts_panel(
+    image: np.ndarray, strength: np.ndarray, cuts: Sequence[np.ndarray], caption: str = "", side: int = SIDE
+) -> Image.Image:
+    """Draw an image, the strength of its boundaries, and cuts of its hierarchy of superpixels, in a row.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        strength: (H', W') float in 0..1 at any resolution over the whole image; drawn from white (0) to black (1).
+        cuts: (H'', W'') superpixel ids each, at any resolution.
+        caption: text below.
+        side: longest side of each image in pixels.
+
+    Raises:
+        ValueError: ``image`` is not (H, W, 3) uint8, or empty.
+    """
+    small = _fit(image, side)
+    cells = [("image", small), ("boundary strength", draw_strength(strength, small.shape[:2]))]
+    return _lay_out([*cells, *(_region_cell(small, labels) for labels in cuts)], caption, side)
+
+
+def draw_strength(strength: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Draw a map of 0..1 from white to black, enlarged bilinearly to ``size`` (H, W): (H, W, 3) uint8."""
+    grey = np.round(255 * (1 - np.clip(strength, 0, 1))).astype(np.uint8)
+    resized = Image.fromarray(grey).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.repeat(np.asarray(resized)[..., None], 3, axis=2)
+
+
 def contact_sheet(panels: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     """Put panels, whose sizes may differ, on one sheet, row by row.
 

@@ -20,10 +20,10 @@ from lavis_svp.common.images import BadImageError, strict_decoding
 from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.projectors.types import Extent
-from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
+from lavis_svp.superpixels import RegionMap, SuperpixelGenerator
 from lavis_svp.vision.backbone import encode_patches
 from lavis_svp.vision.families import family_of
-from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+from lavis_svp.vision.sam_superpixels import build_image_superpixels
 from lavis_svp.vision.types import Grid
 
 Box = tuple[float, float, float, float]
@@ -108,12 +108,7 @@ def build_generator(superpixels: Mapping[str, Any], device: torch.device | str |
 
 @functools.lru_cache(maxsize=2)
 def _build_generator(superpixels: str) -> SuperpixelGenerator:
-    options = json.loads(superpixels)
-    name = options.pop("name")
-    if name == "sam":
-        return SamImageSuperpixels(**options)
-    options.pop("device", None)  # the others have none
-    return build_superpixels(name, **options)
+    return build_image_superpixels(**json.loads(superpixels))
 
 
 def superpixel_inputs(

@@ -92,7 +92,8 @@ def llava_swap_config(config: Any) -> SwapConfig:
     Args:
         config: ``mm_projector_type`` is a registered projector; ``mm_hidden_size`` and ``hidden_size`` are the widths.
             Our optional entries: ``mm_projector_options`` (the projector's options), ``mm_superpixels`` (generator and
-            its options, default ``{"name": "sam"}``), ``mm_projector_levels`` (layers of the vision tower, for
+            its options, default ``{"name": "sam"}``, as models without the entry were trained; ``one_pass`` is the
+            quick one), ``mm_projector_levels`` (layers of the vision tower, for
             projectors that fuse several), ``mm_projector_grid`` ((h, w) patches of an image; by default from the
             configuration of ``mm_vision_tower``).
     """

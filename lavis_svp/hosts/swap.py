@@ -34,8 +34,8 @@ class SwapConfig:
         llm_dim: D, the width of the host's language model.
         grid: the usual (h, w) patch grid.
         options: the projector's own options.
-        superpixels: ``name`` of a superpixel generator and its options. ``sam`` also takes ``sam`` (a zoo name or the
-            path of a checkpoint) and ``side``. Projectors without superpixels ignore it.
+        superpixels: ``name`` of a superpixel generator and its options. ``one_pass`` and ``sam`` also take ``sam`` (a
+            zoo name or the path of a checkpoint) and ``side``. Projectors without superpixels ignore it.
         levels: hidden states of the vision tower, for projectors that fuse several.
         positions: M-RoPE positions of visual tokens (:mod:`lavis_svp.hosts.mrope`); other hosts ignore it.
 
@@ -48,7 +48,7 @@ class SwapConfig:
     llm_dim: int
     grid: Grid
     options: Mapping[str, Any] = field(default_factory=dict)
-    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
+    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "one_pass"})
     levels: tuple[int, ...] = ()
     positions: PositionRule = "centroid"
 
@@ -165,7 +165,7 @@ def swap_projector(
     processor: Any,
     projector: str = "svp",
     *,
-    superpixels: str | Mapping[str, Any] = "sam",
+    superpixels: str | Mapping[str, Any] = "one_pass",
     levels: Sequence[int] = (),
     positions: PositionRule = "centroid",
     **options: Any,
@@ -186,8 +186,8 @@ def swap_projector(
         processor: the host's processor.
         projector: a registered projector.
         superpixels: name of a superpixel generator, or ``{"name": ..., option: ...}``. Projectors without superpixels
-            ignore it. SAM runs on the CPU, for seconds an image, unless ``processor.to("cuda")`` or an option
-            ``device`` says otherwise; neither is saved.
+            ignore it. ``one_pass`` and ``sam`` run SAM (MobileSAM by default) on the CPU, for seconds an image, unless
+            ``processor.to("cuda")`` or an option ``device`` says otherwise; neither is saved.
         levels: hidden states of the vision tower, for projectors that fuse several.
         positions: ``centroid`` or ``sequential``, for Qwen's M-RoPE (:mod:`lavis_svp.hosts.mrope`); other hosts ignore
             it.

@@ -71,7 +71,7 @@ class ModelOptions:
 
     vision_encoder: EncoderOptions = field(default_factory=EncoderOptions)
     sam: SamOptions = field(default_factory=SamOptions)
-    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
+    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "one_pass"})
     projector: Mapping[str, Any] = field(default_factory=lambda: {"name": "svp"})
     visual_tokens: VisualTokenOptions = field(default_factory=VisualTokenOptions)
     language: LanguageOptions = field(default_factory=LanguageOptions)

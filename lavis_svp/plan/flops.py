@@ -7,6 +7,7 @@ shape, because it is needed for many lengths; a test compares it with counted op
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.models.param_groups import part_of
 from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.projectors.types import Superpixels, VisualTokens
+from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE, SamSuperpixels
 from lavis_svp.superpixels.sam.prompts import first_pass
 from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, append_channels
@@ -160,7 +162,7 @@ class PartFlops:
     """Operations of one forward pass of each part but the language model."""
 
     sam_encoder: Flops  # SAM's image encoder, per image
-    superpixels: Flops  # SAM's decoder on the point prompts, per image; 0 without SAM superpixels
+    superpixels: Flops  # the boundary head, or SAM's decoder on the point prompts, per image; 0 with other superpixels
     vision_encoder: Flops  # per image
     projector: Flops  # per image
     seg_prompt: Flops  # from a state to SAM's prompt, per expression
@@ -170,7 +172,8 @@ class PartFlops:
 def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
     """Count the parameters of every part, and of the whole model in the last entry.
 
-    The superpixel generator uses the frozen decoder ("superpixel_decoder"), of which ``mask_decoder`` is a copy.
+    The superpixel generator uses the frozen decoder ("superpixel_decoder"), of which ``mask_decoder`` is a copy, or a
+    "boundary_head", which is no part of the model and does not count among all.
     """
     frozen = model.extractor
     members = {
@@ -182,6 +185,8 @@ def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
     for name, parameter in model.named_parameters():
         if part_of(name) != "frozen":
             members.setdefault(part_of(name), []).append(parameter)
+    if isinstance(frozen.generator, OnePassSuperpixels):
+        members["boundary_head"] = list(frozen.generator.loaded.head.parameters())
     members["whole model"] = list(model.parameters())
     return {
         name: Parameters(sum(p.numel() for p in each), sum(p.numel() for p in each if p.requires_grad))
@@ -217,12 +222,15 @@ def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
 
 
 def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
-    """Count SAM's decoder on the point prompts of one image whose embedding is (1, 256, h, w)."""
+    """Count the boundary head, or SAM's decoder on the point prompts, for one image's embedding (1, 256, h, w)."""
     generator = model.extractor.generator
+    side = embedding.shape[-1] * LOW_RES_STRIDE
+    if isinstance(generator, OnePassSuperpixels):
+        head = copy.deepcopy(generator.loaded.head).to("meta")
+        return count(lambda: head(embedding, torch.empty(1, 3, side, side)))[0]
     if not isinstance(generator, SamSuperpixels):
         return Flops()
     decoder = generator.point_decoder()
-    side = embedding.shape[-1] * LOW_RES_STRIDE
     once, image = count(lambda: decoder.image(embedding[0]))
     one, _ = count(lambda: decoder.decode(image, torch.empty(1, 2, embedding.shape[1]), (side, side)))
     return once + one * prompts

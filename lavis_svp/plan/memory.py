@@ -18,9 +18,12 @@ from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.plan.costs import sequences
 from lavis_svp.plan.flops import LanguageShape, decode_mask, make_seg_prompts, parameters_by_part, project
 from lavis_svp.plan.settings import TextLengths, TrainingSettings
+from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
+from lavis_svp.superpixels.one_pass.head import EMBEDDING_CHANNELS, STRIDE, BoundaryHead
 from lavis_svp.superpixels.sam.factored_decoder import GPU_BLOCK
 from lavis_svp.superpixels.sam.generator import FULL_GRID, SamSuperpixels
 from lavis_svp.vision.feature_extractor import superpixel_cache
+from lavis_svp.vision.sam import STRIDE as SAM_STRIDE
 
 FP32 = 4
 HALF = 2
@@ -89,7 +92,7 @@ def memory_per_gpu(
     language = inputs + one_layer if shape.checkpointing else shape.layers * one_layer
     heads = images * head_bytes(model, tokens, training.expressions)
     heads += images * training.expressions * text.answer * shape.vocabulary * LOGIT_BYTES
-    frozen = 0.0 if model.options.cache_features else frozen_bytes(model)
+    frozen = 0.0 if model.options.cache_features else frozen_bytes(model, images)
     used = sum(states) + max(frozen, language + heads)
     return Memory(*states, language, heads, frozen, CONTEXT + FRAGMENTATION * used)
 
@@ -225,19 +228,45 @@ def head_bytes(model: SvpRis, tokens: int, expressions: int) -> int:
     return counted + drawn * side * side * MASK_BYTES
 
 
-def frozen_bytes(model: SvpRis) -> float:
-    """Temporary peak of SAM's image encoder, or of the superpixels, of one image: both take images one by one.
+def frozen_bytes(model: SvpRis, images: int = 1) -> float:
+    """Temporary peak of SAM's image encoder, or of the superpixels.
 
-    The encoder's global attention materialises all its weights; the decoder works through point prompts in chunks.
+    SAM's encoder and its automatic masks take images one by one: the encoder's global attention materialises all its
+    weights, and the decoder works through point prompts in chunks. A boundary head takes all images together.
     Superpixels that are read from a store take nothing.
+
+    Args:
+        model: the skeleton.
+        images: in a micro-batch.
     """
     image_tokens = math.prod(model.extractor.sam_encoder.grid)
     network, generator = model.extractor.sam_encoder.network, model.extractor.generator
-    encoder = decoder = 0.0
+    encoder = superpixels = 0.0
+    made = superpixel_cache(model.options.superpixels) == "off"
     if isinstance(network, ImageEncoderViT):
         width = FP32 if model.options.sam.dtype == "float32" else HALF
         encoder = network.blocks[0].attn.num_heads * image_tokens**2 * ATTENTION_NUMBERS * width
-    if isinstance(generator, SamSuperpixels) and superpixel_cache(model.options.superpixels) == "off":
+    if isinstance(generator, SamSuperpixels) and made:
         prompts = max(1, generator.options.prompts_per_call("cuda") * FULL_GRID // image_tokens)
-        decoder = (prompts * image_tokens * PROMPT_NUMBERS + GPU_BLOCK * UPSCALED_NUMBERS) * FP32
-    return float(max(encoder, decoder))
+        superpixels = (prompts * image_tokens * PROMPT_NUMBERS + GPU_BLOCK * UPSCALED_NUMBERS) * FP32
+    if isinstance(generator, OnePassSuperpixels) and made:
+        superpixels = images * boundary_head_bytes(generator.loaded.head, model.options.sam.side)
+    return float(max(encoder, superpixels))
+
+
+def boundary_head_bytes(head: BoundaryHead, side: int) -> int:
+    """At most so many bytes of activations of a boundary head on one image: the outputs of all its layers together.
+
+    Args:
+        head: whose copy runs on the meta device.
+        side: SAM's input side in pixels.
+    """
+    numbers: list[int] = []
+    head = copy.deepcopy(head).to("meta")
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(lambda _, inputs, output: numbers.append(inputs[0].numel() + output.numel()))
+    grid, cells = side // SAM_STRIDE, side // STRIDE
+    with torch.device("meta"):
+        head(torch.empty(1, EMBEDDING_CHANNELS, grid, grid), torch.empty(1, 3, cells, cells))
+    return sum(numbers) * FP32

@@ -155,10 +155,16 @@ def assumption_lines(plan: Plan) -> Iterator[str]:
     assumed, text, gpu = plan.assumptions, plan.text, plan.gpu
     yield "one multiplication and one addition are two operations; norms, activations and resizing are not counted"
     yield f"{assumed.tokens} superpixels per image (--tokens; the paper's mean is about 40, without a published spread)"
-    yield (
-        f"{plan.prompts} point prompts per image for the superpixels (--prompts; the second pass is estimated, see "
-        "SECOND_PASS_SHARE in lavis_svp/plan/flops.py)"
-    )
+    if "boundary_head" in plan.parameters:
+        yield (
+            "superpixels in one pass: the boundary head's convolutions are counted; watershed and merging run on the "
+            "CPU, in threads, and are in no figure (docs/superpixels.md has their seconds)"
+        )
+    else:
+        yield (
+            f"{plan.prompts} point prompts per image for the superpixels (--prompts; the second pass is estimated, see "
+            "SECOND_PASS_SHARE in lavis_svp/plan/flops.py)"
+        )
     yield (
         f"text lengths are numbers of words and marks, not the tokenizer's: {text.prefix} tokens before the image, "
         f"{text.question} per question with an expression of {assumed.expression_words} words (--expression-words), "

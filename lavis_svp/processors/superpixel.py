@@ -12,9 +12,9 @@ from PIL import Image
 
 from lavis_svp.common.images import as_image
 from lavis_svp.processors import OptionsProcessor
-from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
+from lavis_svp.superpixels import RegionMap, SuperpixelGenerator
 from lavis_svp.superpixels.store import SuperpixelStore
-from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+from lavis_svp.vision.sam_superpixels import build_image_superpixels
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class SuperpixelProcessorOptions:
     """Options of ``svp_superpixel``.
 
     Args:
-        method: one of ``lavis_svp.superpixels.list_superpixels()``. "sam" runs SAM's image encoder here; a model whose
-            superpixels are SAM's makes them itself, from the embedding that it needs anyway, and reads those that
-            this processor has stored with the same settings.
+        method: one of ``lavis_svp.superpixels.list_superpixels()``. "one_pass" and "sam" run SAM's image encoder here;
+            a model with such superpixels makes them itself, from the embedding that it needs anyway, and reads those
+            that this processor has stored with the same settings.
         options: options of that method.
-        sam: for "sam": zoo name or path of a checkpoint.
-        side: for "sam": its input side in pixels, ``model.sam.side`` if a model is to find the results.
+        sam: for "one_pass" and "sam": zoo name or path of SAM's checkpoint.
+        side: for these: SAM's input side in pixels, ``model.sam.side`` if a model is to find the results.
         cache: keep the superpixels on disk.
         root: the folder of the superpixel stores; None = ``superpixels`` in the plugin's cache folder.
     """
@@ -59,10 +59,8 @@ class SvpSuperpixelProcessor(OptionsProcessor):
     def __init__(self, options: SuperpixelProcessorOptions | None = None) -> None:
         super().__init__(options)
         chosen: SuperpixelProcessorOptions = self.options
-        self.generator: SuperpixelGenerator = (
-            SamImageSuperpixels(chosen.sam, chosen.side, **chosen.options)
-            if chosen.method == "sam"
-            else build_superpixels(chosen.method, **chosen.options)
+        self.generator: SuperpixelGenerator = build_image_superpixels(
+            chosen.method, chosen.sam, chosen.side, **chosen.options
         )
         self.cache = SuperpixelStore(self.generator, chosen.root) if chosen.cache else None
 

@@ -1,7 +1,8 @@
-"""From an image to superpixels: SAM's automatic masks, classical generators, their store and their evaluation."""
+"""From an image to superpixels: one pass, SAM's automatic masks, classical generators; their store and evaluation."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,12 @@ def check_superpixels(name: str, options: Mapping[str, Any]) -> None:
         UnknownNameError: no such generator or preset; the message lists them.
         ValueError: an unknown option, or a value out of range.
     """
+    _check_owner(name, options)
+    if name == "one_pass":
+        from lavis_svp.superpixels.one_pass.options import one_pass_options
+
+        one_pass_options(options)
+        return
     if name == "sam":
         from lavis_svp.superpixels.sam.options import preset_options
 
@@ -42,10 +49,36 @@ def check_superpixels(name: str, options: Mapping[str, Any]) -> None:
         builder(**options)
 
 
+def _check_owner(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of the other generator on SAM's embedding with the words that help: which one has them."""
+    from lavis_svp.superpixels.one_pass.options import OnePassOptions
+    from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
+
+    fields = {
+        "one_pass": {field.name for field in dataclasses.fields(OnePassOptions)},
+        "sam": {field.name for field in dataclasses.fields(SamSuperpixelOptions)} | {"preset"},
+    }
+    for other in fields.keys() - {name} if name in fields else ():
+        if foreign := sorted(options.keys() & (fields[other] - fields[name])):
+            raise ValueError(
+                f"{', '.join(foreign)}: superpixels '{name}' have no such option, '{other}' have. Write name: {other} "
+                f"(lavis-svp superpixels: --generator {other}), or leave it out."
+            )
+
+
+@generator_registry.register("one_pass")
+def _build_one_pass(**options: Any) -> SuperpixelGenerator:
+    from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels  # imports torch
+
+    _check_owner("one_pass", options)
+    return OnePassSuperpixels(**options)
+
+
 @generator_registry.register("sam")
 def _build_sam(**options: Any) -> SuperpixelGenerator:
     from lavis_svp.superpixels.sam.generator import SamSuperpixels  # imports torch, unlike the classical ones
 
+    _check_owner("sam", options)
     missing = [name for name in ("prompt_encoder", "mask_decoder") if name not in options]
     if missing:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""SuperpixelGenerator: the interface of everything that makes superpixels, and the registry of its kinds."""
+"""SuperpixelGenerator: the interface of everything that makes superpixels, its registry, and how many regions stay."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,30 @@ from lavis_svp.superpixels.region_map import RegionMap
 
 if TYPE_CHECKING:
     import torch
+
+COARSEST = 10
+"""Number of regions at granularity 0, where there are as many."""
+
+
+class RegionBudget(Protocol):
+    """Options that say how many regions stay: ``granularity`` from 0 to 1 or None, ``max_superpixels`` or None."""
+
+    @property
+    def granularity(self) -> float | None:
+        """From 0, :data:`COARSEST` regions, to 1 or None, all of them."""
+
+    @property
+    def max_superpixels(self) -> int | None:
+        """The most regions; None = no limit."""
+
+
+def target_count(count: int, options: RegionBudget) -> int:
+    """How many of ``count`` regions ``granularity`` and ``max_superpixels`` leave; at least 1."""
+    target = count
+    if options.granularity is not None:
+        coarsest = min(COARSEST, count)
+        target = round(coarsest + options.granularity * (count - coarsest))
+    return target if options.max_superpixels is None else min(target, options.max_superpixels)
 
 
 class SamEmbedding(NamedTuple):
@@ -24,18 +48,21 @@ class SamEmbedding(NamedTuple):
         input_size: (h_in, w_in) pixels of the image in SAM's side x side input, top-left; the rest is padding.
         original_size: (H, W) of the image itself.
         side: SAM's input side in pixels (1024 as published).
+        image: (3, side / 4, side / 4) float32 RGB in 0..1, the means of 4 x 4 pixels of SAM's input, zeros in the
+            padding; needed by generators that need it (``needs_image``), None for others.
     """
 
     embedding: torch.Tensor
     input_size: tuple[int, int]
     original_size: tuple[int, int]
     side: int
+    image: torch.Tensor | None = None
 
 
 class SuperpixelGenerator(ABC):
     """Makes one :class:`RegionMap` per image, at least one region each; the same input gives the same regions."""
 
-    name: ClassVar[str]
+    name: str
     """Name in the registry."""
 
     version: ClassVar[int] = 1
@@ -43,6 +70,9 @@ class SuperpixelGenerator(ABC):
 
     needs_embedding: ClassVar[bool] = False
     """Whether the generator works on SAM embeddings (True) or on images (False)."""
+
+    needs_image: ClassVar[bool] = False
+    """Whether the SAM embeddings must hold the image at stride 4, too."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -66,6 +96,10 @@ class SuperpixelGenerator(ABC):
         if self.needs_embedding:
             if embeddings is None:
                 raise ValueError(f"The superpixel generator '{self.name}' works on SAM embeddings: pass embeddings=.")
+            if self.needs_image and any(one.image is None for one in embeddings):
+                raise ValueError(
+                    f"The superpixel generator '{self.name}' reads the image at stride 4 too: give SamEmbedding image=."
+                )
             return self.segment_batch(embeddings)
         if images is None:
             raise ValueError(f"The superpixel generator '{self.name}' works on images: pass images=.")
@@ -120,6 +154,9 @@ class SuperpixelGenerator(ABC):
     def segment_batch(self, sources: Sequence[Any]) -> list[RegionMap]:
         """Make the superpixels of checked (H, W, 3) uint8 images, or of SAM embeddings if ``needs_embedding``."""
 
+
+ON_SAM_EMBEDDINGS = ("one_pass", "sam")
+"""Names of the generators that work on SAM embeddings; without a model, ``SamImageSuperpixels`` makes those."""
 
 generator_registry: Registry[Callable[..., SuperpixelGenerator]] = Registry("superpixel generator")
 """Name -> the function that builds the generator from its options."""

@@ -212,7 +212,7 @@ def attach_precomputed(extractor: FrozenFeatureExtractor, datasets: Datasets) ->
 def _attach_features(extractor: FrozenFeatureExtractor, datasets: Datasets, features: FeatureCache | None) -> None:
     """Give the data sets their features; data sets that are joined to one split get all of them, or none does."""
     generator = extractor.generator
-    reads_images = generator is not None and not generator.needs_embedding
+    reads_images = generator is not None and (generator.needs_image or not generator.needs_embedding)
     for lavis_split in {name for by_split in datasets.values() for name in by_split}:
         joined = {name: by_split[lavis_split] for name, by_split in datasets.items() if lavis_split in by_split}
         stored = {name: precomputed_of(split, "features") for name, split in joined.items()}

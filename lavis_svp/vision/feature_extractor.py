@@ -23,6 +23,7 @@ from lavis_svp.vision.geometry import (
     VALID_CHANNEL,
     SamInputGeometry,
     geometry_of,
+    image_at_stride_4,
     image_pixels,
     read_geometry,
     scaled_pixels,
@@ -341,6 +342,7 @@ class VisionFeatures:
         geometry: where each image lies in SAM's input.
         extents: share (of height, of width) of the patch grid that each image covers.
         places: the same in tensors, on the features' device; None: not made yet, see :attr:`on_grids`.
+        image: (B, 3, S / 4, S / 4) the images at stride 4, if superpixels are made of them (``needs_image``).
     """
 
     patches: PatchFeatures
@@ -349,6 +351,7 @@ class VisionFeatures:
     geometry: list[SamInputGeometry]
     extents: list[tuple[float, float]]
     places: GridPlaces | None = None
+    image: Tensor | None = None
 
     @property
     def on_grids(self) -> GridPlaces:
@@ -361,7 +364,8 @@ class VisionFeatures:
     def sam_embedding(self, index: int) -> SamEmbedding:
         """SAM's embedding of one image, as the superpixel generators take it."""
         geometry = self.geometry[index]
-        return SamEmbedding(self.sam[index], geometry.input_size, geometry.original_size, geometry.side)
+        image = None if self.image is None else self.image[index]
+        return SamEmbedding(self.sam[index], geometry.input_size, geometry.original_size, geometry.side, image)
 
 
 class FrozenFeatureExtractor(FrozenModule):
@@ -399,9 +403,7 @@ class FrozenFeatureExtractor(FrozenModule):
         self.generator = None
         if superpixels is not None:
             name, options = generator_options(superpixels)
-            if name == "sam":
-                options |= parts.for_superpixels()
-            self.generator = build_superpixels(name, **options)
+            self.generator = build_superpixels(name, **options, **parts.for_superpixels(name))
 
     @property
     def patch_dim(self) -> int:
@@ -420,9 +422,8 @@ class FrozenFeatureExtractor(FrozenModule):
     @property
     def patch_colours(self) -> PatchColours | None:
         """Makes the channel ``colour`` of an image without this module; None where that channel is off."""
-        encoder = self.config.encoder
-        on = "colour" in encoder.extra_channels
-        return PatchColours(self.vision_encoder.grid, encoder.fit == "pad") if on else None
+        on, pad = "colour" in self.config.encoder.extra_channels, self.config.encoder.fit == "pad"
+        return PatchColours(self.vision_encoder.grid, pad) if on else None
 
     def read_images(self, samples: Mapping[str, Any]) -> ImageInputs:
         """What this extractor reads of a batch, see :func:`read_images`."""
@@ -473,7 +474,8 @@ class FrozenFeatureExtractor(FrozenModule):
         pixels, geometry = scaled_pixels(images.pixels), images.geometry  # (B, 3, S, S)
         patches = self.vision_encoder(pixels, [one.input_size for one in geometry])
         embedding = self.sam_encoder(pixels, validity(geometry, pixels.device))  # (B, 256, h, w)
-        return VisionFeatures(patches, embedding, None, geometry, self.extents(geometry))
+        extents, image_at_4 = self.extents(geometry), self._image_at_stride_4(images)
+        return VisionFeatures(patches, embedding, None, geometry, extents, image=image_at_4)
 
     @property
     def device(self) -> torch.device:
@@ -486,15 +488,22 @@ class FrozenFeatureExtractor(FrozenModule):
         return image_shares([one.input_size for one in geometry], (side, side), self.config.encoder.fit)
 
     def _make_superpixels(self, images: ImageInputs, vision: VisionFeatures) -> list[RegionMap] | None:
-        if self.generator is None:
+        generator, pixels = self.generator, images.pixels
+        if generator is None:
             return None
-        if self.generator.needs_embedding:
-            return self.generator(None, [vision.sam_embedding(index) for index in range(len(vision.geometry))])
-        if images.pixels is None:
+        if generator.needs_embedding and (pixels is not None or not generator.needs_image):
+            return generator(None, [vision.sam_embedding(index) for index in range(len(vision.geometry))])
+        if pixels is None:
             raise ValueError(
                 "The samples hold neither images nor superpixels: let the data set load images, or cache superpixels."
             )
-        return self.generator(image_pixels(images.pixels, images.geometry))
+        return generator(image_pixels(pixels, images.geometry))
+
+    def _image_at_stride_4(self, images: ImageInputs) -> Tensor | None:
+        """The images as the generator needs them; None if it needs none, or makes nothing of them."""
+        known = images.region_maps is not None or images.regions_known
+        needed = self.generator is not None and self.generator.needs_image and not known
+        return image_at_stride_4(images.pixels) if needed and images.pixels is not None else None
 
     def requested_outputs(self, patches: PatchFeatures) -> dict[str, Tensor]:
         """The requested outputs, optional fields of ``patches``, by name."""
@@ -545,7 +554,8 @@ class FrozenFeatureExtractor(FrozenModule):
             valid=cached["valid"].bool(),  # (B, N)
             **{name: cached[name].float() for name in self.config.outputs},
         )
-        return VisionFeatures(patches, cached["sam"].float(), None, images.geometry, self.extents(images.geometry))
+        sam, extents = cached["sam"].float(), self.extents(images.geometry)
+        return VisionFeatures(patches, sam, None, images.geometry, extents, image=self._image_at_stride_4(images))
 
 
 def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -246,12 +246,12 @@ class FeatureWriter:
             tensors = {"patches": patches.patches, "valid": patches.valid, "sam": vision.sam}
             tensors |= self.extractor.requested_outputs(patches)
         tensors = {name: _as_stored(name, tensor).cpu() for name, tensor in tensors.items()}
+        parts = [one.parts & self.parts(one.key) for one in images]
+        regions = self._regions(vision, [index for index, its in enumerate(parts) if SUPERPIXELS in its])
         computed = []
         for index, one in enumerate(images):
-            parts = one.parts & self.parts(one.key)
-            features = {name: tensor[index] for name, tensor in tensors.items()} if FEATURES in parts else {}
-            regions = self._regions(vision, index) if SUPERPIXELS in parts else None
-            computed.append(ComputedImage(one.key, features, regions))
+            features = {name: tensor[index] for name, tensor in tensors.items()} if FEATURES in parts[index] else {}
+            computed.append(ComputedImage(one.key, features, regions.get(index)))
         return computed
 
     def store(self, computed: ComputedImage) -> None:
@@ -263,9 +263,16 @@ class FeatureWriter:
         if self.superpixels is not None and computed.regions is not None:
             self.superpixels.put(computed.key, computed.regions)
 
-    def _regions(self, vision: VisionFeatures, index: int) -> RegionMap | None:
+    def _regions(self, vision: VisionFeatures, indices: Sequence[int]) -> dict[int, RegionMap]:
+        """The superpixels of some of the images, by index; as many together as the generator takes."""
         generator = self.extractor.generator
-        return None if generator is None else generator(embeddings=[vision.sam_embedding(index)])[0]
+        if generator is None:
+            return {}
+        regions: list[RegionMap] = []
+        for start in range(0, len(indices), generator.batch_size):
+            group = indices[start : start + generator.batch_size]
+            regions += generator(embeddings=[vision.sam_embedding(index) for index in group])
+        return dict(zip(indices, regions, strict=True))
 
     def _has_features(self, key: str) -> bool:
         assert self.features is not None

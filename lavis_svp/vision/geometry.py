@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from lavis_svp.common.files import shown
 from lavis_svp.common.tensors import cell_overlap, no_autocast
+from lavis_svp.superpixels.one_pass.head import STRIDE as HEAD_STRIDE
 
 VALID_CHANNEL = 3
 """Index of the validity channel of an image tensor (4, S, S): RGB, then 1 where the image is."""
@@ -171,6 +172,18 @@ def validity(geometry: Sequence[SamInputGeometry], device: torch.device | str = 
 def scaled_pixels(pixels: Tensor) -> Tensor:
     """Pixels as float32 in 0..1: uint8 ones are divided by 255, others are taken to be so already."""
     return pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def image_at_stride_4(pixels: Tensor) -> Tensor:
+    """SAM's input at a quarter of its side, as a boundary head reads it: the means of 4 x 4 pixels.
+
+    Args:
+        pixels: (B, 3, S, S) RGB, uint8 or float in 0..1 but for rounding, zeros in the padding.
+
+    Returns:
+        (B, 3, S / 4, S / 4) float32 in 0..1; NaN where a pixel is.
+    """
+    return functional.avg_pool2d(scaled_pixels(pixels), HEAD_STRIDE).clamp(0, 1)
 
 
 def image_pixels(pixels: Tensor, geometry: Sequence[SamInputGeometry]) -> list[np.ndarray]:

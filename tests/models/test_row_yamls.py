@@ -1,4 +1,4 @@
-"""Rows of the ablation and the comparison differ from the tiny model's recipe in what they are named for only."""
+"""Rows of the ablation and the comparison, and the long training, differ from the tiny model's recipe as they say."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ ABLATION = {
     "mask_pool_geometry": {"projector": {"name": "mask_pool_geometry"}},
 }
 
+MASKS = {"superpixels": {"name": "sam"}}  # every row has them, with which the tables were measured
 PLACES = {"auxiliary_losses": {"place_alignment": 1.0}}  # short runs differ less with it
 COMPARISON = {
     "svp": {},
@@ -70,8 +71,17 @@ def test_a_row_changes_what_it_says(path):
     recipe, row = resolved(ROOT / "projects/svp/train/refshapes_tiny.yaml"), resolved(path)
     folder = path.parent.name
     recipe["run"] |= {**SHORTER[folder], "output_dir": f"output/svp/{folder}/{path.stem}"}
-    recipe["model"] = OmegaConf.to_container(OmegaConf.merge(recipe["model"], CHANGES[folder][path.stem]))
+    recipe["model"] = OmegaConf.to_container(OmegaConf.merge(recipe["model"], MASKS, CHANGES[folder][path.stem]))
     assert row == recipe
+
+
+def test_the_long_training_is_the_short_one_with_more_steps():
+    short, long = (
+        resolved(ROOT / f"projects/svp/train/{name}.yaml") for name in ("refshapes_tiny", "refshapes_tiny_long")
+    )
+    assert long["run"].pop("output_dir") == short["run"].pop("output_dir") + "_long"
+    assert long["run"].pop("max_iters") == 4000 and short["run"].pop("max_iters") >= 1000
+    assert long == short
 
 
 def test_the_readme_has_every_row():

@@ -95,6 +95,8 @@ def test_trainings_of_the_tiny_type_start_from_the_named_weights(path):
 
 def test_trainings_write_where_the_messages_say():
     (entry,) = list_shipped()
-    project = OmegaConf.load(ROOT / "projects/svp/train/refshapes_tiny.yaml")
+    path = "projects/svp/train/refshapes_tiny_long.yaml"
+    project = OmegaConf.load(ROOT / path)
+    assert path in entry.train
     assert entry.checkpoint == project.run.output_dir and project.model.model_type == entry.model_type
     assert OmegaConf.load(ROOT / "lavis_svp/configs/models/svp_ris_tiny.yaml").model.finetuned == entry.name

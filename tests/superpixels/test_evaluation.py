@@ -1,4 +1,4 @@
-"""Agreement of two maps against loops, and ceilings against trying every set of regions."""
+"""Agreement and boundaries against loops, and ceilings against trying every set of regions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from lavis_svp.superpixels.evaluation import agreement, single_ceiling, union_ceiling
+from lavis_svp.superpixels.evaluation import (
+    BoundaryScores,
+    agreement,
+    boundary_pixels,
+    boundary_scores,
+    monosemanticity,
+    single_ceiling,
+    tolerance_of,
+    union_ceiling,
+)
 from lavis_svp.superpixels.region_map import RegionMap
 
 maps = hnp.arrays(np.int64, (4, 5), elements=st.integers(-1, 3)).filter(lambda labels: (labels >= 0).any())
@@ -67,3 +76,65 @@ def test_nothing_to_find_and_other_sizes() -> None:
     assert union_ceiling(regions, np.ones((4, 4))) == (0.75, [0, 1])
     with pytest.raises(ValueError, match=r"\(H, W\)"):
         single_ceiling(regions, np.zeros(4))
+
+
+masks = hnp.arrays(np.bool_, (6, 7))
+tolerances = st.sampled_from([0, 1, 1.5, 2, 3.2])
+
+
+def within(tolerance: float, one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2 <= tolerance**2
+
+
+def slow_share(pixels: np.ndarray, others: np.ndarray, tolerance: float) -> float:
+    ours, theirs = [list(zip(*np.nonzero(one), strict=True)) for one in (pixels, others)]
+    met = sum(any(within(tolerance, one, other) for other in theirs) for one in ours)
+    return met / len(ours) if ours else 1.0
+
+
+@given(hnp.arrays(np.int64, (5, 6), elements=st.integers(-1, 2)))
+def test_boundary_pixels_are_those_before_another_label(labels: np.ndarray) -> None:
+    for y, x in np.ndindex(*labels.shape):
+        after = [labels[place] for place in ((y + 1, x), (y, x + 1)) if place[0] < 5 and place[1] < 6]
+        assert boundary_pixels(labels)[y, x] == any(one != labels[y, x] for one in after)
+
+
+@given(masks, masks, tolerances)
+def test_boundary_scores_equal_loops(one: np.ndarray, other: np.ndarray, tolerance: float) -> None:
+    scores = boundary_scores(one, other, tolerance)
+    assert scores.precision == pytest.approx(slow_share(one, other, tolerance))
+    assert scores.recall == pytest.approx(slow_share(other, one, tolerance))
+    assert boundary_scores(other, one, tolerance) == (scores.recall, scores.precision)
+    assert boundary_scores(one, one, tolerance) == (1, 1)
+
+
+def test_f_score_and_bad_input() -> None:
+    assert BoundaryScores(0.5, 1.0).f_score == pytest.approx(2 / 3) and BoundaryScores(0.0, 0.0).f_score == 0
+    assert tolerance_of((300, 400)) == pytest.approx(3.75) and tolerance_of((1, 1)) == 1
+    with pytest.raises(ValueError, match="one size"):
+        boundary_scores(np.zeros((2, 3), bool), np.zeros((3, 2), bool), 1)
+    with pytest.raises(ValueError, match=r"at least 0 pixels, got -1"):
+        boundary_scores(np.zeros((2, 3), bool), np.zeros((2, 3), bool), -1)
+    with pytest.raises(ValueError, match=r"at least 0 pixels, got nan"):
+        monosemanticity(RegionMap.whole_image((2, 3)), np.zeros((2, 3), bool), float("nan"))
+
+
+@given(hnp.arrays(np.int64, (6, 7), elements=st.integers(-1, 2)).filter(lambda m: (m >= 0).any()), masks, tolerances)
+def test_monosemanticity_equals_loops(labels: np.ndarray, contours: np.ndarray, tolerance: float) -> None:
+    regions, pixels = RegionMap.from_labels(labels), list(np.ndindex(6, 7))
+    pure = 0
+    for region in range(regions.count):
+        mine = {pixel for pixel in pixels if regions.labels[pixel] == region}
+        core = [one for one in mine if all(other in mine for other in pixels if within(tolerance, one, other))]
+        pure += not any(contours[pixel] for pixel in core)
+    assert monosemanticity(regions, contours, tolerance) == pytest.approx(pure / regions.count)
+
+
+def test_a_region_is_monosemantic_until_a_contour_runs_through_its_middle() -> None:
+    truth = np.repeat(np.arange(12) >= 6, 10).reshape(12, 10)
+    halves = RegionMap.from_labels(truth.astype(int))
+    contours = boundary_pixels(truth)
+    assert monosemanticity(halves, contours, 1) == 1
+    assert monosemanticity(RegionMap.whole_image((12, 10)), contours, 1) == 0
+    shifted = RegionMap.from_labels(np.repeat(np.arange(12) >= 8, 10).reshape(12, 10).astype(int))
+    assert monosemanticity(shifted, contours, 2) == 1 and monosemanticity(shifted, contours, 0) < 1

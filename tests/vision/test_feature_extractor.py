@@ -129,7 +129,12 @@ def test_outputs_that_the_encoder_cannot_give_name_the_key_to_set(make_extractor
         make_extractor({"keys"}, layer=0)
 
 
-@pytest.mark.parametrize("superpixels", [{"name": "grid", "rows": 2, "cols": 2}, {"name": "sam", "points_per_side": 2}])
+ONE_PASS = {"name": "one_pass"}
+
+
+@pytest.mark.parametrize(
+    "superpixels", [{"name": "grid", "rows": 2, "cols": 2}, {"name": "sam", "points_per_side": 2}, ONE_PASS]
+)
 def test_superpixels_are_made_or_taken_from_the_samples(make_extractor, samples, superpixels):
     extractor = make_extractor(superpixels=superpixels)
     maps = extractor(samples).region_maps
@@ -178,7 +183,7 @@ def both_forms(samples):
 
 
 @pytest.mark.parametrize(
-    "superpixels", [{"name": "slic", "n_segments": 6}, {"name": "sam", "points_per_side": 2}, None]
+    "superpixels", [{"name": "slic", "n_segments": 6}, {"name": "sam", "points_per_side": 2}, ONE_PASS, None]
 )
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 def test_bytes_give_the_same_bits_as_floats(make_extractor, both_forms, superpixels, fit):
@@ -230,13 +235,34 @@ def test_cached_features_need_no_image(make_extractor, both_forms, fit):
     assert plain.patch_colours is None
 
 
+def test_the_image_goes_with_the_embedding_where_superpixels_are_made_of_both(make_extractor, both_forms):
+    """And only there; beside cached features it is read, and it is an error if it is not there."""
+    extractor, samples = make_extractor(superpixels=ONE_PASS, extra_channels=["colour"]), both_forms[1]
+    vision = extractor(samples)
+    expected = samples["image"].float().div(255).unflatten(2, (32, 4)).unflatten(4, (32, 4)).mean((3, 5))
+    torch.testing.assert_close(vision.image, expected)
+    assert torch.equal(vision.sam_embedding(1).image, vision.image[1])
+    assert extractor({**samples, "region_map": vision.region_maps}).image is None
+    assert make_extractor(superpixels={"name": "sam", "points_per_side": 2})(samples).image is None
+    frozen = stored_features(extractor, extractor.encode(samples["image"], samples["original_size"]), samples)
+    cached = extractor({**samples, "frozen": frozen})
+    pairs = zip(cached.region_maps, vision.region_maps, strict=True)
+    assert all((ours.labels == theirs.labels).all() for ours, theirs in pairs)
+    with pytest.raises(ValueError, match="neither images nor superpixels"):
+        extractor({"frozen": frozen, "original_size": samples["original_size"]})
+
+
+def test_the_boundary_head_is_no_part_of_the_state_dict(make_extractor):
+    assert list(make_extractor(superpixels=ONE_PASS).state_dict()) == list(make_extractor().state_dict())
+
+
 @pytest.mark.parametrize(
     ("superpixels", "images", "reads"),
-    [(GRID, True, 1), (None, True, 0), (None, False, 0)],
-    ids=["made here", "none", "cached"],
+    [(GRID, True, 1), (ONE_PASS, True, 1), (None, True, 0), (None, False, 0)],
+    ids=["of the image", "one pass", "none", "cached"],
 )
 def test_the_device_is_not_waited_for(devices, make_extractor, both_forms, superpixels, images, reads):
-    """But for the images that a classical superpixel generator works on, in one transfer."""
+    """But for what superpixels are made of on the CPU, in one transfer: images, or boundaries."""
     extractor = make_extractor(superpixels=superpixels, fit="pad", extra_channels=["sam", "colour"])
     samples = both_forms[1]
     expected = extractor(samples)

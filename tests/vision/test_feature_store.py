@@ -26,6 +26,7 @@ from lavis_svp.vision.feature_store import (
 )
 
 SAM = {"name": "sam", "points_per_side": 2}
+ONE_PASS = {"name": "one_pass"}
 
 
 def jobs_of(split, names):
@@ -232,7 +233,7 @@ def test_worker_processes_store_the_same(workers, make_extractor, make_split, ow
         feature_store.writer_of(dataclasses.replace(origin, features=features.folder.parent / "other"))
 
 
-@pytest.mark.parametrize("superpixels", [None, SAM])
+@pytest.mark.parametrize("superpixels", [None, SAM, ONE_PASS])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_a_batch_stores_what_one_image_at_a_time_does(
     batch_size, superpixels, make_extractor, make_split, tmp_path, own_cache

@@ -11,6 +11,7 @@ from lavis_svp.vision.geometry import (
     SamInputGeometry,
     covered_cells,
     geometry_of,
+    image_at_stride_4,
     image_coverage,
     image_pixels,
     logits_to_original,
@@ -138,3 +139,16 @@ def test_the_centre_of_a_mask_is_a_share_of_the_padded_side():
     mask[2:4, 10:14] = 1
     centre = mask_centre(mask, SamInputGeometry(64, (32, 64), (10, 20)))
     torch.testing.assert_close(centre, torch.tensor([0.6, 0.15]))
+
+
+def test_a_boundary_head_reads_the_means_of_4_x_4_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (39, 61, 3), dtype=np.uint8)
+    pixels = resize_to_sam_input(image, SIDE)
+    found = image_at_stride_4(pixels[None])[0]
+    assert found.shape == (3, SIDE // 4, SIDE // 4) and found.dtype == torch.float32
+    for row, column in ((0, 0), (7, 3), (SIDE // 4 - 1, 0)):
+        block = pixels[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].numpy().astype(np.float64) / 255
+        np.testing.assert_allclose(found[:, row, column].numpy(), block.mean((1, 2)), atol=1e-6)
+    assert torch.equal(found, image_at_stride_4(scaled_pixels(pixels)[None])[0])
+    assert not found[:, -(-sam_input_size(39, 61, SIDE)[0] // 4) :].any()  # the padding
+    assert image_at_stride_4(torch.full((1, 3, 8, 8), 1.004)).max() == 1  # floats of 16 bits may leave 0..1

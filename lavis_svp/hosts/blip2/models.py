@@ -271,7 +271,7 @@ def swap_into_blip2(model: Blip2OPT | Blip2T5, processor: Any, options: SwapOpti
 
 
 def swap_blip2(
-    model: Blip2OPT | Blip2T5, projector: str = "svp", superpixels: str | Mapping[str, Any] = "sam", **options: Any
+    model: Blip2OPT | Blip2T5, projector: str = "svp", superpixels: str | Mapping[str, Any] = "one_pass", **options: Any
 ) -> ProjectedBlip2:
     """Give a BLIP-2 that LAVIS has built another projector in place of its Q-Former and projection.
 

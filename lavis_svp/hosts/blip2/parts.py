@@ -61,7 +61,7 @@ class Blip2Options:
     prompt: str = ""
     max_txt_len: int = 32
     projector: Mapping[str, Any] = field(default_factory=lambda: {"name": "svp"})
-    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "sam"})
+    superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "one_pass"})
     levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from lavis_svp.superpixels.generator import target_count
 from lavis_svp.superpixels.region_map import UNKNOWN_LEVEL, RegionMap
 from lavis_svp.superpixels.sam.mask_filter import ChosenMasks
 from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
-
-COARSEST = 10
-"""Number of regions at granularity 0, where there are as many."""
 
 _MOSTLY = 0.5
 """A mask is a part of a larger one if at least this share of it lies inside."""
@@ -88,15 +86,6 @@ def _fill_unlabelled(labels: np.ndarray, count: int, options: SamSuperpixelOptio
     new = np.full(len(areas) + 1, -1)
     new[large + 1] = count + np.arange(len(large))
     return np.where(holes, new[pieces], labels), len(large)
-
-
-def target_count(count: int, options: SamSuperpixelOptions) -> int:
-    """How many of ``count`` regions ``granularity`` and ``max_superpixels`` leave; at least 1."""
-    target = count
-    if options.granularity is not None:
-        coarsest = min(COARSEST, count)
-        target = round(coarsest + options.granularity * (count - coarsest))
-    return target if options.max_superpixels is None else min(target, options.max_superpixels)
 
 
 def merge_to_count(labels: np.ndarray, masks: ChosenMasks, target: int) -> np.ndarray:

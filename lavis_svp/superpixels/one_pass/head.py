@@ -1,0 +1,95 @@
+"""The boundary head: from SAM's embedding and the image at stride 4 to boundaries and affinities of regions."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+EMBEDDING_CHANNELS = 256
+STRIDE = 4
+"""Pixels of SAM's input along a cell of the boundary map, and of the image that the head reads."""
+
+LEVELS = 5
+"""Nested maps that the labels come from, coarse to fine; a channel of boundaries for each."""
+
+
+class HeadOutput(NamedTuple):
+    """What the head says of B images.
+
+    Args:
+        boundaries: (B, L, 4 h, 4 w) logits: does a boundary of a map run through a cell? The coarsest map first.
+        affinities: (B, D, 2 h, 2 w): two cells lie in one region of as many maps as ``exp(-|a - b|^2)`` of theirs says.
+    """
+
+    boundaries: Tensor
+    affinities: Tensor
+
+
+class BoundaryHead(nn.Module):
+    """Boundaries of regions at several levels of detail, from what SAM's image encoder has made already.
+
+    Most of the work is done at stride 8, where it is cheap: the embedding is enlarged to it, the image comes in with
+    2 x 2 cells as channels, and the result is spread over 2 x 2 cells again. Thin things, which do not survive stride
+    8, come from the image at stride 4. All are convolutions, so any side goes, and no image depends on another.
+
+    Args:
+        coarse: channels at stride 16.
+        width: channels at stride 8.
+        fine: channels at stride 4.
+        levels: L, channels of the boundaries.
+        affinities: D, channels of the affinities.
+    """
+
+    def __init__(
+        self, coarse: int = 96, width: int = 64, fine: int = 16, levels: int = LEVELS, affinities: int = 8
+    ) -> None:
+        super().__init__()
+        self.shape = {"coarse": coarse, "width": width, "fine": fine, "levels": levels, "affinities": affinities}
+        self.reduce = nn.Sequential(_block(EMBEDDING_CHANNELS, coarse, 1), _block(coarse, coarse, 3))
+        self.enlarge = nn.ConvTranspose2d(coarse, width, 2, 2)
+        self.image8 = _block(3 * 4, width, 3)
+        self.middle = nn.Sequential(_block(2 * width, width, 3), _block(width, width, 3), _block(width, width, 3))
+        self.spread = nn.Conv2d(width, 4 * fine, 1)
+        self.affinities = nn.Conv2d(width, affinities, 1)
+        self.image4 = _block(3, fine, 3)
+        self.boundaries = nn.Sequential(_block(2 * fine, fine, 3), nn.Conv2d(fine, levels, 3, padding=1))
+
+    def forward(self, embedding: Tensor, image: Tensor) -> HeadOutput:
+        """Find boundaries and affinities.
+
+        Args:
+            embedding: (B, 256, h, w) SAM's.
+            image: (B, 3, 4 h, 4 w) RGB in 0..1 at stride 4, zeros in the padding.
+        """
+        image = image * 2.0 - 1.0
+        coarse = self.enlarge(self.reduce(embedding))  # (B, C, 2 h, 2 w)
+        local = self.image8(functional.pixel_unshuffle(image, 2))  # (B, C, 2 h, 2 w)
+        middle = self.middle(torch.cat([coarse, local], dim=1))  # (B, C, 2 h, 2 w)
+        fine = functional.pixel_shuffle(self.spread(middle), 2)  # (B, F, 4 h, 4 w)
+        boundaries = self.boundaries(torch.cat([fine, self.image4(image)], dim=1))  # (B, L, 4 h, 4 w)
+        return HeadOutput(boundaries, self.affinities(middle))
+
+    def folded(self) -> BoundaryHead:
+        """A copy for inference: its norms, which are fixed then, are part of the convolutions before them."""
+        head = copy.deepcopy(self).eval()
+        for module in head.modules():
+            if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d) and len(module) == 3:  # _block
+                if isinstance(module[1], nn.BatchNorm2d):
+                    module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+        return head.requires_grad_(False)
+
+
+def _block(channels: int, out: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+    )
+
+
+def boundary_strength(boundaries: Tensor) -> Tensor:
+    """The share of the L maps with a boundary in a cell, as expected: (B, 4 h, 4 w) in 0..1 of logits (B, L, ...)."""
+    return boundaries.float().sigmoid().mean(dim=1)
