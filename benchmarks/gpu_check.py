@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import gpu_sections
-from gpu_sections import SECTIONS, Check, Skip, without_paths
+from gpu_measure import PROGRESS, Check, Skip, without_paths
+from gpu_sections import SECTIONS
 
 from lavis_svp.cli.common import user_errors
 from lavis_svp.common.devices import checked_device
@@ -44,7 +45,7 @@ class Outcome:
         status: "passed"; "failed", by an error or a value out of its bounds; "skipped".
         reason: of a failure by an error, or of skipping.
         seconds: wall time, with starting Python.
-        rows: what was measured, see :meth:`gpu_sections.Check.add`.
+        rows: what was measured, see :meth:`gpu_measure.Check.add`.
     """
 
     status: str
@@ -118,8 +119,8 @@ def run_section(name: str, device: str, folder: Path) -> Outcome:
     with open(log, "w", encoding="utf-8") as file:
         for line in process.stdout:
             file.write(line)
-            if line.startswith(gpu_sections.PROGRESS):
-                print(f"    {line.removeprefix(gpu_sections.PROGRESS).rstrip()}", flush=True)
+            if line.startswith(PROGRESS):
+                print(f"    {line.removeprefix(PROGRESS).rstrip()}", flush=True)
     code = process.wait()
     in_time = limit.is_alive()
     limit.cancel()

@@ -9,18 +9,17 @@ import copy
 import dataclasses
 import math
 import platform
-import re
 import statistics
 import subprocess
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_measure import Check, Section, Skip
 from omegaconf import OmegaConf
 from results import ROOT
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ from lavis_svp.common.paths import cache_root
 from lavis_svp.common.transfer import Packed, move_to_device
 from lavis_svp.runners.training_log import peak_memory
 
-PROGRESS = "progress: "
 PACKAGES = ("torch", "transformers", "salesforce-lavis", "peft", "deepspeed", "bitsandbytes", "timm", "numpy")
 PROJECT = ROOT / "projects" / "svp" / "train" / "refshapes_tiny.yaml"
 ZERO2 = ROOT / "projects" / "svp" / "deepspeed" / "zero2.json"
@@ -45,81 +43,17 @@ BF16_LOSS = 0.1  # mean difference of the losses in bf16 from those in fp32, as 
 MOST_WAITS = {"training step": 6, "prediction": 8}  # four, and one for each four of the 16 tokens
 LARGE_REGIONS = (6, 7)  # rows and columns of superpixels: about the paper's 40
 
-
-class Skip(Exception):
-    """A section, or the rest of it, cannot run here; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A section.
-
-    Args:
-        summary: in a few words.
-        seconds: after which it is ended.
-    """
-
-    summary: str
-    seconds: int
-
-
 SECTIONS = {
     "environment": Section("versions, card, driver", 60),
     "parity": Section("the shipped model on the CPU and on the device", 150),
+    "one_pass": Section("superpixels in one pass on the CPU and on the device", 40),
     "speed": Section("images a second: encoding, superpixels, inference", 120),
-    "training": Section("steps of the tiny recipe in fp32 and bf16", 240),
+    "training": Section("steps of the tiny recipe in fp32 and bf16", 200),
     "waits": Section("how often the host waits for the device", 60),
     "large": Section("a step of the 7B model with random weights", 150),
     "zero2": Section("steps under DeepSpeed's ZeRO-2", 120),
 }
 """By name, which is that of a function below; together at most 15 minutes."""
-
-
-class Check:
-    """Collects what a section measures.
-
-    Args:
-        device: where to run.
-        folder: for files that sections share; it is removed at the end.
-    """
-
-    def __init__(self, device: str, folder: Path) -> None:
-        self.device, self.folder = torch.device(device), folder
-        self.small = self.device.type == "cpu"
-        self.rows: list[dict[str, Any]] = []
-
-    def add(
-        self, name: str, value: Any, unit: str = "", *, at_most: float | None = None, at_least: float | None = None
-    ) -> None:
-        """Keep a value; with a bound, it is wrong beyond it, or if it is not finite."""
-        bound, ok = "", None
-        if at_most is not None:
-            bound, ok = f"<= {at_most:g}", math.isfinite(value) and value <= at_most
-        elif at_least is not None:
-            bound, ok = f">= {at_least:g}", math.isfinite(value) and value >= at_least
-        shown = str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
-        self.rows.append({"name": name, "value": shown, "unit": unit, "bound": bound, "ok": ok})
-        self.say(f"{name}: {value:.4g} {unit}" if isinstance(value, float) else f"{name}: {value} {unit}")
-
-    def say(self, text: str) -> None:
-        """Show progress."""
-        print(f"{PROGRESS}{text}", flush=True)
-
-    def seconds(self, work: Callable[[], Any], repeats: int) -> float:
-        """Median wall time of some work, once the device has done it, after one call that does not count."""
-        taken = []
-        for _ in range(1 + repeats):
-            wait_for(self.device)
-            start = time.perf_counter()
-            work()
-            wait_for(self.device)
-            taken.append(time.perf_counter() - start)
-        return statistics.median(taken[1:])
-
-
-def without_paths(text: str) -> str:
-    """A text in which every absolute path has become its last part."""
-    return re.sub(r"(?<![\w.])/(?:[\w.@+-]+/)+", "", text)
 
 
 # ---------------------------------------------------------------- what is here
@@ -159,7 +93,7 @@ def _command(*words: str) -> str:
 def parity(check: Check) -> None:
     """Frozen features, superpixels, visual tokens and masks of the shipped model, on the CPU and on the device."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    here = _shipped_model(check)
+    here = _shipped_model(check, superpixels="sam")
     there = copy.deepcopy(here).to(check.device)
     samples = _samples(2 if check.small else 6, here.options.sam.side)
     check.say("encoding on both")
@@ -192,11 +126,12 @@ def parity(check: Check) -> None:
         check.add(f"answers in {name} that differ", sum(a.text != b.text for a, b in pairs), f"of {len(pairs)}")
 
 
-def _shipped_model(check: Check) -> Any:
-    """The shipped model; on a CPU one of its kind for small images, which no trained weights fit."""
+def _shipped_model(check: Check, superpixels: str) -> Any:
+    """The shipped model with these superpixels; on a CPU one of its kind for small images, which no weights fit."""
     from lavis_svp.models.svp_ris import SvpRis
 
     section = OmegaConf.load(SvpRis.default_config_path("tiny")).model
+    section.superpixels.name = superpixels
     if check.small:
         small = {"vision_encoder": {"side": 112}, "sam": {"side": 128}, "superpixels": {"sam": {"points_per_side": 8}}}
         language = {"num_layers": 2, "max_new_tokens": 4}
@@ -258,12 +193,41 @@ def _iou(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.logical_and(one, two).sum() / union) if union else 1.0
 
 
+def one_pass(check: Check) -> None:
+    """The boundary head on several images together, on the device, against one after another on the CPU; its speed."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for side, count in ((128, 2),) if check.small else ((384, 8), (1024, 4)):
+        _one_pass_at(check, side, count)
+
+
+def _one_pass_at(check: Check, side: int, count: int) -> None:
+    """The section's rows for so many images at one side of SAM."""
+    from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
+    from lavis_svp.vision.geometry import geometry_of, image_pixels
+    from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+
+    samples, generator = _samples(count, side), OnePassSuperpixels()
+    encoder = SamImageSuperpixels(side=side, device=str(check.device), encoder_dtype="float32", method="one_pass")
+    images = image_pixels(samples["image"], geometry_of(side, samples["original_size"]))
+    there = [encoder.embed(image) for image in images]
+    here = [one._replace(embedding=one.embedding.cpu(), image=one.image.cpu()) for one in there]
+    pairs = zip((generator.boundaries([one])[0] for one in here), generator.boundaries(there), strict=True)
+    worst = max(float(np.abs(one.strength - other.strength).max()) for one, other in pairs)
+    check.add(f"boundary strength at side {side}, largest difference", worst, at_most=FP32_BOUND)
+    maps = zip(generator(None, here), generator(None, there), strict=True)
+    same = statistics.fmean(_same_regions(one.labels, other.labels) for one, other in maps)
+    check.add(f"superpixels at side {side} that agree", same, at_least=SAME_PIXELS)
+    works = {"boundary head": lambda: generator.boundaries(there), "all of it": lambda: generator(None, there)}
+    for name, work in works.items():
+        check.add(f"{name} at side {side}", count / check.seconds(work, 1 if check.small else 5), "images/s")
+
+
 # ---------------------------------------------------------------- images a second
 
 
 def speed(check: Check) -> None:
     """Images a second of the frozen encoders, of superpixels, and of whole predictions."""
-    model = _shipped_model(check).to(check.device)
+    model = _shipped_model(check, superpixels="sam").to(check.device)
     batch, repeats = (1, 1) if check.small else (16, 5)
     samples = move_to_device(_samples(batch, model.options.sam.side, expressions=1), check.device)
     extractor = model.extractor

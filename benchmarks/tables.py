@@ -19,6 +19,7 @@ from typing import Any
 
 import comparison
 import numpy as np
+import one_pass_tables
 import scores
 from results import BLOCK, ROOT, fill, load, number, table
 
@@ -165,6 +166,7 @@ def plan_overview() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     **scores.BLOCKS,
     **comparison.BLOCKS,
+    **one_pass_tables.BLOCKS,
     "superpixels": superpixels,
     "loader": loader,
     "runner": runner,

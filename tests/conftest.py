@@ -223,8 +223,11 @@ def tiny_parts(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> di
 
 
 @pytest.fixture(scope="session")
-def make_model(tiny_parts: dict[str, Path]) -> Callable[..., Any]:
-    """``make_model(**sections)``: a fresh model in training mode; sections override the tiny defaults."""
+def make_model(tiny_parts: dict[str, Path], random_head: str) -> Callable[..., Any]:
+    """``make_model(**sections)``: a fresh model in training mode; sections override the tiny defaults.
+
+    The head of ``one_pass`` is a random one.
+    """
     import torch
     from omegaconf import OmegaConf
 
@@ -243,6 +246,8 @@ def make_model(tiny_parts: dict[str, Path]) -> Callable[..., Any]:
         for whole in ("projector", "superpixels"):  # other names have other options
             if whole in sections:
                 base.pop(whole)
+        if sections.get("superpixels", {}).get("name") == "one_pass":
+            base["superpixels"] = {"head": random_head}
         torch.manual_seed(0)
         return SvpRis.from_config(OmegaConf.merge(base, sections)).train()
 

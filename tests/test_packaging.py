@@ -78,7 +78,8 @@ def test_package_holds_all_of_lavis_svp_and_nothing_else(tmp_path: Path) -> None
     wanted = {".py", ".yaml", ".json"}
     sources = {path.relative_to(ROOT) for path in (ROOT / "lavis_svp").rglob("*") if path.suffix in wanted}
     sources |= {path.relative_to(ROOT) for path in (ROOT / "lavis_svp/weights").iterdir()}
-    assert Path("lavis_svp/weights/svp_ris_tiny.safetensors") in sources
+    for name in ("svp_ris_tiny", "one_pass_mobile_sam"):
+        assert Path(f"lavis_svp/weights/{name}.safetensors") in sources
     assert {path.relative_to(packaged) for path in packaged.rglob("*") if path.is_file()} == sources
 
 

@@ -25,7 +25,7 @@ from lavis_svp.cli.common import (
     command_parser,
     user_errors,
 )
-from lavis_svp.cli.superpixels_train import add_train, train_on
+from lavis_svp.cli.superpixels_train import add_train, read_arguments, train_on
 from lavis_svp.common.files import BrokenFileError, check_yaml, one_line
 from lavis_svp.common.images import MAX_IMAGE_PIXELS, ImageFile, file_bytes, image_key, read_pixels
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead
@@ -230,8 +230,9 @@ def shards(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> int:
     """Run ``train``."""
+    training, maker = read_arguments(args, parse_options(args.options), own_device(args.device))
     keyed, left_out = with_keys(image_files(args.images), args.max_image_pixels)
-    faults = train_on(args, dict(keyed), parse_options(args.options), own_device(args.device))
+    faults = train_on(args, training, maker, dict(keyed))
     return name_left_out([*left_out, *faults])
 
 
@@ -266,7 +267,7 @@ def project_images(args: argparse.Namespace) -> tuple[SuperpixelGenerator, list[
     model = parse_model_options(config.model_cfg)
     name, options = generator_options(model.superpixels)
     sam, device = model.sam, own_device(args.device)
-    generator = build_image_superpixels(name, sam.name, sam.side, device, sam.dtype, **options)
+    generator = build_image_superpixels(name, options, sam.name, sam.side, device, sam.dtype)
     datasets = setup_task(config).build_datasets(config)
     splits = [split for by_split in datasets.values() for split in by_split.values()]
     lacking = [split for split in splits if getattr(split, "stored_superpixels", None) is None]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_svp.cli.common import add_command, add_device_option, add_max_image_pixels, at_least_one
+
+if TYPE_CHECKING:
+    from lavis_svp.superpixels.one_pass.training import HeadTraining
+    from lavis_svp.vision.head_training_data import HeadDataMaker
 
 LABELS = ("masks", "sa1b")
 PREPARED = "prepared"  # folder of the records in --out
@@ -61,50 +64,62 @@ def add_train(commands: Any, run: Run) -> None:
     add_max_image_pixels(sub)
 
 
+def read_arguments(
+    args: argparse.Namespace, options: Mapping[str, Any], device: str
+) -> tuple[HeadTraining, HeadDataMaker]:
+    """How the head is trained, and what makes its data; checks the arguments before anything is read or loaded.
+
+    Args:
+        args: of :func:`add_train`.
+        options: ``--options``, parsed.
+        device: where SAM runs.
+
+    Raises:
+        ValueError, FileNotFoundError: an argument is wrong.
+    """
+    from lavis_svp.datasets.sa1b import sa1b_labels  # all of these import torch
+    from lavis_svp.superpixels.one_pass.training import HeadTraining
+    from lavis_svp.vision.head_training_data import HeadDataMaker
+
+    training = HeadTraining(args.steps, args.batch_size, tuple(sorted(set(args.sides))), args.seed)
+    if args.labels == "masks":
+        return training, HeadDataMaker(args.sam, training.sides, args.teacher_side, options, device)
+    if options:
+        raise ValueError("--options are those of the automatic masks; with --labels sa1b there are none.")
+    side = max(training.sides)  # there is no teacher
+    return training, HeadDataMaker(args.sam, training.sides, side, {}, device, sa1b_labels, args.labels)
+
+
 def train_on(
-    args: argparse.Namespace, images: Mapping[str, Path], options: Mapping[str, Any], device: str
+    args: argparse.Namespace, training: HeadTraining, maker: HeadDataMaker, images: Mapping[str, Path]
 ) -> list[tuple[Path, str]]:
     """Prepare the images and train a head on them, or go on where an earlier run stopped; prints what it wrote.
 
     Args:
         args: of :func:`add_train`.
+        training: how.
+        maker: of the data.
         images: image files by their keys.
-        options: ``--options``, parsed.
-        device: where SAM and the head run.
 
     Returns:
         The image files that were left out, and why.
 
     Raises:
-        ValueError, FileNotFoundError: an argument is wrong, what is in ``--out`` was made with others, or no image is
-            left.
+        ValueError: what is in ``--out`` was made with other arguments, or no image is left.
     """
-    from lavis_svp.datasets.sa1b import sa1b_labels  # all of these import torch
-    from lavis_svp.superpixels.one_pass.training import HeadTraining, train_head
+    from lavis_svp.superpixels.one_pass.training import train_head
     from lavis_svp.superpixels.one_pass.weights import HeadFacts, save_head
-    from lavis_svp.vision.head_training_data import HeadDataMaker, prepare_records
+    from lavis_svp.vision.head_training_data import prepare_records
 
     if not images:
         raise ValueError("There is no image to train on: none of those given can be read.")
-    training = HeadTraining(args.steps, args.batch_size, tuple(sorted(set(args.sides))), args.seed)
-    if args.labels == "sa1b" and options:
-        raise ValueError("--options are those of the automatic masks; with --labels sa1b there are none.")
-    maker = HeadDataMaker(
-        args.sam,
-        training.sides,
-        args.teacher_side if args.labels == "masks" else max(training.sides),
-        options,
-        device,
-        sa1b_labels if args.labels == "sa1b" else None,
-        args.labels,
-    )
     records, faults = prepare_records(maker, images, args.out / PREPARED, args.workers, args.max_image_pixels)
     if not records:
         raise ValueError(f"There is no image to train on: {next(iter(faults.values()))}")
-    head, history = train_head(records, args.out, training, device)
+    head, history = train_head(records, args.out, training, maker.device)
     last = history[-1] if history else {}
     facts = {
-        "command": shlex.join(["lavis-svp", "superpixels", *sys.argv[2:]]) if len(sys.argv) > 2 else "",
+        "command": _command(args, training.sides),
         "labels": args.labels,
         "images": len(records),
         "steps": training.steps,
@@ -120,3 +135,12 @@ def train_on(
         print(f"held-out images: correlation {last['correlation']}, boundary F {last['boundary_f']}")
     print(f"in a YAML: superpixels: {{name: one_pass, head: {file}}}")
     return [(images[key], fault) for key, fault in faults.items()]
+
+
+def _command(args: argparse.Namespace, sides: Sequence[int]) -> str:
+    """The command that trains the same head, without the paths of the user's images."""
+    words = ["lavis-svp", "superpixels", "train", "IMAGES", "--out", "OUT", "--labels", args.labels]
+    words += ["--sam", Path(args.sam).name, "--sides", *map(str, sides), "--teacher-side", str(args.teacher_side)]
+    words += ["--options", *args.options] if args.options else []
+    words += ["--steps", str(args.steps), "--batch-size", str(args.batch_size), "--seed", str(args.seed)]
+    return shlex.join(words)

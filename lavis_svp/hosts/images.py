@@ -20,10 +20,11 @@ from lavis_svp.common.images import BadImageError, strict_decoding
 from lavis_svp.hosts.swap import SwapConfig
 from lavis_svp.projectors import PatchFeatures, Superpixels
 from lavis_svp.projectors.types import Extent
-from lavis_svp.superpixels import RegionMap, SuperpixelGenerator
+from lavis_svp.superpixels import RegionMap, SuperpixelGenerator, build_superpixels
+from lavis_svp.superpixels.generator import ON_SAM_EMBEDDINGS
 from lavis_svp.vision.backbone import encode_patches
 from lavis_svp.vision.families import family_of
-from lavis_svp.vision.sam_superpixels import build_image_superpixels
+from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
 from lavis_svp.vision.types import Grid
 
 Box = tuple[float, float, float, float]
@@ -108,7 +109,12 @@ def build_generator(superpixels: Mapping[str, Any], device: torch.device | str |
 
 @functools.lru_cache(maxsize=2)
 def _build_generator(superpixels: str) -> SuperpixelGenerator:
-    return build_image_superpixels(**json.loads(superpixels))
+    options = json.loads(superpixels)
+    name = options.pop("name")
+    if name in ON_SAM_EMBEDDINGS:
+        return SamImageSuperpixels(method=name, **options)
+    options.pop("device", None)  # the others have none
+    return build_superpixels(name, **options)
 
 
 def superpixel_inputs(

@@ -60,7 +60,7 @@ class SvpSuperpixelProcessor(OptionsProcessor):
         super().__init__(options)
         chosen: SuperpixelProcessorOptions = self.options
         self.generator: SuperpixelGenerator = build_image_superpixels(
-            chosen.method, chosen.sam, chosen.side, **chosen.options
+            chosen.method, chosen.options, chosen.sam, chosen.side
         )
         self.cache = SuperpixelStore(self.generator, chosen.root) if chosen.cache else None
 

@@ -58,12 +58,14 @@ def _check_owner(name: str, options: Mapping[str, Any]) -> None:
         "one_pass": {field.name for field in dataclasses.fields(OnePassOptions)},
         "sam": {field.name for field in dataclasses.fields(SamSuperpixelOptions)} | {"preset"},
     }
-    for other in fields.keys() - {name} if name in fields else ():
-        if foreign := sorted(options.keys() & (fields[other] - fields[name])):
-            raise ValueError(
-                f"{', '.join(foreign)}: superpixels '{name}' have no such option, '{other}' have. Write name: {other} "
-                f"(lavis-svp superpixels: --generator {other}), or leave it out."
-            )
+    if name not in fields:
+        return
+    (other,) = fields.keys() - {name}
+    if foreign := sorted(options.keys() & (fields[other] - fields[name])):
+        raise ValueError(
+            f"{', '.join(foreign)}: superpixels '{name}' have no such option, '{other}' have. Write name: {other} "
+            f"(lavis-svp superpixels: --generator {other}), or leave it out."
+        )
 
 
 @generator_registry.register("one_pass")

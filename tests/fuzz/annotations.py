@@ -1,4 +1,4 @@
-"""Annotation readers: RefCOCO's two files, COCO with expressions, JSONL, questions and captions."""
+"""Annotation readers: RefCOCO's two files, COCO with expressions, JSONL, questions and captions, SA-1B's masks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.fuzz.outcomes import Case, Target
 INSTANCES, REFS, REFS_JSON = "refcoco/instances.json", "refcoco/refs(unc).p", "refcoco/refs(unc).json"
 JSONL, COCO, TEXTS = "lines.jsonl", "coco.json", "texts.json"
 QUESTIONS, ANSWERS, CAPTIONS = "questions.json", "answers.json", "captions.json"
+SA1B = "sa_1.json"
 IMAGE = "COCO_train2014"
 FOLDER = "/annotations/"
 """Of everything here: what names the path of an image names the image."""
@@ -67,6 +68,7 @@ class Annotations:
         used = {ref["image_id"] for ref in self.refs}
         self._write_own(folder)
         self._write_answering(folder, sorted(used)[:3])
+        self._write_sa1b(folder)
         self.files = Files(folder)
 
     def _write_own(self, folder: Path) -> None:
@@ -118,6 +120,14 @@ class Annotations:
         for name, content in ((QUESTIONS, self.questions), (ANSWERS, self.answers), (CAPTIONS, self.captions)):
             (folder / name).write_bytes(as_json(content))
 
+    def _write_sa1b(self, folder: Path) -> None:
+        from lavis_svp.datasets.masks import encode_mask
+
+        masks = np.random.default_rng(0).random((3, *PIXELS[::-1])) < 0.5
+        rows = [{"id": number, "segmentation": encode_mask(mask), "area": 5} for number, mask in enumerate(masks)]
+        self.sa1b = {"image": {"image_id": 1, "file_name": "sa_1.jpg"}, "annotations": rows}
+        (folder / SA1B).write_bytes(as_json(self.sa1b))
+
     @staticmethod
     def jsonl(lines: list[Any]) -> bytes:
         return b"".join(as_json(line) + b"\n" for line in lines)
@@ -153,6 +163,13 @@ class Annotations:
 
         return read_captions(self.files.path(CAPTIONS), "val")
 
+    def read_sa1b(self) -> Any:
+        from lavis_svp.datasets.sa1b import sa1b_labels
+
+        return {
+            "labels": sa1b_labels(self.files.path(SA1B).with_suffix(".jpg"), np.zeros((*PIXELS[::-1], 3), np.uint8))
+        }
+
 
 def build(folder: Path) -> list[Target]:
     """All targets of annotations."""
@@ -173,6 +190,7 @@ def _bytes(known: Annotations) -> list[Target]:
         ("JSONL: bytes", JSONL, 400, known.read_jsonl, (JSONL, FOLDER, ".png")),
         ("questions: bytes", QUESTIONS, 150, known.read_questions, (QUESTIONS, ANSWERS)),
         ("captions: bytes", CAPTIONS, 150, known.read_captions, (CAPTIONS,)),
+        ("SA-1B's masks: bytes", SA1B, 150, known.read_sa1b, (SA1B,)),
     ]
     return [
         Target(name, count, files.damaged(file, read, damaged_bytes, names), intact=_intact(files, read))
@@ -223,6 +241,7 @@ def _fields(known: Annotations) -> list[Target]:
         ),
         target("answers: fields", 250, ANSWERS, known.answers, as_json, known.read_questions, (QUESTIONS, ANSWERS)),
         target("captions: fields", 250, CAPTIONS, known.captions, as_json, known.read_captions, (CAPTIONS,)),
+        target("SA-1B's masks: fields", 250, SA1B, known.sa1b, as_json, known.read_sa1b, (SA1B,)),
     ]  # fmt: skip
 
 
@@ -234,7 +253,7 @@ def _nested(known: Annotations) -> Target:
     readers = {
         INSTANCES: known.read_refcoco, REFS_JSON: functools.partial(known.read_refcoco, REFS_JSON),
         COCO: known.read_coco, TEXTS: known.read_texts, JSONL: known.read_jsonl, QUESTIONS: known.read_questions,
-        ANSWERS: known.read_questions, CAPTIONS: known.read_captions,
+        ANSWERS: known.read_questions, CAPTIONS: known.read_captions, SA1B: known.read_sa1b,
     }  # fmt: skip
     cases = [
         known.files.case(f"{file}: {label}", {file: content}, read, (Path(file).name,))

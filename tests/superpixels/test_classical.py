@@ -7,8 +7,9 @@ import pytest
 from skimage import data
 
 from lavis_svp.superpixels import build_superpixels, list_superpixels
+from lavis_svp.superpixels.generator import ON_SAM_EMBEDDINGS
 
-CLASSICAL = [name for name in list_superpixels() if name != "sam"]
+CLASSICAL = [name for name in list_superpixels() if name not in ON_SAM_EMBEDDINGS]
 
 
 @pytest.fixture(scope="module")

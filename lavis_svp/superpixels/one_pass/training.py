@@ -8,6 +8,7 @@ so a run that was killed and resumed gives the same head as one that was not.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from lavis_svp.common.checkpoints import CorruptCheckpointError, read_checkpoint, save_checkpoint
+from lavis_svp.common.checkpoints import CorruptCheckpointError, read_checkpoint, remove_unfinished, save_checkpoint
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.options import check_whole_number
 from lavis_svp.common.pipeline import READERS, ahead
@@ -156,6 +157,7 @@ def train_head(
     head.to(device)
     optimizer = torch.optim.AdamW(head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = OneCycleLR(optimizer, _LEARNING_RATE, total_steps=options.steps, pct_start=_WARM_UP)
+    remove_unfinished(folder)
     start, history = 0, []
     if (folder / CHECKPOINT).is_file():
         state = _read_state(folder / CHECKPOINT, settings)
@@ -176,11 +178,10 @@ def train_head(
             bar.update()
             done, last = step + 1, step + 1 == options.steps
             if done % _SHOWN_EVERY == 0 or done % save_every == 0 or last:
-                if not torch.isfinite(loss):
-                    raise ValueError(
-                        f"The loss is {float(loss)} at step {done}: lower the number of images, or --seed."
-                    )
-                bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise ValueError(f"The loss is {value} at step {done}: try another seed, or other images.")
+                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if done % save_every == 0 or last:
                 if apart:
                     history = [*history, {"steps": done, **validate(head, apart, options.sides, device)}]
