@@ -30,7 +30,7 @@ class OnePassOptions:
     head: str = "one_pass_mobile_sam"
     min_strength: float = 0.1
     granularity: float | None = None
-    max_superpixels: int | None = None
+    max_superpixels: int | None = 96
 
     def __post_init__(self) -> None:
         if not self.head:
