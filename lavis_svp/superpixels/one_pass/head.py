@@ -6,6 +6,7 @@ import copy
 from typing import NamedTuple
 
 import torch
+from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -30,13 +31,16 @@ class HeadOutput(NamedTuple):
     affinities: Tensor
 
 
-class _Block(nn.Sequential):
-    """Convolution, norm, ReLU."""
+UPSCALED = (64, 32)
+"""Channels of SAM's up-scaler at strides 8 and 4."""
 
-    def __init__(self, channels: int, out: int, kernel: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
-        )
+
+class _Block(nn.Sequential):
+    """Convolution, norm, ReLU; or none of the latter."""
+
+    def __init__(self, channels: int, out: int, kernel: int, relu: bool = True) -> None:
+        last = nn.ReLU(inplace=True) if relu else nn.Identity()
+        super().__init__(nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.BatchNorm2d(out), last)
 
     def fold(self) -> None:
         """Make the norm a part of the convolution."""
@@ -48,9 +52,11 @@ class _Block(nn.Sequential):
 class BoundaryHead(nn.Module):
     """Boundaries of regions at several levels of detail, from what SAM's image encoder has made already.
 
-    Most of the work is done at stride 8, where it is cheap: the embedding is enlarged to it, the image comes in with
-    2 x 2 cells as channels, and the result is spread over 2 x 2 cells again. Thin things, which do not survive stride
-    8, come from the image at stride 4. All are convolutions, so any side goes, and no image depends on another.
+    Three things come together. The embedding is enlarged to stride 8, where most of the work is done, since it is cheap
+    there. So is it by SAM's own up-scaler, whose features the mask decoder multiplies its masks from: it is frozen, and
+    its weights are a part of the head, so that SAM's decoder is not needed. The image comes in with 2 x 2 cells as
+    channels, and once more at stride 4, for thin things, which do not survive stride 8. All are convolutions, so any
+    side goes, and no image depends on another.
 
     Args:
         coarse: channels at stride 16.
@@ -61,18 +67,29 @@ class BoundaryHead(nn.Module):
     """
 
     def __init__(
-        self, coarse: int = 96, width: int = 64, fine: int = 16, levels: int = LEVELS, affinities: int = 8
+        self, coarse: int = 96, width: int = 48, fine: int = 16, levels: int = LEVELS, affinities: int = 8
     ) -> None:
         super().__init__()
         self.shape = {"coarse": coarse, "width": width, "fine": fine, "levels": levels, "affinities": affinities}
+        at8, at4 = UPSCALED
+        self.upscaler = nn.Sequential(
+            nn.ConvTranspose2d(EMBEDDING_CHANNELS, at8, 2, 2), LayerNorm2d(at8), nn.GELU(),
+            nn.ConvTranspose2d(at8, at4, 2, 2), nn.GELU(),
+        ).requires_grad_(False)  # fmt: skip
         self.reduce = nn.Sequential(_Block(EMBEDDING_CHANNELS, coarse, 1), _Block(coarse, coarse, 3))
         self.enlarge = nn.ConvTranspose2d(coarse, width, 2, 2)
+        self.upscaled8 = _Block(at8, width, 1, relu=False)
         self.image8 = _Block(3 * 4, width, 3)
         self.middle = nn.Sequential(_Block(2 * width, width, 3), _Block(width, width, 3), _Block(width, width, 3))
         self.spread = nn.Conv2d(width, 4 * fine, 1)
         self.affinities = nn.Conv2d(width, affinities, 1)
+        self.upscaled4 = _Block(at4, fine, 1, relu=False)
         self.image4 = _Block(3, fine, 3)
         self.boundaries = nn.Sequential(_Block(2 * fine, fine, 3), nn.Conv2d(fine, levels, 3, padding=1))
+
+    def copy_upscaler(self, upscaler: nn.Module) -> None:
+        """Take over the weights of SAM's ``mask_decoder.output_upscaling``, which has the same layers."""
+        self.upscaler.load_state_dict(upscaler.state_dict())
 
     def forward(self, embedding: Tensor, image: Tensor) -> HeadOutput:
         """Find boundaries and affinities.
@@ -82,10 +99,12 @@ class BoundaryHead(nn.Module):
             image: (B, 3, 4 h, 4 w) RGB in 0..1 at stride 4, zeros in the padding.
         """
         image = image * 2.0 - 1.0
-        coarse = self.enlarge(self.reduce(embedding))  # (B, C, 2 h, 2 w)
+        sam8 = self.upscaler[:3](embedding)  # (B, 64, 2 h, 2 w)
+        sam4 = self.upscaler[3:](sam8)  # (B, 32, 4 h, 4 w)
+        coarse = self.enlarge(self.reduce(embedding)) + self.upscaled8(sam8)  # (B, C, 2 h, 2 w)
         local = self.image8(functional.pixel_unshuffle(image, 2))  # (B, C, 2 h, 2 w)
         middle = self.middle(torch.cat([coarse, local], dim=1))  # (B, C, 2 h, 2 w)
-        fine = functional.pixel_shuffle(self.spread(middle), 2)  # (B, F, 4 h, 4 w)
+        fine = functional.pixel_shuffle(self.spread(middle), 2) + self.upscaled4(sam4)  # (B, F, 4 h, 4 w)
         boundaries = self.boundaries(torch.cat([fine, self.image4(image)], dim=1))  # (B, L, 4 h, 4 w)
         return HeadOutput(boundaries, self.affinities(middle))
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
@@ -69,8 +69,8 @@ class HeadTraining:
     """
 
     steps: int = 3000
-    batch_size: int = 8
-    sides: tuple[int, ...] = (384, 512, 768, 1024)
+    batch_size: int = 6
+    sides: tuple[int, ...] = (384, 512, 1024)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,6 +131,7 @@ def train_head(
     device: torch.device | str = "cpu",
     save_every: int = SAVE_EVERY,
     progress: bool = True,
+    upscaler: nn.Module | None = None,
 ) -> TrainedHead:
     """Train a head, from the checkpoint in a folder on where there is one.
 
@@ -141,6 +142,8 @@ def train_head(
         device: where.
         save_every: steps between two checkpoints, each with a validation.
         progress: show a progress bar, and a line for each validation.
+        upscaler: SAM's ``mask_decoder.output_upscaling``, see :meth:`.head.BoundaryHead.copy_upscaler`; None: one with
+            random weights.
 
     Raises:
         ValueError: no record, a checkpoint of other settings, or a loss that is not finite.
@@ -154,6 +157,8 @@ def train_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         head = BoundaryHead()
+    if upscaler is not None:
+        head.copy_upscaler(upscaler)
     head.to(device)
     optimizer = torch.optim.AdamW(head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = OneCycleLR(optimizer, _LEARNING_RATE, total_steps=options.steps, pct_start=_WARM_UP)

@@ -121,11 +121,12 @@ def test_the_dial_gives_nested_maps_and_the_numbers_it_promises(
 
 
 def test_the_dial_runs_from_ten_regions_to_all_and_the_budget_holds(make: Make, embed: Embed) -> None:
-    all_of_them = make()(embeddings=[embed()])[0].count
-    coarse, fine = make().at_granularities(embed(), [0.0, 1.0])
+    everything = make(min_strength=0.0)
+    all_of_them = everything(embeddings=[embed()])[0].count
+    coarse, fine = everything.at_granularities(embed(), [0.0, 1.0])
     assert coarse.count == 10 < fine.count == all_of_them
-    limited = make(max_superpixels=12)
-    assert limited(embeddings=[embed()])[0].count == 12 == limited.region_limit and make().region_limit is None
+    limited = make(min_strength=0.0, max_superpixels=12)
+    assert limited(embeddings=[embed()])[0].count == 12 == limited.region_limit and make(max_superpixels=None).region_limit is None
     assert [one.count for one in limited.at_granularities(embed(), [0.0, 1.0])] == [10, 12]
 
 
