@@ -32,6 +32,7 @@ VARIANTS = {  # name, the value of --into -> options; "" is the rows as their YA
     "": (),
     "no_places": ("model.auxiliary_losses.place_alignment=0",),
     "crowded": ("datasets.refshapes_seg.type=crowded",),
+    "one_pass": ("model.superpixels.name=one_pass",),
 }
 BUDGETS = ("steps", "time")
 BASE = "svp"

@@ -68,7 +68,7 @@ def test_every_row_is_known(folder):
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_row_changes_what_it_says(path):
-    recipe, row = resolved(ROOT / "projects/svp/train/refshapes_tiny.yaml"), resolved(path)
+    recipe, row = resolved(ROOT / "projects/svp/train/refshapes_tiny_long.yaml"), resolved(path)
     folder = path.parent.name
     recipe["run"] |= {**SHORTER[folder], "output_dir": f"output/svp/{folder}/{path.stem}"}
     recipe["model"] = OmegaConf.to_container(OmegaConf.merge(recipe["model"], MASKS, CHANGES[folder][path.stem]))
@@ -81,6 +81,9 @@ def test_the_long_training_is_the_short_one_with_more_steps():
     )
     assert long["run"].pop("output_dir") == short["run"].pop("output_dir") + "_long"
     assert long["run"].pop("max_iters") == 4000 and short["run"].pop("max_iters") >= 1000
+    assert long["run"].pop("min_lr") < short["run"].pop("min_lr")
+    assert long["model"]["auxiliary_losses"].pop("place_alignment") == 0.0
+    assert short["model"]["auxiliary_losses"].pop("place_alignment") == 1.0
     assert long == short
 
 
