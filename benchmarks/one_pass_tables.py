@@ -19,7 +19,8 @@ DEFAULT, MATCHED = "default", "matched"
 STOCK, EXACT, PRESET, TINY = "segment_anything", "exact", "preset svp", "sam of the tiny model"
 ONE_PASS, ENCODER = "one_pass, side {}", "encoder, side {}"
 HELD_OUT = "held-out photos"
-SIDES, SIDE, TINY_SIDE = (1024, 512, 384), 1024, 384
+SIDE, TINY_SIDE = 1024, 384
+SIDES = (SIDE, 512, TINY_SIDE)
 STAGES = {
     **{ONE_PASS.format(side): side for side in SIDES},
     PRESET: SIDE,

@@ -12,7 +12,7 @@ import numpy as np
 from lavis_svp.common.files import BrokenFileError, file_errors, parse_json, read_regular, shown
 from lavis_svp.common.images import nearest
 from lavis_svp.datasets.masks import decode_segmentation
-from lavis_svp.superpixels.one_pass.labels import nested_maps
+from lavis_svp.superpixels.one_pass.labels import MAX_LABELS, nested_maps
 
 MAX_BYTES = 64_000_000
 """Of a JSON file; SA-1B's largest have one million."""
@@ -40,7 +40,8 @@ def sa1b_labels(image: Path, pixels: np.ndarray) -> np.ndarray:
         (L, h, w) int32, coarse to fine, of at most 256 cells a side.
 
     Raises:
-        BrokenFileError: there is no JSON file, or it is damaged, of another format or of another image.
+        BrokenFileError: there is no JSON file, or it is damaged, of another format or of another image, or its masks
+            make too many regions.
     """
     file = annotation_file(image)
     mend = "Fetch it again, or remove its image."
@@ -62,4 +63,8 @@ def sa1b_labels(image: Path, pixels: np.ndarray) -> np.ndarray:
         with file_errors(f"Mask {number} of {file}", mend, BrokenFileError):
             mask = decode_segmentation(one.get("segmentation"), (height, width))
         masks.append(nearest(mask, size).astype(bool))
-    return nested_maps(masks, size)
+    maps = nested_maps(masks, size)
+    if maps.max() > MAX_LABELS:
+        limit = f"the limit is {MAX_LABELS + 1}"
+        raise BrokenFileError(f"The masks of {file} cut the image into {maps.max() + 1} regions; {limit}. {mend}")
+    return maps

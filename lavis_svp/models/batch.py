@@ -20,8 +20,8 @@ from lavis_svp.projectors.types import MaskSize, Superpixels
 from lavis_svp.segmentation.targets import AuxiliaryTargets, MaskTargets, auxiliary_targets, mask_targets
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE
-from lavis_svp.vision.feature_extractor import ImageInputs, read_images
 from lavis_svp.vision.geometry import SamInputGeometry
+from lavis_svp.vision.image_inputs import ImageInputs, read_images
 from lavis_svp.vision.types import Grid
 
 

@@ -255,7 +255,7 @@ def frozen_bytes(model: SvpRis, images: int = 1) -> float:
 
 
 def boundary_head_bytes(head: BoundaryHead, side: int) -> int:
-    """At most so many bytes of activations of a boundary head on one image: the outputs of all its layers together.
+    """At most so many bytes of activations of a boundary head on one image: what all convolutions read and write.
 
     Args:
         head: whose copy runs on the meta device.

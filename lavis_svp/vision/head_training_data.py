@@ -19,22 +19,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lavis_svp.common.devices import checked_device, cpus_per_process, resolve_dtype
 from lavis_svp.common.files import BadFileError, BrokenFileError, read_checked_json, write_checked_json
 from lavis_svp.common.images import MAX_IMAGE_PIXELS, read_pixels
 from lavis_svp.common.pipeline import READ_AHEAD, READERS, ahead, read_compute_write
-from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels.generator import SamEmbedding
 from lavis_svp.superpixels.one_pass.head import LEVELS, STRIDE
 from lavis_svp.superpixels.one_pass.labels import MAX_LABELS, HeadRecord, read_record
 from lavis_svp.superpixels.sam.generator import SamSuperpixels
 from lavis_svp.superpixels.store import check_settings, start_worker
-from lavis_svp.vision.geometry import geometry_of, image_at_stride_4, resize_to_sam_input, scaled_pixels, validity
 from lavis_svp.vision.sam import SamEncoder, build_sam
-from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
+from lavis_svp.vision.sam_superpixels import SamImageSuperpixels, embed_image, sam_input_image
 
 LabelsOf = Callable[[Path, np.ndarray], np.ndarray]
 """Nested labels (L, H, W), coarse to fine, of an image file and its pixels (H, W, 3); at the top level of a module."""
@@ -119,9 +116,11 @@ class HeadDataMaker:
             ValueError: SAM's embedding is not finite, or a map has too many regions.
         """
         parts = _load(self.sam, self.sides, self.teacher_side, json.dumps(dict(self.teacher_options)), self.device)
+        sides = {*self.sides, self.teacher_side} if labels is None else set(self.sides)
+        found = {side: _embed(parts.encoders[side], pixels) for side in sorted(sides)}
         embeddings, images = {}, {}
         for side in self.sides:
-            one = _embed(parts.encoders[side], pixels)
+            one = found[side]
             height, width = (-(-length // STRIDE) for length in one.input_size)
             assert one.image is not None
             embeddings[side] = one.embedding.half()  # (256, S / 16, S / 16)
@@ -131,7 +130,7 @@ class HeadDataMaker:
                     f"SAM's embedding at side {side} holds NaN or infinite values. Is its checkpoint sound?"
                 )
         if labels is None:
-            maps = parts.teacher.at_granularities(_embed(parts.encoders[self.teacher_side], pixels), _GRANULARITIES)
+            maps = parts.teacher.at_granularities(found[self.teacher_side], _GRANULARITIES)
             labels = np.stack([one.labels for one in maps])  # (L, h, w)
         if labels.max() > MAX_LABELS:
             raise ValueError(f"A label map has {labels.max() + 1} regions; the limit is {MAX_LABELS + 1}.")
@@ -204,18 +203,43 @@ def _is_sound(file: Path, sides: Sequence[int]) -> bool:
 _Done = tuple[str, str]  # an image's key, and its fault or nothing
 
 
+class _InWork(NamedTuple):
+    """An image on its way to a record."""
+
+    key: str
+    file: Path
+    source: tuple[np.ndarray, np.ndarray | None] | None = None  # what was read of it
+    record: HeadRecord | None = None
+    fault: str = ""
+
+
 def _make_one(maker: HeadDataMaker, folder: Path, max_pixels: int, entry: tuple[str, Path]) -> _Done:
     """Make and keep the record of one image, possibly in a worker."""
+    return _write(folder, _compute(maker, _read(maker, max_pixels, entry)))
+
+
+def _read(maker: HeadDataMaker, max_pixels: int, entry: tuple[str, Path]) -> _InWork:
     key, file = entry
     try:
-        record = maker.make(*maker.read(file, max_pixels))
+        return _InWork(key, file, maker.read(file, max_pixels))
     except BrokenFileError as error:
-        return key, f"{type(error).__name__}: {error}"
+        return _InWork(key, file, fault=f"{type(error).__name__}: {error}")
+
+
+def _compute(maker: HeadDataMaker, one: _InWork) -> _InWork:
+    if one.source is None:
+        return one
+    try:
+        return one._replace(source=None, record=maker.make(*one.source))
     except Exception as error:
-        error.add_note(f"(while making the record of {file})")
+        error.add_note(f"(while making the record of {one.file})")
         raise
-    record.save(folder / f"{key}.safetensors")
-    return key, ""
+
+
+def _write(folder: Path, one: _InWork) -> _Done:
+    if one.record is not None:
+        one.record.save(folder / f"{one.key}.safetensors")
+    return one.key, one.fault
 
 
 def _in_processes(
@@ -234,34 +258,14 @@ def _in_processes(
 def _on_accelerator(
     maker: HeadDataMaker, folder: Path, max_pixels: int, lacking: Mapping[str, Path]
 ) -> Iterator[_Done]:
-    def read(entry: tuple[str, Path]) -> tuple[str, Any]:
-        key, file = entry
-        try:
-            return key, maker.read(file, max_pixels)
-        except BrokenFileError as error:
-            return key, f"{type(error).__name__}: {error}"
-
-    def compute(batch: list[tuple[str, Any]]) -> list[tuple[str, HeadRecord | str]]:
-        return [(key, source if isinstance(source, str) else maker.make(*source)) for key, source in batch]
-
-    def write(one: tuple[str, HeadRecord | str]) -> _Done:
-        key, record = one
-        if isinstance(record, str):
-            return key, record
-        record.save(folder / f"{key}.safetensors")
-        return key, ""
-
-    return read_compute_write(lacking.items(), read, compute, write, batch_size=1)
+    read, write = functools.partial(_read, maker, max_pixels), functools.partial(_write, folder)
+    return read_compute_write(
+        lacking.items(), read, lambda batch: [_compute(maker, one) for one in batch], write, batch_size=1
+    )
 
 
 def _embed(encoder: SamEncoder, pixels: np.ndarray) -> SamEmbedding:
-    """SAM's embedding of an image (H, W, 3) uint8, and the image at stride 4."""
-    device = encoder.mean.device
-    size = (pixels.shape[0], pixels.shape[1])
-    (geometry,) = geometry_of(encoder.side, [size])
-    square: Tensor = scaled_pixels(to_device(resize_to_sam_input(pixels, encoder.side)[None], device))  # (1, 3, S, S)
-    embedding = encoder(square, validity([geometry], device))[0]  # (256, S / 16, S / 16)
-    return SamEmbedding(embedding, geometry.input_size, size, encoder.side, image_at_stride_4(square)[0])
+    return embed_image(encoder, sam_input_image(pixels, encoder.side), with_image=True)
 
 
 @functools.lru_cache(maxsize=1)

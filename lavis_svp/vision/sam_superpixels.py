@@ -54,6 +54,27 @@ class SamInputImage(NamedTuple):
     """(H, W) of the image itself."""
 
 
+def sam_input_image(image: np.ndarray, side: int) -> SamInputImage:
+    """Resize one (H, W, 3) uint8 image to the input of a SAM of this side."""
+    return SamInputImage(resize_to_sam_input(image, side), (image.shape[0], image.shape[1]))
+
+
+def embed_image(encoder: SamEncoder, image: SamInputImage, with_image: bool) -> SamEmbedding:
+    """SAM's embedding of one image, on the encoder's device.
+
+    Args:
+        encoder: of the side for which the image was resized.
+        image: see :func:`sam_input_image`.
+        with_image: give the image at stride 4, too, for generators that need it.
+    """
+    device = encoder.mean.device
+    (geometry,) = geometry_of(encoder.side, [image.size])
+    pixels = scaled_pixels(to_device(image.pixels[None], device))  # (1, 3, S, S)
+    embedding = encoder(pixels, validity([geometry], device))[0]  # (256, S / 16, S / 16)
+    small = image_at_stride_4(pixels)[0] if with_image else None  # (3, S / 4, S / 4)
+    return SamEmbedding(embedding, geometry.input_size, image.size, encoder.side, small)
+
+
 class SamImageSuperpixels(SuperpixelGenerator):
     """SAM's image encoder and a generator on its embedding, behind the interface of the generators that take images.
 
@@ -130,7 +151,7 @@ class SamImageSuperpixels(SuperpixelGenerator):
 
     def prepare(self, image: np.ndarray) -> SamInputImage:
         """Resize one (H, W, 3) uint8 image to SAM's input."""
-        return SamInputImage(resize_to_sam_input(image, self.side), (image.shape[0], image.shape[1]))
+        return sam_input_image(image, self.side)
 
     def embed(self, image: np.ndarray | SamInputImage) -> SamEmbedding:
         """SAM's embedding of one (H, W, 3) uint8 image.
@@ -138,13 +159,8 @@ class SamImageSuperpixels(SuperpixelGenerator):
         Raises:
             ValueError: this process was forked and cannot use the device.
         """
-        source = image if isinstance(image, SamInputImage) else self.prepare(image)
-        (geometry,) = geometry_of(self.side, [source.size])
-        pixels = scaled_pixels(to_device(source.pixels[None], self.device))  # (1, 3, S, S)
-        parts = self._parts()
-        embedding = parts.encoder(pixels, validity([geometry], self.device))[0]  # (256, S / 16, S / 16)
-        small = image_at_stride_4(pixels)[0] if parts.generator.needs_image else None  # (3, S / 4, S / 4)
-        return SamEmbedding(embedding.float(), geometry.input_size, source.size, self.side, small)
+        source, parts = image if isinstance(image, SamInputImage) else self.prepare(image), self._parts()
+        return embed_image(parts.encoder, source, parts.generator.needs_image)
 
     @property
     def on_embeddings(self) -> SuperpixelGenerator:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavis_svp.cli.superpixels import main
+from lavis_svp.cli.superpixels import build_parser, main
 from lavis_svp.datasets.masks import encode_mask
+from lavis_svp.superpixels.one_pass.training import HeadTraining
 from lavis_svp.superpixels.one_pass.weights import load_head
 from lavis_svp.vision.sam_superpixels import SamImageSuperpixels
 
@@ -29,6 +30,11 @@ def images(tmp_path: Path, weights: Callable[[str], Path]) -> Path:
         pixels[10 * number : 40, 20:60] = (255, 80 * number, 0)
         Image.fromarray(pixels).save(folder / f"sa_{number}.jpg")
     return folder
+
+
+def test_the_defaults_are_those_of_the_training() -> None:
+    args = build_parser().parse_args(["train", "photos", "--out", "head"])
+    assert HeadTraining(args.steps, args.batch_size, tuple(args.sides), args.seed) == HeadTraining()
 
 
 def test_automatic_masks_teach_a_head(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,13 @@ def test_damaged_or_hostile_annotations_are_refused_in_a_line(tmp_path: Path, co
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
 
 
+def test_masks_that_cut_an_image_into_too_many_regions_are_named(tmp_path: Path) -> None:
+    size = (256, 256)
+    masks = list(np.random.default_rng(0).random((20, *size)) < 0.5)
+    with pytest.raises(BrokenFileError, match=r"sa_7.json cut the image into \d{5} regions; the limit is 32768"):
+        sa1b_labels(write(tmp_path, annotations(masks)), np.zeros((*size, 3), np.uint8))
+
+
 def test_missing_annotations_are_named(tmp_path: Path) -> None:
     with pytest.raises(BrokenFileError, match=r"There is no .*sa_7\.json"):
         sa1b_labels(tmp_path / "sa_7.jpg", PIXELS)

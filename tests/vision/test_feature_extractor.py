@@ -15,11 +15,10 @@ from lavis_svp.vision.feature_extractor import (
     EncoderOptions,
     ExtractorConfig,
     FrozenFeatureExtractor,
-    ImageInputs,
     SamOptions,
     generator_options,
-    read_images,
 )
+from lavis_svp.vision.image_inputs import ImageInputs, read_images
 
 OUTPUTS = {"cls_attention", "keys", "levels"}
 GRID = {"name": "grid", "rows": 3, "cols": 3}
@@ -148,11 +147,6 @@ def test_a_padded_grid_is_covered_as_sams_input_is(make_extractor, samples):
     assert make_extractor()(samples).extents == [(1.0, 1.0), (1.0, 1.0)]
     vision = make_extractor(fit="pad")(samples)
     assert vision.extents == [place.extent for place in vision.geometry] == [(0.75, 1.0), (1.0, 1.0)]
-
-
-def test_a_tensor_that_the_processors_did_not_make_is_refused(make_extractor):
-    with pytest.raises(ValueError, match="image_size 128"):
-        make_extractor()({"image": torch.zeros(1, 4, 64, 64)})
 
 
 def test_options_that_are_wrong_name_their_key():
@@ -356,15 +350,3 @@ def test_the_layout_is_that_of_what_is_encoded(make_extractor, samples, options)
     for name, tensor in found.items():
         shape = tuple(tensor.shape[1:])
         assert layout[name] == (shape if name != "keys" else (shape[0], None))
-
-
-def test_cached_features_of_another_form_are_named(make_extractor):
-    extractor = make_extractor(superpixels=None)
-    whole = {name: torch.zeros(shape) for name, shape in extractor.feature_layout().items()}
-    sizes = [(96, 128)] * 2
-    for name in whole:
-        part = {key: tensor for key, tensor in whole.items() if key != name}
-        with pytest.raises(ValueError, match=f"The projector needs {name}, which the cached features lack"):
-            extractor.read_images({"frozen": [whole, part], "original_size": sizes})
-        with pytest.raises(ValueError, match=f"{name} of different shapes"):
-            extractor.read_images({"frozen": [whole, {**part, name: whole[name][:1]}], "original_size": sizes})

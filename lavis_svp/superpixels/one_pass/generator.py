@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from lavis_svp.common.devices import cpus_per_process, wait_for
+from lavis_svp.common.files import one_line
 from lavis_svp.common.tensors import no_autocast
 from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels.generator import SamEmbedding, SuperpixelGenerator, target_count
-from lavis_svp.superpixels.one_pass.head import EMBEDDING_CHANNELS, STRIDE, BoundaryHead, boundary_strength
+from lavis_svp.superpixels.one_pass.head import (
+    AFFINITY_STRIDE,
+    EMBEDDING_CHANNELS,
+    EMBEDDING_STRIDE,
+    STRIDE,
+    BoundaryHead,
+    boundary_strength,
+)
 from lavis_svp.superpixels.one_pass.hierarchy import Hierarchy, build_hierarchy
 from lavis_svp.superpixels.one_pass.options import OnePassOptions, one_pass_options
 from lavis_svp.superpixels.one_pass.weights import load_head
 from lavis_svp.superpixels.region_map import RegionMap
-
-EMBEDDING_STRIDE = 16
-"""Pixels of SAM's input along a cell of its embedding."""
-
-AFFINITY_STRIDE = 8
-"""Pixels of SAM's input along a cell of the affinities."""
 
 BATCH = 16
 """Images that should come together, where a device is to be busy: their copy to the CPU is one."""
@@ -58,18 +60,6 @@ class Boundaries(NamedTuple):
 
     strength: np.ndarray
     affinities: np.ndarray
-
-
-def one_pass_settings(options: OnePassOptions, encoder: str, weights: str) -> dict[str, Any]:
-    """The settings of the generator with these options.
-
-    Args:
-        options: of the generator.
-        encoder: the identity of SAM's image encoder, which makes the embeddings.
-        weights: digest of the head's weights, see :class:`.weights.LoadedHead`.
-    """
-    identity = {"generator": OnePassSuperpixels.name, "version": OnePassSuperpixels.version, "encoder": encoder}
-    return {**identity, "weights": weights, **options.settings()}
 
 
 class OnePassSuperpixels(SuperpixelGenerator):
@@ -106,7 +96,7 @@ class OnePassSuperpixels(SuperpixelGenerator):
         self.encoder_name = encoder_name
         self.loaded = load_head(self.options.head)
         kind = encoder_kind or (encoder_name.partition("@")[0] if isinstance(encoder_name, str) else "")
-        trained_for = self.loaded.facts.encoder
+        trained_for = one_line(self.loaded.facts.encoder)
         if kind and trained_for not in ("", kind):
             warnings.warn(
                 f"The boundary head '{self.options.head}' was trained on embeddings of SAM's {trained_for}, but these "
@@ -120,7 +110,8 @@ class OnePassSuperpixels(SuperpixelGenerator):
         """Every option that changes the result, the encoder's name, and a digest of the head's weights."""
         if callable(self.encoder_name):
             self.encoder_name = self.encoder_name()
-        return one_pass_settings(self.options, self.encoder_name, self.loaded.digest)
+        identity = {"generator": self.name, "version": self.version, "encoder": self.encoder_name}
+        return {**identity, "weights": self.loaded.digest, **self.options.settings()}
 
     @property
     def region_limit(self) -> int | None:
@@ -240,7 +231,7 @@ class OnePassSuperpixels(SuperpixelGenerator):
         return checks, boundary_strength(output.boundaries), output.affinities
 
     def _head(self, device: torch.device) -> BoundaryHead:
-        """The head on a device; copies on other devices than the CPU are made once."""
+        """The head on a device, a copy that is made once for each."""
         if device not in self._heads:
             with torch.inference_mode(False):  # the copies outlive the call
                 head = copy.deepcopy(self.loaded.head)

@@ -12,8 +12,17 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 EMBEDDING_CHANNELS = 256
+EMBEDDING_STRIDE = 16
+"""Pixels of SAM's input along a cell of its embedding."""
+
+AFFINITY_STRIDE = 8
+"""Pixels of SAM's input along a cell of the affinities."""
+
 STRIDE = 4
 """Pixels of SAM's input along a cell of the boundary map, and of the image that the head reads."""
+
+UPSCALED = (64, 32)
+"""Channels of SAM's up-scaler at strides 8 and 4."""
 
 LEVELS = 5
 """Nested maps that the labels come from, coarse to fine; a channel of boundaries for each."""
@@ -29,10 +38,6 @@ class HeadOutput(NamedTuple):
 
     boundaries: Tensor
     affinities: Tensor
-
-
-UPSCALED = (64, 32)
-"""Channels of SAM's up-scaler at strides 8 and 4."""
 
 
 class _Block(nn.Sequential):

@@ -10,10 +10,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-MARKER_WINDOW = 5
+MARKER_WINDOW = 3
 """Side of the square, in pixels of the label map, in which a marker of the watershed is the lowest."""
 
-SMOOTHING = 1.0
+SMOOTHING = 0.7
 """Sigma of the Gaussian before markers are sought, in pixels of the label map."""
 
 AFFINITY_SHARE = 0.5

@@ -14,13 +14,10 @@ from torch.nn import functional
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.tensor_files import load_tensors, save_tensors
 from lavis_svp.superpixels.generator import COARSEST
-from lavis_svp.superpixels.one_pass.head import EMBEDDING_CHANNELS, LEVELS, STRIDE
-
-EMBEDDING_STRIDE = 16
-"""Pixels of SAM's input along a cell of its embedding."""
+from lavis_svp.superpixels.one_pass.head import EMBEDDING_CHANNELS, EMBEDDING_STRIDE, LEVELS, STRIDE
 
 MAX_LABELS = torch.iinfo(torch.int16).max
-"""The most regions of a map in a record."""
+"""The largest label of a map in a record."""
 
 MAKE_AGAIN = "Delete it; the next run of `lavis-svp superpixels train` makes it again."
 

@@ -16,11 +16,11 @@ class OnePassOptions:
     Args:
         head: name of a head that comes with the package, or the path of a file that ``lavis-svp superpixels train``
             wrote. It has to be trained on the embeddings of the SAM in use.
-        min_strength: the finest map: regions whose common boundary is weaker than this, from 0 to 1, are merged; 0 =
-            none are.
+        min_strength: the finest map: every merge that costs less than this is carried out; 0 = none is. A cost lies in
+            0..1 and is about the strength of the common boundary, see :mod:`.hierarchy`.
         granularity: a dial from 0, about ten regions, to 1, every region of the finest map, linear in their number. A
             lower value never gives more regions, and its regions are unions of those of a higher one. None = 1.
-        max_superpixels: the token budget: regions beyond this many are merged, the weakest boundary first; None = no
+        max_superpixels: the token budget: regions beyond this many are merged, the cheapest merge first; None = no
             limit.
 
     Raises:

@@ -27,14 +27,16 @@ from lavis_svp.common.files import BadFileError
 from lavis_svp.common.options import check_whole_number
 from lavis_svp.common.pipeline import READERS, ahead
 from lavis_svp.common.transfer import move_to_device
-from lavis_svp.superpixels.one_pass.head import LEVELS, STRIDE, BoundaryHead, HeadOutput, boundary_strength
-from lavis_svp.superpixels.one_pass.labels import (
+from lavis_svp.superpixels.evaluation import tolerance_of
+from lavis_svp.superpixels.one_pass.head import (
     EMBEDDING_STRIDE,
-    HeadRecord,
-    boundary_targets,
-    nearest_labels,
-    read_record,
+    LEVELS,
+    STRIDE,
+    BoundaryHead,
+    HeadOutput,
+    boundary_strength,
 )
+from lavis_svp.superpixels.one_pass.labels import HeadRecord, boundary_targets, nearest_labels, read_record
 
 CHECKPOINT = "training.pth"
 MIN_STEPS = 20
@@ -51,7 +53,6 @@ _AFFINITY_WEIGHT = 0.5
 _PAIRS, _NEAR_SHARE, _NEAR = 2048, 0.7, 8  # pairs of cells an image; the share within an eighth of the side
 _MIRRORED, _BRIGHTENED, _BRIGHTNESS = 0.5, 0.8, (0.7, 1.3)
 _SURE = 1e-4  # probabilities stay so far from 0 and 1
-_TOLERANCE = 0.0075  # of the diagonal, as in the Berkeley benchmark of boundaries (Martin, Fowlkes and Malik, 2004)
 _THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _SHOWN_EVERY = 10  # steps; reading the loss waits for the device
 _BATCHES_AHEAD = 4
@@ -120,8 +121,9 @@ class HeadBatch(NamedTuple):
 def held_out(records: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Split records, by the order of their names (which are digests), into those to train on and one in ten."""
     ordered = sorted(records)
-    apart = ordered[::HELD_OUT] if len(ordered) > 1 else []
-    return [path for path in ordered if path not in set(apart)], apart
+    if len(ordered) < 2:
+        return ordered, []
+    return [path for number, path in enumerate(ordered) if number % HELD_OUT], ordered[::HELD_OUT]
 
 
 def train_head(
@@ -317,7 +319,8 @@ def validate(
         ``correlation`` of the boundary strength with the share of the maps that have a boundary in a cell, and
         ``boundary_f``, the harmonic mean of precision and recall of cells of the strength above a threshold (the best
         one) and cells of the finest map's boundaries, where a cell counts as found within .0075 of the image's
-        diagonal. The cells of all images count alike.
+        diagonal, along rows and columns: :func:`..evaluation.boundary_scores` is exact, but takes a distance transform
+        for each threshold. The cells of all images count alike.
     """
     head.eval()
     sums = torch.zeros(5, dtype=torch.float64)  # of x, y, xx, yy, xy
@@ -334,7 +337,7 @@ def validate(
             y = target.double().mean(0)
             sums += torch.stack([one.sum() for one in (x, y, x * x, y * y, x * y)])
             cells += x.numel()
-            radius = max(1, round(_TOLERANCE * float(np.hypot(height, width))))
+            radius = round(tolerance_of((height, width)))
             said, true = (x >= thresholds).float(), target[-1:]  # (T, h, w), (1, h, w)
             found += torch.stack(
                 [

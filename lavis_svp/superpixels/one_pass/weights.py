@@ -63,7 +63,7 @@ def head_file(name_or_path: str | Path) -> Path:
         FileNotFoundError: there is none.
     """
     name = str(name_or_path)
-    path = _FOLDER / f"{name}.safetensors" if name in SHIPPED_HEADS else Path(name_or_path)
+    path = _FOLDER / f"{name}.safetensors" if name in SHIPPED_HEADS else Path(name_or_path).expanduser()
     if path.exists():
         return path
     if name in SHIPPED_HEADS:
@@ -140,7 +140,7 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor], path
             raise BadFileError(
                 f"{path}: '{name}' is {tuple(value.shape)} {value.dtype}, expected floats of {wanted}. {_MEND}"
             )
-        if not bool(value.isfinite().all()):
+        if not bool(value.float().isfinite().all()):
             raise BadFileError(f"{path}: '{name}' holds NaN or infinite numbers. {_MEND}")
 
 

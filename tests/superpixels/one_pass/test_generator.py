@@ -126,7 +126,8 @@ def test_the_dial_runs_from_ten_regions_to_all_and_the_budget_holds(make: Make, 
     coarse, fine = everything.at_granularities(embed(), [0.0, 1.0])
     assert coarse.count == 10 < fine.count == all_of_them
     limited = make(min_strength=0.0, max_superpixels=12)
-    assert limited(embeddings=[embed()])[0].count == 12 == limited.region_limit and make(max_superpixels=None).region_limit is None
+    assert limited(embeddings=[embed()])[0].count == 12 == limited.region_limit
+    assert make(max_superpixels=None).region_limit is None
     assert [one.count for one in limited.at_granularities(embed(), [0.0, 1.0])] == [10, 12]
 
 

@@ -147,7 +147,7 @@ def test_options_out_of_range_are_errors(options: dict[str, Any], message: str) 
 
 
 def test_larger_sides_get_fewer_images() -> None:
-    assert [HeadTraining().images_at(side) for side in (384, 512, 768, 1024)] == [8, 4, 2, 1]
+    assert [HeadTraining(batch_size=8).images_at(side) for side in (384, 512, 768, 1024)] == [8, 4, 2, 1]
 
 
 # ---------------------------------------------------------------------------------------------------- batches

@@ -108,6 +108,7 @@ def test_metadata_that_lie_are_found(random_head_file: Path, tmp_path: Path, met
         (lambda t: {**t, "spread.bias": torch.zeros(3)}, r"'spread.bias' is \(3,\)"),
         (lambda t: {**t, "spread.bias": torch.zeros(16, dtype=torch.int64)}, "int64"),
         (lambda t: {**t, "spread.bias": torch.full((16,), float("nan"))}, "NaN or infinite"),
+        (lambda t: {**t, "spread.bias": torch.full((16,), 1e300, dtype=torch.float64)}, "NaN or infinite"),
         (lambda t: {"x": torch.zeros(1)}, "missing or odd"),
     ],
 )
