@@ -16,11 +16,14 @@ MARKER_WINDOW = 3
 SMOOTHING = 0.7
 """Sigma of the Gaussian before markers are sought, in pixels of the label map."""
 
-AFFINITY_SHARE = 0.5
-"""Share of the affinities in the cost of a merge; the rest is the strength of the border."""
+AFFINITY_SHARE = 0.4
+"""Weight of the affinities in the cost of a merge, a geometric mean with the strength of the border."""
 
-SIZE_EXPONENT = 0.15
+SIZE_EXPONENT = 0.12
 """Power of the smaller region's share of the image in the cost of a merge: above 0 slivers go first."""
+
+# Both were chosen by the best region and the best union for the regions of the labels' two coarsest maps, at 10 to 100
+# regions, on the images held out of the shipped head's training, at sides 384 and 1024.
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +114,8 @@ def merge_regions_by_boundary(
 ) -> Hierarchy:
     """Merge neighbouring regions, the pair with the lowest cost first, until one is left.
 
-    The cost of a pair is ``((1 - s) m + s (1 - exp(-|a - b|^2))) n^e``: m the mean strength along its common border,
-    a and b the regions' mean affinities, n the smaller area as a share of the image, s ``affinity_share``, e
+    The cost of a pair is ``m^(1 - s) (1 - exp(-|a - b|^2))^s n^e``: m the mean strength along its common border, a and
+    b the regions' mean affinities, n the smaller area as a share of the image, s ``affinity_share``, e
     ``size_exponent``. Of equal costs the lower numbers go first, so the result is the same everywhere.
 
     Args:
@@ -124,14 +127,16 @@ def merge_regions_by_boundary(
     """
     count = int(labels.max()) + 1
     area = (np.bincount(labels.ravel(), minlength=count) / labels.size).tolist()
+    size = [one**size_exponent for one in area]
     borders = _borders(labels, strength, count)
     share = 0.0 if means is None else affinity_share
-    places = [()] * count if means is None else [tuple(row) for row in means.astype(np.float64).tolist()]
+    rows = np.zeros((count, 0)) if means is None else means.astype(np.float64)
+    places = [tuple(row) for row in rows.tolist()]
 
     def cost(one: int, other: int) -> float:
         total, length = borders[one][other]
-        apart = 1.0 - math.exp(-(math.dist(places[one], places[other]) ** 2)) if share else 0.0
-        return float(((1.0 - share) * total / length + share * apart) * min(area[one], area[other]) ** size_exponent)
+        apart = (1.0 - math.exp(-(math.dist(places[one], places[other]) ** 2))) ** share if share else 1.0
+        return float((total / length) ** (1.0 - share) * apart * min(size[one], size[other]))
 
     queue = [(cost(a, b), a, b, 0, 0) for a in range(count) for b in borders[a] if a < b]
     heapq.heapify(queue)
@@ -148,7 +153,7 @@ def merge_regions_by_boundary(
         if share:
             one, other = area[kept] / total, area[gone] / total
             places[kept] = tuple(one * a + other * b for a, b in zip(places[kept], places[gone], strict=True))
-        area[kept] = total
+        area[kept], size[kept] = total, total**size_exponent
         version[kept] += 1
         version[gone] = -1
         for neighbour, (sum_gone, length_gone) in borders[gone].items():
@@ -159,7 +164,7 @@ def merge_regions_by_boundary(
                 borders[kept][neighbour] = borders[neighbour][kept] = border
         borders[gone] = {}
         for neighbour in borders[kept]:
-            low, high = min(kept, neighbour), max(kept, neighbour)
+            low, high = (kept, neighbour) if kept < neighbour else (neighbour, kept)
             heapq.heappush(queue, (cost(low, high), low, high, version[low], version[high]))
     return Hierarchy(labels, np.array(merges, np.int64).reshape(-1, 2), np.array(costs))
 

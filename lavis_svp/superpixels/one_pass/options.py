@@ -28,7 +28,7 @@ class OnePassOptions:
     """
 
     head: str = "one_pass_mobile_sam"
-    min_strength: float = 0.1
+    min_strength: float = 0.2
     granularity: float | None = None
     max_superpixels: int | None = 96
 

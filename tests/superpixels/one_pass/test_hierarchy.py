@@ -71,7 +71,7 @@ def slow_merges(
                     ys, xs = np.nonzero(labels == region)
                     places.append(affinities[:, ys // 2, xs // 2].astype(float).mean(1))
                 apart = 1 - math.exp(-float(((places[0] - places[1]) ** 2).sum()))
-                cost = (1 - AFFINITY_SHARE) * cost + AFFINITY_SHARE * apart
+                cost = cost ** (1 - AFFINITY_SHARE) * apart**AFFINITY_SHARE
             smaller = min((labels == one).sum(), (labels == other).sum()) / labels.size
             costs[one, other] = cost * smaller**SIZE_EXPONENT
         kept, gone = min(costs, key=lambda pair: (costs[pair], pair))
