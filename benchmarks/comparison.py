@@ -33,6 +33,12 @@ VARIANTS = {  # name, the value of --into -> options; "" is the rows as their YA
     "no_places": ("model.auxiliary_losses.place_alignment=0",),
     "crowded": ("datasets.refshapes_seg.type=crowded",),
     "one_pass": ("model.superpixels.name=one_pass",),
+    "one_pass_time": ("model.superpixels.name=one_pass", "run.max_iters=1300"),  # as long as "" with its preparation
+}
+SUPERPIXELS = {  # label of a row -> the variant of BASE that was trained with these superpixels
+    "`sam`": "",
+    "`one_pass`, equal steps": "one_pass",
+    "`one_pass`, equal time": "one_pass_time",
 }
 BUDGETS = ("steps", "time")
 BASE = "svp"
@@ -190,6 +196,25 @@ def score_table(variant: str, budget: str) -> str:
     return table(heads, lines)
 
 
+def superpixels_table() -> str:
+    """The tiny model trained from scratch with each kind of superpixels, and its lead over SAM's."""
+    heads = ["superpixels", "seeds", "steps", "tokens", "gIoU", *KINDS, "minus `sam` (95 %)", "cIoU", "N-acc"]
+    trained = {label: stored(variant)[BASE, "steps"] for label, variant in SUPERPIXELS.items()}
+    expressions = expressions_of("")
+    if any(expressions_of(variant) != expressions for variant in SUPERPIXELS.values()):
+        raise ValueError("The rows were scored on different expressions.")
+    scores = {label: Scores([run["ious"] for run in runs], expressions) for label, runs in trained.items()}
+    first, lines = next(iter(scores.values())), []
+    for label, runs in trained.items():
+        cells = [label, str(len(runs)), str(runs[0]["steps"])]
+        cells.append(number(statistics.fmean(run["tokens"] for run in runs), 1))
+        cells.append(f"**{spread([run['headline']['giou_macro'] for run in runs])}**")
+        cells += [spread([run["by_kind"][kind]["giou"] for run in runs]) for kind in KINDS]
+        cells.append("–" if scores[label] is first else str(difference(scores[label], first)))
+        lines.append([*cells, spread([r["headline"]["ciou_macro"] for r in runs]), spread([r["n_acc"] for r in runs])])
+    return table(heads, lines)
+
+
 def giou_where_answered(by_kind: dict[str, dict[str, float]]) -> float | None:
     """Mean over kinds of the gIoU of expressions for which `[SEG]` was written, or None if a kind has none.
 
@@ -301,6 +326,7 @@ def _when(times: dict[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     **{f"comparison:{b}": partial(score_table, "", b) for b in BUDGETS},
     **{f"comparison:{v}_{b}": partial(score_table, v, b) for v in VARIANTS if v for b in BUDGETS},
+    "comparison:superpixels": superpixels_table,
     "comparison:sizes": partial(size_table, ""),
     "comparison:crowded_sizes": partial(size_table, "crowded"),
     "comparison:tokens": knowledge_table,
