@@ -325,7 +325,12 @@ def _when(times: dict[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **{f"comparison:{b}": partial(score_table, "", b) for b in BUDGETS},
-    **{f"comparison:{v}_{b}": partial(score_table, v, b) for v in VARIANTS if v for b in BUDGETS},
+    **{
+        f"comparison:{v}_{b}": partial(score_table, v, b)
+        for v in VARIANTS
+        if v not in SUPERPIXELS.values()
+        for b in BUDGETS
+    },
     "comparison:superpixels": superpixels_table,
     "comparison:sizes": partial(size_table, ""),
     "comparison:crowded_sizes": partial(size_table, "crowded"),

@@ -31,8 +31,8 @@ def add_train(commands: Any, run: Run) -> None:
     )
     example = (
         "superpixels train photos/ --out head --sam sam_vit_h_4b8939.pth --device cuda\n"
-        "  lavis-svp superpixels train sa1b/sa_000000 --labels sa1b --out head --steps 20000\n"
-        "  lavis-svp superpixels draw photos/cup.jpg --out cup.png --generator one_pass --options "
+        "  lavis-svp superpixels train sa1b/sa_000000 --labels sa1b --out head_sa1b --steps 20000\n"
+        "  lavis-svp superpixels draw photos/cup.jpg --out cup.png --sam sam_vit_h_4b8939.pth --options "
         "head=head/head.safetensors"
     )
     sub = add_command(commands, "train", run, text, example)

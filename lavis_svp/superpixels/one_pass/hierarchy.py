@@ -97,7 +97,8 @@ def basins(strength: np.ndarray) -> np.ndarray:
     """The watershed of a strength (H', W') float32 in 0..1: (H', W') int32 labels 0..K-1, every pixel has one.
 
     scikit-image floods in the order of the strength. ``scipy.ndimage.watershed_ift`` takes a quarter of the time, but
-    its regions leak: on 24 photographs the best union of regions for an object had IoU .65 in place of .83.
+    its regions leak: on 24 photographs, of which benchmarks/held_out keeps 19, the best union of 60 regions for an
+    object has IoU .66 in place of .84 (side 512).
     """
     smooth = ndimage.gaussian_filter(strength, SMOOTHING, mode="nearest")
     lowest = ndimage.minimum_filter(smooth, MARKER_WINDOW, mode="nearest") == smooth

@@ -22,7 +22,13 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from lavis_svp.common.checkpoints import CorruptCheckpointError, read_checkpoint, remove_unfinished, save_checkpoint
+from lavis_svp.common.checkpoints import (
+    CorruptCheckpointError,
+    content_digest,
+    read_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.options import check_whole_number
 from lavis_svp.common.pipeline import READERS, ahead
@@ -39,6 +45,7 @@ from lavis_svp.superpixels.one_pass.head import (
 from lavis_svp.superpixels.one_pass.labels import HeadRecord, boundary_targets, nearest_labels, read_record
 
 CHECKPOINT = "training.pth"
+_DIGESTS = {"records": "other images", "upscaler": "another SAM"}  # settings that a message cannot show
 MIN_STEPS = 20
 """Fewer have no place for the warm-up of the one-cycle schedule."""
 
@@ -156,6 +163,7 @@ def train_head(
         raise ValueError("There is no record to train a head on.")
     names = hashlib.sha256("\n".join(path.name for path in sorted(records)).encode()).hexdigest()
     settings = {**asdict(options), "sides": list(options.sides), "records": names}
+    settings["upscaler"] = None if upscaler is None else content_digest(upscaler.state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         head = BoundaryHead()
@@ -208,8 +216,8 @@ def _read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     before = state.get("config", {})
     differ = [key for key, value in settings.items() if before.get(key) != value]
     if differ:
-        told = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in differ if key != "records")
-        told = told or "other images"
+        told = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in differ if key not in _DIGESTS)
+        told = told or " and ".join(_DIGESTS[key] for key in differ)
         raise ValueError(f"{path} was begun with {told}. Give another --out, or delete it to train from the start.")
     return state
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lavis_svp.common.files import BadFileError
 from lavis_svp.superpixels.one_pass import training
-from lavis_svp.superpixels.one_pass.head import LEVELS, HeadOutput
+from lavis_svp.superpixels.one_pass.head import LEVELS, BoundaryHead, HeadOutput
 from lavis_svp.superpixels.one_pass.labels import HeadRecord, boundary_targets, nearest_labels
 from lavis_svp.superpixels.one_pass.training import (
     HeadTraining,
@@ -110,9 +110,18 @@ def test_a_checkpoint_of_other_settings_is_refused(records: list[Path], tmp_path
         train_head(records, tmp_path, HeadTraining(30, 2, (64, 96)), progress=False)
     with pytest.raises(ValueError, match="begun with other images"):
         train_head(records[1:], tmp_path, OPTIONS, progress=False)
+    with pytest.raises(ValueError, match="begun with another SAM"):
+        train_head(records, tmp_path, OPTIONS, progress=False, upscaler=BoundaryHead().upscaler)
     (tmp_path / training.CHECKPOINT).write_bytes(b"no archive")
     with pytest.raises(BadFileError, match="Delete it to train the head from the start"):
         train_head(records, tmp_path, OPTIONS, progress=False)
+
+
+def test_the_up_scaler_is_taken_over_and_stays_as_it_is(records: list[Path], tmp_path: Path) -> None:
+    upscaler = BoundaryHead().upscaler
+    head = train_head(records, tmp_path, HeadTraining(20, 2, (64,)), progress=False, upscaler=upscaler).head
+    trained = head.upscaler.state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in upscaler.state_dict().items())
 
 
 def test_no_record_is_an_error_and_a_single_one_is_trained_on(records: list[Path], tmp_path: Path) -> None:
