@@ -51,7 +51,7 @@ install_packages() {
   make_environment
   forget_half_installed
   local pip=("$python" -m pip install --no-input --disable-pip-version-check)
-  say "Installing the pinned packages (1/3). The first time this downloads about 3 GB and takes 3 minutes or more."
+  say "Installing the pinned packages (1/3). The first time this downloads about 3 GB and takes 3 minutes or more on two idle cores."
   "${pip[@]}" -r "$root/requirements.txt" -r "$root/requirements-dev.txt"
   say "Installing LAVIS without its outdated pins (2/3)."
   "${pip[@]}" --no-deps -r "$root/requirements-lavis.txt"

@@ -97,8 +97,8 @@ def basins(strength: np.ndarray) -> np.ndarray:
     """The watershed of a strength (H', W') float32 in 0..1: (H', W') int32 labels 0..K-1, every pixel has one.
 
     scikit-image floods in the order of the strength. ``scipy.ndimage.watershed_ift`` takes a quarter of the time, but
-    its regions leak: on 24 photographs, of which benchmarks/held_out keeps 19, the best union of 60 regions for an
-    object has IoU .66 in place of .84 (side 512).
+    its regions leak: for the coarse regions of the labels of images held out of training, at side 384, the best union
+    has IoU .54 in place of .68 (mean over 10 to 100 regions).
     """
     smooth = ndimage.gaussian_filter(strength, SMOOTHING, mode="nearest")
     lowest = ndimage.minimum_filter(smooth, MARKER_WINDOW, mode="nearest") == smooth
