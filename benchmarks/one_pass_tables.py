@@ -227,4 +227,17 @@ def _recall(found: tuple[float, float, float] | None) -> str:
     return "–" if found is None else f"{found[2]:.3f} ({found[1]:.3f}) at {found[0]:.3f}"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"one_pass": one_pass}
+def head_trials() -> str:
+    """What each part of the boundary head brings, from ``head_trials.py``."""
+    content = load("head_trials")
+    columns = list(next(iter(content["trials"].values())))
+    rows = [[name, *(number(row[column]) for column in columns)] for name, row in content["trials"].items()]
+    run = content["run"]
+    note = (
+        f"{content['steps']:,} steps on {content['trained_on']} images, one seed, measured on {content['held_out']} others; "
+        f"`{run['command']}`, {run['date'][:10]}, {run['machine']['threads']} of {run['machine']['cpus']} CPUs."
+    )
+    return f"{table(['form of the head', *columns], rows)}\n\n{note}"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"one_pass": one_pass, "head_trials": head_trials}
