@@ -234,7 +234,8 @@ def head_trials() -> str:
     rows = [[name, *(number(row[column]) for column in columns)] for name, row in content["trials"].items()]
     run = content["run"]
     note = (
-        f"{content['steps']:,} steps on {content['trained_on']} images, one seed, measured on {content['held_out']} others; "
+        f"{content['steps']:,} steps on {content['trained_on']} images, one seed, "
+        f"measured on {content['held_out']} others; "
         f"`{run['command']}`, {run['date'][:10]}, {run['machine']['threads']} of {run['machine']['cpus']} CPUs."
     )
     return f"{table(['form of the head', *columns], rows)}\n\n{note}"
