@@ -121,6 +121,7 @@ def add(folder: Path) -> Path:
     records = sorted((r for r in map(json.loads, lines) if r["has_target"]), key=lambda r: r["expression_id"])
     expressions = [[r["expression_id"], r["image_id"], r["kind"], r["gt_area"]] for r in records]
     variant = folder.parent.name if folder.parent.name in VARIANTS else ""
+    summary["run"]["command"] = results.without_machine(summary["run"]["command"])
     check_command(summary["run"]["command"], match["row"], match["budget"], variant)
     stored_on = results.RESULTS / "comparison" / variant / "expressions.json"
     if stored_on.is_file() and expressions_of(variant) != expressions:

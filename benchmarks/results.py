@@ -51,7 +51,7 @@ def store(name: str, content: Any, **style: Any) -> Path:
 
 def without_machine(command: str) -> str:
     """Cut the folders of the measuring machine out of a command."""
-    return re.sub(r"/\S*?/(lavis_svp|output)/", r"\1/", command)
+    return re.sub(r"/\S*?/(lavis_svp|output|projects)/", r"\1/", command)
 
 
 def newest_summary(folder: Path) -> Path:
