@@ -147,6 +147,34 @@ def shipped_full() -> str:
     return summaries({data: load(f"shipped_{data}") for data in SHIPPED})
 
 
+def switched() -> str:
+    """The shipped weights of release 0.4, trained with SAM's superpixels, with each kind: no training in between."""
+    heads = [
+        "data",
+        "superpixels",
+        "gIoU",
+        "95 % interval",
+        "cIoU",
+        "pick",
+        "N-acc",
+        "tokens",
+        "best single superpixel",
+    ]
+    rows, commands = [], []
+    for data in SHIPPED:
+        for superpixels in ("sam", "one_pass"):
+            one = load(f"switched_{data}_{superpixels}")
+            head, overall = one["headline"], one["overall"]
+            cells = [data, f"`{superpixels}`", f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"])]
+            cells += [number(value) for value in (head["ciou_macro"], head["pick_accuracy_macro"], overall["n_acc"])]
+            rows.append([*cells, number(overall["tokens_per_image"], 1), number(head["ceiling_single_macro"])])
+            run = one["run"]
+            commands.append(
+                f"`{superpixels}` on {data}: {run['date'][:10]}, sha256 `{run['shipped_weights']['sha256'][:12]}`"
+            )
+    return "\n".join([table(heads, rows), "", "; ".join(commands) + "."])
+
+
 def first_recipe(data: str) -> str:
     """The first recipe with different superpixels on a data set: results/DATA__LABEL_seedN.json."""
     names = [path.stem for path in sorted(results.RESULTS.glob(f"{data}__*.json"))]
@@ -227,6 +255,7 @@ def probe(name: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "shipped": shipped,
     "shipped_full": shipped_full,
+    "switched": switched,
     "answering": answering,
     "features": features,
     **{f"first_recipe:{data}": partial(first_recipe, data) for data in ("refshapes", "photos")},
