@@ -17,7 +17,6 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import numpy as np
@@ -29,9 +28,9 @@ from tqdm import tqdm
 from lavis_svp.common.files import read_json
 from lavis_svp.common.images import decode_image
 from lavis_svp.common.paths import cache_root, write_file
-from lavis_svp.datasets.refshapes import render
 from lavis_svp.datasets.refshapes.build import make_image
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
+from lavis_svp.datasets.refshapes.render import paint_objects
 from lavis_svp.datasets.refshapes.scene import sample_scene
 from lavis_svp.zoo.entries import PublishedArchive
 from lavis_svp.zoo.store import get_archive
@@ -78,24 +77,19 @@ def scenes() -> Iterator[tuple[str, np.ndarray]]:
 
 def composed(photos: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and pixels of RefShapes' scenes on crops of photographs (H, W, 3) uint8."""
-
-    def background(rng: np.random.Generator, split: str, side: int) -> tuple[np.ndarray, str]:
-        photo = photos[int(rng.integers(len(photos)))]
-        shorter = min(photo.shape[:2])
-        crop = int(rng.integers(shorter // 2, shorter + 1))
-        top, left = (int(rng.integers(length - crop + 1)) for length in photo.shape[:2])
-        patch = photo[top : top + crop, left : left + crop]
-        small = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
-        return small * np.float32(rng.uniform(*DARKENED)), ""
-
     for number in COMPOSED:
         config = RefShapesConfig() if number % 2 else crowded()
         rng = np.random.default_rng([COMPOSED_SEED, number])
         scene = None
         while scene is None:
             scene = sample_scene(rng, config)
-        with mock.patch.object(render, "sample_background", background):
-            yield f"composed_{number}", render.render(scene, rng, "train", config)[0]
+        photo = photos[int(rng.integers(len(photos)))]
+        shorter = min(photo.shape[:2])
+        crop = int(rng.integers(shorter // 2, shorter + 1))
+        top, left = (int(rng.integers(length - crop + 1)) for length in photo.shape[:2])
+        patch = photo[top : top + crop, left : left + crop]
+        small = cv2.resize(patch, (config.side, config.side), interpolation=cv2.INTER_AREA).astype(np.float32)
+        yield f"composed_{number}", paint_objects(scene, small * np.float32(rng.uniform(*DARKENED)), rng)
 
 
 def main() -> None:

@@ -91,12 +91,17 @@ def render(scene: Scene, rng: np.random.Generator, split: str, config: RefShapes
         (H, W, 3) uint8 RGB, and the file name of the photo.
     """
     image, photo = sample_background(rng, split, config.side)
+    return paint_objects(scene, image, rng), photo
+
+
+def paint_objects(scene: Scene, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Paint the objects of a scene onto a background (H, W, 3) float32 in 0..255, which is changed: (H, W, 3) uint8."""
     for item, mask, (x0, y0, x1, y1) in zip(scene.objects, scene.masks, scene.boxes.tolist(), strict=True):
         surface = _surface(item, (x0, y0, x1, y1), rng)
         inside = mask[y0:y1, x0:x1].astype(bool)
         image[y0:y1, x0:x1][inside] = surface[inside]
     image = cv2.GaussianBlur(np.clip(image, 0, 255), (0, 0), _EDGE_BLUR)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8), photo
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def _surface(item: SceneObject, box: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:
