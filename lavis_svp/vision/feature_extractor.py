@@ -390,7 +390,7 @@ def superpixel_cache(section: Mapping[str, Any]) -> SuperpixelCache:
 
 
 def check_superpixel_section(section: Mapping[str, Any]) -> None:
-    """Check a ``superpixels`` section before any weights are loaded.
+    """Check a ``superpixels`` section before any weights are loaded, with the options of generators not chosen.
 
     Raises:
         UnknownNameError: no such generator or preset; the message lists them.
@@ -398,3 +398,6 @@ def check_superpixel_section(section: Mapping[str, Any]) -> None:
     """
     superpixel_cache(section)
     check_superpixels(*generator_options(section))
+    for other in list_superpixels():
+        if other != section["name"] and section.get(other):
+            check_superpixels(other, section[other])

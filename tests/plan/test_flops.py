@@ -249,8 +249,9 @@ def test_a_boundary_head_costs_its_convolutions(small_skeleton):
     expected, grid = 0, 8  # cells of the embedding, at side 128
     for name, module in head.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            at_stride_4 = name.startswith(("image4", "boundaries"))
-            cells = grid * (1 if name.startswith(("reduce", "enlarge")) else 4 if at_stride_4 else 2)
+            at_stride_16 = name.startswith(("reduce", "enlarge", "upscaler.0"))  # the cells that it reads
+            at_stride_4 = name.startswith(("image4", "upscaled4", "boundaries"))
+            cells = grid * (1 if at_stride_16 else 4 if at_stride_4 else 2)
             expected += 2 * module.weight.numel() * cells**2
     embedding = torch.empty(1, 256, grid, grid, device="meta")
     assert superpixel_flops(model, embedding, 0).weights == expected > 0

@@ -101,11 +101,12 @@ def test_what_it_needs_is_asked_for_and_options_are_checked(
 def test_generators_on_embeddings_share_the_dial_and_the_budget(
     name: str, build: Build, embed: Callable[..., SamEmbedding]
 ) -> None:
-    options = {"points_per_side": 8, "min_area": 0.0, "containment": None} if name == "sam" else {}
+    every = {"sam": {"points_per_side": 8, "min_area": 0.0, "containment": None}, "one_pass": {"max_superpixels": None}}
+    options = every[name]
     counts = [one.count for one in build(name, **options).at_granularities(embed(), [0.0, 0.5, 1.0])]
     assert counts[0] == COARSEST < counts[1] < counts[2]
     assert counts[1] == round(COARSEST + 0.5 * (counts[2] - COARSEST))
-    limited = build(name, **options, max_superpixels=7)
+    limited = build(name, **{**options, "max_superpixels": 7})
     assert limited(embeddings=[embed()])[0].count == 7 == limited.region_limit
     spoilt = embed()
     spoilt.embedding[0, 0, 0] = float("nan")
