@@ -1,7 +1,7 @@
 """What each part of the boundary head brings: short trainings of its forms on the same records, steps and seed.
 
     lavis-svp superpixels train IMAGES --out OUT        prepares the records (IMAGES: head_images.py)
-    python benchmarks/head_trials.py OUT/prepared       ten minutes on two idle cores, into results/head_trials.json
+    python benchmarks/head_trials.py OUT/prepared       forty minutes on one core, into results/head_trials.json
     python benchmarks/head_trials.py OUT/prepared --steps 30 --images 4    a quick look, not stored
 
 Measured on the records that training holds out: what ``superpixels train`` prints, and the best single region and best
@@ -36,7 +36,7 @@ from lavis_svp.superpixels.one_pass.training import HeadBatch, HeadTraining, hea
 from lavis_svp.tasks.base import run_facts
 from lavis_svp.vision.sam import build_sam
 
-STEPS, SEED = 1000, 0
+STEPS, SEED = 400, 0
 SIDES = (384, 512, 1024)
 OBJECT_MAPS = 2  # of the labels, coarse to fine, whose regions stand for objects
 SMALLEST_OBJECT = 0.003  # share of the image
@@ -164,8 +164,8 @@ def main() -> None:
             "run": run_facts(),
             "steps": args.steps,
             "seed": SEED,
-            "records": len(training),
-            "held out": len(apart),
+            "trained_on": len(training),
+            "held_out": len(apart),
         }
         store("head_trials", {**content, "trials": rows})
 
