@@ -161,7 +161,7 @@ def main() -> None:
         print(name, rows[name], flush=True)
     if args.steps == STEPS and args.images is None:
         content = {
-            "run": run_facts(),
+            "run": {**run_facts(), "command": "python benchmarks/head_trials.py OUT/prepared"},
             "steps": args.steps,
             "seed": SEED,
             "trained_on": len(training),
