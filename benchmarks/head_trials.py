@@ -1,7 +1,7 @@
 """What each part of the boundary head brings: short trainings of its forms on the same records, steps and seed.
 
     lavis-svp superpixels train IMAGES --out OUT        prepares the records (IMAGES: head_images.py)
-    python benchmarks/head_trials.py OUT/prepared       forty minutes on one core, into results/head_trials.json
+    python benchmarks/head_trials.py OUT/prepared       half an hour on one core, into results/head_trials.json
     python benchmarks/head_trials.py OUT/prepared --steps 30 --images 4    a quick look, not stored
 
 Measured on the records that training holds out: what ``superpixels train`` prints, and the best single region and best
@@ -30,7 +30,7 @@ from lavis_svp.superpixels import RegionMap
 from lavis_svp.superpixels.evaluation import single_ceiling, union_ceiling
 from lavis_svp.superpixels.one_pass.generator import label_scale
 from lavis_svp.superpixels.one_pass.head import STRIDE, BoundaryHead, boundary_strength
-from lavis_svp.superpixels.one_pass.hierarchy import build_hierarchy
+from lavis_svp.superpixels.one_pass.hierarchy import Hierarchy, build_hierarchy
 from lavis_svp.superpixels.one_pass.labels import read_record
 from lavis_svp.superpixels.one_pass.training import HeadBatch, HeadTraining, head_loss, held_out, make_batch, validate
 from lavis_svp.tasks.base import run_facts
@@ -124,16 +124,25 @@ def ceilings(head: BoundaryHead, records: Sequence[Path], side: int, merge_by_af
         strength = boundary_strength(output.boundaries)[0, :height, :width].numpy()
         affinities = output.affinities[0, :, : -(-height // 2), : -(-width // 2)].numpy()
         hierarchy = build_hierarchy(strength, affinities if merge_by_affinities else None, label_scale(side))
-        objects = {}
-        for labels in record.labels[:OBJECT_MAPS].numpy():
-            for mask in (labels == region for region in np.unique(labels[labels >= 0])):
-                if mask.mean() >= SMALLEST_OBJECT:
-                    objects[mask.tobytes()] = mask
-        for count in COUNTS:
-            regions = RegionMap.from_labels(hierarchy.cut(count)).resized(tuple(record.labels.shape[1:]))
-            single.append(statistics.fmean(single_ceiling(regions, mask)[0] for mask in objects.values()))
-            union.append(statistics.fmean(union_ceiling(regions, mask)[0] for mask in objects.values()))
+        found = region_ceilings(hierarchy, record.labels.numpy())
+        single.append(found["single"])
+        union.append(found["union"])
     return {"single": round(statistics.fmean(single), 4), "union": round(statistics.fmean(union), 4)}
+
+
+def region_ceilings(hierarchy: Hierarchy, labels: np.ndarray) -> dict[str, float]:
+    """Best single region and best union for regions of the coarsest maps of labels (L, H, W), over all counts."""
+    objects = {}
+    for level in labels[:OBJECT_MAPS]:
+        for mask in (level == region for region in np.unique(level[level >= 0])):
+            if mask.mean() >= SMALLEST_OBJECT:
+                objects[mask.tobytes()] = mask
+    single, union = [], []
+    for count in COUNTS:
+        regions = RegionMap.from_labels(hierarchy.cut(count)).resized((labels.shape[1], labels.shape[2]))
+        single.append(statistics.fmean(single_ceiling(regions, mask)[0] for mask in objects.values()))
+        union.append(statistics.fmean(union_ceiling(regions, mask)[0] for mask in objects.values()))
+    return {"single": statistics.fmean(single), "union": statistics.fmean(union)}
 
 
 def main() -> None:

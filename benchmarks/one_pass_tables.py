@@ -241,4 +241,19 @@ def head_trials() -> str:
     return f"{table(['form of the head', *columns], rows)}\n\n{note}"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"one_pass": one_pass, "head_trials": head_trials}
+def watersheds() -> str:
+    """Three watersheds on the same strength, from ``watersheds.py``."""
+    content = load("watersheds")
+    rows = [
+        [name, number(row["ms"], 1), number(row["single"]), number(row["union"])]
+        for name, row in content["watersheds"].items()
+    ]
+    run = content["run"]
+    note = (
+        f"{content['images']} images held out of training, side {content['side']}; "
+        f"`{run['command']}`, {run['date'][:10]}, {run['machine']['threads']} of {run['machine']['cpus']} CPUs."
+    )
+    return f"{table(['watershed', 'ms an image', 'single', 'union'], rows)}\n\n{note}"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"one_pass": one_pass, "head_trials": head_trials, "watersheds": watersheds}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train. Without arguments: set up what is missing, train the tiny SVP model on RefShapes, evaluate it, print the
-# table and write images. Once set up, that takes about 25 minutes on two otherwise idle CPU cores.
+# table and write images. Once set up, that takes 21 minutes on two otherwise idle CPU cores.
 #
 #   bash run_scripts/train.sh
 #   bash run_scripts/train.sh [--nproc N] --cfg-path FILE.yaml [--options KEY=VALUE ...]

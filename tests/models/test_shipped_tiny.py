@@ -44,7 +44,7 @@ def test_no_frozen_weights_are_in_it_and_its_origin_is_named():
     assert {"projector", "language", "seg_prompt", "mask_decoder"} <= parts and "frozen" not in parts
     said = read_metadata(shipped_file(NAME))
     assert {entry["name"] for entry in json.loads(said["origin"])} == {entry.name for entry in list_weights()}
-    assert int(said["steps"]) > 0 and re.match(r"python -m lavis_svp\.\w+ ", said["command"])
+    assert int(said["steps"]) > 0 and re.match(r"lavis-svp train ", said["command"])
     assert " /" not in said["command"] and "=/" not in said["command"]  # a path of a machine
 
 

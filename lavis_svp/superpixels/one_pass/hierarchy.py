@@ -96,9 +96,8 @@ def build_hierarchy(strength: np.ndarray, affinities: np.ndarray | None = None, 
 def basins(strength: np.ndarray) -> np.ndarray:
     """The watershed of a strength (H', W') float32 in 0..1: (H', W') int32 labels 0..K-1, every pixel has one.
 
-    scikit-image floods in the order of the strength. ``scipy.ndimage.watershed_ift`` takes a quarter of the time, but
-    its regions leak: for the coarse regions of the labels of images held out of training, at side 384, the best union
-    has IoU .54 in place of .68 (mean over 10 to 100 regions).
+    scikit-image floods in the order of the strength; ``benchmarks/watersheds.py`` compares it with scipy's and
+    OpenCV's.
     """
     smooth = ndimage.gaussian_filter(strength, SMOOTHING, mode="nearest")
     lowest = ndimage.minimum_filter(smooth, MARKER_WINDOW, mode="nearest") == smooth
