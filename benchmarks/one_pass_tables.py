@@ -154,7 +154,7 @@ def _stages(content: dict[str, Any]) -> str:
         cells += [number(encoder), number(seconds[name] / encoder) if encoder else "–"]
         cells += [number(rival / seconds[name], 1) if rival else "–", number(peaks.get(name), 0), str(len(own))]
         rows.append(cells)
-    heads = ["stage", "seconds", "least–most", "encoder s", "of the encoder's", "times as fast as `sam`", "peak MB", "photos"]
+    heads = ["stage", "seconds", "least–most", "encoder s", "of the encoder's", "as fast as `sam`", "peak MB", "photos"]
     halves = "; ".join(
         f"side {side}: {seconds[f'{ONE_PASS.format(side)}: head'] * 1e3:.0f} and "
         f"{seconds[f'{ONE_PASS.format(side)}: hierarchy'] * 1e3:.0f}"
