@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from lavis_svp.common.transfer import Packed, to_device
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.prompts import IGNORE, Turn
-from lavis_svp.language.splice import HostSequences, PredictingPlaces, SplicedBatch, splice
+from lavis_svp.language.splice import HostSequences, NounStates, PredictingPlaces, SplicedBatch, splice
 
 STEPS_PER_READING = 4
 """Tokens of every answer that a device makes before the host reads them and sees whether all answers have ended."""
@@ -28,12 +28,14 @@ class Answers:
         seg_states: (P, D) the state that predicted ``[SEG]``; the first answer state where none was emitted.
         places: the image and the expression of each, on the device and on the host.
         answered: P times whether ``[SEG]`` was emitted, on the host.
+        nouns: the states at the expressions' known nouns.
     """
 
     ids: list[list[int]]
     seg_states: Tensor
     places: PredictingPlaces
     answered: list[bool]
+    nouns: NounStates
 
     @property
     def image_index(self) -> Tensor:
@@ -65,7 +67,7 @@ def generate_answers(
     turns: list[list[Turn]],
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
-    seg_logit_bias: Callable[[Tensor, Tensor], Tensor | float] | None = None,
+    seg_logit_bias: Callable[[Tensor, Tensor, NounStates], Tensor | float] | None = None,
 ) -> Answers:
     """Answer every expression greedily.
 
@@ -81,8 +83,8 @@ def generate_answers(
         turns: rendered with any answer; only their prompt part is used.
         max_new_tokens: longest answer, end-of-text token included; None = ``language.options.max_new_tokens``.
         min_new_tokens: tokens that come before the answer may end.
-        seg_logit_bias: from (P, D) first answer states and their (P,) images, what is added to the score of
-            ``[SEG]`` as the first word.
+        seg_logit_bias: from (P, D) first answer states, their (P,) images and the states at the nouns, what is added
+            to the score of ``[SEG]`` as the first word.
 
     Raises:
         ValueError: ``max_new_tokens`` is below 1 or below ``min_new_tokens``.
@@ -97,6 +99,7 @@ def generate_answers(
     cache = DynamicCache(config=language.config)
     states = language.read(plan, visual, cache)  # (B, L, D)
     state = states[slots.places.rows, slots.places.columns]  # (P, D)
+    nouns = plan.expressions.noun_states(states)
 
     eos, steps_per_reading = language.tokenizer.eos_token_id, 1 if device.type == "cpu" else STEPS_PER_READING
     said: list[list[int]] = [[] for _ in slots.places.images]
@@ -108,7 +111,7 @@ def generate_answers(
         if step < min_new_tokens:
             scores[:, eos] = -torch.inf
         if step == 0 and seg_logit_bias is not None:
-            scores[:, language.seg_id] += seg_logit_bias(state, slots.places.image_index)
+            scores[:, language.seg_id] += seg_logit_bias(state, slots.places.image_index, nouns)
         token = scores.argmax(-1)  # (P,)
         emits = (token == language.seg_id) & ~answered & ~finished
         seg_states = torch.where(emits[:, None], state, seg_states)
@@ -123,7 +126,7 @@ def generate_answers(
         if step + 1 < limit:
             state = slots.next_states(language, token, step, cache)  # (P, D)
     texts = [row[: row.index(eos) + 1] if eos in row else row for row in said]
-    return Answers(texts, seg_states, slots.places, [language.seg_id in row for row in texts])
+    return Answers(texts, seg_states, slots.places, [language.seg_id in row for row in texts], nouns)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def prompt_only(turn: Turn) -> Turn:
     """A turn without its answer."""
     prompt = turn.ids[: turn.prompt_length]
     # Turn requires one supervised token; the last prompt token stands for it and is never used as a label here.
-    return Turn(prompt, [IGNORE] * (len(prompt) - 1) + prompt[-1:], turn.expression)
+    return Turn(prompt, [IGNORE] * (len(prompt) - 1) + prompt[-1:], turn.expression, nouns=turn.nouns)
 
 
 def _last_of_turns(batch: HostSequences) -> np.ndarray:

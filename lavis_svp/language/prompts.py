@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lavis_svp.common.options import SetupError
 from lavis_svp.common.registry import Registry
+from lavis_svp.language.nouns import NounFinder
 
 IGNORE = -100  # the label that cross-entropy skips
 SEG_TOKEN = "[SEG]"
@@ -127,6 +128,7 @@ class Turn:
         labels: the id where the token belongs to the answer, ``IGNORE`` elsewhere.
         expression: index of the expression within its image.
         user_text: first token of the user's own words in the prompt, and the one after their last; (0, 0) = unknown.
+        nouns: the known nouns of an expression: the last token of each, and its index in the table of nouns.
         answer_can_be_cut: whether the answer is words, whose end may be left out, and not ``[SEG]``.
         shortened: whether something was left out.
     """
@@ -135,6 +137,7 @@ class Turn:
     labels: list[int]
     expression: int
     user_text: tuple[int, int] = (0, 0)
+    nouns: tuple[tuple[int, int], ...] = ()
     answer_can_be_cut: bool = False
     shortened: bool = False
     prompt_length: int = field(init=False)
@@ -174,6 +177,7 @@ class Turn:
             ids=self.ids[: stop - cut] + self.ids[stop:],
             labels=self.labels[: stop - cut] + self.labels[stop:],
             user_text=(first, stop - cut),
+            nouns=tuple((place, noun) for place, noun in self.nouns if place < stop - cut),
             shortened=True,
         )
         return shorter.fitted(limit)
@@ -190,12 +194,20 @@ class PromptBuilder:
         tokenizer: a fast tokenizer that already knows ``[SEG]``.
         options: the wording.
         max_turn_tokens: longest turn; a longer one is an error, or is cut where the caller asks for that.
+        nouns: finds the nouns that expressions hold, for a model that compares them with what a classifier sees; None:
+            nobody asks for them.
 
     Raises:
         ValueError: the tokenizer gives no offsets.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: PromptOptions, max_turn_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        options: PromptOptions,
+        max_turn_tokens: int,
+        nouns: NounFinder | None = None,
+    ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer of this model."
@@ -204,6 +216,7 @@ class PromptBuilder:
         self.options = options
         self.style = conversation_styles.get(options.style)
         self.max_turn_tokens = max_turn_tokens
+        self.nouns = nouns
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         markers = {SEG_TOKEN, IMAGE_MARKER, *tokenizer.all_special_tokens, *added}
         self.special = tuple(marker for marker in markers if len(marker) > 2)
@@ -241,8 +254,9 @@ class PromptBuilder:
         wording, words = self.options.questions[question], self._escaped(expression)
         if not words:
             raise ValueError("The expression is empty; say what to segment.")
+        span = _span(wording, "{expression}", words)
         turn = self._tokenize(
-            wording.format(expression=words), _span(wording, "{expression}", words), answer, index=index, first=first
+            wording.format(expression=words), span, answer, index=index, first=first, nouns=self.nouns
         )
         return self._checked(turn, words, shorten)
 
@@ -311,7 +325,16 @@ class PromptBuilder:
                     "model.language.max_length or max_turn_tokens, or set a lower model.superpixels.max_superpixels."
                 ) from error
 
-    def _tokenize(self, question: str, span: tuple[int, int], answer: str, *, index: int, first: bool) -> Turn:
+    def _tokenize(
+        self,
+        question: str,
+        span: tuple[int, int],
+        answer: str,
+        *,
+        index: int,
+        first: bool,
+        nouns: NounFinder | None = None,
+    ) -> Turn:
         """Tokenise a question in its final wording, whose characters ``span`` are the user's, with its answer."""
         template = self.style.first_turn if first else self.style.next_turn
         closed_answer = answer + self.tokenizer.eos_token
@@ -327,7 +350,11 @@ class PromptBuilder:
         low, high = start + span[0], start + span[1]
         inside = [place for place, (begin, end) in enumerate(offsets) if low <= begin < end <= high]
         user_text = (inside[0], inside[-1] + 1) if inside else (0, 0)
-        return Turn(ids=ids, labels=labels, expression=index, user_text=user_text)
+        places = []
+        for noun in [] if nouns is None else nouns.find(text[low:high]):
+            last = max(place for place, (begin, _) in enumerate(offsets) if begin < low + noun.end)
+            places.append((last, noun.index))
+        return Turn(ids=ids, labels=labels, expression=index, user_text=user_text, nouns=tuple(places))
 
     def _checked(self, turn: Turn, words: str, shorten: bool) -> Turn:
         if len(turn.ids) <= self.max_turn_tokens:

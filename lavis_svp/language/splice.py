@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_svp.common.transfer import Packed
@@ -109,6 +110,57 @@ class PredictingPlaces:
 
 
 @dataclass(frozen=True)
+class ExpressionPlaces:
+    """Where the Q expressions of a batch end and where their known nouns stand, sorted by image and expression.
+
+    Args:
+        ends: the last positions of the questions, whose states predict the answers' first tokens.
+        noun_columns: (Q, J) position of the last token of each noun; 0 in padding.
+        noun_ids: (Q, J) index of each noun in the table of nouns; -1 in padding.
+        present: (P,) int64, the expressions whose answer holds ``[SEG]``, in the order of ``SplicedBatch.seg``.
+        absent: (Q - P,) int64, the others.
+    """
+
+    ends: PredictingPlaces
+    noun_columns: Tensor
+    noun_ids: Tensor
+    present: Tensor
+    absent: Tensor
+
+    def noun_states(self, states: Tensor, chosen: Tensor | None = None) -> NounStates:
+        """The states at the nouns of all expressions, or of those ``chosen``.
+
+        Args:
+            states: (R, L, D) of the batch.
+            chosen: (X,) int64 indices of expressions; None: all.
+        """
+        rows, columns, ids = self.ends.rows, self.noun_columns, self.noun_ids
+        if chosen is not None:
+            rows, columns, ids = rows[chosen], columns[chosen], ids[chosen]
+        return NounStates(states[rows[:, None], columns], ids)  # (X, J, D)
+
+
+@dataclass(frozen=True)
+class NounStates:
+    """The states at the known nouns of P expressions.
+
+    Args:
+        states: (P, J, D).
+        ids: (P, J) int64 index of each noun in the table of nouns; -1 in padding.
+    """
+
+    states: Tensor
+    ids: Tensor
+
+    def joined(self, others: NounStates) -> NounStates:
+        """These, and then the others."""
+        width = max(self.ids.shape[1], others.ids.shape[1])
+        ids = [F.pad(one.ids, (0, width - one.ids.shape[1]), value=-1) for one in (self, others)]
+        states = [F.pad(one.states, (0, 0, 0, width - one.states.shape[1])) for one in (self, others)]
+        return NounStates(torch.cat(states), torch.cat(ids))  # (P + A, J, D), (P + A, J)
+
+
+@dataclass(frozen=True)
 class SplicedBatch:
     """A batch of R sequences of L positions. ``B`` images, R = B unless the layout is ``separate``.
 
@@ -123,6 +175,7 @@ class SplicedBatch:
         supervised: the tokens to learn.
         visual: the places of visual tokens.
         seg: the places that predict ``[SEG]``; None where :func:`splice` was not told its id.
+        expressions: where expressions end and where their nouns stand; questions that are answered in words are none.
         on_host: what of this the host reads.
         dropped: (image, expression) of each turn that was left out because it did not fit.
         shortened: number of turns that were cut or left out because they did not fit.
@@ -138,6 +191,7 @@ class SplicedBatch:
     supervised: Supervised
     visual: VisualPlaces
     seg: PredictingPlaces | None
+    expressions: ExpressionPlaces
     on_host: HostSequences
     dropped: list[tuple[int, int]]
     shortened: int
@@ -283,6 +337,7 @@ def _laid_out(
     ids, labels, positions, visual_index, number, expression = (
         np.full(shape, value, np.int64) for value in (PAD, IGNORE, 0, 0, -1, -1)
     )
+    asked: list[_AskedTurn] = []
     for index, (image, row) in enumerate(rows):
         column = head + visual_counts[image]
         ids[index, :head], ids[index, head:column] = prefix_ids, VISUAL
@@ -297,6 +352,8 @@ def _laid_out(
             positions[index, here] = np.arange(begin, begin + len(turn.ids))
             number[index, here] = 1 if in_series else place  # one number for all: later turns see earlier ones
             expression[index, here] = turn.expression
+            if not turn.answer_can_be_cut:
+                asked.append(_AskedTurn(image, index, column, turn))
             column += len(turn.ids)
     image_index = np.array([image for image, _ in rows], dtype=np.int64)
     on_host = HostSequences(ids, positions, number, expression, image_index)
@@ -315,9 +372,48 @@ def _laid_out(
             *map(torch.from_numpy, (seen * shape[1] + places, image_index[seen], visual_index[seen, places]))
         ),
         seg=None if seg_id is None else _predicting(on_host, seg_id),
+        expressions=_expression_places(asked, seg_id),
         on_host=on_host,
         dropped=dropped,
         shortened=len(dropped) + sum(turn.shortened for _, row in rows for turn in row),
+    )
+
+
+@dataclass(frozen=True)
+class _AskedTurn:
+    """An expression's turn, whose first token stands at a row and a column."""
+
+    image: int
+    row: int
+    column: int
+    turn: Turn
+
+
+def _expression_places(asked: list[_AskedTurn], seg_id: int | None) -> ExpressionPlaces:
+    asked = sorted(asked, key=lambda one: (one.image, one.turn.expression))
+    shape = len(asked), max([1, *(len(one.turn.nouns) for one in asked)])
+    columns, ids = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+    for number, one in enumerate(asked):
+        for place, (token, noun) in enumerate(one.turn.nouns):
+            columns[number, place], ids[number, place] = one.column + token, noun
+    ends = PredictingPlaces.of(
+        *(
+            np.array(values, np.int64)
+            for values in (
+                [one.row for one in asked],
+                [one.column + one.turn.prompt_length - 1 for one in asked],
+                [one.image for one in asked],
+                [one.turn.expression for one in asked],
+            )
+        )
+    )
+    present = np.array([seg_id in one.turn.labels for one in asked], bool)
+    return ExpressionPlaces(
+        ends,
+        torch.from_numpy(columns),
+        torch.from_numpy(ids),
+        torch.from_numpy(np.flatnonzero(present)),
+        torch.from_numpy(np.flatnonzero(~present)),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lavis_svp.common.transfer import Packed
 from lavis_svp.language.prompts import PromptBuilder
-from lavis_svp.language.splice import PredictingPlaces, SplicedBatch, splice
+from lavis_svp.language.splice import NounStates, PredictingPlaces, SplicedBatch, splice
 from lavis_svp.models.config import ModelOptions
 from lavis_svp.models.texts import TrainingTexts, parse_targets, tokenize_texts
 from lavis_svp.projectors.types import MaskSize, Superpixels
@@ -294,6 +294,20 @@ class TokenizedBatch:
         """The states that predict ``[SEG]``: of (R, L, D) those at the position before each, (P, D)."""
         places = self.places
         return states[places.rows, places.columns] if len(places) else states.new_zeros(1, states.shape[-1])
+
+    def noun_states(self, states: Tensor) -> NounStates:
+        """The states at the nouns of the expressions with a target, of (R, L, D)."""
+        if not len(self.places):
+            return NounStates(states.new_zeros(1, 1, states.shape[-1]), self.image_index.new_full((1, 1), -1))
+        expressions = self.sequences.expressions
+        return expressions.noun_states(states, expressions.present)
+
+    def without_target(self, states: Tensor) -> tuple[Tensor, Tensor, NounStates]:
+        """The A expressions without a target: the states that predict their answers (A, D), images (A,), nouns."""
+        expressions = self.sequences.expressions
+        ends, absent = expressions.ends, expressions.absent
+        answer_states = states[ends.rows[absent], ends.columns[absent]]  # (A, D)
+        return answer_states, ends.image_index[absent], expressions.noun_states(states, absent)
 
     def decoded(self, prompts: Tensor) -> tuple[Tensor, list[int]]:
         """The K of P prompts whose masks are decoded, and their images.

@@ -23,7 +23,7 @@ from lavis_svp.common.transfer import Packed
 from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.language.generate import Answers, generate_answers
 from lavis_svp.language.prompts import PromptBuilder, Turn
-from lavis_svp.language.splice import splice
+from lavis_svp.language.splice import NounStates, splice
 from lavis_svp.models.batch import (
     PREPARED,
     BatchPreparer,
@@ -234,10 +234,10 @@ class SvpRis(BaseModel):
             states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
             losses = {"loss_ce": self.language.loss(states, batch.sequences)}
 
-            seg_states, image_index = batch.seg_states(states), batch.image_index  # (P, D), (P,)
-            seg_prompts = self.make_seg_prompts(EncodedImages(vision, visual), seg_states, image_index)  # (P, 1, 256)
+            encoded = EncodedImages(vision, visual)
+            seg_prompts, without_target = self.training_prompts(encoded, batch, states)  # (P, 1, 256), (A, 1, 256)
             losses |= self.auxiliary_losses.prompt_losses(
-                visual, seg_prompts, image_index, batch.targets.auxiliary, self.mask_decoder
+                visual, seg_prompts, batch.image_index, batch.targets.auxiliary, self.mask_decoder, without_target
             )
             prompts, images = batch.decoded(seg_prompts.sparse)  # K of the P: (K, 1, 256), K images
             logits = self.mask_decoder(vision.sam, prompts, images)  # (K, 4h, 4w)
@@ -271,7 +271,7 @@ class SvpRis(BaseModel):
             encoded = self.encode(samples) if encoded is None else encoded
             asked = self.ask_expressions(encoded, samples)
             answers = self.answer_expressions(encoded, asked.turns, mode)  # [SEG] states (P, D)
-            seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index)  # (P, 1, 256)
+            seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index, answers.nouns)
             logits = self.mask_decoder(encoded.vision.sam, seg_prompts.sparse, answers.images)  # (P, 4h, 4w)
         return self._predictions(encoded, asked, answers, seg_prompts, logits)
 
@@ -373,19 +373,41 @@ class SvpRis(BaseModel):
                 inputs = self._moved(preparer.without(inputs, sequences.dropped, vision.region_maps))
         return TokenizedBatch(sequences, inputs)
 
-    def make_seg_prompts(self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor) -> SegPrompts:
+    def training_prompts(
+        self, encoded: EncodedImages, batch: TokenizedBatch, states: Tensor
+    ) -> tuple[SegPrompts, SegPrompts | None]:
+        """The prompts of P expressions with a target and, with ``pointer_absent``, of the A without one.
+
+        Args:
+            encoded: B images.
+            batch: their texts.
+            states: (R, L, D) of the language model.
+        """
+        seg_states, image_index, nouns = batch.seg_states(states), batch.image_index, batch.noun_states(states)
+        if not self.options.seg_prompt.pointer_absent:
+            return self.make_seg_prompts(encoded, seg_states, image_index, nouns), None
+        others, images, their_nouns = batch.without_target(states)  # together, since they share one batch norm
+        prompts = self.make_seg_prompts(
+            encoded, torch.cat([seg_states, others]), torch.cat([image_index, images]), nouns.joined(their_nouns)
+        )
+        return prompts.split(len(seg_states))
+
+    def make_seg_prompts(
+        self, encoded: EncodedImages, seg_states: Tensor, image_index: Tensor, nouns: NounStates
+    ) -> SegPrompts:
         """Turn states that predict ``[SEG]`` into prompts of the mask decoder.
 
         Args:
             encoded: B images.
             seg_states: (P, D).
             image_index: (P,) the image of each state.
+            nouns: the states at the expressions' nouns.
         """
         positions = point = None
         if self.options.seg_prompt.pointer_position:
             positions = token_positions(encoded.visual, encoded.vision, self.mask_decoder)  # (B, T, 256)
             point = self.mask_decoder.point_token  # (256,)
-        return self.seg_prompt(seg_states, image_index, encoded.visual, positions, point)
+        return self.seg_prompt(seg_states, image_index, encoded.visual, positions, point, nouns)
 
     def ask_expressions(self, encoded: EncodedImages, samples: Mapping[str, Any]) -> AskedTexts:
         """Render the expressions of a batch, ``text_input``, with the answer that holds ``[SEG]``.
@@ -412,7 +434,7 @@ class SvpRis(BaseModel):
         prefix, tokens = self.prompt_builder.prefix_ids(), encoded.visual.tokens
         if mode == "generative":
             bias = seg_logit_bias(
-                self.no_target, lambda states, index: self.make_seg_prompts(encoded, states, index).scores
+                self.no_target, lambda states, index, nouns: self.make_seg_prompts(encoded, states, index, nouns)
             )
             return generate_answers(self.language, tokens, encoded.counts, prefix, turns, seg_logit_bias=bias)
         language = self.language
@@ -421,9 +443,10 @@ class SvpRis(BaseModel):
         )
         places, states = batch.seg, language.read(batch, tokens)  # P places, (B, L, D)
         assert places is not None
+        nouns = batch.expressions.noun_states(states)
         asked = [turns[i][e] for i, e in zip(places.images, places.expressions, strict=True)]
         texts = [turn.ids[turn.prompt_length :] for turn in asked]
-        return Answers(texts, states[places.rows, places.columns], places, [True] * len(places))
+        return Answers(texts, states[places.rows, places.columns], places, [True] * len(places), nouns)
 
     def total_loss(self, losses: Mapping[str, Tensor], visual: VisualTokens, shortened: int = 0) -> dict[str, Any]:
         """The weighted sum ``loss``, each part unweighted, and ``stats`` for the log."""
@@ -503,8 +526,8 @@ class SvpRis(BaseModel):
         asked = self.ask_expressions(encoded, samples).checked()
         answers = self.answer_expressions(encoded, asked.turns, "generative")
         logits = self.language.logits(answers.seg_states)  # (P, V)
-        scores = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index).scores  # (P, T)
-        return first_word_evidence(logits, self.language.seg_id, scores, answers.image_index, answers.expression)
+        prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index, answers.nouns)
+        return first_word_evidence(logits, self.language.seg_id, prompts, answers.image_index, answers.expression)
 
     # ---------------------------------------------------------------- building, weights, training, as LAVIS calls them
 

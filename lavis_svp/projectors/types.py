@@ -200,6 +200,8 @@ class VisualTokens:
         order: (B, T) int64, the index of the superpixel that token t of image b was made from; -1 in padding and
             for the token of an image without superpixels; None if tokens are not superpixels.
         host: what the host knows of it already; None: not yet. A copy with other values does not have it.
+        classes: (B, T, K) float32 log-probabilities of an image classifier's K classes in each token's region, for a
+            model that asks for them; likewise.
     """
 
     tokens: Tensor
@@ -207,6 +209,7 @@ class VisualTokens:
     assignment: OnDemand = OnDemand()  # noqa: RUF009  (a descriptor, which a dataclass calls for the default)
     order: Tensor | None = None
     host: HostTokens | None = field(init=False, default=None)
+    classes: Tensor | None = field(init=False, default=None)
 
     @property
     def on_host(self) -> HostTokens:

@@ -38,7 +38,8 @@ class AuxiliaryLossOptions:
     """Weights of the auxiliary losses; 0 turns a loss off, and all are off by default.
 
     Args:
-        grounding: the pointer should choose the token whose region fits the target best (needs seg_prompt.pointer).
+        grounding: the pointer should choose the token whose region fits the target best (needs seg_prompt.pointer);
+            with ``seg_prompt.pointer_absent`` "no such thing" for an expression without a target.
         word_alignment: a visual token should point at the words that name its instance.
         place_alignment: a visual token should point at the words for its place (left, right, ...).
         alignment_steps: number of first optimizer steps that train the projector alone, by word and place alignment.
@@ -124,6 +125,7 @@ class AuxiliaryLosses(nn.Module):
         image_index: Tensor,
         targets: AuxiliaryTargets,
         mask_decoder: SegMaskDecoder,
+        without_target: SegPrompts | None = None,
     ) -> dict[str, Tensor]:
         """Grounding of the pointer and regression of the prompt, of P expressions with a target.
 
@@ -133,6 +135,7 @@ class AuxiliaryLosses(nn.Module):
             image_index: (P,) the image of each prompt.
             targets: where each prompt should point, on the prompts' device.
             mask_decoder: gives SAM's encoding of a point.
+            without_target: prompts of expressions without a target, for ``pointer_absent``.
 
         Returns:
             ``loss_ground`` and ``loss_point``, each only where it is on; nothing without a target.
@@ -140,7 +143,8 @@ class AuxiliaryLosses(nn.Module):
         losses: dict[str, Tensor] = {}
         if self.options.grounding and prompts.scores is not None and _has_regions(targets):
             target_choice = listwise_target(token_ious(visual, targets, image_index))  # (P, T)
-            losses["loss_ground"] = grounding_loss(prompts.scores, target_choice)
+            absent = None if without_target is None else without_target.absent
+            losses["loss_ground"] = grounding_loss(prompts.scores, target_choice, absent)
         if self.options.point_regression and targets.centres is not None:
             position = mask_decoder.position_of(targets.centres[:, 0], targets.centres[:, 1])  # (P, 256)
             expected = position + mask_decoder.point_token.float()  # (P, 256)
@@ -178,16 +182,20 @@ def _has_regions(targets: AuxiliaryTargets) -> bool:
 # ---------------------------------------------------------------- the losses themselves
 
 
-def grounding_loss(scores: Tensor, target: Tensor) -> Tensor:
+def grounding_loss(scores: Tensor, target: Tensor, absent: Tensor | None = None) -> Tensor:
     """Cross-entropy between pointer and target distributions, mean over expressions.
 
     Args:
         scores: (P, T) log-probabilities.
         target: (P, T) rows sum to 1, or to 0 for an expression that no token overlaps (it does not count).
+        absent: (A,) log-probabilities of "no such thing" for further expressions, which have no target.
     """
     found = (target.sum(-1) > 0).float()
     per_row = -(target * scores.clamp_min(-1e4)).sum(-1)  # (P,)
-    return (per_row * found).sum() / found.sum().clamp_min(1)
+    total, count = (per_row * found).sum(), found.sum()
+    if absent is not None:
+        total, count = total - absent.clamp_min(-1e4).sum(), count + len(absent)
+    return total / count.clamp_min(1)
 
 
 def word_alignment_loss(

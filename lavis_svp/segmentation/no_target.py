@@ -23,10 +23,11 @@ from lavis_svp.common.checkpoints import WrongCheckpointError, read_metadata
 from lavis_svp.common.files import file_errors, parse_json, read_json
 from lavis_svp.common.options import build_options, is_number
 from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
-from lavis_svp.segmentation.seg_prompt import SegPromptOptions
+from lavis_svp.language.splice import NounStates
+from lavis_svp.segmentation.seg_prompt import SegPromptOptions, SegPrompts
 
 CALIBRATION_KEY = "presence"  # the entry of released weights' metadata, and of the probe's result
-SegLogitBias = Callable[[Tensor, Tensor], "Tensor | float"]
+SegLogitBias = Callable[[Tensor, Tensor, NounStates], "Tensor | float"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class NoTargetOptions:
     Args:
         bias: added to the score of ``[SEG]``; above 0, fewer expressions are refused.
         evidence: factor of the log-probability (0 at most) of the token that the pointer scores best, which is added
-            likewise; above 0, expressions are refused for which no token stands out. Needs ``seg_prompt.pointer``.
+            likewise; above 0, expressions are refused for which no token stands out. Needs ``seg_prompt.pointer``. With
+            ``seg_prompt.pointer_absent`` it is the factor of the log-odds that there is such a thing.
     """
 
     bias: float = 0.0
@@ -79,7 +81,7 @@ class NoTargetEvidence:
 
     Args:
         margin: (P,) score of ``[SEG]`` less the best other word's, by the language model.
-        evidence: (P,) log-probability of the token that the pointer scores best; zeros without a pointer.
+        evidence: (P,) of :func:`pointer_evidence`; zeros without a pointer.
         image_index: (P,) image of each in the batch.
         expression: (P,) index within its image.
     """
@@ -90,29 +92,36 @@ class NoTargetEvidence:
     expression: Tensor
 
 
-def best_log_probability(scores: Tensor) -> Tensor:
-    """(P, T) log-probabilities of tokens -> (P,) that of the best."""
-    return scores.amax(-1)  # (P,)
+def pointer_evidence(prompts: SegPrompts) -> Tensor | None:
+    """What the pointer says for a target, (P,): the log-probability of the best token, or the log-odds of any token.
+
+    The latter where the pointer can choose "no such thing" (``seg_prompt.pointer_absent``); None without a pointer.
+    """
+    if prompts.scores is None:
+        return None
+    if prompts.absent is None:
+        return prompts.scores.amax(-1)  # (P,)
+    return prompts.scores.logsumexp(-1) - prompts.absent  # (P,)
 
 
 def seg_logit_bias(
-    options: NoTargetOptions, scores_of: Callable[[Tensor, Tensor], Tensor | None]
+    options: NoTargetOptions, prompts_of: Callable[[Tensor, Tensor, NounStates], SegPrompts]
 ) -> SegLogitBias | None:
     """Build the function that adds to the logit of ``[SEG]``; None without calibration.
 
     Args:
         options: the calibration.
-        scores_of: from (P, D) states and their (P,) images to the pointer's (P, T) log-probabilities.
+        prompts_of: from (P, D) states, their (P,) images and the states at the expressions' nouns to prompts.
 
     Returns:
-        a function from states and images to (P,), or to the bias alone where the evidence has no weight.
+        a function of the same to (P,), or to the bias alone where the evidence has no weight.
     """
     if not options.calibrates:
         return None
 
-    def bias(states: Tensor, image_index: Tensor) -> Tensor | float:
-        scores = scores_of(states, image_index) if options.evidence else None
-        return options.bias if scores is None else options.bias + options.evidence * best_log_probability(scores)
+    def bias(states: Tensor, image_index: Tensor, nouns: NounStates) -> Tensor | float:
+        evidence = pointer_evidence(prompts_of(states, image_index, nouns)) if options.evidence else None
+        return options.bias if evidence is None else options.bias + options.evidence * evidence
 
     return bias
 
@@ -151,19 +160,20 @@ def read_fit(path: Path) -> str:
 
 
 def first_word_evidence(
-    logits: Tensor, seg_id: int, scores: Tensor | None, image_index: Tensor, expression: Tensor
+    logits: Tensor, seg_id: int, prompts: SegPrompts, image_index: Tensor, expression: Tensor
 ) -> NoTargetEvidence:
     """Compare ``[SEG]`` with the best other first word.
 
     Args:
         logits: (P, V) scores of the first word.
         seg_id: id of ``[SEG]``.
-        scores: (P, T) the pointer's log-probabilities; None without a pointer.
+        prompts: what the pointer says.
         image_index: (P,).
         expression: (P,).
     """
     others = logits.float().clone()
     seg = others[:, seg_id].clone()
     others[:, seg_id] = -torch.inf
-    evidence = torch.zeros_like(seg) if scores is None else best_log_probability(scores)
+    evidence = pointer_evidence(prompts)
+    evidence = torch.zeros_like(seg) if evidence is None else evidence
     return NoTargetEvidence(seg - others.amax(-1), evidence, image_index, expression)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_svp.common.tensors import no_autocast
+from lavis_svp.language.splice import NounStates
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.vision.feature_extractor import VisionFeatures
@@ -33,6 +34,10 @@ class SegPromptOptions:
         pointer_position: add SAM's positional encoding of the chosen tokens and SAM's own point token to the prompt, so
             that the prompt has the form of SAM's own point prompt.
         pointer_dim: width of the pointer's queries and keys.
+        pointer_nouns: compare the expression's nouns with what an image classifier sees in each token's region
+            (``model.classifier``), and add that to the pointer's scores; see :class:`NounEvidence`.
+        pointer_absent: one more choice of the pointer, "no such thing", which it learns from expressions without a
+            target (``auxiliary_losses.grounding``); ``prompt.answers`` must begin with ``[SEG]``.
     """
 
     REMOVED_KEYS: ClassVar = {"pointer_mask": False}
@@ -40,6 +45,8 @@ class SegPromptOptions:
     pointer: bool = False
     pointer_position: bool = False
     pointer_dim: int = 128
+    pointer_nouns: bool = False
+    pointer_absent: bool = False
 
     def __post_init__(self) -> None:
         if self.state_norm not in get_args(StateNormName):
@@ -48,6 +55,9 @@ class SegPromptOptions:
             )
         if self.pointer_position and not self.pointer:
             raise ValueError("model.seg_prompt.pointer_position needs pointer: true.")
+        for key in ("pointer_nouns", "pointer_absent"):
+            if getattr(self, key) and not self.pointer:
+                raise ValueError(f"model.seg_prompt.{key} needs pointer: true.")
 
 
 @dataclass
@@ -56,11 +66,26 @@ class SegPrompts:
 
     Args:
         sparse: (P, 1, 256) prompt token of each mask.
-        scores: (P, T) log-probabilities of the visual tokens; None without a pointer.
+        scores: (P, T) log-probabilities of the visual tokens; None without a pointer. With ``pointer_absent`` they do
+            not sum to 1.
+        absent: (P,) log-probability that there is no such thing; None without ``pointer_absent``.
     """
 
     sparse: Tensor
     scores: Tensor | None
+    absent: Tensor | None = None
+
+    def split(self, count: int) -> tuple[SegPrompts, SegPrompts]:
+        """The first ``count`` prompts, and the others."""
+        first, others = slice(None, count), slice(count, None)
+        return tuple(
+            SegPrompts(
+                self.sparse[part],
+                None if self.scores is None else self.scores[part],
+                None if self.absent is None else self.absent[part],
+            )
+            for part in (first, others)
+        )  # type: ignore[return-value]
 
 
 class StateNorm(nn.BatchNorm1d):
@@ -101,6 +126,57 @@ class StateNorm(nn.BatchNorm1d):
         return normed
 
 
+class NounEvidence(nn.Module):
+    """How well an expression's nouns fit what a classifier sees in each token's region.
+
+    A noun's fit is the log of the summed probability of the classes that it names: without any training, the region
+    where it is largest is the named thing in most photographs (benchmarks/reports/photographs.md). Which of the nouns
+    is meant ("the cup left of the laptop") is for the language model to say: the state that predicts ``[SEG]`` attends
+    to the states at the nouns, or to none of them.
+
+    Args:
+        dim: D, the language model's width.
+        attention_dim: width of queries and keys.
+        nouns: (V, K) bool, whether a noun of the table names a class of the classifier.
+    """
+
+    FLOOR = 1e-4
+    """Added to probabilities: below it, a classifier's opinion is noise."""
+    nouns: Tensor
+
+    def __init__(self, dim: int, attention_dim: int, nouns: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("nouns", nouns, persistent=False)
+        self.query = nn.Linear(dim, attention_dim)
+        self.key = nn.Linear(dim, attention_dim)
+        self.norm = nn.LayerNorm(dim)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, states: Tensor, image_index: Tensor, nouns: NounStates, classes: Tensor) -> Tensor:
+        """Score the tokens for P expressions.
+
+        Args:
+            states: (P, D) normed states that predict ``[SEG]``.
+            image_index: (P,) the image of each.
+            nouns: the states at the expressions' nouns, J at most.
+            classes: (B, T, K) log-probabilities of the classes in the tokens' regions.
+
+        Returns:
+            (P, T) float32, 0 for an expression without known nouns.
+        """
+        query, key = _through(self.query, states), _through(self.key, _through(self.norm, nouns.states))
+        known = nouns.ids >= 0  # (P, J)
+        with no_autocast(states.device):
+            attention = torch.einsum("pd,pjd->pj", query.float(), key.float()) / key.shape[-1] ** 0.5  # (P, J)
+            attention = attention.masked_fill(~known, torch.finfo(torch.float32).min)
+            with_none = torch.cat([attention, torch.zeros_like(attention[:, :1])], 1)  # (P, J + 1)
+            share = with_none.softmax(1)[:, :-1]  # (P, J)
+            named = self.nouns[nouns.ids.clamp_min(0)].float() * known[..., None]  # (P, J, K)
+            probability = classes.float().exp()[image_index]  # (P, T, K)
+            fit = (torch.einsum("ptk,pjk->pjt", probability, named) + self.FLOOR).log()  # (P, J, T)
+            return self.scale.float() * torch.einsum("pj,pjt->pt", share, fit)  # (P, T)
+
+
 class SegPromptHead(nn.Module):
     """State of ``[SEG]`` -> prompt of SAM's mask decoder.
 
@@ -110,9 +186,10 @@ class SegPromptHead(nn.Module):
         dim: D, the language model's width.
         token_std: standard deviation of the visual tokens, which the pointer divides by.
         options: those that differ from the paper's form, all off by default.
+        nouns: for ``pointer_nouns``, see :class:`NounEvidence`.
     """
 
-    def __init__(self, dim: int, token_std: float, options: SegPromptOptions) -> None:
+    def __init__(self, dim: int, token_std: float, options: SegPromptOptions, nouns: Tensor | None = None) -> None:
         super().__init__()
         self.options = options
         self.token_std = token_std
@@ -122,6 +199,11 @@ class SegPromptHead(nn.Module):
         if options.pointer:
             self.query = nn.Linear(dim, options.pointer_dim)
             self.key = nn.Linear(dim, options.pointer_dim)
+        if options.pointer_nouns:
+            assert nouns is not None
+            self.noun_evidence = NounEvidence(dim, options.pointer_dim, nouns)
+        if options.pointer_absent:
+            self.absent = nn.Linear(dim, 1)
         if options.pointer_position:  # at the start the prompt is exactly a point prompt of SAM
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -133,6 +215,7 @@ class SegPromptHead(nn.Module):
         visual: VisualTokens,
         positions: Tensor | None = None,
         point_token: Tensor | None = None,
+        nouns: NounStates | None = None,
     ) -> SegPrompts:
         """Make the prompts of P masks.
 
@@ -143,9 +226,10 @@ class SegPromptHead(nn.Module):
             positions: (B, T, 256) SAM's encoding of each token's place (:func:`token_positions`), for
                 ``pointer_position``.
             point_token: (256,) SAM's embedding of "a foreground point", for ``pointer_position``.
+            nouns: the states at the expressions' nouns, for ``pointer_nouns``.
 
         Raises:
-            ValueError: ``pointer_position`` lacks the positions or the point token.
+            ValueError: ``pointer_position`` lacks the positions or the point token, or ``pointer_nouns`` its inputs.
         """
         states = self.norm(states)
         if not self.options.pointer:
@@ -155,9 +239,18 @@ class SegPromptHead(nn.Module):
         with no_autocast(states.device):  # a softmax over scores in 16 bits would choose another place
             scores = torch.einsum("pd,ptd->pt", query.float(), key.float()[image_index])  # (P, T)
             scores = scores / self.options.pointer_dim**0.5
+            if self.options.pointer_nouns:
+                if nouns is None or visual.classes is None:
+                    raise ValueError("pointer_nouns needs the nouns' states and the classes of the tokens' regions.")
+                scores = scores + self.noun_evidence(states, image_index, nouns, visual.classes)  # (P, T)
             valid = visual.valid[image_index]  # (P, T)
-            scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min).log_softmax(-1)
-            weights = scores.exp()  # (P, T)
+            scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min)
+            chances = scores.log_softmax(-1)  # (P, T), of the tokens alone
+            weights, absent = chances.exp(), None
+            if self.options.pointer_absent:
+                level = _through(self.absent, states).float()  # (P, 1)
+                choices = torch.cat([scores, level], 1).log_softmax(-1)  # (P, T + 1)
+                chances, absent = choices[:, :-1], choices[:, -1]  # (P, T), (P,)
             attended = torch.einsum("pt,ptd->pd", weights, tokens[image_index])  # (P, D)
         prompt = _through(self.mlp, torch.cat([states.float(), attended], -1)).float()  # (P, 256)
         if self.options.pointer_position:
@@ -166,7 +259,7 @@ class SegPromptHead(nn.Module):
             with no_autocast(states.device):
                 place = torch.einsum("pt,ptc->pc", weights, positions.float()[image_index])  # (P, 256)
             prompt = prompt + place + point_token.float()  # (P, 256)
-        return SegPrompts(prompt[:, None], scores)
+        return SegPrompts(prompt[:, None], chances, absent)
 
 
 def _through(layer: nn.Module, states: Tensor) -> Tensor:

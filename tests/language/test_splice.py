@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,3 +211,33 @@ def test_a_turn_that_is_alone_too_long_is_cut(layout):
     assert plan.ids[0].tolist() == [1, 2, *[VISUAL] * 5, 10, 11, 14, SEG, 902] and plan.shortened == 1
     with pytest.raises(ValueError, match="cannot be cut to 4"):
         splice([1, 2], [5], [[long]], layout, 11, shorten=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches, st.sampled_from(LAYOUTS), st.data())
+def test_expressions_know_where_they_end_and_where_their_nouns_stand(batch, layout, data):
+    turns = []
+    for _, items in batch:
+        row = []
+        for index, (length, seg) in enumerate(items):
+            nouns = data.draw(st.lists(st.tuples(st.integers(0, length - 1), st.integers(0, 9)), max_size=3))
+            row.append(dataclasses.replace(make_turn(length, index, seg), nouns=tuple(nouns)))
+        turns.append(row)
+    plan = splice([1, 2], [count for count, _ in batch], turns, layout, seg_id=SEG)
+    found = plan.expressions
+    asked = [(image, turn) for image, row in enumerate(turns) for turn in row]
+    assert found.ends.images == [image for image, _ in asked]
+    assert found.ends.expressions == [turn.expression for _, turn in asked]
+    assert found.present.tolist() == [i for i, (_, turn) in enumerate(asked) if SEG in turn.ids]
+    assert found.absent.tolist() == [i for i, (_, turn) in enumerate(asked) if SEG not in turn.ids]
+    ids = plan.ids[found.ends.rows, found.ends.columns]
+    assert ids.tolist() == [turn.ids[turn.prompt_length - 1] for _, turn in asked]
+    states = plan.ids[..., None].float()  # a state that is its position's id
+    at_nouns = found.noun_states(states)
+    for (_, turn), numbers, seen in zip(asked, at_nouns.ids.tolist(), at_nouns.states[..., 0].tolist(), strict=True):
+        pairs = [(turn.ids[place], noun) for place, noun in turn.nouns]
+        assert [(int(at), noun) for at, noun in zip(seen, numbers, strict=True) if noun >= 0] == pairs
+    chosen = found.noun_states(states, found.present)
+    assert torch.equal(chosen.ids, at_nouns.ids[found.present])
+    both = chosen.joined(found.noun_states(states, found.absent))
+    assert torch.equal(both.ids, at_nouns.ids[torch.cat([found.present, found.absent])])

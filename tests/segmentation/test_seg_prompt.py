@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
+from lavis_svp.language.splice import NounStates
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
-from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPromptOptions, StateNorm, token_positions
+from lavis_svp.segmentation.no_target import pointer_evidence
+from lavis_svp.segmentation.seg_prompt import (
+    NounEvidence,
+    SegPromptHead,
+    SegPromptOptions,
+    StateNorm,
+    token_positions,
+)
 from lavis_svp.vision.feature_extractor import VisionFeatures
 from lavis_svp.vision.geometry import SamInputGeometry
 from lavis_svp.vision.types import PatchFeatures
@@ -160,3 +170,68 @@ def test_positions_are_patch_centres_in_sams_input():
     torch.testing.assert_close(positions[0, 0], decoder.position_of(torch.tensor(0.5 / 3), torch.tensor(0.25)))
     with pytest.raises(ValueError, match="pointer_position"):
         token_positions(VisualTokens(visual.tokens, visual.valid), stretched, decoder)
+
+
+def noun_inputs():
+    states, image, visual = inputs()
+    visual.classes = torch.randn(2, 5, 7).log_softmax(-1)
+    table = torch.rand(4, 7) > 0.5
+    nouns = NounStates(torch.randn(3, 2, DIM), torch.tensor([[0, 2], [3, -1], [-1, -1]]))
+    return states, image, visual, table, nouns
+
+
+@torch.no_grad()
+def test_noun_evidence_equals_a_plain_sum_over_nouns_and_classes():
+    states, image, visual, table, nouns = noun_inputs()
+    evidence = NounEvidence(DIM, 8, table)
+    found = evidence(states, image, nouns, visual.classes)
+    for p in range(3):
+        query = evidence.query(states[p])
+        chances = [0.0]  # of none
+        known = [j for j in range(2) if nouns.ids[p, j] >= 0]
+        chances += [float(query @ evidence.key(evidence.norm(nouns.states[p, j]))) / 8**0.5 for j in known]
+        shares = torch.tensor(chances).softmax(0)[1:]
+        for t in range(5):
+            expected = 0.0
+            for share, j in zip(shares, known, strict=True):
+                probability = sum(
+                    float(visual.classes[image[p], t, k].exp()) for k in range(7) if table[nouns.ids[p, j], k]
+                )
+                expected += float(share) * math.log(probability + NounEvidence.FLOOR)
+            assert float(found[p, t]) == pytest.approx(expected, abs=1e-5)
+    assert found[2].abs().max() == 0  # no known noun
+
+
+def test_the_choice_of_no_such_thing_competes_with_the_tokens():
+    options = SegPromptOptions(pointer=True, pointer_nouns=True, pointer_absent=True)
+    states, image, visual, table, nouns = noun_inputs()
+    head = SegPromptHead(DIM, 1.0, options, table).eval()
+    with torch.no_grad():
+        head.absent.weight.zero_()
+        head.absent.bias.fill_(0.5)
+    prompts = head(states, image, visual, nouns=nouns)
+    torch.testing.assert_close(prompts.scores.exp().sum(-1) + prompts.absent.exp(), torch.ones(3))
+    with torch.no_grad():
+        head.absent.bias.fill_(50.0)
+    sure = head(states, image, visual, nouns=nouns)
+    assert sure.absent.exp().min() > 0.99
+    torch.testing.assert_close(sure.sparse, prompts.sparse)  # the prompt is of the tokens alone
+    torch.testing.assert_close(sure.scores.log_softmax(-1), prompts.scores.log_softmax(-1))
+    torch.testing.assert_close(pointer_evidence(prompts), (1 / prompts.absent.exp() - 1).log(), rtol=1e-4, atol=1e-4)
+    first, others = prompts.split(1)
+    assert (len(first.sparse), len(first.scores), len(others.absent)) == (1, 1, 2)
+
+
+def test_noun_evidence_points_at_what_the_classifier_names_before_any_training():
+    states, image, visual, _, nouns = noun_inputs()
+    visual.classes = torch.full((2, 5, 7), 1e-6).log()
+    visual.classes[0, 3, 0] = visual.classes[1, 1, 0] = 0.0
+    head = SegPromptHead(DIM, 1.0, SegPromptOptions(pointer=True, pointer_nouns=True), torch.eye(4, 7).bool()).eval()
+    named = NounStates(nouns.states, torch.zeros_like(nouns.ids))
+    assert head(states, image, visual, nouns=named).scores.argmax(-1).tolist() == [3, 3, 1]
+
+
+@pytest.mark.parametrize("key", ["pointer_nouns", "pointer_absent", "pointer_position"])
+def test_what_the_pointer_does_needs_the_pointer(key):
+    with pytest.raises(ValueError, match=f"{key} needs pointer: true"):
+        SegPromptOptions(**{key: True})

@@ -1,0 +1,95 @@
+"""Find the known nouns of a text, whatever their number: "two traffic lights" holds the noun "traffic light".
+
+The nouns are those of a table, say of an image classifier's classes (:mod:`lavis_svp.vision.classifier`). Nothing is
+learned here, and no tokenizer is involved: places are characters of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+IRREGULAR_PLURALS = {
+    "children": "child",
+    "dice": "die",
+    "feet": "foot",
+    "geese": "goose",
+    "loaves": "loaf",
+    "men": "man",
+    "mice": "mouse",
+    "oxen": "ox",
+    "people": "person",
+    "shelves": "shelf",
+    "teeth": "tooth",
+    "women": "woman",
+}
+PLURAL_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+
+
+@dataclass(frozen=True)
+class FoundNoun:
+    """A noun in a text.
+
+    Args:
+        start: first character.
+        end: the character after its last.
+        index: of the noun in the table.
+    """
+
+    start: int
+    end: int
+    index: int
+
+
+def singulars(word: str) -> list[str]:
+    """What a word may be the plural of, the word itself first; most of them are no words."""
+    found = [word]
+    if word in IRREGULAR_PLURALS:
+        found.append(IRREGULAR_PLURALS[word])
+    for prefix, stem in (("women", "woman"), ("men", "man"), ("people", "person")):
+        if word.endswith(prefix) and word != prefix:  # firemen, salespeople
+            found.append(word.removesuffix(prefix) + stem)
+    found += [word.removesuffix(plural) + ending for plural, ending in PLURAL_ENDINGS if word.endswith(plural)]
+    return found
+
+
+class NounFinder:
+    """Finds the nouns of a table in texts.
+
+    Args:
+        nouns: V nouns in lower case, each of one or more words; a noun's index is its place here.
+    """
+
+    def __init__(self, nouns: Iterable[str]) -> None:
+        self.index = {tuple(WORD.findall(noun)): number for number, noun in enumerate(nouns)}
+        self.longest = max(map(len, self.index), default=0)
+
+    def find(self, text: str) -> list[FoundNoun]:
+        """The nouns of a text in its order; of overlapping ones the longest, and of these the first.
+
+        Args:
+            text: in any case; plural forms count as their singular.
+        """
+        words = list(WORD.finditer(text.lower()))
+        found, place = [], 0
+        while place < len(words):
+            for length in range(min(self.longest, len(words) - place), 0, -1):
+                spelled = [match.group() for match in words[place : place + length]]
+                index = self._index_of(spelled)
+                if index is not None:
+                    found.append(FoundNoun(words[place].start(), words[place + length - 1].end(), index))
+                    place += length
+                    break
+            else:
+                place += 1
+        return found
+
+    def _index_of(self, words: list[str]) -> int | None:
+        """Index of the noun that these words are, in the singular or the plural."""
+        for last in singulars(words[-1]):
+            index = self.index.get((*words[:-1], last))
+            if index is not None:
+                return index
+        return None
