@@ -86,7 +86,7 @@ class RefShapesAnswersBuildInfo:
     """``build_info`` of RefShapes' questions and captions.
 
     Args:
-        root, sizes, seed, images: as for ``refshapes_seg``; sections of one run that share a root must agree.
+        root, sizes, seed, backgrounds, images: as for ``refshapes_seg``; sections of one run that share a root must agree.
         question_seed: of the questions.
         annotations: which of RefShapes' splits stand behind LAVIS's train, val and test.
     """
@@ -94,6 +94,7 @@ class RefShapesAnswersBuildInfo:
     root: str | None = None
     sizes: dict[str, int] | None = None
     seed: int = 0
+    backgrounds: str = "untested"
     question_seed: int = 0
     annotations: dict[str, Any] = field(default_factory=dict)
     images: ImagesOptions = field(default_factory=ImagesOptions)
@@ -244,7 +245,7 @@ class RefShapesAnswersBuilder(AnsweringBuilder):
     def make_data(self) -> None:
         """Render the images and write the annotations and the texts, unless they are there."""
         info = self.settings().build_info
-        make_refshapes(self.root(), info.sizes, info.seed)
+        make_refshapes(self.root(), info.sizes, info.seed, backgrounds=info.backgrounds)
         build_answers(self.root(), info.question_seed)
 
     def image_folder(self, first: ReferredImage) -> Path:

@@ -89,11 +89,14 @@ class RefShapesBuildInfo(BuildInfo):
             empty.
         seed: of the images and expressions; another one needs a ``root`` of its own.
         scene: what images and expressions look like; likewise.
+        backgrounds: the photos behind the training images: "untested", of which none is tested on, or "released_0_5",
+            on which the shipped weights were trained.
     """
 
     sizes: dict[str, int] | None = None
     seed: int = 0
     scene: RefShapesConfig = field(default_factory=RefShapesConfig)
+    backgrounds: str = "untested"
 
 
 @dataclass(frozen=True)
@@ -341,7 +344,7 @@ class RefShapesBuilder(ReferringBuilder):
     def make_data(self) -> None:
         """Render the images and write the annotations, unless they are there."""
         info = self.settings().build_info
-        make_refshapes(self.root(), info.sizes, info.seed, info.scene)
+        make_refshapes(self.root(), info.sizes, info.seed, info.scene, info.backgrounds)
 
 
 @registry.register_builder("photos_seg")
@@ -376,12 +379,16 @@ class ShardsBuilder(ReferringBuilder):
 
 
 def make_refshapes(
-    root: Path, sizes: Mapping[str, int] | None, seed: int, scene: RefShapesConfig | None = None
+    root: Path,
+    sizes: Mapping[str, int] | None,
+    seed: int,
+    scene: RefShapesConfig | None = None,
+    backgrounds: str = "untested",
 ) -> None:
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
     from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, build_refshapes, made_sizes
 
-    build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene)
+    build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene, backgrounds=backgrounds)
 
 
 def warn_of_links(datasets: Iterable[ReferringDataset]) -> None:

@@ -22,7 +22,7 @@ from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE
 from lavis_svp.vision.geometry import SamInputGeometry
 from lavis_svp.vision.image_inputs import ImageInputs, read_images
-from lavis_svp.vision.types import Grid
+from lavis_svp.vision.types import CLASSIFIER, Grid
 
 
 def step_number(samples: Mapping[str, Any]) -> float:
@@ -112,7 +112,7 @@ class BatchPreparer:
         options: of the model.
         prompts: renders and tokenises questions and answers.
         grid: the (h, w) patch grid.
-        outputs: further outputs of the vision encoder that cached features must hold.
+        outputs: further outputs of the feature extractor that cached features must hold.
         reads_superpixels: whether the projector does.
         mask_size: of the superpixels' masks, see ``Superpixels``.
         max_length: longest sequence that the language model reads.
@@ -152,7 +152,8 @@ class BatchPreparer:
         images = read_images(
             samples, options.sam.side, self.outputs, encoder.extra_channels, keep_broken=not self.training
         )
-        images = images.placed(self.grid, encoder.fit, encoder.extra_channels)
+        side = options.classifier.side if CLASSIFIER in self.outputs else None
+        images = images.placed(self.grid, encoder.fit, encoder.extra_channels, side)
         batch = PreparedBatch(images, lacks_regions=self.reads_superpixels)
         if self.training:
             targets = parse_targets(samples)

@@ -55,12 +55,13 @@ ONLY_TRAINING = (
     "vision_encoder.dtype",
     "vision_encoder.attn_implementation",
     "sam.dtype",
+    "classifier.dtype",
     "superpixels.cache",
 )
 """Options that do not change what trained weights compute, but for rounding. Where they change which weights there are
 (an adapter), the comparison of names and shapes notices."""
 SET_AFTER_TRAINING = ("no_target", "no_target.*")
-INPUT_KEYS = ("superpixels.*", "prompt.*", "sam.side", "vision_encoder.side", "vision_encoder.fit")
+INPUT_KEYS = ("superpixels.*", "prompt.*", "sam.side", "vision_encoder.side", "vision_encoder.fit", "classifier.side")
 """Options that give the weights a different input from the one they were trained on: a warning, no error."""
 
 

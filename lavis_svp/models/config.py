@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 from lavis_svp.common.options import build_options, plain
 from lavis_svp.language.causal_lm import LanguageOptions
-from lavis_svp.language.prompts import PromptOptions
+from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
 from lavis_svp.language.splice import LAYOUTS
 from lavis_svp.projectors.base import PROJECTORS
 from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLossOptions
 from lavis_svp.segmentation.losses import LossOptions
 from lavis_svp.segmentation.no_target import NoTargetOptions
 from lavis_svp.segmentation.seg_prompt import SegPromptOptions
+from lavis_svp.vision.classifier import ClassifierOptions
 from lavis_svp.vision.feature_extractor import EncoderOptions, SamOptions, check_superpixel_section
 
 
@@ -25,10 +26,13 @@ class VisualTokenOptions:
     Args:
         norm: layer norm on the visual tokens, scaled to the language model's embeddings.
         shuffle: random order of the visual tokens in training, so that the order carries no information.
+        class_words: add to each token the words for what the image classifier (``model.classifier``) sees in its
+            region, as the language model's own table embeds them; see ``language/class_words.py``.
     """
 
     norm: bool = False
     shuffle: bool = False
+    class_words: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class ModelOptions:
     Args:
         vision_encoder: see ``EncoderOptions`` (vision/feature_extractor.py).
         sam: see ``SamOptions`` (vision/feature_extractor.py).
+        classifier: see ``ClassifierOptions`` (vision/classifier.py).
         superpixels: ``name`` of a superpixel generator and its options; or options in a section that is named like the
             generator, which counts when that generator is chosen; and ``cache``: ``off``, or ``read`` or ``fill`` the
             store of ``lavis-svp superpixels make``, see ``superpixel_cache`` (vision/feature_extractor.py).
@@ -71,6 +76,7 @@ class ModelOptions:
 
     vision_encoder: EncoderOptions = field(default_factory=EncoderOptions)
     sam: SamOptions = field(default_factory=SamOptions)
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
     superpixels: Mapping[str, Any] = field(default_factory=lambda: {"name": "one_pass"})
     projector: Mapping[str, Any] = field(default_factory=lambda: {"name": "svp"})
     visual_tokens: VisualTokenOptions = field(default_factory=VisualTokenOptions)
@@ -103,6 +109,16 @@ class ModelOptions:
         patterns = self.trainable
         if patterns is not None and (isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns)):
             raise ValueError(f"model.trainable must be null or a list of patterns, got {patterns!r}.")
+        if self.seg_prompt.pointer_absent and not all(answer.startswith(SEG_TOKEN) for answer in self.prompt.answers):
+            raise ValueError(
+                f"model.seg_prompt.pointer_absent is for answers whose first word is {SEG_TOKEN}; model.prompt.answers "
+                f"are {list(self.prompt.answers)}."
+            )
+
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the classes that an image classifier sees in the visual tokens are asked for."""
+        return self.seg_prompt.pointer_nouns or self.visual_tokens.class_words
 
 
 LAVIS_KEYS = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lavis_svp.common.options import check_keys
 
 PARTS = {
-    "projector": ("projector.",),
+    "projector": ("projector.", "class_words."),
     "embeddings": ("language.embed_tokens", "language.output", "language.added_"),
     "language": ("language.transformer.",),
     "seg_prompt": ("readout.",),
@@ -21,7 +21,7 @@ PARTS = {
 }
 """Parts by the prefixes of their parameters' names, which are the state-dict names of release 0.1."""
 
-RANDOMLY_INITIALISED = ("projector.", "readout.", "aids.", "language.added_")
+RANDOMLY_INITIALISED = ("projector.", "class_words.", "readout.", "aids.", "language.added_")
 WHOLE_ROWS = ("seg_prompt", "auxiliary_losses")  # parts that are one row of the parameter table
 RATES = "model.learning_rates"
 

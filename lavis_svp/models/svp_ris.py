@@ -21,7 +21,9 @@ from lavis_svp.common.checkpoints import load_trained_state
 from lavis_svp.common.registry import unknown_name
 from lavis_svp.common.transfer import Packed
 from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.language.class_words import ClassWords, class_embeddings
 from lavis_svp.language.generate import Answers, generate_answers
+from lavis_svp.language.nouns import NounFinder
 from lavis_svp.language.prompts import PromptBuilder, Turn
 from lavis_svp.language.splice import NounStates, splice
 from lavis_svp.models.batch import (
@@ -34,7 +36,14 @@ from lavis_svp.models.batch import (
 )
 from lavis_svp.models.checkpoint import check_config_compatible, find_weights, load_pretrained_parts, read_weights
 from lavis_svp.models.config import ModelOptions, parse_model_options
-from lavis_svp.models.outputs import EncodedImages, MaskPrediction, chosen_region, masks_on_host, pointed_tokens
+from lavis_svp.models.outputs import (
+    EncodedImages,
+    MaskPrediction,
+    chosen_region,
+    masks_on_host,
+    pointed_tokens,
+    token_classes,
+)
 from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
 from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.models.texts import AskedTexts, ask, texts_by_image
@@ -51,8 +60,9 @@ from lavis_svp.segmentation.no_target import (
     stored_calibration,
 )
 from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPrompts, token_positions
+from lavis_svp.vision.classifier import ClassNouns
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, VisionFeatures
-from lavis_svp.vision.types import ENCODER_OUTPUTS
+from lavis_svp.vision.types import CLASSIFIER, ENCODER_OUTPUTS
 from lavis_svp.zoo import Weights
 
 T = TypeVar("T")
@@ -118,7 +128,8 @@ class SvpRis(BaseModel):
         token_std = self.language.embedding_std
         # Four children are registered under the names that state dicts have had since release 0.1; the properties
         # below give them the names that the code uses.
-        self.frozen = FrozenFeatureExtractor(options.vision_encoder, options.sam, options.superpixels, weights)
+        parts = (options.vision_encoder, options.sam, options.superpixels)
+        self.frozen = FrozenFeatureExtractor(*parts, weights, classifier=options.classifier)
         projector_options = {key: value for key, value in options.projector.items() if key != "name"}
         if options.visual_tokens.norm:
             projector_options.setdefault("token_std", token_std)
@@ -129,14 +140,23 @@ class SvpRis(BaseModel):
             grid=self.extractor.vision_encoder.grid,
             **projector_options,
         )
-        self.extractor.request_outputs(self.projector.requires & ENCODER_OUTPUTS)
+        outputs = self.projector.requires & ENCODER_OUTPUTS
+        self.extractor.request_outputs(outputs | {CLASSIFIER} if options.reads_classes else outputs)
+        nouns = ClassNouns.load() if options.reads_classes else None
+        self.class_words: ClassWords | None = None
+        if nouns is not None and options.visual_tokens.class_words:
+            self.class_words = ClassWords(class_embeddings(self.language, nouns.by_class), token_std)
         if "superpixels" not in self.projector.requires:
             self.extractor.generator = None  # this projector reads patches alone
         if weights == "load":
             self.prompt_builder = PromptBuilder(
-                self.language.tokenizer, options.prompt, options.language.max_turn_tokens
+                self.language.tokenizer,
+                options.prompt,
+                options.language.max_turn_tokens,
+                NounFinder(nouns.nouns) if nouns is not None and options.seg_prompt.pointer_nouns else None,
             )
-        self.readout = SegPromptHead(self.language.dim, token_std, options.seg_prompt)
+        table = None if nouns is None else nouns.matrix.T.bool()  # (V, K)
+        self.readout = SegPromptHead(self.language.dim, token_std, options.seg_prompt, table)
         self.mask_head = SegMaskDecoder(
             self.extractor.sam_prompt_encoder, self.extractor.sam_mask_decoder, options.sam.train_decoder
         )
@@ -296,7 +316,14 @@ class SvpRis(BaseModel):
         if superpixels is None:
             superpixels = self._moved(self.superpixels_of(vision))
         visual = self.projector(vision.patches, superpixels)
-        return visual.shuffled() if self.training and self.options.visual_tokens.shuffle else visual
+        visual = visual.shuffled() if self.training and self.options.visual_tokens.shuffle else visual
+        if not self.options.reads_classes:
+            return visual
+        classes = token_classes(self.extractor, vision, visual)  # (B, T, K)
+        if self.class_words is not None:
+            visual = visual.with_tokens(self.class_words(visual.tokens, classes))
+        visual.classes = classes
+        return visual
 
     def superpixels_of(self, vision: VisionFeatures) -> Superpixels | None:
         """The superpixels of B images, on the CPU; None where there are none, or the projector reads none."""

@@ -228,7 +228,7 @@ def _build_config(project: Any) -> ProjectConfig:
     if project.model.arch == "svp_ris":
         with config_errors("The section model"):
             options = parse_model_options(config.model_cfg)
-            for part in ("language", "vision_encoder", "sam"):
+            for part in ("language", "vision_encoder", "sam", "classifier"):
                 name = getattr(options, part).name
                 if not isinstance(name, str):
                     raise ValueError(f"model.{part}.name is {name!r}; it must be a name or a path.")

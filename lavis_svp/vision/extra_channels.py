@@ -3,11 +3,14 @@
 A frozen encoder trained to ignore colour or fine shape cannot name them afterwards. SAM's embedding is computed anyway,
 for the superpixels and the mask, and the image's colours are there. Both are brought to the patch grid by area, so
 every projector gets them, not only those that see superpixels. benchmarks/reports/learning.md has the measurement.
+
+An image classifier's features, or its class probabilities, cost one more small network; they know real photographs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +23,10 @@ from lavis_svp.vision.geometry import SamInputGeometry, scaled_pixels
 from lavis_svp.vision.grid_places import Axes, Share, axes_of
 from lavis_svp.vision.types import Grid, PatchFeatures
 
-EXTRA_CHANNELS = {"sam": 256, "colour": 3}
+EXTRA_CHANNELS = {"sam": 256, "colour": 3, "classifier": 1280, "classes": 1000}
 """Names and their numbers of channels."""
+OF_CLASSIFIER = frozenset({"classifier", "classes"})
+"""Those that are made of the image classifier's features."""
 COLOUR_MEAN, COLOUR_STD = 0.5, 0.25
 """Bring colours of 0..1 to about unit variance."""
 
@@ -29,6 +34,35 @@ COLOUR_MEAN, COLOUR_STD = 0.5, 0.25
 def extra_width(names: Sequence[str]) -> int:
     """Number of channels that ``names`` append to a patch."""
     return sum(EXTRA_CHANNELS[name] for name in names)
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """What the channels ``classifier`` and ``classes`` are made of.
+
+    Args:
+        means: (B, N, 1280) the image classifier's features on the patch grids.
+        log_probs: from mean features (..., 1280) to logarithms of class probabilities (..., 1000).
+    """
+
+    means: Tensor
+    log_probs: Callable[[Tensor], Tensor]
+
+    def channels(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Those of ``names`` that are made of the classifier: (B, N, A) float32 by name, of root mean square 1.
+
+        ``classes`` are square roots of the probabilities of the patch's mean features: of length 1 whatever the image,
+        without a logarithm's long tail of classes that are all improbable, and the likely ones still tell.
+        """
+        if not OF_CLASSIFIER & set(names):
+            return {}
+        means, made = self.means, {}
+        if "classifier" in names:
+            made["classifier"] = functional.layer_norm(means, means.shape[2:])
+        if "classes" in names:
+            log_probs = self.log_probs(means)  # (B, N, 1000)
+            made["classes"] = (0.5 * log_probs).exp() * math.sqrt(log_probs.shape[2])
+        return made
 
 
 def append_channels(
@@ -39,6 +73,7 @@ def append_channels(
     covered: Sequence[Share],
     colours: Tensor | None = None,
     axes: Mapping[str, Sequence[Axes]] | None = None,
+    classes: ClassMaps | None = None,
 ) -> PatchFeatures:
     """Append channels to every patch, and so to each inner layer.
 
@@ -53,6 +88,7 @@ def append_channels(
         covered: for each image, the share of SAM's input that its patch grid covers.
         colours: (B, N, 3) of :func:`patch_colours`, where they are known already.
         axes: B area weights by the name of the channel, on the features' device; None: they are made here.
+        classes: of the channels ``classifier`` and ``classes``; None where they are not among ``names``.
 
     Returns:
         features of width C + :func:`extra_width`.
@@ -60,8 +96,11 @@ def append_channels(
     if not names:
         return features
     groups, axes = [], axes or {}
+    of_classes = {} if classes is None else classes.channels(names)
     for name in names:
-        if name == "sam":
+        if name in OF_CLASSIFIER:
+            group = of_classes[name]  # (B, N, 1280) or (B, N, 1000)
+        elif name == "sam":
             group = on_grids(sam, axes.get("sam") or _moved_axes(sam, features.grids, covered))  # (B, N, 256)
             group = functional.layer_norm(group, group.shape[2:])
         elif colours is not None:

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lavis_svp.common.checkpoints import content_digest
 from lavis_svp.common.devices import DtypeName, check_dtype, resolve_dtype
 from lavis_svp.common.options import check_whole_number, plain
+from lavis_svp.common.transfer import Packed
 from lavis_svp.superpixels import RegionMap, SamEmbedding, build_superpixels, check_superpixels, list_superpixels
 from lavis_svp.vision.backbone import AttentionName, FrozenModule, build_vision_encoder, image_shares
-from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, PatchColours, append_channels, extra_width
+from lavis_svp.vision.classifier import (
+    WIDTH,
+    ClassifierOptions,
+    DenseClassifier,
+    build_classifier,
+    classifier_axes,
+    classifier_cells,
+    classifier_extents,
+)
+from lavis_svp.vision.extra_channels import (
+    EXTRA_CHANNELS,
+    OF_CLASSIFIER,
+    ClassMaps,
+    PatchColours,
+    append_channels,
+    extra_width,
+    on_grids,
+)
 from lavis_svp.vision.families import family_of
 from lavis_svp.vision.geometry import (
     SamInputGeometry,
@@ -24,10 +44,10 @@ from lavis_svp.vision.geometry import (
     scaled_pixels,
     validity,
 )
-from lavis_svp.vision.grid_places import GridPlaces, grid_places
+from lavis_svp.vision.grid_places import Axes, GridPlaces, grid_places
 from lavis_svp.vision.image_inputs import ImageInputs, read_images
 from lavis_svp.vision.sam import EMBEDDING_WIDTH, STRIDE, build_sam
-from lavis_svp.vision.types import PatchFeatures
+from lavis_svp.vision.types import CLASSIFIER, Grid, PatchFeatures
 from lavis_svp.zoo import Weights
 
 SuperpixelCache = Literal["off", "read", "fill"]
@@ -46,7 +66,8 @@ class EncoderOptions:
             (-2 is LLaVA's and GLaMM's choice for CLIP).
         levels: indices, as for ``layer``, of further layers for a projector that fuses several; others ignore them.
         extra_channels: channels appended to every patch: ``sam`` (SAM's embedding, 256 channels), ``colour`` (mean
-            RGB, 3). Not in the paper; see ``vision/extra_channels.py``.
+            RGB, 3), ``classifier`` (the image classifier's features, 1280), ``classes`` (square roots of its class
+            probabilities, 1000). Not in the paper; see ``vision/extra_channels.py``.
         dtype: of its weights: ``auto`` (float32 on a CPU; on CUDA bfloat16, or float16 where the card has none),
             ``float32``, ``bfloat16`` or ``float16``. Another one than float32 has caches of features of its own.
         attn_implementation: of transformers: ``auto`` (sdpa), ``sdpa``, ``eager``, or ``flash_attention_2``, which
@@ -117,16 +138,19 @@ class ExtractorConfig:
         sam: the SAM.
         superpixels: name and options of the generator, see :func:`generator_options`; None: no superpixels.
         outputs: those of :meth:`FrozenFeatureExtractor.request_outputs`.
+        classifier: the image classifier, if an extra channel or an output needs it.
     """
 
     encoder: EncoderOptions
     sam: SamOptions
     superpixels: Mapping[str, Any] | None
     outputs: Sequence[str] = ()
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
 
     def build(self, device: torch.device | str | None = None) -> FrozenFeatureExtractor:
         """Build the extractor and load its weights; ``device`` is where it is going to run."""
-        extractor = FrozenFeatureExtractor(self.encoder, self.sam, self.superpixels, device=device)
+        parts = (self.encoder, self.sam, self.superpixels)
+        extractor = FrozenFeatureExtractor(*parts, device=device, classifier=self.classifier)
         extractor.request_outputs(self.outputs)
         return extractor
 
@@ -143,6 +167,9 @@ class VisionFeatures:
         extents: share (of height, of width) of the patch grid that each image covers.
         places: the same in tensors, on the features' device; None: not made yet, see :attr:`on_grids`.
         image: (B, 3, S / 4, S / 4) the images at stride 4, if superpixels are made of them (``needs_image``).
+        classifier: (B, 1280, h, w) float32 the image classifier's features, each image top-left on its
+            :func:`.classifier_cells`, zeros elsewhere; :func:`.classifier_extents` says what it covers. None: the
+            output ``classifier`` was not requested.
     """
 
     patches: PatchFeatures
@@ -152,6 +179,7 @@ class VisionFeatures:
     extents: list[tuple[float, float]]
     places: GridPlaces | None = None
     image: Tensor | None = None
+    classifier: Tensor | None = None
 
     @property
     def on_grids(self) -> GridPlaces:
@@ -183,9 +211,11 @@ class FrozenFeatureExtractor(FrozenModule):
         superpixels: Mapping[str, Any] | None,
         weights: Weights = "load",
         device: torch.device | str | None = None,
+        classifier: ClassifierOptions | None = None,
     ) -> None:
         super().__init__()
-        self.config = ExtractorConfig(encoder, sam, plain(superpixels))
+        classifier = classifier or ClassifierOptions()
+        self.config = ExtractorConfig(encoder, sam, plain(superpixels), classifier=classifier)
         self.sam_side = sam.side
         self.vision_encoder = build_vision_encoder(
             encoder.name,
@@ -204,6 +234,10 @@ class FrozenFeatureExtractor(FrozenModule):
         if superpixels is not None:
             name, options = generator_options(superpixels)
             self.generator = build_superpixels(name, **options, **parts.for_superpixels(name))
+        dtype = resolve_dtype(classifier.dtype, device)
+        self._build_classifier = partial(build_classifier, classifier.name, classifier.side, weights, dtype)
+        self.classifier: DenseClassifier | None = None
+        self.request_outputs(())
 
     @property
     def patch_dim(self) -> int:
@@ -211,13 +245,27 @@ class FrozenFeatureExtractor(FrozenModule):
         return self.vision_encoder.dim + extra_width(self.config.encoder.extra_channels)
 
     def request_outputs(self, names: Collection[str]) -> None:
-        """Return these ``ENCODER_OUTPUTS``, which the projector ``requires``, from now on.
+        """Return these outputs from now on.
+
+        Args:
+            names: of ``ENCODER_OUTPUTS``, which the projector ``requires``; and ``classifier``, which is added where an
+                extra channel needs it. The image classifier is built when it is first asked for.
 
         Raises:
             ValueError: the encoder cannot give one; the message says which key of the YAML to set.
         """
-        self.vision_encoder.request_outputs(names, self.config.encoder.levels if "levels" in names else ())
-        self.config = dataclasses.replace(self.config, outputs=sorted(names))
+        own = set(names) - {CLASSIFIER}
+        self.vision_encoder.request_outputs(own, self.config.encoder.levels if "levels" in own else ())
+        if CLASSIFIER in names or OF_CLASSIFIER & set(self.config.encoder.extra_channels):
+            own.add(CLASSIFIER)
+            if self.classifier is None:
+                self.classifier = self._build_classifier().to(self.device)
+        self.config = dataclasses.replace(self.config, outputs=sorted(own))
+
+    @property
+    def encoder_outputs(self) -> list[str]:
+        """The requested outputs that are the vision encoder's, optional fields of ``PatchFeatures``."""
+        return [name for name in self.config.outputs if name != CLASSIFIER]
 
     @property
     def patch_colours(self) -> PatchColours | None:
@@ -242,7 +290,8 @@ class FrozenFeatureExtractor(FrozenModule):
         images = samples if isinstance(samples, ImageInputs) else self.read_images(samples)
         encoder = self.config.encoder
         if images.places is None:
-            images = images.placed(self.vision_encoder.grid, encoder.fit, encoder.extra_channels)
+            side = self.config.classifier.side if CLASSIFIER in self.config.outputs else None
+            images = images.placed(self.vision_encoder.grid, encoder.fit, encoder.extra_channels, side)
         images = images.to(self.device)
         vision = self._from_cache(images, images.cached) if images.cached is not None else self.encode(images)
         vision.region_maps, vision.places = images.region_maps, images.places
@@ -251,8 +300,10 @@ class FrozenFeatureExtractor(FrozenModule):
         # with `pad` the grid covers all of SAM's input, with `stretch` only the image's part
         covered = [(1.0, 1.0) if encoder.fit == "pad" else one.extent for one in vision.geometry]
         names, colours = encoder.extra_channels, (images.cached or {}).get("colour")
-        axes = vision.on_grids.axes
-        vision.patches = append_channels(vision.patches, names, vision.sam, images.pixels, covered, colours, axes)
+        axes, classes = vision.on_grids.axes, self._class_maps(vision)
+        vision.patches = append_channels(
+            vision.patches, names, vision.sam, images.pixels, covered, colours, axes, classes
+        )
         return vision
 
     @torch.no_grad()
@@ -275,7 +326,10 @@ class FrozenFeatureExtractor(FrozenModule):
         patches = self.vision_encoder(pixels, [one.input_size for one in geometry])
         embedding = self.sam_encoder(pixels, validity(geometry, pixels.device))  # (B, 256, h, w)
         extents, image_at_4 = self.extents(geometry), self._image_at_stride_4(images)
-        return VisionFeatures(patches, embedding, None, geometry, extents, image=image_at_4)
+        classes = None
+        if self.classifier is not None and CLASSIFIER in self.config.outputs:
+            classes = self.classifier(pixels, [one.input_size for one in geometry])  # (B, 1280, h, w)
+        return VisionFeatures(patches, embedding, None, geometry, extents, image=image_at_4, classifier=classes)
 
     @property
     def device(self) -> torch.device:
@@ -286,6 +340,39 @@ class FrozenFeatureExtractor(FrozenModule):
         """The share (of height, of width) of the patch grid that each image covers."""
         side = self.sam_side
         return image_shares([one.input_size for one in geometry], (side, side), self.config.encoder.fit)
+
+    def classifier_cells(self, place: SamInputGeometry) -> Grid:
+        """The rows and columns of the classifier's features that an image takes."""
+        return classifier_cells(place.input_size, self.config.classifier.side)
+
+    def classifier_extents(self, geometry: Sequence[SamInputGeometry]) -> list[tuple[float, float]]:
+        """The shares of the classifier's square grid that B images cover, see :func:`.classifier_extents`."""
+        return classifier_extents(geometry, self.config.classifier.side)
+
+    def classifier_on_patches(self, vision: VisionFeatures) -> Tensor:
+        """The image classifier's features of B images on their patch grids, by area: (B, N, 1280) float32.
+
+        Args:
+            vision: with the output ``classifier``.
+        """
+        if vision.classifier is None:
+            raise ValueError("The features lack the output 'classifier'; request_outputs must ask for it first.")
+        return on_grids(vision.classifier, self._classifier_axes(vision))
+
+    def _classifier_axes(self, vision: VisionFeatures) -> Sequence[Axes]:
+        """The area weights that bring the classifier's features to the patch grids, made here if no loader has."""
+        axes = vision.on_grids.axes
+        if CLASSIFIER not in axes:
+            fit, side = self.config.encoder.fit, self.config.classifier.side
+            made = classifier_axes(vision.geometry, vision.patches.grids, fit, side)
+            axes[CLASSIFIER] = made if self.device.type == "cpu" else Packed(made).to(self.device).tree
+        return axes[CLASSIFIER]
+
+    def _class_maps(self, vision: VisionFeatures) -> ClassMaps | None:
+        """What the channels of the image classifier are made of; None where they are off."""
+        if self.classifier is None or not OF_CLASSIFIER & set(self.config.encoder.extra_channels):
+            return None
+        return ClassMaps(self.classifier_on_patches(vision), self.classifier.class_log_probs)
 
     def _make_superpixels(self, images: ImageInputs, vision: VisionFeatures) -> list[RegionMap] | None:
         generator, pixels = self.generator, images.pixels
@@ -306,8 +393,8 @@ class FrozenFeatureExtractor(FrozenModule):
         return image_at_stride_4(images.pixels) if needed and images.pixels is not None else None
 
     def requested_outputs(self, patches: PatchFeatures) -> dict[str, Tensor]:
-        """The requested outputs, optional fields of ``patches``, by name."""
-        return {name: getattr(patches, name) for name in self.config.outputs}
+        """The requested outputs of the vision encoder, optional fields of ``patches``, by name."""
+        return {name: getattr(patches, name) for name in self.encoder_outputs}
 
     def feature_layout(self) -> dict[str, tuple[int | None, ...]]:
         """Names and shapes of what :meth:`encode` gives of one image, as a cache holds it; None: any length."""
@@ -320,6 +407,7 @@ class FrozenFeatureExtractor(FrozenModule):
             "levels": (levels, h * w, self.vision_encoder.dim),
             "cls_attention": (h * w,),
             "keys": (h * w, None),
+            CLASSIFIER: (WIDTH, None, None),
         }
         return {name: layout[name] for name in ("patches", "valid", "sam", *self.config.outputs)}
 
@@ -329,7 +417,7 @@ class FrozenFeatureExtractor(FrozenModule):
         What makes no difference is left out, so that older caches stay valid: extra channels, for example, are appended
         to what a cache holds.
         """
-        encoder, outputs = self.config.encoder, self.config.outputs
+        encoder, outputs = self.config.encoder, self.encoder_outputs
         side = encoder.side if isinstance(encoder.side, int) else list(self.vision_encoder.size)
         vision: dict[str, Any] = {"name": encoder.name, "side": side, "fit": encoder.fit, "layer": encoder.layer}
         if outputs:
@@ -344,7 +432,11 @@ class FrozenFeatureExtractor(FrozenModule):
             "sam_encoder": content_digest(self.sam_encoder.state_dict()),
         }
         sam = {"name": self.config.sam.name, "side": self.sam_side}
-        return {"vision_encoder": vision, "sam": sam, "weights": weights}
+        settings = {"vision_encoder": vision, "sam": sam, "weights": weights}
+        if self.classifier is not None and CLASSIFIER in self.config.outputs:
+            settings[CLASSIFIER] = {"name": self.config.classifier.name, "side": self.config.classifier.side}
+            weights[CLASSIFIER] = content_digest(self.classifier.state_dict())
+        return settings
 
     def _from_cache(self, images: ImageInputs, cached: Mapping[str, Tensor]) -> VisionFeatures:
         """What :meth:`encode` gave when the cache was filled."""
@@ -352,10 +444,15 @@ class FrozenFeatureExtractor(FrozenModule):
             patches=cached["patches"].float(),  # (B, N, C)
             grids=[self.vision_encoder.grid] * len(images.geometry),
             valid=cached["valid"].bool(),  # (B, N)
-            **{name: cached[name].float() for name in self.config.outputs},
+            **{name: cached[name].float() for name in self.encoder_outputs},
         )
         sam, extents = cached["sam"].float(), self.extents(images.geometry)
-        return VisionFeatures(patches, sam, None, images.geometry, extents, image=self._image_at_stride_4(images))
+        made = VisionFeatures(patches, sam, None, images.geometry, extents, image=self._image_at_stride_4(images))
+        if self.classifier is not None and CLASSIFIER in self.config.outputs:
+            found = cached[CLASSIFIER].float()  # (B, 1280, h, w), as large as the largest image needs
+            rows, columns = (most - own for most, own in zip(self.classifier.grid, found.shape[2:], strict=True))
+            made.classifier = functional.pad(found, (0, columns, 0, rows))
+        return made
 
 
 def generator_options(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -40,6 +40,7 @@ from lavis_svp.superpixels import RegionMap
 from lavis_svp.superpixels.store import SuperpixelStore, fill_store, start_worker
 from lavis_svp.vision.feature_extractor import ExtractorConfig, FrozenFeatureExtractor, VisionFeatures
 from lavis_svp.vision.geometry import resize_to_sam_input
+from lavis_svp.vision.types import CLASSIFIER
 
 HEADER = "settings.json"
 MIN_IMAGES_FOR_WORKERS = 32  # from here on worker processes, which build the encoders anew, save time
@@ -60,7 +61,8 @@ class FeatureCache:
 
     Files: ``patches`` (N, C) float16, ``valid`` (N,) bool, ``sam`` (256, h, w) float16, and the further outputs of the
     encoder that the projector requires, in float16 but for ``cls_attention``, whose numbers are small. Half precision
-    costs features a relative error of about 5e-4.
+    costs features a relative error of about 5e-4. Where something reads the image classifier: its features
+    ``classifier`` (1280, rows, columns) float16, on as many cells as the image takes.
 
     A header that is not what the folder's name says is written again.
 
@@ -103,7 +105,7 @@ class FeatureCache:
     def put(
         self, image_key: str, patches: Tensor, valid: Tensor, sam: Tensor, outputs: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Store one image's features; ``outputs`` are its optional fields of ``PatchFeatures``, by name."""
+        """Store one image's features; ``outputs`` are its requested outputs, by name."""
         tensors = {"patches": patches, "valid": valid, "sam": sam, **(outputs or {})}
         save_tensors(self.path(image_key), {name: _as_stored(name, tensor) for name, tensor in tensors.items()})
 
@@ -245,12 +247,17 @@ class FeatureWriter:
             patches = vision.patches
             tensors = {"patches": patches.patches, "valid": patches.valid, "sam": vision.sam}
             tensors |= self.extractor.requested_outputs(patches)
+            if vision.classifier is not None:
+                tensors[CLASSIFIER] = vision.classifier
         tensors = {name: _as_stored(name, tensor).cpu() for name, tensor in tensors.items()}
         parts = [one.parts & self.parts(one.key) for one in images]
         regions = self._regions(vision, [index for index, its in enumerate(parts) if SUPERPIXELS in its])
         computed = []
         for index, one in enumerate(images):
             features = {name: tensor[index] for name, tensor in tensors.items()} if FEATURES in parts[index] else {}
+            if CLASSIFIER in features:
+                rows, columns = self.extractor.classifier_cells(vision.geometry[index])
+                features[CLASSIFIER] = features[CLASSIFIER][:, :rows, :columns]  # (1280, rows, columns)
             computed.append(ComputedImage(one.key, features, regions.get(index)))
         return computed
 
@@ -454,6 +461,8 @@ class WriterOrigin:
         """The origin of a writer."""
         extractor = writer.extractor
         parts = {"encoder": extractor.vision_encoder.network, "sam": extractor.sam_encoder}
+        if extractor.classifier is not None:
+            parts[CLASSIFIER] = extractor.classifier
         own = dataclasses.asdict(extractor.config)
         for name, part in parts.items():  # `auto` means something else on another device
             own[name]["dtype"] = str(next(part.parameters()).dtype).removeprefix("torch.")

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lavis_svp.common.transfer import to_device
 from lavis_svp.superpixels import RegionMap
 from lavis_svp.vision.backbone import Fit, image_shares
+from lavis_svp.vision.classifier import classifier_axes
 from lavis_svp.vision.geometry import VALID_CHANNEL, SamInputGeometry, geometry_of, read_geometry, validity_sums
 from lavis_svp.vision.grid_places import GridPlaces, grid_places
 from lavis_svp.vision.sam import STRIDE
-from lavis_svp.vision.types import Grid
+from lavis_svp.vision.types import CLASSIFIER, Grid
 
 RANGE_TOLERANCE = 0.01  # by which an image in floats may leave 0..1: rounding in 16 bits, antialiasing
 
@@ -31,7 +33,8 @@ class ImageInputs:
             reads of the images was computed before.
         geometry: where each image lies in SAM's input.
         cached: the features of all images: ``patches`` (B, N, C), ``valid`` (B, N) bool, ``sam`` (B, 256, h, w), the
-            requested outputs of the encoder, and ``colour`` (B, N, 3) of :func:`.patch_colours`; None: none.
+            requested outputs (``classifier`` as large as the largest image needs), and ``colour`` (B, N, 3) of
+            :func:`.patch_colours`; None: none.
         region_maps: the superpixels of each image; None: none.
         regions_known: whether nobody reads the region maps any more, because all that is made of them is known; they
             are then neither sent nor made.
@@ -55,15 +58,27 @@ class ImageInputs:
         places = None if self.places is None else self.places.to(device)
         return dataclasses.replace(self, pixels=pixels, cached=cached, places=places)
 
-    def placed(self, grid: Grid, fit: Fit, extra_channels: Sequence[str]) -> ImageInputs:
-        """The same with their ``places`` on an encoder's (h, w) ``grid``; the other arguments are its options."""
+    def placed(
+        self, grid: Grid, fit: Fit, extra_channels: Sequence[str], classifier_side: int | None = None
+    ) -> ImageInputs:
+        """The same with their ``places`` on an encoder's (h, w) ``grid``.
+
+        Args:
+            grid: of the encoder.
+            fit: its option, and likewise the next one.
+            extra_channels: whose area weights are made.
+            classifier_side: the image classifier's; None: its area weights are not made here.
+        """
         side = self.geometry[0].side
         maps = {"sam": side // STRIDE} if "sam" in extra_channels else {}
         if "colour" in extra_channels and "colour" not in (self.cached or {}):
             maps["colour"] = side
         extents = image_shares([one.input_size for one in self.geometry], (side, side), fit)
         covered = [(1.0, 1.0) if fit == "pad" else one.extent for one in self.geometry]
-        places = grid_places(self.geometry, extents, [grid] * len(extents), covered, maps)
+        grids = [grid] * len(extents)
+        places = grid_places(self.geometry, extents, grids, covered, maps)
+        if classifier_side is not None:
+            places.axes[CLASSIFIER] = classifier_axes(self.geometry, grids, fit, classifier_side)
         return dataclasses.replace(self, places=places)
 
 
@@ -154,10 +169,20 @@ def _stacked(
     if "colour" in extra_channels and all(entry.get("colour") is not None for entry in found):
         names.append("colour")
     tensors = {name: [torch.as_tensor(entry[name]) for entry in found] for name in names}
+    if CLASSIFIER in tensors:
+        tensors[CLASSIFIER] = _equally_large(tensors[CLASSIFIER])
     for name, rows in tensors.items():
         if len(shapes := {tuple(row.shape) for row in rows}) > 1:
             raise ValueError(f"The cached features of a batch have {name} of different shapes: {sorted(shapes)}.")
     return {name: torch.stack(rows) for name, rows in tensors.items()}
+
+
+def _equally_large(maps: list[Tensor]) -> list[Tensor]:
+    """Maps (C, h, w) with zeros at the bottom and on the right, so that all get the size of the largest."""
+    if any(one.ndim != 3 for one in maps):
+        return maps
+    rows, columns = (max(one.shape[axis] for one in maps) for axis in (1, 2))
+    return [functional.pad(one, (0, columns - one.shape[2], 0, rows - one.shape[1])) for one in maps]
 
 
 def _read_pixels(

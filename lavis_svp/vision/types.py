@@ -14,6 +14,8 @@ Grid = tuple[int, int]
 """Rows and columns of patches, (h, w)."""
 ENCODER_OUTPUTS = frozenset({"levels", "cls_attention", "keys"})
 """The optional fields of :class:`PatchFeatures`, made only when a projector requires them."""
+CLASSIFIER = "classifier"
+"""The further output of a feature extractor: the image classifier's features, made only when something reads them."""
 
 
 @dataclass

@@ -102,6 +102,18 @@ PUBLISHED: Mapping[str, Architecture] = MappingProxyType(
     }
 )
 
+CLASSIFIERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "efficientnet_lite0": {
+            "architecture": "tf_efficientnet_lite0",  # timm's name
+            "num_classes": 1000,
+            "num_features": 1280,
+            "pretrained_cfg": {"mean": [127 / 255] * 3, "std": [128 / 255] * 3},  # of RGB in 0..1
+        },
+    }
+)
+"""The ``config.json`` of image classifiers, in timm's form, by the name of the zoo whose converter writes it."""
+
 
 def model_config(name_or_path: str | PathLike[str]) -> PretrainedConfig:
     """Find the configuration of a transformers model without its weights and without a connection.

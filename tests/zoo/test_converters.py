@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import skimage.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,18 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Model
 
+from lavis_svp.common.files import BadFileError
+from lavis_svp.vision.classifier import build_classifier
 from lavis_svp.vision.sam import build_sam
-from lavis_svp.zoo.converters import GGUF_FILE, OnnxGraph, build_smollm_tokenizer, relative_bias_table
+from lavis_svp.zoo.converters import (
+    EFFICIENTNET_FILE,
+    GGUF_FILE,
+    OnnxGraph,
+    build_smollm_tokenizer,
+    convert_efficientnet_lite0,
+    from_efficientnet_lite,
+    relative_bias_table,
+)
 
 SIDE = 1024
 SMOLLM = "smollm2_135m_instruct"
@@ -138,6 +149,50 @@ def test_the_bias_table_undoes_the_look_up(window):
     np.testing.assert_array_equal(relative_bias_table(table[None][:, :, index], window), table)
     with pytest.raises(ValueError, match="window"):
         relative_bias_table(table[:, index], window + 1)
+
+
+# ---------------------------------------------------------------- EfficientNet-Lite0
+
+# The five highest scores, and the standard deviation of all 1,000, that the code of PyPI efficientnet-lite-pytorch 0.1.0
+# gives with the published weights, for the top left of scikit-image's images, (pixels - 127) / 128 (one CPU, float32).
+PUBLISHED_SCORES = {
+    ("astronaut", 224, 224): ({432: 6.63618, 513: 6.56857, 875: 5.80546, 401: 5.7601, 566: 5.35618}, 1.43729),
+    ("coffee", 288, 416): ({967: 5.24851, 960: 3.12269, 968: 2.94445, 809: 2.86432, 925: 2.81151}, 0.58469),
+    ("chelsea", 224, 320): ({285: 8.56979, 282: 7.72645, 281: 6.58199, 287: 4.38118, 722: 3.29936}, 1.06181),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED_SCORES, ids=lambda case: case[0])
+def test_the_classifier_gives_the_scores_of_the_published_code(weights, case):
+    """The dense features of a whole image, averaged, give the scores of the image: nothing was scaled or padded."""
+    (name, height, width), (best, spread) = case, PUBLISHED_SCORES[case]
+    pixels = torch.from_numpy(getattr(skimage.data, name)()[:height, :width].copy()).permute(2, 0, 1)[None] / 255.0
+    classifier = build_classifier(weights("efficientnet_lite0"), side=max(height, width))
+    features = classifier(pixels)[0, :, : height // 32, : width // 32]
+    scores = classifier.class_log_probs(features.mean((1, 2)))
+    found, order = scores.topk(5)
+    assert order.tolist() == list(best)
+    np.testing.assert_allclose(found - found[0], np.array(list(best.values())) - max(best.values()), atol=2e-4)
+    np.testing.assert_allclose(scores.std(), spread, atol=2e-4)
+
+
+def test_no_code_in_the_classifiers_pickle_runs(tmp_path):
+    class Mine:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    file = tmp_path / EFFICIENTNET_FILE
+    file.parent.mkdir(parents=True)
+    torch.save({"_fc.weight": Mine()}, file)
+    with pytest.raises(BadFileError, match=r"efficientnet-lite0-57934424\.pth"):
+        convert_efficientnet_lite0(tmp_path, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["_fc2.weight", "_blocks.16._bn1.weight", "_blocks.0._expand_conv.weight"])
+def test_a_tensor_of_another_classifier_is_refused(name):
+    with pytest.raises(ValueError, match="EfficientNet-Lite0"):
+        from_efficientnet_lite({name: torch.zeros(1)})
 
 
 # ---------------------------------------------------------------- GGUF

@@ -14,13 +14,16 @@ from tqdm import tqdm
 
 from lavis_svp.common.files import BadFileError, shown
 from lavis_svp.common.options import SetupError
+from lavis_svp.common.registry import unknown_name
 from lavis_svp.datasets import refcoco_writer
 from lavis_svp.datasets.fields import mapping
 from lavis_svp.datasets.refshapes.config import (
     ANNOTATIONS_PER_IMAGE,
+    BACKGROUNDS,
     GENERATOR_VERSION,
     SHAPES,
     SPLITS,
+    UNSTATED_BACKGROUNDS,
     RefShapesConfig,
 )
 from lavis_svp.datasets.refshapes.expressions import sample_expressions
@@ -58,9 +61,10 @@ class ShapesImage:
         """Name of its PNG file."""
         return _file_name(self.split, self.index)
 
-    def paint(self, seed: int, config: RefShapesConfig) -> tuple[np.ndarray, str]:
+    def paint(self, seed: int, config: RefShapesConfig, backgrounds: str = "untested") -> tuple[np.ndarray, str]:
         """Its pixels, (H, W, 3) uint8 RGB, and the file name of its background photo."""
-        return render(self.scene, _generator(seed, self.split, self.index, _PAINT_STREAM), self.split, config)
+        rng = _generator(seed, self.split, self.index, _PAINT_STREAM)
+        return render(self.scene, rng, self.split, config, backgrounds)
 
 
 def make_image(seed: int, split: str, index: int, config: RefShapesConfig) -> ShapesImage:
@@ -107,11 +111,12 @@ def build_refshapes(
     seed: int = 0,
     config: RefShapesConfig | None = None,
     progress: bool = True,
+    backgrounds: str = "untested",
 ) -> Path:
     """Make RefShapes in RefCOCO format, or return at once if it is there already.
 
-    Interrupted work goes on where it stopped. Another generator version makes every image anew; other sizes keep the
-    images that are in both. What is there and is not RefShapes of this seed and these settings is never touched.
+    Interrupted work goes on where it stopped. Another generator version makes every image anew, other backgrounds
+    every training image; other sizes keep the images that are in both. What is there and is not RefShapes of this seed and these settings is never touched.
 
     Args:
         root: data folder; ``<root>/refshapes/`` and ``<root>/images/refshapes/`` are made in it.
@@ -119,11 +124,14 @@ def build_refshapes(
         seed: of the whole data set, 0 or more.
         config: what images and expressions look like; None is the default.
         progress: show a progress bar.
+        backgrounds: the photos behind the training images: "untested" (none of them is tested on), or "released_0_5",
+            with which releases 0.1 to 0.5 drew; val and test images are the same with both.
 
     Returns:
         ``<root>/refshapes``.
 
     Raises:
+        UnknownNameError: unknown backgrounds.
         SetupError: an unknown split, a size or seed below 0, or settings that no scene can meet; or RefShapes of
             another seed or other settings is there.
         BadFileError: files are there that RefShapes' manifest does not vouch for.
@@ -133,13 +141,16 @@ def build_refshapes(
     counts = _checked_sizes(sizes)
     if seed < 0:
         raise SetupError(f"RefShapes' seed must be 0 or more, got {seed}.")
+    if backgrounds not in BACKGROUNDS:
+        raise unknown_name("backgrounds of RefShapes", backgrounds, BACKGROUNDS)
     settings = json.loads(json.dumps(asdict(config)))  # as the manifest gives them back: tuples are lists
     source = {"generator_version": GENERATOR_VERSION, "seed": seed, "config": settings}
-    manifest = {**source, "sizes": counts, "complete": True}
+    own = {**source, "sizes": counts, "complete": True}
+    manifest = own if backgrounds == UNSTATED_BACKGROUNDS else {**own, "backgrounds": backgrounds}
     folder, manifest_file = refcoco_writer.images_folder(root, NAME), refcoco_writer.manifest_path(root, NAME)
     annotations = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    stored = refcoco_writer.own_manifest(manifest_file, manifest, (*annotations, *found))
+    stored = refcoco_writer.own_manifest(manifest_file, own, (*annotations, *found))
     for what in ("seed", "config"):
         if stored and stored[what] != source[what]:
             raise SetupError(
@@ -152,6 +163,8 @@ def build_refshapes(
     if stored == manifest and names == present and all(path.is_file() for path in annotations):
         return root / NAME
     keep = names if stored.get("generator_version") == GENERATOR_VERSION else set()
+    if stored.get("backgrounds", UNSTATED_BACKGROUNDS) != backgrounds:
+        keep = {name for name in keep if not name.startswith("train_")}
     for name in present - keep:
         (folder / name).unlink(missing_ok=True)
     refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
@@ -159,7 +172,7 @@ def build_refshapes(
     for split, index in tqdm(jobs, desc="RefShapes", unit="image", disable=not progress):
         drawn = make_image(seed, split, index, config)
         if drawn.file_name not in present & keep:
-            refcoco_writer.write_png(folder / drawn.file_name, drawn.paint(seed, config)[0])
+            refcoco_writer.write_png(folder / drawn.file_name, drawn.paint(seed, config, backgrounds)[0])
         objects = [
             (item.shape, mask, (item.color, item.texture, item.size))
             for item, mask in zip(drawn.scene.objects, drawn.scene.masks, strict=True)

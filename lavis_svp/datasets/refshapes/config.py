@@ -11,6 +11,24 @@ ANNOTATIONS_PER_IMAGE = 16
 """Annotation ids kept for an image: one per object, and one for what is not there."""
 
 SPLITS = ("train", "val", "test")
+
+PHOTOS = {
+    "train": ("retina.jpg", "coins.png", "clock_motion.png", "brick.png", "grass.png", "hubble_deep_field.jpg"),
+    "val": ("rocket.jpg", "gravel.png"),
+    "test": ("chelsea.png", "camera.png", "ihc.png"),
+}
+"""File names in skimage/data, each used by one split. None of the training photos is tested on anywhere."""
+
+# The motorcycle's right-hand image is left out: it shows the same scene as the left one.
+_TRAIN_0_5 = ("astronaut.png", "coffee.png", "motorcycle_left.png", "brick.png", "grass.png", "hubble_deep_field.jpg")
+
+BACKGROUNDS = {"untested": PHOTOS["train"], "released_0_5": _TRAIN_0_5}
+"""The photos behind the training images, by the option's value. Three of ``released_0_5`` are photographs that people,
+and this project's benchmarks, test on; it draws the images of releases 0.1 to 0.5 again, on which the shipped weights
+were trained. The val and test images are the same with both."""
+
+UNSTATED_BACKGROUNDS = "released_0_5"
+"""Those of a data set whose manifest states none: releases up to 0.5 knew no others."""
 KINDS = ("attribute", "relation", "superlative", "no_target")
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")

@@ -10,15 +10,8 @@ import cv2
 import numpy as np
 
 from lavis_svp.common.images import read_image
-from lavis_svp.datasets.refshapes.config import COLORS, RefShapesConfig
+from lavis_svp.datasets.refshapes.config import BACKGROUNDS, COLORS, PHOTOS, RefShapesConfig
 from lavis_svp.datasets.refshapes.scene import Scene, SceneObject
-
-# File names in skimage/data. The motorcycle's right-hand image is left out: it shows the same scene as the left one.
-PHOTOS = {
-    "train": ("astronaut.png", "coffee.png", "motorcycle_left.png", "brick.png", "grass.png", "hubble_deep_field.jpg"),
-    "val": ("rocket.jpg", "gravel.png"),
-    "test": ("chelsea.png", "camera.png", "ihc.png"),
-}
 
 _MIN_CROP = 120
 _BLURS = (0.0, 1.5, 4.0)
@@ -45,18 +38,26 @@ def load_photo(name: str) -> np.ndarray:
     return photo
 
 
-def sample_background(rng: np.random.Generator, split: str, side: int) -> tuple[np.ndarray, str]:
+def photos_of(split: str, backgrounds: str = "untested") -> tuple[str, ...]:
+    """File names of the photos behind a split's images; ``backgrounds``, a key of ``BACKGROUNDS``, rules training's."""
+    return BACKGROUNDS[backgrounds] if split == "train" else PHOTOS[split]
+
+
+def sample_background(
+    rng: np.random.Generator, split: str, side: int, backgrounds: str = "untested"
+) -> tuple[np.ndarray, str]:
     """Crop a photo of the split, darken it and take out some colour, so that objects stand out somewhat.
 
     Args:
         rng: the image's own generator.
         split: "train", "val" or "test"; decides which photos may be used.
         side: height and width of the result.
+        backgrounds: which photos training images have.
 
     Returns:
         (side, side, 3) float32 in 0..255, and the photo's file name.
     """
-    name = str(rng.choice(PHOTOS[split]))
+    name = str(rng.choice(photos_of(split, backgrounds)))
     photo = load_photo(name)
     height, width = photo.shape[:2]
     crop = int(rng.integers(_MIN_CROP, min(height, width) + 1))
@@ -84,13 +85,15 @@ _MAX_SHADING = 0.12
 _EDGE_BLUR = 0.6
 
 
-def render(scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig) -> tuple[np.ndarray, str]:
-    """Draw an image on a background photo of its split.
+def render(
+    scene: Scene, rng: np.random.Generator, split: str, config: RefShapesConfig, backgrounds: str = "untested"
+) -> tuple[np.ndarray, str]:
+    """Draw an image on a background photo of its split, see :func:`photos_of`.
 
     Returns:
         (H, W, 3) uint8 RGB, and the file name of the photo.
     """
-    image, photo = sample_background(rng, split, config.side)
+    image, photo = sample_background(rng, split, config.side, backgrounds)
     return paint_objects(scene, image, rng), photo
 
 

@@ -1,0 +1,281 @@
+"""Draws the expressions of a scene: claims that mean exactly one thing, or clearly none, and their words."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from lavis_svp.datasets.refcoco_writer import NewExpression
+from lavis_svp.datasets.refthings.colors import COLORS
+from lavis_svp.datasets.refthings.config import KINDS, RefThingsConfig
+from lavis_svp.datasets.refthings.meaning import (
+    CLOSEST,
+    DEPTHS,
+    DIRECTIONS,
+    EXTREMES,
+    ORDINALS,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    Claim,
+    Description,
+    Meaning,
+    Relation,
+    Superlative,
+    identified,
+    meaning,
+    noun_verdicts,
+    place_verdicts,
+    relation_verdicts,
+)
+from lavis_svp.datasets.refthings.scene import Scene
+from lavis_svp.datasets.refthings.table import Table, Thing
+from lavis_svp.datasets.refthings.wording import text_of
+
+_TRIES_PER_SUBKIND = 10
+_ROUNDS = 3
+_MOST_RANKS = 4
+_SYNONYM_SHARE, _HYPERNYM_SHARE, _GENERIC_SHARE = 0.25, 0.2, 0.08
+_COLOR_SHARE = 0.25
+_NEAR_MISS_SHARE = 0.75
+"""How often what is not there is something like what is."""
+_PAIRS_HELD_OUT = 5
+"""One of so many ordered pairs of nouns is never related in training."""
+
+_NAMES = ("name", "name", "synonym", "hypernym")
+_ATTRIBUTES = ("color+noun", "color+noun", "place+noun", "place+noun", "color", "color+place+noun")
+_RELATION_KINDS = ("left", "right", "above", "below", "next", "next", "front", "behind", "between")
+_SUPERLATIVE_KINDS = (*EXTREMES, *SIZES, "ordinal", "ordinal", CLOSEST, "depth")
+_NO_TARGET_KINDS = ("wrong_color", "wrong_color", "absent_noun", "absent_noun", "wrong_place", "wrong_relation")
+
+Proposal = tuple[NewExpression, Claim]
+"""An expression and what it claims; of two with the same claim only one is kept."""
+
+
+def pair_held_out(target: str, anchor: str) -> bool:
+    """Whether two names stand in a relation in val and test only, decided by the pair alone."""
+    return zlib.crc32(f"{target}|{anchor}".encode()) % _PAIRS_HELD_OUT == 0
+
+
+def sample_expressions(
+    scene: Scene, rng: np.random.Generator, split: str, table: Table, config: RefThingsConfig
+) -> list[Proposal] | None:
+    """Draw the expressions of an image.
+
+    Args:
+        scene: the image's things.
+        rng: the image's generator; the draws come in a fixed order.
+        split: decides how many expressions of each kind there are, and which pairs of nouns are related.
+        table: the things that there are, for nouns that are not in the image.
+        config: numbers and margins.
+
+    Returns:
+        at most ``config.quota(split)`` of each kind, in the order of the kinds; None if they are fewer than
+        ``config.min_expressions``, or none of them has a target, or none has not.
+    """
+    quota, sampler = config.quota(split), _Sampler(scene, rng, split, table, config)
+    kinds: dict[str, tuple[Callable[[str], Proposal | None], Sequence[str]]] = {
+        "name": (sampler.name, _NAMES),
+        "attribute": (sampler.attribute, _ATTRIBUTES),
+        "relation": (sampler.relation, _RELATION_KINDS),
+        "superlative": (sampler.superlative, _SUPERLATIVE_KINDS),
+        "no_target": (sampler.no_target, _NO_TARGET_KINDS),
+    }
+    found: dict[str, list[Proposal]] = {}
+    seen: set[object] = set()
+    for kind in KINDS:
+        propose, subkinds = kinds[kind]
+        order = [subkinds[int(number)] for number in rng.permutation(len(subkinds))]
+        found[kind] = _distinct(propose, order, quota.get(kind, 0), seen)
+    drawn = [proposal for kind in KINDS for proposal in found[kind]]
+    without = len(found["no_target"])
+    wanted = min(1, quota.get("no_target", 0))
+    return drawn if len(drawn) >= config.min_expressions and without >= wanted and len(drawn) > without else None
+
+
+def _distinct(
+    propose: Callable[[Any], Proposal | None], subkinds: list[str], count: int, seen: set[object]
+) -> list[Proposal]:
+    """Propose each sub-kind in turn until there are ``count`` expressions that differ in claim and wording."""
+    kept: list[Proposal] = []
+    for subkind in subkinds * _ROUNDS:
+        if len(kept) == count:
+            break
+        for _ in range(_TRIES_PER_SUBKIND):
+            proposal = propose(subkind)
+            if proposal and proposal[1] not in seen and proposal[0].text not in seen:
+                kept.append(proposal)
+                seen |= {proposal[1], proposal[0].text}
+                break
+    return kept
+
+
+class _Sampler:
+    """Proposes expressions about one scene; each method draws one, and returns None if it is not clear."""
+
+    def __init__(
+        self, scene: Scene, rng: np.random.Generator, split: str, table: Table, config: RefThingsConfig
+    ) -> None:
+        self.scene, self.rng, self.split, self.table, self.config = scene, rng, split, table, config
+        self.count = len(scene.things)
+        self.generic: list[str | None] = [None] if scene.generic else []
+        nouns = sorted({noun for thing in scene.things for noun in thing.nouns})
+        sizes = {noun: int((noun_verdicts(scene, noun) == 1).sum()) for noun in nouns}
+        self.group_nouns = [noun for noun, size in sizes.items() if size > 1]
+        known = table.things if split != "train" else table.of_split(split)
+        self.known = [thing for thing in known if set(thing.names).isdisjoint(scene.blocked)]
+
+    def _one(self, options: Sequence[Any]) -> Any:
+        """One of the options; None if there is none."""
+        return options[int(self.rng.integers(len(options)))] if options else None
+
+    def _noun(self, index: int) -> str | None:
+        """One of the nouns of a thing, now and then only "thing"."""
+        thing, draw = self.scene.things[index], self.rng.random()
+        if self.generic and draw < _GENERIC_SHARE:
+            return None
+        if draw < _GENERIC_SHARE + _HYPERNYM_SHARE and thing.kinds:
+            return self._one(thing.kinds)
+        if draw < _GENERIC_SHARE + _HYPERNYM_SHARE + _SYNONYM_SHARE and thing.synonyms:
+            return self._one(thing.synonyms)
+        return thing.name
+
+    def _color(self, index: int) -> str | None:
+        """A colour that a thing clearly has, if there is one."""
+        return self._one([COLORS[number] for number in np.flatnonzero(self.scene.colors[index] == 1)])
+
+    def _expression(self, claim: Claim, kind: str, subkind: str, wants_target: bool = True) -> Proposal | None:
+        """The claim worded, if it means one thing (or clearly none, where that is wanted)."""
+        found = meaning(self.scene, claim, self.config)
+        if found is None or (found.target is None) == wants_target:
+            return None
+        assert isinstance(found, Meaning)
+        text = text_of(self.rng, claim, self.table.plurals, len(found.candidates))
+        return NewExpression(text, kind, subkind, found.target, found.candidates), claim
+
+    def name(self, subkind: str) -> Proposal | None:
+        """A noun that fits one thing alone."""
+        thing = self.scene.things[int(self.rng.integers(self.count))]
+        options = {"name": [thing.name], "synonym": thing.synonyms, "hypernym": thing.kinds}[subkind]
+        noun = self._one(options)
+        return None if noun is None else self._expression(Description(noun), "name", subkind)
+
+    def attribute(self, subkind: str) -> Proposal | None:
+        """A noun, or only "the one", with a colour or a place in the image."""
+        index = int(self.rng.integers(self.count))
+        noun = self._noun(index) if "noun" in subkind else None
+        color = self._color(index) if "color" in subkind else None
+        place = None
+        if "place" in subkind:
+            place = self._one([one for one in PLACES if place_verdicts(self.scene, one)[index] == 1])
+        if ("color" in subkind and color is None) or ("place" in subkind and place is None):
+            return None
+        return self._expression(Description(noun, color, place), "attribute", subkind)
+
+    def _anchor(self, index: int) -> Description | None:
+        """A description that identifies a thing."""
+        noun = self._noun(index) or self.scene.things[index].name
+        color = self._color(index) if self.rng.random() < _COLOR_SHARE else None
+        description = Description(noun, color)
+        return description if identified(self.scene, description) == index else None
+
+    def _may_relate(self, target: int, anchor: int) -> bool:
+        """Whether the split relates these two names."""
+        names = self.scene.things[target].name, self.scene.things[anchor].name
+        if self.split == "train":
+            return not pair_held_out(*names)
+        return pair_held_out(*names) or not self.table.trained_nouns.issuperset(names)
+
+    def relation(self, relation: str) -> Proposal | None:
+        """A thing by its place relative to one or two others."""
+        anchors = 2 if relation == "between" else 1
+        if self.count <= anchors:
+            return None
+        target, *found = (int(index) for index in self.rng.permutation(self.count)[: anchors + 1])
+        if relation_verdicts(self.scene, relation, found, self.config)[target] != 1:
+            return None
+        if not all(self._may_relate(target, anchor) for anchor in found):
+            return None
+        descriptions = [self._anchor(anchor) for anchor in found]
+        named = tuple(one for one in descriptions if one is not None)
+        if len(named) != anchors:
+            return None
+        color = self._color(target) if self.rng.random() < _COLOR_SHARE else None
+        return self._expression(Relation(Description(self._noun(target), color), relation, named), "relation", relation)
+
+    def superlative(self, subkind: str) -> Proposal | None:
+        """One of several things that a noun fits, by place, order, size or depth."""
+        noun = self._one([*self.group_nouns, *self.group_nouns, *self.generic])
+        if noun is None and not self.generic:
+            return None
+        color = self._one(COLORS) if noun is not None and self.rng.random() < _COLOR_SHARE / 2 else None
+        group, rank, anchor, which = Description(noun, color), 0, None, subkind
+        if subkind == "ordinal":
+            which, rank = self._one(list(ORDINALS)), int(self.rng.integers(1, _MOST_RANKS))
+        elif subkind == "depth":
+            which = self._one(list(DEPTHS))
+        elif subkind == CLOSEST:
+            anchor_index = int(self.rng.integers(self.count))
+            anchor = self._anchor(anchor_index)
+            if anchor is None:
+                return None
+            proposal = self._expression(Superlative(group, which, rank, anchor), "superlative", subkind)
+            target = proposal[0].target if proposal else None
+            return proposal if target is not None and self._may_relate(target, anchor_index) else None
+        return self._expression(Superlative(group, which, rank, anchor), "superlative", subkind)
+
+    def no_target(self, subkind: str) -> Proposal | None:
+        """What is not in the image, but nearly."""
+        index = int(self.rng.integers(self.count))
+        if subkind == "absent_noun":
+            return self._absent_noun(subkind)
+        noun = self._noun(index) or self.scene.things[index].name
+        claim: Claim
+        if subkind == "wrong_color":
+            present = [color for color, has in zip(COLORS, self.scene.colors.T, strict=True) if (has == 1).any()]
+            colors = present if present and self.rng.random() < _NEAR_MISS_SHARE else COLORS
+            claim = Description(noun, self._one(colors))
+        elif subkind == "wrong_place":
+            color = self._color(index) if self.rng.random() < _COLOR_SHARE else None
+            claim = Description(noun, color, self._one(PLACES))
+        else:
+            relation = self._one([*DIRECTIONS, "next"])
+            anchor_index = int(self.rng.integers(self.count))
+            anchor = self._anchor(anchor_index)
+            if anchor is None or anchor_index == index or not self._may_relate(index, anchor_index):
+                return None
+            claim = Relation(Description(noun), relation, (anchor,))
+        return self._expression(claim, "no_target", subkind, wants_target=False)
+
+    def _absent_noun(self, subkind: str) -> Proposal | None:
+        """A noun that nothing in the image has: alone, with a colour or a place, or next to something."""
+        near = {noun for thing in self.scene.things for noun in thing.kinds}
+        pool: Sequence[Thing] = self.known
+        if self.rng.random() < _NEAR_MISS_SHARE:
+            pool = [thing for thing in pool if not near.isdisjoint(thing.kinds)] or pool
+        absent = self._one(pool)
+        if absent is None or any(_alike(absent, thing) for thing in self.scene.things):
+            return None
+        noun, draw = self._one(absent.names), self.rng.random()
+        claim: Claim = Description(noun)
+        if draw < 0.15:
+            claim = Description(noun, self._one(COLORS))
+        elif draw < 0.3:
+            claim = Description(noun, None, self._one(PLACES))
+        elif draw < 0.5:
+            anchor = self._anchor(int(self.rng.integers(self.count)))
+            if anchor is not None:
+                claim = Relation(claim, self._one([one for one in RELATIONS if one != "between"]), (anchor,))
+        return self._expression(claim, "no_target", subkind, wants_target=False)
+
+
+def _alike(absent: Thing, present: Thing) -> bool:
+    """Whether somebody may take what is there for what is said: they share a name, or one is a kind of the other."""
+    if absent.group == present.group == "people":
+        return True
+    pairs = permutations((absent, present))
+    return any(not set(one.names).isdisjoint(other.nouns) or one.may_be(other.name) for one, other in pairs)
