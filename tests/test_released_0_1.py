@@ -372,13 +372,17 @@ def test_a_training_goes_on_under_a_yaml_in_today_s_keys(with_parts, weights, tm
     shutil.copy(DATA / "runs" / run / RUNS[run], out)
     project, messages = quietly(upgrade_project, OmegaConf.load(DATA / "runs" / run / "project.yaml"))
     OmegaConf.save(project, yaml)
-    options = [f"run.output_dir={out}", f"datasets.refshapes_seg.build_info.root={tmp_path / 'data'}"]
+    data = {"root": tmp_path / "data", "backgrounds": RELEASED_BACKGROUNDS}
+    options = [f"datasets.refshapes_seg.build_info.{key}={value}" for key, value in data.items()]
+    options += [f"run.output_dir={out}"]
     command = [sys.executable, "-m", "lavis_svp.train", "--cfg-path", str(yaml), "--options", *options]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
     done = subprocess.run(command, capture_output=True, env=environment, text=True)
     assert done.returncode == 0 and messages, done.stderr[-3000:]
     changes = [line for line in done.stderr.splitlines() if "when the checkpoint was made" in line]
-    assert "FutureWarning: model" not in done.stderr and all("build_info.root" in line for line in changes)
+    assert "FutureWarning: model" not in done.stderr and all(
+        "build_info.root" in line or "build_info.backgrounds" in line for line in changes
+    )
     expected = EXPECTED["runs"][run]
     end = read_checkpoint(out / f"checkpoint_{expected['last_step']}.pth")["model"]
     norms = {
@@ -592,16 +596,32 @@ def refshapes_digests(root: Path) -> dict[str, Any]:
     }
 
 
+RELEASED_BACKGROUNDS = "released_0_5"
+"""Training images were drawn on photographs that people test on, until 0.5; drawn so, they are what they were."""
+
+
 def test_refshapes_is_drawn_the_same(tmp_path):
-    build_refshapes(tmp_path, {"train": 8, "val": 2, "test": 2}, 0, progress=False)
-    assert refshapes_digests(tmp_path) == DIGESTS["refshapes"]["train 8, val 2, test 2, seed 0"]
+    sizes = {"train": 8, "val": 2, "test": 2}
+    build_refshapes(tmp_path, sizes, 0, progress=False, backgrounds=RELEASED_BACKGROUNDS)
+    released = refshapes_digests(tmp_path)
+    assert released == DIGESTS["refshapes"]["train 8, val 2, test 2, seed 0"]
+    images = {path.name: path.read_bytes() for path in (tmp_path / "images/refshapes").iterdir()}
+    build_refshapes(tmp_path, sizes, 0, progress=False)  # over the old ones
+    today = {path.name: path.read_bytes() for path in (tmp_path / "images/refshapes").iterdir()}
+    redrawn = refshapes_digests(tmp_path)
+    assert all(redrawn[key] == released[key] for key in ("instances_sha256", "refs_sha256", "pictures"))
+    assert today.keys() == images.keys()
+    assert all(today[name] == images[name] for name in images if not name.startswith("train_"))
+    build_refshapes(tmp_path / "anew", sizes, 0, progress=False)
+    assert refshapes_digests(tmp_path / "anew") == redrawn
 
 
 def test_crowded_refshapes_is_drawn_the_same(tmp_path):
     builder = builder_of("refshapes_seg")
     scene = builder(builder.DATASET_CONFIG_DICT["crowded"]).settings().build_info.scene
     assert isinstance(scene, RefShapesConfig)
-    build_refshapes(tmp_path, {"train": 2, "val": 1, "test": 2}, 3, scene, progress=False)
+    sizes = {"train": 2, "val": 1, "test": 2}
+    build_refshapes(tmp_path, sizes, 3, scene, progress=False, backgrounds=RELEASED_BACKGROUNDS)
     assert refshapes_digests(tmp_path) == DIGESTS["refshapes"]["crowded: train 2, val 1, test 2, seed 3"]
 
 

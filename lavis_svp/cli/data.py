@@ -22,6 +22,8 @@ from lavis_svp.datasets.custom_formats import TEXT_KEY, CocoExpressions, JsonlSo
 from lavis_svp.datasets.layout import PUBLIC, SPECS, MissingDataError, annotation_files, doctor_command, find_images
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES
+from lavis_svp.datasets.refshapes.config import BACKGROUNDS
+from lavis_svp.datasets.refthings.build import DEFAULT_SIZES as THINGS_SIZES
 from lavis_svp.datasets.shards.format import IMAGES_PER_SHARD
 from lavis_svp.datasets.sources import DataSource, ImageFolder
 
@@ -92,8 +94,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--seed", type=int, default=0, help="another seed gives other images, in a root of their own (%(default)s)"
     )
+    text = "photos behind the training images: none that is tested on, or those of releases 0.1 to 0.5 (%(default)s)"
+    sub.add_argument("--backgrounds", choices=list(BACKGROUNDS), default="untested", help=text)
+    text = "compose the built-in data set RefThings, named things on photographs, in RefCOCO's format"
+    example = "data refthings --root data --train 100 --val 10 --test 10"
+    sub = add_command(commands, "refthings", run_refthings, text, example)
+    sub.add_argument("--root", **data_folder)
+    for split, count in THINGS_SIZES.items():
+        sub.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} images (%(default)s)")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other images, in a root of their own (%(default)s)"
+    )
+    text = "folder of RGBA cut-outs with their table, things.yaml (default: emoji renders, which npm downloads)"
+    sub.add_argument("--cutouts", type=Path, help=text)
     text = "write a few real photos with hand-written expressions in RefCOCO's format, for testing"
     add_command(commands, "photos", run_photos, text, "data photos --root data").add_argument("--root", **data_folder)
+    text = "write real photographs with masks and expressions made by hand in RefCOCO's format, for testing"
+    sub = add_command(commands, "refphotos", run_refphotos, text, "data refphotos --root data")
+    sub.add_argument("--root", **data_folder)
+    text = "leave out the photographs of Debian packages, which apt-get downloads"
+    sub.add_argument("--no-debian", action="store_true", help=text)
     return parser
 
 
@@ -231,7 +251,18 @@ def run_refshapes(args: argparse.Namespace) -> int:
     from lavis_svp.datasets.refshapes.build import build_refshapes
 
     sizes = {split: getattr(args, split) for split in DEFAULT_SIZES}
-    print(f"RefShapes is in {build_refshapes(args.root, sizes, args.seed)}")
+    print(f"RefShapes is in {build_refshapes(args.root, sizes, args.seed, backgrounds=args.backgrounds)}")
+    return 0
+
+
+def run_refthings(args: argparse.Namespace) -> int:
+    """``refthings``: make RefThings."""
+    from lavis_svp.datasets.refthings.build import build_refthings
+    from lavis_svp.datasets.refthings.config import RefThingsConfig
+
+    sizes = {split: getattr(args, split) for split in THINGS_SIZES}
+    config = RefThingsConfig(cutouts=None if args.cutouts is None else str(args.cutouts))
+    print(f"RefThings is in {build_refthings(args.root, sizes, args.seed, config)}")
     return 0
 
 
@@ -240,4 +271,12 @@ def run_photos(args: argparse.Namespace) -> int:
     from lavis_svp.datasets.photos.build import build_photos
 
     print(f"The photos are in {build_photos(args.root)}")
+    return 0
+
+
+def run_refphotos(args: argparse.Namespace) -> int:
+    """``refphotos``: fetch the photographs and write their annotations."""
+    from lavis_svp.datasets.refphotos.build import build_refphotos
+
+    print(f"The photographs are in {build_refphotos(args.root, debian=not args.no_debian)}")
     return 0

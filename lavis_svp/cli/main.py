@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": ("lavis_svp.cli.plan", "estimate memory and time of a training before it starts"),
     "superpixels": ("lavis_svp.cli.superpixels", "make, draw, count and pack the superpixels of images"),
     "projectors": ("lavis_svp.cli.projectors", "list the projectors and what they cost"),
-    "data": ("lavis_svp.cli.data", "check, pack and make data: doctor, shards, leaks, refshapes, photos"),
+    "data": ("lavis_svp.cli.data", "check, pack and make data: doctor, shards, leaks, refshapes, refthings, photos"),
     "zoo": ("lavis_svp.cli.zoo", "list and convert the embedded pretrained weights"),
     "export": ("lavis_svp.cli.export", "get weights out of a training run"),
     "metrics": ("lavis_svp.cli.metrics", "score stored predictions"),

@@ -86,7 +86,8 @@ class RefShapesAnswersBuildInfo:
     """``build_info`` of RefShapes' questions and captions.
 
     Args:
-        root, sizes, seed, backgrounds, images: as for ``refshapes_seg``; sections of one run that share a root must agree.
+        root, sizes, seed, backgrounds, images: as for ``refshapes_seg``; sections of one run that share a root must
+            agree.
         question_seed: of the questions.
         annotations: which of RefShapes' splits stand behind LAVIS's train, val and test.
     """
@@ -94,7 +95,7 @@ class RefShapesAnswersBuildInfo:
     root: str | None = None
     sizes: dict[str, int] | None = None
     seed: int = 0
-    backgrounds: str = "untested"
+    backgrounds: str | None = None
     question_seed: int = 0
     annotations: dict[str, Any] = field(default_factory=dict)
     images: ImagesOptions = field(default_factory=ImagesOptions)

@@ -18,6 +18,7 @@ from lavis_svp.datasets.layout import MissingDataError, annotation_files, doctor
 from lavis_svp.datasets.refcoco import RefCOCO
 from lavis_svp.datasets.referring import ReferringDataset
 from lavis_svp.datasets.refshapes.config import RefShapesConfig
+from lavis_svp.datasets.refthings.config import RefThingsConfig
 from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.shards.read import open_shards
 from lavis_svp.datasets.sources import DataSource, ImageFolder, Origin, SuperpixelLookup
@@ -90,13 +91,40 @@ class RefShapesBuildInfo(BuildInfo):
         seed: of the images and expressions; another one needs a ``root`` of its own.
         scene: what images and expressions look like; likewise.
         backgrounds: the photos behind the training images: "untested", of which none is tested on, or "released_0_5",
-            on which the shipped weights were trained.
+            with which releases 0.1 to 0.5 drew; None = "untested".
     """
 
     sizes: dict[str, int] | None = None
     seed: int = 0
     scene: RefShapesConfig = field(default_factory=RefShapesConfig)
-    backgrounds: str = "untested"
+    backgrounds: str | None = None
+
+
+@dataclass(frozen=True)
+class RefThingsBuildInfo(BuildInfo):
+    """``build_info`` of RefThings.
+
+    Args:
+        sizes: images per split; None = those of the data set on disk, else the generator's own. Splits left out are
+            empty.
+        seed: of the images and expressions; another one needs a ``root`` of its own.
+        scene: what images and expressions look like; likewise.
+    """
+
+    sizes: dict[str, int] | None = None
+    seed: int = 0
+    scene: RefThingsConfig = field(default_factory=RefThingsConfig)
+
+
+@dataclass(frozen=True)
+class RefPhotosBuildInfo(BuildInfo):
+    """``build_info`` of RefPhotos.
+
+    Args:
+        debian: use the photographs of Debian packages, which apt-get downloads; false = leave them out, with a warning.
+    """
+
+    debian: bool = True
 
 
 @dataclass(frozen=True)
@@ -137,6 +165,20 @@ class RefShapesOptions(SectionOptions):
     """A section of ``refshapes_seg``."""
 
     build_info: RefShapesBuildInfo = field(default_factory=RefShapesBuildInfo)
+
+
+@dataclass(frozen=True)
+class RefThingsOptions(SectionOptions):
+    """A section of ``refthings_seg``."""
+
+    build_info: RefThingsBuildInfo = field(default_factory=RefThingsBuildInfo)
+
+
+@dataclass(frozen=True)
+class RefPhotosOptions(SectionOptions):
+    """A section of ``refphotos_seg``."""
+
+    build_info: RefPhotosBuildInfo = field(default_factory=RefPhotosBuildInfo)
 
 
 def config_files(folder: str) -> dict[str, str]:
@@ -347,6 +389,23 @@ class RefShapesBuilder(ReferringBuilder):
         make_refshapes(self.root(), info.sizes, info.seed, info.scene, info.backgrounds)
 
 
+@registry.register_builder("refthings_seg")
+class RefThingsBuilder(ReferringBuilder):
+    """RefThings, named things composed on photographs, made on first use. Types: default, train, val, test."""
+
+    name = "refthings_seg"
+    dataset = "refthings"
+    options_cls = RefThingsOptions
+    DATASET_CONFIG_DICT = config_files("refthings")
+
+    def make_data(self) -> None:
+        """Compose the images and write the annotations, unless they are there."""
+        from lavis_svp.datasets.refthings.build import DEFAULT_SIZES, build_refthings, made_sizes
+
+        info, root = self.settings().build_info, self.root()
+        build_refthings(root, info.sizes or made_sizes(root) or DEFAULT_SIZES, info.seed, info.scene)
+
+
 @registry.register_builder("photos_seg")
 class PhotosBuilder(ReferringBuilder):
     """A handful of real photos with expressions written by hand, for testing only; made on first use. Type: default."""
@@ -360,6 +419,22 @@ class PhotosBuilder(ReferringBuilder):
         from lavis_svp.datasets.photos import build_photos
 
         build_photos(self.root())
+
+
+@registry.register_builder("refphotos_seg")
+class RefPhotosBuilder(ReferringBuilder):
+    """Real photographs with masks and expressions made by hand, for testing only; made on first use. Type: default."""
+
+    name = "refphotos_seg"
+    dataset = "refphotos"
+    options_cls = RefPhotosOptions
+    DATASET_CONFIG_DICT = config_files("refphotos")
+
+    def make_data(self) -> None:
+        """Get the photographs and write the annotations, unless they are there."""
+        from lavis_svp.datasets.refphotos import build_refphotos
+
+        build_refphotos(self.root(), debian=self.settings().build_info.debian)
 
 
 @registry.register_builder("referring_shards_seg")
@@ -383,12 +458,12 @@ def make_refshapes(
     sizes: Mapping[str, int] | None,
     seed: int,
     scene: RefShapesConfig | None = None,
-    backgrounds: str = "untested",
+    backgrounds: str | None = None,
 ) -> None:
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
     from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, build_refshapes, made_sizes
 
-    build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene, backgrounds=backgrounds)
+    build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene, backgrounds=backgrounds or "untested")
 
 
 def warn_of_links(datasets: Iterable[ReferringDataset]) -> None:

@@ -62,6 +62,17 @@ def is_text(value: Any) -> TypeGuard[str]:
         return False
 
 
+def text_pairs(entry: Mapping[str, Any], key: str, where: str) -> tuple[tuple[str, str], ...]:
+    """The (name, text) pairs of the object of a key, in its order; none where it is missing or null."""
+    found = entry.get(key)
+    if found is None:
+        return ()
+    for value in [part for pair in mapping(found, f"{where}: '{key}'").items() for part in pair]:
+        if not is_text(value) or not value.strip():
+            raise BadFileError(f"{where}: '{key}' must map names to texts, it holds {shown(value)}.")
+    return tuple(found.items())
+
+
 def whole_number(entry: Mapping[str, Any], key: str, where: str) -> int:
     """The whole number of a key, from 0 on, that an int64 tensor can hold."""
     value = entry.get(key)

@@ -34,7 +34,9 @@ SPECS = {
     "refcocog": DatasetSpec("refcocog", ("umd", "google")),
     "grefcoco": DatasetSpec("grefcoco", ("unc",), refs="grefs"),
     "refshapes": DatasetSpec("refshapes", ("svp",), images="images/refshapes"),
+    "refthings": DatasetSpec("refthings", ("svp",), images="images/refthings"),
     "photos": DatasetSpec("photos", ("svp",), images="images/photos"),
+    "refphotos": DatasetSpec("refphotos", ("svp",), images="images/refphotos"),
 }
 
 PUBLIC = ("refcoco", "refcoco+", "refcocog", "grefcoco")
@@ -184,6 +186,7 @@ SOURCES = {
     ),
     "refshapes": "It comes with the plugin: the builder refshapes_seg makes it on first use.",
     "photos": "They come with the plugin: the builder photos_seg makes them on first use.",
+    "refphotos": "They come with the plugin: the builder refphotos_seg makes them on first use.",
 }
 """How to get the annotations."""
 

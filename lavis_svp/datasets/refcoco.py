@@ -25,6 +25,7 @@ from lavis_svp.datasets.fields import (
     items,
     mapping,
     text,
+    text_pairs,
     texts,
     whole_number,
 )
@@ -143,6 +144,7 @@ class RefCOCO(AnnotationSource):
                 kind=text(sentence, "kind", at, "expression" if targets else "no_target"),
                 targets=targets,
                 candidates=None if sentence.get("candidates") is None else annotation_ids(sentence, "candidates", at),
+                tags=text_pairs(sentence, "tags", at),
             )
 
     def _targets(self, reference: Mapping[str, Any], where: str) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Writer of RefCOCO's own layout: ``instances.json`` (COCO), ``refs(<splitBy>).p`` and an image folder.
 
 A data set ``name`` under ``root`` is ``<root>/<name>/{instances.json, refs(svp).p}`` and
-``<root>/images/<name>/``. Beyond the format, a sentence has ``kind``, ``subkind`` and ``candidates``
-(annotation ids that its attributes fit), and an annotation has ``attributes`` (words).
+``<root>/images/<name>/``. Beyond the format, a sentence has ``kind``, ``subkind``, ``candidates``
+(annotation ids that its attributes fit) and, where there are any, ``tags`` (name -> value); an annotation
+has ``attributes`` (words).
 """
 
 from __future__ import annotations
@@ -134,11 +135,12 @@ class NewExpression:
 
     Args:
         text: the English words.
-        kind: "attribute", "relation", "superlative" or "no_target".
+        kind: "name", "attribute", "relation", "superlative" or "no_target".
         subkind: more exactly: "color+shape", "left", "ordinal", "absent_word", ...
         target: index of the object that it means; None if there is no such object in the image.
         candidates: indices of the objects that fit its attributes, the target among them; () for no target.
             A relation's anchor is never one of them.
+        tags: (name, value) pairs by which scores are listed besides the kind, e.g. ("clutter", "few").
     """
 
     text: str
@@ -146,6 +148,7 @@ class NewExpression:
     subkind: str
     target: int | None
     candidates: tuple[int, ...]
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 class DatasetWriter:
@@ -203,6 +206,7 @@ class DatasetWriter:
                     "kind": one.kind,
                     "subkind": one.subkind,
                     "candidates": [first + index for index in one.candidates],
+                    **({"tags": dict(one.tags)} if one.tags else {}),
                 }
             )
         for target, sentences in by_target.items():

@@ -197,9 +197,10 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "image": (3, S, S) uint8 RGB with zeros in the padding, where :attr:`sends_image`; "image_id";
             "image_key": sha256 of the file, with a suffix if it is mirrored; "file_name"; "split"; "original_size":
             (H, W), upright, from which follows what "image" shows; for each expression: "text_input",
-            "expression_ids", "kinds" (the sort of expression, by which scores are listed), "masks" ((H, W) uint8 in
-            {0, 1}), "has_target", "candidates" (the objects that its attributes alone fit, as indices into the
-            instances; None where the data lists none), "text_output" (None: the answer is the mask);
+            "expression_ids", "kinds" (the sort of expression, by which scores are listed), "tags" (name -> value, by
+            which they are listed as well; most data sets have none), "masks" ((H, W) uint8 in {0, 1}), "has_target",
+            "candidates" (the objects that its attributes alone fit, as indices into the instances; None where the data
+            lists none), "text_output" (None: the answer is the mask);
             "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
             "skipped": an empty list;
             "region_map" and "frozen" where a cache gives them.
@@ -232,6 +233,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_input": [mirror_text(text) for text in texts] if mirrored else texts,
             "expression_ids": [expression.expression_id for expression in expressions],
             "kinds": [expression.kind for expression in expressions],
+            "tags": [dict(expression.tags) for expression in expressions],
             "text_output": [None] * len(expressions),  # data sets of questions and captions have the words here
             "masks": self._masks(placement, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],

@@ -66,6 +66,7 @@ class Expression:
         targets: annotation ids; none = it fits nothing; several = all of them together.
         candidates: annotation ids that its attributes alone fit; None if the file does not list them.
         answers: words that answer it, any of these; None = a mask answers it.
+        tags: (name, value) pairs by which scores are listed besides the kind.
     """
 
     expression_id: str
@@ -74,6 +75,7 @@ class Expression:
     targets: tuple[int, ...]
     candidates: tuple[int, ...] | None = None
     answers: tuple[str, ...] | None = None
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

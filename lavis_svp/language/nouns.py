@@ -63,7 +63,8 @@ class NounFinder:
     """
 
     def __init__(self, nouns: Iterable[str]) -> None:
-        self.index = {tuple(WORD.findall(noun)): number for number, noun in enumerate(nouns)}
+        self.nouns = list(nouns)
+        self.index = {tuple(WORD.findall(noun)): number for number, noun in enumerate(self.nouns)}
         self.longest = max(map(len, self.index), default=0)
 
     def find(self, text: str) -> list[FoundNoun]:

@@ -20,7 +20,8 @@ Record = dict[str, Any]
 """One JSON-able dict per expression, with at least the keys of ``REQUIRED``.
 
 Other fields may be missing or None, and each mean is over the records that have them: text, score, tokens,
-pick_correct, ceiling_single, ceiling_union, baseline_random, baseline_attribute, ms.
+pick_correct, ceiling_single, ceiling_union, baseline_random, baseline_attribute, ms, area_share (of the target in the
+image). ``tags`` (name -> value) are more groups by which scores are listed; records without any are in none.
 """
 
 REQUIRED = (
@@ -29,10 +30,12 @@ REQUIRED = (
 )  # fmt: skip
 
 COUNTS = ("intersection", "union", "pred_area", "gt_area")  # pixels
+TAGS = "tags"
 FLAGS = ("has_target", "answered")
 TEXTS = ("expression_id", "mode")
 NUMBERS = (
     "score", "tokens", "pick_correct", "ceiling_single", "ceiling_union", "baseline_random", "baseline_attribute", "ms",
+    "area_share",
 )  # fmt: skip
 """The fields that are computed with or compared, by their kind; a number, or a flag in its place, may be None."""
 MOST_PIXELS = 2**53  # of a count, which scores take as float64
@@ -72,6 +75,8 @@ def _is_of_its_kind(key: str, value: Any) -> bool:
         return isinstance(value, str)
     if key in NUMBERS:
         return value is None or isinstance(value, bool) or is_number(value)
+    if key == TAGS:
+        return isinstance(value, dict) and all(isinstance(tag, str) for tag in value.values())
     return not (key in REQUIRED and isinstance(value, dict | list))  # they are keys of groups
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lavis_svp.metrics.bootstrap import DEFAULT_BOOTSTRAP, Bootstrap
-from lavis_svp.metrics.records import MODES, Record, check_records, records_of_mode
+from lavis_svp.metrics.records import MODES, TAGS, Record, check_records, records_of_mode
 from lavis_svp.metrics.scores import ciou_interval, giou_interval, group_scores, mean
 
 ONE_DRAW = Bootstrap(resamples=1)
@@ -36,7 +36,8 @@ def summary(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTSTRAP)
 
     Returns:
         ``mode``, ``headline``, ``overall`` (all expressions, gRefCOCO's convention), ``with_target``, ``no_target``
-        (or None), ``by_kind`` and ``by_split`` (each of group scores), ``bootstrap``; where both modes were run,
+        (or None), ``by_kind`` and ``by_split`` (each of group scores), ``bootstrap``; where records have tags,
+        ``by_tag`` (tag -> value -> group scores of the expressions with a target); where both modes were run,
         ``teacher_forced`` holds the same for the teacher-forced answers.
 
     Raises:
@@ -93,14 +94,33 @@ def _one_mode(records: Sequence[Record], mode: str, bootstrap: Bootstrap) -> dic
             split: {"headline": headline(rows, bootstrap), "overall": group_scores(rows, bootstrap)}
             for split, rows in _by(records, "split").items()
         },
+        **_by_tag(targets, bootstrap),
     }
+
+
+def _by_tag(targets: Sequence[Record], bootstrap: Bootstrap) -> dict[str, Any]:
+    """``by_tag`` of the summary; nothing where no record has a tag, as in most data sets."""
+    names = sorted({name for record in targets for name in record.get(TAGS, ())})
+    groups = {
+        name: _grouped((record[TAGS][name], record) for record in targets if name in record.get(TAGS, ()))
+        for name in names
+    }
+    scores = {
+        name: {value: group_scores(rows, bootstrap) for value, rows in by_value.items()}
+        for name, by_value in groups.items()
+    }
+    return {"by_tag": scores} if scores else {}
 
 
 def _by(records: Sequence[Record], key: str) -> dict[str, list[Record]]:
     """Group by a field, groups sorted by name."""
+    return _grouped((str(record[key]), record) for record in records)
+
+
+def _grouped(named: Iterable[tuple[str, Record]]) -> dict[str, list[Record]]:
     groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(str(record[key]), []).append(record)
+    for name, record in named:
+        groups.setdefault(name, []).append(record)
     return dict(sorted(groups.items()))
 
 
@@ -144,6 +164,11 @@ def _format_mode(result: dict[str, Any], title: str, level: float) -> str:
         rows.append(_row("mean of kinds", {**macro, "n": head["n"], "giou_ci": head["giou_macro_ci"]}))
     if empty:
         rows.append(_row(NO_TARGET, empty))
+    rows += [
+        _row(f"{name}: {value}", group)
+        for name, by_value in result.get("by_tag", {}).items()
+        for value, group in by_value.items()
+    ]
     lines = [
         f"{title}: {MODE_TITLES[result['mode']]}".removeprefix(": "),
         format_table(rows),

@@ -61,6 +61,7 @@ class MaskPrediction:
         geometry: the image's place in SAM's input.
         error: why there is no answer: the image or the expression cannot be read. The mask is empty then, the text
             too. None: all is well.
+        note: what the user should know beside the answer, such as "I do not know the word …"; "" for nothing.
     """
 
     mask: np.ndarray
@@ -73,6 +74,7 @@ class MaskPrediction:
     low_logits: Tensor
     geometry: SamInputGeometry
     error: str | None = None
+    note: str = ""
 
     @cached_property
     def logits(self) -> np.ndarray:

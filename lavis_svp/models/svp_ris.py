@@ -47,6 +47,7 @@ from lavis_svp.models.outputs import (
 from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
 from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.models.texts import AskedTexts, ask, texts_by_image
+from lavis_svp.models.vocabulary import Vocabulary
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses
@@ -124,6 +125,7 @@ class SvpRis(BaseModel):
         super().__init__()
         self.options = options
         self.no_target = options.no_target or NoTargetOptions()
+        self.vocabulary: Vocabulary | None = None
         self.language = LanguageModel(options.language, weights)
         token_std = self.language.embedding_std
         # Four children are registered under the names that state dicts have had since release 0.1; the properties
@@ -511,6 +513,7 @@ class SvpRis(BaseModel):
                 tokens=encoded.counts[index],
                 low_logits=logits[row],
                 geometry=geometry[row],
+                note="" if self.vocabulary is None else self.vocabulary.note(asked.texts[index][answers.expressions[row]]),
             )
             error = encoded.errors.get(index) or asked.errors.get((index, answers.expressions[row]))
             if error is None and not host.finite[row]:
@@ -608,6 +611,9 @@ class SvpRis(BaseModel):
         if self.options.no_target is None:
             self.no_target = stored_calibration(path)
             self.no_target.check(self.options.seg_prompt, self.options.prompt)
+        self.vocabulary = Vocabulary.stored(path)
+        if self.vocabulary is not None and self.prompt_builder.nouns is not None:
+            self.vocabulary |= self.prompt_builder.nouns.nouns
         logging.info("Loaded trained weights from %s", path)
 
     def checkpoint_state(self) -> dict[str, Tensor]:

@@ -268,10 +268,12 @@ class AskedTexts:
         turns: B lists of turns.
         errors: why a text cannot be asked, by its image and its index there; a stand-in has its turn, so that the other
             texts of the batch are answered.
+        texts: B lists, as they were asked.
     """
 
     turns: list[list[Turn]]
     errors: dict[tuple[int, int], str]
+    texts: list[list[str]]
 
     def checked(self) -> AskedTexts:
         """The same; a ValueError if a text cannot be asked."""
@@ -289,7 +291,7 @@ def ask(texts: Sequence[Sequence[str]], make_turn: Callable[[str, int], Turn], r
         make_turn: renders a text, with its index within its image; raises a ValueError for one that cannot be asked.
         rooms: B numbers of tokens that the language model can read behind the visual tokens.
     """
-    asked = AskedTexts([], {})
+    asked = AskedTexts([], {}, [list(row) for row in texts])
     for image, (row, room) in enumerate(zip(texts, rooms, strict=True)):
         asked.turns.append([])
         for index, text in enumerate(row):

@@ -76,10 +76,12 @@ def training_costs(model: SvpRis, side: Side, text: TextLengths, expressions: in
     logits = shape.logits(expressions * text.answer)
     decoder_trains = any(p.requires_grad for p in model.mask_decoder.mask_decoder.parameters())
     masks = min(expressions, model.options.sam.max_masks_per_image or expressions)
+    classifier = {"image classifier": frozen(parts.classifier)} if parts.classifier.total else {}
     return {
         "SAM encoder": frozen(parts.sam_encoder),
         "superpixels": frozen(parts.superpixels, read),
         "vision encoder": frozen(parts.vision_encoder),
+        **classifier,
         "projector": _cost(parts.projector, 1.0 if projector_trains else 0.0, projector_trains),
         "language model": _cost(language, shape.trained_share, flows, language_weights, shape.checkpointing),
         "output layer": _cost(logits, 1.0 if shape.output_trains else 0.0, flows or shape.output_trains),
@@ -159,6 +161,7 @@ def without_cache(side: Side, text: TextLengths, expressions: int) -> dict[str, 
         "SAM encoder": parts.sam_encoder.total,
         "superpixels": parts.superpixels.total,
         "vision encoder": parts.vision_encoder.total * text.answer,
+        **({"image classifier": parts.classifier.total} if parts.classifier.total else {}),
         "projector": parts.projector.total * text.answer,
         "language model": sum(shape.forward(length, length).total for length in lengths),
         "output layer": sum(shape.logits(length).total for length in lengths),
@@ -184,6 +187,7 @@ def with_cache(side: Side, text: TextLengths, expressions: int) -> dict[str, flo
         "SAM encoder": parts.sam_encoder,
         "superpixels": parts.superpixels,
         "vision encoder": parts.vision_encoder,
+        **({"image classifier": parts.classifier} if parts.classifier.total else {}),
         "projector": parts.projector,
         "language model, prefill": prefill,
         "language model, decode": decode * expressions,

@@ -23,7 +23,8 @@ from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE, SamSuperpixels
 from lavis_svp.superpixels.sam.prompts import first_pass
-from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, append_channels
+from lavis_svp.vision.classifier import WIDTH
+from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, ClassMaps, append_channels
 from lavis_svp.vision.types import PatchFeatures
 
 T = TypeVar("T")
@@ -167,6 +168,7 @@ class PartFlops:
     projector: Flops  # per image
     seg_prompt: Flops  # from a state to SAM's prompt, per expression
     mask_decoder: Flops  # per expression
+    classifier: Flops = Flops()  # the image classifier, per image; 0 where nothing reads it
 
 
 def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
@@ -182,6 +184,8 @@ def parameters_by_part(model: SvpRis) -> dict[str, Parameters]:
         "sam_prompt_encoder": list(frozen.sam_prompt_encoder.parameters()),
         "superpixel_decoder": list(frozen.sam_mask_decoder.parameters()),
     }
+    if frozen.classifier is not None:
+        members["classifier"] = list(frozen.classifier.parameters())
     for name, parameter in model.named_parameters():
         if part_of(name) != "frozen":
             members.setdefault(part_of(name), []).append(parameter)
@@ -218,7 +222,11 @@ def part_flops(model: SvpRis, superpixels: int, prompts: int) -> PartFlops:
     projector, visual = count(lambda: project(model, features, superpixels))
     seg_prompt, sparse = count(lambda: make_seg_prompts(model, visual))
     mask, _ = count(lambda: decode_mask(model, embedding, sparse))
-    return PartFlops(sam, superpixel_flops(model, embedding, prompts), vision, projector, seg_prompt, mask)
+    classes = Flops()
+    if frozen.classifier is not None:
+        network = frozen.classifier
+        classes, _ = count(lambda: network(torch.empty(1, 3, side, side)))
+    return PartFlops(sam, superpixel_flops(model, embedding, prompts), vision, projector, seg_prompt, mask, classes)
 
 
 def superpixel_flops(model: SvpRis, embedding: Tensor, prompts: int) -> Flops:
@@ -241,7 +249,8 @@ def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualT
     projector, side = model.projector, model.options.sam.side
     names = model.extractor.config.encoder.extra_channels
     sam, pixels = torch.empty(1, EXTRA_CHANNELS["sam"], 1, 1), torch.empty(1, EXTRA_CHANNELS["colour"], side, side)
-    features = append_channels(features, names, sam, pixels, [(1.0, 1.0)])
+    classes = _class_maps(model, features.patches.shape[1])
+    features = append_channels(features, names, sam, pixels, [(1.0, 1.0)], classes=classes)
     size = projector.mask_size
     regions = Superpixels(
         torch.empty(1, superpixels, features.patches.shape[1]),
@@ -249,6 +258,12 @@ def project(model: SvpRis, features: PatchFeatures, superpixels: int) -> VisualT
         torch.ones(1, superpixels, dtype=torch.bool),
     )
     return projector(features, regions if "superpixels" in projector.requires else None)
+
+
+def _class_maps(model: SvpRis, patches: int) -> ClassMaps | None:
+    """Empty features of the image classifier on one image's patches; None where nothing reads it."""
+    classifier = model.extractor.classifier
+    return None if classifier is None else ClassMaps(torch.empty(1, patches, WIDTH), classifier.class_log_probs)
 
 
 def make_seg_prompts(model: SvpRis, visual: VisualTokens) -> Tensor:

@@ -100,8 +100,13 @@ def memory_per_gpu(
 def half_weights(model: SvpRis) -> tuple[int, int]:
     """How many weights of the image encoders, and frozen ones of the language model, CUDA holds in 16 bits."""
     options, extractor = model.options, model.extractor
-    encoders = ((options.vision_encoder, extractor.vision_encoder), (options.sam, extractor.sam_encoder))
-    in_half = [module for option, module in encoders if option.dtype != "float32"]
+    encoders: list[tuple[str, nn.Module]] = [
+        (options.vision_encoder.dtype, extractor.vision_encoder),
+        (options.sam.dtype, extractor.sam_encoder),
+    ]
+    if extractor.classifier is not None:
+        encoders.append((options.classifier.dtype, extractor.classifier))
+    in_half = [module for dtype, module in encoders if dtype != "float32"]
     language = [] if options.language.dtype == "float32" else model.language.parameters()
     frozen = sum(parameter.numel() for parameter in language if not parameter.requires_grad)
     return sum(parameter.numel() for module in in_half for parameter in module.parameters()), frozen

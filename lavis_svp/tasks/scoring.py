@@ -150,6 +150,7 @@ def _score_expression(
         **region_scores,
         **_baselines(samples, index, number),
         "ms": ms,
+        **_tags(samples, index, number),
         **({} if failure is None else {"error": failure}),
     }
 
@@ -168,6 +169,15 @@ def _region_scores(regions: RegionMap | None, pick: int | None, target: np.ndarr
         "ceiling_single": single_ceiling(fitted, target)[0],
         "ceiling_union": union_ceiling(fitted, target)[0],
     }
+
+
+def _tags(samples: Mapping[str, Any], index: int, number: int) -> dict[str, Any]:
+    """The tags of an expression, and the share of the image that its target covers; nothing without tags."""
+    tags = samples["tags"][index][number] if samples.get("tags") else None
+    if not tags:
+        return {}
+    target = samples["masks"][index][number]
+    return {"tags": dict(tags), "area_share": np.count_nonzero(target) / target.size}
 
 
 def _baselines(samples: Mapping[str, Any], index: int, number: int) -> dict[str, float | None]:

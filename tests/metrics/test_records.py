@@ -117,6 +117,13 @@ def test_a_field_of_another_kind_is_named_with_its_record(make_record, field):
         check_records([make_record("a"), {**make_record("b"), **field}])
 
 
+@pytest.mark.parametrize("tags", [None, "few", ["few"], {"clutter": 1}, {"clutter": None}])
+def test_tags_are_texts_by_name(make_record, tags):
+    check_records([make_record(tags={"clutter": "few"}), make_record(tags={})])
+    with pytest.raises(BadFileError, match="tags cannot be"):
+        check_records([make_record(tags=tags)])
+
+
 def test_torn_and_foreign_metrics_are_passed_over_by_name(tmp_path, caplog):
     assert read_metrics(tmp_path / "metrics_val_1.json") is None and not caplog.text
     for number, content in enumerate((b'{"agg_metrics": 0.', b"[1]", b'{"agg_metrics": "high"}', b"\xff", b"")):

@@ -90,3 +90,19 @@ def test_table_shows_each_kind_with_its_baselines(records):
     assert "0.200" in relation and "0.300" in relation
     assert any(line.startswith("mean of kinds") and "0.500" in line for line in text.splitlines())
     assert "10.0 visual tokens per image" in text
+
+
+def test_tags_are_groups_of_expressions_with_a_target(records):
+    tags = [{"clutter": "few", "size": "small"}, {"clutter": "scene"}, {"clutter": "few"}, {}, {"clutter": "scene"}]
+    tagged = [{**record, "tags": one} for record, one in zip(records, tags, strict=False)] + records[5:]
+    result = summary(tagged)
+    counts = {tag: {value: group["n"] for value, group in by.items()} for tag, by in result["by_tag"].items()}
+    assert counts == {"clutter": {"few": 2, "scene": 1}, "size": {"small": 1}}
+    assert result["by_tag"]["clutter"]["few"]["giou"] == pytest.approx((1 + 0.4) / 2)
+    assert {key: value for key, value in result.items() if key != "by_tag"} == summary(records)
+    (row,) = (line for line in format_summary(result).splitlines() if line.startswith("clutter: few"))
+    assert row.split()[2:4] == ["2", "0.700"]
+
+
+def test_without_tags_there_is_no_group_of_them(records):
+    assert "by_tag" not in summary(records) and "by_tag" not in summary([{**one, "tags": {}} for one in records])

@@ -271,6 +271,18 @@ def test_every_projector_can_be_planned(small_skeleton, name):
     assert cost.weights >= 2 * 32 * 32 * visual.tokens.shape[1]  # at least the head's last product
 
 
+@pytest.mark.parametrize("channels", [["classes"], ["classifier", "colour"]])
+def test_an_image_classifier_is_planned_where_a_channel_reads_it(small_skeleton, channels):
+    model = small_skeleton(vision_encoder={"extra_channels": channels}, classifier={"side": 128})
+    plain = small_skeleton(classifier={"side": 128})
+    parts, without = part_flops(model, 5, 0), part_flops(plain, 5, 0)
+    assert without.classifier.total == 0 and "classifier" not in parameters_by_part(plain)
+    assert parameters_by_part(model)["classifier"].total == 4_652_008
+    square = 2 * 0.38e9 * (128 / 224) ** 2  # published: 0.4 G products at side 224
+    assert parts.classifier.total == pytest.approx(square, rel=0.1)
+    assert parts.vision_encoder == without.vision_encoder and parts.projector.weights > without.projector.weights
+
+
 def test_an_unknown_sam_is_told(small_options):
     with pytest.raises(FileNotFoundError, match=r"sam_vit_h_\*\.pth"):
         SvpRis.skeleton(small_options(sam={"name": "my_sam.pth"}))

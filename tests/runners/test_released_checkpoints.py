@@ -34,7 +34,9 @@ def resume(arguments: list[str], name: str, runner: str) -> None:
     folder = Path(arguments[0])
     os.chdir(folder)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    options = [f"run.output_dir={folder}/out", f"datasets.refshapes_seg.build_info.root={folder}/data"]
+    data = {"root": f"{folder}/data", "backgrounds": "released_0_5"}  # on which the old run learned
+    options = [f"datasets.refshapes_seg.build_info.{key}={value}" for key, value in data.items()]
+    options += [f"run.output_dir={folder}/out"]
     yaml = RELEASED / "runs" / name / "project.yaml"
     train.main(["--cfg-path", str(yaml), "--options", *options, f"run.runner={runner}"])
 

@@ -62,6 +62,15 @@ def test_records_of_right_wrong_and_denied(batch, answers):
     assert (denied["pick_correct"], denied["baseline_random"], denied["baseline_attribute"]) == (None, None, None)
 
 
+def test_tags_and_the_targets_share_of_the_image_are_kept(batch, answers):
+    tags = [[{"clutter": "few", "group": "food"}, {}, {"clutter": "few"}] for _ in batch["image_id"]]
+    plain = score_image(batch, 0, answers[0], "generative", 1)
+    first, second, third = score_image({**batch, "tags": tags}, 0, answers[0], "generative", 1)
+    assert first == plain[0] | {"tags": {"clutter": "few", "group": "food"}, "area_share": 0.25}
+    assert second == plain[1]
+    assert third == plain[2] | {"tags": {"clutter": "few"}, "area_share": 0.0}
+
+
 def test_superpixels_at_another_resolution_are_scored_at_the_images(batch, answers):
     coarse = answers[0][1].region_map.resized((2, 2))
     given = [replace(one, region_map=coarse) for one in answers[0]]

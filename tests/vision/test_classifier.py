@@ -243,14 +243,14 @@ def test_channels_are_the_same_fresh_and_from_the_cache(make_extractor, samples,
     plain = make_extractor(fit=fit)
     width = plain.patch_dim
     assert extractor.patch_dim == width + extra_width(["classes", "sam", "classifier"]) == width + 2536
+    samples["image"] = (samples["image"] * 255).round() / 255  # as the files that are cached hold it
     fresh = extractor(samples)
+    valid = fresh.patches.valid
     assert torch.equal(fresh.patches.patches[..., :width], plain(samples).patches.patches)
     size = fresh.patches.patches[..., :width].square().mean(2).sqrt()
     for start, count in ((width, 1000), (width + 1256, 1280)):
         own = fresh.patches.patches[..., start : start + count].square().mean(2).sqrt() / size
-        torch.testing.assert_close(
-            own[fresh.patches.valid], torch.ones_like(own)[fresh.patches.valid], rtol=0, atol=0.01
-        )
+        torch.testing.assert_close(own[valid], torch.ones_like(own)[valid], rtol=0, atol=0.01)
 
     cache = FeatureCache(tmp_path, extractor.settings())
     keys = ["aa", "bb"]
@@ -267,9 +267,8 @@ def test_channels_are_the_same_fresh_and_from_the_cache(make_extractor, samples,
     for one in stored:
         check_layout(one, extractor.feature_layout(), "here")
     again = extractor({**samples, "frozen": stored})
-    torch.testing.assert_close(again.classifier, fresh.classifier, rtol=0, atol=0.05)
-    valid = fresh.patches.valid
-    torch.testing.assert_close(again.patches.patches[valid], fresh.patches.patches[valid], rtol=0, atol=0.15)
+    torch.testing.assert_close(again.classifier, fresh.classifier, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.patches.patches[valid], fresh.patches.patches[valid], rtol=0, atol=0.02)
     with pytest.raises(ValueError, match="classifier"):
         extractor({**samples, "frozen": [{k: v for k, v in one.items() if k != "classifier"} for one in stored]})
 

@@ -153,8 +153,8 @@ def test_the_bias_table_undoes_the_look_up(window):
 
 # ---------------------------------------------------------------- EfficientNet-Lite0
 
-# The five highest scores, and the standard deviation of all 1,000, that the code of PyPI efficientnet-lite-pytorch 0.1.0
-# gives with the published weights, for the top left of scikit-image's images, (pixels - 127) / 128 (one CPU, float32).
+# The five highest scores, and the standard deviation of all 1,000, that the code of PyPI efficientnet-lite-pytorch
+# 0.1.0 gives with the published weights, for the top left of scikit-image's images, (pixels - 127) / 128 in float32.
 PUBLISHED_SCORES = {
     ("astronaut", 224, 224): ({432: 6.63618, 513: 6.56857, 875: 5.80546, 401: 5.7601, 566: 5.35618}, 1.43729),
     ("coffee", 288, 416): ({967: 5.24851, 960: 3.12269, 968: 2.94445, 809: 2.86432, 925: 2.81151}, 0.58469),

@@ -1,5 +1,6 @@
 """The weights store: entries, download, extraction, cache, resolution of names."""
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -241,6 +242,40 @@ def test_no_network_keeps_what_the_client_said(toy, client):
         get_archive(toy.entry("pypi"), toy.downloads, print)
     assert "Could not resolve host" in str(caught.value)
     assert "Check the network" in str(caught.value) and "put the file" in str(caught.value)
+
+
+@pytest.fixture
+def debian(toy):
+    return dataclasses.replace(
+        toy.entry("pypi"), ecosystem="debian", version="1:1.0-2", archive="toy_1%3a1.0-2_all.deb"
+    )
+
+
+def test_a_debian_package_comes_by_apt_get(toy, debian, monkeypatch):
+    def run(command, cwd, **_):
+        assert command == ["/usr/bin/apt-get", "--quiet", "download", "toy=1:1.0-2"]
+        (Path(cwd) / debian.archive).write_bytes(toy.archives["pypi"])
+        return subprocess.CompletedProcess(command, 0, stderr="W: a warning")
+
+    monkeypatch.setattr("lavis_svp.zoo.store.subprocess.run", run)
+    monkeypatch.setattr("lavis_svp.zoo.store.shutil.which", lambda name: f"/usr/bin/{name}")
+    lines = []
+    path = get_archive(debian, toy.downloads, lines.append)
+    assert path == toy.downloads / debian.archive and path.read_bytes() == toy.archives["pypi"]
+    assert any("downloading Debian toy=1:1.0-2" in line for line in lines)
+
+
+def test_missing_apt_get_and_missing_versions_say_what_to_do(toy, debian, client, monkeypatch):
+    client["error"] = "E: Version '1:1.0-2' for 'toy' was not found"
+    with pytest.raises(DownloadError) as caught:
+        get_archive(debian, toy.downloads, print)
+    message = str(caught.value)
+    assert "was not found" in message and "apt-get update" in message and "\n" not in message
+    assert f"put the file {debian.archive} at {toy.downloads / debian.archive}" in message
+    monkeypatch.setattr("lavis_svp.zoo.store.shutil.which", lambda name: None)
+    with pytest.raises(DownloadError, match="apt-get, which downloads Debian toy=1:1.0-2, is missing") as caught:
+        get_archive(debian, toy.downloads, print)
+    assert f"put it at {toy.downloads / debian.archive}" in str(caught.value)
 
 
 @pytest.mark.parametrize("ecosystem", ["pypi", "npm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -116,7 +117,8 @@ def build_refshapes(
     """Make RefShapes in RefCOCO format, or return at once if it is there already.
 
     Interrupted work goes on where it stopped. Another generator version makes every image anew, other backgrounds
-    every training image; other sizes keep the images that are in both. What is there and is not RefShapes of this seed and these settings is never touched.
+    every training image; other sizes keep the images that are in both. What is there and is not RefShapes of this seed
+    and these settings is never touched.
 
     Args:
         root: data folder; ``<root>/refshapes/`` and ``<root>/images/refshapes/`` are made in it.
@@ -163,8 +165,14 @@ def build_refshapes(
     if stored == manifest and names == present and all(path.is_file() for path in annotations):
         return root / NAME
     keep = names if stored.get("generator_version") == GENERATOR_VERSION else set()
-    if stored.get("backgrounds", UNSTATED_BACKGROUNDS) != backgrounds:
+    drawn_on = stored.get("backgrounds", UNSTATED_BACKGROUNDS)
+    if drawn_on != backgrounds:
         keep = {name for name in keep if not name.startswith("train_")}
+    if drawn_on != backgrounds and any(name.startswith("train_") for name in present):
+        logging.warning(
+            "The training images of %s are drawn anew: they have the backgrounds %s, wanted are %s. The option "
+            "backgrounds: %s gives back the old ones.", root / NAME, drawn_on, backgrounds, drawn_on,
+        )  # fmt: skip
     for name in present - keep:
         (folder / name).unlink(missing_ok=True)
     refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})

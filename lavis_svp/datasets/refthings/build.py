@@ -128,9 +128,9 @@ def build_refthings(
 ) -> Path:
     """Make RefThings in RefCOCO format, or return at once if it is there already.
 
-    Interrupted work goes on where it stopped. Another generator version makes every image anew; other sizes keep the
-    images that are in both. What is there and is not RefThings of this seed, these settings and these cut-outs and
-    backgrounds is never touched.
+    Interrupted work goes on where it stopped. Another generator version, or another table of cut-outs or backgrounds,
+    makes every image anew; other sizes keep the images that are in both. What is there and is not RefThings of this
+    seed and these settings is never touched.
 
     Args:
         root: data folder; ``<root>/refthings/`` and ``<root>/images/refthings/`` are made in it.
@@ -145,7 +145,7 @@ def build_refthings(
 
     Raises:
         SetupError: an unknown split, a size or seed below 0, or settings that no scene can meet; or RefThings of
-            another seed, other settings or other materials is there.
+            another seed or other settings is there.
         BadFileError: files are there that RefThings' manifest does not vouch for; a table is wrong.
         DownloadError, HashMismatchError: a package cannot be had, or is not the pinned one.
     """
@@ -161,7 +161,7 @@ def build_refthings(
     annotations = (refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME))
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     stored = refcoco_writer.own_manifest(manifest_file, manifest, (*annotations, *found))
-    for what in ("seed", "config", "materials"):
+    for what in ("seed", "config"):
         if stored and stored[what] != source[what]:
             raise SetupError(
                 f"{root / NAME} holds RefThings of another {what} ({shown(stored[what])} there, {shown(source[what])} "
@@ -175,7 +175,8 @@ def build_refthings(
     if materials is None:
         wanted = [split for split, count in counts.items() if count]
         materials = load_materials(config.cutouts, wanted, progress=progress)
-    keep = names if stored.get("generator_version") == GENERATOR_VERSION else set()
+    same = all(stored.get(what) == source[what] for what in ("generator_version", "materials"))
+    keep = names if same else set()
     for name in present - keep:
         (folder / name).unlink(missing_ok=True)
     refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})

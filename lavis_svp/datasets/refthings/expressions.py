@@ -40,9 +40,19 @@ _TRIES_PER_SUBKIND = 10
 _ROUNDS = 3
 _MOST_RANKS = 4
 _SYNONYM_SHARE, _HYPERNYM_SHARE, _GENERIC_SHARE = 0.25, 0.2, 0.08
+_SHARED_SHARE = 0.35
+"""How often a thing that needs more than its noun gets one that others have, too."""
+_STIFF = frozenset(
+    ("container", "device", "farm animal", "kitchenware", "jewelry", "sea creature", "sports equipment", "stationery",
+     "structure", "wild animal", "clothing")
+)  # fmt: skip
+_STIFF_SHARE = 0.1
+"""Wider nouns that hardly anybody points with, and how often they are used where they come up."""
 _COLOR_SHARE = 0.25
 _NEAR_MISS_SHARE = 0.75
 """How often what is not there is something like what is."""
+_ABSENT_WITH_COLOR, _ABSENT_WITH_PLACE, _ABSENT_WITH_RELATION = 0.15, 0.3, 0.5
+"""Limits of a draw that decides what is said of a noun that is not there; above the last one nothing is."""
 _PAIRS_HELD_OUT = 5
 """One of so many ordered pairs of nouns is never related in training."""
 
@@ -125,7 +135,12 @@ class _Sampler:
         self.generic: list[str | None] = [None] if scene.generic else []
         nouns = sorted({noun for thing in scene.things for noun in thing.nouns})
         sizes = {noun: int((noun_verdicts(scene, noun) == 1).sum()) for noun in nouns}
-        self.group_nouns = [noun for noun, size in sizes.items() if size > 1]
+        shared = [noun for noun, size in sizes.items() if size > 1]
+        self.shared = [noun for noun in shared if noun not in _STIFF or rng.random() < _STIFF_SHARE]
+        self.kinds = [
+            [noun for noun in thing.kinds if noun not in _STIFF or rng.random() < _STIFF_SHARE]
+            for thing in scene.things
+        ]
         known = table.things if split != "train" else table.of_split(split)
         self.known = [thing for thing in known if set(thing.names).isdisjoint(scene.blocked)]
 
@@ -133,13 +148,17 @@ class _Sampler:
         """One of the options; None if there is none."""
         return options[int(self.rng.integers(len(options)))] if options else None
 
-    def _noun(self, index: int) -> str | None:
-        """One of the nouns of a thing, now and then only "thing"."""
+    def _noun(self, index: int, share: float = 0.0) -> str | None:
+        """One of the nouns of a thing, now and then only "thing"; with the probability ``share`` one of several."""
         thing, draw = self.scene.things[index], self.rng.random()
+        if self.rng.random() < share:
+            shared = [noun for noun in self.shared if noun in thing.nouns]
+            if shared:
+                return self._one(shared)
         if self.generic and draw < _GENERIC_SHARE:
             return None
-        if draw < _GENERIC_SHARE + _HYPERNYM_SHARE and thing.kinds:
-            return self._one(thing.kinds)
+        if draw < _GENERIC_SHARE + _HYPERNYM_SHARE and self.kinds[index]:
+            return self._one(self.kinds[index])
         if draw < _GENERIC_SHARE + _HYPERNYM_SHARE + _SYNONYM_SHARE and thing.synonyms:
             return self._one(thing.synonyms)
         return thing.name
@@ -155,19 +174,27 @@ class _Sampler:
             return None
         assert isinstance(found, Meaning)
         text = text_of(self.rng, claim, self.table.plurals, len(found.candidates))
-        return NewExpression(text, kind, subkind, found.target, found.candidates), claim
+        tags = () if found.target is None else self._tags(self.scene.things[found.target])
+        return NewExpression(text, kind, subkind, found.target, found.candidates, tags), claim
+
+    def _tags(self, thing: Thing) -> tuple[tuple[str, str], ...]:
+        """By what scores are listed besides the kind: the noun group, and whether the noun is trained."""
+        if self.split == "train":
+            return (("group", thing.group),)
+        return ("group", thing.group), ("noun", "trained" if thing.name in self.table.trained_nouns else "new")
 
     def name(self, subkind: str) -> Proposal | None:
         """A noun that fits one thing alone."""
-        thing = self.scene.things[int(self.rng.integers(self.count))]
-        options = {"name": [thing.name], "synonym": thing.synonyms, "hypernym": thing.kinds}[subkind]
+        index = int(self.rng.integers(self.count))
+        thing = self.scene.things[index]
+        options = {"name": [thing.name], "synonym": thing.synonyms, "hypernym": self.kinds[index]}[subkind]
         noun = self._one(options)
         return None if noun is None else self._expression(Description(noun), "name", subkind)
 
     def attribute(self, subkind: str) -> Proposal | None:
         """A noun, or only "the one", with a colour or a place in the image."""
         index = int(self.rng.integers(self.count))
-        noun = self._noun(index) if "noun" in subkind else None
+        noun = self._noun(index, _SHARED_SHARE) if "noun" in subkind else None
         color = self._color(index) if "color" in subkind else None
         place = None
         if "place" in subkind:
@@ -183,9 +210,9 @@ class _Sampler:
         description = Description(noun, color)
         return description if identified(self.scene, description) == index else None
 
-    def _may_relate(self, target: int, anchor: int) -> bool:
-        """Whether the split relates these two names."""
-        names = self.scene.things[target].name, self.scene.things[anchor].name
+    def _may_relate(self, target: Thing, anchor: Thing) -> bool:
+        """Whether the split relates the names of these two."""
+        names = target.name, anchor.name
         if self.split == "train":
             return not pair_held_out(*names)
         return pair_held_out(*names) or not self.table.trained_nouns.issuperset(names)
@@ -198,18 +225,20 @@ class _Sampler:
         target, *found = (int(index) for index in self.rng.permutation(self.count)[: anchors + 1])
         if relation_verdicts(self.scene, relation, found, self.config)[target] != 1:
             return None
-        if not all(self._may_relate(target, anchor) for anchor in found):
+        things = self.scene.things
+        if not all(self._may_relate(things[target], things[anchor]) for anchor in found):
             return None
         descriptions = [self._anchor(anchor) for anchor in found]
         named = tuple(one for one in descriptions if one is not None)
         if len(named) != anchors:
             return None
         color = self._color(target) if self.rng.random() < _COLOR_SHARE else None
-        return self._expression(Relation(Description(self._noun(target), color), relation, named), "relation", relation)
+        noun = self._noun(target, _SHARED_SHARE)
+        return self._expression(Relation(Description(noun, color), relation, named), "relation", relation)
 
     def superlative(self, subkind: str) -> Proposal | None:
         """One of several things that a noun fits, by place, order, size or depth."""
-        noun = self._one([*self.group_nouns, *self.group_nouns, *self.generic])
+        noun = self._one([*self.shared, *self.shared, *self.generic])
         if noun is None and not self.generic:
             return None
         color = self._one(COLORS) if noun is not None and self.rng.random() < _COLOR_SHARE / 2 else None
@@ -225,7 +254,9 @@ class _Sampler:
                 return None
             proposal = self._expression(Superlative(group, which, rank, anchor), "superlative", subkind)
             target = proposal[0].target if proposal else None
-            return proposal if target is not None and self._may_relate(target, anchor_index) else None
+            if target is None or not self._may_relate(self.scene.things[target], self.scene.things[anchor_index]):
+                return None
+            return proposal
         return self._expression(Superlative(group, which, rank, anchor), "superlative", subkind)
 
     def no_target(self, subkind: str) -> Proposal | None:
@@ -246,7 +277,8 @@ class _Sampler:
             relation = self._one([*DIRECTIONS, "next"])
             anchor_index = int(self.rng.integers(self.count))
             anchor = self._anchor(anchor_index)
-            if anchor is None or anchor_index == index or not self._may_relate(index, anchor_index):
+            may = self._may_relate(self.scene.things[index], self.scene.things[anchor_index])
+            if anchor is None or anchor_index == index or not may:
                 return None
             claim = Relation(Description(noun), relation, (anchor,))
         return self._expression(claim, "no_target", subkind, wants_target=False)
@@ -262,14 +294,16 @@ class _Sampler:
             return None
         noun, draw = self._one(absent.names), self.rng.random()
         claim: Claim = Description(noun)
-        if draw < 0.15:
+        if draw < _ABSENT_WITH_COLOR:
             claim = Description(noun, self._one(COLORS))
-        elif draw < 0.3:
+        elif draw < _ABSENT_WITH_PLACE:
             claim = Description(noun, None, self._one(PLACES))
-        elif draw < 0.5:
-            anchor = self._anchor(int(self.rng.integers(self.count)))
-            if anchor is not None:
-                claim = Relation(claim, self._one([one for one in RELATIONS if one != "between"]), (anchor,))
+        elif draw < _ABSENT_WITH_RELATION:
+            index = int(self.rng.integers(self.count))
+            anchor = self._anchor(index)
+            if anchor is not None and self._may_relate(absent, self.scene.things[index]):
+                relation = self._one([one for one in RELATIONS if one != "between"])
+                claim = Relation(Description(noun), relation, (anchor,))
         return self._expression(claim, "no_target", subkind, wants_target=False)
 
 

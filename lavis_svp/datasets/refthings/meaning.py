@@ -32,9 +32,9 @@ _MIDDLE = ((0.12, 0.18), (0.27, 0.36))
 """Sure and clear limits of the distance from the middle, across and down."""
 _WIDEST = 0.75
 _NEAR, _FAR = 0.06, 0.18
-"""Shares of the diagonal: up to the first, edge to edge, a thing is next to another one, from the second on it is not."""
+"""Shares of the diagonal, edge to edge: up to the first a thing is next to another, from the second on it is not."""
 _OVERLAP = 0.05
-_MAX_SLANT, _CLEAR_SLANT = 1.2, 0.0
+_MAX_SLANT = 1.2
 _BETWEEN_SIDEWAYS = (0.35, 0.75)
 
 
@@ -163,7 +163,8 @@ def place_verdicts(scene: Scene, place: str) -> np.ndarray:
     far_x, far_y = scene.boxes[:, 2] / width, scene.boxes[:, 3] / height
     near_x, near_y = scene.boxes[:, 0] / width, scene.boxes[:, 1] / height
     sides = {
-        "left": (across, far_x), "right": (1 - across, 1 - near_x), "top": (down, far_y), "bottom": (1 - down, 1 - near_y),
+        "left": (across, far_x), "right": (1 - across, 1 - near_x), "top": (down, far_y),
+        "bottom": (1 - down, 1 - near_y),
     }  # fmt: skip
     for word in place.split():
         away, reach = sides[word]

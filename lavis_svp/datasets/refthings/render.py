@@ -64,7 +64,7 @@ def _look(backdrop: np.ndarray, rng: np.random.Generator) -> _Look:
         direction=(float(np.cos(angle)), float(-np.sin(angle))),
         strength=float(rng.uniform(*_SHADOW_STRENGTH)),
         softness=float(rng.uniform(*_SHADOW_BLUR)),
-        blur=min(_MAX_BLUR, blur_of(backdrop)) * float(rng.uniform(0.5, 1.0)),
+        blur=min(_MAX_BLUR, blur_of(backdrop)) * float(rng.uniform(0.3, 0.9)),
         noise=min(_MAX_NOISE, noise_of(backdrop)) * float(rng.uniform(0.6, 1.0)),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -13,7 +13,8 @@ from lavis_svp.datasets.refthings.config import RefThingsConfig
 from lavis_svp.datasets.refthings.sources import Background, Materials
 from lavis_svp.datasets.refthings.table import Thing
 
-_TRIES_PER_THING = 25
+_TRIES_PER_THING = 20
+_SHRINKS = (1.0, 0.5, 0.2)
 _RATIOS = ((3, 2), (4, 3), (1, 1), (3, 4))
 _MIN_CROP = 0.6
 _MASK_ALPHA = 0.5
@@ -36,6 +37,13 @@ _CAST, _LIGHT = 0.35, 0.35
 _MIDDLE_LIGHT = 128.0
 
 
+def _common(x: int, y: int, part: tuple[int, ...], size: tuple[int, int]) -> tuple[slice, slice, slice, slice]:
+    """Rows and columns of an image of ``size`` that a part at (x, y) covers, and those of the part that lie in it."""
+    y0, x0 = max(y, 0), max(x, 0)
+    y1, x1 = min(y + part[0], size[0]), min(x + part[1], size[1])
+    return slice(y0, y1), slice(x0, x1), slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
     """A thing in an image.
@@ -55,9 +63,7 @@ class Placed:
 
     def region(self, height: int, width: int) -> tuple[slice, slice, slice, slice]:
         """Rows and columns of the image that the sprite covers, and those of the sprite that lie in the image."""
-        y0, x0 = max(self.y, 0), max(self.x, 0)
-        y1, x1 = min(self.y + self.sprite.shape[0], height), min(self.x + self.sprite.shape[1], width)
-        return slice(y0, y1), slice(x0, x1), slice(y0 - self.y, y1 - self.y), slice(x0 - self.x, x1 - self.x)
+        return _common(self.x, self.y, self.sprite.shape[:2], (height, width))
 
     def mask(self, height: int, width: int) -> np.ndarray:
         """Its whole part within the image, (height, width) uint8."""
@@ -217,7 +223,7 @@ def make_sprite(cutout: np.ndarray, scale: float, mirrored: bool, angle: float) 
     Returns:
         (h', w', 4) float32, RGB times alpha and alpha, 0 to 1.
     """
-    image = cutout.astype(np.float32) / 255
+    image: np.ndarray = cutout.astype(np.float32) / 255
     image[..., :3] *= image[..., 3:]
     if mirrored:
         image = np.ascontiguousarray(image[:, ::-1])
@@ -225,7 +231,7 @@ def make_sprite(cutout: np.ndarray, scale: float, mirrored: bool, angle: float) 
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     if angle:
         height, width = image.shape[:2]
-        turn = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, 1.0)
+        turn: np.ndarray = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, 1.0)
         cos, sin = abs(turn[0, 0]), abs(turn[0, 1])
         new_width, new_height = int(np.ceil(height * sin + width * cos)), int(np.ceil(height * cos + width * sin))
         turn[:, 2] += ((new_width - width) / 2, (new_height - height) / 2)
@@ -234,7 +240,11 @@ def make_sprite(cutout: np.ndarray, scale: float, mirrored: bool, angle: float) 
 
 
 def _place(
-    rng: np.random.Generator, things: Sequence[Thing], materials: Materials, size: tuple[int, int], config: RefThingsConfig
+    rng: np.random.Generator,
+    things: Sequence[Thing],
+    materials: Materials,
+    size: tuple[int, int],
+    config: RefThingsConfig,
 ) -> list[Placed]:
     """Find room for things, large ones first; in the order in which they are painted."""
     height, width = size
@@ -245,40 +255,66 @@ def _place(
     shares = np.maximum(shares, config.min_area * 1.15)
     placed: list[Placed] = []
     masks: list[np.ndarray] = []
-    taken = np.zeros(size, np.uint8)
     for number in np.argsort(-shares, kind="stable"):
         thing = things[int(number)]
-        area = float(shares[number]) * height * width
-        sprite, enlarged = _sprite_of(rng, thing, materials.cutout(thing.file), area, size, config)
-        alpha = sprite[..., 3] > _MASK_ALPHA
-        whole = int(alpha.sum())
-        for _ in range(_TRIES_PER_THING):
-            near = placed[int(rng.integers(len(placed)))] if placed and overlap and rng.random() < _TOUCH_SHARE else None
-            x, y = _position(rng, sprite.shape[:2], size, thing, near, ground)
-            candidate = Placed(thing, sprite, x, y, enlarged)
-            rows, columns, own_rows, own_columns = candidate.region(height, width)
-            inside = alpha[own_rows, own_columns]
-            shown = int(inside.sum())
-            if shown < (1 - _MAX_OUTSIDE) * whole or shown < config.min_area * height * width:
-                continue
-            if not overlap and (taken[rows, columns] & inside).any():
-                continue
-            shared = [int((mask[rows, columns] & inside).sum()) for mask in masks] if overlap else []
-            if any(n > _MAX_PAIR_OVERLAP * min(shown, int(m.sum())) for n, m in zip(shared, masks, strict=False)):
-                continue
-            mask = candidate.mask(height, width)
-            placed.append(candidate)
-            masks.append(mask)
-            if not overlap:
-                taken |= cv2.dilate(mask, np.ones((2 * _GAP + 1, 2 * _GAP + 1), np.uint8))
-            break
+        # Where there is no room, a smaller one of it is tried.
+        for shrink in _SHRINKS:
+            area = max(config.min_area * 1.15, float(shares[number]) * shrink) * height * width
+            sprite, enlarged = _sprite_of(rng, thing, materials.cutout(thing.file), area, size, config)
+            found = _room(rng, Placed(thing, sprite, 0, 0, enlarged), placed, masks, size, overlap, ground, config)
+            if found is not None:
+                placed.append(found)
+                masks.append(found.mask(height, width))
+                break
     if by_depth:
         placed.sort(key=lambda one: one.y + one.sprite.shape[0])
     return placed
 
 
+def _room(
+    rng: np.random.Generator,
+    thing: Placed,
+    placed: Sequence[Placed],
+    masks: Sequence[np.ndarray],
+    size: tuple[int, int],
+    overlap: bool,
+    ground: bool,
+    config: RefThingsConfig,
+) -> Placed | None:
+    """The thing at a place where it covers, and is covered by, no other too much; None if none is found."""
+    height, width = size
+    alpha = thing.sprite[..., 3] > _MASK_ALPHA
+    whole = int(alpha.sum())
+    if not overlap:
+        grown: np.ndarray = np.pad(alpha.astype(np.uint8), _GAP)
+        grown = cv2.dilate(grown, np.ones((2 * _GAP + 1, 2 * _GAP + 1), np.uint8)) > 0
+    for _ in range(_TRIES_PER_THING):
+        near = placed[int(rng.integers(len(placed)))] if placed and overlap and rng.random() < _TOUCH_SHARE else None
+        x, y = _position(rng, thing.sprite.shape[:2], size, thing.thing, near, ground)
+        candidate = replace(thing, x=x, y=y)
+        rows, columns, own_rows, own_columns = candidate.region(height, width)
+        inside = alpha[own_rows, own_columns]
+        shown = int(inside.sum())
+        if shown < (1 - _MAX_OUTSIDE) * whole or shown < config.min_area * height * width:
+            continue
+        if overlap:
+            shared = [(int((mask[rows, columns] & inside).sum()), int(mask.sum())) for mask in masks]
+            if all(common <= _MAX_PAIR_OVERLAP * min(shown, other) for common, other in shared):
+                return candidate
+        else:
+            rows, columns, own_rows, own_columns = _common(x - _GAP, y - _GAP, grown.shape, size)
+            if not any((mask[rows, columns] & grown[own_rows, own_columns]).any() for mask in masks):
+                return candidate
+    return None
+
+
 def _sprite_of(
-    rng: np.random.Generator, thing: Thing, cutout: np.ndarray, area: float, size: tuple[int, int], config: RefThingsConfig
+    rng: np.random.Generator,
+    thing: Thing,
+    cutout: np.ndarray,
+    area: float,
+    size: tuple[int, int],
+    config: RefThingsConfig,
 ) -> tuple[np.ndarray, float]:
     """The sprite of a thing whose opaque part has ``area`` pixels; how much it is enlarged."""
     height, width = size
@@ -370,9 +406,12 @@ def _colors(placed: Placed, mask: np.ndarray, size: tuple[int, int], gain: np.nd
     if not len(pixels):
         return np.zeros(len(COLORS), np.int8)
     pixels = pixels[:: max(1, len(pixels) // _COLOR_PIXELS)]
-    verdicts = color_verdicts(pixels[:, :3] / pixels[:, 3:] * gain * 255)
-    if placed.thing.group == "people":  # of a person, colour words mean the clothes
-        verdicts = np.minimum(verdicts, 0)
+    if placed.thing.group == "people":  # of a person, colour words mean the clothes, the hair or the skin
+        return np.zeros(len(COLORS), np.int8)
+    own = pixels[:, :3] / pixels[:, 3:] * 255  # (N, 3)
+    # People allow for the light to some degree, so a colour counts only if it does with and without it.
+    verdicts, lit = color_verdicts(own), color_verdicts(own * gain)
+    verdicts = np.where(verdicts == lit, verdicts, 0).astype(np.int8)
     for color in placed.thing.colours:
         if color in COLORS:
             verdicts[COLORS.index(color)] = 1

@@ -156,7 +156,9 @@ def load_materials(
     """
     downloads = Path(downloads or cache_root() / "downloads")
     downloads.mkdir(parents=True, exist_ok=True)
-    report = (lambda line: print(f"[refthings] {line}", file=sys.stderr, flush=True)) if progress else (lambda line: None)
+    report = (
+        (lambda line: print(f"[refthings] {line}", file=sys.stderr, flush=True)) if progress else (lambda line: None)
+    )
     table, files = _open_cutouts(cutouts, downloads, report)
     backgrounds, packages = read_backgrounds()
     wanted = tuple(one for one in backgrounds if one.split in set(splits))
@@ -186,12 +188,13 @@ def materials_key(cutouts: str | Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def read_backgrounds(path: Path = BACKGROUNDS) -> tuple[tuple[Background, ...], dict[str, PublishedArchive]]:
-    """Read the list of photographs: all of them, and their packages by name.
+def read_backgrounds(path: Path | None = None) -> tuple[tuple[Background, ...], dict[str, PublishedArchive]]:
+    """Read the list of photographs, by default the built-in one: all of them, and their packages by name.
 
     Raises:
         BadFileError: a photograph is of no listed package, or of no split of RefThings.
     """
+    path = path or BACKGROUNDS
     content = read_json(path)
     packages = {
         entry["package"]: PublishedArchive(**{"ecosystem": "npm", "notice": _NOTICE, **entry})
@@ -202,8 +205,8 @@ def read_backgrounds(path: Path = BACKGROUNDS) -> tuple[tuple[Background, ...], 
         where = f"{path}, {entry.get('member')}"
         if entry["package"] not in packages or entry["split"] not in SPLITS:
             raise BadFileError(
-                f"{where} is of package '{entry['package']}' and split '{entry['split']}'; the packages are listed above "
-                f"it, the splits are {', '.join(SPLITS)}."
+                f"{where} is of package '{entry['package']}' and split '{entry['split']}'; the packages are listed "
+                f"above it, the splits are {', '.join(SPLITS)}."
             )
         found.append(Background(entry["package"], entry["member"], entry["split"], texts(entry, "contains", where)))
     return tuple(found), packages
@@ -242,16 +245,14 @@ def _open_cutouts(
     members = read_members(
         get_archive(EMOJI, downloads, report), [_EMOJI_FOLDER + thing.file for thing in table.things]
     )
-    return table, {
-        thing.file: PackedImage(thing.file, members[_EMOJI_FOLDER + thing.file]) for thing in table.things
-    }
+    return table, {thing.file: PackedImage(thing.file, members[_EMOJI_FOLDER + thing.file]) for thing in table.things}
 
 
 def _own_table(folder: str | Path) -> Path:
     path = Path(folder).expanduser() / TABLE.name
     if not path.is_file():
         raise BadFileError(
-            f"{folder} holds no {TABLE.name}. A folder of cut-outs has RGBA files and this table; docs/data.md shows one."
+            f"{folder} holds no {TABLE.name}. A folder of cut-outs has RGBA files and this table, see docs/data.md."
         )
     return path
 

@@ -131,7 +131,9 @@ def read_table(path: str | Path = TABLE) -> Table:
     """
     content = _read_list(path)
     if not isinstance(content, list) or not all(isinstance(entry, Mapping) for entry in content):
-        raise BadFileError(f"{path} must be a list of things ({{file, name, group, ...}}), got {type(content).__name__}.")
+        raise BadFileError(
+            f"{path} must be a list of things ({{file, name, group, ...}}), got {type(content).__name__}."
+        )
     things = [_thing(entry, f"{path}, entry {number}") for number, entry in enumerate(content, start=1)]
     files = [thing.file for thing in things]
     twice = sorted({file for file in files if files.count(file) > 1})

@@ -17,7 +17,8 @@ _ARTICLES: Forms = (("", 5), ("the ", 5), ("a ", 0.4), ("that ", 0.2))
 _PLAIN_ARTICLES: Forms = (("", 5), ("the ", 5), ("that ", 0.2))
 
 _COLORS: Forms = (
-    ("{color} {noun}", 12), ("{noun} that is {color}", 1), ("{noun} which is {color}", 0.3), ("{color} colored {noun}", 0.7),
+    ("{color} {noun}", 12), ("{noun} that is {color}", 1), ("{noun} which is {color}", 0.3),
+    ("{color} colored {noun}", 0.7),
     ("{noun}, {color}", 0.3), ("{noun} that's {color}", 0.4),
 )  # fmt: skip
 _ONE_COLORS: Forms = (("{color} one", 5), ("{color} thing", 2), ("{color} object", 1), ("{color}", 2))
@@ -31,7 +32,8 @@ _SIDES: Forms = (
     ("{} in {side} of the photo", 0.2),
 )  # fmt: skip
 _ENDS: Forms = (
-    ("{side} {}", 5), ("{} at the {side}", 5), ("{} at {side}", 3), ("{} on {side}", 2), ("{} {side}", 1), ("{}, {side}", 0.5),
+    ("{side} {}", 5), ("{} at the {side}", 5), ("{} at {side}", 3), ("{} on {side}", 2), ("{} {side}", 1),
+    ("{}, {side}", 0.5),
     ("{} near the {side}", 1), ("{} at the {side} of the picture", 0.6), ("{} at the very {side}", 0.3),
     ("{} that is at the {side}", 0.6), ("{} on the {side}", 2), ("{} in the {side} part", 0.3),
 )  # fmt: skip
@@ -44,13 +46,20 @@ _CORNERS: Forms = (
     ("{} in {side}", 2), ("{} in the {side} corner", 4), ("{} in {side} corner", 2), ("{side} corner {}", 1.5),
     ("{} at the {side} corner", 0.6), ("{}, {side}", 0.6), ("{} on the {side}", 1.5),
 )  # fmt: skip
-_UPPER = {"top left": "upper left", "top right": "upper right", "bottom left": "lower left", "bottom right": "lower right"}
+_UPPER = {
+    "top left": "upper left",
+    "top right": "upper right",
+    "bottom left": "lower left",
+    "bottom right": "lower right",
+}
 
 _SUPERLATIVES: Mapping[str, Forms] = {
     "leftmost": (
         ("leftmost {}", 3), ("left most {}", 2), ("far left {}", 3), ("left {}", 4), ("{} furthest left", 0.8),
-        ("{} furthest to the left", 1), ("{} farthest to the left", 0.5), ("{} on far left", 2), ("{} on the far left", 2),
-        ("{} far left", 1), ("{} most to the left", 0.3), ("{} closest to the left edge", 0.4), ("the most left {}", 0.2),
+        ("{} furthest to the left", 1), ("{} farthest to the left", 0.5), ("{} on far left", 2),
+        ("{} on the far left", 2),
+        ("{} far left", 1), ("{} most to the left", 0.3), ("{} closest to the left edge", 0.4),
+        ("the most left {}", 0.2),
         ("{} all the way to the left", 0.5), ("first {} from left", 0.8), ("first {} on the left", 0.7),
         ("{} nearest the left side", 0.3), ("furthest left {}", 0.7),
     ),
@@ -74,10 +83,12 @@ _SUPERLATIVES: Mapping[str, Forms] = {
     ),
     "biggest": (
         ("biggest {}", 4), ("largest {}", 4), ("big {}", 4), ("large {}", 3), ("{} that is biggest", 0.5),
-        ("the {} that is the largest", 0.4), ("larger {}", 1), ("bigger {}", 1.5), ("huge {}", 0.4), ("{} that looks biggest", 0.2),
+        ("the {} that is the largest", 0.4), ("larger {}", 1), ("bigger {}", 1.5), ("huge {}", 0.4),
+        ("{} that looks biggest", 0.2),
     ),
     "smallest": (
-        ("smallest {}", 5), ("small {}", 4), ("little {}", 3), ("tiny {}", 1), ("tiniest {}", 0.6), ("smaller {}", 1.5),
+        ("smallest {}", 5), ("small {}", 4), ("little {}", 3), ("tiny {}", 1), ("tiniest {}", 0.6),
+        ("smaller {}", 1.5),
         ("littlest {}", 0.3), ("{} that is smallest", 0.5), ("{} that looks smallest", 0.2),
     ),
     "in front": (
@@ -95,7 +106,8 @@ _COMPARATIVES = ("larger", "bigger", "smaller", "closer", "higher up")
 _ORDINALS: Forms = (
     ("{rank} {} from the {side}", 5), ("{rank} {} from {side}", 5), ("{} {rank} from the {side}", 2),
     ("{} {rank} from {side}", 2), ("{rank} from {side} {}", 1),
-    ("{rank} {} counting from the {side}", 0.4), ("{rank} {} from the {side} side", 0.7), ("{}, {rank} from {side}", 0.4),
+    ("{rank} {} counting from the {side}", 0.4), ("{rank} {} from the {side} side", 0.7),
+    ("{}, {rank} from {side}", 0.4),
 )  # fmt: skip
 _RANKS: tuple[Forms, ...] = (
     (("first", 3), ("1st", 1)),
@@ -104,7 +116,8 @@ _RANKS: tuple[Forms, ...] = (
     (("fourth", 3), ("4th", 1)),
 )
 _CLOSEST: Forms = (
-    ("{} closest to {anchor}", 4), ("{} nearest {anchor}", 2), ("{} nearest to {anchor}", 2), ("{} closer to {anchor}", 0.7),
+    ("{} closest to {anchor}", 4), ("{} nearest {anchor}", 2), ("{} nearest to {anchor}", 2),
+    ("{} closer to {anchor}", 0.7),
     ("closest {} to {anchor}", 0.8), ("{} that is closest to {anchor}", 1), ("nearest {} to {anchor}", 0.4),
 )  # fmt: skip
 
@@ -118,7 +131,8 @@ _RELATIONS: Mapping[str, Forms] = {
         ("on the right side of", 0.7), ("that is right of", 0.7), ("that is to the right of", 0.7),
     ),
     "above": (
-        ("above", 6), ("over", 2), ("higher than", 1), ("up above", 0.4), ("that is above", 1), ("higher up than", 0.5),
+        ("above", 6), ("over", 2), ("higher than", 1), ("up above", 0.4), ("that is above", 1),
+        ("higher up than", 0.5),
     ),
     "below": (
         ("below", 6), ("under", 2.5), ("beneath", 1), ("underneath", 1), ("lower than", 0.8), ("that is below", 1),
@@ -126,10 +140,11 @@ _RELATIONS: Mapping[str, Forms] = {
     ),
     "next": (
         ("next to", 6), ("by", 3), ("beside", 2), ("near", 2), ("close to", 1.5), ("right next to", 1),
-        ("that is next to", 1), ("right by", 0.6), ("that is by", 0.5), ("alongside", 0.2),
+        ("that is next to", 1), ("that is by", 0.5), ("alongside", 0.2),
     ),
     "front": (
-        ("in front of", 7), ("covering", 0.8), ("partly covering", 0.4), ("that is in front of", 1), ("blocking", 0.5),
+        ("in front of", 7), ("covering", 0.8), ("partly covering", 0.4), ("that is in front of", 1),
+        ("blocking", 0.5),
         ("overlapping", 0.3),
     ),
     "behind": (
@@ -138,7 +153,8 @@ _RELATIONS: Mapping[str, Forms] = {
     ),
 }  # fmt: skip
 _BETWEEN: Forms = (
-    ("between {} and {}", 6), ("in between {} and {}", 2), ("that is between {} and {}", 1), ("in the middle of {} and {}", 0.6),
+    ("between {} and {}", 6), ("in between {} and {}", 2), ("that is between {} and {}", 1),
+    ("in the middle of {} and {}", 0.6),
 )  # fmt: skip
 
 _PLURAL_MISTAKES = 0.01
@@ -161,7 +177,9 @@ def text_of(rng: np.random.Generator, claim: Claim, plurals: Mapping[str, str], 
         group_size: with a superlative, how many things it chooses from: "bigger" is one of two.
     """
     if isinstance(claim, Description):
-        text = _article(rng, description_phrase(rng, claim, plurals), _ARTICLES if claim.place is None else _PLAIN_ARTICLES)
+        text = _article(
+            rng, description_phrase(rng, claim, plurals), _ARTICLES if claim.place is None else _PLAIN_ARTICLES
+        )
     elif isinstance(claim, Relation):
         text = _article(rng, _relation_phrase(rng, claim, plurals), _PLAIN_ARTICLES)
     else:
@@ -227,4 +245,3 @@ def _article(rng: np.random.Generator, phrase: str, articles: Forms) -> str:
     if article == "a " and phrase[0] in "aeiou":
         article = "an "
     return article + phrase
-

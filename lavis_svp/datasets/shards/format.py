@@ -5,9 +5,9 @@ with one key, ``<split>-<image id>``: the image's original file (``.jpg`` ...), 
 shards were made with them, ``.superpixels.png`` and ``.features.safetensors``.
 
 A record is ``{"image_id", "file_name", "size": [H, W], "split", "image_key": sha256 of the file, "expressions": [{"id",
-"text", "kind", "targets": [annotation ids], "candidates": [annotation ids] or null}], "instances": [{"annotation_id",
-"category", "attributes", "segmentation": {"size", "counts"}}]}``. Masks are COCO's compressed run lengths, in the frame
-in which the image is stored.
+"text", "kind", "targets": [annotation ids], "candidates": [annotation ids] or null, "tags": {name: value}, or none}],
+"instances": [{"annotation_id", "category", "attributes", "segmentation": {"size", "counts"}}]}``. Masks are COCO's
+compressed run lengths, in the frame in which the image is stored.
 
 Nothing in these files is trusted: each member is compared with its CRC-32, the index with the sha256 in it (older ones
 have none), and every value with its type.
@@ -44,6 +44,7 @@ from lavis_svp.datasets.fields import (
     image_size,
     mapping,
     text,
+    text_pairs,
     texts,
     whole_number,
 )
@@ -146,6 +147,7 @@ def image_record(image: ReferredImage, image_key: str) -> dict[str, Any]:
             "kind": one.kind,
             "targets": list(one.targets),
             "candidates": None if one.candidates is None else list(one.candidates),
+            **({"tags": dict(one.tags)} if one.tags else {}),
         }
         for one in image.expressions
     ]
@@ -167,6 +169,7 @@ def image_of(record: Mapping[str, Any], where: str) -> ReferredImage:
             text(one, "kind", where),
             annotation_ids(one, "targets", where),
             None if one["candidates"] is None else annotation_ids(one, "candidates", where),
+            tags=text_pairs(one, "tags", where),
         )
         for one in record["expressions"]
     )

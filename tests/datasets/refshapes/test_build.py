@@ -12,6 +12,7 @@ from PIL import Image
 from lavis_svp.cli.data import main
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.options import SetupError
+from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.datasets import refcoco_writer
 from lavis_svp.datasets.masks import decode_segmentation
 from lavis_svp.datasets.refcoco import RefCOCO
@@ -143,6 +144,23 @@ def test_another_generator_version_replaces_what_is_there(tmp_path, monkeypatch)
     monkeypatch.setattr(build, "GENERATOR_VERSION", -1)
     build_refshapes(tmp_path, {"test": 1}, progress=False)
     assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_backgrounds_replace_the_training_images_alone(tmp_path):
+    sizes = {"train": 2, "val": 1, "test": 1}
+    build_refshapes(tmp_path, sizes, progress=False, backgrounds="released_0_5")
+    marked = sorted((tmp_path / "images/refshapes").iterdir())
+    for path in marked:
+        path.write_bytes(b"of the old release")
+    build_refshapes(tmp_path, sizes, progress=False)
+    redrawn = {path.name for path in marked if path.read_bytes() != b"of the old release"}
+    assert redrawn == {"train_000000.png", "train_000001.png"}
+    assert json.loads((tmp_path / "refshapes/manifest.json").read_text())["backgrounds"] == "untested"
+    before = everything(tmp_path)
+    build_refshapes(tmp_path, sizes, progress=False)
+    assert everything(tmp_path) == before
+    with pytest.raises(UnknownNameError, match="released_0_5, untested"):
+        build_refshapes(tmp_path, sizes, progress=False, backgrounds="others")
 
 
 def test_images_and_annotations_fit_together(built):

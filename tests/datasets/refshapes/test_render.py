@@ -8,13 +8,13 @@ import pytest
 
 from lavis_svp.datasets.refshapes import render
 from lavis_svp.datasets.refshapes.build import make_image
-from lavis_svp.datasets.refshapes.config import SPLITS, RefShapesConfig
+from lavis_svp.datasets.refshapes.config import BACKGROUNDS, SPLITS, RefShapesConfig
 
 
 def test_splits_share_no_photo():
     content = defaultdict(set)
     for split, names in render.PHOTOS.items():
-        for name in names:
+        for name in {*names, *render.photos_of(split, "released_0_5")}:
             content[split].add(hashlib.sha256(render.load_photo(name).tobytes()).hexdigest())
     assert set(content) == set(SPLITS)
     everything = [digest for digests in content.values() for digest in digests]
@@ -26,6 +26,18 @@ def test_images_are_painted_on_their_splits_photos(split):
     config = RefShapesConfig()
     used = {make_image(0, split, index, config).paint(0, config)[1] for index in range(6)}
     assert used <= set(render.PHOTOS[split])
+
+
+def test_the_backgrounds_of_the_releases_are_an_option():
+    config = RefShapesConfig()
+    old, new = (make_image(0, "train", 2, config).paint(0, config, name) for name in ("released_0_5", "untested"))
+    assert old[1] in BACKGROUNDS["released_0_5"] and new[1] in BACKGROUNDS["untested"]
+    kept = set(BACKGROUNDS["released_0_5"]) & set(BACKGROUNDS["untested"])
+    for index in range(12):  # an image on a photo that stays is the same to the pixel
+        drawn = make_image(0, "train", index, config)
+        (before, photo), (after, other) = (drawn.paint(0, config, name) for name in ("released_0_5", "untested"))
+        assert (photo == other) == (photo in kept)
+        assert np.array_equal(before, after) == (photo in kept)
 
 
 @pytest.mark.parametrize("split", SPLITS)

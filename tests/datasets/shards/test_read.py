@@ -147,6 +147,11 @@ WRONG_RECORDS = [
     ("expressions", {"text": "a cup"}, "sample 0 is damaged"),
     ("expressions", [{"id": "1", "text": "a", "kind": "b", "targets": [-1], "candidates": None}], "'targets' must be"),
     ("expressions", [{"id": "1", "text": "a", "kind": "b", "targets": [], "candidates": ["x"]}], "'candidates' must"),
+    (
+        "expressions",
+        [{"id": "1", "text": "a", "kind": "b", "targets": [], "candidates": None, "tags": ["few"]}],
+        "'tags' must be",
+    ),
     ("expressions", [{"id": 1, "text": "a", "kind": "b", "targets": [], "candidates": None}], "'id' must be a text"),
 ]
 

@@ -11,10 +11,10 @@ from PIL import Image
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.images import BadImageError
 from lavis_svp.datasets.shards import write
-from lavis_svp.datasets.shards.format import INDEX, UNFINISHED
+from lavis_svp.datasets.shards.format import INDEX, UNFINISHED, image_of, image_record
 from lavis_svp.datasets.shards.read import ShardSource
 from lavis_svp.datasets.shards.validate import validate
-from lavis_svp.datasets.sources import ImageFolder
+from lavis_svp.datasets.sources import Expression, ImageFolder, ReferredImage
 
 
 def content(folder):
@@ -189,3 +189,12 @@ def test_a_split_that_cannot_name_a_file(plan, tmp_path):
 def test_images_per_shard(plan):
     with pytest.raises(ValueError, match="at least 1"):
         plan(images_per_shard=0)
+
+
+def test_tags_are_kept_and_cost_nothing_where_there_are_none():
+    tagged = Expression("1", "dog", "name", (5,), tags=(("group", "animals"), ("clutter", "few")))
+    image = ReferredImage(7, "a.jpg", (20, 30), "test", (tagged, Expression("2", "cat", "name", (6,))))
+    record = json.loads(json.dumps(image_record(image, "0" * 64)))
+    assert image_of(record, "here") == image
+    assert record["expressions"][0]["tags"] == {"group": "animals", "clutter": "few"}
+    assert "tags" not in record["expressions"][1]

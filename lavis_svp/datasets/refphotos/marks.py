@@ -1,0 +1,194 @@
+"""What was marked by hand in the photographs: objects with masks, and expressions; read and checked.
+
+``photos.json`` lists the photographs and the archives that hold them, ``marks.json`` what was marked:
+``{photograph: {"objects": [{"noun", "group", "rle"}], "expressions": [{"text", "kind", "object", "candidates"}]}}``.
+"rle" is COCO's compressed run lengths at the photograph's upright size; "object" is an index into the objects, null
+where the expression fits nothing; "candidates" are the objects that its words without those of place fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavis_svp.common.files import BadFileError, file_errors, read_json, shown
+from lavis_svp.common.options import is_whole_number
+from lavis_svp.datasets.fields import items, mapping, text, whole_number
+from lavis_svp.datasets.masks import decode_segmentation
+from lavis_svp.datasets.refcoco_writer import NewExpression
+from lavis_svp.zoo.entries import PublishedArchive
+
+FOLDER = Path(__file__).parent
+PHOTOS_FILE, MARKS_FILE = FOLDER / "photos.json", FOLDER / "marks.json"
+
+NAME, NO_TARGET = "name", "no_target"
+KINDS = (NAME, "attribute", "relation", "superlative", NO_TARGET)
+GROUPS = (
+    "people", "animals", "food", "plants", "vehicles", "household", "electronics", "clothing", "sports and toys",
+    "tools", "buildings", "nature", "other",
+)  # fmt: skip
+CLUTTER = ("few", "scene")
+SMALL, LARGE = 0.02, 0.10
+"""Shares of the image: a target below the first is small, one above the second is large."""
+
+_OBJECT_KEYS = ("noun", "group", "rle")
+_EXPRESSION_KEYS = ("text", "kind", "object", "candidates")
+
+
+@dataclass(frozen=True)
+class ListedPhoto:
+    """A photograph of ``photos.json``.
+
+    Args:
+        name: its name in ``marks.json``, and of its file.
+        archive: the package that holds it.
+        member: its name in the archive.
+        sha256: of its file.
+        size: (H, W), upright.
+        clutter: "few" (one to three subjects) or "scene".
+    """
+
+    name: str
+    archive: PublishedArchive
+    member: str
+    sha256: str
+    size: tuple[int, int]
+    clutter: str
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file in the data set: its own bytes under its own ending."""
+        return self.name + Path(self.member).suffix.lower()
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What was marked in a photograph.
+
+    Args:
+        nouns: K names of its objects.
+        groups: K of the ``GROUPS``.
+        masks: (K, H, W) bool.
+        expressions: with the tags group, clutter and size; of those that fit nothing, clutter alone.
+    """
+
+    nouns: tuple[str, ...]
+    groups: tuple[str, ...]
+    masks: np.ndarray
+    expressions: tuple[NewExpression, ...]
+
+
+def load_photos(path: Path = PHOTOS_FILE) -> list[ListedPhoto]:
+    """All photographs, in the file's order; a BadFileError where the list is damaged."""
+    content = read_json(path)
+    with file_errors(path):
+        archives = {entry["package"]: PublishedArchive(**entry) for entry in content["archives"]}
+        photos = [
+            ListedPhoto(
+                one["name"], archives[one["package"]], one["member"], one["sha256"],
+                (one["size"][1], one["size"][0]), one["clutter"],
+            )
+            for one in content["photos"]
+        ]  # fmt: skip
+        for photo in photos:
+            if photo.clutter not in CLUTTER:
+                raise BadFileError(f"{path}: {photo.name} has the clutter {photo.clutter!r}; it is one of {CLUTTER}.")
+        if len({photo.name for photo in photos}) != len(photos):
+            raise BadFileError(f"{path}: two photographs have one name.")
+    return photos
+
+
+def load_marks(path: Path = MARKS_FILE) -> dict[str, Mapping[str, Any]]:
+    """What was marked, by the photographs' names, as the file has it; :func:`read_marks` reads a photograph's."""
+    return {name: mapping(one, f"{path}: {name}") for name, one in mapping(read_json(path), str(path)).items()}
+
+
+def read_marks(photo: ListedPhoto, content: Mapping[str, Any], where: str) -> Marks:
+    """Read and check what was marked in a photograph.
+
+    Args:
+        photo: the photograph.
+        content: its entry in ``marks.json``.
+        where: names the entry in messages.
+
+    Raises:
+        BadFileError: a key or value is missing or unknown, a mask is empty or of another size, an expression stands
+            twice, or its kind, object and candidates contradict each other.
+    """
+    _check_keys(content, ("objects", "expressions"), where)
+    objects = [_object(one, f"{where}, object {number}") for number, one in enumerate(items(content, "objects", where))]
+    if not objects:
+        raise BadFileError(f"{where}: no object is marked.")
+    masks = np.stack([_mask(one, photo, f"{where}, object {number}") for number, one in enumerate(objects)])
+    expressions: list[NewExpression] = []
+    for number, one in enumerate(items(content, "expressions", where)):
+        expression = _expression(one, objects, masks, photo, f"{where}, expression {number}")
+        if any(expression.text == other.text for other in expressions):
+            raise BadFileError(f"{where}: the expression {expression.text!r} stands twice.")
+        expressions.append(expression)
+    return Marks(
+        tuple(one["noun"] for one in objects), tuple(one["group"] for one in objects), masks, tuple(expressions)
+    )
+
+
+def size_word(share: float) -> str:
+    """Small, medium or large: the tag of a target that covers this share of the image."""
+    return "small" if share < SMALL else "large" if share > LARGE else "medium"
+
+
+def _object(content: Any, where: str) -> Mapping[str, Any]:
+    entry = mapping(content, where)
+    _check_keys(entry, _OBJECT_KEYS, where)
+    for key in _OBJECT_KEYS:
+        text(entry, key, where)
+    if entry["noun"] != entry["noun"].strip().lower():
+        raise BadFileError(f"{where}: the noun {entry['noun']!r} is not in lower case.")
+    if entry["group"] not in GROUPS:
+        raise BadFileError(f"{where}: the group {entry['group']!r} is none of {', '.join(GROUPS)}.")
+    return entry
+
+
+def _mask(entry: Mapping[str, Any], photo: ListedPhoto, where: str) -> np.ndarray:
+    """(H, W) bool."""
+    with file_errors(where):
+        mask = decode_segmentation({"size": list(photo.size), "counts": entry["rle"]}, photo.size) > 0
+        if not mask.any():
+            raise BadFileError(f"{where}: the mask is empty.")
+    return mask
+
+
+def _expression(
+    content: Any, objects: list[Mapping[str, Any]], masks: np.ndarray, photo: ListedPhoto, where: str
+) -> NewExpression:
+    entry = mapping(content, where)
+    _check_keys(entry, _EXPRESSION_KEYS, where)
+    words, kind = text(entry, "text", where), text(entry, "kind", where)
+    if words != " ".join(words.lower().split()):
+        raise BadFileError(f"{where}: {words!r} is not in lower case, or has spaces too many.")
+    if kind not in KINDS:
+        raise BadFileError(f"{where}: the kind {kind!r} is none of {', '.join(KINDS)}.")
+    candidates = tuple(items(entry, "candidates", where))
+    if not all(is_whole_number(one, 0, len(objects) - 1) for one in candidates):
+        raise BadFileError(f"{where}: the candidates {shown(candidates)} are no indices of {len(objects)} objects.")
+    tags = {"clutter": photo.clutter}
+    target: int | None = None
+    if entry["object"] is not None:
+        target = whole_number(entry, "object", where)
+        if target not in candidates:
+            raise BadFileError(f"{where}: the object {target} is not among its candidates {shown(candidates)}.")
+        tags = {"group": objects[target]["group"], **tags, "size": size_word(float(masks[target].mean()))}
+    if (kind == NO_TARGET) != (target is None) or (target is None and candidates):
+        raise BadFileError(
+            f"{where}: kind {kind!r}, object {entry['object']} and candidates {shown(candidates)} contradict each "
+            f"other; {NO_TARGET} has neither an object nor candidates."
+        )
+    return NewExpression(words, kind, kind, target, candidates, tuple(tags.items()))
+
+
+def _check_keys(entry: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    if set(entry) != set(keys):
+        raise BadFileError(f"{where} must have the keys {', '.join(keys)}; it has {shown(list(entry))}.")
