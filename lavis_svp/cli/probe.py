@@ -25,6 +25,7 @@ Probe a trained svp_ris on the first of run.test_splits. WHAT is one of:
   sspe       scores with SSPE's outputs, or the visual tokens, replaced
   tokens     linear read-outs of what the visual tokens know of objects
   no-target  what tells that there is no such thing; fits model.no_target
+  zero-shot  what the image classifier alone finds, chance, and how far one region, regions and SAM can reach
 The weights are found as by `lavis-svp evaluate`. The result goes to <run.output_dir>/result/probe_<WHAT>.json or to
 --out, and a table of it to the screen."""
 OLD_NAMES = {"absence": "no-target"}
@@ -143,4 +144,12 @@ def _no_target(args: argparse.Namespace, session: Session) -> tuple[dict[str, An
     return {"fitted_on": args.fit_on, **table}, format_no_target(table)
 
 
-_PROBES = {"errors": _errors, "sspe": _sspe, "tokens": _tokens, "no-target": _no_target}
+def _zero_shot(args: argparse.Namespace, session: Session) -> tuple[dict[str, Any], str]:
+    from lavis_svp.probes.zero_shot import format_zero_shot, zero_shot_rows, zero_shot_table
+
+    rows = zero_shot_rows(session)
+    table = zero_shot_table(rows)
+    return {"groups": table, "rows": rows}, format_zero_shot(table)
+
+
+_PROBES = {"errors": _errors, "sspe": _sspe, "tokens": _tokens, "no-target": _no_target, "zero-shot": _zero_shot}

@@ -463,7 +463,8 @@ def make_refshapes(
     """Make RefShapes below a data folder, unless it is there; without sizes, in those that it has or the usual ones."""
     from lavis_svp.datasets.refshapes.build import DEFAULT_SIZES, build_refshapes, made_sizes
 
-    build_refshapes(root, sizes or made_sizes(root) or DEFAULT_SIZES, seed, scene, backgrounds=backgrounds or "untested")
+    sizes = sizes or made_sizes(root) or DEFAULT_SIZES
+    build_refshapes(root, sizes, seed, scene, backgrounds=backgrounds or "untested")
 
 
 def warn_of_links(datasets: Iterable[ReferringDataset]) -> None:

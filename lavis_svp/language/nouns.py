@@ -25,6 +25,8 @@ IRREGULAR_PLURALS = {
     "teeth": "tooth",
     "women": "woman",
 }
+GENERIC = frozenset({"thing"})
+"""Nouns that are never found: they name everything, so they tell nothing."""
 PLURAL_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
 
 
@@ -64,7 +66,9 @@ class NounFinder:
 
     def __init__(self, nouns: Iterable[str]) -> None:
         self.nouns = list(nouns)
-        self.index = {tuple(WORD.findall(noun)): number for number, noun in enumerate(self.nouns)}
+        self.index = {
+            tuple(WORD.findall(noun)): number for number, noun in enumerate(self.nouns) if noun not in GENERIC
+        }
         self.longest = max(map(len, self.index), default=0)
 
     def find(self, text: str) -> list[FoundNoun]:

@@ -101,6 +101,16 @@ def pick_correct(labels: np.ndarray, count: int, pick: int, target: np.ndarray) 
     return bool(2 * overlaps[pick] > areas[pick]) or best
 
 
+def pick_inside(labels: np.ndarray, pick: int, target: np.ndarray) -> float | None:
+    """The share of the picked region that lies inside the target; arguments as for :func:`pick_correct`.
+
+    Returns:
+        None if the target is empty, or the region has no pixel.
+    """
+    region = binary_mask(target, "true mask")[labels == pick]
+    return float(region.mean()) if region.size and np.any(target) else None
+
+
 def random_object_iou(instances: np.ndarray, target: np.ndarray) -> float | None:
     """Expected IoU of an object drawn at random from all objects of the image; see :func:`attribute_reader_iou`."""
     return attribute_reader_iou(instances, target, range(int(instances.max(initial=-1)) + 1))

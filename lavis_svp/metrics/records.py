@@ -20,8 +20,9 @@ Record = dict[str, Any]
 """One JSON-able dict per expression, with at least the keys of ``REQUIRED``.
 
 Other fields may be missing or None, and each mean is over the records that have them: text, score, tokens,
-pick_correct, ceiling_single, ceiling_union, baseline_random, baseline_attribute, ms, area_share (of the target in the
-image). ``tags`` (name -> value) are more groups by which scores are listed; records without any are in none.
+pick_correct, pick_inside (share of the picked region in the target), ceiling_single, ceiling_union, baseline_random,
+baseline_attribute, ms, area_share (of the target in the image). ``tags`` (name -> value) are more groups by which
+scores are listed; records without any are in none.
 """
 
 REQUIRED = (
@@ -35,7 +36,7 @@ FLAGS = ("has_target", "answered")
 TEXTS = ("expression_id", "mode")
 NUMBERS = (
     "score", "tokens", "pick_correct", "ceiling_single", "ceiling_union", "baseline_random", "baseline_attribute", "ms",
-    "area_share",
+    "pick_inside", "area_share",
 )  # fmt: skip
 """The fields that are computed with or compared, by their kind; a number, or a flag in its place, may be None."""
 MOST_PIXELS = 2**53  # of a count, which scores take as float64

@@ -17,7 +17,7 @@ NO_TARGET = "no_target"
 """Name of the group of expressions without a target, whatever kind they were labelled with."""
 
 MACRO_SCORES = (
-    "giou", "ciou", "pr@0.5", "pick_accuracy", "ceiling_single", "ceiling_union",
+    "giou", "ciou", "pr@0.5", "pick_accuracy", "pick_inside", "ceiling_single", "ceiling_union",
     "baseline_random", "baseline_attribute",
 )  # fmt: skip
 """Scores that ``headline`` averages over kinds."""

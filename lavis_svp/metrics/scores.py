@@ -17,6 +17,11 @@ REACHABLE_IOU = 0.5
 """An expression is within the superpixels' reach if its best single region has at least this IoU."""
 
 
+HALF = 0.5
+"""``pick_inside`` counts the picks with at least this share of their region in the target: unlike ``pick_accuracy``, it
+does not forgive a coarse region that is the best there is."""
+
+
 def image_of(record: Record) -> tuple[Any, Any]:
     """The key of a record's image; it holds the file name too, because data sets may reuse image ids."""
     return record["image_id"], record["file_name"]
@@ -79,6 +84,7 @@ def group_scores(records: Sequence[Record], bootstrap: Bootstrap = DEFAULT_BOOTS
         "seg_miss_rate": mean([not record["answered"] for record in targets]),  # always 0 when teacher-forced
         "pick_accuracy": mean(picks),
         "n_picks": len(picks),
+        "pick_inside": mean([share >= HALF for share in _values(targets, "pick_inside")]),
         "ceiling_single": mean(_values(targets, "ceiling_single")),
         "ceiling_union": mean(_values(targets, "ceiling_union")),
         "reachable_share": len(within) / len(with_ceiling) if with_ceiling else None,

@@ -213,8 +213,9 @@ class BatchPreparer:
 
     def auxiliary(self, batch: PreparedBatch, region_maps: Sequence[RegionMap] | None) -> AuxiliaryTargets:
         """What the auxiliary losses compare with, once the superpixels are known."""
+        options = self.options
         return auxiliary_targets(
-            self.options.auxiliary_losses.enabled,
+            options.auxiliary_losses.enabled,
             masks=batch.raw_masks,
             image_index=[image for image, _ in batch.texts.segs],
             geometry=batch.images.geometry,
@@ -222,6 +223,7 @@ class BatchPreparer:
             region_maps=region_maps if self.reads_superpixels else None,
             instances=batch.raw_instances,
             tokenizer=self.prompts.tokenizer,
+            finder=self.prompts.nouns if options.visual_tokens.drawn_classes else None,
         )
 
     def without(

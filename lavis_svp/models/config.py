@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lavis_svp.common.options import build_options, plain
+from lavis_svp.common.options import build_options, is_number, plain
 from lavis_svp.language.causal_lm import LanguageOptions
 from lavis_svp.language.prompts import SEG_TOKEN, PromptOptions
 from lavis_svp.language.splice import LAYOUTS
@@ -28,11 +28,19 @@ class VisualTokenOptions:
         shuffle: random order of the visual tokens in training, so that the order carries no information.
         class_words: add to each token the words for what the image classifier (``model.classifier``) sees in its
             region, as the language model's own table embeds them; see ``language/class_words.py``.
+        drawn_classes: in training, the share of annotated objects whose classes are drawn from their names in place of
+            seen by the classifier, 0..1; for drawn and rendered things, which a classifier of photographs does not
+            know. See ``models/token_classes.py``.
     """
 
     norm: bool = False
     shuffle: bool = False
     class_words: bool = False
+    drawn_classes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.drawn_classes) or not 0 <= self.drawn_classes <= 1:
+            raise ValueError(f"model.visual_tokens.drawn_classes must be a share, 0..1, got {self.drawn_classes!r}.")
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,11 @@ class ModelOptions:
         patterns = self.trainable
         if patterns is not None and (isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns)):
             raise ValueError(f"model.trainable must be null or a list of patterns, got {patterns!r}.")
+        if self.visual_tokens.drawn_classes and not (self.reads_classes and self.auxiliary_losses.word_alignment):
+            raise ValueError(
+                "model.visual_tokens.drawn_classes needs auxiliary_losses.word_alignment, which knows the objects of "
+                "the tokens, and seg_prompt.pointer_nouns or visual_tokens.class_words, which read the classes."
+            )
         if self.seg_prompt.pointer_absent and not all(answer.startswith(SEG_TOKEN) for answer in self.prompt.answers):
             raise ValueError(
                 f"model.seg_prompt.pointer_absent is for answers whose first word is {SEG_TOKEN}; model.prompt.answers "

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_svp.common.tensors import no_autocast
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.seg_prompt import SegPrompts
 from lavis_svp.segmentation.targets import region_iou
 from lavis_svp.superpixels.region_map import RegionMap
-from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, VisionFeatures
+from lavis_svp.vision.feature_extractor import VisionFeatures
 from lavis_svp.vision.geometry import SamInputGeometry, logits_to_original
 
 
@@ -177,29 +176,6 @@ def pointed_tokens(prompts: SegPrompts, visual: VisualTokens, image_index: Seque
         return None
     shown = visual.order[image_index] >= 0  # (P, T): padding, and the token of an image without superpixels
     return prompts.scores.masked_fill(~shown, -torch.inf).argmax(-1)  # (P,)
-
-
-def token_classes(extractor: FrozenFeatureExtractor, vision: VisionFeatures, visual: VisualTokens) -> Tensor:
-    """What the image classifier sees in the region of each visual token: (B, T, K) log-probabilities of its classes.
-
-    Args:
-        extractor: holds the classifier.
-        vision: frozen features of B images, with the output ``classifier``.
-        visual: their visual tokens.
-
-    Raises:
-        ValueError: the projector does not report which patches its tokens come from.
-    """
-    if visual.assignment is None:
-        raise ValueError(
-            "This projector does not report which patches its tokens come from; turn seg_prompt.pointer_nouns and "
-            "visual_tokens.class_words off."
-        )
-    features = extractor.classifier_on_patches(vision)  # (B, N, 1280)
-    with no_autocast(features.device):
-        means = visual.assignment.float() @ features  # (B, T, 1280)
-    assert extractor.classifier is not None
-    return extractor.classifier.class_log_probs(means)  # (B, T, K)
 
 
 def best_region(region_map: RegionMap, mask: np.ndarray) -> int | None:

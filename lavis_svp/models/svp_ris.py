@@ -42,15 +42,15 @@ from lavis_svp.models.outputs import (
     chosen_region,
     masks_on_host,
     pointed_tokens,
-    token_classes,
 )
 from lavis_svp.models.param_groups import checkpoint_state, optimizer_groups, parameter_row, train_only
 from lavis_svp.models.text_generation import TextGenerator
 from lavis_svp.models.texts import AskedTexts, ask, texts_by_image
+from lavis_svp.models.token_classes import DrawnClasses, token_classes
 from lavis_svp.models.vocabulary import Vocabulary
 from lavis_svp.projectors import build_projector
 from lavis_svp.projectors.types import Superpixels, VisualTokens
-from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses
+from lavis_svp.segmentation.auxiliary_losses import AuxiliaryLosses, token_owners
 from lavis_svp.segmentation.losses import MaskLosses
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.segmentation.no_target import (
@@ -61,6 +61,7 @@ from lavis_svp.segmentation.no_target import (
     stored_calibration,
 )
 from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPrompts, token_positions
+from lavis_svp.segmentation.targets import WordTargets
 from lavis_svp.vision.classifier import ClassNouns
 from lavis_svp.vision.feature_extractor import FrozenFeatureExtractor, VisionFeatures
 from lavis_svp.vision.types import CLASSIFIER, ENCODER_OUTPUTS
@@ -81,6 +82,7 @@ class SvpRis(BaseModel):
 
     Supported model types:
         - tiny: embedded weights (DINOv2-small, MobileSAM, SmolLM2-135M), trained on RefShapes; runs on a CPU.
+        - tiny_photos: the same with EfficientNet-Lite0, trained on RefShapes and RefThings, for photographs.
         - pretrain_vicuna7b: the paper's first stage, language model frozen.
         - refcoco_vicuna7b: the paper's second stage, LoRA.
         - glamm_vicuna7b: GLaMM's form, CLIP-L/336 and a visual token per patch: the baseline.
@@ -105,6 +107,7 @@ class SvpRis(BaseModel):
         model_type: str(CONFIGS / f"svp_ris_{model_type}.yaml")
         for model_type in (
             "tiny",
+            "tiny_photos",
             "pretrain_vicuna7b",
             "refcoco_vicuna7b",
             "glamm_vicuna7b",
@@ -155,9 +158,12 @@ class SvpRis(BaseModel):
                 self.language.tokenizer,
                 options.prompt,
                 options.language.max_turn_tokens,
-                NounFinder(nouns.nouns) if nouns is not None and options.seg_prompt.pointer_nouns else None,
+                None if nouns is None else NounFinder(nouns.nouns),
             )
         table = None if nouns is None else nouns.matrix.T.bool()  # (V, K)
+        self.draw_classes: DrawnClasses | None = None
+        if table is not None and options.visual_tokens.drawn_classes:
+            self.draw_classes = DrawnClasses(table, options.visual_tokens.drawn_classes)
         self.readout = SegPromptHead(self.language.dim, token_std, options.seg_prompt, table)
         self.mask_head = SegMaskDecoder(
             self.extractor.sam_prompt_encoder, self.extractor.sam_mask_decoder, options.sam.train_decoder
@@ -246,7 +252,7 @@ class SvpRis(BaseModel):
             inputs = self.prepare(samples, training=True)  # what the CPU makes of a batch, on the device
             vision = self.extractor(inputs.images)  # frozen: patches (B, N, C), SAM embedding (B, 256, h, w), regions
             inputs = self.with_regions(inputs, vision, training=True)  # what depends on superpixels made just now
-            visual = self.visual_tokens(vision, inputs.superpixels)  # superpixels -> projector: (B, T, D)
+            visual = self.visual_tokens(vision, inputs.superpixels, inputs.auxiliary.words)  # -> projector: (B, T, D)
             token_losses = self.auxiliary_losses.token_losses(vision, visual, inputs.auxiliary, self.language)
             if self.auxiliary_losses.in_alignment_stage(step_number(samples)):  # the projector alone learns
                 no_words = 0.0 * visual.tokens.sum()  # where nothing is named, the projector still gets a gradient
@@ -308,12 +314,15 @@ class SvpRis(BaseModel):
             inputs = self.with_regions(inputs, vision, training=False)
             return EncodedImages(vision, self.visual_tokens(vision, inputs.superpixels), inputs.images.errors)
 
-    def visual_tokens(self, vision: VisionFeatures, superpixels: Superpixels | None = None) -> VisualTokens:
+    def visual_tokens(
+        self, vision: VisionFeatures, superpixels: Superpixels | None = None, names: WordTargets | None = None
+    ) -> VisualTokens:
         """Project patch features, pooled by superpixels where the projector uses them, to (B, T, D) tokens.
 
         Args:
             vision: frozen features of B images.
             superpixels: of the images, on the device; None: they are made of the region maps, if there are any.
+            names: of the images' objects, for ``visual_tokens.drawn_classes``; None: nothing is drawn.
         """
         if superpixels is None:
             superpixels = self._moved(self.superpixels_of(vision))
@@ -322,6 +331,8 @@ class SvpRis(BaseModel):
         if not self.options.reads_classes:
             return visual
         classes = token_classes(self.extractor, vision, visual)  # (B, T, K)
+        if self.training and self.draw_classes is not None and names is not None and names.nouns is not None:
+            classes = self.draw_classes(classes, token_owners(visual, names), names.nouns)
         if self.class_words is not None:
             visual = visual.with_tokens(self.class_words(visual.tokens, classes))
         visual.classes = classes
@@ -513,13 +524,16 @@ class SvpRis(BaseModel):
                 tokens=encoded.counts[index],
                 low_logits=logits[row],
                 geometry=geometry[row],
-                note="" if self.vocabulary is None else self.vocabulary.note(asked.texts[index][answers.expressions[row]]),
+                note=self._note(asked.texts[index][answers.expressions[row]]),
             )
             error = encoded.errors.get(index) or asked.errors.get((index, answers.expressions[row]))
             if error is None and not host.finite[row]:
                 error = f"The model's scores for image {index} of the batch are NaN or infinite"
             predictions[index].append(prediction if error is None else prediction.failed(error))
         return predictions
+
+    def _note(self, text: str) -> str:
+        return "" if self.vocabulary is None else self.vocabulary.note(text)
 
     # ---------------------------------------------------------------- answers in words, as LAVIS's tasks call them
 

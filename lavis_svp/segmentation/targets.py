@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_svp.common.images import nearest
+from lavis_svp.language.nouns import NounFinder
 from lavis_svp.superpixels.region_map import RegionMap, region_ious
 from lavis_svp.vision.geometry import SamInputGeometry, covered_cells, mask_centre, mask_to_covered_cells
 from lavis_svp.vision.types import Grid
@@ -102,6 +103,7 @@ class WordTargets:
         owner: (B, S) int64, the object that a superpixel shows, -1 for none; None where tokens are not superpixels.
         shares: else (B, O', N) float32, the share of each patch that an object of the image covers.
         first: with ``shares`` (B,) int64, the number of each image's first object.
+        nouns: (O, J) int64, the indices of an object's names in a table of nouns, -1 in padding; None: not asked for.
     """
 
     ids: Tensor
@@ -110,6 +112,7 @@ class WordTargets:
     owner: Tensor | None = None
     shares: Tensor | None = None
     first: Tensor | None = None
+    nouns: Tensor | None = None
 
 
 @dataclass
@@ -141,6 +144,7 @@ def auxiliary_targets(
     region_maps: Sequence[RegionMap] | None,
     instances: Sequence[Mapping[str, Any] | None] | None,
     tokenizer: Callable[..., Any],
+    finder: NounFinder | None = None,
 ) -> AuxiliaryTargets:
     """Prepare what the auxiliary losses compare with.
 
@@ -154,6 +158,7 @@ def auxiliary_targets(
         instances: for each image its annotated objects: ``labels`` (H, W) int32, the object of each pixel or -1, and
             ``words``, the words of each object; None where an image has no annotation.
         tokenizer: of the language model.
+        finder: finds the names of objects in a table of nouns; None: nobody asks for them.
     """
     targets = AuxiliaryTargets()
     if masks and "grounding" in losses:
@@ -167,6 +172,9 @@ def auxiliary_targets(
         targets.centres = torch.stack(centres)  # (P, 2)
     if instances is not None and "word_alignment" in losses:
         targets.words = word_targets(instances, grids, region_maps, tokenizer)
+        if targets.words is not None and finder is not None:
+            objects = [words for item in instances if item is not None for words in item["words"]]
+            targets.words.nouns = object_nouns(objects, finder)
     if "place_alignment" in losses:
         targets.place_ids = word_token_ids(PLACE_WORDS, tokenizer)
     return targets
@@ -219,6 +227,17 @@ def word_targets(
         owners.append(torch.from_numpy(np.where(owner >= 0, owner + start, -1)))  # (S_b,)
     targets.owner = _padded(owners, value=-1)  # (B, S)
     return targets
+
+
+def object_nouns(objects: Sequence[Sequence[str]], finder: NounFinder) -> Tensor:
+    """The indices of objects' names in a table of nouns: (O, J) int64, -1 in padding.
+
+    Args:
+        objects: for each of O objects the words that hold of it, its category among them.
+        finder: knows the table.
+    """
+    rows = [sorted({noun.index for word in words for noun in finder.find(word)}) or [-1] for words in objects]
+    return _padded([torch.tensor(row) for row in rows] or [torch.full((1,), -1)], value=-1)  # (O, J)
 
 
 def word_token_ids(words: Sequence[str], tokenizer: Callable[..., Any]) -> Tensor:

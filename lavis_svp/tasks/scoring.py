@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lavis_svp.common.devices import wait_for
-from lavis_svp.metrics.masks import attribute_reader_iou, mask_counts, pick_correct, random_object_iou
+from lavis_svp.metrics.masks import attribute_reader_iou, mask_counts, pick_correct, pick_inside, random_object_iou
 from lavis_svp.metrics.records import Record
 from lavis_svp.models.outputs import MaskPrediction
 from lavis_svp.models.texts import text_lists
@@ -23,7 +23,8 @@ from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.tasks.base import device_of
 
 ANSWER_FIELDS = (
-    "answered", "text", "intersection", "union", "pred_area", "score", "tokens", "pick_correct", "ms",
+    "answered", "text", "intersection", "union", "pred_area", "score", "tokens", "pick_correct", "pick_inside",
+    "ms",
 )  # fmt: skip
 """Fields of a record that depend on the mode; all others describe the expression."""
 
@@ -157,7 +158,7 @@ def _score_expression(
 
 def _region_scores(regions: RegionMap | None, pick: int | None, target: np.ndarray) -> dict[str, Any]:
     """Whether the picked region is right, and the ceilings that superpixels set; None without superpixels or target."""
-    unknown = {"pick_correct": None, "ceiling_single": None, "ceiling_union": None}
+    unknown = {"pick_correct": None, "pick_inside": None, "ceiling_single": None, "ceiling_union": None}
     if regions is None or not np.any(target):
         return unknown
     try:
@@ -166,6 +167,7 @@ def _region_scores(regions: RegionMap | None, pick: int | None, target: np.ndarr
         return unknown
     return {
         "pick_correct": None if pick is None else pick_correct(fitted.labels, fitted.count, pick, target),
+        "pick_inside": None if pick is None else pick_inside(fitted.labels, pick, target),
         "ceiling_single": single_ceiling(fitted, target)[0],
         "ceiling_union": union_ceiling(fitted, target)[0],
     }

@@ -11,12 +11,9 @@ import tarfile
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import IO, BinaryIO
 
 from lavis_svp.common.files import BadFileError, file_errors, shown
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 MAX_MEMBER_BYTES = 64_000_000
 """Of one member, where nothing else is said: a photograph or a picture has far fewer."""
@@ -97,7 +94,7 @@ def _deb_members(archive: Path, wanted: Collection[str]) -> _Members:
             yield from _regular(opened, wanted)
 
 
-def _data_of(file: BinaryIO, archive: Path) -> tuple[IO[bytes], str]:
+def _data_of(file: BinaryIO, archive: Path) -> tuple[_Section, str]:
     """The tarball of a .deb's files within the file, and its compression."""
     if file.read(len(_AR_MAGIC)) != _AR_MAGIC:
         raise BadFileError(f"{archive} is no Debian package: it does not begin as an ar archive.")
@@ -109,23 +106,19 @@ def _data_of(file: BinaryIO, archive: Path) -> tuple[IO[bytes], str]:
             raise BadFileError(f"{archive} is no Debian package: the ar header {shown(header)} is damaged.")
         name, size = header[_AR_NAME].decode("ascii").strip().rstrip("/"), int(header[_AR_SIZE])
         if name in _DATA:
-            return io.BufferedReader(_Section(file, size)), _DATA[name]
+            return _Section(file, size), _DATA[name]
         file.seek(size + size % 2, io.SEEK_CUR)  # members begin at even places
     raise BadFileError(f"{archive} holds none of {', '.join(_DATA)}, which is what is read of a Debian package.")
 
 
-class _Section(io.RawIOBase):
-    """The next ``size`` bytes of an open file, as a file to read; closing it leaves the other open."""
+class _Section:
+    """The next ``size`` bytes of an open file, as tarfile reads a stream."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._left = file, size
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer).cast("B")
-        content = self._file.read(min(len(view), self._left))
-        view[: len(content)] = content
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes; none at the section's end."""
+        content = self._file.read(min(size, self._left))
         self._left -= len(content)
-        return len(content)
+        return content

@@ -12,6 +12,7 @@ from lavis_svp.metrics.masks import (
     iou,
     mask_counts,
     pick_correct,
+    pick_inside,
     random_object_iou,
 )
 from lavis_svp.superpixels.region_map import region_areas, region_ious, region_overlaps
@@ -162,3 +163,12 @@ def test_labels_out_of_range_and_other_sizes_are_refused():
         region_overlaps(np.array([[0, 7]]), np.ones((1, 2), np.uint8), 3)
     with pytest.raises(ValueError, match="resize the labels first"):
         region_overlaps(np.zeros((2, 2), np.int32), np.ones((4, 4), np.uint8), 1)
+
+
+@given(data=st.data(), size=SIZES)
+def test_pick_inside_is_the_share_of_the_regions_pixels(data, size):
+    labels = data.draw(arrays.arrays(np.int32, size, elements=st.integers(-1, 2)))
+    target = data.draw(arrays.arrays(np.uint8, size, elements=st.integers(0, 1)))
+    pixels = [t for label, t in zip(labels.ravel().tolist(), target.ravel().tolist(), strict=True) if label == 1]
+    expected = sum(pixels) / len(pixels) if pixels and target.any() else None
+    assert pick_inside(labels, 1, target) == (None if expected is None else pytest.approx(expected))

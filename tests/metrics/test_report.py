@@ -106,3 +106,11 @@ def test_tags_are_groups_of_expressions_with_a_target(records):
 
 def test_without_tags_there_is_no_group_of_them(records):
     assert "by_tag" not in summary(records) and "by_tag" not in summary([{**one, "tags": {}} for one in records])
+
+
+def test_half_of_a_picked_region_must_lie_in_the_target(make_record):
+    shares = (0.5, 0.49, 1.0, None)
+    records = [make_record(str(n), 1, 1, 10, pick_inside=share) for n, share in enumerate(shares)]
+    result = summary(records)
+    assert result["with_target"]["pick_inside"] == pytest.approx(2 / 3) == result["headline"]["pick_inside_macro"]
+    assert summary([make_record("old", 1, 1, 10)])["with_target"]["pick_inside"] is None

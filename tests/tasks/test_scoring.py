@@ -50,6 +50,7 @@ def test_records_of_right_wrong_and_denied(batch, answers):
         "score": 0.75,
         "tokens": 4,
         "pick_correct": True,
+        "pick_inside": 1.0,
         "ceiling_single": 1.0,
         "ceiling_union": 1.0,
         "baseline_random": 0.25,
@@ -57,6 +58,7 @@ def test_records_of_right_wrong_and_denied(batch, answers):
         "ms": 2.5,
     }
     assert (wrong["intersection"], wrong["union"], wrong["pick_correct"]) == (0, 48, False)
+    assert (wrong["pick_inside"], denied["pick_inside"]) == (0.0, None)
     assert (wrong["baseline_random"], wrong["baseline_attribute"]) == (0.25, 0.5)
     assert (denied["union"], denied["has_target"], denied["answered"]) == (0, False, False)
     assert (denied["pick_correct"], denied["baseline_random"], denied["baseline_attribute"]) == (None, None, None)

@@ -104,8 +104,10 @@ def meaning(scene: Scene, claim: Claim, config: RefThingsConfig) -> Meaning | No
         config: the margins.
     """
     if isinstance(claim, Superlative):
-        return _superlative(scene, claim, config)
+        return None if _on_background(scene, claim.group) else _superlative(scene, claim, config)
     fitting = claim.target if isinstance(claim, Relation) else claim
+    if _on_background(scene, fitting):
+        return None
     verdicts = description_verdicts(scene, fitting)
     if isinstance(claim, Relation):
         anchors = [identified(scene, anchor) for anchor in claim.anchors]
@@ -126,9 +128,16 @@ def meaning(scene: Scene, claim: Claim, config: RefThingsConfig) -> Meaning | No
 
 def identified(scene: Scene, description: Description) -> int | None:
     """The only thing that a description fits; None if there is none, or it is in doubt."""
+    if _on_background(scene, description):
+        return None
     verdicts = description_verdicts(scene, description)
     fits = _fits(verdicts)
     return fits[0] if len(fits) == 1 and not (verdicts == 0).any() else None
+
+
+def _on_background(scene: Scene, description: Description) -> bool:
+    """Whether the background may show what a description fits, of whatever colour and at whatever place."""
+    return not scene.generic if description.noun is None else description.noun in scene.blocked
 
 
 def description_verdicts(scene: Scene, description: Description) -> np.ndarray:
@@ -142,12 +151,9 @@ def description_verdicts(scene: Scene, description: Description) -> np.ndarray:
 
 
 def noun_verdicts(scene: Scene, noun: str | None) -> np.ndarray:
-    """Whether each thing is called so, (K,) int8; in doubt for all where the background may show such a thing."""
-    count = len(scene.things)
+    """Whether each thing is called so, (K,) int8."""
     if noun is None:
-        return np.full(count, 1 if scene.generic else 0, np.int8)
-    if noun in scene.blocked:
-        return np.zeros(count, np.int8)
+        return np.ones(len(scene.things), np.int8)
     return np.array([1 if noun in one.nouns else 0 if one.may_be(noun) else -1 for one in scene.things], np.int8)
 
 

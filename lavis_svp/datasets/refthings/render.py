@@ -20,6 +20,7 @@ _COARSE = 4
 """Shadows are blurred on arrays so many times smaller."""
 
 _REBLUR = 1.0
+_FIXED_POINT = 128
 _STRONG_EDGES = 0.05
 _MAX_BLUR = 2.2
 _UPSCALING_BLUR = 0.55
@@ -74,7 +75,8 @@ def blur_of(image: np.ndarray) -> float:
 
     An edge of blur s whose gradient falls by the factor R when it is blurred by 1 more has s = 1 / sqrt(R^2 - 1).
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    # In 16-bit integers, since OpenCV's filters of floats may differ in the last bit from call to call.
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.uint16) * _FIXED_POINT
     first, again = _gradient(grey), _gradient(cv2.GaussianBlur(grey, (0, 0), _REBLUR))
     strong = first >= max(1.0, float(np.quantile(first, 1 - _STRONG_EDGES)))
     if not strong.any():
@@ -92,7 +94,9 @@ def noise_of(image: np.ndarray) -> float:
 
 
 def _gradient(grey: np.ndarray) -> np.ndarray:
-    return cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    """The gradient's length in grey levels, (H, W) float64. grey (H, W) uint16, times ``_FIXED_POINT``."""
+    across, down = cv2.Sobel(grey, cv2.CV_64F, 1, 0), cv2.Sobel(grey, cv2.CV_64F, 0, 1)
+    return np.sqrt(across**2 + down**2) / _FIXED_POINT
 
 
 def _shade(image: np.ndarray, placed: Placed, look: _Look) -> None:

@@ -236,7 +236,9 @@ def make_sprite(cutout: np.ndarray, scale: float, mirrored: bool, angle: float) 
         new_width, new_height = int(np.ceil(height * sin + width * cos)), int(np.ceil(height * cos + width * sin))
         turn[:, 2] += ((new_width - width) / 2, (new_height - height) / 2)
         image = cv2.warpAffine(image, turn, (new_width, new_height), flags=cv2.INTER_LINEAR)
-    return np.clip(image, 0, 1)
+    # Sharpening overshoots at edges: there all channels are brought back together, or the colour would change.
+    image = np.maximum(image, 0) / np.maximum(image[..., 3:], 1)
+    return np.minimum(image, 1)
 
 
 def _place(
