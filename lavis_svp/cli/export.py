@@ -38,11 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     example = "export shipped output/svp/refshapes_tiny weights.safetensors"
     shipped = add_command(commands, "shipped", _ship, text, example)
     shipped.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder: its newest")
-    shipped.add_argument("out", type=Path, nargs="?", help="file to write (default: the package's own)")
+    text = "file to write (default: the package's own of the model's type)"
+    shipped.add_argument("out", type=Path, nargs="?", help=text)
     shipped.add_argument(
         "--command", dest="trained_by", help="the training command to record (default: the one in the run's summary)"
     )
     shipped.add_argument("--no-target", type=Path, metavar="JSON", help="result of `lavis-svp probe no-target`")
+    text = "a text file with the words of the training (default: those of the run's annotations)"
+    shipped.add_argument("--vocabulary", type=Path, metavar="FILE", help=text)
     add_old_flag(shipped, "--presence", "no_target", Path)
     add_device_option(shipped)
     return parser
@@ -66,4 +69,4 @@ def _merge(args: argparse.Namespace) -> None:
 def _ship(args: argparse.Namespace) -> None:
     from lavis_svp.export.shipped import ship
 
-    ship(args.checkpoint, args.out, args.trained_by, args.no_target, args.device)
+    ship(args.checkpoint, args.out, args.trained_by, args.no_target, args.device, args.vocabulary)

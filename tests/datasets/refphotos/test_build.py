@@ -42,9 +42,9 @@ def test_photographs_masks_expressions_and_tags(photos, tmp_path, capfd):
         == {one.text for one in (ball, left, right, cat)}
     )
     assert {text: dict(one.tags) for text, one in by_text.items()} == {
-        "ball": {"group": "sports and toys", "clutter": "few", "size": "small"},
-        "dog on the left": {"group": "animals", "clutter": "few", "size": "large"},
-        "right dog": {"group": "animals", "clutter": "few", "size": "medium"},
+        "ball": {"group": "sports and toys", "clutter": "few", "size": "small", "what": "thing"},
+        "dog on the left": {"group": "animals", "clutter": "few", "size": "large", "what": "thing"},
+        "right dog": {"group": "animals", "clutter": "few", "size": "medium", "what": "thing"},
         "the cat": {"clutter": "few"},
     }
     assert dict(second.expressions[0].tags)["clutter"] == "scene"
@@ -142,7 +142,7 @@ def test_the_builder_and_the_command(photos, tmp_path, monkeypatch, capsys):
     content.build_info.root, content.vis_processor.eval.image_size = str(tmp_path), 64
     data = builder_cls(content).build_datasets()["test"]
     sample = data[0]
-    assert sample["tags"][0].keys() == {"group", "clutter", "size"} and len(sample["tags"]) == len(sample["kinds"])
+    assert sample["tags"][0].keys() == {"group", "clutter", "size", "what"} and len(sample["tags"]) == len(sample["kinds"])
     assert data.collater([sample, sample])["tags"] == [sample["tags"]] * 2
     assert main(["refphotos", "--root", str(tmp_path / "other"), "--no-debian"]) == 0
     assert "The photographs are in" in capsys.readouterr().out

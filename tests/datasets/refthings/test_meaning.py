@@ -11,8 +11,8 @@ from lavis_svp.datasets.refthings.colors import COLORS
 from lavis_svp.datasets.refthings.config import KINDS, SPLITS, RefThingsConfig
 from lavis_svp.datasets.refthings.expressions import pair_held_out, sample_expressions
 from lavis_svp.datasets.refthings.meaning import Description, Relation, Superlative, meaning
-from lavis_svp.datasets.refthings.scene import Scene, edge_gaps
-from lavis_svp.datasets.refthings.table import Table, Thing
+from lavis_svp.datasets.refthings.scene import ThingScene, edge_gaps
+from lavis_svp.datasets.refthings.table import Thing, ThingTable
 
 CONFIG = RefThingsConfig(min_expressions=1)
 SIDES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1), "above": (1, -1), "below": (1, 1)}
@@ -23,7 +23,7 @@ def thing(name, kinds, split=None, **more):
     return Thing(f"{name}{split}.png", name, group, hypernyms=kinds, split=split, **more)
 
 
-TABLE = Table(
+TABLE = ThingTable(
     thing(name, kinds, split, synonyms=synonyms, parts=parts)
     for split in (None, "held_out")
     for name, kinds, synonyms, parts in (
@@ -66,7 +66,7 @@ def scenes(draw):
     blocked = frozenset(draw(st.lists(st.sampled_from(["dog", "animal", "fruit", "cup", "hat"]), max_size=2)))
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     colors = np.array(verdicts, np.int8)
-    return Scene(things, masks, areas, boxes, hidden, edge_gaps(masks), colors, blocked, draw(st.booleans()))
+    return ThingScene(things, masks, areas, boxes, hidden, edge_gaps(masks), colors, blocked, draw(st.booleans()))
 
 
 def has_noun(scene, noun, index):
@@ -197,7 +197,7 @@ def two_dogs(**more):
     colors[:, COLORS.index("brown")] = [1, 0, -1]
     things = (TABLE.of_name["dog"][0], TABLE.of_name["dog"][0], TABLE.of_name["cat"][0])
     content = dict(blocked=frozenset(), generic=False) | more
-    return Scene(things, masks, masks.sum(axis=(1, 2)), boxes, hidden, edge_gaps(masks), colors, **content)
+    return ThingScene(things, masks, masks.sum(axis=(1, 2)), boxes, hidden, edge_gaps(masks), colors, **content)
 
 
 DOG, CAT = Description("dog"), Description("cat")
