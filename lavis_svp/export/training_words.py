@@ -105,10 +105,10 @@ def _annotations(builder: ReferringBuilder) -> Any:
 def _check_same_annotations(name: str, then: Any, now: Any) -> None:
     """Refuse a data set whose annotations the run read from elsewhere; ``then`` is its section in the run, if known."""
     before, after = ((plain(section) or {}).get("build_info") or {} for section in (then or {}, now))
-    places = [(key, before.get(key), after.get(key)) for key in DECIDED_OUTSIDE]
+    pairs = {key: (before.get(key), after.get(key)) for key in DECIDED_OUTSIDE}
     of_split = [(info.get("annotations") or {}).get(TRAIN) for info in (before, after)]
-    places.append((f"annotations.{TRAIN}", *of_split))
-    for key, old, new in places:
+    pairs[f"annotations.{TRAIN}"] = (of_split[0], of_split[1])
+    for key, (old, new) in pairs.items():
         if old is not None and old != new:
             raise ValueError(
                 f"The run read its data with datasets.{name}.build_info.{key}: {old}, and a checkpoint does not decide "

@@ -207,6 +207,20 @@ class SvpRis(BaseModel):
         self.extractor.sam_encoder.compile()
 
     @property
+    def timed_parts(self) -> dict[str, torch.nn.Module | None]:
+        """The parts whose time a user may want to know, for :meth:`~lavis_svp.common.timing.Stopwatch.modules`."""
+        extractor = self.extractor
+        return {
+            "superpixels": extractor,  # what is left of it without the networks below
+            "vision encoder": extractor.vision_encoder,
+            "SAM encoder": extractor.sam_encoder,
+            "image classifier": extractor.classifier,
+            "projector": self.projector,
+            "language model": self.language.transformer,
+            "mask decoder": self.mask_decoder,
+        }
+
+    @property
     def extractor(self) -> FrozenFeatureExtractor:
         """Frozen vision encoder, SAM image encoder and superpixel generator."""
         return self.frozen

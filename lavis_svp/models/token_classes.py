@@ -114,28 +114,30 @@ class DrawnClasses(nn.Module):
         """
         if not len(names):
             return log_probs
-        device = log_probs.device
-        drawn = self._drawn(names)  # (O, K), zeros for an object that keeps what is seen
-        strength = self.LEAST + (self.MOST - self.LEAST) * torch.rand(len(names), 1)  # (O, 1)
-        part = 0.5 + 0.5 * torch.rand(*owners.shape, 1)  # (B, T, 1)
-        object_part = to_device(strength, device) * drawn  # (O, K)
-        added = object_part[owners.clamp_min(0)] * (owners >= 0)[..., None] * to_device(part, device)  # (B, T, K)
+        objects, classes, tokens = len(names), self.nouns.shape[1], owners.numel()
+        draws = to_device(torch.rand(objects * (classes + 2) + tokens), log_probs.device)  # all in one copy
+        chances, fate, strength, part = draws.split([objects * classes, objects, objects, tokens])
+        gumbel = -(-chances.view(objects, classes).clamp(1e-6, 1 - 1e-6).log()).log()  # (O, K)
+        drawn = self._drawn(names, gumbel, fate[:, None])  # (O, K), zeros for an object that keeps what is seen
+        strength = self.LEAST + (self.MOST - self.LEAST) * strength[:, None]  # (O, 1)
+        part = 0.5 + 0.5 * part.view(*owners.shape, 1)  # (B, T, 1)
+        added = (strength * drawn)[owners.clamp_min(0)] * (owners >= 0)[..., None] * part  # (B, T, K)
         kept = 1.0 - added.sum(-1, keepdim=True)  # (B, T, 1)
         return (added + kept * log_probs.exp()).clamp_min(torch.finfo(torch.float32).tiny).log()
 
-    def _drawn(self, names: Tensor) -> Tensor:
-        """(O, K) distributions over an object's classes; zeros where it has none, or is not among the share."""
-        device = names.device
-        count = self.nouns.shape[1]
-        information = (count / self.nouns.sum(1).clamp_min(1)).log()  # (V,)
+    def _drawn(self, names: Tensor, gumbel: Tensor, fate: Tensor) -> Tensor:
+        """(O, K) distributions over an object's classes; zeros where it has none, or is not among the share.
+
+        Args:
+            names: (O, J) as for :meth:`forward`.
+            gumbel: (O, K) noise on the classes.
+            fate: (O, 1) 0..1, whether an object is drawn, and mistaken.
+        """
+        information = (self.nouns.shape[1] / self.nouns.sum(1).clamp_min(1)).log()  # (V,)
         known = names >= 0  # (O, J)
         named = self.nouns[names.clamp_min(0)].float() * known[..., None]  # (O, J, K)
         score = (named * information[names.clamp_min(0)][..., None]).sum(1)  # (O, K)
-        gumbel = -(-torch.rand(len(names), count).clamp(1e-6, 1 - 1e-6).log()).log()
-        noisy = self.SHARPNESS * score + to_device(gumbel, device)  # (O, K)
-        noisy = noisy.masked_fill(score <= 0, -torch.inf)
-        fate = to_device(torch.rand(len(names), 1), device)  # (O, 1)
-        mistaken = (fate < self.share * self.MISTAKEN).expand_as(noisy)
-        noisy = torch.where(mistaken, to_device(gumbel, device) * 2.0, noisy)
+        noisy = (self.SHARPNESS * score + gumbel).masked_fill(score <= 0, -torch.inf)  # (O, K)
+        noisy = torch.where(fate < self.share * self.MISTAKEN, gumbel * 2.0, noisy)
         real = (fate < self.share) & (score > 0).any(1, keepdim=True)  # (O, 1)
         return torch.where(real, noisy.masked_fill(~real, 0.0).softmax(1), 0.0)

@@ -28,6 +28,13 @@ POINTER = {
     "auxiliary_losses": {"word_alignment": 1.0},
     "visual_tokens": {"norm": True},
 }
+PHOTOS = {
+    "classifier": {"side": 64},
+    "prompt": {"style": "plain", "answers": ["[SEG]"]},
+    "seg_prompt": {"state_norm": "batch", "pointer": True, "pointer_nouns": True, "pointer_absent": True},
+    "auxiliary_losses": {"word_alignment": 1.0},
+    "visual_tokens": {"norm": True, "class_words": True, "drawn_classes": 0.7},
+}
 COMMAND = "python -m lavis_svp.train --cfg-path project.yaml"
 
 
@@ -50,36 +57,47 @@ def write_references(root, monkeypatch):
 
 
 @pytest.fixture
-def run(make_model, tmp_path, monkeypatch):
-    """The folder of a training of a tiny model: a checkpoint of some steps, and the summary at its end."""
-    model = make_model(**POINTER)
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        for name, buffer in model.readout.named_buffers():
-            if name.endswith("running_var"):
-                buffer.add_(torch.rand_like(buffer))
-    section = json.loads(json.dumps(dataclasses.asdict(model.options)))
-    config = {
-        "model": {"arch": "svp_ris", "model_type": "tiny", **section},
-        "datasets": {"refshapes_seg": {"type": "train"}},
-        "run": {"seed": 5, "task": "referring_segmentation"},
-    }
-    write_references(tmp_path / "data", monkeypatch)
-    folder = tmp_path / "run"
-    (folder / "result").mkdir(parents=True)
-    save_checkpoint(folder / "checkpoint_7.pth", {"model": model.checkpoint_state(), "config": config, "iters": 7})
-    (folder / "result/test_1.summary.json").write_text(json.dumps({"run": {"command": COMMAND}}))
-    parts = [
-        SimpleNamespace(name=name, source="PyPI tiny==1", licence="MIT", notice="Random.")
-        for name in (model.options.language.name, model.options.sam.name, model.options.vision_encoder.name)
-    ]
-    monkeypatch.setattr("lavis_svp.zoo.list_weights", lambda: parts)
-    return SimpleNamespace(
-        folder=folder, model=model.eval(), section=config["model"], out=tmp_path / "w.safetensors", config=config
-    )
+def make_run(make_model, tmp_path, monkeypatch):
+    """``make_run(model_type, **sections)``: the folder of a training of a tiny model.
+
+    It holds a checkpoint of some steps, and the summary at its end.
+    """
+
+    def make(model_type, **sections):
+        model = make_model(**sections)
+        torch.manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+            for name, buffer in model.readout.named_buffers():
+                if name.endswith("running_var"):
+                    buffer.add_(torch.rand_like(buffer))
+        options = model.options
+        section = json.loads(json.dumps(dataclasses.asdict(options)))
+        config = {
+            "model": {"arch": "svp_ris", "model_type": model_type, **section},
+            "datasets": {"refshapes_seg": {"type": "train"}},
+            "run": {"seed": 5, "task": "referring_segmentation"},
+        }
+        write_references(tmp_path / "data", monkeypatch)
+        folder = tmp_path / "run"
+        (folder / "result").mkdir(parents=True)
+        save_checkpoint(folder / "checkpoint_7.pth", {"model": model.checkpoint_state(), "config": config, "iters": 7})
+        (folder / "result/test_1.summary.json").write_text(json.dumps({"run": {"command": COMMAND}}))
+        names = [one.name for one in (options.language, options.sam, options.vision_encoder, options.classifier)]
+        parts = [SimpleNamespace(name=n, source="PyPI tiny==1", licence="MIT", notice="Random.") for n in names]
+        monkeypatch.setattr("lavis_svp.zoo.list_weights", lambda: parts)
+        out = tmp_path / "w.safetensors"
+        return SimpleNamespace(folder=folder, model=model.eval(), section=config["model"], out=out, config=config)
+
+    return make
+
+
+@pytest.fixture
+def run(make_run):
+    """A training of the tiny recipe's form."""
+    return make_run("tiny", **POINTER)
 
 
 def test_the_file_holds_what_the_zoo_does_not_and_says_what_it_is(run, capsys):
@@ -238,3 +256,23 @@ def test_a_classifier_that_is_read_is_named(reads):
         merged = OmegaConf.merge(base, {"vision_encoder": {"name": "dinov2_small_imgfocus"}}, section)
         origin = json.loads(shipped.describe(parse_model_options(merged), {}, "x")["origin"])
         assert [entry["role"].split(",")[0] for entry in origin] == roles
+
+
+def test_a_model_that_reads_classes_is_shipped_without_its_classifier(make_run, batch_of_two, capsys):
+    from lavis_svp.models.svp_ris import SvpRis
+
+    run = make_run("tiny_photos", **PHOTOS)
+    shipped.ship(run.folder, run.out)
+    assert "answers that changed 0" in capsys.readouterr().out
+    names = set(load_file(run.out))
+    assert {"readout.absent.weight", "readout.noun_evidence.scale", "class_words.gate"} <= names
+    assert not [name for name in names if name.startswith("frozen") or name.endswith((".nouns", ".words"))]
+    origin = json.loads(read_metadata(run.out)["origin"])
+    assert {entry["name"]: entry["role"] for entry in origin}["efficientnet_lite0"].startswith(
+        "frozen image classifier"
+    )
+    section = {**run.section, "load_finetuned": True, "finetuned": str(run.out)}
+    again = SvpRis.from_config(OmegaConf.create(section)).eval()
+    samples = {**batch_of_two, "text_input": [["the red zebra", "the umlaut"], ["two cups"]]}
+    notes = [[one.note for one in row] for row in again.predict_masks(samples)]
+    assert notes == [["", 'I do not know the word "umlaut".'], [""]]  # a zebra is a noun of the classifier's table

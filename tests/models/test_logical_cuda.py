@@ -26,6 +26,16 @@ TINY = {
     "losses": {"resolution": "low"},
 }
 """The tiny recipe's differences from the paper."""
+PHOTOS = {
+    **TINY,
+    "classifier": {"side": 64},
+    "prompt": {"style": "plain", "answers": ["[SEG]"]},
+    "seg_prompt": {**TINY["seg_prompt"], "pointer_nouns": True, "pointer_absent": True},
+    "visual_tokens": {**TINY["visual_tokens"], "class_words": True, "drawn_classes": 0.7},
+    "vision_encoder": {"extra_channels": ["sam", "classifier", "classes"]},
+    "no_target": {"bias": 1, "evidence": 1},
+}
+"""Those of the recipe for photographs."""
 SAM = {"name": "sam", "points_per_side": 4, "pred_iou": 0.1, "stability": 0.1}
 PROJECTORS = {
     "avg_pool": {"tokens_h": 2, "tokens_w": 2},
@@ -38,6 +48,7 @@ PROJECTORS = {
 CASES = {
     "paper": {},
     "tiny": TINY,
+    "photos": PHOTOS,
     "extra_channels": {"vision_encoder": {"extra_channels": ["sam", "colour"]}},
     "conversation": {"layout": "conversation"},
     "separate": {"layout": "separate"},
@@ -98,10 +109,11 @@ def delivered(model, batch, training):
 def with_cached_features(model, batch):
     """The batch as a data set sends it where the features are cached."""
     vision = model.extractor(batch)
-    named = {name: getattr(vision.patches, name) for name in ("patches", "valid", *model.extractor.config.outputs)}
+    named = {name: getattr(vision.patches, name) for name in ("patches", "valid", *model.extractor.encoder_outputs)}
+    named["patches"] = named["patches"][..., : model.extractor.vision_encoder.dim]  # without the extra channels
+    given = {"sam": vision.sam} | ({} if vision.classifier is None else {"classifier": vision.classifier})
     entries = [
-        {name: value[index].cpu() for name, value in {**named, "sam": vision.sam}.items()}
-        for index in range(len(vision.sam))
+        {name: value[index].cpu() for name, value in {**named, **given}.items()} for index in range(len(vision.sam))
     ]
     maps = {} if vision.region_maps is None else {"region_map": vision.region_maps}
     return {key: value for key, value in batch.items() if key != "image"} | {"frozen": entries, **maps}
@@ -122,7 +134,7 @@ def test_every_form_of_the_model_stays_on_its_device(on_device, batch, case):
         assert [len(row) for row in predictions] == [3, 1] and isinstance(predictions[0][0].mask, np.ndarray)
 
 
-@pytest.mark.parametrize("form", ["paper", "tiny"])
+@pytest.mark.parametrize("form", ["paper", "tiny", "photos"])
 def test_every_way_in_stays_on_its_device(on_device, batch, form):
     """Batches that no loader prepared, cached features, forced answers, captions, and answers by rank."""
     with on_device(CASES[form]) as (model, _):

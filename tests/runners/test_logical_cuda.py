@@ -10,7 +10,7 @@ import pytest
 from lavis_svp.datasets.refshapes import build_refshapes
 
 MOST_READS = 6  # of the device by the host, in an optimizer step
-MOST_TRANSFERS = 3  # to the device: the batch, the tokens' order, superpixels that come without the batch
+MOST_TRANSFERS = 3  # to the device: the batch, the tokens' order; superpixels that come without it, or drawn classes
 STEPS = 2
 SIZES = {"train": 4, "val": 0, "test": 2}
 PAPER = {
@@ -22,6 +22,11 @@ PAPER = {
     "losses": {"resolution": "original"},
 }
 TINY = {"auxiliary_losses": {"alignment_steps": 1}}
+PHOTOS = {
+    "model_type": "tiny_photos",
+    "classifier": {"side": 64},
+    "auxiliary_losses": {"alignment_steps": 1},
+}
 
 
 def project_of(folder, device, parts, data, changes, run=None):
@@ -129,7 +134,11 @@ def own_features(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(own.parent))
 
 
-@pytest.mark.parametrize(("device", "changes"), [("cuda:0", PAPER), ("cuda:1", TINY)], ids=["paper", "tiny"])
+@pytest.mark.parametrize(
+    ("device", "changes"),
+    [("cuda:0", PAPER), ("cuda:1", TINY), ("cuda:1", PHOTOS)],
+    ids=["paper", "tiny", "photos"],
+)
 def test_a_run_stays_on_its_device(devices, run_toy, tiny_parts, data, own_features, tmp_path, device, changes):
     run_toy(
         tmp_path,

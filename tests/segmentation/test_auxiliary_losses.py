@@ -59,6 +59,24 @@ def test_the_listwise_loss_equals_cross_entropy_and_skips_unreachable_targets():
     assert torch.isfinite(grounding_loss(masked, target))
 
 
+@pytest.mark.parametrize("absents", [0, 1, 3])
+def test_choosing_no_such_thing_counts_like_a_target(absents):
+    """Both sorts in one cross-entropy over T + 1 choices, each expression with the same weight."""
+    torch.manual_seed(absents)
+    choices = torch.randn(3 + absents, 5).log_softmax(-1)  # the last is "no such thing"
+    right = torch.tensor([2, 1, 0, *[4] * absents])
+    target = F.one_hot(right[:3], 4).float()
+    found = grounding_loss(choices[:3, :-1], target, choices[3:, -1])
+    torch.testing.assert_close(found, F.nll_loss(choices, right))
+    target[1] = 0  # no token overlaps it
+    kept = torch.tensor([0, *range(2, 3 + absents)])
+    torch.testing.assert_close(
+        grounding_loss(choices[:3, :-1], target, choices[3:, -1]), F.nll_loss(choices[kept], right[kept])
+    )
+    unreachable = torch.full((absents,), -torch.inf)
+    assert torch.isfinite(grounding_loss(choices[:3, :-1], target, unreachable))
+
+
 def test_word_alignment_is_least_for_tokens_that_are_their_words():
     words = torch.eye(4)
     labels = torch.eye(4)

@@ -44,6 +44,29 @@ def test_what_is_weighed_foretells_every_answer(make_model, batch):
     assert torch.equal(again.margin, plain.margin) and torch.equal(again.evidence, plain.evidence)
 
 
+def test_a_pointer_that_may_choose_nothing_speaks_by_its_log_odds(make_model, batch):
+    section = {**READS, "seg_prompt": {"pointer": True, "pointer_absent": True}}
+    model = make_model(**section).eval()
+    found = model.no_target_evidence(batch)
+    with torch.no_grad():
+        encoded = model.encode(batch)
+        turns = model.ask_expressions(encoded, batch).checked().turns
+        answers = model.answer_expressions(encoded, turns, "generative")
+        prompts = model.make_seg_prompts(encoded, answers.seg_states, answers.image_index, answers.nouns)
+        absent = prompts.absent.double().exp()  # (P,)
+        torch.testing.assert_close(found.evidence.double(), ((1 - absent) / absent).log(), rtol=1e-3, atol=1e-4)
+        model.readout.absent.bias.fill_(30.0)  # there never is such a thing
+    refused = model.no_target_evidence(batch)
+    assert (refused.evidence < -20).all() and torch.equal(refused.margin, found.margin)
+    weighed = make_model(**section, no_target={"evidence": 10.0}).eval()
+    with torch.no_grad():
+        weighed.readout.absent.bias.fill_(30.0)
+    assert answered(weighed, batch) == [[False] * 3, [False]]
+    with torch.no_grad():
+        weighed.readout.absent.bias.fill_(-30.0)
+    assert answered(weighed, batch) == [[True] * 3, [True]]
+
+
 def test_answers_in_words_and_given_answers_are_untouched(make_model, batch):
     model, refusing = make_model(**READS).eval(), make_model(**READS, no_target={"bias": -ALWAYS}).eval()
     asked = {"image": batch["image"], "text_input": ["what is it?", "how many?"]}

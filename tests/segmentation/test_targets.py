@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from lavis_svp.common.images import nearest
 from lavis_svp.common.transfer import Packed, SharedBatch
+from lavis_svp.language.nouns import NounFinder
 from lavis_svp.segmentation.targets import (
     NO_WORD,
     PLACE_WORDS,
     auxiliary_targets,
     instance_of_region,
     mask_targets,
+    object_nouns,
     object_shares,
     patch_shares,
     region_iou,
@@ -235,3 +237,38 @@ def test_one_word_has_nothing_to_differ_from_and_an_object_without_words_is_refu
     assert not word_targets([nowhere], [(2, 2)], None, tokenizer).shares.any()
     with pytest.raises(ValueError, match="object 1, but there are words for 1"):
         word_targets([{"labels": np.ones((4, 4), np.int32), "words": [["cup", "red"]]}], [(2, 2)], None, tokenizer)
+
+
+NOUNS = NounFinder(["animal", "dog", "tea cup", "thing"])
+
+
+def test_objects_are_named_by_the_nouns_of_a_table():
+    """Each noun once, in the table's order; none for an object that the table does not name."""
+    found = object_nouns([["dogs", "animal", "red", "dog"], ["blue", "thing"], ["tea cup"]], NOUNS)
+    assert found.tolist() == [[0, 1], [-1, -1], [2, -1]] and found.dtype == torch.int64
+    assert object_nouns([["red"]], NOUNS).tolist() == [[-1]]
+    assert object_nouns([], NOUNS).tolist() == [[-1]]  # no object at all
+
+
+@given(st.lists(st.lists(st.sampled_from(["animal", "dog", "tea cup", "red", "thing"]), max_size=4), max_size=4))
+def test_object_nouns_equal_a_plain_lookup(objects):
+    found = object_nouns(objects, NOUNS)
+    for row, words in zip(found.tolist(), objects, strict=False):
+        assert [one for one in row if one >= 0] == sorted(
+            {NOUNS.nouns.index(w) for w in words if w not in ("red", "thing")}
+        )
+
+
+@pytest.mark.parametrize("finder", [None, NOUNS])
+def test_nouns_are_looked_up_where_classes_are_drawn(finder):
+    words = [[["dog", "animal"], ["star"]], None, [["dog", "blue"]]]
+    instances = [None if w is None else {"labels": np.zeros((4, 4), np.int32), "words": w} for w in words]
+    targets = auxiliary_targets(
+        ["word_alignment"], masks=[], image_index=[], geometry=[], grids=[(2, 2)] * 3, region_maps=None,
+        instances=instances, tokenizer=tokenizer, finder=finder,
+    )  # fmt: skip
+    if finder is None:
+        assert targets.words.nouns is None
+    else:
+        assert targets.words.nouns.tolist() == [[0, 1], [-1, -1], [1, -1]]  # in the order of ``named``
+        assert len(targets.words.nouns) == len(targets.words.named) - 1

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Model
 
 from lavis_svp.common.files import BadFileError
 from lavis_svp.vision.classifier import build_classifier
-from lavis_svp.vision.sam import build_sam
+from lavis_svp.vision.sam import PIXEL_MEAN, PIXEL_STD, build_sam
 from lavis_svp.zoo.converters import (
     EFFICIENTNET_FILE,
     GGUF_FILE,
@@ -99,7 +99,8 @@ def test_the_sam_encoder_equals_the_original(sam, session):
     pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 32, 32, generator=generator), (SIDE, SIDE))
     valid = torch.ones(1, 1, SIDE, SIDE)
     valid[..., 700:, :] = 0  # a landscape image: rows below are padding
-    normalised = ((pixels - sam.encoder.mean) / sam.encoder.std * valid).numpy()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    normalised = ((pixels - mean) / std * valid).numpy()
     original = session("encoder.onnx")
     (expected,) = original.run(None, {original.get_inputs()[0].name: normalised})
     np.testing.assert_allclose(sam.encoder(pixels, valid).numpy(), expected, atol=1e-4)

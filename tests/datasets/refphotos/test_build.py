@@ -142,7 +142,9 @@ def test_the_builder_and_the_command(photos, tmp_path, monkeypatch, capsys):
     content.build_info.root, content.vis_processor.eval.image_size = str(tmp_path), 64
     data = builder_cls(content).build_datasets()["test"]
     sample = data[0]
-    assert sample["tags"][0].keys() == {"group", "clutter", "size", "what"} and len(sample["tags"]) == len(sample["kinds"])
+    assert sample["tags"][0].keys() == {"group", "clutter", "size", "what"} and len(sample["tags"]) == len(
+        sample["kinds"]
+    )
     assert data.collater([sample, sample])["tags"] == [sample["tags"]] * 2
     assert main(["refphotos", "--root", str(tmp_path / "other"), "--no-debian"]) == 0
     assert "The photographs are in" in capsys.readouterr().out

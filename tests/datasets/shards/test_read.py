@@ -414,6 +414,8 @@ def test_a_store_serves_shards_too(pristine, dataset, own_cache):
         config=ExtractorConfig(EncoderOptions(), SamOptions(), None),
         vision_encoder=types.SimpleNamespace(network=torch.nn.Linear(1, 1)),
         sam_encoder=torch.nn.Linear(1, 1),
+        classifier=None,
+        encoder_outputs=[],
     )
     splits = {"train": dataset(pristine), "val": dataset(pristine, train=False, splits=("val",))}
     prepare_features(extractor, {"mine": splits}, cache_features=False, superpixel_cache="fill")
