@@ -114,6 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", **data_folder)
     text = "leave out the photographs of Debian packages, which apt-get downloads"
     sub.add_argument("--no-debian", action="store_true", help=text)
+    text = "write real photographs with masks and expressions made by hand in RefCOCO's format, to train on"
+    example = "data trainphotos --root data"
+    add_command(commands, "trainphotos", run_trainphotos, text, example).add_argument("--root", **data_folder)
     return parser
 
 
@@ -279,4 +282,12 @@ def run_refphotos(args: argparse.Namespace) -> int:
     from lavis_svp.datasets.refphotos.build import build_refphotos
 
     print(f"The photographs are in {build_refphotos(args.root, debian=not args.no_debian)}")
+    return 0
+
+
+def run_trainphotos(args: argparse.Namespace) -> int:
+    """``trainphotos``: fetch the photographs to train on and write their annotations."""
+    from lavis_svp.datasets.trainphotos import build_trainphotos
+
+    print(f"The photographs are in {build_trainphotos(args.root)}")
     return 0

@@ -16,6 +16,8 @@ from lavis_svp.common.images import MAX_IMAGE_PIXELS
 if TYPE_CHECKING:
     import torch
 
+    from lavis_svp.common.timing import Stopwatch
+
 MODEL_TYPE = "tiny"  # of the shipped weights
 ANSWERING = Path("output/svp/refshapes_vqa_tiny")
 MAX_ANSWER_TOKENS = 60
@@ -69,12 +71,16 @@ def segment(
         ValueError: the image, the expression or the checkpoint cannot be used.
         OSError: a file is not there, or cannot be read or written.
     """
+    from lavis_svp.common.timing import Stopwatch
     from lavis_svp.common.visualization import panel, save_png
     from lavis_svp.processors.text import SvpReferringProcessor
 
     cleaned = SvpReferringProcessor()(expression)
-    model, samples, pixels = _model_and_samples(image, checkpoint, device, max_image_pixels)
-    prediction = model.predict_masks({**samples, "text_input": [cleaned]})[0][0]
+    watch = Stopwatch()
+    model, samples, pixels = _model_and_samples(image, checkpoint, device, max_image_pixels, watch)
+    watch.device = model.device
+    with watch.part("text and full-size mask"), watch.modules(model.timed_parts):
+        prediction = model.predict_masks({**samples, "text_input": [cleaned]})[0][0]
     if prediction.error is not None:
         raise ValueError(prediction.error)
     labels = None if prediction.region_map is None else prediction.region_map.labels
@@ -86,6 +92,7 @@ def segment(
     if note:
         print(note)
     print(f"Visual tokens: {prediction.tokens}. Mask: {share:.1%} of the image, score {prediction.score:.2f}.")
+    print(f"From file to mask in {watch.text()} (without loading the weights)")
     print(f"Image: {out}")
 
 
@@ -110,22 +117,34 @@ def answer(
 
 
 def _model_and_samples(
-    image: str | None, checkpoint: Path | None, device: str, max_image_pixels: int
+    image: str | None,
+    checkpoint: Path | None,
+    device: str,
+    max_image_pixels: int,
+    watch: Stopwatch | None = None,
 ) -> tuple[Any, dict[str, Any], np.ndarray]:
-    """The trained model and a batch of the image without a text, on a device; and the image's pixels (H, W, 3)."""
+    """The trained model and a batch of the image without a text, on a device; and the image's pixels (H, W, 3).
+
+    Reading and scaling the image counts as a part of ``watch``.
+    """
     from lavis_svp.common.devices import checked_device
     from lavis_svp.common.images import read_image
+    from lavis_svp.common.timing import Stopwatch
     from lavis_svp.common.transfer import move_to_device
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 
     if image and not Path(image).is_file():  # before the model is loaded, which takes seconds
         raise FileNotFoundError(f"There is no image {image}. Name an image file; without one, a scene is drawn.")
     place = checked_device(device, "--device")
-    pixels = read_image(Path(image), max_image_pixels).pixels if image else _built_in_image()
+    watch = watch or Stopwatch()
+    with watch.part("reading the image"):
+        pixels = read_image(Path(image), max_image_pixels).pixels if image else _built_in_image()
     model = _shipped_model(place) if checkpoint is None else _trained_model(checkpoint, place)
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
-    samples = {"image": processor.resized(pixels)[None], "original_size": [pixels.shape[:2]]}
-    return model, move_to_device(samples, place), pixels
+    with watch.part("reading the image"):
+        samples = {"image": processor.resized(pixels)[None], "original_size": [pixels.shape[:2]]}
+        samples = move_to_device(samples, place)
+    return model, samples, pixels
 
 
 def _shipped_model(device: torch.device) -> Any:

@@ -437,6 +437,21 @@ class RefPhotosBuilder(ReferringBuilder):
         build_refphotos(self.root(), debian=self.settings().build_info.debian)
 
 
+@registry.register_builder("trainphotos_seg")
+class TrainPhotosBuilder(ReferringBuilder):
+    """Real photographs marked by hand like RefPhotos, to train on; made on first use. Types: default, train, val."""
+
+    name = "trainphotos_seg"
+    dataset = "trainphotos"
+    DATASET_CONFIG_DICT = config_files("trainphotos")
+
+    def make_data(self) -> None:
+        """Get the photographs and write the annotations, unless they are there."""
+        from lavis_svp.datasets.trainphotos import build_trainphotos
+
+        build_trainphotos(self.root())
+
+
 @registry.register_builder("referring_shards_seg")
 class ShardsBuilder(ReferringBuilder):
     """Shards made from COCO-format instances, from JSONL, or from anything else. Type: default."""

@@ -37,6 +37,7 @@ SPECS = {
     "refthings": DatasetSpec("refthings", ("svp",), images="images/refthings"),
     "photos": DatasetSpec("photos", ("svp",), images="images/photos"),
     "refphotos": DatasetSpec("refphotos", ("svp",), images="images/refphotos"),
+    "trainphotos": DatasetSpec("trainphotos", ("svp",), images="images/trainphotos"),
 }
 
 PUBLIC = ("refcoco", "refcoco+", "refcocog", "grefcoco")
@@ -187,6 +188,7 @@ SOURCES = {
     "refshapes": "It comes with the plugin: the builder refshapes_seg makes it on first use.",
     "photos": "They come with the plugin: the builder photos_seg makes them on first use.",
     "refphotos": "They come with the plugin: the builder refphotos_seg makes them on first use.",
+    "trainphotos": "They come with the plugin: the builder trainphotos_seg makes them on first use.",
 }
 """How to get the annotations."""
 

@@ -27,6 +27,7 @@ from lavis_svp.datasets.sources import (
     SuperpixelLookup,
 )
 from lavis_svp.datasets.targets import Placement, candidate_indices, instance_labels, target_masks
+from lavis_svp.segmentation.targets import COMPOSED
 
 OPTIONAL_KEYS = ("image", "region_map", "frozen")
 """Sample keys that a batch has only if every sample of it has them."""
@@ -201,7 +202,7 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             which they are listed as well; most data sets have none), "masks" ((H, W) uint8 in {0, 1}), "has_target",
             "candidates" (the objects that its attributes alone fit, as indices into the instances; None where the data
             lists none), "text_output" (None: the answer is the mask);
-            "instances": {"labels": (H, W) int32, -1 = none, "words"} or None;
+            "instances": {"labels": (H, W) int32, -1 = none, "words", "composed"} or None;
             "skipped": an empty list;
             "region_map" and "frozen" where a cache gives them.
 
@@ -237,11 +238,16 @@ class ReferringDataset(Dataset[dict[str, Any]]):
             "text_output": [None] * len(expressions),  # data sets of questions and captions have the words here
             "masks": self._masks(placement, expressions),
             "has_target": [bool(expression.targets) for expression in expressions],
-            "instances": instance_labels(annotations, placement) if self.options.instances else None,
+            "instances": self._instances(placement),
             "candidates": candidate_indices(annotations, image, expressions),
             SKIPPED: [],  # always there: LAVIS's ConcatDataset drops keys that not all samples have
         }
         return sample | self._inputs(sample["image_key"], loaded, placement, rng)
+
+    def _instances(self, placement: Placement) -> dict[str, Any] | None:
+        if not self.options.instances:
+            return None
+        return {**instance_labels(self.source.annotations, placement), COMPOSED: self.options.composed}
 
     def collater(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Join samples: "image" is stacked, (B, 3, S, S); every other key becomes a list of length B.

@@ -26,13 +26,19 @@ TEMPERATURE = 0.3
 NO_AREA = 1e-6
 
 
-def token_classes(extractor: FrozenFeatureExtractor, vision: VisionFeatures, visual: VisualTokens) -> Tensor:
+def token_classes(
+    extractor: FrozenFeatureExtractor,
+    vision: VisionFeatures,
+    visual: VisualTokens,
+    temperature: float | None = TEMPERATURE,
+) -> Tensor:
     """The classifier's classes in the regions of visual tokens: (B, T, K) log-probabilities.
 
     Args:
         extractor: holds the classifier.
         vision: frozen features of B images, with the output ``classifier``.
         visual: their visual tokens.
+        temperature: of the cosines between regions; None: each region for itself.
 
     Raises:
         ValueError: the projector does not report which patches its tokens come from.
@@ -49,10 +55,11 @@ def token_classes(extractor: FrozenFeatureExtractor, vision: VisionFeatures, vis
     with no_autocast(seen.device):
         weights = assignment.float()  # (B, T, N)
         means = weights @ seen  # (B, T, 1280)
-        alike = [_cosines(weights @ one.float(), visual.valid) for one in (encoded, seen)]
-        similarity = (alike[0] + alike[1]) / 2  # (B, T, T)
-        shared = _similar_regions(similarity, effective_patches(weights), visual.valid)  # (B, T, T)
-        return extractor.classifier.class_log_probs(shared @ means)  # (B, T, K)
+        if temperature is not None:
+            alike = [_cosines(weights @ one.float(), visual.valid) for one in (encoded, seen)]
+            similarity = (alike[0] + alike[1]) / (2 * temperature)  # (B, T, T)
+            means = _similar_regions(similarity, effective_patches(weights), visual.valid) @ means  # (B, T, 1280)
+        return extractor.classifier.class_log_probs(means)  # (B, T, K)
 
 
 def effective_patches(assignment: Tensor) -> Tensor:
@@ -71,7 +78,7 @@ def _cosines(features: Tensor, valid: Tensor) -> Tensor:
 
 def _similar_regions(similarity: Tensor, areas: Tensor, valid: Tensor) -> Tensor:
     """How much each token takes from each token of its image: (B, T, T), rows sum to 1; large regions count more."""
-    scores = similarity / TEMPERATURE + areas.log()[:, None]  # (B, T, T)
+    scores = similarity + areas.log()[:, None]  # (B, T, T)
     return scores.masked_fill(~valid[:, None], torch.finfo(scores.dtype).min).softmax(-1)
 
 

@@ -24,6 +24,7 @@ from lavis_svp.vision.types import Grid
 
 Resolution = Literal["original", "low"]
 PLACE_WORDS = ("left", "right", "above", "below", "top", "bottom")
+COMPOSED = "composed"  # in an image's annotated objects: whether a classifier of photographs does not know them
 NO_WORD = -1  # pads the token ids of short words; a language model embeds it as id 0, and it does not count
 
 
@@ -173,7 +174,12 @@ def auxiliary_targets(
     if instances is not None and "word_alignment" in losses:
         targets.words = word_targets(instances, grids, region_maps, tokenizer)
         if targets.words is not None and finder is not None:
-            objects = [words for item in instances if item is not None for words in item["words"]]
+            objects = [
+                words if item.get(COMPOSED, False) else ()
+                for item in instances
+                if item is not None
+                for words in item["words"]
+            ]
             targets.words.nouns = object_nouns(objects, finder)
     if "place_alignment" in losses:
         targets.place_ids = word_token_ids(PLACE_WORDS, tokenizer)

@@ -29,12 +29,13 @@ BUILDERS = (
     "refthings_seg",
     "photos_seg",
     "refphotos_seg",
+    "trainphotos_seg",
     "referring_shards_seg",
 )
 OF_TEXTS = ("vqa_files", "caption_files", "refshapes_vqa", "refshapes_caption")  # tested in test_answering.py
-OWN_FORM = ("refshapes_seg", "refthings_seg", "photos_seg", "refphotos_seg", "referring_shards_seg")
+BUILT_IN = ("refshapes_seg", "refthings_seg", "photos_seg", "refphotos_seg", "trainphotos_seg")
+OWN_FORM = (*BUILT_IN, "referring_shards_seg")
 """Builders that do not read a tree in RefCOCO's format that is there already."""
-BUILT_IN = ("refshapes_seg", "refthings_seg", "photos_seg", "refphotos_seg")
 TYPES = [(name, kind) for name in BUILDERS for kind in registry.get_builder_class(name).DATASET_CONFIG_DICT]
 NEEDED = {
     "refcoco_seg": {"default", "train", "val", "testA", "testB", "test", "google"},
@@ -45,6 +46,7 @@ NEEDED = {
     "refthings_seg": {"default", "train", "val", "test"},
     "photos_seg": {"default"},
     "refphotos_seg": {"default"},
+    "trainphotos_seg": {"default", "train", "val"},
     "referring_shards_seg": {"default"},
 }
 
@@ -111,7 +113,8 @@ def test_default_yaml_shows_every_key_with_its_default(name):
     assert not missing
     assert set(shown["sampling"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
-    defaults = vars(SamplingOptions()) | {"instances": name in BUILT_IN}
+    composed = name in ("refshapes_seg", "refthings_seg")
+    defaults = vars(SamplingOptions()) | {"instances": name in BUILT_IN, "composed": composed}
     assert shown["sampling"] == defaults
 
 

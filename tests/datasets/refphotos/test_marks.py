@@ -88,7 +88,7 @@ def test_names_and_attributes_fit_one_object_alone(shipped):
 def test_a_mark_is_read(mark):
     marks = read_marks(TOY, mark, "here")
     assert marks.masks.shape == (3, 20, 30) and marks.masks.sum(axis=(1, 2)).tolist() == [120, 50, 6]
-    assert marks.nouns == ("dog", "dog", "ball")
+    assert marks.nouns == ("dog", "dog", "ball") and marks.synonyms == ((), (), ())
     assert [dict(one.tags).get("size") for one in marks.expressions] == ["small", "large", "medium", None]
 
 
@@ -120,6 +120,10 @@ def change(mark, path, value):
         (("objects", 0, "rle"), "0", "object 0"),
         (("objects", 0, "rle"), "no code", "object 0"),
         (("objects", 0, "extra"), 1, "must have the keys noun, group, rle"),
+        (("objects", 0, "synonyms"), "pet", "'synonyms' must"),
+        (("objects", 0, "synonyms"), ["pet", 1], "'synonyms' must hold texts"),
+        (("objects", 0, "synonyms"), ["pet", ""], "the synonym '' is empty"),
+        (("objects", 0, "synonyms"), ["Pet"], "the synonym 'Pet' is empty, not in lower case"),
         (("expressions", 0), "ball", "must be a JSON object"),
         (("expressions", 0, "text"), "Ball", "not in lower case"),
         (("expressions", 0, "text"), "the  ball", "spaces too many"),
