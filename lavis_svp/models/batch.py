@@ -17,6 +17,8 @@ from lavis_svp.language.splice import NounStates, PredictingPlaces, SplicedBatch
 from lavis_svp.models.config import ModelOptions
 from lavis_svp.models.texts import TrainingTexts, parse_targets, tokenize_texts
 from lavis_svp.projectors.types import MaskSize, Superpixels
+from lavis_svp.segmentation.region_mask import region_labels
+from lavis_svp.segmentation.seg_prompt import SegPrompts
 from lavis_svp.segmentation.targets import AuxiliaryTargets, MaskTargets, auxiliary_targets, mask_targets
 from lavis_svp.superpixels.region_map import RegionMap
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE
@@ -39,6 +41,7 @@ class PreparedBatch:
     Args:
         images: what the feature extractor reads.
         superpixels: of the images, where they are known and the projector reads them.
+        region_labels: (B, 4h, 4w) their region in each cell of the mask decoder's grid, for ``seg_prompt.region_mask``.
         texts: what is learned from; none for a batch to predict.
         sequences: the texts laid out with room for a visual token for each of the ``superpixels``; None where the
             superpixels are not known, or a text does not fit.
@@ -54,6 +57,7 @@ class PreparedBatch:
 
     images: ImageInputs
     superpixels: Superpixels | None = None
+    region_labels: Tensor | None = None
     texts: TrainingTexts = field(default_factory=lambda: TrainingTexts([], []))
     sequences: SplicedBatch | None = None
     decoded: list[int] = field(default_factory=list)
@@ -183,6 +187,9 @@ class BatchPreparer:
                 region_maps, batch.images.geometry, self.grid, encoder.fit == "pad", self.mask_size
             )
         batch = replace(batch, superpixels=superpixels, lacks_regions=False)
+        if self.options.seg_prompt.region_mask and region_maps is not None:
+            cells = self.options.sam.side // LOW_RES_STRIDE
+            batch.region_labels = region_labels(region_maps, batch.images.geometry, (cells, cells))
         if not self.training:
             return batch
         batch.auxiliary, batch.raw_instances = self.auxiliary(batch, region_maps), None
@@ -312,17 +319,15 @@ class TokenizedBatch:
         answer_states = states[ends.rows[absent], ends.columns[absent]]  # (A, D)
         return answer_states, ends.image_index[absent], expressions.noun_states(states, absent)
 
-    def decoded(self, prompts: Tensor) -> tuple[Tensor, list[int]]:
-        """The K of P prompts whose masks are decoded, and their images.
-
-        Args:
-            prompts: (P, 1, 256).
-        """
+    def decoded(self, prompts: SegPrompts) -> tuple[SegPrompts, list[int], Tensor]:
+        """The K of P prompts whose masks are decoded, their images on the host, and (K,) these for the device."""
         rows, index = self.targets.decoded, self.targets.decoded_index
         if not rows or index is None:
-            return prompts, [0]
-        chosen = prompts if len(rows) == len(prompts) else prompts.index_select(0, index)
-        return chosen, [self.places.images[row] for row in rows]  # (K, 1, 256), K
+            return prompts, [0], self.image_index
+        images = [self.places.images[row] for row in rows]
+        if len(rows) == len(prompts.sparse):
+            return prompts, images, self.image_index
+        return prompts.at(index), images, self.image_index.index_select(0, index)
 
 
 def first_of_each_image(images: Sequence[int], limit: int | None) -> list[int]:

@@ -112,6 +112,8 @@ class ModelOptions:
         build_options(PROJECTORS.get(name).options_class, projector, f"model.projector ('{name}')")
         if self.auxiliary_losses.grounding and not self.seg_prompt.pointer:
             raise ValueError("model.auxiliary_losses.grounding needs model.seg_prompt.pointer: true.")
+        if self.auxiliary_losses.regions and not self.seg_prompt.region_mask:
+            raise ValueError("model.auxiliary_losses.regions needs model.seg_prompt.region_mask: true.")
         if self.no_target is not None:
             self.no_target.check(self.seg_prompt, self.prompt)
         patterns = self.trainable

@@ -27,11 +27,13 @@ class EncodedImages:
         vision: the frozen features.
         visual: the visual tokens.
         errors: what is wrong with an image, by its index; it was read as zeros, and its answers are void.
+        region_labels: (B, 4h, 4w) the region in each cell of the mask decoder's grid, for ``seg_prompt.region_mask``.
     """
 
     vision: VisionFeatures
     visual: VisualTokens
     errors: Mapping[int, str] = field(default_factory=dict)
+    region_labels: Tensor | None = None
 
     @property
     def counts(self) -> list[int]:

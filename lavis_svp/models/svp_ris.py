@@ -60,6 +60,7 @@ from lavis_svp.segmentation.no_target import (
     seg_logit_bias,
     stored_calibration,
 )
+from lavis_svp.segmentation.region_mask import region_logits
 from lavis_svp.segmentation.seg_prompt import SegPromptHead, SegPrompts, token_positions
 from lavis_svp.segmentation.targets import WordTargets
 from lavis_svp.vision.classifier import ClassNouns
@@ -276,13 +277,12 @@ class SvpRis(BaseModel):
             states = self.language.read(batch.sequences, visual.tokens)  # (R, L, D)
             losses = {"loss_ce": self.language.loss(states, batch.sequences)}
 
-            encoded = EncodedImages(vision, visual)
+            encoded = EncodedImages(vision, visual, region_labels=inputs.region_labels)
             seg_prompts, without_target = self.training_prompts(encoded, batch, states)  # (P, 1, 256), (A, 1, 256)
             losses |= self.auxiliary_losses.prompt_losses(
                 visual, seg_prompts, batch.image_index, batch.targets.auxiliary, self.mask_decoder, without_target
             )
-            prompts, images = batch.decoded(seg_prompts.sparse)  # K of the P: (K, 1, 256), K images
-            logits = self.mask_decoder(vision.sam, prompts, images)  # (K, 4h, 4w)
+            logits = self.decode_masks(encoded, *batch.decoded(seg_prompts))  # of K of the P: (K, 4h, 4w)
             losses |= self.mask_losses(logits, batch.targets.masks)
             return self.total_loss({**losses, **token_losses}, visual, batch.sequences.shortened)
 
@@ -314,7 +314,7 @@ class SvpRis(BaseModel):
             asked = self.ask_expressions(encoded, samples)
             answers = self.answer_expressions(encoded, asked.turns, mode)  # [SEG] states (P, D)
             seg_prompts = self.make_seg_prompts(encoded, answers.seg_states, answers.image_index, answers.nouns)
-            logits = self.mask_decoder(encoded.vision.sam, seg_prompts.sparse, answers.images)  # (P, 4h, 4w)
+            logits = self.decode_masks(encoded, seg_prompts, answers.images, answers.image_index)  # (P, 4h, 4w)
         return self._predictions(encoded, asked, answers, seg_prompts, logits)
 
     def encode(self, samples: Mapping[str, Any]) -> EncodedImages:
@@ -326,7 +326,8 @@ class SvpRis(BaseModel):
             inputs = self.prepare(samples, training=False)
             vision = self.extractor(inputs.images)
             inputs = self.with_regions(inputs, vision, training=False)
-            return EncodedImages(vision, self.visual_tokens(vision, inputs.superpixels), inputs.images.errors)
+            visual = self.visual_tokens(vision, inputs.superpixels)
+            return EncodedImages(vision, visual, inputs.images.errors, inputs.region_labels)
 
     def visual_tokens(
         self, vision: VisionFeatures, superpixels: Superpixels | None = None, names: WordTargets | None = None
@@ -462,6 +463,23 @@ class SvpRis(BaseModel):
             positions = token_positions(encoded.visual, encoded.vision, self.mask_decoder)  # (B, T, 256)
             point = self.mask_decoder.point_token  # (256,)
         return self.seg_prompt(seg_states, image_index, encoded.visual, positions, point, nouns)
+
+    def decode_masks(
+        self, encoded: EncodedImages, prompts: SegPrompts, images: list[int], image_index: Tensor
+    ) -> Tensor:
+        """Decode the masks of P prompts: (P, 4h, 4w) logits over SAM's input.
+
+        Args:
+            encoded: B images.
+            prompts: of the masks.
+            images: the image of each, on the host.
+            image_index: (P,) the same for the device.
+        """
+        logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, images)  # (P, 4h, 4w)
+        labels, order = encoded.region_labels, encoded.visual.order
+        if prompts.regions is None or labels is None or order is None:
+            return logits
+        return logits + region_logits(prompts.regions, order[image_index], labels[image_index])  # (P, 4h, 4w)
 
     def ask_expressions(self, encoded: EncodedImages, samples: Mapping[str, Any]) -> AskedTexts:
         """Render the expressions of a batch, ``text_input``, with the answer that holds ``[SEG]``.

@@ -19,6 +19,7 @@ from lavis_svp.language.causal_lm import LanguageModel
 from lavis_svp.projectors.layers import centroids
 from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
+from lavis_svp.segmentation.region_mask import region_loss
 from lavis_svp.segmentation.seg_prompt import SegPrompts
 from lavis_svp.segmentation.targets import (
     AuxiliaryTargets,
@@ -44,6 +45,7 @@ class AuxiliaryLossOptions:
         place_alignment: a visual token should point at the words for its place (left, right, ...).
         alignment_steps: number of first optimizer steps that train the projector alone, by word and place alignment.
         point_regression: the prompt should be near SAM's embedding of the target's centre.
+        regions: every token should know whether its region belongs to the target (needs seg_prompt.region_mask).
     """
 
     grounding: float = 0.0
@@ -51,10 +53,11 @@ class AuxiliaryLossOptions:
     place_alignment: float = 0.0
     alignment_steps: int = 0
     point_regression: float = 0.0
+    regions: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole_number("model.auxiliary_losses.alignment_steps", self.alignment_steps, 0)
-        for name in ("grounding", "word_alignment", "place_alignment", "point_regression"):
+        for name in ("grounding", "word_alignment", "place_alignment", "point_regression", "regions"):
             check_weight(f"model.auxiliary_losses.{name}", getattr(self, name))
         if self.alignment_steps and not self.word_alignment:
             raise ValueError("model.auxiliary_losses.alignment_steps needs a word_alignment weight above 0.")
@@ -62,7 +65,7 @@ class AuxiliaryLossOptions:
     @property
     def enabled(self) -> frozenset[str]:
         """Names of the losses that are on."""
-        names = ("grounding", "word_alignment", "place_alignment", "point_regression")
+        names = ("grounding", "word_alignment", "place_alignment", "point_regression", "regions")
         return frozenset(name for name in names if getattr(self, name))
 
 
@@ -88,6 +91,7 @@ class AuxiliaryLosses(nn.Module):
             "loss_word": opt.word_alignment,
             "loss_place": opt.place_alignment,
             "loss_point": opt.point_regression,
+            "loss_region": opt.regions,
         }
 
     def in_alignment_stage(self, step: float) -> bool:
@@ -148,6 +152,11 @@ class AuxiliaryLosses(nn.Module):
             if _has_regions(targets):
                 target_choice = listwise_target(token_ious(visual, targets, image_index))
             losses["loss_ground"] = grounding_loss(prompts.scores, target_choice, absent)
+        if self.options.regions and prompts.regions is not None and targets.inside is not None:
+            assert targets.areas is not None and visual.order is not None
+            order = visual.order[image_index]  # (P, T)
+            inside, areas = (_of_superpixels(one, order, 0.0) for one in (targets.inside, targets.areas))  # (P, T)
+            losses["loss_region"] = region_loss(prompts.regions, inside, areas)
         if self.options.point_regression and targets.centres is not None:
             position = mask_decoder.position_of(targets.centres[:, 0], targets.centres[:, 1])  # (P, 256)
             expected = position + mask_decoder.point_token.float()  # (P, 256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -15,6 +16,7 @@ from lavis_svp.projectors.types import VisualTokens
 from lavis_svp.segmentation.mask_decoder import SegMaskDecoder
 from lavis_svp.vision.feature_extractor import VisionFeatures
 
+FARTHEST = 20.0  # behind the pointer's best token; padding is as far
 PROMPT_DIM = 256  # width of SAM's prompt tokens
 StateNormName = Literal["none", "batch"]
 
@@ -38,6 +40,8 @@ class SegPromptOptions:
             (``model.classifier``), and add that to the pointer's scores; see :class:`NounEvidence`.
         pointer_absent: one more choice of the pointer, "no such thing", which it learns from expressions without a
             target (``auxiliary_losses.grounding``); ``prompt.answers`` must begin with ``[SEG]``.
+        region_mask: say of every token whether its region belongs to the target, and add that to the decoder's mask
+            (``segmentation/region_mask.py``); learned by the mask losses and ``auxiliary_losses.regions``.
     """
 
     REMOVED_KEYS: ClassVar = {"pointer_mask": False}
@@ -47,6 +51,7 @@ class SegPromptOptions:
     pointer_dim: int = 128
     pointer_nouns: bool = False
     pointer_absent: bool = False
+    region_mask: bool = False
 
     def __post_init__(self) -> None:
         if self.state_norm not in get_args(StateNormName):
@@ -55,7 +60,7 @@ class SegPromptOptions:
             )
         if self.pointer_position and not self.pointer:
             raise ValueError("model.seg_prompt.pointer_position needs pointer: true.")
-        for key in ("pointer_nouns", "pointer_absent"):
+        for key in ("pointer_nouns", "pointer_absent", "region_mask"):
             if getattr(self, key) and not self.pointer:
                 raise ValueError(f"model.seg_prompt.{key} needs pointer: true.")
 
@@ -69,23 +74,25 @@ class SegPrompts:
         scores: (P, T) log-probabilities of the visual tokens; None without a pointer. With ``pointer_absent`` they do
             not sum to 1.
         absent: (P,) log-probability that there is no such thing; None without ``pointer_absent``.
+        regions: (P, T) logits that a token's region belongs to the target; None without ``region_mask``.
     """
 
     sparse: Tensor
     scores: Tensor | None
     absent: Tensor | None = None
+    regions: Tensor | None = None
+
+    def at(self, index: Tensor) -> SegPrompts:
+        """Those at (K,) places."""
+        return self._changed(lambda tensor: tensor.index_select(0, index))
 
     def split(self, count: int) -> tuple[SegPrompts, SegPrompts]:
         """The first ``count`` prompts, and the others."""
-        first, others = slice(None, count), slice(count, None)
-        return tuple(
-            SegPrompts(
-                self.sparse[part],
-                None if self.scores is None else self.scores[part],
-                None if self.absent is None else self.absent[part],
-            )
-            for part in (first, others)
-        )  # type: ignore[return-value]
+        return self._changed(lambda tensor: tensor[:count]), self._changed(lambda tensor: tensor[count:])
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> SegPrompts:
+        parts = (self.sparse, self.scores, self.absent, self.regions)
+        return SegPrompts(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
 
 class StateNorm(nn.BatchNorm1d):
@@ -202,6 +209,10 @@ class SegPromptHead(nn.Module):
         if options.pointer_nouns:
             assert nouns is not None
             self.noun_evidence = NounEvidence(dim, options.pointer_dim, nouns)
+        if options.region_mask:
+            self.region_query = nn.Linear(dim, options.pointer_dim)
+            self.region_key = nn.Linear(dim, options.pointer_dim)
+            self.region_scale = nn.Parameter(torch.tensor([1.0, 1.0]))  # of the pointer's lead, and what is added
         if options.pointer_absent:
             self.absent = nn.Linear(dim, 1)
         if options.pointer_position:  # at the start the prompt is exactly a point prompt of SAM
@@ -246,7 +257,13 @@ class SegPromptHead(nn.Module):
             valid = visual.valid[image_index]  # (P, T)
             scores = scores.masked_fill(~valid, torch.finfo(torch.float32).min)
             chances = scores.log_softmax(-1)  # (P, T), of the tokens alone
-            weights, absent = chances.exp(), None
+            weights, absent, regions = chances.exp(), None, None
+            if self.options.region_mask:
+                ask, answer = _through(self.region_query, states), _through(self.region_key, tokens)
+                regions = torch.einsum("pd,ptd->pt", ask.float(), answer.float()[image_index])  # (P, T)
+                behind = (scores - scores.amax(1, keepdim=True)).clamp_min(-FARTHEST)  # (P, T), 0 for the best
+                scale = self.region_scale.float()
+                regions = regions / self.options.pointer_dim**0.5 + scale[0] * behind + scale[1]
             if self.options.pointer_absent:
                 level = _through(self.absent, states).float()  # (P, 1)
                 choices = torch.cat([scores, level], 1).log_softmax(-1)  # (P, T + 1)
@@ -259,7 +276,7 @@ class SegPromptHead(nn.Module):
             with no_autocast(states.device):
                 place = torch.einsum("pt,ptc->pc", weights, positions.float()[image_index])  # (P, 256)
             prompt = prompt + place + point_token.float()  # (P, 256)
-        return SegPrompts(prompt[:, None], chances, absent)
+        return SegPrompts(prompt[:, None], chances, absent, regions)
 
 
 def _through(layer: nn.Module, states: Tensor) -> Tensor:

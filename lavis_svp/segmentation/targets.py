@@ -122,6 +122,8 @@ class AuxiliaryTargets:
 
     Args:
         iou: (P, S) float32 IoU of the target of each of P expressions with each superpixel of its image, 0 in padding.
+        inside: (P, S) float32 the share of each superpixel that lies in the target, 0 in padding.
+        areas: (P, S) float32 areas of the superpixels, as shares of the image, 0 in padding.
         shares: where tokens are not superpixels, (P, N) float32 share of each patch that the target covers.
         centres: (P, 2) float32, x and y of the targets' centres, in shares of SAM's side.
         words: for word alignment; None if the batch has fewer than two words.
@@ -129,6 +131,8 @@ class AuxiliaryTargets:
     """
 
     iou: Tensor | None = None
+    inside: Tensor | None = None
+    areas: Tensor | None = None
     shares: Tensor | None = None
     centres: Tensor | None = None
     words: WordTargets | None = None
@@ -168,6 +172,11 @@ def auxiliary_targets(
         else:
             ious = [region_iou(region_maps[i], m) for m, i in zip(masks, image_index, strict=True)]
             targets.iou = _padded([torch.from_numpy(iou) for iou in ious])  # (P, S)
+    if masks and "regions" in losses and region_maps is not None:
+        pairs = [(region_maps[i], m) for m, i in zip(masks, image_index, strict=True)]
+        targets.inside = _padded([torch.from_numpy(region_inside(one, m)) for one, m in pairs])  # (P, S)
+        sizes = [one.areas / one.labels.size for one, _ in pairs]
+        targets.areas = _padded([torch.from_numpy(size.astype(np.float32)) for size in sizes])  # (P, S)
     if masks and "point_regression" in losses:
         centres = [mask_centre(m, geometry[i]) for m, i in zip(masks, image_index, strict=True)]
         targets.centres = torch.stack(centres)  # (P, 2)
@@ -256,6 +265,13 @@ def region_iou(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
     """IoU of S regions with a 0/1 mask (H, W) of their image at any resolution, at the map's own: (S,) float32."""
     small = nearest(mask, region_map.labels.shape)
     return region_ious(region_map.labels, small, region_map.areas).astype(np.float32)
+
+
+def region_inside(region_map: RegionMap, mask: np.ndarray) -> np.ndarray:
+    """The share of each of S regions that lies in a 0/1 mask (H, W) of their image at any resolution: (S,) float32."""
+    small = nearest(mask, region_map.labels.shape) > 0
+    inside = np.bincount(region_map.labels[small & (region_map.labels >= 0)], minlength=region_map.count)
+    return (inside / np.maximum(region_map.areas, 1)).astype(np.float32)
 
 
 def instance_of_region(region_map: RegionMap, instance_labels: np.ndarray, min_share: float = 0.5) -> np.ndarray:

@@ -262,7 +262,9 @@ def test_object_nouns_equal_a_plain_lookup(objects):
 @pytest.mark.parametrize("finder", [None, NOUNS])
 def test_nouns_are_looked_up_where_classes_are_drawn(finder):
     words = [[["dog", "animal"], ["star"]], None, [["dog", "blue"]]]
-    instances = [None if w is None else {"labels": np.zeros((4, 4), np.int32), "words": w} for w in words]
+    labels = np.zeros((4, 4), np.int32)
+    instances = [None if w is None else {"labels": labels, "words": w, "composed": True} for w in words]
+    instances[2]["composed"] = False  # a photograph
     targets = auxiliary_targets(
         ["word_alignment"], masks=[], image_index=[], geometry=[], grids=[(2, 2)] * 3, region_maps=None,
         instances=instances, tokenizer=tokenizer, finder=finder,
@@ -270,5 +272,5 @@ def test_nouns_are_looked_up_where_classes_are_drawn(finder):
     if finder is None:
         assert targets.words.nouns is None
     else:
-        assert targets.words.nouns.tolist() == [[0, 1], [-1, -1], [1, -1]]  # in the order of ``named``
+        assert targets.words.nouns.tolist() == [[0, 1], [-1, -1], [-1, -1]]  # in the order of ``named``
         assert len(targets.words.nouns) == len(targets.words.named) - 1
