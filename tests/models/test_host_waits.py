@@ -28,7 +28,8 @@ PHOTOS = {
     **TINY,
     "classifier": {"side": 64},
     "prompt": {"style": "plain", "answers": ["[SEG]"]},
-    "seg_prompt": {**TINY["seg_prompt"], "pointer_nouns": True, "pointer_absent": True},
+    "seg_prompt": {**TINY["seg_prompt"], "pointer_nouns": True, "pointer_absent": True, "region_mask": True},
+    "auxiliary_losses": {**TINY["auxiliary_losses"], "regions": 1.0},
     "visual_tokens": {**TINY["visual_tokens"], "class_words": True, "drawn_classes": 0.7},
     "vision_encoder": {"extra_channels": ["sam", "colour", "classifier"]},
 }

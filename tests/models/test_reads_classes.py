@@ -19,10 +19,11 @@ PHOTOS = {
     "prompt": {"style": "plain", "answers": ["[SEG]"]},
     "seg_prompt": {
         "state_norm": "batch", "pointer": True, "pointer_position": True, "pointer_nouns": True, "pointer_absent": True,
+        "region_mask": True,
     },
     "visual_tokens": {"norm": True, "shuffle": True, "class_words": True, "drawn_classes": 0.7},
     "losses": {"resolution": "low"},
-    "auxiliary_losses": {"grounding": 1.0, "word_alignment": 1.0, "point_regression": 1.0},
+    "auxiliary_losses": {"grounding": 1.0, "word_alignment": 1.0, "point_regression": 1.0, "regions": 1.0},
 }  # fmt: skip
 """The form of tiny_photos."""
 LEARN_FROM_ABSENCE = ("readout.noun_evidence.", "readout.absent.", "class_words.gate")
@@ -49,7 +50,16 @@ def only(batch, chosen):
 def test_every_parameter_learns_and_the_losses_are_finite(model, batch):
     losses = loss_of(model, batch)
     losses.pop("stats")
-    assert set(losses) == {"loss", "loss_ce", "loss_bce", "loss_dice", "loss_ground", "loss_word", "loss_point"}
+    assert set(losses) == {
+        "loss",
+        "loss_ce",
+        "loss_bce",
+        "loss_dice",
+        "loss_ground",
+        "loss_word",
+        "loss_point",
+        "loss_region",
+    }
     assert all(torch.isfinite(value) for value in losses.values())
     losses["loss"].backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}

@@ -15,7 +15,9 @@ from lavis_svp.vision.geometry import SamInputGeometry
 def test_scores_go_to_the_cells_of_their_regions():
     torch.manual_seed(0)
     scores = torch.randn(2, 4)
-    order = torch.tensor([[2, 0, 1, -1], [0, -1, -1, -1]])  # the fourth token, and three of the second image, are padding
+    order = torch.tensor(
+        [[2, 0, 1, -1], [0, -1, -1, -1]]
+    )  # the fourth token, and three of the second image, are padding
     labels = torch.randint(-1, 3, (2, 5, 6), dtype=torch.int32)
     labels[1][labels[1] > 0] = -1  # that image has one region
     found = region_logits(scores, order, labels)
@@ -29,7 +31,7 @@ def test_labels_cover_the_image_alone():
     labels = np.zeros((6, 12), np.int32)
     labels[:, 6:] = 1
     geometry = SamInputGeometry(64, (32, 64), (60, 120))
-    found = region_labels([RegionMap(labels)], [geometry], (16, 16))[0]
+    found = region_labels([RegionMap.from_labels(labels)], [geometry], (16, 16))[0]
     assert (found[:8, :8] == 0).all() and (found[:8, 8:] == 1).all() and (found[8:] == -1).all()
 
 
@@ -44,4 +46,4 @@ def test_the_loss_is_least_where_the_scores_are_right_and_padding_does_not_count
 def test_the_share_of_a_region_inside_a_mask():
     labels = np.array([[0, 0, 1, 1], [0, 0, 1, -1]], np.int32)
     mask = np.array([[1, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
-    assert region_inside(RegionMap(labels), mask) == pytest.approx([0.25, 1.0])
+    assert region_inside(RegionMap.from_labels(labels), mask) == pytest.approx([0.25, 1.0])
