@@ -20,12 +20,15 @@ class DatasetSpec:
         split_by: the partitions that exist; the first is the usual one.
         refs: the stem of the references' file, "refs" or "grefs".
         images: folder of its images below the root, None = COCO train2014.
+        composed: its things are drawn or rendered, so that a classifier of photographs does not know them
+            (``model.visual_tokens.drawn_classes``).
     """
 
     folder: str
     split_by: tuple[str, ...]
     refs: str = "refs"
     images: str | None = None
+    composed: bool = False
 
 
 SPECS = {
@@ -33,8 +36,8 @@ SPECS = {
     "refcoco+": DatasetSpec("refcoco+", ("unc",)),
     "refcocog": DatasetSpec("refcocog", ("umd", "google")),
     "grefcoco": DatasetSpec("grefcoco", ("unc",), refs="grefs"),
-    "refshapes": DatasetSpec("refshapes", ("svp",), images="images/refshapes"),
-    "refthings": DatasetSpec("refthings", ("svp",), images="images/refthings"),
+    "refshapes": DatasetSpec("refshapes", ("svp",), images="images/refshapes", composed=True),
+    "refthings": DatasetSpec("refthings", ("svp",), images="images/refthings", composed=True),
     "photos": DatasetSpec("photos", ("svp",), images="images/photos"),
     "refphotos": DatasetSpec("refphotos", ("svp",), images="images/refphotos"),
     "trainphotos": DatasetSpec("trainphotos", ("svp",), images="images/trainphotos"),

@@ -13,6 +13,7 @@ from lavis_svp.common.files import BrokenFileError
 from lavis_svp.common.images import MIRRORED_SUFFIX, ImageFile, LoadedImage, read_image
 from lavis_svp.common.options import SetupError
 from lavis_svp.datasets import sampling
+from lavis_svp.datasets.layout import SPECS
 from lavis_svp.datasets.mirroring import can_mirror, mirror_text
 from lavis_svp.datasets.sampling import SamplingOptions
 from lavis_svp.datasets.sources import (
@@ -247,7 +248,8 @@ class ReferringDataset(Dataset[dict[str, Any]]):
     def _instances(self, placement: Placement) -> dict[str, Any] | None:
         if not self.options.instances:
             return None
-        return {**instance_labels(self.source.annotations, placement), COMPOSED: self.options.composed}
+        composed = self.origin is not None and SPECS[self.origin.dataset].composed
+        return {**instance_labels(self.source.annotations, placement), COMPOSED: composed}
 
     def collater(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Join samples: "image" is stacked, (B, 3, S, S); every other key becomes a list of length B.

@@ -34,8 +34,6 @@ class SamplingOptions:
         protocol: evaluation: "all" expressions, or "glamm3": three per image, drawn with ``seed``.
         seed: of every draw.
         instances: also give all annotated objects (for the word-alignment loss and the baselines).
-        composed: the things are drawn or rendered, so that an image classifier does not know them, and
-            ``model.visual_tokens.drawn_classes`` counts; needs ``instances``.
         load_image: "auto" sends "image" only where no features are cached; True always; False never, so that an image
             without cached features is an error.
         skip_broken: training: a sample whose files are broken (image, mask, annotation, shard) is replaced by the next
@@ -55,7 +53,6 @@ class SamplingOptions:
     protocol: EvaluationProtocol = "all"
     seed: int = 0
     instances: bool = False
-    composed: bool = False
     load_image: bool | Literal["auto"] = "auto"
     skip_broken: bool = True
     shuffle: Literal["global", "shards"] = "global"

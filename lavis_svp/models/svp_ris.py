@@ -162,6 +162,8 @@ class SvpRis(BaseModel):
                 None if nouns is None else NounFinder(nouns.nouns),
             )
         table = None if nouns is None else nouns.matrix.T.bool()  # (V, K)
+        if table is not None and weights == "none":
+            table = table.to("meta")
         self.draw_classes: DrawnClasses | None = None
         if table is not None and options.visual_tokens.drawn_classes:
             self.draw_classes = DrawnClasses(table, options.visual_tokens.drawn_classes)

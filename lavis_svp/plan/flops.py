@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lavis_svp.language.causal_lm import LanguageModel
+from lavis_svp.language.splice import NounStates
 from lavis_svp.models.param_groups import part_of
 from lavis_svp.models.svp_ris import SvpRis
 from lavis_svp.projectors.types import Superpixels, VisualTokens
 from lavis_svp.superpixels.one_pass.generator import OnePassSuperpixels
 from lavis_svp.superpixels.sam.generator import LOW_RES_STRIDE, SamSuperpixels
 from lavis_svp.superpixels.sam.prompts import first_pass
-from lavis_svp.vision.classifier import WIDTH
+from lavis_svp.vision.classifier import CLASSES, WIDTH
 from lavis_svp.vision.extra_channels import EXTRA_CHANNELS, ClassMaps, append_channels
 from lavis_svp.vision.types import PatchFeatures
 
@@ -273,8 +274,11 @@ def make_seg_prompts(model: SvpRis, visual: VisualTokens) -> Tensor:
         point = model.mask_decoder.point_token
         positions = torch.empty(*visual.tokens.shape[:2], point.shape[0])
     image_index = torch.zeros(1, dtype=torch.long)
-    states = torch.empty(1, model.language.dim)
-    return model.seg_prompt.eval()(states, image_index, visual, positions, point).sparse
+    states, nouns = torch.empty(1, model.language.dim), None
+    if model.options.seg_prompt.pointer_nouns:  # one noun
+        nouns = NounStates(states[:, None], torch.zeros(1, 1, dtype=torch.long))
+        visual.classes = torch.empty(*visual.tokens.shape[:2], CLASSES)
+    return model.seg_prompt.eval()(states, image_index, visual, positions, point, nouns).sparse
 
 
 def decode_mask(model: SvpRis, embedding: Tensor, sparse: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ class SetModel:
     """Answers with what was set."""
 
     options = SimpleNamespace(sam=SimpleNamespace(side=64))
+    device = torch.device("cpu")
+    timed_parts: dict[str, torch.nn.Module | None] = {}
 
     def __init__(self, error):
         self.error = error

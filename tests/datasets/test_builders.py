@@ -113,8 +113,7 @@ def test_default_yaml_shows_every_key_with_its_default(name):
     assert not missing
     assert set(shown["sampling"]) == set(vars(SamplingOptions()))
     assert set(shown["build_info"]) == set(vars(options.build_info))
-    composed = name in ("refshapes_seg", "refthings_seg")
-    defaults = vars(SamplingOptions()) | {"instances": name in BUILT_IN, "composed": composed}
+    defaults = vars(SamplingOptions()) | {"instances": name in BUILT_IN}
     assert shown["sampling"] == defaults
 
 
