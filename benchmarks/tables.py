@@ -20,6 +20,7 @@ from typing import Any
 import comparison
 import numpy as np
 import one_pass_tables
+import photo_tables
 import scores
 from results import BLOCK, ROOT, fill, load, number, table
 
@@ -167,6 +168,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **scores.BLOCKS,
     **comparison.BLOCKS,
     **one_pass_tables.BLOCKS,
+    **photo_tables.BLOCKS,
     "superpixels": superpixels,
     "loader": loader,
     "runner": runner,
