@@ -26,14 +26,14 @@ from lavis_svp.datasets.refphotos.marks import NAME, REFPHOTOS, load_marks, load
 from lavis_svp.datasets.trainphotos import TRAINPHOTOS
 from lavis_svp.language.nouns import NounFinder
 from lavis_svp.models.svp_ris import SvpRis
-from lavis_svp.models.token_classes import TEMPERATURE, token_classes
+from lavis_svp.models.token_classes import token_classes
 from lavis_svp.probes.zero_shot import region_figures
 from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 from lavis_svp.tasks.base import run_facts
 from lavis_svp.vision.classifier import ClassNouns
 
 SIDES = (448, 640, 896)
-TEMPERATURES = (None, 0.15, 0.2, TEMPERATURE, 0.5, 1.0)
+TEMPERATURES = (None, 0.15, 0.2, 0.3, 0.5, 1.0)
 DATASETS = {"trainphotos": TRAINPHOTOS, "refphotos": REFPHOTOS}
 
 

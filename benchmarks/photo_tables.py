@@ -53,4 +53,17 @@ def _trial(name: str, scores: Mapping[str, Any]) -> list[str]:
     return [name, *(number(value) for value in (both["giou"], *picks, *refused))]
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"photo_beside": beside, "photo_trials": trials}
+def choices() -> str:
+    """The classifier's side, and the temperature at which regions that look alike are asked together."""
+    content = load("class_choices")
+    rows = [
+        [side, temperature.replace("None", "each alone"), *(number(means[key]) for key in ("chance", "pick", "iou"))]
+        for side, by_temperature in content["found"].items()
+        for temperature, means in by_temperature.items()
+    ]
+    run = content["run"]
+    origin = f"`{run['command']}`, {run['date'][:10]}, {run['machine']['cpus']} CPUs; TrainPhotos, 396 bare names."
+    return "\n\n".join([table(["side", "temperature", "chance", "pick", "IoU of the joined regions"], rows), origin])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"photo_beside": beside, "photo_trials": trials, "class_choices": choices}
