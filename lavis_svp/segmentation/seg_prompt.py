@@ -91,8 +91,8 @@ class SegPrompts:
         return self._changed(lambda tensor: tensor[:count]), self._changed(lambda tensor: tensor[count:])
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> SegPrompts:
-        parts = (self.sparse, self.scores, self.absent, self.regions)
-        return SegPrompts(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
+        optional = (self.scores, self.absent, self.regions)
+        return SegPrompts(change(self.sparse), *(None if part is None else change(part) for part in optional))
 
 
 class StateNorm(nn.BatchNorm1d):
@@ -137,9 +137,9 @@ class NounEvidence(nn.Module):
     """How well an expression's nouns fit what a classifier sees in each token's region.
 
     A noun's fit is the log of the summed probability of the classes that it names: without any training, the region
-    where it is largest is the named thing in most photographs (benchmarks/reports/photographs.md). Which of the nouns
-    is meant ("the cup left of the laptop") is for the language model to say: the state that predicts ``[SEG]`` attends
-    to the states at the nouns, or to none of them.
+    where it is largest lies in the named thing three times as often as chance (benchmarks/reports/photographs.md).
+    Which of the nouns is meant ("the cup left of the laptop") is for the language model to say: the state that predicts
+    ``[SEG]`` attends to the states at the nouns, or to none of them.
 
     Args:
         dim: D, the language model's width.

@@ -89,7 +89,8 @@ def _regular(opened: tarfile.TarFile, wanted: Collection[str]) -> _Members:
 def _deb_members(archive: Path, wanted: Collection[str]) -> _Members:
     with archive.open("rb") as file:
         data, compression = _data_of(file, archive)
-        # as a stream: the whole is never in memory, and reading ends with the last member that is wanted
+        # as a stream: the whole is never in memory, and reading ends with the last member that is wanted;
+        # mypy knows the modes of tarfile as literals alone
         with tarfile.open(fileobj=data, mode=f"r|{compression}") as opened:  # type: ignore[call-overload]
             yield from _regular(opened, wanted)
 
