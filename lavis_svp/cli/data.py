@@ -115,8 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
     text = "leave out the photographs of Debian packages, which apt-get downloads"
     sub.add_argument("--no-debian", action="store_true", help=text)
     text = "write real photographs with masks and expressions made by hand in RefCOCO's format, to train on"
-    example = "data trainphotos --root data"
-    add_command(commands, "trainphotos", run_trainphotos, text, example).add_argument("--root", **data_folder)
+    example = "data trainphotos --root data --views 4"
+    sub = add_command(commands, "trainphotos", run_trainphotos, text, example)
+    sub.add_argument("--root", **data_folder)
+    text = (
+        "parts of each training photograph that are added as photographs of their own (default: as many as are there)"
+    )
+    sub.add_argument("--views", type=int, help=text)
     return parser
 
 
@@ -289,5 +294,5 @@ def run_trainphotos(args: argparse.Namespace) -> int:
     """``trainphotos``: fetch the photographs to train on and write their annotations."""
     from lavis_svp.datasets.trainphotos import build_trainphotos
 
-    print(f"The photographs are in {build_trainphotos(args.root)}")
+    print(f"The photographs are in {build_trainphotos(args.root, views=args.views)}")
     return 0

@@ -128,6 +128,18 @@ class RefPhotosBuildInfo(BuildInfo):
 
 
 @dataclass(frozen=True)
+class TrainPhotosBuildInfo(BuildInfo):
+    """``build_info`` of TrainPhotos.
+
+    Args:
+        views: parts of each training photograph that are added as photographs of their own, 0 to 9; None = as many as
+            those on disk have, else none.
+    """
+
+    views: int | None = None
+
+
+@dataclass(frozen=True)
 class SectionOptions:
     """The keys of every section ``datasets.<name>``.
 
@@ -179,6 +191,13 @@ class RefPhotosOptions(SectionOptions):
     """A section of ``refphotos_seg``."""
 
     build_info: RefPhotosBuildInfo = field(default_factory=RefPhotosBuildInfo)
+
+
+@dataclass(frozen=True)
+class TrainPhotosOptions(SectionOptions):
+    """A section of ``trainphotos_seg``."""
+
+    build_info: TrainPhotosBuildInfo = field(default_factory=TrainPhotosBuildInfo)
 
 
 def config_files(folder: str) -> dict[str, str]:
@@ -443,13 +462,14 @@ class TrainPhotosBuilder(ReferringBuilder):
 
     name = "trainphotos_seg"
     dataset = "trainphotos"
+    options_cls = TrainPhotosOptions
     DATASET_CONFIG_DICT = config_files("trainphotos")
 
     def make_data(self) -> None:
         """Get the photographs and write the annotations, unless they are there."""
         from lavis_svp.datasets.trainphotos import build_trainphotos
 
-        build_trainphotos(self.root())
+        build_trainphotos(self.root(), views=self.settings().build_info.views)
 
 
 @registry.register_builder("referring_shards_seg")

@@ -100,6 +100,14 @@ def write_png(path: Path, image: np.ndarray) -> None:
     write_file(path, encoded.tobytes())
 
 
+def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
+    """Write an image, (H, W, 3) uint8 RGB, as a whole or not at all; ``quality`` from 0 to 100."""
+    done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"Cannot encode an image of shape {image.shape} and type {image.dtype} as JPEG.")
+    write_file(path, encoded.tobytes())
+
+
 def annotation(ann_id: int, image_id: int, category_id: int, mask: np.ndarray, attributes: Sequence[str]) -> dict:
     """A COCO annotation with an exact mask.
 

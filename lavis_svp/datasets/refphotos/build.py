@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lavis_svp.common.files import BadFileError
-from lavis_svp.common.images import decode_image
+from lavis_svp.common.images import decode_image, read_image
 from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.datasets import refcoco_writer
 from lavis_svp.datasets.refphotos.marks import (
     REFPHOTOS,
+    TRAIN,
     ListedPhoto,
     MarkedPhotos,
     Marks,
@@ -26,6 +27,7 @@ from lavis_svp.datasets.refphotos.marks import (
     load_photos,
     read_marks,
 )
+from lavis_svp.datasets.refphotos.views import VIEWS_VERSION, make_views
 from lavis_svp.zoo.archives import read_members
 from lavis_svp.zoo.entries import PublishedArchive
 from lavis_svp.zoo.store import DownloadError, HashMismatchError, get_archive
@@ -35,6 +37,11 @@ OPTION = "datasets.refphotos_seg.build_info.debian: false (lavis-svp data refpho
 
 _FORMAT_VERSION = 1
 """Raised by hand whenever the same photographs and marks would be written otherwise."""
+_MANIFEST_KEYS = ("format_version", "photos_sha256", "marks_sha256", "debian")
+_VIEW_IDS = 1000
+"""The n-th view of photograph k is image k + 1000 n."""
+_MAX_VIEWS = 9
+_VIEW_QUALITY = 95
 _ANNOTATIONS_PER_IMAGE = 100
 _SENTENCES_PER_IMAGE = 1000
 
@@ -66,6 +73,7 @@ def build_marked_photos(
     downloads: str | os.PathLike[str] | None = None,
     progress: bool = True,
     debian: bool = True,
+    views: int | None = 0,
 ) -> Path:
     """Make a data set of marked photographs, or return at once if it is there already.
 
@@ -75,6 +83,8 @@ def build_marked_photos(
         downloads: where the archives are kept; None is ``downloads/`` in the plugin's cache folder.
         progress: print each step, to stderr.
         debian: use the photographs of Debian packages too; False = leave them out, with a warning.
+        views: how many parts of each photograph of the split train are added, as photographs of their own, see
+            :mod:`lavis_svp.datasets.refphotos.views`; None = as many as on disk, else none.
 
     Returns:
         ``<root>/<name>``.
@@ -82,9 +92,15 @@ def build_marked_photos(
     Raises:
         DownloadError: an archive cannot be downloaded.
         HashMismatchError: an archive or a photograph is not the pinned one.
+        ValueError: ``views`` is negative, or more than 9.
         BadFileError: files are there that the manifest does not vouch for, or the marks are damaged.
     """
     name, root, marks = dataset.name, Path(root), load_marks(dataset)
+    manifest_file, images = refcoco_writer.manifest_path(root, name), refcoco_writer.images_folder(root, name)
+    if views is None:
+        views = int(refcoco_writer.read_manifest(manifest_file).get("views", 0))
+    if not 0 <= views <= _MAX_VIEWS:
+        raise ValueError(f"{name}: views is {views}, but a photograph has 0 to {_MAX_VIEWS} of them.")
     marked = [(number, photo) for number, photo in enumerate(load_photos(dataset), start=1) if photo.name in marks]
     chosen = [(number, photo) for number, photo in marked if debian or photo.archive.ecosystem != DEBIAN]
     manifest = {
@@ -92,6 +108,7 @@ def build_marked_photos(
         "photos_sha256": hashlib.sha256(dataset.photos_file.read_bytes()).hexdigest(),
         "marks_sha256": hashlib.sha256(dataset.marks_file.read_bytes()).hexdigest(),
         "debian": debian,
+        **({"views": views, "views_version": VIEWS_VERSION} if views else {}),
     }
     if len(chosen) < len(marked):
         logging.warning(
@@ -99,10 +116,9 @@ def build_marked_photos(
             "the other %d do not compare with those over all.",
             name, len(marked) - len(chosen), len(marked), OPTION, len(chosen),
         )  # fmt: skip
-    manifest_file, images = refcoco_writer.manifest_path(root, name), refcoco_writer.images_folder(root, name)
     files = [refcoco_writer.instances_path(root, name), refcoco_writer.refs_path(root, name)]
     files += [images / photo.file_name for _, photo in chosen]
-    stored = refcoco_writer.own_manifest(manifest_file, manifest, files)
+    stored = refcoco_writer.own_manifest(manifest_file, _MANIFEST_KEYS, files)
     if stored == manifest and all(path.is_file() for path in files):
         return root / name
     report = (lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True)) if progress else (lambda _: None)
@@ -117,15 +133,24 @@ def build_marked_photos(
     for photo, content in photo_files(dataset, [photo for _, photo in chosen], folder, report, len(marked)):
         write_file(images / photo.file_name, content)
     writer = refcoco_writer.DatasetWriter(root, name, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
-    expressions = 0
+    expressions = made = 0
     for number, photo in chosen:
         one = read(photo)
         objects = list(zip(one.nouns, one.masks, one.synonyms, strict=True))
         writer.add(number, photo.file_name, photo.split, objects, one.expressions)
         expressions += len(one.expressions)
+        if views and photo.split == TRAIN:
+            pixels = read_image(images / photo.file_name).pixels
+            for count, view in enumerate(make_views(photo.name, pixels, one, views), start=1):
+                file_name = f"{photo.name}_view{count}.jpg"
+                refcoco_writer.write_jpeg(images / file_name, view.pixels, _VIEW_QUALITY)
+                objects = list(zip(view.marks.nouns, view.marks.masks, view.marks.synonyms, strict=True))
+                writer.add(number + count * _VIEW_IDS, file_name, TRAIN, objects, view.marks.expressions)
+                made += 1
     writer.write()
     refcoco_writer.write_json(manifest_file, manifest)
-    report(f"{len(chosen)} of {len(marked)} photographs with {expressions} expressions are in {root / name}")
+    also = f", and {made} views of them," if made else ""
+    report(f"{len(chosen)} of {len(marked)} photographs with {expressions} expressions{also} are in {root / name}")
     return root / name
 
 

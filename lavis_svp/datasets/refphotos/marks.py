@@ -72,7 +72,7 @@ class MarkedPhotos:
         return self.folder / "marks.json"
 
 
-TEST = "test"
+TRAIN, TEST = "train", "test"
 REFPHOTOS = MarkedPhotos("refphotos", Path(__file__).parent, (TEST,))
 
 

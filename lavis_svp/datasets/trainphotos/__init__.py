@@ -14,7 +14,10 @@ __all__ = ["TRAINPHOTOS", "build_trainphotos"]
 
 
 def build_trainphotos(
-    root: str | os.PathLike[str], downloads: str | os.PathLike[str] | None = None, progress: bool = True
+    root: str | os.PathLike[str],
+    downloads: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    views: int | None = None,
 ) -> Path:
     """Make the data set ``trainphotos``, see :func:`~lavis_svp.datasets.refphotos.build.build_marked_photos`.
 
@@ -22,8 +25,9 @@ def build_trainphotos(
         root: data folder; ``<root>/trainphotos/`` and ``<root>/images/trainphotos/`` are made in it.
         downloads: where the archives are kept; None is ``downloads/`` in the plugin's cache folder.
         progress: print each step, to stderr.
+        views: parts of each training photograph that are added, 0 to 9; None = as many as on disk, else none.
 
     Returns:
         ``<root>/trainphotos``.
     """
-    return build_marked_photos(TRAINPHOTOS, root, downloads, progress)
+    return build_marked_photos(TRAINPHOTOS, root, downloads, progress, views=views)
