@@ -1,11 +1,11 @@
-"""The tables of benchmarks/reports/photographs.md: what stands beside scores on photographs, and short trials."""
+"""The tables of the model for photographs: its scores, what stands beside them, and short trials."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from results import load, number, table
+from results import interval, load, number, spread, table
 
 FIGURES = {
     "chance": "chance",
@@ -16,6 +16,14 @@ FIGURES = {
     "SAM at the centre": "sam_at_centre",
     "noun known": "known",
 }
+SHIPPED = {  # what the weights for photographs are scored on, and the YAML of projects/svp/eval/ that does it
+    "refphotos": "refphotos_tiny_photos",
+    "photos": "photos_tiny_photos",
+    "refthings": "refthings_tiny_photos",
+    "refshapes": "refshapes_tiny_photos",
+    "refshapes_fresh": "refshapes_fresh_tiny_photos",
+}
+BESIDE = ("refphotos", "photos")  # of these, what stands beside the scores is measured: results/zero_shot_DATA.json
 GROUPS = ("all", "clutter few", "clutter scene", "what thing", "what part", "what stuff")
 GROUP_PREFIXES = ("kind ", "size ", "group ")
 
@@ -35,6 +43,65 @@ def beside() -> str:
             f"`{run['command']}`, {run['date'][:10]}, {run['machine']['cpus']} CPUs.",
         ]
     )
+
+
+def shipped() -> str:
+    """The scores of the shipped weights for photographs on all their data, and what stands beside them."""
+    heads = ["data", "gIoU", "95 % interval", "gIoU of all", "pick", "absent refused", "present refused"]
+    heads += ["chance", "classifier alone, pick", "classifier alone, IoU", "one region", "SAM at the centre"]
+    rows, notes = [], []
+    for data, yaml in SHIPPED.items():
+        content = load(f"photographs_{data}")
+        head, both, run = content["headline"], content["with_target"], content["run"]
+        cells = [data, f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"]), number(both["giou"])]
+        absent = (content["no_target"] or {}).get("n_acc")
+        cells += [number(value) for value in (both["pick_inside"], absent, both["seg_miss_rate"])]
+        if data in BESIDE:
+            beside = load(f"zero_shot_{data}")["groups"]["all"]
+            cells += [number(beside[key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre")]
+        else:
+            cells += ["", "", "", number(both["ceiling_single"]), ""]
+        rows.append(cells)
+        notes.append(
+            f"- {data}: `lavis-svp evaluate --cfg-path projects/svp/eval/{yaml}.yaml` ({run['date'][:10]}, "
+            f"{run['machine']['cpus']} CPUs; {content['overall']['n']} expressions on {content['overall']['n_images']} "
+            f"images; seed {run['seed']}; file sha256 `{run['shipped_weights']['sha256'][:12]}`)"
+        )
+    return "\n".join([table(heads, rows), "", *notes])
+
+
+def card() -> str:
+    """What the shipped weights find in RefPhotos: by clutter, size, kind, and group of nouns."""
+    content, beside = load("photographs_refphotos"), load("zero_shot_refphotos")["groups"]
+    found = {"all": content["with_target"]}
+    found |= {f"kind {name}": one for name, one in content["by_kind"].items() if one["n_target"]}
+    for tag in ("clutter", "size", "what", "group"):
+        found |= {f"{tag} {name}": one for name, one in content["by_tag"][tag].items() if one["n_target"]}
+    rows = []
+    for name, one in found.items():
+        scores = [one["giou"], one["pick_inside"], one["seg_miss_rate"]]
+        rows.append([name, str(one["n_target"]), *map(number, scores)])
+        rows[-1] += [number(beside[name][key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre")]
+    heads = ["expressions", "number", "gIoU", "pick", "refused", "chance", "classifier alone, pick"]
+    return table([*heads, "classifier alone, IoU", "one region", "SAM at the centre"], rows)
+
+
+def channel() -> str:
+    """Short trainings with and without the classifier, and with other layers; mean ± half the range over seeds."""
+    content = load("channel_trials")
+    rows = []
+    for name, trial in content["trials"].items():
+        seeds = trial["seeds"]
+        cells = [name, ", ".join(seeds)]
+        for test in ("refphotos", "trainphotos"):
+            for key in ("giou", "pick_inside", "absent_refused", "present_refused"):
+                cells.append(spread([one[test][key] for one in seeds.values()]))
+        rows.append(cells)
+    heads = ["training", "seeds"]
+    for test in ("RefPhotos", "held out of TrainPhotos"):
+        heads += [f"{test}: gIoU", "pick", "absent refused", "present refused"]
+    run = content["run"]
+    return "\n\n".join([table(heads, rows), f"`{run['command']}`, {run['date'][:10]}, one thread each."])
 
 
 def trials() -> str:
@@ -66,4 +133,11 @@ def choices() -> str:
     return "\n\n".join([table(["side", "temperature", "chance", "pick", "IoU of the joined regions"], rows), origin])
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"photo_beside": beside, "photo_trials": trials, "class_choices": choices}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "photo_shipped": shipped,
+    "photo_card": card,
+    "photo_beside": beside,
+    "channel_trials": channel,
+    "photo_trials": trials,
+    "class_choices": choices,
+}

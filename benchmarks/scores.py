@@ -4,9 +4,10 @@
     python benchmarks/scores.py learned QUESTION RUN FOLDER COMMIT   read a scored run into results/learning.json
     python benchmarks/tables.py                                      then rewrites the pages
 
-A summary is the result/*.summary.json of a run. One named shipped_DATA is taken only if it scored the weights that the
-package holds. QUESTION names a table of reports/learning.md (a run may stand in several), FOLDER is the run's
-``run.output_dir``, COMMIT is of the code that ran it, under whose defaults its command holds.
+A summary is the result/*.summary.json of a run. One named shipped_DATA (svp_ris_tiny) or photographs_DATA
+(svp_ris_tiny_photos) is taken only if it scored the weights that the package holds. QUESTION names a table of
+reports/learning.md (a run may stand in several), FOLDER is the run's ``run.output_dir``, COMMIT is of the code that ran
+it, under whose defaults its command holds.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ import argparse
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import photo_tables
 import results
 from results import BASELINES, KINDS, interval, load, number, table, today
 
 from lavis_svp.datasets.refshapes.config import ATTRIBUTES
 from lavis_svp.zoo.shipped import read_record
 
-WEIGHTS = "svp_ris_tiny"
 SHIPPED = {  # what the shipped weights are scored on, and the YAML of projects/svp/eval/ that does it
     "refshapes": "refshapes_seg_tiny",
     "refshapes_fresh": "refshapes_fresh_tiny",
     "photos": "photos_tiny",
+}
+FILES = {  # first word of a result's name -> the weights that it scored, and what these are scored on
+    "shipped": ("svp_ris_tiny", SHIPPED),
+    "photographs": ("svp_ris_tiny_photos", photo_tables.SHIPPED),
 }
 SHORT = {"refshapes": ("best single superpixel", "a random object"), "refshapes_fresh": (), "photos": ()}
 ANSWERS = ("vqa", "vqa_more", "caption", "segmentation", "segmentation_before")
@@ -63,20 +68,22 @@ def add(name: str, summary: Path) -> Path:
     """Keep a summary, with folders of this machine cut out of its command.
 
     Raises:
-        ValueError: no run section, or the name is shipped_DATA and it scored another file than the package holds.
+        ValueError: no run section, or the name is one of the shipped weights' and it scored another file than the
+            package holds.
     """
     content = json.loads(summary.read_text())
     if "run" not in content:
         raise ValueError(f"{summary} has no 'run' section; name the .summary.json that a run wrote.")
     kind, _, data = name.partition("_")
-    if kind == "shipped":
-        if data not in SHIPPED:
-            raise ValueError(f"The shipped weights are scored on {', '.join(SHIPPED)}; got '{data}'.")
-        held = {"name": WEIGHTS, "sha256": (read_record(WEIGHTS) or {}).get("sha256")}
+    if kind in FILES:
+        weights, tests = FILES[kind]
+        if data not in tests:
+            raise ValueError(f"{weights} is scored on {', '.join(tests)}; got '{data}'.")
+        held = {"name": weights, "sha256": (read_record(weights) or {}).get("sha256")}
         if (used := content["run"].get("shipped_weights")) != held:
             raise ValueError(
                 f"{summary} was scored with {used or 'other weights than the shipped ones'}, the package holds {held}. "
-                f"Score the file as shipped: {shipped_command(data)}"
+                f"Score the file as shipped: {shipped_command(data, tests)}"
             )
     content["run"]["command"] = results.without_machine(content["run"]["command"])
     return results.store(name, content, sort_keys=True)
@@ -99,9 +106,9 @@ def learned(question: str, name: str, folder: Path, commit: str) -> Path:
     return results.store("learning", [*others, entry], sort_keys=True)
 
 
-def shipped_command(data: str) -> str:
+def shipped_command(data: str, tests: Mapping[str, str] = SHIPPED) -> str:
     """The command that scores the shipped weights on a data set."""
-    return f"lavis-svp evaluate --cfg-path projects/svp/eval/{SHIPPED[data]}.yaml"
+    return f"lavis-svp evaluate --cfg-path projects/svp/eval/{tests[data]}.yaml"
 
 
 def shipped() -> str:

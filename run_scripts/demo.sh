@@ -4,12 +4,13 @@
 #   bash run_scripts/demo.sh
 #   bash run_scripts/demo.sh [IMAGE] "EXPRESSION" [--checkpoint FILE] [--out IMAGE.png]
 #
-# Without an image it draws a scene of its own; without an expression it looks for "the large red square" in it.
+# Without an image it takes a photograph of a cup of coffee; without an expression it looks for "the cup" in it.
+# The shipped model of drawn shapes: "the large red square" --model-type tiny
 # What train.sh made: --checkpoint output/svp/refshapes_tiny
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if help_wanted "$@"; then exit; fi
-[ $# -ge 1 ] || set -- "the large red square"
+[ $# -ge 1 ] || set -- "the cup"
 
 run segment "$@"

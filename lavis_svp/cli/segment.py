@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from lavis_svp.common.timing import Stopwatch
 
-MODEL_TYPE = "tiny"  # of the shipped weights
+MODEL_TYPE = "tiny_photos"  # of the shipped weights
 ANSWERING = Path("output/svp/refshapes_vqa_tiny")
 MAX_ANSWER_TOKENS = 60
-DEMO_SEED = 1  # of the built-in image: a RefShapes scene that no split holds
+DEMO_PHOTO, DEMO_EXPRESSIONS = "coffee.png", ("the cup", "the spoon", "the table")
+DEMO_SEED = 1  # of the built-in scene of RefShapes, which no split holds
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,14 +33,18 @@ def build_parser() -> argparse.ArgumentParser:
         "superpixels and the predicted mask. With --question it answers in words, which needs a checkpoint of\n"
         "projects/svp/train/refshapes_vqa_tiny.yaml.",
         'lavis-svp segment photo.jpg "the red cup" --out cup.png\n'
+        '  lavis-svp segment "the large red square" --model-type tiny\n'
         '  lavis-svp segment --question "how many red circles are there?"',
     )
     add = parser.add_argument
-    add("image", nargs="?", help="an image file (default: a RefShapes scene, drawn for the demo)")
+    text = "an image file (default: a photograph, or a drawn scene for models that know only drawn shapes)"
+    add("image", nargs="?", help=text)
     add("expression", help='what to segment, such as "the red circle"')
     add("--question", action="store_true", help='the text is a question; "" asks for a caption')
     text = f"a checkpoint or its folder (default: the shipped weights; with --question {ANSWERING})"
     add("--checkpoint", type=Path, metavar="FILE", help=text)
+    text = "which of the shipped weights: tiny_photos, for photographs, or tiny, for RefShapes (default: %(default)s)"
+    add("--model-type", default=MODEL_TYPE, metavar="TYPE", help=text)
     text, path = "the PNG to write (default: %(default)s)", Path("output/demo.png")
     add("--out", type=Path, default=path, metavar="FILE", help=text)
     add_max_image_pixels(parser)
@@ -54,7 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.question:
             answer(args.image, args.expression, args.checkpoint or ANSWERING, args.device, args.max_image_pixels)
         else:
-            segment(args.image, args.expression, args.checkpoint, args.out, args.device, args.max_image_pixels)
+            segment(
+                args.image,
+                args.expression,
+                args.checkpoint,
+                args.out,
+                args.device,
+                args.max_image_pixels,
+                args.model_type,
+            )
 
 
 def segment(
@@ -64,8 +77,18 @@ def segment(
     out: Path,
     device: str = "auto",
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    model_type: str = MODEL_TYPE,
 ) -> None:
     """Predict the mask of an expression, print the answer and draw the mask.
+
+    Args:
+        image: an image file; None: the built-in one of the model.
+        expression: what to segment.
+        checkpoint: of a training; None: the shipped weights.
+        out: the PNG to write.
+        device: where the model runs.
+        max_image_pixels: a larger image is refused.
+        model_type: of the shipped weights.
 
     Raises:
         ValueError: the image, the expression or the checkpoint cannot be used.
@@ -77,7 +100,7 @@ def segment(
 
     cleaned = SvpReferringProcessor()(expression)
     watch = Stopwatch()
-    model, samples, pixels = _model_and_samples(image, checkpoint, device, max_image_pixels, watch)
+    model, samples, pixels = _model_and_samples(image, checkpoint, device, max_image_pixels, watch, model_type)
     watch.device = model.device
     with watch.part("text and full-size mask"), watch.modules(model.timed_parts):
         prediction = model.predict_masks({**samples, "text_input": [cleaned]})[0][0]
@@ -122,6 +145,7 @@ def _model_and_samples(
     device: str,
     max_image_pixels: int,
     watch: Stopwatch | None = None,
+    model_type: str = MODEL_TYPE,
 ) -> tuple[Any, dict[str, Any], np.ndarray]:
     """The trained model and a batch of the image without a text, on a device; and the image's pixels (H, W, 3).
 
@@ -134,12 +158,14 @@ def _model_and_samples(
     from lavis_svp.processors.image import ImageEvalOptions, SvpImageEvalProcessor
 
     if image and not Path(image).is_file():  # before the model is loaded, which takes seconds
-        raise FileNotFoundError(f"There is no image {image}. Name an image file; without one, a scene is drawn.")
+        raise FileNotFoundError(f"There is no image {image}. Name an image file; without one, a built-in one is taken.")
     place = checked_device(device, "--device")
     watch = watch or Stopwatch()
     with watch.part("reading the image"):
-        pixels = read_image(Path(image), max_image_pixels).pixels if image else _built_in_image()
-    model = _shipped_model(place) if checkpoint is None else _trained_model(checkpoint, place)
+        pixels = read_image(Path(image), max_image_pixels).pixels if image else None
+    model = _shipped_model(place, model_type) if checkpoint is None else _trained_model(checkpoint, place)
+    if pixels is None:
+        pixels = _photograph() if model.options.reads_classes else _drawn_scene()
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))
     with watch.part("reading the image"):
         samples = {"image": processor.resized(pixels)[None], "original_size": [pixels.shape[:2]]}
@@ -147,15 +173,17 @@ def _model_and_samples(
     return model, samples, pixels
 
 
-def _shipped_model(device: torch.device) -> Any:
-    """The model type with the weights that come with the package."""
+def _shipped_model(device: torch.device, model_type: str = MODEL_TYPE) -> Any:
+    """A model type with the weights that come with the package."""
     from omegaconf import OmegaConf
 
     from lavis_svp.models.svp_ris import SvpRis
     from lavis_svp.runners.project import section_with_dtypes
     from lavis_svp.zoo import shipped_file
+    from lavis_svp.zoo.shipped import shipped_of_type
 
-    section = OmegaConf.load(SvpRis.default_config_path(MODEL_TYPE)).model
+    shipped_of_type(model_type)  # an unknown one is told before anything is loaded
+    section = OmegaConf.load(SvpRis.default_config_path(model_type)).model
     print(f"Weights: {section.finetuned}, shipped with the package: {shipped_file(section.finetuned)}")
     return SvpRis.from_config(section_with_dtypes(section, device)).to(device).eval()
 
@@ -181,7 +209,17 @@ def _trained_model(checkpoint: Path, device: torch.device) -> Any:
     return model
 
 
-def _built_in_image() -> np.ndarray:
+def _photograph() -> np.ndarray:
+    """A photograph of scikit-image, (H, W, 3) uint8 RGB."""
+    from lavis_svp.datasets.refshapes.render import load_photo
+
+    tried = ", ".join(f'"{expression}"' for expression in DEMO_EXPRESSIONS)
+    print(f"No image given: scikit-image's {DEMO_PHOTO}. Try {tried}.", file=sys.stderr)
+    return load_photo(DEMO_PHOTO)
+
+
+def _drawn_scene() -> np.ndarray:
+    """A scene of RefShapes, (H, W, 3) uint8 RGB; what is in it goes to stderr."""
     from lavis_svp.datasets.refshapes.build import make_image
     from lavis_svp.datasets.refshapes.config import RefShapesConfig
 

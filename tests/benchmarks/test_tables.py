@@ -55,24 +55,31 @@ def test_the_readmes_sentence_on_superpixels_is_that_of_the_default_preset():
     assert not re.search(r"(?<![\d.])\.9\d(?!\d)", sentences[0]), "another preset's agreement"
 
 
-@pytest.mark.parametrize("data", scores.SHIPPED)
-def test_the_shipped_scores_are_those_of_the_file_in_the_package(data):
-    run = results.load(f"shipped_{data}")["run"]
-    held = {"name": scores.WEIGHTS, "sha256": scores.read_record(scores.WEIGHTS)["sha256"]}
-    assert run["shipped_weights"] == held and run["model"]["finetuned"] == scores.WEIGHTS
+@pytest.mark.parametrize(
+    ("kind", "data"), [(kind, data) for kind, (_, tests) in scores.FILES.items() for data in tests]
+)
+def test_the_shipped_scores_are_those_of_the_file_in_the_package(kind, data):
+    run, (weights, tests) = results.load(f"{kind}_{data}")["run"], scores.FILES[kind]
+    held = {"name": weights, "sha256": scores.read_record(weights)["sha256"]}
+    assert run["shipped_weights"] == held and run["model"]["finetuned"] == weights
+    assert tests[data] in run["command"]
 
 
-def test_scores_of_other_weights_are_not_taken_for_the_shipped_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "data"), [(name, data) for name, (_, tests) in scores.FILES.items() for data in tests]
+)
+def test_scores_of_other_weights_are_not_taken_for_the_shipped_ones(tmp_path, monkeypatch, name, data):
+    weights = scores.FILES[name][0]
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     summary = tmp_path / "summary.json"
-    for used in (None, {"name": scores.WEIGHTS, "sha256": "older"}):
+    for used in (None, {"name": weights, "sha256": "older"}):
         summary.write_text(json.dumps({"run": {"shipped_weights": used, "command": "lavis-svp evaluate"}}))
         with pytest.raises(ValueError, match="Score the file as shipped"):
-            scores.add("shipped_refshapes", summary)
-    held = {"name": scores.WEIGHTS, "sha256": scores.read_record(scores.WEIGHTS)["sha256"]}
+            scores.add(f"{name}_{data}", summary)
+    held = {"name": weights, "sha256": scores.read_record(weights)["sha256"]}
     command = "lavis-svp evaluate --checkpoint /home/someone/output/svp"
     summary.write_text(json.dumps({"run": {"shipped_weights": held, "command": command}}))
-    kept = json.loads(scores.add("shipped_refshapes", summary).read_text())
+    kept = json.loads(scores.add(f"{name}_{data}", summary).read_text())
     assert kept["run"]["command"] == "lavis-svp evaluate --checkpoint output/svp"
 
 

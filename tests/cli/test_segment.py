@@ -37,10 +37,14 @@ def test_the_default_is_the_shipped_weights_and_their_absence_is_told(tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_shipped_weights_segment_at_once(tmp_path):
-    result = run("the red circle", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [(["the cup"], "svp_ris_tiny_photos"), (["the red circle", "--model-type", "tiny"], "svp_ris_tiny")],
+)
+def test_the_shipped_weights_segment_at_once(tmp_path, words, weights):
+    result = run(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "Weights: svp_ris_tiny, shipped with the package" in result.stdout and "Answer:" in result.stdout
+    assert f"Weights: {weights}, shipped with the package" in result.stdout and "Answer:" in result.stdout
     assert (tmp_path / "output/demo.png").stat().st_size > 10_000
 
 
@@ -52,7 +56,7 @@ def test_without_an_expression_it_shows_the_usage(tmp_path):
 class SetModel:
     """Answers with what was set."""
 
-    options = SimpleNamespace(sam=SimpleNamespace(side=64))
+    options = SimpleNamespace(sam=SimpleNamespace(side=64), reads_classes=False)
     device = torch.device("cpu")
     timed_parts: dict[str, torch.nn.Module | None] = {}
 
@@ -77,7 +81,7 @@ class NotingModel(SetModel):
 @pytest.mark.parametrize("note", ["", 'I do not know the word "mitten".'])
 def test_a_note_is_told_and_drawn(tmp_path, monkeypatch, capsys, note):
     captions = []
-    monkeypatch.setattr(segment, "_shipped_model", lambda place: NotingModel(note))
+    monkeypatch.setattr(segment, "_shipped_model", lambda place, model_type: NotingModel(note))
     monkeypatch.setattr(
         "lavis_svp.common.visualization.panel",
         lambda *args, caption: captions.append(caption) or Image.new("RGB", (8, 8)),
@@ -93,7 +97,7 @@ def test_a_note_is_told_and_drawn(tmp_path, monkeypatch, capsys, note):
 
 @pytest.mark.parametrize("flags", [[], ["--question"]])
 def test_no_answer_is_an_error(tmp_path, monkeypatch, capsys, flags):
-    monkeypatch.setattr(segment, "_shipped_model", lambda place: SetModel("it is too long"))
+    monkeypatch.setattr(segment, "_shipped_model", lambda place, model_type: SetModel("it is too long"))
     monkeypatch.setattr(segment, "_trained_model", lambda path, place: SetModel("it is too long"))
     with pytest.raises(SystemExit) as stop:
         segment.main(["the red circle", *flags, "--device", "cpu", "--out", str(tmp_path / "demo.png")])
@@ -115,3 +119,36 @@ def test_a_checkpoint_without_configuration_is_told(tmp_path, capsys):
         segment.main(["cup", "--checkpoint", str(tmp_path / "a.pth"), "--device", "cpu"])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "a.pth" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("reads_classes", "told"), [(True, "scikit-image"), (False, "a RefShapes scene")])
+def test_the_built_in_image_is_one_that_the_model_knows(tmp_path, monkeypatch, capsys, reads_classes, told):
+    seen = []
+    model = NotingModel("")
+    model.options = SimpleNamespace(sam=SimpleNamespace(side=64), reads_classes=reads_classes)
+    monkeypatch.setattr(segment, "_shipped_model", lambda place, model_type: model)
+    monkeypatch.setattr(
+        "lavis_svp.common.visualization.panel",
+        lambda pixels, *args, caption: seen.append(pixels) or Image.new("RGB", (8, 8)),
+    )
+    segment.main(["the cup", "--device", "cpu", "--out", str(tmp_path / "demo.png")])
+    assert f"No image given: {told}" in capsys.readouterr().err
+    assert seen[0].ndim == 3 and (seen[0].shape == (400, 600, 3)) == reads_classes
+
+
+def test_the_model_type_is_asked_for(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        segment, "_shipped_model", lambda place, model_type: asked.append(model_type) or NotingModel("")
+    )
+    monkeypatch.setattr("lavis_svp.common.visualization.panel", lambda *args, caption: Image.new("RGB", (8, 8)))
+    segment.main(["the cup", "--device", "cpu", "--out", str(tmp_path / "a.png")])
+    segment.main(["the cup", "--model-type", "tiny", "--device", "cpu", "--out", str(tmp_path / "a.png")])
+    assert asked == ["tiny_photos", "tiny"]
+
+
+def test_an_unknown_model_type_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        segment.main(["the cup", "--model-type", "huge", "--device", "cpu", "--out", str(tmp_path / "a.png")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "huge" in said and "tiny_photos" in said

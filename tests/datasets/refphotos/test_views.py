@@ -139,7 +139,7 @@ def test_a_photograph_without_anything_to_ask_for_has_no_views():
 
 
 def test_no_view_of_the_true_marks_contradicts_them():
-    marked, photos = load_marks(TRAINPHOTOS), [one for one in load_photos(TRAINPHOTOS) if one.split == TRAIN][:12]
+    marked, photos = load_marks(TRAINPHOTOS), [one for one in load_photos(TRAINPHOTOS) if one.split == TRAIN][:4]
     for photo in photos:
         marks = read_marks(photo, marked[photo.name], photo.name)
         absent = {one.text for one in marks.expressions if one.target is None}
