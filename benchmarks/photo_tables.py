@@ -23,6 +23,7 @@ SHIPPED = {  # what the weights for photographs are scored on, and the YAML of p
     "refshapes": "refshapes_tiny_photos",
     "refshapes_fresh": "refshapes_fresh_tiny_photos",
 }
+SHORT = "refphotos"  # the README's first row, above what stands beside it
 BESIDE = ("refphotos", "photos")  # of these, what stands beside the scores is measured: results/zero_shot_DATA.json
 GROUPS = ("all", "clutter few", "clutter scene", "what thing", "what part", "what stuff")
 GROUP_PREFIXES = ("kind ", "size ", "group ")
@@ -68,6 +69,26 @@ def shipped() -> str:
             f"images; seed {run['seed']}; file sha256 `{run['shipped_weights']['sha256'][:12]}`)"
         )
     return "\n".join([table(heads, rows), "", *notes])
+
+
+def short() -> str:
+    """The README's table."""
+    rows = []
+    for data in SHIPPED:
+        content = load(f"photographs_{data}")
+        head, both = content["headline"], content["with_target"]
+        cells = [data, f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"])]
+        cells += [number(both["pick_inside"]), number((content["no_target"] or {}).get("n_acc"))]
+        cells += [number(both["seg_miss_rate"]), number(content["overall"]["tokens_per_image"], 1)]
+        rows.append(cells)
+        if data == SHORT:
+            beside = load(f"zero_shot_{data}")["groups"]["all"]
+            rows.append(["*the image classifier alone*", number(beside["iou"]), "", number(beside["pick"])])
+            rows.append(["*a region at random*", "", "", number(beside["chance"])])
+            rows.append(["*best single superpixel*", number(beside["single"])])
+    heads = ["data", "gIoU", "95 % interval", "pick", "absent refused", "present refused", "tokens"]
+    command = f"`lavis-svp evaluate --cfg-path projects/svp/eval/{SHIPPED[SHORT]}.yaml`"
+    return "\n".join([table(heads, rows), "", f"First row: {command}"])
 
 
 def card() -> str:
@@ -135,6 +156,7 @@ def choices() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "photo_shipped": shipped,
+    "photo_short": short,
     "photo_card": card,
     "photo_beside": beside,
     "channel_trials": channel,
