@@ -63,7 +63,7 @@ def run(out: Path, name: str, options: Sequence[str], seed: int) -> None:
     roots = [f"datasets.{one}.build_info.root={out / 'data'}" for one in ("refthings_seg", "refshapes_seg")]
     all_options = [*SHORTER, *roots, *options, f"run.seed={seed}", f"run.output_dir={folder}"]
     if not (folder / "trained").exists():
-        _call(folder, "train", "--cfg-path", str(TRAIN), "--options", *all_options)
+        call(folder, "train", "--cfg-path", str(TRAIN), "--options", *all_options)
         (folder / "trained").touch()
     model = [one for one in options if one.startswith(MODEL_ONLY)]
     for test, (section, kind) in TESTS.items():
@@ -77,12 +77,13 @@ def run(out: Path, name: str, options: Sequence[str], seed: int) -> None:
             yaml = folder / f"{test}.yaml"
             yaml.write_text(text)
         scored = [*model, f"run.output_dir={target}", "run.eval.num_visualise=0", "model.cache_features=False"]
-        call = ("evaluate", "--cfg-path", str(yaml), "--checkpoint", str(folder), "--options", *scored)
-        _call(target, *call)
+        words = ("evaluate", "--cfg-path", str(yaml), "--checkpoint", str(folder), "--options", *scored)
+        call(target, *words)
         (target / "scored").touch()
 
 
-def _call(folder: Path, *words: str) -> None:
+def call(folder: Path, *words: str) -> None:
+    """Run ``lavis-svp`` with these words on one thread; its output is added to ``console.log`` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "console.log").open("a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -104,11 +105,11 @@ def collect(out: Path) -> dict[str, Any]:
             folder = out / f"{name.replace(' ', '_').replace(',', '')}_seed{seed}"
             if all((folder / test / "scored").exists() for test in TESTS):
                 entry = found.setdefault(name, {"options": list(options), "seeds": {}})
-                entry["seeds"][str(seed)] = {test: _scores(folder / test) for test in TESTS}
+                entry["seeds"][str(seed)] = {test: headline(folder / test) for test in TESTS}
     return found
 
 
-def _scores(folder: Path) -> dict[str, Any]:
+def headline(folder: Path) -> dict[str, Any]:
     """The generative headline scores of one evaluation."""
     scores = json.loads(newest_summary(folder).read_text())
     with_target = scores["with_target"]

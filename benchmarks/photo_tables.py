@@ -125,6 +125,21 @@ def channel() -> str:
     return "\n\n".join([table(heads, rows), f"`{run['command']}`, {run['date'][:10]}, one thread each."])
 
 
+def sides() -> str:
+    """The trained model at several sides of SAM's input, on what TrainPhotos and RefThings hold out."""
+    content = load("photo_sides")
+    names = list(content["val"])
+    rows = [
+        [side, *(number(content["val"][name][side][key]) for name in names for key in ("giou", "pick_inside"))]
+        for side in content["val"][names[0]]
+    ]
+    heads = ["side"]
+    for name in names:
+        heads += [f"`{name}`, val: gIoU", "pick"]
+    run = content["run"]
+    return "\n\n".join([table(heads, rows), f"`{run['command']}`, {run['date'][:10]}, one thread."])
+
+
 def trials() -> str:
     """What short trainings score on RefPhotos."""
     content = load("photo_trials")
@@ -160,6 +175,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "photo_card": card,
     "photo_beside": beside,
     "channel_trials": channel,
+    "photo_sides": sides,
     "photo_trials": trials,
     "class_choices": choices,
 }
