@@ -49,7 +49,7 @@ def measure(dataset: str, side: int) -> dict[str, list[dict[str, float]]]:
     """For each temperature the figures of all expressions that are bare names of known nouns."""
     lists = DATASETS[dataset]
     root = cache_root() / "data"
-    build_marked_photos(lists, root)
+    build_marked_photos(lists, root, views=None)
     model, nouns = model_with(side), ClassNouns.load()
     finder, marks = NounFinder(nouns.nouns), load_marks(lists)
     processor = SvpImageEvalProcessor(ImageEvalOptions(model.options.sam.side))

@@ -37,7 +37,6 @@ FILES = {  # first word of a result's name -> the weights that it scored, and wh
     "shipped": ("svp_ris_tiny", SHIPPED),
     "photographs": ("svp_ris_tiny_photos", photo_tables.SHIPPED),
 }
-SHORT = {"refshapes": ("best single superpixel", "a random object"), "refshapes_fresh": (), "photos": ()}
 ANSWERS = ("vqa", "vqa_more", "caption", "segmentation", "segmentation_before")
 CAPTION_SCORES = ("CIDEr", "Bleu_4", "METEOR", "ROUGE_L")
 FEATURES = {"DINOv2": "none", "and SAM's embedding": "sam", "and the patch's colour": "sam_colour"}
@@ -109,20 +108,6 @@ def learned(question: str, name: str, folder: Path, commit: str) -> Path:
 def shipped_command(data: str, tests: Mapping[str, str] = SHIPPED) -> str:
     """The command that scores the shipped weights on a data set."""
     return f"lavis-svp evaluate --cfg-path projects/svp/eval/{tests[data]}.yaml"
-
-
-def shipped() -> str:
-    """The README's table: five rows, and how the first one is made."""
-    rows = []
-    for data, baselines in SHORT.items():
-        content = load(f"shipped_{data}")
-        head, overall = content["headline"], content["overall"]
-        rows.append([data, f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"])])
-        rows[-1] += [number(value) for value in (head["ciou_macro"], head["pick_accuracy_macro"], overall["n_acc"])]
-        rows[-1].append(number(overall["tokens_per_image"], 1))
-        rows += [[f"*{label}*", number(head[f"{BASELINES[label]}_macro"])] for label in baselines]
-    heads = ["data", "gIoU", "95 % interval", "cIoU", "pick", "N-acc", "tokens"]
-    return "\n".join([table(heads, rows), "", f"First row: `{shipped_command('refshapes')}`"])
 
 
 def summaries(found: dict[str, dict[str, Any]]) -> str:
@@ -260,7 +245,6 @@ def probe(name: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "shipped": shipped,
     "shipped_full": shipped_full,
     "switched": switched,
     "answering": answering,

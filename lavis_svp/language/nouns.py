@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+WORD = re.compile(r"\d*[^\W\d_][^\W_]*(?:'[^\W_]+)?")
+"""A word of any script, with its digits: "dog's", "2nd", "café"; a number alone is none."""
 IRREGULAR_PLURALS = {
     "children": "child",
     "dice": "die",
@@ -27,6 +28,13 @@ IRREGULAR_PLURALS = {
 }
 GENERIC = frozenset({"thing"})
 """Nouns that are never found: they name everything, so they tell nothing."""
+COLOUR_NOUNS = frozenset({"orange"})
+"""Nouns that are colours as well: before another word they are the colour, "the orange jacket"."""
+AFTER_NOUNS = frozenset(
+    ("above", "and", "at", "behind", "below", "beside", "between", "by", "closest", "from", "furthest", "in", "is")
+    + ("left", "near", "nearest", "next", "of", "on", "or", "over", "right", "that", "to", "under", "which", "with")
+)
+"""Words that may follow a noun, and not a colour: "the orange on the left"."""
 PLURAL_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
 
 
@@ -74,6 +82,8 @@ class NounFinder:
     def find(self, text: str) -> list[FoundNoun]:
         """The nouns of a text in its order; of overlapping ones the longest, and of these the first.
 
+        A noun that is a colour as well (``COLOUR_NOUNS``) is not found where it stands before what it colours.
+
         Args:
             text: in any case; plural forms count as their singular.
         """
@@ -83,13 +93,18 @@ class NounFinder:
             for length in range(min(self.longest, len(words) - place), 0, -1):
                 spelled = [match.group() for match in words[place : place + length]]
                 index = self._index_of(spelled)
-                if index is not None:
+                if index is not None and not self._is_colour(spelled, words[place + length :]):
                     found.append(FoundNoun(words[place].start(), words[place + length - 1].end(), index))
                     place += length
                     break
             else:
                 place += 1
         return found
+
+    @staticmethod
+    def _is_colour(spelled: list[str], after: list[re.Match[str]]) -> bool:
+        """Whether a noun that is also a colour stands before what it colours."""
+        return len(spelled) == 1 and spelled[0] in COLOUR_NOUNS and bool(after) and after[0].group() not in AFTER_NOUNS
 
     def _index_of(self, words: list[str]) -> int | None:
         """Index of the noun that these words are, in the singular or the plural."""

@@ -52,7 +52,7 @@ class Vocabulary:
         A word is known if it, or what it may be the plural of, is; the possessive "'s" does not count.
 
         Args:
-            text: in any case; only words of the letters a to z are looked at.
+            text: in any case and any script; numbers alone are not looked at.
         """
         return [word for word in dict.fromkeys(_words(text)) if not any(form in self.words for form in singulars(word))]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_svp.common.images import nearest
-from lavis_svp.language.nouns import NounFinder
+from lavis_svp.language.nouns import COLOUR_NOUNS, NounFinder
 from lavis_svp.superpixels.region_map import RegionMap, region_ious
 from lavis_svp.vision.geometry import SamInputGeometry, covered_cells, mask_centre, mask_to_covered_cells
 from lavis_svp.vision.types import Grid
@@ -248,10 +248,12 @@ def object_nouns(objects: Sequence[Sequence[str]], finder: NounFinder) -> Tensor
     """The indices of objects' names in a table of nouns: (O, J) int64, -1 in padding.
 
     Args:
-        objects: for each of O objects the words that hold of it, its category among them.
+        objects: for each of O objects the words that hold of it, its category first. A word that is a colour as well
+            is a name only as the category: an orange fish is no fruit.
         finder: knows the table.
     """
-    rows = [sorted({noun.index for word in words for noun in finder.find(word)}) or [-1] for words in objects]
+    names = [[word for n, word in enumerate(words) if n == 0 or word not in COLOUR_NOUNS] for words in objects]
+    rows = [sorted({noun.index for word in words for noun in finder.find(word)}) or [-1] for words in names]
     return _padded([torch.tensor(row) for row in rows] or [torch.full((1,), -1)], value=-1)  # (O, J)
 
 

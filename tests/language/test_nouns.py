@@ -57,3 +57,19 @@ def test_a_turn_knows_the_last_token_of_each_noun(tiny_llama, style, first):
     shorter = turn.fitted(len(turn.ids) - 2)
     assert shorter.nouns == tuple(pair for pair in turn.nouns if pair[0] < shorter.user_text[1])
     assert writer.text_turn("where is the cup?", "here", first=first).nouns == ()  # answered in words
+
+
+@pytest.mark.parametrize(
+    ("text", "nouns"),
+    [
+        ("the orange", ["orange"]),
+        ("orange jacket", ["jacket"]),
+        ("the orange one", []),
+        ("the orange on the left of the jacket", ["orange", "jacket"]),
+        ("orange left", ["orange"]),
+        ("oranges jacket", ["orange", "jacket"]),
+    ],
+)
+def test_a_colour_before_what_it_colours_is_no_noun(text, nouns):
+    finder = NounFinder(["jacket", "orange"])
+    assert [finder.nouns[one.index] for one in finder.find(text)] == nouns

@@ -64,3 +64,8 @@ def test_it_is_read_from_the_metadata_of_weights(tmp_path):
     save_file({"x": torch.zeros(1)}, path, {"format": "pt"})
     assert Vocabulary.stored(path) is None
     assert Vocabulary.stored(tmp_path / "checkpoint_1.pth") is None
+
+
+def test_words_of_other_scripts_and_with_digits_are_looked_at():
+    known = Vocabulary(["the dog", "2nd"])
+    assert known.unknown("собака café 狗 2nd 3rd dog's 42") == ["собака", "café", "狗", "3rd"]

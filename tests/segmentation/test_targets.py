@@ -250,6 +250,13 @@ def test_objects_are_named_by_the_nouns_of_a_table():
     assert object_nouns([], NOUNS).tolist() == [[-1]]  # no object at all
 
 
+def test_a_colour_names_an_object_only_as_its_category():
+    finder = NounFinder(["circle", "fruit", "orange"])
+    assert object_nouns([["circle", "orange", "plain"]], finder).tolist() == [[0]]
+    assert object_nouns([["orange", "fruit", "orange"]], finder).tolist() == [[1, 2]]
+    assert object_nouns([["fish", "orange"]], finder).tolist() == [[-1]]
+
+
 @given(st.lists(st.lists(st.sampled_from(["animal", "dog", "tea cup", "red", "thing"]), max_size=4), max_size=4))
 def test_object_nouns_equal_a_plain_lookup(objects):
     found = object_nouns(objects, NOUNS)

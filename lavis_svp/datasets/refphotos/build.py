@@ -38,6 +38,7 @@ OPTION = "datasets.refphotos_seg.build_info.debian: false (lavis-svp data refpho
 _FORMAT_VERSION = 1
 """Raised by hand whenever the same photographs and marks would be written otherwise."""
 _MANIFEST_KEYS = ("format_version", "photos_sha256", "marks_sha256", "debian")
+_VIEW_FILES = "view_files"  # in the manifest: the images of views
 _VIEW_IDS = 1000
 """The n-th view of photograph k is image k + 1000 n."""
 _MAX_VIEWS = 9
@@ -119,8 +120,11 @@ def build_marked_photos(
     files = [refcoco_writer.instances_path(root, name), refcoco_writer.refs_path(root, name)]
     files += [images / photo.file_name for _, photo in chosen]
     stored = refcoco_writer.own_manifest(manifest_file, _MANIFEST_KEYS, files)
+    view_files: list[str] = stored.pop(_VIEW_FILES, [])
+    files += [images / file_name for file_name in view_files]
     if stored == manifest and all(path.is_file() for path in files):
         return root / name
+    view_files = []
     report = (lambda line: print(f"[{name}] {line}", file=sys.stderr, flush=True)) if progress else (lambda _: None)
     refcoco_writer.write_json(manifest_file, {**manifest, "complete": False})
 
@@ -133,7 +137,7 @@ def build_marked_photos(
     for photo, content in photo_files(dataset, [photo for _, photo in chosen], folder, report, len(marked)):
         write_file(images / photo.file_name, content)
     writer = refcoco_writer.DatasetWriter(root, name, categories, _ANNOTATIONS_PER_IMAGE, _SENTENCES_PER_IMAGE)
-    expressions = made = 0
+    expressions = 0
     for number, photo in chosen:
         one = read(photo)
         objects = list(zip(one.nouns, one.masks, one.synonyms, strict=True))
@@ -146,10 +150,10 @@ def build_marked_photos(
                 refcoco_writer.write_jpeg(images / file_name, view.pixels, _VIEW_QUALITY)
                 objects = list(zip(view.marks.nouns, view.marks.masks, view.marks.synonyms, strict=True))
                 writer.add(number + count * _VIEW_IDS, file_name, TRAIN, objects, view.marks.expressions)
-                made += 1
+                view_files.append(file_name)
     writer.write()
-    refcoco_writer.write_json(manifest_file, manifest)
-    also = f", and {made} views of them," if made else ""
+    refcoco_writer.write_json(manifest_file, {**manifest, **({_VIEW_FILES: view_files} if view_files else {})})
+    also = f", and {len(view_files)} views of them," if view_files else ""
     report(f"{len(chosen)} of {len(marked)} photographs with {expressions} expressions{also} are in {root / name}")
     return root / name
 

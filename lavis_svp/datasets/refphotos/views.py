@@ -20,7 +20,7 @@ from lavis_svp.datasets.mirroring import can_mirror, mirror_text
 from lavis_svp.datasets.refcoco_writer import NewExpression
 from lavis_svp.datasets.refphotos.marks import NAME, NO_TARGET, Marks, size_word
 
-VIEWS_VERSION = 1
+VIEWS_VERSION = 2
 """Raised by hand whenever the same photographs would be cut otherwise."""
 _SHARES = (0.45, 0.95)
 """A view's sides, as shares of the photograph's; drawn evenly."""
@@ -33,7 +33,7 @@ _PLACE = re.compile(
     r"\b(left\w*|right\w*|top|bottom|upper|lower|middle|cent(er|re)|corner|edge|front|back\w*|behind|above|below|under"
     r"|next|near\w*|beside|between|close\w*|far\w*|first|second|third|last)\b"
 )
-"""Words after which an absent thing may be there in a part of the photograph: "the cup on the left"."""
+"""Words of place: in a part of the photograph, what they say may hold of another thing, or of one."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _kept_marks(marks: Marks, masks: np.ndarray, rng: random.Random) -> Marks | 
             for text in (one.text, *_further_names(one, marks)):
                 expressions.setdefault(text, _moved(one, text, new_index, masks))
     rng.shuffle(gone)
-    for one in gone[:_GONE_PER_VIEW]:
+    for one in [one for one in gone if not _PLACE.search(one.text)][:_GONE_PER_VIEW]:
         expressions.setdefault(one.text, one)
     return Marks(
         tuple(marks.nouns[index] for index in there),
@@ -117,7 +117,7 @@ def _kept_marks(marks: Marks, masks: np.ndarray, rng: random.Random) -> Marks | 
 
 def _holds(one: NewExpression, visible: np.ndarray) -> bool:
     """Whether an expression still means its target, of whose photograph these shares of the objects are visible."""
-    by_words = one.kind in (NAME, "attribute")
+    by_words = one.kind in (NAME, "attribute") and not _PLACE.search(one.text)
     needed = [one.target] if by_words else one.candidates
     return all(visible[index] >= _VISIBLE for index in needed) and (by_words or len(one.candidates) > 1)
 

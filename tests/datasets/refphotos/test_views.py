@@ -28,6 +28,7 @@ def marked_photo():
     expressions = (
         NewExpression("ball", "name", "name", 2, (2,), tags),
         NewExpression("spotted dog", "attribute", "attribute", 0, (0,), tags),
+        NewExpression("black dog in the corner", "attribute", "attribute", 0, (0,), tags),
         NewExpression("dog on the left", "relation", "relation", 0, (0, 1), tags),
         NewExpression("the toy at the bottom", "relation", "relation", 2, (2,), tags),
         NewExpression("the cat", NO_TARGET, NO_TARGET, None, (), (("clutter", "few"),)),
@@ -70,6 +71,7 @@ def test_choices_are_kept_only_where_all_that_they_choose_from_is_there(views):
     for view in views:
         texts = {one.text: one for one in view.marks.expressions}
         assert "the toy at the bottom" not in texts  # a place alone: another part has another bottom
+        assert "black dog in the corner" not in texts
         for side in ("left", "right"):
             if f"dog on the {side}" in texts and texts[f"dog on the {side}"].target is not None:
                 lefts += 1
@@ -171,6 +173,10 @@ def test_the_data_set_with_views(train_photos, tmp_path, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     build_trainphotos(tmp_path, progress=False)  # as many as are there
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "images/trainphotos" / names[0]).unlink()
+    build_trainphotos(tmp_path, progress=False)  # one is lost: made again
+    assert (tmp_path / "images/trainphotos" / names[0]).is_file()
+    assert len(read(tmp_path).images("train")) == len(images)
     build_trainphotos(tmp_path, progress=False, views=0)
     assert len(read(tmp_path).images("train")) == 2
 
