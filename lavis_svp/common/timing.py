@@ -65,7 +65,7 @@ class Stopwatch:
         for name, module in parts.items():
             if module is not None:
                 handles.append(module.register_forward_pre_hook(before(name)))
-                handles.append(module.register_forward_hook(after))
+                handles.append(module.register_forward_hook(after, always_call=True))
         try:
             yield
         finally:
@@ -78,5 +78,5 @@ class Stopwatch:
         return sum(self.seconds.values())
 
     def text(self) -> str:
-        """The split, such as "1.04 s: SAM .41, image classifier .21, …", in the order in which parts began."""
+        """The split, such as "1.04 s: SAM 0.41, image classifier 0.21, …", in the order in which parts began."""
         return f"{self.total:.2f} s: " + ", ".join(f"{name} {value:.2f}" for name, value in self.seconds.items())

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-WORD = re.compile(r"\d*[^\W\d_][^\W_]*(?:'[^\W_]+)?")
+WORD = re.compile(r"\d*[^\W\d_][^\W_]*(?:['’][^\W_]+)?")
 """A word of any script, with its digits: "dog's", "2nd", "café"; a number alone is none."""
+_POSSESSIVE = re.compile("['’]s$")
 IRREGULAR_PLURALS = {
     "children": "child",
     "dice": "die",
@@ -31,10 +32,25 @@ GENERIC = frozenset({"thing"})
 COLOUR_NOUNS = frozenset({"orange"})
 """Nouns that are colours as well: before another word they are the colour, "the orange jacket"."""
 AFTER_NOUNS = frozenset(
-    ("above", "and", "at", "behind", "below", "beside", "between", "by", "closest", "from", "furthest", "in", "is")
+    (
+        "above",
+        "and",
+        "at",
+        "behind",
+        "below",
+        "beside",
+        "between",
+        "by",
+        "closest",
+        "cut",
+        "from",
+        "furthest",
+        "in",
+        "is",
+    )
     + ("left", "near", "nearest", "next", "of", "on", "or", "over", "right", "that", "to", "under", "which", "with")
 )
-"""Words that may follow a noun, and not a colour: "the orange on the left"."""
+"""Words that may follow a noun, and not a colour, as those in "-ing" may: "the orange on the left"."""
 PLURAL_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
 
 
@@ -51,6 +67,11 @@ class FoundNoun:
     start: int
     end: int
     index: int
+
+
+def without_possessive(word: str) -> str:
+    """A word without the "'s" of its end, if it has one."""
+    return _POSSESSIVE.sub("", word)
 
 
 def singulars(word: str) -> list[str]:
@@ -82,18 +103,20 @@ class NounFinder:
     def find(self, text: str) -> list[FoundNoun]:
         """The nouns of a text in its order; of overlapping ones the longest, and of these the first.
 
-        A noun that is a colour as well (``COLOUR_NOUNS``) is not found where it stands before what it colours.
+        The possessor is not what is meant: "the dog's bed" holds the bed alone. A noun that is a colour as well
+        (``COLOUR_NOUNS``) is not found where it stands before what it colours.
 
         Args:
             text: in any case; plural forms count as their singular.
         """
-        words = list(WORD.finditer(text.lower()))
+        lowered = text.lower()
+        words = list(WORD.finditer(lowered))
         found, place = [], 0
         while place < len(words):
             for length in range(min(self.longest, len(words) - place), 0, -1):
                 spelled = [match.group() for match in words[place : place + length]]
                 index = self._index_of(spelled)
-                if index is not None and not self._is_colour(spelled, words[place + length :]):
+                if index is not None and not self._is_colour(spelled, lowered[words[place + length - 1].end() :]):
                     found.append(FoundNoun(words[place].start(), words[place + length - 1].end(), index))
                     place += length
                     break
@@ -102,9 +125,12 @@ class NounFinder:
         return found
 
     @staticmethod
-    def _is_colour(spelled: list[str], after: list[re.Match[str]]) -> bool:
-        """Whether a noun that is also a colour stands before what it colours."""
-        return len(spelled) == 1 and spelled[0] in COLOUR_NOUNS and bool(after) and after[0].group() not in AFTER_NOUNS
+    def _is_colour(spelled: list[str], after: str) -> bool:
+        """Whether a noun that is also a colour stands before what it colours; ``after`` is the rest of the text."""
+        if len(spelled) > 1 or spelled[0] not in COLOUR_NOUNS:
+            return False
+        following = WORD.match(after.lstrip())  # None behind a comma
+        return following is not None and following.group() not in AFTER_NOUNS and not following.group().endswith("ing")
 
     def _index_of(self, words: list[str]) -> int | None:
         """Index of the noun that these words are, in the singular or the plural."""

@@ -152,6 +152,11 @@ class SvpRis(BaseModel):
         self.class_words: ClassWords | None = None
         if nouns is not None and options.visual_tokens.class_words:
             self.class_words = ClassWords(class_embeddings(self.language, nouns.by_class), token_std)
+        if options.seg_prompt.region_mask and "superpixels" not in self.projector.requires:
+            raise ValueError(
+                f"model.seg_prompt.region_mask needs a projector whose tokens are superpixels; "
+                f"{options.projector['name']} makes them of patches alone. Set model.seg_prompt.region_mask: False."
+            )
         if "superpixels" not in self.projector.requires:
             self.extractor.generator = None  # this projector reads patches alone
         if weights == "load":
@@ -204,10 +209,12 @@ class SvpRis(BaseModel):
         return super().float()
 
     def compile_parts(self) -> None:
-        """Compile the three parts whose shapes repeat: language model, vision encoder and SAM's encoder."""
+        """Compile the parts whose shapes repeat: language model, vision encoder, SAM's encoder, image classifier."""
         self.language.compile()
         self.extractor.vision_encoder.compile()
         self.extractor.sam_encoder.compile()
+        if self.extractor.classifier is not None:
+            self.extractor.classifier.compile()
 
     @property
     def timed_parts(self) -> dict[str, torch.nn.Module | None]:
@@ -479,8 +486,10 @@ class SvpRis(BaseModel):
         """
         logits = self.mask_decoder(encoded.vision.sam, prompts.sparse, images)  # (P, 4h, 4w)
         labels, order = encoded.region_labels, encoded.visual.order
-        if prompts.regions is None or labels is None or order is None:
+        if prompts.regions is None:
             return logits
+        assert labels is not None  # the projector reads superpixels: checked when the model was built
+        assert order is not None
         return logits + region_logits(prompts.regions, order[image_index], labels[image_index])  # (P, 4h, 4w)
 
     def ask_expressions(self, encoded: EncodedImages, samples: Mapping[str, Any]) -> AskedTexts:

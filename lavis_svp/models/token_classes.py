@@ -41,9 +41,12 @@ def token_classes(
         temperature: of the cosines between regions; None: each region for itself.
 
     Raises:
-        ValueError: the projector does not report which patches its tokens come from.
+        ValueError: the projector does not report which patches its tokens come from, or the temperature is not
+            above 0.
     """
     assignment = visual.assignment
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"The temperature of the cosines between regions must be above 0, got {temperature}.")
     if assignment is None:
         raise ValueError(
             "This projector does not report which patches its tokens come from; turn seg_prompt.pointer_nouns and "
@@ -53,7 +56,7 @@ def token_classes(
     seen = extractor.classifier_on_patches(vision)  # (B, N, 1280)
     encoded = vision.patches.patches[..., : extractor.vision_encoder.dim]  # (B, N, C), without extra channels
     with no_autocast(seen.device):
-        weights = assignment.float()  # (B, T, N)
+        weights = assignment.detach().float()  # (B, T, N)
         means = weights @ seen  # (B, T, 1280)
         if temperature is not None:
             alike = [_cosines(weights @ one.float(), visual.valid) for one in (encoded, seen)]

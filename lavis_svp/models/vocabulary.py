@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lavis_svp.common.checkpoints import read_metadata
-from lavis_svp.language.nouns import WORD, singulars
+from lavis_svp.language.nouns import WORD, singulars, without_possessive
 
 VOCABULARY_KEY = "vocabulary"
 """The entry of released weights' metadata: words in the order of the alphabet, with spaces between them."""
@@ -26,6 +26,7 @@ class Vocabulary:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.words = frozenset(word for text in texts for word in _words(text))
+        self._forms = frozenset(form for word in self.words for form in singulars(word))
 
     @classmethod
     def stored(cls, path: Path) -> Vocabulary | None:
@@ -49,12 +50,12 @@ class Vocabulary:
     def unknown(self, text: str) -> list[str]:
         """The unknown words of a text, each once, in its order.
 
-        A word is known if it, or what it may be the plural of, is; the possessive "'s" does not count.
+        A word is known if it is, or its plural or singular; the possessive "'s" does not count.
 
         Args:
             text: in any case and any script; numbers alone are not looked at.
         """
-        return [word for word in dict.fromkeys(_words(text)) if not any(form in self.words for form in singulars(word))]
+        return [word for word in dict.fromkeys(_words(text)) if self._forms.isdisjoint(singulars(word))]
 
     def note(self, text: str) -> str:
         """What to tell the user of a text: "I do not know the word …", or nothing."""
@@ -68,4 +69,4 @@ class Vocabulary:
 
 def _words(text: str) -> list[str]:
     """The words of a text in its order, without the possessive "'s"."""
-    return [word.removesuffix("'s") for word in WORD.findall(text.lower())]
+    return [without_possessive(word) for word in WORD.findall(text.lower())]

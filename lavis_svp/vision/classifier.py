@@ -81,16 +81,6 @@ def classifier_cells(image_size: PixelSize, side: int) -> Grid:
     return rows, columns
 
 
-def classifier_extents(geometry: Sequence[SamInputGeometry], side: int) -> list[tuple[float, float]]:
-    """The shares (of height, of width) of the square map of B images' features that each image covers.
-
-    They are the extents that ``Superpixels.from_region_maps`` takes with grids of (side / 32, side / 32).
-    """
-    most = side // STRIDE
-    cells = [classifier_cells(place.input_size, side) for place in geometry]
-    return [(rows / most, columns / most) for rows, columns in cells]
-
-
 def classifier_axes(geometry: Sequence[SamInputGeometry], grids: Sequence[Grid], fit: Fit, side: int) -> list[Axes]:
     """The area weights that bring B images' features to their patch grids; on the CPU.
 
@@ -118,22 +108,6 @@ def _axis(patches: int, size: float, cells: int, most: int) -> Tensor:
     weights = axis_weights(patches, size, cells)  # (patches, cells)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(LEAST_AREA)
     return functional.pad(weights, (0, most - cells))  # (patches, most)
-
-
-def pool_regions(features: Tensor, weights: Tensor) -> Tensor:
-    """The mean features of regions, by area.
-
-    Args:
-        features: (B, C, h, w) of B images.
-        weights: (B, S, h * w) the share of each cell that lies in each region, 0..1; ``Superpixels.weights``.
-
-    Returns:
-        (B, S, C) float32; zeros for a region without area (padding).
-    """
-    with no_autocast(features.device):
-        areas = weights.float().sum(2, keepdim=True)  # (B, S, 1)
-        means = weights.float() / areas.clamp_min(LEAST_AREA)  # (B, S, h * w)
-        return means @ features.float().flatten(2).transpose(1, 2)  # (B, S, C)
 
 
 # ---------------------------------------------------------------- the network
@@ -321,20 +295,8 @@ class ClassNouns(nn.Module):
                 raise BadFileError(f"{path}: class {index} must have a list of nouns, found {row!r}.")
         return cls(rows)
 
-    def log_probs(self, class_log_probs: Tensor) -> Tensor:
-        """Logarithms of the probability of every noun: of the sum over the classes that have it.
-
-        Args:
-            class_log_probs: (..., C).
-
-        Returns:
-            (..., V) float32, finite; nouns are no alternatives, so their probabilities do not sum to 1.
-        """
-        with no_autocast(class_log_probs.device):
-            return (class_log_probs.float().exp() @ self.matrix.float()).clamp_min(LEAST_PROBABILITY).log()
-
     def log_probs_of(self, noun: str, class_log_probs: Tensor) -> Tensor:
-        """:meth:`log_probs` of one noun: (..., C) to (...).
+        """Logarithms of a noun's probability, the sum over the classes that have it: (..., C) to (...), finite.
 
         Raises:
             ValueError: no class has the noun.

@@ -25,7 +25,6 @@ from lavis_svp.vision.classifier import (
     build_classifier,
     classifier_axes,
     classifier_cells,
-    classifier_extents,
 )
 from lavis_svp.vision.extra_channels import (
     EXTRA_CHANNELS,
@@ -168,8 +167,7 @@ class VisionFeatures:
         places: the same in tensors, on the features' device; None: not made yet, see :attr:`on_grids`.
         image: (B, 3, S / 4, S / 4) the images at stride 4, if superpixels are made of them (``needs_image``).
         classifier: (B, 1280, h, w) float32 the image classifier's features, each image top-left on its
-            :func:`.classifier_cells`, zeros elsewhere; :func:`.classifier_extents` says what it covers. None: the
-            output ``classifier`` was not requested.
+            :func:`.classifier_cells`, zeros elsewhere. None: the output ``classifier`` was not requested.
     """
 
     patches: PatchFeatures
@@ -344,10 +342,6 @@ class FrozenFeatureExtractor(FrozenModule):
     def classifier_cells(self, place: SamInputGeometry) -> Grid:
         """The rows and columns of the classifier's features that an image takes."""
         return classifier_cells(place.input_size, self.config.classifier.side)
-
-    def classifier_extents(self, geometry: Sequence[SamInputGeometry]) -> list[tuple[float, float]]:
-        """The shares of the classifier's square grid that B images cover, see :func:`.classifier_extents`."""
-        return classifier_extents(geometry, self.config.classifier.side)
 
     def classifier_on_patches(self, vision: VisionFeatures) -> Tensor:
         """The image classifier's features of B images on their patch grids, by area: (B, N, 1280) float32.

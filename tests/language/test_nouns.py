@@ -68,6 +68,11 @@ def test_a_turn_knows_the_last_token_of_each_noun(tiny_llama, style, first):
         ("the orange on the left of the jacket", ["orange", "jacket"]),
         ("orange left", ["orange"]),
         ("oranges jacket", ["orange", "jacket"]),
+        ("the orange sitting on a jacket", ["orange", "jacket"]),
+        ("the orange cut in half", ["orange"]),
+        ("orange, apple and jacket", ["orange", "jacket"]),
+        ("the jacket's orange collar", []),
+        ("the jacket’s collar", []),
     ],
 )
 def test_a_colour_before_what_it_colours_is_no_noun(text, nouns):

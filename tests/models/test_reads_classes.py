@@ -12,6 +12,7 @@ import torch
 from lavis_svp.models.checkpoint import flat_options, only_training
 from lavis_svp.models.vocabulary import Vocabulary
 from lavis_svp.projectors import list_projectors
+from lavis_svp.projectors.base import PROJECTORS
 from lavis_svp.vision.types import CLASSIFIER
 
 PHOTOS = {
@@ -26,6 +27,12 @@ PHOTOS = {
     "auxiliary_losses": {"grounding": 1.0, "word_alignment": 1.0, "point_regression": 1.0, "regions": 1.0},
 }  # fmt: skip
 """The form of tiny_photos."""
+OF_PATCHES = {
+    **PHOTOS,
+    "seg_prompt": {**PHOTOS["seg_prompt"], "region_mask": False},
+    "auxiliary_losses": {**PHOTOS["auxiliary_losses"], "regions": 0.0},
+}
+"""The same for projectors whose tokens are no superpixels."""
 LEARN_FROM_ABSENCE = ("readout.noun_evidence.", "readout.absent.", "class_words.gate")
 
 
@@ -174,14 +181,15 @@ def test_a_checkpoint_comes_back(make_model, model, batch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("projector", list_projectors())
 def test_every_projector_takes_the_options(make_model, batch, projector):
-    model = make_model(**PHOTOS, projector={"name": projector}, vision_encoder={"side": 112})
+    form = PHOTOS if "superpixels" in PROJECTORS.get(projector).requires else OF_PATCHES
+    model = make_model(**form, projector={"name": projector}, vision_encoder={"side": 112})
     losses = loss_of(model, batch)
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
 
 
 def test_tokens_that_are_patches_have_classes_too(make_model, batch):
-    model = make_model(**PHOTOS, projector={"name": "mlp"})
+    model = make_model(**OF_PATCHES, projector={"name": "mlp"})
     losses = loss_of(model, batch)
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
@@ -251,3 +259,9 @@ def test_options_that_lack_something_are_refused(make_model, sections, message):
     answers = {"prompt": {"style": "plain", "answers": ["It is [SEG]."]}}
     with pytest.raises(ValueError, match=message):
         make_model(**answers, **sections)
+
+
+@pytest.mark.parametrize("projector", ["mlp", "perceiver"])
+def test_whole_regions_need_a_projector_of_superpixels(make_model, projector):
+    with pytest.raises(ValueError, match=f"{projector} makes them of patches alone. Set model.seg_prompt.region_mask"):
+        make_model(projector={"name": projector}, **PHOTOS)

@@ -67,5 +67,5 @@ def test_it_is_read_from_the_metadata_of_weights(tmp_path):
 
 
 def test_words_of_other_scripts_and_with_digits_are_looked_at():
-    known = Vocabulary(["the dog", "2nd"])
-    assert known.unknown("собака café 狗 2nd 3rd dog's 42") == ["собака", "café", "狗", "3rd"]
+    known = Vocabulary(["the dogs", "2nd"])
+    assert known.unknown("собака café 狗 2nd 3rd dog's dog’s 42") == ["собака", "café", "狗", "3rd"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lavis_svp.common.files import BadFileError
 from lavis_svp.common.images import decode_image, read_image
+from lavis_svp.common.options import is_whole_number
 from lavis_svp.common.paths import cache_root, write_file
 from lavis_svp.datasets import refcoco_writer
 from lavis_svp.datasets.refphotos.marks import (
@@ -99,7 +100,9 @@ def build_marked_photos(
     name, root, marks = dataset.name, Path(root), load_marks(dataset)
     manifest_file, images = refcoco_writer.manifest_path(root, name), refcoco_writer.images_folder(root, name)
     if views is None:
-        views = int(refcoco_writer.read_manifest(manifest_file).get("views", 0))
+        views = refcoco_writer.read_manifest(manifest_file).get("views", 0)
+        if not is_whole_number(views, 0, _MAX_VIEWS):
+            raise BadFileError(f"{manifest_file} states views: {views!r}. Say how many by --views, 0 to {_MAX_VIEWS}.")
     if not 0 <= views <= _MAX_VIEWS:
         raise ValueError(f"{name}: views is {views}, but a photograph has 0 to {_MAX_VIEWS} of them.")
     marked = [(number, photo) for number, photo in enumerate(load_photos(dataset), start=1) if photo.name in marks]

@@ -60,11 +60,16 @@ def make_views(name: str, pixels: np.ndarray, marks: Marks, count: int) -> list[
         name: of the photograph; seeds the draws.
         pixels: (H, W, 3) uint8 RGB, upright.
         marks: what was marked in it.
-        count: how many; fewer come back where no part of the photograph shows a thing that is asked for.
+        count: how many; fewer come back where 20 parts in a row show nothing that is asked for.
 
     Returns:
         the views; every second one is mirrored, unless its expressions cannot be.
+
+    Raises:
+        ValueError: the photograph and its masks differ in size.
     """
+    if pixels.shape[:2] != marks.masks.shape[1:]:
+        raise ValueError(f"{name} has {pixels.shape[:2]} pixels (H, W), its masks {marks.masks.shape[1:]}.")
     rng = random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
     views: list[View] = []
     for number in range(count):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lavis_svp.cli.data import main
+from lavis_svp.common.files import BadFileError
 from lavis_svp.common.images import read_image
 from lavis_svp.datasets.mirroring import mirror_text
 from lavis_svp.datasets.refcoco import RefCOCO
@@ -79,6 +80,8 @@ def test_choices_are_kept_only_where_all_that_they_choose_from_is_there(views):
                     np.argwhere(view.marks.masks[i])[:, 1].mean() for i, n in enumerate(view.marks.nouns) if n == "dog"
                 ]
                 assert len(columns) == 2
+                dogs = [noun == "dog" for noun in view.marks.nouns]
+                assert view.marks.masks[dogs].sum(axis=(1, 2)).min() >= 0.5 * SIDE * SIDE
                 chosen = np.argwhere(view.marks.masks[texts[f"dog on the {side}"].target])[:, 1].mean()
                 assert chosen == (min if side == "left" else max)(columns)
     assert lefts > 5
@@ -132,6 +135,9 @@ def test_large_photographs_are_made_smaller_and_no_mask_is_lost():
         assert max(view.pixels.shape[:2]) <= 800
         assert view.marks.masks.shape[1:] == view.pixels.shape[:2]
         assert view.marks.masks.any(axis=(1, 2)).all()
+        for noun, mask in zip(view.marks.nouns, view.marks.masks, strict=True):
+            if mask.sum() > 1:
+                assert (view.pixels[mask].argmax(axis=1) == (2 if noun == "ball" else 1)).mean() > 0.9
 
 
 def test_a_photograph_without_anything_to_ask_for_has_no_views():
@@ -163,7 +169,7 @@ def test_the_data_set_with_views(train_photos, tmp_path, monkeypatch, capsys):
     assert main(["trainphotos", "--root", str(tmp_path), "--views", "3"]) == 0
     images = read(tmp_path).images("train")
     names = [image.file_name for image in images if "_view" in image.file_name]
-    assert 2 <= len(names) <= 6
+    assert len(names) == 6
     for image in images:
         assert read_image(tmp_path / "images/trainphotos" / image.file_name).pixels.shape[:2] == (
             image.size[0],
@@ -186,3 +192,35 @@ def test_the_number_of_views_is_checked(train_photos, tmp_path, views):
     with pytest.raises(ValueError, match=f"trainphotos: views is {views}, but a photograph has 0 to 9 of them"):
         build_trainphotos(tmp_path, train_photos.downloads, views=views)
     assert not any(tmp_path.rglob("instances.json"))
+
+
+def test_at_most_two_gone_names_are_asked_for_and_clocks_are_not_mirrored():
+    pixels = np.zeros((100, 500, 3), np.uint8)
+    masks = np.zeros((5, 100, 500), bool)
+    for index in range(5):
+        masks[index, 40:60, 20 + 100 * index : 40 + 100 * index] = True
+    nouns = ("cup", "plate", "fork", "knife", "spoon")
+    expressions = tuple(NewExpression(noun, "name", "name", n, (n,)) for n, noun in enumerate(nouns))
+    marks = Marks(nouns, ("household",) * 5, ((),) * 5, masks, expressions)
+    counts = [sum(one.target is None for one in view.marks.expressions) for view in make_views("a", pixels, marks, 40)]
+    assert max(counts) == 2
+    clock = (*expressions, NewExpression("cup at 3 o'clock", "attribute", "attribute", 0, (0,)))
+    pixels[:, :, 0] = np.arange(500) // 2  # brighter to the right
+    for view in make_views("a", pixels, Marks(nouns, marks.groups, marks.synonyms, masks, clock), 20)[1::2]:
+        is_mirrored = int(view.pixels[0, 0, 0]) > int(view.pixels[0, -1, 0])
+        assert is_mirrored != any("clock" in one.text for one in view.marks.expressions)
+
+
+def test_masks_of_another_size_are_refused():
+    pixels, marks = marked_photo()
+    with pytest.raises(ValueError, match=r"a has \(299, 400\) pixels"):
+        make_views("a", pixels[1:], marks, 1)
+
+
+@pytest.mark.parametrize("views", ["null", '"x"', "2.7", "99"])
+def test_a_damaged_manifest_is_told(train_photos, tmp_path, views):
+    folder = tmp_path / "trainphotos"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(f'{{"views": {views}}}')
+    with pytest.raises(BadFileError, match=r"states views: .*Say how many by --views, 0 to 9"):
+        build_trainphotos(tmp_path, train_photos.downloads)
