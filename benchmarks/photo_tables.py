@@ -24,7 +24,6 @@ SHIPPED = {  # what the weights for photographs are scored on, and the YAML of p
     "refshapes_fresh": "refshapes_fresh_tiny_photos",
 }
 SHORT = "refphotos"  # the README's first row, above what stands beside it
-BESIDE = ("refphotos", "photos")  # of these, what stands beside the scores is measured: results/zero_shot_DATA.json
 GROUPS = ("all", "clutter few", "clutter scene", "what thing", "what part", "what stuff")
 GROUP_PREFIXES = ("kind ", "size ", "group ")
 
@@ -48,27 +47,35 @@ def beside() -> str:
 
 def shipped() -> str:
     """The scores of the shipped weights for photographs on all their data, and what stands beside them."""
-    heads = ["data", "gIoU", "95 % interval", "gIoU of all", "pick", "absent refused", "present refused"]
-    heads += ["chance", "classifier alone, pick", "classifier alone, IoU", "one region", "SAM at the centre"]
+    heads = ["data", "gIoU", "95 % interval", "gIoU of all", "pick of answered", "pick of all", "absent refused"]
+    heads += [
+        "present refused",
+        "chance",
+        "classifier alone, pick",
+        "classifier alone, IoU",
+        "one region",
+        "SAM at the centre",
+    ]
     rows, notes = [], []
     for data, yaml in SHIPPED.items():
         content = load(f"photographs_{data}")
         head, both, run = content["headline"], content["with_target"], content["run"]
         cells = [data, f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"]), number(both["giou"])]
         absent = (content["no_target"] or {}).get("n_acc")
-        cells += [number(value) for value in (both["pick_inside"], absent, both["seg_miss_rate"])]
-        if data in BESIDE:
-            beside = load(f"zero_shot_{data}")["groups"]["all"]
-            cells += [number(beside[key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre")]
-        else:
-            cells += ["", "", "", number(both["ceiling_single"]), ""]
-        rows.append(cells)
+        cells += map(number, (both["pick_inside"], pick_of_all(both), absent, both["seg_miss_rate"]))
+        beside = load(f"zero_shot_{data}")["groups"]["all"]
+        rows.append([*cells, *(number(beside[key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre"))])
         notes.append(
             f"- {data}: `lavis-svp evaluate --cfg-path projects/svp/eval/{yaml}.yaml` ({run['date'][:10]}, "
             f"{run['machine']['cpus']} CPUs; {content['overall']['n']} expressions on {content['overall']['n_images']} "
             f"images; seed {run['seed']}; file sha256 `{run['shipped_weights']['sha256'][:12]}`)"
         )
     return "\n".join([table(heads, rows), "", *notes])
+
+
+def pick_of_all(scores: Mapping[str, Any]) -> float:
+    """The share of the expressions with a target whose pointer's region lies in it; a refused one has none."""
+    return scores["pick_inside"] * scores["n_picks"] / scores["n_target"] if scores["n_picks"] else 0.0
 
 
 def short() -> str:
@@ -78,7 +85,7 @@ def short() -> str:
         content = load(f"photographs_{data}")
         head, both = content["headline"], content["with_target"]
         cells = [data, f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"])]
-        cells += [number(both["pick_inside"]), number((content["no_target"] or {}).get("n_acc"))]
+        cells += [number(pick_of_all(both)), number((content["no_target"] or {}).get("n_acc"))]
         cells += [number(both["seg_miss_rate"]), number(content["overall"]["tokens_per_image"], 1)]
         rows.append(cells)
         if data == SHORT:
@@ -100,10 +107,11 @@ def card() -> str:
         found |= {f"{tag} {name}": one for name, one in content["by_tag"][tag].items() if one["n_target"]}
     rows = []
     for name, one in found.items():
-        scores = [one["giou"], one["pick_inside"], one["seg_miss_rate"]]
+        scores = [one["giou"], one["pick_inside"], pick_of_all(one), one["seg_miss_rate"]]
         rows.append([name, str(one["n_target"]), *map(number, scores)])
         rows[-1] += [number(beside[name][key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre")]
-    heads = ["expressions", "number", "gIoU", "pick", "refused", "chance", "classifier alone, pick"]
+    heads = ["expressions", "number", "gIoU", "pick of answered", "pick of all", "refused", "chance"]
+    heads.append("classifier alone, pick")
     return table([*heads, "classifier alone, IoU", "one region", "SAM at the centre"], rows)
 
 
@@ -123,6 +131,20 @@ def channel() -> str:
         heads += [f"{test}: gIoU", "pick", "absent refused", "present refused"]
     run = content["run"]
     return "\n\n".join([table(heads, rows), f"`{run['command']}`, {run['date'][:10]}, one thread each."])
+
+
+def times() -> str:
+    """From a photograph's file to its mask, by part."""
+    content = load("photo_times")
+    run, medians = content["run"], content["medians"]
+    rows = [["**from file to mask**", f"**{number(content['total'], 2)}**"]]
+    rows += [[name, number(seconds, 2)] for name, seconds in medians.items()]
+    note = (
+        f"Medians over {content['photos']} photographs of RefPhotos, one expression each, the weights loaded; the "
+        f"slowest took {number(content['slowest'], 2)} s. `{run['command']}`, {run['date'][:10]}, {run['machine']['cpus']} CPUs, "
+        f"{run['machine']['threads']} threads."
+    )
+    return "\n\n".join([table(["part", "seconds"], rows), note])
 
 
 def sides() -> str:
@@ -176,6 +198,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "photo_beside": beside,
     "channel_trials": channel,
     "photo_sides": sides,
+    "photo_times": times,
     "photo_trials": trials,
     "class_choices": choices,
 }

@@ -107,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     text = "folder of RGBA cut-outs with their table, things.yaml (default: emoji renders, which npm downloads)"
     sub.add_argument("--cutouts", type=Path, help=text)
+    text = "write a folder of cut-outs for RefThings, photographs out of Debian's tuxpaint-stamps-default (GPL-2)"
+    sub = add_command(commands, "stamps", run_stamps, text, "data stamps --out CUTOUTS")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the cut-outs, for data refthings --cutouts")
     text = "write a few real photos with hand-written expressions in RefCOCO's format, for testing"
     add_command(commands, "photos", run_photos, text, "data photos --root data").add_argument("--root", **data_folder)
     text = "write real photographs with masks and expressions made by hand in RefCOCO's format, for testing"
@@ -271,6 +274,14 @@ def run_refthings(args: argparse.Namespace) -> int:
     sizes = {split: getattr(args, split) for split in THINGS_SIZES}
     config = RefThingsConfig(cutouts=None if args.cutouts is None else str(args.cutouts))
     print(f"RefThings is in {build_refthings(args.root, sizes, args.seed, config)}")
+    return 0
+
+
+def run_stamps(args: argparse.Namespace) -> int:
+    """``stamps``: fetch the stamps and write their folder."""
+    from lavis_svp.datasets.refthings.stamps import GPL_NOTICE, make_stamps
+
+    print(f"The cut-outs are in {make_stamps(args.out)}\n{GPL_NOTICE}")
     return 0
 
 
