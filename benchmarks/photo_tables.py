@@ -141,8 +141,8 @@ def times() -> str:
     rows += [[name, number(seconds, 2)] for name, seconds in medians.items()]
     note = (
         f"Medians over {content['photos']} photographs of RefPhotos, one expression each, the weights loaded; the "
-        f"slowest took {number(content['slowest'], 2)} s. `{run['command']}`, {run['date'][:10]}, {run['machine']['cpus']} CPUs, "
-        f"{run['machine']['threads']} threads."
+        f"slowest took {number(content['slowest'], 2)} s. `{run['command']}`, {run['date'][:10]}, "
+        f"{run['machine']['cpus']} CPUs, {run['machine']['threads']} threads."
     )
     return "\n\n".join([table(["part", "seconds"], rows), note])
 

