@@ -64,7 +64,7 @@ readme = Path(__file__).parent / "README.md"
 
 setup(
     name="lavis-svp",
-    version="0.5.0",
+    version="0.6.0",
     description="Semantic superpixels as the visual tokens of a multimodal LLM, for referring segmentation in LAVIS",
     long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
     long_description_content_type="text/markdown",

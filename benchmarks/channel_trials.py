@@ -106,6 +106,8 @@ def collect(out: Path) -> dict[str, Any]:
             if all((folder / test / "scored").exists() for test in TESTS):
                 entry = found.setdefault(name, {"options": list(options), "seeds": {}})
                 entry["seeds"][str(seed)] = {test: headline(folder / test) for test in TESTS}
+            else:
+                print(f"Not finished: {name}, seed {seed}")
     return found
 
 
@@ -118,7 +120,7 @@ def headline(folder: Path) -> dict[str, Any]:
         "pick_inside": with_target["pick_inside"],
         "absent_refused": scores["no_target"]["n_acc"],
         "present_refused": with_target["seg_miss_rate"],
-        "count": with_target["count"],
+        "count": with_target["n_target"],
     }
 
 

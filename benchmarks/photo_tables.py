@@ -24,6 +24,8 @@ SHIPPED = {  # what the weights for photographs are scored on, and the YAML of p
     "refshapes_fresh": "refshapes_fresh_tiny_photos",
 }
 SHORT = "refphotos"  # the README's first row, above what stands beside it
+BESIDE = ("refphotos", "photos")  # of these, what stands beside the scores is measured: results/zero_shot_DATA.json
+SIDE_SCORES = {"giou": "gIoU", "giou_seg_given": "gIoU, [SEG] given", "pick_inside": "pick"}
 GROUPS = ("all", "clutter few", "clutter scene", "what thing", "what part", "what stuff")
 GROUP_PREFIXES = ("kind ", "size ", "group ")
 
@@ -63,8 +65,12 @@ def shipped() -> str:
         cells = [data, f"**{number(head['giou_macro'])}**", interval(head["giou_macro_ci"]), number(both["giou"])]
         absent = (content["no_target"] or {}).get("n_acc")
         cells += map(number, (both["pick_inside"], pick_of_all(both), absent, both["seg_miss_rate"]))
-        beside = load(f"zero_shot_{data}")["groups"]["all"]
-        rows.append([*cells, *(number(beside[key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre"))])
+        if data in BESIDE:
+            beside = load(f"zero_shot_{data}")["groups"]["all"]
+            cells += [number(beside[key]) for key in ("chance", "pick", "iou", "single", "sam_at_centre")]
+        else:
+            cells += ["", "", "", number(both["ceiling_single"])]
+        rows.append(cells)
         notes.append(
             f"- {data}: `lavis-svp evaluate --cfg-path projects/svp/eval/{yaml}.yaml` ({run['date'][:10]}, "
             f"{run['machine']['cpus']} CPUs; {content['overall']['n']} expressions on {content['overall']['n_images']} "
@@ -152,12 +158,12 @@ def sides() -> str:
     content = load("photo_sides")
     names = list(content["val"])
     rows = [
-        [side, *(number(content["val"][name][side][key]) for name in names for key in ("giou", "pick_inside"))]
+        [side, *(number(content["val"][name][side][key]) for name in names for key in SIDE_SCORES)]
         for side in content["val"][names[0]]
     ]
     heads = ["side"]
     for name in names:
-        heads += [f"`{name}`, val: gIoU", "pick"]
+        heads += [f"`{name}`, val: {title}" for title in SIDE_SCORES.values()]
     run = content["run"]
     return "\n\n".join([table(heads, rows), f"`{run['command']}`, {run['date'][:10]}, one thread."])
 

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from lavis_svp import compat
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 compat.install()

@@ -50,7 +50,7 @@ def test_a_command_of_the_readme_runs(command, photo, weights, capsys):
     words = shlex.split(command, comments=True)
     if words[0] == "bash":  # the scripts set up and pass their arguments on: run_scripts/ is tested in tests/scripts
         assert (ROOT / words[1]).is_file()
-        words = ["lavis-svp", "segment", *(words[2:] or ["the cup"])]
+        words = ["lavis-svp", "segment", *(words[2:] or ["the cat"])]
     assert words[0] == "lavis-svp"
     before = {path for path in photo.parent.rglob("*") if path.is_file()}
     if words[1:3] == ["superpixels", "make"]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODEL_TYPE = "tiny_photos"  # of the shipped weights
 ANSWERING = Path("output/svp/refshapes_vqa_tiny")
 MAX_ANSWER_TOKENS = 60
-DEMO_PHOTO, DEMO_EXPRESSIONS = "coffee.png", ("the cup", "the spoon", "the table")
+DEMO_PHOTO, DEMO_EXPRESSIONS = "chelsea.png", ("the cat", "the left eye", "the dog")  # nothing was trained on it
 DEMO_SEED = 1  # of the built-in scene of RefShapes, which no split holds
 
 

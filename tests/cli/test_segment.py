@@ -133,7 +133,7 @@ def test_the_built_in_image_is_one_that_the_model_knows(tmp_path, monkeypatch, c
     )
     segment.main(["the cup", "--device", "cpu", "--out", str(tmp_path / "demo.png")])
     assert f"No image given: {told}" in capsys.readouterr().err
-    assert seen[0].ndim == 3 and (seen[0].shape == (400, 600, 3)) == reads_classes
+    assert seen[0].ndim == 3 and (seen[0].shape == (300, 451, 3)) == reads_classes
 
 
 def test_the_model_type_is_asked_for(tmp_path, monkeypatch, capsys):

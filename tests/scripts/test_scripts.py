@@ -32,9 +32,9 @@ def test_help_sets_nothing_up(workshop, script: str) -> None:
     assert not workshop.log()
 
 
-def test_demo_without_arguments_looks_for_the_cup(workshop) -> None:
+def test_demo_without_arguments_looks_for_the_cat(workshop) -> None:
     assert workshop.run("run_scripts/demo.sh")[0] == 0
-    assert workshop.log()[-1] == "-m lavis_svp.cli segment the cup"
+    assert workshop.log()[-1] == "-m lavis_svp.cli segment the cat"
     assert workshop.run("run_scripts/demo.sh", "the red circle")[0] == 0
     assert workshop.log()[-1] == "-m lavis_svp.cli segment the red circle"
 
