@@ -16,6 +16,7 @@ from lavis_svp.datasets.builders import (
     RefShapesOptions,
     RefThingsOptions,
     SplitOptions,
+    TrainPhotosOptions,
 )
 from lavis_svp.datasets.layout import SPECS, MissingDataError
 from lavis_svp.datasets.sampling import SamplingOptions
@@ -107,6 +108,7 @@ def test_default_yaml_shows_every_key_with_its_default(name):
         "refshapes_seg": RefShapesOptions,
         "refthings_seg": RefThingsOptions,
         "refphotos_seg": RefPhotosOptions,
+        "trainphotos_seg": TrainPhotosOptions,
     }
     options = own.get(name, DatasetOptions)()
     missing = set(vars(options)) - set(shown) - {"type", "dataset_card"}
