@@ -25,7 +25,7 @@ SHIPPED = {  # what the weights for photographs are scored on, and the YAML of p
 }
 IN_README = ("refphotos", "photos", "refshapes_fresh")
 SHORT = IN_README[0]  # the row above what stands beside it
-BESIDE = ("refphotos", "photos")  # of these, what stands beside the scores is measured: results/zero_shot_DATA.json
+BESIDE = ("refphotos", "photos", "refthings", "refshapes")  # measured: results/zero_shot_DATA.json
 SIDE_SCORES = {"giou": "gIoU", "giou_seg_given": "gIoU, [SEG] given", "pick_inside": "pick"}
 GROUPS = ("all", "clutter few", "clutter scene", "what thing", "what part", "what stuff")
 GROUP_PREFIXES = ("kind ", "size ", "group ")
