@@ -25,6 +25,7 @@ from results import ROOT, newest_summary, store
 from lavis_svp.tasks.base import run_facts
 
 SEEDS = (42, 43, 44)
+SIDE = 512  # of SAM's input, in training and where the runs are scored
 TRAIN = ROOT / "projects/svp/train/photos_tiny.yaml"
 SHORTER = (
     "run.max_iters=400",
@@ -76,7 +77,14 @@ def run(out: Path, name: str, options: Sequence[str], seed: int) -> None:
             text = yaml.read_text().replace("refphotos_seg", section).replace("type: default", f"type: {kind}")
             yaml = folder / f"{test}.yaml"
             yaml.write_text(text)
-        scored = [*model, f"run.output_dir={target}", "run.eval.num_visualise=0", "model.cache_features=False"]
+        scored = [
+            *model,
+            f"model.sam.side={SIDE}",
+            f"run.output_dir={target}",
+            "run.eval.num_visualise=0",
+            "model.cache_features=False",
+        ]
+        scored += [f"datasets.{section}.vis_processor.{one}.image_size={SIDE}" for one in ("train", "eval")]
         words = ("evaluate", "--cfg-path", str(yaml), "--checkpoint", str(folder), "--options", *scored)
         call(target, *words)
         (target / "scored").touch()
